@@ -1,0 +1,254 @@
+"""YAML files and flags -> one argument object, strictly, before anything heavy is imported."""
+
+import difflib
+import importlib.util
+import os
+import socket
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hfscale.options import (
+    REFUSED,
+    Option,
+    convert,
+    convert_text,
+    dataclass_options,
+    describe,
+    training_options,
+)
+
+# Names that older releases and other tools use, and what they are called here.
+RENAMED = {
+    "evaluation_strategy": "eval_strategy", "no_cuda": "use_cpu", "overwrite_output_dir": "overwrite",
+    "warmup_ratio": "warmup_steps (a value below 1 is a ratio)", "block_size": "max_length",
+    "group_by_length": "train_sampling_strategy", "dataset_name": "source", "train_file": "source",
+    "validation_file": "validation_source", "model_name_or_path": "model", "torch_dtype": "dtype",
+}
+
+
+class InputError(ValueError):
+    """The user's input is wrong: one line with place, value, what is allowed and the next step (exit status 2)."""
+
+
+@dataclass
+class DataArguments:
+    """Where text comes from and how it becomes rows."""
+
+    source: list[str] = field(default_factory=lambda: ["embedded:python-docs"], metadata={
+        "help": "embedded:python-docs, embedded:python-code, a file, folder, glob, saved data set or Hub id"})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of a Hub data set"})
+    text_column: str = field(default="text", metadata={"help": "column that holds the text"})
+    sample_by: Literal["document", "paragraph", "line"] = field(default="document", metadata={
+        "help": "what one document of a .txt or .md file is"})
+    split_by: Literal["document", "position"] = field(default="document", metadata={
+        "help": "validation part: documents drawn at random, or the last part of the text"})
+    validation_fraction: float = field(default=0.05, metadata={"help": "share of documents, or of characters"})
+    validation_source: list[str] | None = field(default=None, metadata={"help": "validation text of its own"})
+    tokenizer: str = field(default="train:8192", metadata={"help": "train:<vocab size>, char, a folder or a Hub id"})
+    max_length: int | None = field(default=None, metadata={"help": "tokens per row; default: the model's context"})
+    cross_document_attention: bool = field(default=False, metadata={
+        "help": "plain concatenation: let packed documents attend to each other"})
+
+
+@dataclass
+class RunArguments:
+    """What every training recipe also offers; `training` holds the checked values for TrainingArguments."""
+
+    resume: Literal["auto"] | None = field(default=None, metadata={
+        "help": "auto: go on from the newest whole checkpoint, or start anew if there is none"})
+    overwrite: bool = field(default=False, metadata={"help": "delete an earlier run in output_dir first"})
+    dry_run: bool = field(default=False, metadata={"help": "show one row, the counts and the memory, then stop"})
+    training: dict = field(default_factory=dict)
+
+
+def parse_args(cls: type, argv: list[str] | None = None, *, recipe: str) -> Any:
+    """An instance of the argument dataclass `cls` from `--config FILE.yaml` (repeatable) and flags; later wins.
+
+    A dataclass with a field `training` (see `RunArguments`) also takes every name of `transformers.TrainingArguments`;
+    the given ones arrive there as a dictionary. `recipe` is the script's `__file__`: its shipped configs can be named
+    without a path.
+
+    Raises:
+        InputError: an unknown name, a value of the wrong type, a missing or broken file.
+        SystemExit: status 0 after `--help`.
+    """
+    values = _checked_values(cls, sys.argv[1:] if argv is None else argv, Path(recipe))
+    go_offline_if_unreachable()
+    own = dataclass_options(cls)
+    if "training" in own:
+        values["training"] = {name: values.pop(name) for name in list(values) if name not in own}
+    return cls(**values)
+
+
+def check_recipe_args(recipe: Path, argv: list[str]) -> dict[str, Any]:
+    """Parse `argv` for a script without running it; returns the given values. Raises as `parse_args`."""
+    spec = importlib.util.spec_from_file_location(f"_checked_{recipe.stem}", recipe)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    cls = [v for k, v in vars(module).items() if k.endswith("Arguments") and v.__module__ == spec.name][-1]
+    return _checked_values(cls, argv, recipe)
+
+
+def _checked_values(cls: type, argv: list[str], recipe: Path) -> dict[str, Any]:
+    options = {name: option for name, option in dataclass_options(cls).items() if name != "training"}
+    upstream = training_options() if any(name == "training" for name in cls.__dataclass_fields__) else {}
+    every = {**upstream, **options}
+    flags = _split_flags(argv)
+    if (help_names := next((words for name, words in flags if name == "help"), None)) is not None:
+        print(_help_text(recipe, options, upstream, help_names))
+        raise SystemExit(0)
+    values: dict[str, Any] = {}
+    for name, words in flags:
+        if name == "config":
+            for word in words or [""]:
+                values.update(_read_yaml(_find_config(word, recipe), every))
+    given: dict[str, Any] = {}
+    for name, words in flags:
+        if name != "config":
+            value = _check("command line", f"--{name}", name, words, every, convert_text)
+            given[name] = given[name] + value if isinstance(value, list) and name in given else value
+    return values | given
+
+
+def _split_flags(argv: list[str]) -> list[tuple[str, list[str]]]:
+    """[("name", [words that follow]), ...] for --name, --name word word and --name=word."""
+    flags: list[tuple[str, list[str]]] = []
+    for token in ["--help" if token == "-h" else token for token in argv]:
+        if token.startswith("--") and len(token) > 2:
+            name, equals, word = token[2:].partition("=")
+            flags.append((name, [word] if equals else []))
+        elif not flags:
+            raise InputError(f"command line: '{token}' stands alone; arguments are given as --name value (see --help)")
+        else:
+            flags[-1][1].append(token)
+    return flags
+
+
+def _check(place: str, shown: str, name: str, value: Any, options: dict[str, Option], converter: Callable) -> Any:
+    if name in REFUSED and name in options:
+        raise InputError(f"{place}: {shown} is not taken: {REFUSED[name]}")
+    if name not in options:
+        near = RENAMED.get(name) or next(iter(difflib.get_close_matches(name, options, 1, 0.6)), None)
+        hint = f"did you mean {near}?" if near else "--help lists the names"
+        raise InputError(f"{place}: unknown name {shown}; {hint}")
+    try:
+        return converter(value, options[name].type)
+    except ValueError as error:
+        got = " ".join(value) if converter is convert_text else value
+        near = difflib.get_close_matches(str(got), describe(options[name].type).replace(",", "").split(), 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"{place}: {shown}: got {got!r}, {error}{hint}") from None
+
+
+def _find_config(word: str, recipe: Path) -> Path:
+    """The file itself, or a config shipped with the recipe (named with or without .yaml)."""
+    folder = recipe.parent / "configs" / recipe.stem
+    for path in (Path(word), folder / word, folder / f"{word}.yaml"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+    raise InputError(f"--config {word}: no such file; shipped with {recipe.stem}: {known or 'none'}")
+
+
+def _read_yaml(path: Path, options: dict[str, Option]) -> dict[str, Any]:
+    """Checked values of one file; `extends: other.yaml` (beside it) is read first, so variants hold what differs."""
+    import yaml
+
+    try:
+        loader = yaml.SafeLoader(path.read_text("utf-8"))
+        node = loader.get_single_node()
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(node, yaml.MappingNode):
+        raise InputError(f"{path}: holds no 'name: value' lines")
+    values: dict[str, Any] = {}
+    seen: set[str] = set()
+    for key_node, value_node in node.value:
+        name, place = key_node.value, f"{path}:{key_node.start_mark.line + 1}"
+        if name in seen:
+            raise InputError(f"{place}: {name} is set twice; keep one of the lines")
+        seen.add(name)
+        value = loader.construct_object(value_node, deep=True)
+        if name == "extends":
+            values = _read_yaml(_find_beside(path, value, place), options) | values
+        else:
+            values[name] = _check(place, name, name, value, options, convert)
+    return values
+
+
+def _find_beside(path: Path, name: Any, place: str) -> Path:
+    if isinstance(name, str) and (path.parent / name).is_file() and (path.parent / name) != path:
+        return path.parent / name
+    raise InputError(f"{place}: extends: {name!r} is not another file in {path.parent}")
+
+
+def _help_text(recipe: Path, options: dict[str, Option], upstream: dict[str, Option], names: list[str]) -> str:
+    if names:
+        return "\n\n".join(_option_help(o) for n, o in {**upstream, **options}.items() if n in names)
+    lines = [f"usage: {recipe.name} [--config FILE.yaml ...] [--name value ...]", ""]
+    lines += [_option_help(option) for option in options.values()]
+    if upstream:
+        words = " ".join(name for name in upstream if name not in REFUSED and name not in options)
+        lines += ["", "and every argument of transformers.TrainingArguments (--help NAME explains one):",
+                  textwrap.fill(words, 110, initial_indent="  ", subsequent_indent="  ")]
+    return "\n".join(lines)
+
+
+def _option_help(option: Option) -> str:
+    head = f"  --{option.name} <{describe(option.type)}>  default: {option.default}"
+    body = textwrap.fill(" ".join(option.help.split()), 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return f"{head}\n{body}" if body.strip() else head
+
+
+def hub_reachable(timeout_seconds: float = 1.0) -> bool:
+    """Whether the Hub answers a TCP connection within the limit."""
+    from urllib.parse import urlparse
+
+    url = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        address = (url.hostname, url.port or (443 if url.scheme == "https" else 80))
+        socket.create_connection(address, timeout_seconds).close()
+        return True
+    except OSError:
+        return False
+
+
+def go_offline_if_unreachable() -> None:
+    """Set the offline switches unless the Hub answers: its libraries read them once, at import, and else retry for
+    most of a minute. What the user set stays."""
+    if "HF_HUB_OFFLINE" not in os.environ and not hub_reachable():
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+        os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
+
+
+def is_main_rank() -> bool:
+    """Whether this process is rank 0 of its launch (or was not launched by a launcher)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Entry of every script: an `InputError` becomes one line on stderr and exit status 2."""
+    try:
+        main()
+    except InputError as error:
+        if is_main_rank():
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 file whole or not at all."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(text, "utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,74 @@
+"""A model from random weights, or loaded from a folder or the Hub."""
+
+import os
+from pathlib import Path
+
+from torch import nn
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.activations import NewGELUActivation
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
+
+from hfscale.config import InputError
+
+
+def new_model(tokenizer: PreTrainedTokenizerBase, **architecture: int | float | str) -> GPT2LMHeadModel:
+    """GPT-2 with random weights for this tokenizer's vocabulary; `architecture` are `GPT2Config` arguments.
+
+    Raises:
+        InputError: a size below 1, or a width that the heads do not divide.
+    """
+    sizes = {name: architecture[name] for name in ("n_layer", "n_head", "n_embd", "n_positions")}
+    for name, value in sizes.items():
+        if value < 1:
+            raise InputError(f"{name}: got {value}, expected at least 1")
+    if sizes["n_embd"] % sizes["n_head"]:
+        raise InputError(f"n_embd {sizes['n_embd']} is not a multiple of n_head {sizes['n_head']}")
+    return GPT2LMHeadModel(GPT2Config(
+        vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, **architecture))
+
+
+def load_model(name: str, **kwargs) -> PreTrainedModel:
+    """A causal language model from a folder or Hub id; `kwargs` go to `from_pretrained`.
+
+    GPT-2's GELU runs as PyTorch's fused kernel (`fuse_gelu`); the configuration stays as it was saved.
+
+    Raises:
+        InputError: the folder holds no model, or the id is neither in the cache nor reachable.
+    """
+    if os.path.isdir(name) and not Path(name, "config.json").is_file():
+        newest = sorted(Path(name).glob("checkpoint-*/config.json"), key=lambda p: p.stat().st_mtime)
+        hint = f"; the last checkpoint in it is {newest[-1].parent}" if newest else ""
+        raise InputError(f"model {name}: this folder holds no config.json, so it is not a saved model{hint}")
+    try:
+        return fuse_gelu(AutoModelForCausalLM.from_pretrained(name, **kwargs))
+    except Exception as error:  # file, format and Hub errors have no common base
+        reason = " ".join(str(error).split())[:200]
+        if not os.path.isdir(name) and os.environ.get("HF_HUB_OFFLINE") == "1":
+            reason = "no such folder, not in the Hub cache, and the Hub is not reachable"
+        raise InputError(f"model {name}: cannot be loaded: {reason}") from None
+
+
+def load_saved_model(output_dir: str) -> PreTrainedModel:
+    """The final model of a run, on this rank alone, also right after training it under ZeRO-3 (which would else wait
+    for the other ranks)."""
+    if is_deepspeed_zero3_enabled():
+        unset_hf_deepspeed_config()
+    return load_model(output_dir)
+
+
+def fuse_gelu(model: PreTrainedModel) -> PreTrainedModel:
+    """Replace `gelu_new`, computed piece by piece upstream, by the same function in one kernel. Changes no weight and
+    no configuration; differences are float rounding."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
+    return model
+
+
+def count_parameters(model: PreTrainedModel) -> dict[str, int]:
+    """Parameters, tied ones once; and without token and position embeddings."""
+    embeddings = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding))
+    total = sum(p.numel() for p in model.parameters())
+    return {"parameters": total, "parameters_without_embeddings": total - embeddings}

@@ -1,0 +1,216 @@
+"""The run folder: who may write into it, whole checkpoints, and the record `run.json` of what was done."""
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import signal
+import sys
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from hfscale import __version__
+from hfscale.config import InputError, is_main_rank, write_text
+from hfscale.models import count_parameters
+
+MANIFEST = "manifest.json"
+# What may change between a run and its continuation: everything else would be silently ignored or mix two runs.
+MAY_CHANGE = ("output_dir", "max_steps", "num_train_epochs", "logging", "log_", "save", "eval", "report_to",
+              "run_name", "project", "disable_tqdm", "dataloader", "per_device", "gradient_accumulation", "use_cpu",
+              "local_rank", "push_to_hub", "hub_", "ddp_", "metric_for", "accelerator_config")
+
+
+def check_output_dir(output_dir: str, *, resume: str | None, overwrite: bool) -> None:
+    """Refuse a folder that holds a run, unless it is to be continued or may be deleted. Nothing is changed here.
+
+    Raises:
+        InputError: as said, or the path is not a folder.
+    """
+    path = Path(output_dir)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"output_dir {output_dir}: is a file; name a folder")
+    if path.is_dir() and any(path.iterdir()) and not resume:
+        if not holds_run(path):
+            raise InputError(f"output_dir {output_dir}: holds files that are no training run; name an empty folder")
+        if not overwrite:
+            raise InputError(f"output_dir {output_dir}: holds a run; --resume auto continues it, --overwrite deletes "
+                             "it, or name another folder")
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a training run wrote here."""
+    return (path / "run.json").is_file() or (path / "config.json").is_file() or any(path.glob("checkpoint-*"))
+
+
+def clear_output_dir(output_dir: str, overwrite: bool) -> None:
+    """Delete the earlier run when asked to; called once everything else has been checked."""
+    if overwrite and is_main_rank() and Path(output_dir).is_dir() and holds_run(Path(output_dir)):
+        shutil.rmtree(output_dir)
+
+
+class CheckpointManifest(TrainerCallback):
+    """Writes `manifest.json` last into each checkpoint: sizes and hashes of its files. Without it, it is not whole."""
+
+    def on_save(self, args: TrainingArguments, state, control, **kwargs):
+        PartialState().wait_for_everyone()  # every rank saves its own random state
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            files = {str(p.relative_to(folder)): _digest(p) for p in sorted(folder.rglob("*"))
+                     if p.is_file() and p.name != MANIFEST}
+            record = {"step": state.global_step, "world_size": args.world_size,
+                      "config": _config_of(args), "files": files}
+            write_text(folder / MANIFEST, json.dumps(record, indent=1))
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def newest_checkpoint(args: TrainingArguments) -> str | None:
+    """The newest whole checkpoint in `output_dir`, or None; broken ones are passed over with a line on stderr.
+
+    Raises:
+        InputError: the arguments differ from the run's in what a continuation cannot change.
+    """
+    folders = sorted(Path(args.output_dir).glob("checkpoint-*"), key=lambda p: -int(p.name.partition("-")[2] or 0))
+    for folder in folders:
+        if problem := _problem(folder):
+            if is_main_rank():
+                print(f"--resume auto: {folder} is not whole ({problem}); trying an older one", file=sys.stderr)
+        else:
+            _check_same_config(json.loads((folder / MANIFEST).read_text())["config"], _config_of(args), folder)
+            return str(folder)
+    if is_main_rank():
+        print(f"--resume auto: no whole checkpoint in {args.output_dir}; starting anew", file=sys.stderr)
+    return None
+
+
+def _problem(folder: Path) -> str | None:
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        return f"no readable {MANIFEST}: it was not finished"
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+        if _digest(path) != expected:
+            return f"{name} was changed after it was written"
+    return None
+
+
+def _config_of(args: TrainingArguments) -> dict[str, Any]:
+    kept = {name: value for name, value in args.to_dict().items() if not name.startswith(MAY_CHANGE)}
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return json.loads(json.dumps(kept | {"global_batch_size": rows}, default=str))
+
+
+def _check_same_config(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    changed = [f"{name} was {before.get(name)}, is {now.get(name)}"
+               for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    if changed:
+        raise InputError(f"--resume auto: {folder} belongs to a run with other settings ({'; '.join(changed)}); "
+                         "put them back, or start a run in another output_dir")
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM: save a checkpoint at the end of the step, on all ranks alike, and exit with status 143."""
+
+    def __init__(self):
+        self.received = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, number, frame):
+        self.received = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._any_rank(args):
+            self.received = control.should_save = control.should_training_stop = True
+
+    def _any_rank(self, args: TrainingArguments) -> bool:
+        if args.world_size == 1:
+            return self.received
+        flag = torch.tensor(float(self.received), device=args.device)
+        torch.distributed.all_reduce(flag)
+        return flag.item() > 0
+
+    def on_train_end(self, args, state, control, **kwargs):
+        signal.signal(signal.SIGTERM, self._previous)
+        if self.received:
+            if is_main_rank():
+                print(f"stopped by SIGTERM after step {state.global_step}; a checkpoint is saved, "
+                      "--resume auto goes on", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGTERM)
+
+
+def write_run(trainer: Trainer, recipe: str, args: Any, *, argv: list[str] | None, data: dict[str, Any],
+             samples: list[dict[str, str]], metrics: dict[str, float]) -> None:
+    """Write the model card and, last, `run.json` into `output_dir`; called by rank 0 after `trainer.save_model()`."""
+    folder = Path(trainer.args.output_dir)
+    record = {
+        "schema_version": 1, "recipe": Path(recipe).stem,
+        "command": shlex.join([Path(recipe).name, *(sys.argv[1:] if argv is None else argv)]),
+        "config": {k: v for k, v in asdict(args).items() if k != "training"} | trainer.args.to_dict(),
+        "data": data, "model": _describe_model(trainer), "hardware": describe_hardware(trainer),
+        "versions": versions(), "train": _describe_training(trainer), "metrics": metrics, "samples": samples,
+    }
+    write_text(folder / "README.md", _model_card(record))
+    write_text(folder / "run.json", json.dumps(record, indent=2, default=str) + "\n")  # last: a run with it is done
+
+
+def _describe_model(trainer: Trainer) -> dict[str, Any]:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return {"architecture": type(model).__name__, **count_parameters(model)}
+
+
+def describe_hardware(trainer: Trainer) -> dict[str, Any]:
+    """Device, number of processes and how they work together."""
+    device = trainer.args.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"device": device.type, "device_name": name, "cpu_cores": os.cpu_count(),
+            "world_size": trainer.args.world_size, "distributed_type": str(trainer.accelerator.distributed_type.value)}
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python, hfscale and the libraries that decide the numbers."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "hfscale": __version__}
+    for name in ("torch", "transformers", "accelerate", "datasets", "tokenizers", "deepspeed", "peft"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _describe_training(trainer: Trainer) -> dict[str, Any]:
+    state = trainer.state
+    seconds = next((log["train_runtime"] for log in reversed(state.log_history) if "train_runtime" in log), None)
+    tokens = int(state.num_input_tokens_seen)
+    return {"tokens": tokens, "steps": state.global_step, "seconds": seconds,
+            "tokens_per_second": tokens / seconds if seconds else None, "flops": state.total_flos, "mfu": None}
+
+
+def _model_card(record: dict[str, Any]) -> str:
+    numbers = "\n".join(f"| {name} | {value:.6g} |" for name, value in record["metrics"].items()
+                        if isinstance(value, int | float))
+    shown = "\n\n".join(f"```text\n{s['prompt']}{s['completion']}\n```" for s in record["samples"])
+    name, model = Path(record["config"]["output_dir"]).name, record["model"]
+    return (f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [hfscale]\n---\n\n# {name}\n\n"
+            f"{model['architecture']} with {model['parameters']:,} parameters, made by hfscale's recipe "
+            f"`{record['recipe']}` on {', '.join(record['data']['source'])}.\n\n"
+            f"```python\nfrom transformers import pipeline\n\npipeline(\"text-generation\", model=\"{name}\")\n```\n\n"
+            f"## Held-out text\n\n| metric | value |\n|---|---|\n{numbers}\n\n## Samples\n\n{shown}\n\n"
+            f"## How it was made\n\n`{record['command']}`; every setting is in `run.json`.\n")

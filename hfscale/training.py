@@ -1,0 +1,129 @@
+"""`transformers.Trainer` with exact losses, and the arguments it gets on the machine at hand."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import DistributedType
+from datasets import Dataset
+from torch.nn import functional as F
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from hfscale.config import InputError
+from hfscale.data.packing import IGNORED
+from hfscale.run_folder import CheckpointManifest, StopOnSignal
+
+BF16_MIN_WIDTH = 256  # below it, casting costs more than bf16 matrix units save (measured on a CPU with AMX)
+
+
+def training_arguments(values: dict[str, Any], *, width: int) -> TrainingArguments:
+    """`TrainingArguments(**values)` with what the machine suggests where the user said nothing.
+
+    bf16 where there are matrix units for it and the model is at least 256 wide, the CPU where accelerate was told so,
+    no filter that logs a NaN loss as 0.
+
+    Raises:
+        InputError: what upstream refuses, in one line; fp16 on a CPU, which upstream ignores.
+    """
+    values = {"logging_nan_inf_filter": False, "include_num_input_tokens_seen": "all", **values}
+    told = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    on_cpu = values.get("use_cpu", told) or not torch.accelerator.is_available()
+    if on_cpu and values.get("fp16"):
+        raise InputError("fp16: a CPU does not train in float16; use bf16 or leave it out")
+    if not values.keys() & {"bf16", "fp16"}:
+        values["bf16"] = width >= BF16_MIN_WIDTH and has_bf16_units(on_cpu)
+    if on_cpu:
+        values = {"use_cpu": True, "dataloader_pin_memory": False, **values}
+    try:
+        return TrainingArguments(**values)
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(f"training arguments: {' '.join(str(error).split())}") from None
+
+
+def has_bf16_units(on_cpu: bool) -> bool:
+    """Whether the device multiplies bf16 matrices faster than float32 ones."""
+    if not on_cpu:
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+
+
+class LMTrainer(Trainer):
+    """`Trainer` whose losses are exact token means, for any batch size, row length and number of ranks.
+
+    Training: GPT-2's class name keeps upstream from finding its loss type, so it divides by all labels although the
+    first of each row is never predicted; naming the type mends loss and gradient. Evaluation: upstream averages batch
+    means; here each row's summed loss and number of targets are gathered and divided once. `eval_bits_per_byte` needs
+    rows with a column `num_bytes` (see `pack_documents`). `compute_metrics` is not used.
+    """
+
+    def __init__(self, model: PreTrainedModel, args: TrainingArguments, **kwargs):
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base.loss_type = "ForCausalLM"
+        super().__init__(model=model, args=args, **kwargs)
+        self._check_launch()
+        self.add_callback(CheckpointManifest())
+        self.add_callback(StopOnSignal())
+
+    def _check_launch(self) -> None:
+        """Refuse a launch that accelerate quietly turned into something else."""
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched != self.args.world_size:
+            raise InputError(f"{launched} processes were launched but each would train alone: this machine has no "
+                             "device for them; add --use_cpu true or launch one process")
+        wants_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        if wants_fsdp and self.accelerator.distributed_type != DistributedType.FSDP:
+            raise InputError("the launch config asks for FSDP, which accelerate does not run on a CPU (it would train "
+                             "unsharded); use --accelerate cpu_2proc or zero2 here")
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):  # before the optimizer steps: the weights are still good
+            raise FloatingPointError(f"the training loss became {loss.item()} at step {self.state.global_step + 1}; "
+                                     "the weights of the last checkpoint are good; try a lower learning_rate")
+        return loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Each row's summed loss in nats and its number of targets, in the places of logits and labels."""
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.pop("labels")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = model(**inputs, use_cache=False).logits
+        # Row by row: the float32 copy of a whole batch's logits would be the largest tensor of the run.
+        nll = torch.stack([F.cross_entropy(row[:-1].float(), target[1:], ignore_index=IGNORED, reduction="sum")
+                           for row, target in zip(logits, labels, strict=True)])
+        count = (labels[:, 1:] != IGNORED).sum(dim=1)
+        return nll.sum() / count.sum(), nll, count
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        data = self.eval_dataset if eval_dataset is None else eval_dataset
+        has_bytes = isinstance(data, Dataset) and "num_bytes" in data.column_names
+        self._num_eval_bytes = sum(data["num_bytes"]) if has_bytes else None
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def evaluation_loop(self, dataloader, description, prediction_loss_only=None, ignore_keys=None,
+                        metric_key_prefix="eval"):
+        output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
+        nll, tokens = output.predictions.sum(dtype=np.float64), int(output.label_ids.sum())
+        if not np.isfinite(nll):
+            bad = int((~np.isfinite(output.predictions)).sum())
+            raise FloatingPointError(f"the evaluation loss of {bad} of {len(output.predictions)} rows is not finite")
+        exact = {"loss": nll / tokens, "perplexity": _exp(nll / tokens), "tokens": tokens}
+        if self._num_eval_bytes:
+            exact["bits_per_byte"] = nll / math.log(2) / self._num_eval_bytes
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in exact.items()})
+        return output
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs:
+            logs["perplexity"] = _exp(logs["loss"])
+        super().log(logs, start_time)
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf

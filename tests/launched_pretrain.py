@@ -1,0 +1,84 @@
+"""recipes/pretrain.py as one rank of a launch, which also notes what the rank really is: <output_dir>/rank<n>.json.
+
+test_launch.py starts it through `hfscale tests/launched_pretrain.py`; the recipe runs unchanged.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from hfscale.config import run  # noqa: E402
+from recipes.pretrain import PretrainArguments, main  # noqa: E402
+
+
+@dataclass
+class LaunchedArguments(PretrainArguments):
+    """The recipe's own, declared here because hfscale checks the arguments of the script it launches."""
+
+
+def watch() -> None:
+    """Add a callback to every Trainer that writes down the rank's state."""
+    import gc
+
+    from transformers import Trainer, TrainerCallback, trainer
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            self.seen = describe(next(o for o in gc.get_objects() if isinstance(o, Trainer)))
+
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            self.eval_loss = metrics["eval_loss"]
+
+        def on_train_end(self, args, state, control, **kwargs):
+            path = Path(os.environ["RANK_NOTES"]) / f"rank{args.process_index}.json"
+            path.write_text(json.dumps(self.seen | {"eval_loss": self.eval_loss, "steps": state.global_step}))
+
+    trainer.DEFAULT_CALLBACKS.append(Watch)
+
+
+def describe(trainer) -> dict:
+    """World size, wrapper, and how many numbers of the parameters and of AdamW's first moment lie in this rank."""
+    model, engine = trainer.model, trainer.model_wrapped
+    optimizer = trainer.optimizer.optimizer
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # DeepSpeed wraps once more
+    return {
+        "world_size": trainer.accelerator.num_processes,
+        "distributed_type": trainer.accelerator.distributed_type.value,
+        "wrapper": type(engine).__name__,
+        "zero_stage": engine.zero_optimization_stage() if type(engine).__name__ == "DeepSpeedEngine" else None,
+        "tensors": len(list(model.parameters())),
+        "dtensors": sum(type(p).__name__ == "DTensor" for p in model.parameters()),
+        "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters()),
+        "local_parameters": sum(local_numel(p) for p in model.parameters()),
+        "local_moments": sum(local_numel(s["exp_avg"]) for s in optimizer.state.values() if "exp_avg" in s),
+        "partition_gradients": getattr(trainer.optimizer.optimizer, "partition_gradients", None),
+    }
+
+
+def local_numel(tensor) -> int:
+    """Numbers of a (possibly sharded) tensor held by this rank; 0 for a ZeRO-3 weight that is released."""
+    return (tensor.to_local() if hasattr(tensor, "to_local") else tensor).numel()
+
+
+def without_compiler() -> None:
+    """DeepSpeed on CPU builds a shared-memory all-reduce at first use (half a minute, g++); plain gloo will do."""
+    from importlib.util import find_spec
+
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and find_spec("deepspeed"):
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+if __name__ == "__main__":
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        import fsdp_on_cpu
+
+        fsdp_on_cpu.install()
+    without_compiler()
+    watch()
+    run(main)

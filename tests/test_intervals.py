@@ -1,0 +1,41 @@
+"""Bootstrap intervals on cases with a known answer."""
+
+import numpy as np
+import pytest
+
+from hfscale.evaluation import intervals
+from hfscale.evaluation.intervals import bootstrap_sums, percentile_interval
+
+
+def test_sums_are_of_whole_rows_drawn_with_replacement():
+    columns = np.array([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]])
+    sums = bootstrap_sums(columns, resamples=500, seed=3)
+    assert sums.shape == (500, 2)
+    assert (sums[:, 1] == 10 * sums[:, 0]).all()  # the columns of an item stay together
+    reachable = {a + b + c for a in (1, 2, 4) for b in (1, 2, 4) for c in (1, 2, 4)}
+    assert set(sums[:, 0]) == reachable
+
+
+def test_same_seed_same_draws_so_systems_are_paired():
+    first = bootstrap_sums(np.arange(50.0)[:, None], seed=1)
+    second = bootstrap_sums(np.arange(50.0)[:, None] + 1, seed=1)
+    assert (second - first == 50).all()
+    assert (bootstrap_sums(np.arange(50.0)[:, None], seed=2) != first).any()
+
+
+def test_chunks_cover_every_resample(monkeypatch):
+    monkeypatch.setattr(intervals, "DRAWS_AT_ONCE", 70)  # 7 resamples of 10 items at a time
+    sums = bootstrap_sums(np.ones((10, 1)), resamples=24)
+    assert (sums == 10).all() and len(sums) == 24
+
+
+def test_percentile_interval_of_known_values():
+    assert percentile_interval(np.arange(1001.0)) == pytest.approx([25.0, 975.0])
+    assert percentile_interval(np.arange(1001.0), level=0.9) == pytest.approx([50.0, 950.0])
+
+
+def test_interval_is_as_wide_as_the_normal_theory_says():
+    values = np.random.default_rng(0).normal(5.0, 2.0, size=(400, 1))
+    low, high = percentile_interval(bootstrap_sums(values, resamples=4000)[:, 0] / 400)
+    error = values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.1 * error)
