@@ -10,16 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from hfscale.options import (
-    REFUSED,
-    Option,
-    convert,
-    convert_text,
-    dataclass_options,
-    describe,
-    training_options,
-)
+from hfscale.options import Option, convert, convert_text, dataclass_options, describe, training_options
 
 # Names that older releases and other tools use, and what they are called here.
 RENAMED = {
@@ -27,6 +20,14 @@ RENAMED = {
     "warmup_ratio": "warmup_steps (a value below 1 is a ratio)", "block_size": "max_length",
     "group_by_length": "train_sampling_strategy", "dataset_name": "source", "train_file": "source",
     "validation_file": "validation_source", "model_name_or_path": "model", "torch_dtype": "dtype",
+}
+# Accepted upstream, but without effect in a script of ours, or unsafe in a file.
+REFUSED = {
+    "hub_token": "set HF_TOKEN in the environment, so that no file holds it",
+    "resume_from_checkpoint": "use --resume auto", "do_train": "a recipe always trains",
+    "do_eval": "set eval_strategy", "do_predict": "use the score recipe",
+    "use_liger_kernel": "Liger has no GPT-2 kernels and transformers ignores it silently",
+    "deepspeed": "use an accelerate config such as zero2", "fsdp": "use an accelerate config such as fsdp2",
 }
 
 
@@ -96,17 +97,15 @@ def check_recipe_args(recipe: Path, argv: list[str]) -> dict[str, Any]:
 
 def _checked_values(cls: type, argv: list[str], recipe: Path) -> dict[str, Any]:
     options = {name: option for name, option in dataclass_options(cls).items() if name != "training"}
-    upstream = training_options() if any(name == "training" for name in cls.__dataclass_fields__) else {}
+    upstream = training_options() if "training" in cls.__dataclass_fields__ else {}
     every = {**upstream, **options}
     flags = _split_flags(argv)
-    if (help_names := next((words for name, words in flags if name == "help"), None)) is not None:
-        print(_help_text(recipe, options, upstream, help_names))
+    if any(name == "help" for name, _ in flags):
+        print(_help_text(recipe, options, upstream))
         raise SystemExit(0)
     values: dict[str, Any] = {}
-    for name, words in flags:
-        if name == "config":
-            for word in words or [""]:
-                values.update(_read_yaml(_find_config(word, recipe), every))
+    for word in [word for name, words in flags if name == "config" for word in words or [""]]:
+        values |= _read_yaml(_find_config(word, recipe), every)
     given: dict[str, Any] = {}
     for name, words in flags:
         if name != "config":
@@ -140,7 +139,8 @@ def _check(place: str, shown: str, name: str, value: Any, options: dict[str, Opt
         return converter(value, options[name].type)
     except ValueError as error:
         got = " ".join(value) if converter is convert_text else value
-        near = difflib.get_close_matches(str(got), describe(options[name].type).replace(",", "").split(), 1)
+        words = describe(options[name].type).replace("one of", "").replace(",", "").split()
+        near = difflib.get_close_matches(str(got), words, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"{place}: {shown}: got {got!r}, {error}{hint}") from None
 
@@ -155,64 +155,54 @@ def _find_config(word: str, recipe: Path) -> Path:
     raise InputError(f"--config {word}: no such file; shipped with {recipe.stem}: {known or 'none'}")
 
 
-def _read_yaml(path: Path, options: dict[str, Option]) -> dict[str, Any]:
+def _read_yaml(path: Path, options: dict[str, Option], extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Checked values of one file; `extends: other.yaml` (beside it) is read first, so variants hold what differs."""
-    import yaml
-
-    try:
-        loader = yaml.SafeLoader(path.read_text("utf-8"))
-        node = loader.get_single_node()
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(node, yaml.MappingNode):
-        raise InputError(f"{path}: holds no 'name: value' lines")
     values: dict[str, Any] = {}
     seen: set[str] = set()
-    for key_node, value_node in node.value:
-        name, place = key_node.value, f"{path}:{key_node.start_mark.line + 1}"
+    for place, name, value in _yaml_lines(path):
         if name in seen:
             raise InputError(f"{place}: {name} is set twice; keep one of the lines")
         seen.add(name)
-        value = loader.construct_object(value_node, deep=True)
         if name == "extends":
-            values = _read_yaml(_find_beside(path, value, place), options) | values
+            base, above = path.parent / str(value), (*extended_by, path)
+            if not base.is_file() or any(base.samefile(file) for file in above):
+                raise InputError(f"{place}: extends: {value!r} is not another file in {path.parent}")
+            values = _read_yaml(base, options, above) | values
         else:
             values[name] = _check(place, name, name, value, options, convert)
     return values
 
 
-def _find_beside(path: Path, name: Any, place: str) -> Path:
-    if isinstance(name, str) and (path.parent / name).is_file() and (path.parent / name) != path:
-        return path.parent / name
-    raise InputError(f"{place}: extends: {name!r} is not another file in {path.parent}")
+def _yaml_lines(path: Path) -> list[tuple[str, str, Any]]:
+    """[("file:line", name, value), ...]"""
+    import yaml
+
+    try:
+        loader = yaml.SafeLoader(path.read_text("utf-8"))
+        if isinstance(node := loader.get_single_node(), yaml.MappingNode):
+            return [(f"{path}:{key.start_mark.line + 1}", str(loader.construct_object(key, deep=True)),
+                     loader.construct_object(value, deep=True)) for key, value in node.value]
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    raise InputError(f"{path}: holds no 'name: value' lines")
 
 
-def _help_text(recipe: Path, options: dict[str, Option], upstream: dict[str, Option], names: list[str]) -> str:
-    if names:
-        return "\n\n".join(_option_help(o) for n, o in {**upstream, **options}.items() if n in names)
+def _help_text(recipe: Path, options: dict[str, Option], upstream: dict[str, Option]) -> str:
     lines = [f"usage: {recipe.name} [--config FILE.yaml ...] [--name value ...]", ""]
-    lines += [_option_help(option) for option in options.values()]
+    for name, option in options.items():
+        lines += [f"  --{name} <{describe(option.type)}>  default: {option.default}", f"      {option.help}"]
     if upstream:
-        words = " ".join(name for name in upstream if name not in REFUSED and name not in options)
-        lines += ["", "and every argument of transformers.TrainingArguments (--help NAME explains one):",
-                  textwrap.fill(words, 110, initial_indent="  ", subsequent_indent="  ")]
+        names = " ".join(name for name in upstream if name not in REFUSED and name not in options)
+        lines += ["", "and every argument of transformers.TrainingArguments (names and meaning as there):",
+                  textwrap.fill(names, 110, initial_indent="  ", subsequent_indent="  ")]
     return "\n".join(lines)
-
-
-def _option_help(option: Option) -> str:
-    head = f"  --{option.name} <{describe(option.type)}>  default: {option.default}"
-    body = textwrap.fill(" ".join(option.help.split()), 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return f"{head}\n{body}" if body.strip() else head
 
 
 def hub_reachable(timeout_seconds: float = 1.0) -> bool:
     """Whether the Hub answers a TCP connection within the limit."""
-    from urllib.parse import urlparse
-
-    url = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     try:
-        address = (url.hostname, url.port or (443 if url.scheme == "https" else 80))
-        socket.create_connection(address, timeout_seconds).close()
+        socket.create_connection((url.hostname, url.port or 443), timeout_seconds).close()
         return True
     except OSError:
         return False

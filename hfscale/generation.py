@@ -41,6 +41,8 @@ def generate_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, p
     if do_sample:  # upstream warns about these otherwise
         settings |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     if stop_strings:
+        if "" in stop_strings:
+            raise InputError("stop_strings: an empty string would stop at once; leave it out")
         settings["stop_sequence"] = list(stop_strings)
     tokenizer = _padding_tokenizer(tokenizer, model)
     if stream:
@@ -79,11 +81,6 @@ def check_settings(*, do_sample: bool, num_beams: int, num_return_sequences: int
                          f"({num_beams}); set do_sample true and num_beams 1, or raise num_beams")
 
 
-def context_limit(model: PreTrainedModel) -> int | None:
-    """Most tokens, prompt and completion together, that the model has positions for; None: it states no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
 def cut_at_stop(text: str, stop_strings: Sequence[str] | None) -> str:
     """`text` up to the first stop string. In a batch, upstream goes on after a stop string where no EOS is set."""
     found = [at for at in (text.find(stop) for stop in stop_strings or []) if at >= 0]
@@ -91,21 +88,25 @@ def cut_at_stop(text: str, stop_strings: Sequence[str] | None) -> str:
 
 
 def _padding_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> PreTrainedTokenizerBase:
-    """A copy (the caller's padding side is not ours to change) that pads on the left with an id the model knows.
+    """A copy, as the pipeline turns its padding side to the left, that pads with an id the model knows.
 
     Any known id will do: padded positions are masked.
     """
     tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= model.config.get_text_config().vocab_size:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
 
 
 def fit_prompts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-                 prompts: Sequence[str]) -> tuple[list[str], list[int]]:
-    """The prompts, empty ones replaced by the token that starts a text, and the room each leaves in the context."""
-    limit, size = context_limit(model) or 2**31, model.config.get_text_config().vocab_size
+                prompts: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The prompts, empty ones replaced by the token that starts a text, and the room each leaves in the context.
+
+    Raises:
+        InputError: no room, or a token id outside the model's vocabulary; it gives the prompt's index, from 0.
+    """
+    config = model.config.get_text_config()
+    limit, size = getattr(config, "max_position_embeddings", None) or 2**31, config.vocab_size
     start = tokenizer.bos_token or tokenizer.eos_token
     fitted, rooms = [], []
     for i, prompt in enumerate(prompts):

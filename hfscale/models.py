@@ -15,7 +15,7 @@ def new_model(tokenizer: PreTrainedTokenizerBase, **architecture: int | float | 
     """GPT-2 with random weights for this tokenizer's vocabulary; `architecture` are `GPT2Config` arguments.
 
     Raises:
-        InputError: a size below 1, or a width that the heads do not divide.
+        InputError: a size below 1, a width that the heads do not divide, a dropout outside [0, 1).
     """
     sizes = {name: architecture[name] for name in ("n_layer", "n_head", "n_embd", "n_positions")}
     for name, value in sizes.items():
@@ -23,6 +23,9 @@ def new_model(tokenizer: PreTrainedTokenizerBase, **architecture: int | float | 
             raise InputError(f"{name}: got {value}, expected at least 1")
     if sizes["n_embd"] % sizes["n_head"]:
         raise InputError(f"n_embd {sizes['n_embd']} is not a multiple of n_head {sizes['n_head']}")
+    for name, value in architecture.items():
+        if name.endswith("_pdrop") and not 0 <= value < 1:
+            raise InputError(f"{name}: got {value}, expected a number from 0 to below 1")
     return GPT2LMHeadModel(GPT2Config(
         vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id, **architecture))
@@ -34,19 +37,25 @@ def load_model(name: str, **kwargs) -> PreTrainedModel:
     GPT-2's GELU runs as PyTorch's fused kernel (`fuse_gelu`); the configuration stays as it was saved.
 
     Raises:
-        InputError: the folder holds no model, or the id is neither in the cache nor reachable.
+        InputError: the folder holds no model or not all of its weights (upstream would draw the missing ones at
+            random), or the id is neither in the cache nor reachable.
     """
     if os.path.isdir(name) and not Path(name, "config.json").is_file():
         newest = sorted(Path(name).glob("checkpoint-*/config.json"), key=lambda p: p.stat().st_mtime)
         hint = f"; the last checkpoint in it is {newest[-1].parent}" if newest else ""
         raise InputError(f"model {name}: this folder holds no config.json, so it is not a saved model{hint}")
     try:
-        return fuse_gelu(AutoModelForCausalLM.from_pretrained(name, **kwargs))
+        model, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True,
+                                                           ignore_mismatched_sizes=True, **kwargs)
     except Exception as error:  # file, format and Hub errors have no common base
         reason = " ".join(str(error).split())[:200]
         if not os.path.isdir(name) and os.environ.get("HF_HUB_OFFLINE") == "1":
-            reason = "no such folder, not in the Hub cache, and the Hub is not reachable"
+            reason = "no such folder, not in the Hub cache, and the Hub is not reachable; give a saved model's folder"
         raise InputError(f"model {name}: cannot be loaded: {reason}") from None
+    if wrong := sorted(info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}):
+        raise InputError(f"model {name}: its files do not hold {len(wrong)} of the weights that its config.json "
+                         f"describes, such as {wrong[0]}; is it another kind of model, or not whole?")
+    return fuse_gelu(model)
 
 
 def load_saved_model(output_dir: str) -> PreTrainedModel:

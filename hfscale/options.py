@@ -9,63 +9,45 @@ import math
 import operator
 import types
 import typing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
-
-# Accepted upstream, but without effect in a script of ours or unsafe in a file: refused with the way that works.
-REFUSED = {
-    "hub_token": "set HF_TOKEN in the environment, so that no file holds it",
-    "resume_from_checkpoint": "use --resume auto",
-    "do_train": "it has no effect: a recipe always trains",
-    "do_eval": "it has no effect: set eval_strategy",
-    "do_predict": "it has no effect: use the score recipe",
-    "use_liger_kernel": "Liger has no GPT-2 kernels and transformers ignores it silently",
-    "deepspeed": "use an accelerate config (--accelerate zero2)",
-    "fsdp": "use an accelerate config (--accelerate fsdp2)",
-}
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 
-@dataclass(frozen=True)
-class Option:
-    """One accepted name: its type annotation, default value and help text."""
+class Option(NamedTuple):
+    """One accepted name's type annotation, default value and help text."""
 
-    name: str
     type: Any
     default: Any
-    help: str = ""
+    help: str
 
 
 def dataclass_options(cls: type) -> dict[str, Option]:
     """Options of an argument dataclass, in the order of its fields."""
     hints = typing.get_type_hints(cls)
-    options = {}
-    for f in dataclasses.fields(cls):
-        default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
-        options[f.name] = Option(f.name, hints[f.name], default, f.metadata.get("help", ""))
-    return options
+    defaults = {f.name: f.default if f.default is not dataclasses.MISSING else f.default_factory()
+                for f in dataclasses.fields(cls)}
+    return {f.name: Option(hints[f.name], defaults[f.name], f.metadata.get("help", ""))
+            for f in dataclasses.fields(cls)}
 
 
 def training_options() -> dict[str, Option]:
-    """Options of `transformers.TrainingArguments`, read from its source.
+    """Options of `transformers.TrainingArguments`, read from its source: importing the class costs seconds.
 
-    Importing the class costs seconds (it imports torch); reading the file costs a few hundredths, which lets a typo
-    be named at once and `--help` answer quickly. A test holds the result against the imported class.
+    A test holds the result against the imported class.
     """
     root = Path(importlib.util.find_spec("transformers").submodule_search_locations[0])
-    trees = [ast.parse((root / f"{name}.py").read_text("utf-8"))
-             for name in ("training_args", "trainer_utils", "debug_utils")]
-    classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
+    files = [root / f"{name}.py" for name in ("training_args", "trainer_utils", "debug_utils")]
+    classes = {node.name: node for path in files for node in ast.parse(path.read_text("utf-8")).body
+               if isinstance(node, ast.ClassDef)}
     names = {"Any": Any, "Literal": Literal, "ParallelismConfig": dict}
     names |= {name: choices for name, node in classes.items() if (choices := _enum_choices(node))}
     options = {}
     for node in classes["TrainingArguments"].body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call):
-            keywords = {k.arg: k.value for k in node.value.keywords}
-            annotation = eval(ast.unparse(node.annotation), {}, names)  # upstream's own source, installed by the user
-            metadata = _literal(keywords.get("metadata"), {})
-            options[node.target.id] = Option(node.target.id, _drop_free_text(annotation),
-                                             _literal(keywords.get("default"), None), metadata.get("help", ""))
+            given = {k.arg: _literal(k.value) for k in node.value.keywords}
+            annotation = eval(ast.unparse(node.annotation), {}, names)  # the installed library's own source
+            options[node.target.id] = Option(_drop_free_text(annotation), given.get("default"),
+                                             (given.get("metadata") or {}).get("help", ""))
     return options
 
 
@@ -83,11 +65,11 @@ def _drop_free_text(annotation: Any) -> Any:
     return annotation
 
 
-def _literal(node: ast.AST | None, otherwise: Any) -> Any:
+def _literal(node: ast.AST) -> Any:
     try:
-        return otherwise if node is None else ast.literal_eval(node)
-    except ValueError:  # computed upstream (an f-string, an enum member): only the help text would show it
-        return otherwise
+        return ast.literal_eval(node)
+    except ValueError:  # computed upstream (an f-string, an enum member): only help texts need it
+        return None
 
 
 def _members(annotation: Any) -> tuple:
@@ -100,18 +82,15 @@ def describe(annotation: Any) -> str:
     words = []
     for member in _members(annotation):
         if get_origin(member) is Literal:
-            words.append("one of " + ", ".join(str(v) for v in get_args(member)))
+            words.append("one of " + ", ".join(map(str, get_args(member))))
         elif get_origin(member) is list:
             words.append("list of " + describe(get_args(member)[0]))
-        elif get_origin(member) is dict or member is dict:
-            words.append("mapping")
         else:
-            words.append("null" if member is type(None) else member.__name__)
+            words.append("null" if member is type(None) else (get_origin(member) or member).__name__)
     return " or ".join(words)
 
 
-def accepts(annotation: Any, kind: type) -> bool:
-    """Whether `kind` (list, bool, ...) is one of the annotation's alternatives."""
+def _accepts(annotation: Any, kind: type) -> bool:
     return any(member is kind or get_origin(member) is kind for member in _members(annotation))
 
 
@@ -122,36 +101,24 @@ def convert(value: Any, annotation: Any) -> Any:
         ValueError: the value is of another type or not one of the choices.
     """
     for member in _members(annotation):
-        ok, result = _match(value, member)
-        if ok:
-            return result
+        origin, arguments = get_origin(member), get_args(member)
+        if origin is Literal and any(value == v and type(value) is type(v) for v in arguments):
+            return value
+        if origin is list and isinstance(value, list):
+            return [convert(item, arguments[0]) for item in value]
+        if member is float and (number := _number(value)) is not None:
+            return number
+        if member is Any or type(value) is (origin or member) and member is not float:
+            return value
     raise ValueError(f"expected {describe(annotation)}")
 
 
-def _match(value: Any, member: Any) -> tuple[bool, Any]:
-    origin = get_origin(member)
-    if origin is Literal:
-        return any(value == v and type(value) is type(v) for v in get_args(member)), value
-    if origin is list:
-        if not isinstance(value, list):
-            return False, None
-        pairs = [_match(item, get_args(member)[0]) for item in value]
-        return all(ok for ok, _ in pairs), [item for _, item in pairs]
-    if member is float:
-        return _match_float(value)
-    if member is Any:
-        return True, value
-    return type(value) is (origin or member), value
-
-
-def _match_float(value: Any) -> tuple[bool, float | None]:
-    if isinstance(value, str):  # YAML reads 1e-3 as text
-        try:
-            value = float(value)
-        except ValueError:
-            return False, None
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-    return ok, float(value) if ok else None
+def _number(value: Any) -> float | None:
+    try:  # text too: YAML reads 1e-3 as text
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        return None
+    return None if math.isnan(number) else number
 
 
 def convert_text(words: list[str], annotation: Any) -> Any:
@@ -160,14 +127,12 @@ def convert_text(words: list[str], annotation: Any) -> Any:
     Raises:
         ValueError: as `convert`.
     """
-    if not words and accepts(annotation, bool):
+    if not words and _accepts(annotation, bool):
         return True
-    if accepts(annotation, list) and (len(words) > 1 or not accepts(annotation, str)):
+    if _accepts(annotation, list) and (len(words) > 1 or not _accepts(annotation, str)):
         item = next(get_args(m)[0] for m in _members(annotation) if get_origin(m) is list)
         return [convert_text([word], item) for word in words]
-    if len(words) != 1:
-        raise ValueError(f"expected {describe(annotation)}")
-    for reading in _readings(words[0]):
+    for reading in _readings(words[0]) if len(words) == 1 else ():
         try:
             return convert(reading, annotation)
         except ValueError:

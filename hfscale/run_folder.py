@@ -32,22 +32,26 @@ def check_output_dir(output_dir: str, *, resume: str | None, overwrite: bool) ->
     """Refuse a folder that holds a run, unless it is to be continued or may be deleted. Nothing is changed here.
 
     Raises:
-        InputError: as said, or the path is not a folder.
+        InputError: as said, or the path cannot become a folder.
     """
     path = Path(output_dir)
-    if path.exists() and not path.is_dir():
-        raise InputError(f"output_dir {output_dir}: is a file; name a folder")
-    if path.is_dir() and any(path.iterdir()) and not resume:
+    above = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f"output_dir {output_dir}: {above} is not a folder that can be written to")
+    if resume and overwrite:
+        raise InputError("--resume auto continues a run and --overwrite deletes it; give one of the two")
+    if path.is_dir() and any(path.iterdir()):
         if not holds_run(path):
             raise InputError(f"output_dir {output_dir}: holds files that are no training run; name an empty folder")
-        if not overwrite:
+        if not resume and not overwrite:
             raise InputError(f"output_dir {output_dir}: holds a run; --resume auto continues it, --overwrite deletes "
                              "it, or name another folder")
 
 
 def holds_run(path: Path) -> bool:
-    """Whether a training run wrote here."""
-    return (path / "run.json").is_file() or (path / "config.json").is_file() or any(path.glob("checkpoint-*"))
+    """Whether a training run wrote here: its last files, checkpoints, or only logs yet."""
+    only_logs = [p.name for p in path.iterdir()] == ["runs"] and any(path.glob("runs/*/events.out.tfevents.*"))
+    return only_logs or (path / "training_args.bin").is_file() or any(path.glob("checkpoint-*"))
 
 
 def clear_output_dir(output_dir: str, overwrite: bool) -> None:

@@ -10,7 +10,8 @@ import torch
 from accelerate import DistributedType
 from datasets import Dataset
 from torch.nn import functional as F
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments, get_scheduler
+from transformers.integrations import get_available_reporting_integrations
 
 from hfscale.config import InputError
 from hfscale.data.packing import IGNORED
@@ -65,6 +66,7 @@ class LMTrainer(Trainer):
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, **kwargs):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         base.loss_type = "ForCausalLM"
+        self._saved_use_cache = base.config.use_cache
         super().__init__(model=model, args=args, **kwargs)
         self._check_launch()
         self.add_callback(CheckpointManifest())
@@ -118,6 +120,13 @@ class LMTrainer(Trainer):
             exact["bits_per_byte"] = nll / math.log(2) / self._num_eval_bytes
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in exact.items()})
         return output
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """Save the configuration as the model came: Trainer switches its `use_cache` off, which would slow generation."""
+        config, while_training = self.model.config, self.model.config.use_cache
+        config.use_cache = self._saved_use_cache
+        super().save_model(output_dir, _internal_call)
+        config.use_cache = while_training
 
     def log(self, logs, start_time=None):
         if "loss" in logs:

@@ -73,7 +73,8 @@ def main(argv: list[str] | None = None) -> None:
         stream = sys.stdout.isatty() and (len(prompts), args.num_beams, args.num_return_sequences) == (1, 1, 1)
     with state.split_between_processes(prompts) as share:  # ranks must not draw the same random numbers
         own = settings | {"seed": args.seed + state.process_index}
-        completions = gather_object(generate_texts(model, tokenizer, share, stream=stream, progress=True, **own))
+        completions = gather_object(generate_texts(model, tokenizer, share, progress=True,
+                                                   stream=stream and state.is_main_process, **own))
     lines = [json.dumps({"prompt": prompt, "completions": texts, "settings": settings | {"dtype": args.dtype},
                          "model": args.model}, ensure_ascii=False)
              for prompt, texts in zip(prompts, completions, strict=True)]

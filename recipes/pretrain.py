@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
 
     from hfscale.data.corpus import count_bytes, load_splits
-    from hfscale.data.packing import collate_rows, pack_documents
+    from hfscale.data.packing import collate_rows, pack_splits
     from hfscale.data.tokenizer import load_tokenizer
     from hfscale.generation import generate_texts
     from hfscale.models import load_saved_model, new_model
@@ -52,8 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     with training_args.main_process_first(desc="preparing the data"):  # the other ranks read its cache
         documents = load_splits(args, seed=training_args.seed)
         tokenizer = load_tokenizer(args.tokenizer, documents["train"])
-        rows = {name: pack_documents(part, tokenizer, max_length, args.cross_document_attention)
-                for name, part in documents.items()}
+        rows = pack_splits(documents, tokenizer, max_length, args.cross_document_attention)
 
     set_seed(training_args.seed)
     model = new_model(tokenizer, **{f.name: getattr(args, f.name) for f in fields(ShapeArguments)})
@@ -67,6 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
     trainer.save_model()
+    trainer.save_state()
 
     if trainer.is_world_process_zero():
         saved = load_saved_model(training_args.output_dir)

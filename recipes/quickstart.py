@@ -22,22 +22,22 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import pipeline, set_seed
 
     from hfscale.data.corpus import load_documents, split_documents
-    from hfscale.data.packing import collate_rows, pack_documents
+    from hfscale.data.packing import collate_rows, pack_splits
     from hfscale.data.tokenizer import load_tokenizer
     from hfscale.models import load_model, new_model
     from hfscale.run_folder import check_output_dir, clear_output_dir
     from hfscale.training import LMTrainer, training_arguments
 
-    defaults = {"output_dir": "runs/quickstart", "max_steps": 150, "per_device_train_batch_size": 16,
-                "learning_rate": 2e-3 if args.model == "new" else 5e-5, "warmup_steps": 0.1, "logging_steps": 10,
+    defaults = {"output_dir": "runs/quickstart", "max_steps": 700, "per_device_train_batch_size": 4,
+                "learning_rate": 1e-3 if args.model == "new" else 5e-5, "warmup_steps": 0.1, "logging_steps": 10,
                 "lr_scheduler_type": "cosine", "save_strategy": "no", "weight_decay": 0.1}
     training_args = training_arguments(defaults | args.training, width=256)
     check_output_dir(training_args.output_dir, resume=args.resume, overwrite=args.overwrite)
     set_seed(training_args.seed)
 
     documents = split_documents(load_documents(args.source), split_by="document", validation_fraction=0.05, seed=0)
-    tokenizer = load_tokenizer("train:8192" if args.model == "new" else args.model, documents["train"])
-    rows = {name: pack_documents(part, tokenizer, args.max_length) for name, part in documents.items()}
+    tokenizer = load_tokenizer("train:4096" if args.model == "new" else args.model, documents["train"])
+    rows = pack_splits(documents, tokenizer, args.max_length)
     model = (new_model(tokenizer, n_layer=4, n_head=8, n_embd=256, n_positions=args.max_length,
                        activation_function="gelu_pytorch_tanh") if args.model == "new" else load_model(args.model))
     clear_output_dir(training_args.output_dir, args.overwrite)
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.save_model()
 
     generator = pipeline("text-generation", model=training_args.output_dir)  # the folder that was really saved
-    for sample in generator("The", max_new_tokens=60, num_return_sequences=3, do_sample=True):
+    for sample in generator("The", max_new_tokens=args.max_length // 4, num_return_sequences=3, do_sample=True):
         print("\n--- sample\n" + sample["generated_text"])
     for name, unit in (("eval_perplexity", "per token"), ("eval_bits_per_byte", "bits per byte")):
         print(f"held-out text: {name[5:]} {before[name]:,.2f} before training, {after[name]:,.2f} after ({unit})")

@@ -61,23 +61,23 @@ def main(argv: list[str] | None = None) -> None:
                              batch_size=args.batch_size, progress=True)
     if state.is_main_process:
         metrics, notes = perplexity_metrics(scores, seed=args.seed)
-        settings = {"context": scores.context, "stride": scores.stride, "prefix_token": scores.prefix_token}
+        settings = {"context": scores.context, "stride": scores.stride, "prefix_token": scores.prefix_token,
+                    "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens"}
         record = {"schema_version": 1, "recipe": "score", "config": asdict(args) | settings,
                   "data": {"source": args.source or f"held out by {args.model}",
                            "fingerprint": hashlib.sha256("\0".join(texts).encode()).hexdigest()},
-                  "model": {"name": args.model, "architecture": type(model).__name__, **count_parameters(model),
-                            "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens"},
+                  "model": {"name": args.model, "architecture": type(model).__name__, **count_parameters(model)},
                   "versions": versions(), "metrics": metrics, "notes": notes}
         output_file.parent.mkdir(parents=True, exist_ok=True)
         write_text(output_file, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-        show(metrics, settings | record["model"] | {"written to": output_file} | notes)
+        show(metrics, settings | {"model": args.model, "written to": output_file} | notes)
 
 
 def show(metrics: dict, settings: dict) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("metric", "value", "95 % interval")
+    table = Table("metric", Column("value", overflow="fold"), "95 % interval")
     for name in ("perplexity", "bits_per_byte", "word_perplexity"):
         values = [metrics[name] and [metrics[name]], metrics[f"{name}_ci95"]]
         table.add_row(name, *(" to ".join(f"{v:.6g}" for v in value) if value else "none" for value in values))

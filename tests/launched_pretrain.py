@@ -1,4 +1,4 @@
-"""recipes/pretrain.py as one rank of a launch, which also notes what the rank really is: <output_dir>/rank<n>.json.
+"""recipes/pretrain.py as one rank of a launch, which also notes what the rank really is: $RANK_NOTES/rank<n>.json.
 
 test_launch.py starts it through `hfscale tests/launched_pretrain.py`; the recipe runs unchanged.
 """
@@ -30,12 +30,9 @@ def watch() -> None:
         def on_step_end(self, args, state, control, **kwargs):
             self.seen = describe(next(o for o in gc.get_objects() if isinstance(o, Trainer)))
 
-        def on_evaluate(self, args, state, control, metrics, **kwargs):
-            self.eval_loss = metrics["eval_loss"]
-
         def on_train_end(self, args, state, control, **kwargs):
             path = Path(os.environ["RANK_NOTES"]) / f"rank{args.process_index}.json"
-            path.write_text(json.dumps(self.seen | {"eval_loss": self.eval_loss, "steps": state.global_step}))
+            path.write_text(json.dumps(self.seen | {"steps": state.global_step}))
 
     trainer.DEFAULT_CALLBACKS.append(Watch)
 

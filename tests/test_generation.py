@@ -1,6 +1,12 @@
 """Generation against a plain token-by-token loop, and the traps of batched generation."""
 
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -8,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hfscale.config import InputError
 from hfscale.generation import cut_at_stop, generate_texts
+from recipes import generate
 
 PROMPTS = ["the cat", "", "the dog sat on the", "a", "the cat sat on the mat and the dog sat on the log the cat"]
 
@@ -135,6 +142,7 @@ def test_streaming_prints_what_is_returned(model, tokenizer, capsys):
     ({"batch_size": 0}, "batch_size: got 0"),
     ({"num_beams": 0}, "num_beams: got 0"),
     ({"repetition_penalty": 0.0}, "repetition_penalty: got 0.0"),
+    ({"stop_strings": ["x", ""]}, "stop_strings: an empty string"),
     ({"stream": True}, "stream: works for one prompt"),
 ])
 def test_bad_settings_are_refused(model, tokenizer, settings, message):
@@ -145,9 +153,89 @@ def test_bad_settings_are_refused(model, tokenizer, settings, message):
 def test_a_prompt_that_fills_the_context_is_named(model, tokenizer):
     with pytest.raises(InputError, match=r"prompt 1: 30 tokens leave no room in the model's context of 24"):
         generate_texts(model, tokenizer, ["a", "z" * 30])
+    with pytest.raises(InputError, match="prompt 0: 24 tokens"):
+        generate_texts(model, tokenizer, ["z" * 24])
+    assert len(generate_texts(model, tokenizer, ["z" * 23], max_new_tokens=5)) == 1
 
 
 def test_a_tokenizer_that_does_not_fit_is_named(tokenizer):
     small = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_layer=1, n_head=1, n_embd=8, n_positions=16))
     with pytest.raises(InputError, match="prompt 0: token id .* vocabulary of 100"):
         generate_texts(small, tokenizer, ["the cat"])
+
+
+@pytest.fixture(scope="module")
+def folder(model, tokenizer, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def recipe(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return lambda *words: generate.main(["--model", folder, "--max_new_tokens", "6", *words])
+
+
+def test_recipe_writes_one_line_per_prompt(recipe, folder, model, tokenizer, tmp_path):
+    file = tmp_path / "new" / "completions.jsonl"
+    recipe("--prompts", "a", "the cat", "", "--do_sample", "false", "--output_file", str(file), "--seed", "3")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    expected = {prompt: [greedy_by_hand(model, tokenizer, prompt, 6)] for prompt in ("a", "the cat", "")}
+    assert [(line["prompt"], line["completions"]) for line in lines] == list(expected.items())
+    assert lines[0]["model"] == folder
+    assert lines[0]["settings"]["max_new_tokens"] == 6 and lines[0]["settings"]["seed"] == 3
+    with pytest.raises(InputError, match="exists"):
+        recipe("--prompts", "a", "--output_file", str(file))
+    recipe("--prompts", "b", "--output_file", str(file), "--overwrite")
+    assert json.loads(file.read_text())["prompt"] == "b"
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("p.txt", "the cat\n\n a dog \n"),
+    ("p.jsonl", '{"prompt": "the cat", "id": 1}\n{"prompt": " a dog ", "id": 2}\n'),
+])
+def test_recipe_reads_prompt_files(recipe, tmp_path, capsys, name, content):
+    (tmp_path / name).write_text(content)
+    recipe("--prompt_file", str(tmp_path / name), "--num_return_sequences", "2")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["prompt"] for line in lines] == ["the cat", " a dog "]
+    assert [len(line["completions"]) for line in lines] == [2, 2]
+
+
+def test_recipe_streams_to_a_terminal(recipe, model, tokenizer, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    recipe("--prompts", "the cat", "--do_sample", "false")
+    assert capsys.readouterr().out == f"the cat{greedy_by_hand(model, tokenizer, 'the cat', 6)}\n"
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    ([], "give one of the two"),
+    (["--prompts", "a", "--prompt_file", "x.txt"], "give one of the two"),
+    (["--prompt_file", "missing.txt"], "no such file"),
+    (["--prompts", "a", "--output_file", "."], "is a folder"),
+    (["--prompts", "a", "z" * 40, "--output_file", "out.jsonl"], "prompt 1: 40 tokens"),
+    (["--prompts", "a", "--do_sample", "false", "--num_return_sequences", "2"], "num_return_sequences"),
+    (["--prompts", "a", "--model", "./missing"], "model ./missing: "),
+])
+def test_recipe_refuses_bad_input_and_leaves_nothing(recipe, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        recipe(*words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompts", [["a", "the cat", "the dog sat"], ["a"]])
+def test_two_ranks_share_the_prompts(folder, model, tokenizer, tmp_path, prompts):
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
+               str(root / "accelerate_configs" / "cpu_2proc.yaml"), str(root / "recipes" / "generate.py"), "--model",
+               folder, "--max_new_tokens", "6", "--do_sample", "false", "--output_file", str(tmp_path / "out.jsonl")]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([*command, "--prompts", *prompts], env=env, text=True, capture_output=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == prompts
+    assert [line["completions"] for line in lines] == [[greedy_by_hand(model, tokenizer, p, 6)] for p in prompts]

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = shipped("accelerate_configs", "*.yaml")
 PRETRAIN = ROOT / "recipes" / "pretrain.py"
 SCORE = ROOT / "recipes" / "score.py"
-ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 NO_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="the extra hfscale[deepspeed] is missing")
 
 # config: processes, accelerate's type, the class that wraps the model, where parameters and AdamW's moments lie.

@@ -94,6 +94,17 @@ def test_batch_size_does_not_matter(model, tokenizer, batch_size):
         assert other[name] == pytest.approx(one[name], rel=1e-6)
 
 
+def test_a_model_that_gives_all_logits(model, tokenizer):
+    class Plain(GPT2LMHeadModel):
+        def forward(self, input_ids, use_cache):
+            return super().forward(input_ids=input_ids, use_cache=use_cache)
+
+    plain = Plain(model.config)
+    plain.load_state_dict(model.state_dict())
+    expected = score_documents(model, tokenizer, TEXTS, context=8, stride=3).nll
+    np.testing.assert_allclose(score_documents(plain, tokenizer, TEXTS, context=8, stride=3).nll, expected, rtol=1e-6)
+
+
 def test_logits_are_taken_in_pieces(model, tokenizer, monkeypatch):
     whole = score_documents(model, tokenizer, TEXTS).nll
     monkeypatch.setattr(perplexity, "LOGITS_AT_ONCE", 3 * len(tokenizer))

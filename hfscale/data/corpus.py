@@ -4,6 +4,7 @@ import ast
 import glob
 import gzip
 import io
+import logging
 import os
 import sys
 import sysconfig
@@ -32,19 +33,23 @@ def load_documents(source: str | list[str], *, text_column: str = "text", sample
     Raises:
         InputError: nothing there, nothing readable, a missing column, or no text at all.
     """
-    parts = []
-    for name in [source] if isinstance(source, str) else source:
+    parts, names = [], [source] if isinstance(source, str) else source
+    for name in names:
         if name.startswith("embedded:"):
             parts.append(_load_embedded(name))
         elif _is_saved_dataset(Path(name)):
             parts.append(_text_only(_load_saved(name, split), text_column, name))
-        elif files := _find_files(name):
+        elif name and (files := _find_files(name)):
             parts += _load_files(files, text_column, sample_by)
         else:
             parts.append(_text_only(_load_hub(name, dataset_config_name, split), text_column, name))
-    documents = concatenate_datasets(parts).filter(_has_text, input_columns="text", desc="Looking for empty documents")
+    try:
+        documents = concatenate_datasets(parts).filter(_has_text, input_columns="text", desc="Looking for empty texts")
+    except UnicodeDecodeError as error:  # Arrow reads JSON without decoding it
+        raise InputError(f"source {', '.join(names)}: holds text that is not UTF-8 ({error.object[:40]!r}); convert "
+                         "it first, for example: iconv -f cp1252 -t utf-8") from None
     if len(documents) == 0:
-        raise InputError(f"source {source}: no text in it (only blank lines or empty documents)")
+        raise InputError(f"source {', '.join(names)}: no text in it (only blank lines or empty documents)")
     return documents
 
 
@@ -183,7 +188,7 @@ def _read_text_files(files: list[str], stamps: list, sample_by: str) -> Iterator
         if sample_by == "document":
             pieces = [text]
         else:
-            pieces = text.split("\n\n") if sample_by == "paragraph" else text.splitlines()
+            pieces = text.split("\n\n") if sample_by == "paragraph" else text.splitlines() or [""]
         for piece in pieces:
             yield {"text": piece}
 
@@ -258,14 +263,20 @@ def _text_only(data: Dataset, text_column: str, name: str) -> Dataset:
     kind = data.features[text_column]
     if getattr(kind, "dtype", None) not in ("string", "large_string"):
         raise InputError(f"source {name}: column '{text_column}' holds {kind}, not text")
-    return data.select_columns([text_column]).rename_column(text_column, "text").cast(TEXT_FEATURES)
+    if text_column != "text":
+        data = data.select_columns([text_column]).rename_column(text_column, "text")
+    return data.select_columns(["text"]).cast(TEXT_FEATURES)
 
 
 def _load_group(builder: str, files: list[str], name: str) -> Dataset:
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # they log what the line below says
     try:
         return datasets.load_dataset(builder, data_files=files, split="train")
     except Exception as error:  # each builder raises its parser's own errors
-        raise InputError(f"source {name}: cannot be read: {_first_line(error.__cause__ or error)}") from None
+        cause = error.__cause__ or error
+        empty = isinstance(cause, StopIteration) or "corresponds to no data" in str(cause)
+        reason = "no rows in it" if empty else f"cannot be read: {_first_line(cause)}"
+        raise InputError(f"source {name}: {reason}") from None
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from datasets import Dataset, Features, List, Value
-from transformers import PreTrainedTokenizerBase
+from datasets import Dataset, DatasetDict, Features, List, Value
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError
 
@@ -13,8 +13,28 @@ IGNORED = -100  # label that the loss passes over
 SLICE_CHARACTERS = 2_000_000  # text given to the tokenizer at once: bounds its memory for long documents
 
 
+def pack_splits(documents: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int,
+                cross_document_attention: bool = False, model: PreTrainedModel | None = None) -> DatasetDict:
+    """Every split through `pack_documents`, for a model that exists already or one made for this tokenizer.
+
+    Raises:
+        InputError: as there, rows longer than the model's context, or training text that does not fill one row.
+    """
+    vocab_size = len(tokenizer) if model is None else model.get_input_embeddings().num_embeddings
+    context = model and getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context and max_length > context:
+        raise InputError(f"max_length {max_length} is beyond the model's context of {context} tokens")
+    rows = DatasetDict({name: pack_documents(part, tokenizer, max_length, cross_document_attention, vocab_size)
+                        for name, part in documents.items()})
+    tokens = sum(rows["train"][:2]["num_tokens"]) + 1
+    if tokens < max_length:
+        raise InputError(f"the training text holds {tokens:,} tokens, fewer than one row of {max_length:,}; "
+                         "give more text or a smaller --max_length")
+    return rows
+
+
 def pack_documents(documents: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int,
-                   cross_document_attention: bool = False) -> Dataset:
+                   cross_document_attention: bool = False, vocab_size: int | None = None) -> Dataset:
     """Tokenize and pack the column `text` into rows of `max_length` tokens.
 
     The stream is EOS d1 EOS d2 EOS ...: an EOS is the target that ends one document and the context that opens the
@@ -29,20 +49,17 @@ def pack_documents(documents: Dataset, tokenizer: PreTrainedTokenizerBase, max_l
         row) and `num_bytes` (UTF-8 bytes of the documents that end in it); both columns sum to the whole text's.
 
     Raises:
-        InputError: all text together does not fill one row, or a document holds a token id beyond the vocabulary.
+        InputError: rows of fewer than 2 tokens, or a token id beyond the vocabulary (default: the tokenizer's).
     """
+    if max_length < 2:
+        raise InputError(f"max_length: got {max_length}, expected at least 2")
     features = Features({name: List(Value("int32"), length=max_length)
                          for name in ("input_ids", "labels", "position_ids")}
                         | {"num_tokens": Value("int64"), "num_bytes": Value("int64")})
-    rows = documents.map(_pack_batch, batched=True, remove_columns=documents.column_names, features=features,
-                         fn_kwargs={"tokenizer": tokenizer, "max_length": max_length,
-                                    "cross_document_attention": cross_document_attention},
-                         desc="Tokenizing and packing")
-    tokens = sum(rows[:2]["num_tokens"]) + 1
-    if tokens < max_length:
-        raise InputError(f"the text holds {tokens:,} tokens, fewer than one row of {max_length:,}; "
-                         "give more text or a smaller --max_length")
-    return rows
+    settings = {"tokenizer": tokenizer, "max_length": max_length, "cross_document_attention": cross_document_attention,
+                "vocab_size": vocab_size or len(tokenizer)}
+    return documents.map(_pack_batch, batched=True, remove_columns=documents.column_names, features=features,
+                         fn_kwargs=settings, desc="Tokenizing and packing")
 
 
 def collate_rows(rows: list[dict]) -> dict[str, torch.Tensor]:
@@ -52,12 +69,13 @@ def collate_rows(rows: list[dict]) -> dict[str, torch.Tensor]:
 
 
 def _pack_batch(batch: dict, tokenizer: PreTrainedTokenizerBase, max_length: int,
-                cross_document_attention: bool) -> dict[str, np.ndarray]:
+                cross_document_attention: bool, vocab_size: int) -> dict[str, np.ndarray]:
     eos = tokenizer.eos_token_id
     documents = [np.append(ids, eos).astype(np.int32) for ids in _encode(batch["text"], tokenizer)]
     stream = np.concatenate([np.array([eos], np.int32), *documents])
-    if stream.max() >= len(tokenizer):
-        raise InputError(f"token id {stream.max()} is outside the tokenizer's vocabulary of {len(tokenizer)}")
+    if stream.max() >= vocab_size:
+        raise InputError(f"token id {stream.max()} is outside the vocabulary of {vocab_size}; use the tokenizer that "
+                         "the model was trained with")
     ends = np.cumsum([len(ids) for ids in documents])  # index of each closing EOS in the stream
     stride = max_length - 1  # consecutive rows share one token
     num_rows = max(1, -(-(len(stream) - 1) // stride))

@@ -1,0 +1,111 @@
+"""Sources and splits: what is read is exactly what was there."""
+
+import gzip
+import json
+
+import pytest
+import zstandard
+from datasets import Dataset, DatasetDict
+
+from hfscale.config import InputError
+from hfscale.data.corpus import count_bytes, load_documents, split_documents
+
+TEXT = "First line, with ümlaut.\nSecond line.\n\nA new paragraph.\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "a.txt").write_text(TEXT, "utf-8")
+    (tmp_path / "b.md").write_bytes(b"\xef\xbb\xbfwith a byte order mark\r\nand CRLF")
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"zipped"))
+    (tmp_path / "d.txt.zst").write_bytes(zstandard.ZstdCompressor().compress(b"zstandard"))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "e.jsonl").write_text('{"text": "row 1", "id": 1}\n{"text": "row 2", "id": 2}\n')
+    (tmp_path / "notes.pdf").write_bytes(b"%PDF")
+    return tmp_path
+
+
+def test_a_folder_is_read_whole_and_in_order(folder):
+    documents = load_documents(str(folder))
+    assert documents["text"][:] == [TEXT, "with a byte order mark\nand CRLF", "zipped", "zstandard", "row 1", "row 2"]
+    assert documents.column_names == ["text"]
+
+
+def test_files_globs_and_several_sources(folder):
+    assert load_documents(f"{folder}/*.txt")["text"][:] == [TEXT]
+    both = load_documents([str(folder / "c.txt.gz"), str(folder / "sub" / "e.jsonl")])
+    assert both["text"][:] == ["zipped", "row 1", "row 2"]
+
+
+def test_sample_by(folder):
+    path = str(folder / "a.txt")
+    assert load_documents(path, sample_by="line")["text"][:] == [
+        "First line, with ümlaut.", "Second line.", "A new paragraph."]
+    paragraphs = load_documents(path, sample_by="paragraph")["text"][:]
+    assert paragraphs == ["First line, with ümlaut.\nSecond line.", "A new paragraph.\n"]
+
+
+def test_other_columns_and_formats(tmp_path):
+    rows = Dataset.from_dict({"body": ["one", "two", " \n"], "n": [1, 2, 3]})
+    rows.to_parquet(tmp_path / "x.parquet")
+    rows.to_csv(tmp_path / "x.csv")
+    (tmp_path / "x.json").write_text(json.dumps(rows.to_list()))
+    for suffix in ("parquet", "csv", "json"):
+        assert load_documents(str(tmp_path / f"x.{suffix}"), text_column="body")["text"][:] == ["one", "two"]
+    with pytest.raises(InputError, match="no column 'text'; it has body, n"):
+        load_documents(str(tmp_path / "x.parquet"))
+    with pytest.raises(InputError, match="holds .*int64.*, not text"):
+        load_documents(str(tmp_path / "x.parquet"), text_column="n")
+
+
+def test_saved_data_sets(tmp_path):
+    DatasetDict(train=Dataset.from_dict({"text": ["t"]}), test=Dataset.from_dict({"text": ["x"]})).save_to_disk(
+        tmp_path / "saved")
+    assert load_documents(str(tmp_path / "saved"))["text"][:] == ["t"]
+    assert load_documents(str(tmp_path / "saved"), split="test")["text"][:] == ["x"]
+    with pytest.raises(InputError, match="no split 'dev'; it has train, test"):
+        load_documents(str(tmp_path / "saved"), split="dev")
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("before")
+    assert load_documents(str(path))["text"][:] == ["before"]
+    path.write_text("afterwards")
+    assert load_documents(str(path))["text"][:] == ["afterwards"]
+
+
+def test_embedded_docs_are_deterministic_english():
+    documents = load_documents("embedded:python-docs")
+    assert 1_500_000 < count_bytes(documents) < 4_000_000
+    assert len(documents) > 400
+    assert sum("the" in text for text in documents["text"]) > 0.7 * len(documents)
+    assert load_documents("embedded:python-docs")._fingerprint == documents._fingerprint
+    with pytest.raises(InputError, match="there are embedded:python-docs, embedded:python-code"):
+        load_documents("embedded:python")
+
+
+def test_split_by_document_is_a_partition():
+    documents = Dataset.from_dict({"text": [str(i) for i in range(50)]})
+    parts = split_documents(documents, split_by="document", validation_fraction=0.1, seed=3)
+    assert len(parts["validation"]) == 5
+    assert sorted(parts["train"]["text"][:] + parts["validation"]["text"][:], key=int) == documents["text"][:]
+    again = split_documents(documents, split_by="document", validation_fraction=0.1, seed=3)
+    assert again["validation"]["text"][:] == parts["validation"]["text"][:]
+
+
+@pytest.mark.parametrize("texts", [["0123456789"], ["01234", "567", "89"], ["0", "12345678", "9"]])
+def test_split_by_position_cuts_at_the_character(texts):
+    documents = Dataset.from_dict({"text": texts})
+    parts = split_documents(documents, split_by="position", validation_fraction=0.3, seed=0)
+    assert "".join(parts["train"]["text"]) == "0123456"
+    assert "".join(parts["validation"]["text"]) == "789"
+    assert "" not in parts["train"]["text"][:] + parts["validation"]["text"][:]
+
+
+def test_too_few_documents_to_split():
+    one = Dataset.from_dict({"text": ["alone"]})
+    with pytest.raises(InputError, match="1 document.*--split_by position"):
+        split_documents(one, split_by="document", validation_fraction=0.1, seed=0)
+    with pytest.raises(InputError, match="between 0 and 1"):
+        split_documents(one, split_by="position", validation_fraction=1.5, seed=0)

@@ -1,0 +1,98 @@
+"""The recipes end to end, offline, on a small text: what they leave behind is whole, right and loads."""
+
+import json
+import math
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+from recipes import pretrain, quickstart, score
+
+TINY = ["--n_layer", "1", "--n_head", "2", "--n_embd", "32", "--n_positions", "32", "--tokenizer", "train:300",
+        "--max_steps", "4", "--per_device_train_batch_size", "4", "--report_to", "none", "--disable_tqdm",
+        "--logging_steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    for i in range(20):
+        lines = [f"Paragraph {j} of document {i} counts to {i * j}.\n" for j in range(20)]
+        (folder / f"{i:02}.txt").write_text("".join(lines))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, text):
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    pretrain.main(["--source", text, "--output_dir", str(folder), *TINY, "--save_steps", "2", "--eval_on_start"])
+    return folder
+
+
+def test_run_folder_holds_what_the_design_promises(finished, text):
+    record = json.loads((finished / "run.json").read_text())
+    assert set(record) == {"schema_version", "recipe", "command", "config", "data", "model", "hardware", "versions",
+                           "train", "metrics", "samples"}
+    assert record["recipe"] == "pretrain"
+    assert record["config"]["n_embd"] == 32 and record["config"]["learning_rate"] == 5e-5
+    assert record["data"]["documents"] == {"train": 19, "validation": 1}
+    assert record["train"]["steps"] == 4 and record["train"]["tokens"] == 4 * 4 * 32
+    metrics = record["metrics"]
+    assert metrics["eval_perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]))
+    assert metrics["eval_tokens"] == record["data"]["tokens"]["validation"]
+    bits = metrics["eval_loss"] * metrics["eval_tokens"] / math.log(2) / record["data"]["bytes"]["validation"]
+    assert metrics["eval_bits_per_byte"] == pytest.approx(bits)
+    model = AutoModelForCausalLM.from_pretrained(finished)
+    assert record["model"]["parameters"] == model.num_parameters()
+    assert len(record["samples"]) == 3
+    for name in ("README.md", "trainer_state.json", "model.safetensors", "tokenizer.json", "checkpoint-4/manifest.json"):
+        assert (finished / name).is_file()
+    assert "hub_token" not in record["config"] or record["config"]["hub_token"] in (None, "<HUB_TOKEN>")
+
+
+def test_untrained_loss_is_that_of_chance(finished):
+    history = json.loads((finished / "trainer_state.json").read_text())["log_history"]
+    assert history[0]["eval_loss"] == pytest.approx(math.log(300), rel=0.02)
+
+
+def test_the_folder_loads_and_generates(finished):
+    assert AutoTokenizer.from_pretrained(finished).eos_token == "<|endoftext|>"
+    made = pipeline("text-generation", model=str(finished))("Paragraph", max_new_tokens=5, num_return_sequences=2,
+                                                            do_sample=True)
+    assert len(made) == 2 and all(m["generated_text"].startswith("Paragraph") for m in made)
+    assert AutoModelForCausalLM.from_pretrained(finished).config.use_cache
+
+
+def test_resume_after_the_end_changes_nothing(finished, text):
+    weights = (finished / "model.safetensors").read_bytes()
+    pretrain.main(["--source", text, "--output_dir", str(finished), *TINY, "--save_steps", "2", "--eval_on_start",
+                   "--resume", "auto"])
+    assert (finished / "model.safetensors").read_bytes() == weights
+
+
+def test_dry_run_writes_nothing(tmp_path, text, capsys):
+    pretrain.main(["--source", text, "--output_dir", str(tmp_path / "run"), *TINY, "--dry_run"])
+    shown = capsys.readouterr().out
+    assert "dry run" in shown and "train tokens scored" in shown and "<|endoftext|>" in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_quickstart_learns_and_prints_where_it_is(tmp_path, text, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quickstart.main(["--source", text, "--max_length", "32", "--max_steps", "30", "--disable_tqdm"])
+    shown = capsys.readouterr().out
+    assert shown.count("--- sample") == 3
+    assert "model and tokenizer: runs/quickstart" in shown
+    before, after = (float(shown.split("held-out text: perplexity ")[1].split(word)[0].split()[-1].replace(",", ""))
+                     for word in (" before", " after"))
+    assert after < before / 2
+    assert (tmp_path / "runs" / "quickstart" / "model.safetensors").is_file()
+
+
+def test_score_of_a_run_agrees_with_its_evaluation(finished, text, tmp_path):
+    """Same text, same weights, two implementations: windows over documents, and packed rows (which add the EOS)."""
+    score.main(["--model", str(finished), "--output_dir", str(tmp_path / "scores"), "--stride", "31", "--context", "31"])
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())["metrics"]
+    metrics = json.loads((finished / "run.json").read_text())["metrics"]
+    assert scores["tokens"] == metrics["eval_tokens"] - 1  # one document, one EOS
+    assert math.log(scores["perplexity"]) == pytest.approx(metrics["eval_loss"], rel=5e-3)

@@ -1,0 +1,157 @@
+"""Run folder and resume: only whole checkpoints count, and a continued run equals one that was never stopped."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback, set_seed
+
+from hfscale.config import InputError
+from hfscale.data.packing import collate_rows, pack_documents
+from hfscale.data.tokenizer import train_bpe
+from hfscale.models import new_model
+from hfscale.run_folder import check_output_dir, clear_output_dir, newest_checkpoint
+from hfscale.training import LMTrainer, training_arguments
+
+DOCUMENTS = Dataset.from_dict({"text": [f"document {i} says {i * i} and little else" for i in range(60)]})
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_bpe(DOCUMENTS, 300)
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer):
+    return pack_documents(DOCUMENTS, tokenizer, 16)
+
+
+def arguments(folder, **values):
+    return training_arguments({"output_dir": str(folder), "max_steps": 6, "save_steps": 2, "logging_steps": 1,
+                               "per_device_train_batch_size": 4, "report_to": "none", "disable_tqdm": True,
+                               "learning_rate": 1e-2, "bf16": False, **values}, width=32)
+
+
+def trainer_for(folder, tokenizer, rows, callbacks=(), **values):
+    set_seed(0)
+    model = new_model(tokenizer, n_layer=1, n_head=2, n_embd=32, n_positions=16, resid_pdrop=0.1, embd_pdrop=0.1,
+                      attn_pdrop=0.1)
+    return LMTrainer(model=model, args=arguments(folder, **values), train_dataset=rows, data_collator=collate_rows,
+                     callbacks=list(callbacks))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tokenizer, rows):
+    trainer = trainer_for(tmp_path_factory.mktemp("runs") / "whole", tokenizer, rows)
+    trainer.train()
+    return trainer
+
+
+def losses(trainer):
+    return {log["step"]: log["loss"] for log in trainer.state.log_history if "loss" in log}
+
+
+def copy_run(finished, tmp_path):
+    import shutil
+
+    return shutil.copytree(finished.args.output_dir, tmp_path / "run")
+
+
+def test_resume_equals_no_pause(finished, tokenizer, rows, tmp_path):
+    folder = copy_run(finished, tmp_path)
+    for step in (4, 6):  # as if the run had died after step 3
+        for path in sorted((folder / f"checkpoint-{step}").rglob("*"), reverse=True):
+            path.unlink()
+        (folder / f"checkpoint-{step}").rmdir()
+    trainer = trainer_for(folder, tokenizer, rows)
+    checkpoint = newest_checkpoint(trainer.args)
+    assert checkpoint.endswith("checkpoint-2")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    assert losses(trainer) == losses(finished)
+    for a, b in zip(trainer.model.parameters(), finished.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("damage", ["cut weights", "flip weights", "no optimizer", "no scheduler", "no manifest", "empty"])
+def test_a_broken_checkpoint_is_passed_over_with_a_reason(finished, tmp_path, capsys, damage):
+    folder = copy_run(finished, tmp_path)
+    newest = folder / "checkpoint-6"
+    weights = newest / "model.safetensors"
+    if damage == "cut weights":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "flip weights":
+        data = bytearray(weights.read_bytes())
+        data[-4:] = b"\xff\xff\x7f\x7f"
+        weights.write_bytes(bytes(data))
+    elif damage == "empty":
+        for path in newest.iterdir():
+            path.unlink()
+    else:
+        (newest / {"no optimizer": "optimizer.pt", "no scheduler": "scheduler.pt", "no manifest": "manifest.json"}
+         [damage]).unlink()
+    assert newest_checkpoint(arguments(folder)).endswith("checkpoint-4")
+    assert "checkpoint-6 is not whole" in capsys.readouterr().err
+
+
+def test_changed_settings_are_refused(finished, tmp_path):
+    folder = copy_run(finished, tmp_path)
+    with pytest.raises(InputError, match="learning_rate was 0.01, is 0.005"):
+        newest_checkpoint(arguments(folder, learning_rate=5e-3))
+    with pytest.raises(InputError, match="global_batch_size was 4, is 8"):
+        newest_checkpoint(arguments(folder, per_device_train_batch_size=8))
+    same = arguments(folder, per_device_train_batch_size=2, gradient_accumulation_steps=2, logging_steps=5)
+    assert newest_checkpoint(same).endswith("checkpoint-6")
+
+
+def test_nothing_to_resume_starts_anew(tmp_path, capsys):
+    assert newest_checkpoint(arguments(tmp_path / "none")) is None
+    assert "starting anew" in capsys.readouterr().err
+
+
+def test_output_dir_of_another_run(finished, tmp_path):
+    folder = copy_run(finished, tmp_path)
+    with pytest.raises(InputError, match="holds a run; --resume auto"):
+        check_output_dir(str(folder), resume=None, overwrite=False)
+    check_output_dir(str(folder), resume="auto", overwrite=False)
+    check_output_dir(str(folder), resume=None, overwrite=True)
+    clear_output_dir(str(folder), overwrite=True)
+    assert not folder.exists()
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("mine")
+    with pytest.raises(InputError, match="no training run"):
+        check_output_dir(str(tmp_path / "thesis"), resume=None, overwrite=True)
+    clear_output_dir(str(tmp_path / "thesis"), overwrite=True)
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "mine"
+
+
+class TermAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_saves_whole_checkpoint_and_resume_is_exact(finished, tokenizer, rows, tmp_path):
+    trainer = trainer_for(tmp_path / "run", tokenizer, rows, callbacks=[TermAt(2)])
+    previous = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop:
+        trainer.train()
+    assert stop.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == previous
+    again = trainer_for(tmp_path / "run", tokenizer, rows)
+    checkpoint = newest_checkpoint(again.args)
+    assert checkpoint.endswith("checkpoint-3")
+    again.train(resume_from_checkpoint=checkpoint)
+    assert losses(again) == losses(finished)
+
+
+def test_manifest_lists_every_file(finished):
+    folder = finished.args.output_dir + "/checkpoint-6"
+    files = json.load(open(folder + "/manifest.json"))["files"]
+    assert set(files) == set(os.listdir(folder)) - {"manifest.json"}
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= set(files)
