@@ -1,18 +1,20 @@
 """YAML files and flags -> one argument object, strictly, before anything heavy is imported."""
 
+import contextlib
 import difflib
 import importlib.util
 import os
 import socket
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from hfscale.options import Option, convert, convert_text, dataclass_options, describe, training_options
+from hfscale.options import Option, choices, convert, convert_text, dataclass_options, describe, training_options
 
 # Names that older releases and other tools use, and what they are called here.
 RENAMED = {
@@ -36,8 +38,8 @@ class InputError(ValueError):
 
 
 @dataclass
-class DataArguments:
-    """Where text comes from and how it becomes rows."""
+class SourceArguments:
+    """Where text comes from."""
 
     source: list[str] = field(default_factory=lambda: ["embedded:python-docs"], metadata={
         "help": "embedded:python-docs, embedded:python-code, a file, folder, glob, saved data set or Hub id"})
@@ -45,6 +47,12 @@ class DataArguments:
     text_column: str = field(default="text", metadata={"help": "column that holds the text"})
     sample_by: Literal["document", "paragraph", "line"] = field(default="document", metadata={
         "help": "what one document of a .txt or .md file is"})
+
+
+@dataclass
+class DataArguments(SourceArguments):
+    """Where text comes from and how it becomes rows."""
+
     split_by: Literal["document", "position"] = field(default="document", metadata={
         "help": "validation part: documents drawn at random, or the last part of the text"})
     validation_fraction: float = field(default=0.05, metadata={"help": "share of documents, or of characters"})
@@ -132,15 +140,16 @@ def _check(place: str, shown: str, name: str, value: Any, options: dict[str, Opt
     if name in REFUSED and name in options:
         raise InputError(f"{place}: {shown} is not taken: {REFUSED[name]}")
     if name not in options:
-        near = RENAMED.get(name) or next(iter(difflib.get_close_matches(name, options, 1, 0.6)), None)
+        near = next(iter(difflib.get_close_matches(name, options, 1, 0.6)), None)
+        if RENAMED.get(name, "").split(" ")[0] in options:
+            near = RENAMED[name]
         hint = f"did you mean {near}?" if near else "--help lists the names"
         raise InputError(f"{place}: unknown name {shown}; {hint}")
     try:
         return converter(value, options[name].type)
     except ValueError as error:
         got = " ".join(value) if converter is convert_text else value
-        words = describe(options[name].type).replace("one of", "").replace(",", "").split()
-        near = difflib.get_close_matches(str(got), words, 1)
+        near = difflib.get_close_matches(str(got), choices(options[name].type), 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"{place}: {shown}: got {got!r}, {error}{hint}") from None
 
@@ -200,12 +209,17 @@ def _help_text(recipe: Path, options: dict[str, Option], upstream: dict[str, Opt
 
 def hub_reachable(timeout_seconds: float = 1.0) -> bool:
     """Whether the Hub answers a TCP connection within the limit."""
-    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    try:
-        socket.create_connection((url.hostname, url.port or 443), timeout_seconds).close()
-        return True
-    except OSError:
-        return False
+    url, answers = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")), []
+
+    def ask() -> None:
+        with contextlib.suppress(OSError):
+            socket.create_connection((url.hostname, url.port or 443), timeout_seconds).close()
+            answers.append(True)
+
+    thread = threading.Thread(target=ask, daemon=True)  # the look-up of the name has no limit of its own
+    thread.start()
+    thread.join(timeout_seconds)
+    return bool(answers)
 
 
 def go_offline_if_unreachable() -> None:
@@ -225,12 +239,19 @@ def is_main_rank() -> bool:
 
 def run(main: Callable[[], Any]) -> None:
     """Entry of every script: an `InputError` becomes one line on stderr and exit status 2."""
+    status = 0
     try:
         main()
     except InputError as error:
+        status = 2
         if is_main_rank():
             print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    except SystemExit as stop:
+        status = stop.code
+    torch = sys.modules.get("torch")
+    if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # gloo's threads else now and then abort an exit that went well
+    raise SystemExit(status)
 
 
 def write_text(path: str | Path, text: str) -> None:

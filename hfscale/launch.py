@@ -26,9 +26,7 @@ FLAGS = {  # name: (type, help)
 def launch(recipe: Path, argv: list[str]) -> int:
     """Run a script through accelerate's launcher; returns 0 or the exit status of the first rank that failed.
 
-    Raises:
-        InputError: wrong arguments, or a launch that cannot work here; nothing has been started.
-        SystemExit: status 0 after `--help`.
+    Raises InputError before anything is started; SystemExit with status 0 after `--help`.
     """
     flags, recipe_args = split_flags(argv)
     use_cpu = check_recipe_args(recipe, recipe_args).get("use_cpu", False)
@@ -80,11 +78,9 @@ def pick_config(gpus: int, processes: int | None, trains: bool) -> str:
 
 def accelerate_command(recipe: Path, recipe_args: list[str], flags: dict, use_cpu: bool, gpus: int, threads: int
                        ) -> tuple[list[str], dict[str, str]]:
-    """The words after `accelerate launch` and the environment variables to add, on a machine with `gpus` GPUs and
-    `threads` usable CPU threads.
+    """The words after `accelerate launch`, and environment variables, for a machine with `gpus` and CPU `threads`.
 
-    Raises:
-        InputError: the launch cannot work there.
+    Raises InputError when the launch cannot work there.
     """
     name, trains = flags.get("accelerate"), _takes_use_cpu(recipe)
     if name is None:
@@ -94,18 +90,17 @@ def accelerate_command(recipe: Path, recipe_args: list[str], flags: dict, use_cp
     config = _load_config(find_accelerate_config(name))
     on_cpu = use_cpu or config.use_cpu
     many = config.distributed_type.value not in ("NO", "MULTI_CPU")  # for these accelerate starts one process
-    total, local = _count_processes(name, config, flags, many, 0 if on_cpu else gpus)
+    total, local = _count_processes(name, config, flags, many, 0 if on_cpu else max(1, gpus))
     if not on_cpu and local > gpus:
         cure = "lower --num_processes" if gpus else "add --use_cpu" if trains else "take --accelerate cpu"
         raise InputError(f"--accelerate {name}: needs {local} GPU(s) on this machine, which has {gpus}; {cure}")
-    words = ["--config_file", str(find_accelerate_config(name))] + (["--num_processes", str(total)] if many else [])
-    if on_cpu and not config.use_cpu and not many:
-        words.append("--cpu")  # only here: a config for several processes would start a single one
+    # --cpu only where one process is meant: with a config for several, accelerate would start a single one.
+    words = ["--num_processes", str(total)] if many else ["--cpu"] if on_cpu and not config.use_cpu else []
     words += [w for flag in flags if flag in list(FLAGS)[2:] for w in (f"--{flag}", str(flags[flag]))]
     # Without the script's own flag each rank would train alone, on all of the data.
     extra = ["--use_cpu", "true"] if on_cpu and trains and not use_cpu else []
     env = {"OMP_NUM_THREADS": str(max(1, threads // local))} if on_cpu and "OMP_NUM_THREADS" not in os.environ else {}
-    return [*words, str(recipe), *recipe_args, *extra], env
+    return ["--config_file", str(find_accelerate_config(name)), *words, str(recipe), *recipe_args, *extra], env
 
 
 def _takes_use_cpu(recipe: Path) -> bool:
@@ -135,16 +130,17 @@ def _load_config(path: Path):
     return config
 
 
-def _count_processes(name: str, config, flags: dict, many: bool, gpus: int) -> tuple[int, int]:
-    """(in all, on this machine)"""
+def _count_processes(name: str, config, flags: dict, many: bool, per_machine: int) -> tuple[int, int]:
+    """(in all, on this machine); `per_machine` where neither flag nor config says."""
     machines = flags.get("num_machines", config.num_machines)
     total = flags.get("num_processes", config.num_processes)
-    total = max(1, gpus) * machines if total == -1 else total  # accelerate's word for not given
-    if not isinstance(total, int) or total < 1 or total % machines:
-        raise InputError(f"--accelerate {name}: num_processes {total} is not a multiple of num_machines {machines}")
+    total = per_machine * machines if total == -1 else total  # accelerate's word for not given
+    if not isinstance(total, int) or machines < 1 or total < 1 or total % machines:
+        raise InputError(f"--accelerate {name}: num_processes is {total or 'not given'}; expected a whole number, "
+                         f"1 or more and the same on each machine (num_machines is {machines})")
     if total > 1 and not many:
         raise InputError(f"--accelerate {name}: means one process, not {total}; take cpu_2proc or ddp")
-    if machines > 1 and (missing := [f"--{flag}" for flag in list(FLAGS)[3:] if flag not in flags]):
+    if machines > 1 and (missing := [f"--{f}" for f in list(FLAGS)[3:] if f not in flags and not getattr(config, f)]):
         raise InputError(f"--num_machines {machines}: also needs {' '.join(missing)}")
     return total, total // machines
 

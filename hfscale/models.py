@@ -1,6 +1,7 @@
 """A model from random weights, or loaded from a folder or the Hub."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import nn
@@ -10,25 +11,28 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unse
 
 from hfscale.config import InputError
 
+# What GPT-2's own configuration has otherwise: the same GELU, but in one kernel, and no dropout, since pretraining
+# seldom repeats its text.
+DEFAULTS = {"activation_function": "gelu_pytorch_tanh", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
 
 def new_model(tokenizer: PreTrainedTokenizerBase, **architecture: int | float | str) -> GPT2LMHeadModel:
-    """GPT-2 with random weights for this tokenizer's vocabulary; `architecture` are `GPT2Config` arguments.
+    """GPT-2 with random weights for this tokenizer's vocabulary; `architecture` are `GPT2Config` arguments
+    (see `DEFAULTS`).
 
     Raises:
         InputError: a size below 1, a width that the heads do not divide, a dropout outside [0, 1).
     """
-    sizes = {name: architecture[name] for name in ("n_layer", "n_head", "n_embd", "n_positions")}
-    for name, value in sizes.items():
-        if value < 1:
-            raise InputError(f"{name}: got {value}, expected at least 1")
-    if sizes["n_embd"] % sizes["n_head"]:
-        raise InputError(f"n_embd {sizes['n_embd']} is not a multiple of n_head {sizes['n_head']}")
     for name, value in architecture.items():
+        if name.startswith("n_") and value < 1:
+            raise InputError(f"{name}: got {value}, expected at least 1")
         if name.endswith("_pdrop") and not 0 <= value < 1:
             raise InputError(f"{name}: got {value}, expected a number from 0 to below 1")
+    if architecture["n_embd"] % architecture["n_head"]:
+        raise InputError(f"n_embd {architecture['n_embd']} is not a multiple of n_head {architecture['n_head']}")
     return GPT2LMHeadModel(GPT2Config(
         vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, **architecture))
+        pad_token_id=tokenizer.pad_token_id, **(DEFAULTS | architecture)))
 
 
 def load_model(name: str, **kwargs) -> PreTrainedModel:
@@ -76,8 +80,25 @@ def fuse_gelu(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def context_limit(model: PreTrainedModel) -> int | None:
+    """Most tokens that the model reads at once; None: its configuration states no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def check_token_ids(model: PreTrainedModel, ids: Iterable[int], place: str) -> None:
+    """Raise InputError, beginning with `place`, if an id is outside the model's vocabulary."""
+    largest, size = max(ids, default=0), model.config.get_text_config().vocab_size
+    if largest >= size:
+        raise InputError(f"{place}: token id {largest} is outside the model's vocabulary of {size}; use the tokenizer "
+                         "that the model was trained with")
+
+
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
-    """Parameters, tied ones once; and without token and position embeddings."""
-    embeddings = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding))
-    total = sum(p.numel() for p in model.parameters())
+    """Parameters, tied ones once, whole ones under ZeRO-3; and without token and position embeddings."""
+    embeddings = sum(_size(m.weight) for m in model.modules() if isinstance(m, nn.Embedding))
+    total = sum(_size(p) for p in model.parameters())
     return {"parameters": total, "parameters_without_embeddings": total - embeddings}
+
+
+def _size(parameter: nn.Parameter) -> int:
+    return getattr(parameter, "ds_numel", parameter.numel())

@@ -90,6 +90,11 @@ def describe(annotation: Any) -> str:
     return " or ".join(words)
 
 
+def choices(annotation: Any) -> list[str]:
+    """The values of its `Literal`."""
+    return [str(v) for m in _members(annotation) if get_origin(m) is Literal for v in get_args(m)]
+
+
 def _accepts(annotation: Any, kind: type) -> bool:
     return any(member is kind or get_origin(member) is kind for member in _members(annotation))
 

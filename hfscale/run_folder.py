@@ -1,25 +1,19 @@
-"""The run folder: who may write into it, whole checkpoints, and the record `run.json` of what was done."""
+"""The run folder: who may write into it, whole checkpoints, and how a run stops and goes on."""
 
 import hashlib
 import json
 import os
-import platform
-import shlex
 import shutil
 import signal
 import sys
-from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
-from hfscale import __version__
 from hfscale.config import InputError, is_main_rank, write_text
-from hfscale.models import count_parameters
 
 MANIFEST = "manifest.json"
 # What may change between a run and its continuation: everything else would be silently ignored or mix two runs.
@@ -158,63 +152,3 @@ class StopOnSignal(TrainerCallback):
                 print(f"stopped by SIGTERM after step {state.global_step}; a checkpoint is saved, "
                       "--resume auto goes on", file=sys.stderr)
             raise SystemExit(128 + signal.SIGTERM)
-
-
-def write_run(trainer: Trainer, recipe: str, args: Any, *, argv: list[str] | None, data: dict[str, Any],
-             samples: list[dict[str, str]], metrics: dict[str, float]) -> None:
-    """Write the model card and, last, `run.json` into `output_dir`; called by rank 0 after `trainer.save_model()`."""
-    folder = Path(trainer.args.output_dir)
-    record = {
-        "schema_version": 1, "recipe": Path(recipe).stem,
-        "command": shlex.join([Path(recipe).name, *(sys.argv[1:] if argv is None else argv)]),
-        "config": {k: v for k, v in asdict(args).items() if k != "training"} | trainer.args.to_dict(),
-        "data": data, "model": _describe_model(trainer), "hardware": describe_hardware(trainer),
-        "versions": versions(), "train": _describe_training(trainer), "metrics": metrics, "samples": samples,
-    }
-    write_text(folder / "README.md", _model_card(record))
-    write_text(folder / "run.json", json.dumps(record, indent=2, default=str) + "\n")  # last: a run with it is done
-
-
-def _describe_model(trainer: Trainer) -> dict[str, Any]:
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    return {"architecture": type(model).__name__, **count_parameters(model)}
-
-
-def describe_hardware(trainer: Trainer) -> dict[str, Any]:
-    """Device, number of processes and how they work together."""
-    device = trainer.args.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"device": device.type, "device_name": name, "cpu_cores": os.cpu_count(),
-            "world_size": trainer.args.world_size, "distributed_type": str(trainer.accelerator.distributed_type.value)}
-
-
-def versions() -> dict[str, str | None]:
-    """Of Python, hfscale and the libraries that decide the numbers."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "hfscale": __version__}
-    for name in ("torch", "transformers", "accelerate", "datasets", "tokenizers", "deepspeed", "peft"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def _describe_training(trainer: Trainer) -> dict[str, Any]:
-    state = trainer.state
-    seconds = next((log["train_runtime"] for log in reversed(state.log_history) if "train_runtime" in log), None)
-    tokens = int(state.num_input_tokens_seen)
-    return {"tokens": tokens, "steps": state.global_step, "seconds": seconds,
-            "tokens_per_second": tokens / seconds if seconds else None, "flops": state.total_flos, "mfu": None}
-
-
-def _model_card(record: dict[str, Any]) -> str:
-    numbers = "\n".join(f"| {name} | {value:.6g} |" for name, value in record["metrics"].items()
-                        if isinstance(value, int | float))
-    shown = "\n\n".join(f"```text\n{s['prompt']}{s['completion']}\n```" for s in record["samples"])
-    name, model = Path(record["config"]["output_dir"]).name, record["model"]
-    return (f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [hfscale]\n---\n\n# {name}\n\n"
-            f"{model['architecture']} with {model['parameters']:,} parameters, made by hfscale's recipe "
-            f"`{record['recipe']}` on {', '.join(record['data']['source'])}.\n\n"
-            f"```python\nfrom transformers import pipeline\n\npipeline(\"text-generation\", model=\"{name}\")\n```\n\n"
-            f"## Held-out text\n\n| metric | value |\n|---|---|\n{numbers}\n\n## Samples\n\n{shown}\n\n"
-            f"## How it was made\n\n`{record['command']}`; every setting is in `run.json`.\n")

@@ -1,5 +1,6 @@
 """`transformers.Trainer` with exact losses, and the arguments it gets on the machine at hand."""
 
+import contextlib
 import math
 import os
 from pathlib import Path
@@ -18,6 +19,10 @@ from hfscale.data.packing import IGNORED
 from hfscale.run_folder import CheckpointManifest, StopOnSignal
 
 BF16_MIN_WIDTH = 256  # below it, casting costs more than bf16 matrix units save (measured on a CPU with AMX)
+METRICS = ("eval_loss", "eval_perplexity", "eval_bits_per_byte")  # the lower, the better
+# Upstream takes zero or less for these, and then trains on nothing, never saves or stops halfway.
+POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+            "num_train_epochs", "save_steps", "eval_steps")
 
 
 def training_arguments(values: dict[str, Any], *, width: int) -> TrainingArguments:
@@ -29,7 +34,8 @@ def training_arguments(values: dict[str, Any], *, width: int) -> TrainingArgumen
     Raises:
         InputError: what upstream refuses, in one line; fp16 on a CPU, which upstream ignores.
     """
-    values = {"logging_nan_inf_filter": False, "include_num_input_tokens_seen": "all", **values}
+    values = {"logging_nan_inf_filter": False, "include_num_input_tokens_seen": "all", "greater_is_better": False,
+              **values}
     told = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     on_cpu = values.get("use_cpu", told) or not torch.accelerator.is_available()
     if on_cpu and values.get("fp16"):
@@ -39,9 +45,30 @@ def training_arguments(values: dict[str, Any], *, width: int) -> TrainingArgumen
     if on_cpu:
         values = {"use_cpu": True, "dataloader_pin_memory": False, **values}
     try:
-        return TrainingArguments(**values)
+        for name, value in values.items():
+            if name in POSITIVE and value is not None and value <= 0 or (name, value) == ("max_steps", 0):
+                raise ValueError(f"{name}: got {value}, expected more than 0")
+        args = TrainingArguments(**values)
+        _try_out(args)
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"training arguments: {' '.join(str(error).split())}") from None
+    return args
+
+
+def _try_out(args: TrainingArguments) -> None:
+    """Raise ValueError or TypeError for what upstream finds wrong only after the data is prepared, or at the first
+    evaluation: here AdamW and the schedule are made for a single number."""
+    betas, parameter = (args.adam_beta1, args.adam_beta2), torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([parameter], args.learning_rate, betas, args.adam_epsilon, args.weight_decay)
+    get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(1000), 1000, args.lr_scheduler_kwargs)
+    if args.seed < 0:
+        raise ValueError(f"seed: got {args.seed}, expected at least 0")
+    if missing := set(args.report_to) - set(available := get_available_reporting_integrations()):
+        raise ValueError(f"report_to: {missing.pop()} is unknown or not installed; there are {', '.join(available)}, none")
+    if args.metric_for_best_model and f"eval_{args.metric_for_best_model.removeprefix('eval_')}" not in METRICS:
+        raise ValueError(f"metric_for_best_model: got {args.metric_for_best_model!r}, expected {', '.join(METRICS)}")
+    if args.push_to_hub and os.environ.get("HF_HUB_OFFLINE") == "1":
+        raise ValueError("push_to_hub: the Hub is not reachable, or HF_HUB_OFFLINE is set")
 
 
 def has_bf16_units(on_cpu: bool) -> bool:
@@ -68,7 +95,12 @@ class LMTrainer(Trainer):
         base.loss_type = "ForCausalLM"
         self._saved_use_cache = base.config.use_cache
         super().__init__(model=model, args=args, **kwargs)
-        self._check_launch()
+        try:
+            self._check_launch()
+        except InputError:
+            with contextlib.suppress(OSError):  # made by Trainer a moment ago, unless it holds something
+                Path(args.output_dir).rmdir()
+            raise
         self.add_callback(CheckpointManifest())
         self.add_callback(StopOnSignal())
 
@@ -122,7 +154,7 @@ class LMTrainer(Trainer):
         return output
 
     def save_model(self, output_dir=None, _internal_call=False):
-        """Save the configuration as the model came: Trainer switches its `use_cache` off, which would slow generation."""
+        """Save the configuration as the model came; Trainer switches its `use_cache` off to train."""
         config, while_training = self.model.config, self.model.config.use_cache
         config.use_cache = self._saved_use_cache
         super().save_model(output_dir, _internal_call)

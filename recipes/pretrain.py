@@ -20,8 +20,6 @@ class ShapeArguments:
     resid_pdrop: float = field(default=0.0, metadata={"help": "dropout of the residual branches"})
     embd_pdrop: float = field(default=0.0, metadata={"help": "dropout of the embeddings"})
     attn_pdrop: float = field(default=0.0, metadata={"help": "dropout of the attention weights"})
-    activation_function: str = field(default="gelu_pytorch_tanh", metadata={
-        "help": "GPT-2's GELU in one kernel; gelu_new is the same function in pieces, and slower"})
 
 
 @dataclass
@@ -34,20 +32,22 @@ def main(argv: list[str] | None = None) -> None:
 
     from transformers import set_seed
 
-    from hfscale.data.corpus import count_bytes, load_splits
+    from hfscale.data.corpus import load_splits
     from hfscale.data.packing import collate_rows, pack_splits
     from hfscale.data.tokenizer import load_tokenizer
     from hfscale.generation import generate_texts
     from hfscale.models import load_saved_model, new_model
     from hfscale.preview import preview
-    from hfscale.run_folder import check_output_dir, clear_output_dir, newest_checkpoint, write_run
+    from hfscale.run_folder import check_output_dir, clear_output_dir, newest_checkpoint
+    from hfscale.run_record import write_run
     from hfscale.training import LMTrainer, training_arguments
 
-    max_length = args.max_length or args.n_positions
+    max_length = args.n_positions if args.max_length is None else args.max_length
     if max_length > args.n_positions:
         raise InputError(f"max_length {max_length} is beyond the model's n_positions {args.n_positions}")
     training_args = training_arguments(args.training, width=args.n_embd)
-    check_output_dir(training_args.output_dir, resume=args.resume, overwrite=args.overwrite or args.dry_run)
+    if not args.dry_run:
+        check_output_dir(training_args.output_dir, resume=args.resume, overwrite=args.overwrite)
 
     with training_args.main_process_first(desc="preparing the data"):  # the other ranks read its cache
         documents = load_splits(args, seed=training_args.seed)
@@ -59,10 +59,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.dry_run:
         return preview(model, tokenizer, rows, training_args)
     checkpoint = newest_checkpoint(training_args) if args.resume else None
-    clear_output_dir(training_args.output_dir, args.overwrite)
 
     trainer = LMTrainer(model=model, args=training_args, train_dataset=rows["train"],
                         eval_dataset=rows["validation"], data_collator=collate_rows, processing_class=tokenizer)
+    clear_output_dir(training_args.output_dir, args.overwrite)
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
     trainer.save_model()
@@ -71,12 +71,8 @@ def main(argv: list[str] | None = None) -> None:
     if trainer.is_world_process_zero():
         saved = load_saved_model(training_args.output_dir)
         texts = generate_texts(saved, tokenizer, [""], num_return_sequences=3, max_new_tokens=100)[0]
-        data = {"source": args.source, "fingerprint": documents["train"]._fingerprint, "dropped": {},
-                "documents": {name: len(part) for name, part in documents.items()},
-                "bytes": {name: count_bytes(part) for name, part in documents.items()},
-                "tokens": {name: sum(part["num_tokens"]) for name, part in rows.items()}}
-        write_run(trainer, __file__, args, argv=argv, data=data, metrics=metrics,
-                  samples=[{"prompt": "", "completion": text} for text in texts])
+        write_run(trainer, __file__, args, argv, documents, rows, metrics, texts)
+        print(f"model, tokenizer and run.json: {training_args.output_dir}")
 
 
 if __name__ == "__main__":

@@ -6,14 +6,16 @@
 
 from dataclasses import dataclass, field
 
-from hfscale.config import RunArguments, parse_args, run
+from hfscale.config import DataArguments, parse_args, run
 
 
 @dataclass
-class QuickstartArguments(RunArguments):
+class QuickstartArguments(DataArguments):
     model: str = field(default="new", metadata={"help": "new (random weights), a folder, or a Hub id such as gpt2"})
-    source: str = field(default="embedded:python-docs", metadata={"help": "any text: a file, folder or Hub id"})
+    tokenizer: str = field(default="train:4096", metadata={"help": "for a new model: train:<vocab size> or char"})
     max_length: int = field(default=256, metadata={"help": "tokens per row"})
+    overwrite: bool = field(default=False, metadata={"help": "delete an earlier run in output_dir first"})
+    training: dict = field(default_factory=dict)  # every argument of transformers.TrainingArguments
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,39 +23,45 @@ def main(argv: list[str] | None = None) -> None:
 
     from transformers import pipeline, set_seed
 
-    from hfscale.data.corpus import load_documents, split_documents
+    from hfscale.data.corpus import load_splits
     from hfscale.data.packing import collate_rows, pack_splits
-    from hfscale.data.tokenizer import load_tokenizer
+    from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer
     from hfscale.models import load_model, new_model
     from hfscale.run_folder import check_output_dir, clear_output_dir
+    from hfscale.run_record import write_run
     from hfscale.training import LMTrainer, training_arguments
 
-    defaults = {"output_dir": "runs/quickstart", "max_steps": 700, "per_device_train_batch_size": 4,
-                "learning_rate": 1e-3 if args.model == "new" else 5e-5, "warmup_steps": 0.1, "logging_steps": 10,
-                "lr_scheduler_type": "cosine", "save_strategy": "no", "weight_decay": 0.1}
+    new = args.model == "new"
+    defaults = {"output_dir": "runs/quickstart", "max_steps": 700, "learning_rate": 1e-3 if new else 5e-5,
+                "per_device_train_batch_size": 4, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
+                "weight_decay": 0.1, "logging_steps": 50, "save_strategy": "no"}
     training_args = training_arguments(defaults | args.training, width=256)
-    check_output_dir(training_args.output_dir, resume=args.resume, overwrite=args.overwrite)
+    check_output_dir(training_args.output_dir, resume=None, overwrite=args.overwrite)
     set_seed(training_args.seed)
 
-    documents = split_documents(load_documents(args.source), split_by="document", validation_fraction=0.05, seed=0)
-    tokenizer = load_tokenizer("train:4096" if args.model == "new" else args.model, documents["train"])
-    rows = pack_splits(documents, tokenizer, args.max_length)
-    model = (new_model(tokenizer, n_layer=4, n_head=8, n_embd=256, n_positions=args.max_length,
-                       activation_function="gelu_pytorch_tanh") if args.model == "new" else load_model(args.model))
-    clear_output_dir(training_args.output_dir, args.overwrite)
+    documents = load_splits(args, seed=training_args.seed)
+    if new:
+        tokenizer = load_tokenizer(args.tokenizer, documents["train"])
+        model = new_model(tokenizer, n_layer=4, n_head=8, n_embd=256, n_positions=args.max_length)
+    else:
+        model, tokenizer = load_model(args.model), load_pretrained_tokenizer(args.model)
+    # Rows with labels, so that padding need not be masked and EOS stays learnable.
+    rows = pack_splits(documents, tokenizer, args.max_length, args.cross_document_attention, model)
 
     trainer = LMTrainer(model=model, args=training_args, train_dataset=rows["train"],
                         eval_dataset=rows["validation"], data_collator=collate_rows, processing_class=tokenizer)
+    clear_output_dir(training_args.output_dir, args.overwrite)
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()
     trainer.save_model()
 
     generator = pipeline("text-generation", model=training_args.output_dir)  # the folder that was really saved
-    for sample in generator("The", max_new_tokens=args.max_length // 4, num_return_sequences=3, do_sample=True):
-        print("\n--- sample\n" + sample["generated_text"])
-    for name, unit in (("eval_perplexity", "per token"), ("eval_bits_per_byte", "bits per byte")):
-        print(f"held-out text: {name[5:]} {before[name]:,.2f} before training, {after[name]:,.2f} after ({unit})")
+    samples = generator("The", max_new_tokens=args.max_length // 4, num_return_sequences=3, do_sample=True)
+    write_run(trainer, __file__, args, argv, documents, rows, after, [s["generated_text"] for s in samples])
+    print(*(f"\n--- sample\n{sample['generated_text']}" for sample in samples), sep="\n")
+    for name in ("perplexity", "bits_per_byte"):
+        print(f"held-out {name}: {before[f'eval_{name}']:,.2f} before training, {after[f'eval_{name}']:,.2f} after")
     print(f"model and tokenizer: {training_args.output_dir}")
 
 

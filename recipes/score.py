@@ -4,25 +4,20 @@
     hfscale score --model gpt2 --source "books/*.txt" --context 1024 --stride 512 --output_dir runs/score-gpt2
 """
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hfscale.config import InputError, parse_args, run, write_text
+from hfscale.config import InputError, SourceArguments, parse_args, run, write_text
 
 
 @dataclass
-class ScoreArguments:
+class ScoreArguments(SourceArguments):
     model: str = field(default="runs/quickstart", metadata={"help": "folder of a saved model, or a Hub id"})
     source: list[str] | None = field(default=None, metadata={
         "help": "embedded:<name>, file, folder, glob, saved data set, Hub id; default: what the run --model held out"})
     split: str = field(default="train", metadata={"help": "split of a saved or Hub data set"})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of a Hub data set"})
-    text_column: str = field(default="text", metadata={"help": "column that holds the text"})
-    sample_by: Literal["document", "paragraph", "line"] = field(default="document", metadata={
-        "help": "what one document of a .txt or .md file is"})
     context: int | None = field(default=None, metadata={"help": "tokens read at a time; default: the model's limit"})
     stride: int | None = field(default=None, metadata={
         "help": "tokens that each window after the first one scores; default: half the context"})
@@ -45,19 +40,18 @@ def main(argv: list[str] | None = None) -> None:
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    from hfscale.data.corpus import load_documents
+    from hfscale.data.corpus import load_documents, load_held_out, text_fingerprint
     from hfscale.data.tokenizer import load_pretrained_tokenizer
-    from hfscale.evaluation.held_out import load_held_out
     from hfscale.evaluation.perplexity import perplexity_metrics, score_documents
     from hfscale.models import count_parameters, load_model
-    from hfscale.run_folder import versions
+    from hfscale.run_record import versions
 
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available()))
     model = load_model(args.model, dtype=args.dtype).to(state.device)
     tokenizer = load_pretrained_tokenizer(args.model)
     how = {name: getattr(args, name) for name in ("text_column", "sample_by", "split", "dataset_config_name")}
     documents = load_documents(args.source, **how) if args.source else load_held_out(args.model)
-    scores = score_documents(model, tokenizer, texts := documents["text"][:], context=args.context, stride=args.stride,
+    scores = score_documents(model, tokenizer, documents["text"][:], context=args.context, stride=args.stride,
                              batch_size=args.batch_size, progress=True)
     if state.is_main_process:
         metrics, notes = perplexity_metrics(scores, seed=args.seed)
@@ -65,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
                     "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens"}
         record = {"schema_version": 1, "recipe": "score", "config": asdict(args) | settings,
                   "data": {"source": args.source or f"held out by {args.model}",
-                           "fingerprint": hashlib.sha256("\0".join(texts).encode()).hexdigest()},
+                           "fingerprint": text_fingerprint(documents)},
                   "model": {"name": args.model, "architecture": type(model).__name__, **count_parameters(model)},
                   "versions": versions(), "metrics": metrics, "notes": notes}
         output_file.parent.mkdir(parents=True, exist_ok=True)

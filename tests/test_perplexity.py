@@ -59,9 +59,9 @@ def naive_nll(model, tokenizer, text, context, stride):
 def test_equals_one_token_at_a_time(model, tokenizer, context, stride):
     scores = score_documents(model, tokenizer, TEXTS, context=context, stride=stride, batch_size=4)
     expected = [naive_nll(model, tokenizer, text, context, stride) for text in TEXTS]
-    np.testing.assert_allclose(scores.nll, expected, rtol=1e-5)
+    np.testing.assert_allclose(scores.sums[:, 0], expected, rtol=1e-5)
     metrics, _ = perplexity_metrics(scores)
-    assert scores.num_tokens.tolist() == [len(tokenizer(text)["input_ids"]) for text in TEXTS]
+    assert scores.sums[:, 1].tolist() == [len(tokenizer(text)["input_ids"]) for text in TEXTS]
     assert metrics["bytes"] == sum(len(text.encode()) for text in TEXTS) > sum(len(text) for text in TEXTS)
     assert metrics["words"] == sum(len(re.split(r"\s+", text)) for text in TEXTS)
     nll = sum(expected)
@@ -101,14 +101,15 @@ def test_a_model_that_gives_all_logits(model, tokenizer):
 
     plain = Plain(model.config)
     plain.load_state_dict(model.state_dict())
-    expected = score_documents(model, tokenizer, TEXTS, context=8, stride=3).nll
-    np.testing.assert_allclose(score_documents(plain, tokenizer, TEXTS, context=8, stride=3).nll, expected, rtol=1e-6)
+    expected = score_documents(model, tokenizer, TEXTS, context=8, stride=3).sums[:, 0]
+    got = score_documents(plain, tokenizer, TEXTS, context=8, stride=3).sums[:, 0]
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
 def test_logits_are_taken_in_pieces(model, tokenizer, monkeypatch):
-    whole = score_documents(model, tokenizer, TEXTS).nll
+    whole = score_documents(model, tokenizer, TEXTS).sums[:, 0]
     monkeypatch.setattr(perplexity, "LOGITS_AT_ONCE", 3 * len(tokenizer))
-    np.testing.assert_allclose(score_documents(model, tokenizer, TEXTS).nll, whole, rtol=1e-7)
+    np.testing.assert_allclose(score_documents(model, tokenizer, TEXTS).sums[:, 0], whole, rtol=1e-7)
 
 
 def test_uniform_model_by_hand(tokenizer):
@@ -125,8 +126,7 @@ def test_uniform_model_by_hand(tokenizer):
 
 
 def test_aggregate_is_the_token_mean_and_interval_the_ratio_of_sums():
-    scores = DocumentScores(np.array([10.0, 300.0]), np.array([10, 100]), np.array([40, 500]), np.array([8, 90]),
-                            8, 4, "<eos>")
+    scores = DocumentScores(np.array([[10.0, 10, 40, 8], [300.0, 100, 500, 90]]), 8, 4, "<eos>")
     metrics, _ = perplexity_metrics(scores, resamples=2000)
     assert metrics["perplexity"] == pytest.approx(math.exp(310 / 110))
     assert metrics["documents"] == 2 and metrics["tokens"] == 110
@@ -136,8 +136,7 @@ def test_aggregate_is_the_token_mean_and_interval_the_ratio_of_sums():
 
 
 def test_overflow_is_null_with_a_reason():
-    scores = DocumentScores(np.array([2000.0, 2100.0]), np.array([600, 600]), np.array([900, 900]), np.array([1, 1]),
-                            8, 4, "<eos>")
+    scores = DocumentScores(np.array([[2000.0, 600, 900, 1], [2100.0, 600, 900, 1]]), 8, 4, "<eos>")
     metrics, notes = perplexity_metrics(scores)
     assert metrics["word_perplexity"] is None and metrics["word_perplexity_ci95"] is None
     assert "float" in notes["word_perplexity"]
@@ -152,8 +151,8 @@ def test_without_a_prefix_token_the_first_token_is_not_scored(model, tokenizer):
     with torch.no_grad():
         loss = model.eval()(torch.tensor([ids]), labels=torch.tensor([ids])).loss.item()
     assert scores.prefix_token is None
-    assert scores.num_tokens.tolist() == [len(ids) - 1, 0]
-    assert scores.nll.tolist() == pytest.approx([loss * (len(ids) - 1), 0.0], rel=1e-5)
+    assert scores.sums[:, 1].tolist() == [len(ids) - 1, 0]
+    assert scores.sums[:, 0].tolist() == pytest.approx([loss * (len(ids) - 1), 0.0], rel=1e-5)
     metrics, notes = perplexity_metrics(scores)
     assert metrics["bits_per_byte"] is None and "first tokens" in notes["bits_per_byte"]
 
@@ -169,8 +168,8 @@ def test_unknown_tokens_are_counted_and_noted(model):
 
 
 def test_model_is_left_as_found_and_dropout_is_off(model, tokenizer):
-    expected = score_documents(model.eval(), tokenizer, TEXTS[:1]).nll
-    assert (score_documents(model.train(), tokenizer, TEXTS[:1]).nll == expected).all()
+    expected = score_documents(model.eval(), tokenizer, TEXTS[:1]).sums[:, 0]
+    assert (score_documents(model.train(), tokenizer, TEXTS[:1]).sums[:, 0] == expected).all()
     assert model.training
 
 
@@ -196,6 +195,6 @@ def test_non_finite_logits_name_the_document(model, tokenizer):
     only_in_2 = set(tokenizer(TEXTS[2])["input_ids"]) - {i for t in TEXTS[:2] for i in tokenizer(t)["input_ids"]}
     broken.lm_head.weight = torch.nn.Parameter(torch.ones_like(broken.lm_head.weight))  # no longer tied to wte
     broken.transformer.wte.weight.data[min(only_in_2)] = float("nan")
-    assert np.isfinite(score_documents(broken, tokenizer, TEXTS[:2]).nll).all()
+    assert np.isfinite(score_documents(broken, tokenizer, TEXTS[:2]).sums[:, 0]).all()
     with pytest.raises(FloatingPointError, match="document 2"):
         score_documents(broken, tokenizer, TEXTS)

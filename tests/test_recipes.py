@@ -45,7 +45,8 @@ def test_run_folder_holds_what_the_design_promises(finished, text):
     model = AutoModelForCausalLM.from_pretrained(finished)
     assert record["model"]["parameters"] == model.num_parameters()
     assert len(record["samples"]) == 3
-    for name in ("README.md", "trainer_state.json", "model.safetensors", "tokenizer.json", "checkpoint-4/manifest.json"):
+    for name in ("README.md", "trainer_state.json", "model.safetensors", "tokenizer.json",
+                 "checkpoint-4/manifest.json"):
         assert (finished / name).is_file()
     assert "hub_token" not in record["config"] or record["config"]["hub_token"] in (None, "<HUB_TOKEN>")
 
@@ -83,7 +84,7 @@ def test_quickstart_learns_and_prints_where_it_is(tmp_path, text, capsys, monkey
     shown = capsys.readouterr().out
     assert shown.count("--- sample") == 3
     assert "model and tokenizer: runs/quickstart" in shown
-    before, after = (float(shown.split("held-out text: perplexity ")[1].split(word)[0].split()[-1].replace(",", ""))
+    before, after = (float(shown.split("held-out perplexity: ")[1].split(word)[0].split()[-1].replace(",", ""))
                      for word in (" before", " after"))
     assert after < before / 2
     assert (tmp_path / "runs" / "quickstart" / "model.safetensors").is_file()
@@ -91,7 +92,8 @@ def test_quickstart_learns_and_prints_where_it_is(tmp_path, text, capsys, monkey
 
 def test_score_of_a_run_agrees_with_its_evaluation(finished, text, tmp_path):
     """Same text, same weights, two implementations: windows over documents, and packed rows (which add the EOS)."""
-    score.main(["--model", str(finished), "--output_dir", str(tmp_path / "scores"), "--stride", "31", "--context", "31"])
+    score.main(["--model", str(finished), "--output_dir", str(tmp_path / "scores"), "--stride", "31",
+                "--context", "31"])
     scores = json.loads((tmp_path / "scores" / "scores.json").read_text())["metrics"]
     metrics = json.loads((finished / "run.json").read_text())["metrics"]
     assert scores["tokens"] == metrics["eval_tokens"] - 1  # one document, one EOS

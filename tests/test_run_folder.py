@@ -75,7 +75,8 @@ def test_resume_equals_no_pause(finished, tokenizer, rows, tmp_path):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("damage", ["cut weights", "flip weights", "no optimizer", "no scheduler", "no manifest", "empty"])
+@pytest.mark.parametrize("damage", ["cut weights", "flip weights", "no optimizer", "no scheduler", "no manifest",
+                                    "empty"])
 def test_a_broken_checkpoint_is_passed_over_with_a_reason(finished, tmp_path, capsys, damage):
     folder = copy_run(finished, tmp_path)
     newest = folder / "checkpoint-6"

@@ -69,7 +69,7 @@ def test_eval_loss_is_the_token_mean_for_any_batch_size(model, rows, tmp_path, b
 
 @pytest.mark.parametrize("batch_size,accumulation", [(16, 1), (4, 4), (1, 16)])
 def test_gradient_is_that_of_the_token_mean(model, rows, tmp_path, batch_size, accumulation):
-    """One plain SGD step moves the weights by exactly -lr times the exact gradient; the logged loss is the exact one."""
+    """One plain SGD step moves the weights by -lr times the exact gradient; the logged loss is the exact one."""
     some = rows.select(range(16))
     loss = exact_loss(model, some)
     gradient = torch.autograd.grad(loss, model.transformer.wte.weight)[0]

@@ -3,12 +3,15 @@
 import ast
 import glob
 import gzip
+import hashlib
 import io
+import json
 import logging
 import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import datasets
@@ -63,6 +66,24 @@ def load_splits(args: DataArguments, *, seed: int) -> DatasetDict:
     return split_documents(documents, split_by=args.split_by, validation_fraction=args.validation_fraction, seed=seed)
 
 
+def load_held_out(run_folder: str) -> Dataset:
+    """The validation documents of a training run, found again through its run.json.
+
+    Raises:
+        InputError: no run.json that names its data, or the source is no longer the text of that run.
+    """
+    try:
+        record = json.loads(Path(run_folder, "run.json").read_text("utf-8"))
+        args = DataArguments(**{f.name: record["config"][f.name] for f in fields(DataArguments)})
+        seed, num_bytes = record["config"]["seed"], record["data"]["bytes"]["validation"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"--source: missing, and {run_folder} has no run.json that names its validation text") from None
+    documents = load_splits(args, seed=seed)["validation"]
+    if count_bytes(documents) != num_bytes:
+        raise InputError(f"--source: missing, and {', '.join(args.source)} is no longer the text that {run_folder} had")
+    return documents
+
+
 def split_documents(documents: Dataset, *, split_by: str, validation_fraction: float, seed: int) -> DatasetDict:
     """Train and validation parts: documents drawn at random with `seed`, or the last part of the text by characters.
 
@@ -79,6 +100,15 @@ def split_documents(documents: Dataset, *, split_by: str, validation_fraction: f
                          "use --split_by position, --sample_by paragraph or --validation_source")
     parts = documents.train_test_split(test_size=held_out, seed=seed)
     return DatasetDict(train=parts["train"], validation=parts["test"])
+
+
+def text_fingerprint(documents: Dataset) -> str:
+    """SHA-256 over the texts in their order (16 hexadecimal digits): equal text, equal fingerprint."""
+    digest = hashlib.sha256()
+    for batch in documents.iter(1000):
+        for text in batch["text"]:
+            digest.update(text.encode() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def count_bytes(documents: Dataset) -> int:

@@ -1,6 +1,6 @@
 """Documents -> rows of equal length, every token of every document the target of exactly one prediction."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ def collate_rows(rows: list[dict]) -> dict[str, torch.Tensor]:
 def _pack_batch(batch: dict, tokenizer: PreTrainedTokenizerBase, max_length: int,
                 cross_document_attention: bool, vocab_size: int) -> dict[str, np.ndarray]:
     eos = tokenizer.eos_token_id
-    documents = [np.append(ids, eos).astype(np.int32) for ids in _encode(batch["text"], tokenizer)]
+    documents = [np.append(ids, eos).astype(np.int32) for ids in encode_texts(batch["text"], tokenizer)]
     stream = np.concatenate([np.array([eos], np.int32), *documents])
     if stream.max() >= vocab_size:
         raise InputError(f"token id {stream.max()} is outside the vocabulary of {vocab_size}; use the tokenizer that "
@@ -101,7 +101,8 @@ def _positions(index: np.ndarray, inside: np.ndarray, starts: np.ndarray, max_le
     return (column - latest).astype(np.int32)
 
 
-def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """Ids of each text without special tokens."""
     part, size = [], 0
     for text in texts:
         part.append(text)

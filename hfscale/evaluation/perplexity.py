@@ -1,9 +1,8 @@
 """Perplexity, bits per byte and per-word perplexity of a causal language model on documents of any length.
 
 Each document is scored alone, as [prefix, t0, t1, ...] with BOS (else EOS) as prefix, so every token of its text is
-predicted exactly once. A document longer than the context is read through windows: `stride` is how many new tokens a
-window scores, and all the room that is left in it shows the text before them. Sums are per document; only the
-metrics at the end divide.
+predicted exactly once. One longer than the context is read through windows: `stride` is how many new tokens a window
+scores, and the rest of it shows the text before them. Only the metrics at the end divide.
 """
 
 import inspect
@@ -11,7 +10,8 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +20,10 @@ from accelerate.utils import gather_object, tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError
+from hfscale.data.packing import IGNORED, encode_texts
 from hfscale.evaluation.intervals import bootstrap_sums, percentile_interval
+from hfscale.models import check_token_ids, context_limit
 
-DOCUMENTS_AT_ONCE = 1000  # per call of the tokenizer
 LOGITS_AT_ONCE = 2**21  # per log-softmax: its float32 copies (8 MB) stay in the cache; three times faster on a CPU
 NO_PREFIX = "no BOS or EOS in the tokenizer: first tokens are not scored, but their bytes and words would count"
 
@@ -35,19 +36,12 @@ class Window(NamedTuple):
     first: int
     stop: int
 
-    @property
-    def length(self) -> int:
-        return self.stop - 1 - self.start
-
 
 @dataclass(frozen=True)
 class DocumentScores:
-    """What was summed per document (arrays of shape (documents,)) and how."""
+    """What was summed per document, and how."""
 
-    nll: np.ndarray  # nats, float64
-    num_tokens: np.ndarray  # scored tokens
-    num_bytes: np.ndarray  # of the text in UTF-8
-    num_words: np.ndarray  # len(re.split(r"\s+", text)), as lm-eval counts them
+    sums: np.ndarray  # (documents, 4) float64: nll in nats, scored tokens, UTF-8 bytes, words as lm-eval counts them
     context: int
     stride: int
     prefix_token: str | None  # None: the tokenizer has neither BOS nor EOS, and no first token was scored
@@ -57,39 +51,34 @@ class DocumentScores:
 def score_documents(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *,
                     context: int | None = None, stride: int | None = None, batch_size: int = 8,
                     progress: bool = False) -> DocumentScores:
-    """Negative log-likelihood of each text, by rolling windows; the same on every rank, for any batch size and any
-    number of ranks.
+    """Negative log-likelihood of each text; the same on every rank, for any batch size and number of ranks.
 
     Args:
-        texts: one string per document.
         context: most input tokens at a time; default: the model's own limit.
         stride: tokens that each window after the first one scores; default: half the context. `stride == context`
-            gives the disjoint windows of lm-eval's rolling log-likelihood.
-        batch_size: windows per forward pass; a matter of speed and memory only.
+            gives the disjoint windows of lm-eval.
+        batch_size: windows per forward pass.
 
     Raises:
         InputError: a context or stride that the model does not allow, a token id outside its vocabulary, no token.
         FloatingPointError: a log-likelihood is not finite; the message names the document, counted from 0.
     """
-    context, stride = check_windows(model, context, stride)
-    if batch_size < 1:
-        raise InputError(f"batch_size: got {batch_size}, must be at least 1")
-    prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    documents = _encode(model, tokenizer, texts, prefix)
+    context, stride = _check_windows(model, context, stride, batch_size)
+    prefix = tokenizer.bos_token or tokenizer.eos_token
+    before = tokenizer.convert_tokens_to_ids([prefix] if prefix else [])
+    documents = [before + ids for ids in encode_texts(texts, tokenizer)]  # no EOS at the end: it is not in the text
+    check_token_ids(model, chain.from_iterable(documents), f"tokenizer of {len(tokenizer)} tokens")
     windows = [Window(i, *w) for i, ids in enumerate(documents) for w in rolling_windows(len(ids), context, stride)]
     if not windows:
         raise InputError(f"text: {len(texts)} documents hold no token to score; give longer text")
     # Like beside like: little padding, few unscored logits; longest first, so too large a batch_size shows at once.
-    windows.sort(key=lambda window: (-window.length, window.first - window.start))
-    nll = np.zeros(len(texts))
-    for window, value in zip(windows, _score_windows(model, documents, windows, batch_size, progress), strict=True):
-        nll[window.document] += value
-    return DocumentScores(
-        nll=nll, num_tokens=np.array([max(0, len(ids) - 1) for ids in documents]),
-        num_bytes=np.array([len(text.encode("utf-8")) for text in texts]),
-        num_words=np.array([len(re.split(r"\s+", text)) for text in texts]), context=context, stride=stride,
-        prefix_token=None if prefix is None else tokenizer.convert_ids_to_tokens(prefix),
-        unknown_tokens=_count_unknown(documents, tokenizer))
+    windows.sort(key=lambda window: (window.start - window.stop, window.first - window.start))
+    sums = np.array([[0.0, max(0, len(ids) - 1), len(text.encode()), len(re.split(r"\s+", text))]
+                     for ids, text in zip(documents, texts, strict=True)])
+    for window, value in _score_windows(model, documents, windows, batch_size, progress):
+        sums[window.document, 0] += value
+    unknown = {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, tokenizer.eos_token_id}  # GPT-2's is its EOS
+    return DocumentScores(sums, context, stride, prefix, sum(ids.count(i) for i in unknown for ids in documents))
 
 
 def perplexity_metrics(scores: DocumentScores, seed: int = 0, resamples: int = 1000) -> tuple[dict, dict[str, str]]:
@@ -99,40 +88,29 @@ def perplexity_metrics(scores: DocumentScores, seed: int = 0, resamples: int = 1
     perplexity = exp(sum nll / sum tokens), bits_per_byte = sum nll / ln 2 / sum bytes,
     word_perplexity = exp(sum nll / sum words).
     """
-    columns = np.stack([scores.nll, scores.num_tokens, scores.num_bytes, scores.num_words], axis=1)
-    total = columns.sum(axis=0)
-    metrics: dict[str, Any] = {}
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        values, resampled = _ratios(total), _ratios(bootstrap_sums(columns, resamples, seed).T)
-        for name, value in values.items():
-            interval = percentile_interval(resampled[name])
-            metrics[name] = float(value) if np.isfinite(value) else None
-            metrics[f"{name}_ci95"] = interval if np.isfinite(interval).all() else None
-    notes = {key: "larger than a float can hold" for key, value in metrics.items() if value is None}
-    if len(columns) == 1:
-        notes |= dict.fromkeys([f"{name}_ci95" for name in values], "one document: nothing to resample")
+    total, resampled, metrics = scores.sums.sum(axis=0), bootstrap_sums(scores.sums, resamples, seed), {}
+    nll, tokens, num_bytes, words = np.vstack([total, resampled]).T
+    with np.errstate(all="ignore"):
+        ratios = {"perplexity": np.exp(nll / tokens), "bits_per_byte": nll / np.log(2) / num_bytes,
+                  "word_perplexity": np.exp(nll / words)}
+        for name, values in ratios.items():
+            metrics |= {name: float(values[0]), f"{name}_ci95": percentile_interval(values[1:])}
+    notes = {key: "larger than a float can hold" for key, value in metrics.items() if not np.isfinite(value).all()}
+    if len(scores.sums) == 1:
+        notes |= {f"{name}_ci95": "one document: nothing to resample" for name in ratios}
     if scores.prefix_token is None:
-        notes |= dict.fromkeys([key for key in metrics if not key.startswith("perplexity")], NO_PREFIX)
+        notes |= {key: NO_PREFIX for key in metrics if not key.startswith("perplexity")}
     metrics |= dict.fromkeys(notes)
     if scores.unknown_tokens:
         notes["unknown_tokens"] = "which text they stand for is not scored: the values leave it out"
-    counts = dict(zip(("tokens", "bytes", "words"), total[1:].astype(int).tolist(), strict=True))
-    return metrics | {"documents": len(columns)} | counts | {"unknown_tokens": scores.unknown_tokens}, notes
-
-
-def _ratios(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """The metrics of sums over documents; rows of `sums` are nll, tokens, bytes and words."""
-    nll, tokens, num_bytes, words = sums
-    return {"perplexity": np.exp(nll / tokens), "bits_per_byte": nll / math.log(2) / num_bytes,
-            "word_perplexity": np.exp(nll / words)}
+    counts = {"documents": len(scores.sums), "tokens": int(tokens[0]), "bytes": int(num_bytes[0]),
+              "words": int(words[0]), "unknown_tokens": scores.unknown_tokens}
+    return metrics | counts, notes
 
 
 def rolling_windows(num_ids: int, context: int, stride: int) -> list[tuple[int, int, int]]:
-    """(start, first, stop) of each window over a document of `num_ids` ids, prefix included (see `Window`).
-
-    The first window scores up to `context` ids, each later one up to `stride`, and reads as many of the ids before
-    its last as fit into `context`.
-    """
+    """(start, first, stop) of each window over a document of `num_ids` ids, prefix included (see `Window`): the first
+    scores up to `context` ids, a later one up to `stride`; it reads as many ids before its last as fit."""
     windows, first = [], 1
     while first < num_ids:
         stop = min(first + (context if first == 1 else stride), num_ids)
@@ -141,91 +119,55 @@ def rolling_windows(num_ids: int, context: int, stride: int) -> list[tuple[int, 
     return windows
 
 
-def check_windows(model: PreTrainedModel, context: int | None, stride: int | None) -> tuple[int, int]:
-    """The context and stride to use.
-
-    Raises:
-        InputError: they are not 1 <= stride <= context <= the model's limit.
-    """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def _check_windows(model: PreTrainedModel, context: int | None, stride: int | None,
+                   batch_size: int) -> tuple[int, int]:
+    """The context and stride to use: 1 <= stride <= context <= the model's limit."""
+    limit = context_limit(model)
     context = limit if context is None else context
     if context is None:
         raise InputError("context: the model states no limit of its own; set context")
-    if not 1 <= context <= (limit or context):
-        raise InputError(f"context: got {context}, the model reads 1 to {limit} tokens; lower context")
     stride = max(1, context // 2) if stride is None else stride
-    if not 1 <= stride <= context:
-        raise InputError(f"stride: got {stride}, allowed are 1 to the context of {context}; lower stride")
+    for name, value, most in (("context", context, limit), ("stride", stride, context), ("batch_size", batch_size, 0)):
+        if value < 1 or most and value > most:
+            raise InputError(f"{name}: got {value}, expected {f'1 to {most}' if most else 'at least 1'}")
     return context, stride
 
 
-def _encode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str],
-            prefix: int | None) -> list[torch.Tensor]:
-    """Ids of each document with the prefix before them; no EOS at the end: it is not part of the text."""
-    before = [] if prefix is None else [prefix]
-    documents = []
-    for start in range(0, len(texts), DOCUMENTS_AT_ONCE):
-        encoded = tokenizer(list(texts[start : start + DOCUMENTS_AT_ONCE]), add_special_tokens=False, verbose=False)
-        documents += [torch.tensor(before + ids, dtype=torch.long) for ids in encoded["input_ids"]]
-    largest = max((int(ids.max()) for ids in documents if len(ids)), default=0)
-    size = model.config.get_text_config().vocab_size
-    if largest >= size:
-        raise InputError(f"tokenizer: token id {largest} (it has {len(tokenizer)} tokens) is outside the model's "
-                         f"vocabulary of {size}; use the tokenizer that the model was trained with")
-    return documents
-
-
-def _count_unknown(documents: list[torch.Tensor], tokenizer: PreTrainedTokenizerBase) -> int:
-    unknown = tokenizer.unk_token_id
-    if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id):  # as in GPT-2: a name only
-        return 0
-    return sum(int((ids == unknown).sum()) for ids in documents)
-
-
-def _score_windows(model: PreTrainedModel, documents: list[torch.Tensor], windows: list[Window], batch_size: int,
-                   progress: bool) -> list[float]:
-    """Summed nll of each window, in order, on all ranks. Every n-th batch is a rank's: equal work, and the batches do
-    not depend on the number of ranks, so neither do the sums."""
-    state = PartialState()
+def _score_windows(model: PreTrainedModel, documents: list[list[int]], windows: list[Window], batch_size: int,
+                   progress: bool) -> list[tuple[Window, float]]:
+    """Each window's summed nll, on all ranks; every n-th batch is a rank's. Neither batches nor order depend on the
+    number of ranks, so the documents' sums do not."""
+    state, found, was_training = PartialState(), [], model.training
     batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
-    mine = range(state.process_index, len(batches), state.num_processes)
-    was_training = model.training
+    mine = batches[state.process_index :: state.num_processes]
     model.eval()
-    try:
-        shown = tqdm(mine, desc="scoring", unit="batch", disable=not progress)
-        found = [(i, _batch_nll(model, documents, batches[i])) for i in shown]
-    finally:
-        model.train(was_training)
-    by_batch = dict(gather_object(found))
-    return [value for i in range(len(batches)) for value in by_batch[i]]
+    for batch in tqdm(mine, desc="scoring", unit="batch", disable=not progress):
+        found += zip(batch, _batch_nll(model, documents, batch), strict=True)
+    model.train(was_training)
+    return sorted(gather_object(found))
 
 
 @torch.inference_mode()
-def _batch_nll(model: PreTrainedModel, documents: list[torch.Tensor], batch: list[Window]) -> list[float]:
-    """Summed nll of each window of a batch, in nats.
-
-    Rows are padded on the right and no mask is given: attention is causal, so what stands after a row's last token
-    cannot reach a scored position; positions count from 0 in every row.
-    """
-    length = max(window.length for window in batch)
+def _batch_nll(model: PreTrainedModel, documents: list[list[int]], batch: list[Window]) -> list[float]:
+    """Summed nll of each window of a batch, in nats. Rows are padded on the right without a mask: attention is
+    causal, so what stands after a row's last token cannot reach a scored position."""
+    length = max(window.stop - 1 - window.start for window in batch)
     input_ids = torch.zeros(len(batch), length, dtype=torch.long)  # id 0 as padding: every vocabulary has it
-    for row, window in zip(input_ids, batch, strict=True):
-        row[: window.length] = documents[window.document][window.start : window.stop - 1]
-    skipped = min(window.first - 1 - window.start for window in batch)  # leading positions that no row scores
-    kept = length - skipped
-    takes_kept = "logits_to_keep" in inspect.signature(model.forward).parameters
-    logits = model(input_ids=input_ids.to(model.device), use_cache=False,
-                   **({"logits_to_keep": kept} if takes_kept else {})).logits[:, -kept:]
-    nll, at_once = [], max(1, LOGITS_AT_ONCE // logits.shape[-1])
-    for row, window in zip(logits, batch, strict=True):
-        offset = window.first - 1 - window.start - skipped
-        targets = documents[window.document][window.first : window.stop].to(row.device)
-        pieces = zip(row[offset : offset + len(targets)].split(at_once), targets.split(at_once), strict=True)
-        nll += [torch.nn.functional.cross_entropy(piece.float(), ids, reduction="none") for piece, ids in pieces]
-    per_window = torch.cat(nll).cpu().double().split([window.stop - window.first for window in batch])
-    values = [part.sum().item() for part in per_window]
+    labels = torch.full_like(input_ids, IGNORED)  # column i holds the target of position i
+    for row, (document, start, first, stop) in enumerate(batch):
+        ids = torch.tensor(documents[document][start:stop])
+        input_ids[row, : len(ids) - 1] = ids[:-1]
+        labels[row, first - 1 - start : len(ids) - 1] = ids[first - start :]
+    kept = length - min(window.first - 1 - window.start for window in batch)  # the positions before are not scored
+    extra = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    logits = model(input_ids=input_ids.to(model.device), use_cache=False, **extra).logits[:, -kept:]
+    rows, targets = logits.flatten(0, 1), labels[:, -kept:].flatten().to(logits.device)
+    at_once = max(1, LOGITS_AT_ONCE // logits.shape[-1])
+    nll = [torch.nn.functional.cross_entropy(part.float(), ids, reduction="none")  # 0 where ignored
+           for part, ids in zip(rows.split(at_once), targets.split(at_once), strict=True)]
+    values = torch.cat(nll).cpu().double().view(len(batch), kept).sum(dim=1).tolist()
     for value, window in zip(values, batch, strict=True):
         if not math.isfinite(value):
-            raise FloatingPointError(f"document {window.document}: log-likelihood {value} among its tokens "
-                                     f"{window.first} to {window.stop - 1}; the model's logits are not finite")
+            raise FloatingPointError(f"document {window.document}: the log-likelihood of its tokens {window.first} to "
+                                     f"{window.stop - 1} is {value}")
     return values

@@ -1,0 +1,102 @@
+"""`run.json` and the model card: what was done, with which text, on what, and how well it went."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import DatasetDict
+from transformers import Trainer
+
+from hfscale import __version__
+from hfscale.config import write_text
+from hfscale.data.corpus import text_fingerprint
+from hfscale.models import count_parameters
+
+LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "deepspeed", "peft")
+
+
+def write_run(trainer: Trainer, recipe: str, args: Any, argv: list[str] | None, documents: DatasetDict,
+              rows: DatasetDict, metrics: dict[str, float], samples: list[str]) -> None:
+    """Write the model card and, last, `run.json` into `output_dir`; for rank 0, after `trainer.save_model()`."""
+    folder, state, device = Path(trainer.args.output_dir), trainer.state, trainer.args.device
+    model, tokens = trainer.accelerator.unwrap_model(trainer.model), int(state.num_input_tokens_seen)
+    seconds = next((log["train_runtime"] for log in reversed(state.log_history) if "train_runtime" in log), None)
+    record = {
+        "schema_version": 1, "recipe": Path(recipe).stem,
+        "command": shlex.join([Path(recipe).name, *(sys.argv[1:] if argv is None else argv)]),
+        "config": {k: v for k, v in asdict(args).items() if k != "training"} | trainer.args.to_dict(),
+        "data": {"source": args.source, "fingerprint": text_fingerprint(documents["train"]), "dropped": {},
+                 "documents": {name: len(part) for name, part in documents.items()},
+                 "bytes": {name: sum(part["num_bytes"]) for name, part in rows.items()},
+                 "tokens": {name: sum(part["num_tokens"]) for name, part in rows.items()}},
+        "model": {"architecture": type(model).__name__.removeprefix("FSDP"), **count_parameters(model)},
+        "hardware": {"device": device.type, "device_name": _device_name(device), "cpu_cores": os.cpu_count(),
+                     "world_size": trainer.args.world_size,
+                     "distributed_type": trainer.accelerator.distributed_type.value},
+        "versions": versions(),
+        "train": {"tokens": tokens, "steps": state.global_step, "seconds": seconds,
+                  "tokens_per_second": tokens / seconds if seconds else None, "flops": state.total_flos, "mfu": None},
+        "metrics": metrics, "samples": samples,
+    }
+    write_text(folder / "README.md", _model_card(record))
+    write_text(folder / "run.json", json.dumps(record, indent=2, default=str) + "\n")  # last: a run with it is done
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python, hfscale and the libraries that decide the numbers; None: not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "hfscale": __version__}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _model_card(record: dict[str, Any]) -> str:
+    numbers = "\n".join(f"| {name} | {value:.6g} |" for name, value in record["metrics"].items()
+                        if isinstance(value, int | float))
+    samples = "\n\n".join(f"```text\n{text}\n```" for text in record["samples"])
+    name, model = Path(record["config"]["output_dir"]).name, record["model"]
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [hfscale]
+---
+
+# {name}
+
+{model["architecture"]} with {model["parameters"]:,} parameters, made by hfscale's recipe `{record["recipe"]}` on
+{", ".join(record["data"]["source"])}.
+
+```python
+from transformers import pipeline
+
+pipeline("text-generation", model="{name}")
+```
+
+## Held-out text
+
+| metric | value |
+|---|---|
+{numbers}
+
+## Samples
+
+{samples}
+
+## How it was made
+
+`{record["command"]}`; every setting is in `run.json`.
+"""

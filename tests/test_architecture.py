@@ -1,0 +1,169 @@
+"""The house stays easy to see: who may import whom, what stays light, how long things may grow."""
+
+import ast
+import importlib.metadata
+import io
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted((ROOT / "hfscale").rglob("*.py"))
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+HEAVY = ("torch", "transformers", "datasets", "accelerate", "evaluate", "deepspeed", "peft", "numpy")
+# Imported before the arguments are checked, by the command, or on machines that only plan or draw.
+LIGHT = ("__init__", "config", "options", "cli", "launch", "scaling")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(tree: ast.AST) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "absolute imports only"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
+def lines_of_code(path: Path) -> int:
+    """Lines that hold code: no blank lines, comments or docstrings."""
+    lines: set[int] = set()
+    layout = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text("utf-8")).readline):
+        if token.type not in layout:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            lines -= set(range(node.lineno, node.end_lineno + 1))
+    return len(lines)
+
+
+def readable_lines(path: Path) -> int:
+    """All but blank ones."""
+    return sum(bool(line.strip()) for line in path.read_text("utf-8").splitlines())
+
+
+# ---- import direction
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_the_library_does_not_know_the_recipes(path):
+    assert not [name for name in imports(parsed(path)) if name.split(".")[0] in ("recipes", "tests")
+                or name.startswith("hfscale.recipes")]
+
+
+def test_the_library_has_no_cycles():
+    names = {module_of(path): path for path in MODULES}
+    edges = {name: {found for found in imports(parsed(path)) if found in names and found != name}
+             for name, path in names.items()}
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, f"{' -> '.join(above)} -> {name}"
+        if name not in done:
+            for found in edges[name]:
+                visit(found, (*above, name))
+            done.add(name)
+
+    for name in edges:
+        visit(name, ())
+    assert "hfscale.config" in edges["hfscale.training"]  # the search does find edges
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_a_recipe_imports_what_is_heavy_only_inside_main(path):
+    top = ast.Module([node for node in parsed(path).body if not isinstance(node, ast.FunctionDef)], [])
+    assert {name.split(".")[0] for name in imports(top)}.isdisjoint(HEAVY)
+    assert not [name for name in imports(parsed(path)) if name.split(".")[0] == "recipes"]
+    private = [name for name in imports(parsed(path)) if name.startswith("hfscale") and "._" in name]
+    assert not private, "a recipe uses the public side of the library"
+
+
+@pytest.mark.parametrize("module", sorted(
+    module_of(path) for path in MODULES if path.relative_to(ROOT / "hfscale").parts[0].removesuffix(".py") in LIGHT))
+def test_light_modules_import_nothing_heavy(module):
+    code = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}} & set({HEAVY!r}))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout.strip()) == (0, ""), result.stderr
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_importing_a_module_has_no_effects(path):
+    """At module level there are imports, constants, classes and functions; no loops, no bare calls."""
+    for node in parsed(path).body:
+        allowed = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef, ast.Assign, ast.AnnAssign)
+        is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        is_entry = isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+        assert isinstance(node, allowed) or is_docstring or is_entry, f"line {node.lineno}"
+        if isinstance(node, ast.Assign):
+            assert all(isinstance(target, ast.Name) and target.id.isupper() or ast.unparse(target) == "__version__"
+                       for target in node.targets), f"line {node.lineno}: not a constant"
+    assert not [node.lineno for node in ast.walk(parsed(path)) if isinstance(node, ast.Global)]
+
+
+# ---- size
+
+def test_the_library_stays_small():
+    assert sum(map(lines_of_code, MODULES)) < 1500
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_recipes_stay_short(path):
+    assert readable_lines(path) < (60 if path.stem == "quickstart" else 90)
+
+
+# ---- what a recipe is
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_recipes_have_one_form(path):
+    tree = parsed(path)
+    assert ast.get_docstring(tree)
+    main = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
+    assert ast.unparse(main.args) == "argv: list[str] | None=None"
+    assert ast.unparse(main.body[0].value).startswith("parse_args(")  # before anything heavy
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert classes[-1].name.endswith("Arguments")
+    assert ast.unparse(main.body[0].value).startswith(f"parse_args({classes[-1].name}, argv")
+    assert sum(node.name.lower() == f"{path.stem.replace('_', '')}arguments" for node in classes) == 1
+    assert ast.unparse(tree.body[-1]) == "if __name__ == '__main__':\n    run(main)"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_every_own_argument_is_explained(path):
+    for node in parsed(path).body:
+        for item in node.body if isinstance(node, ast.ClassDef) else []:
+            if isinstance(item, ast.AnnAssign) and item.target.id != "training":
+                assert "'help':" in ast.unparse(item.value), item.target.id
+
+
+def test_script_names_hide_no_other_module():
+    """A launched script's folder comes first on the path: recipes/evaluate.py would be imported for `evaluate`."""
+    installed = {name.lower() for name in importlib.metadata.packages_distributions()} | set(sys.stdlib_module_names)
+    assert "evaluate" in installed
+    assert not {path.stem for path in RECIPES} & installed
+
+
+# ---- public things are documented
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_public_functions_say_what_they_do(path):
+    tree = parsed(path)
+    assert not tree.body or ast.get_docstring(tree)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), node.name

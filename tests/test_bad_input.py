@@ -1,0 +1,400 @@
+"""Whatever is wrong with the input: one clear line, exit status 2, and nothing left behind."""
+
+import gzip
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from hfscale.config import InputError
+from hfscale.data.tokenizer import train_bpe
+from recipes import generate, pretrain, quickstart, score
+
+ROOT = Path(__file__).parents[1]
+LINES = [f"line {i}: the cat number {i * 7 % 13} sat on mat {i * 5 % 11}" for i in range(40)]
+TRAIN = ("--output_dir out --max_steps 2 --per_device_train_batch_size 2 --report_to none --disable_tqdm "
+         "--save_strategy no --bf16 false").split()
+SHAPE = "--n_layer 1 --n_head 2 --n_embd 32 --n_positions 16".split()
+BASE = {
+    pretrain: ["--sample_by", "line", "--tokenizer", "char", *SHAPE, *TRAIN],
+    quickstart: ["--sample_by", "line", "--max_length", "16", *TRAIN],
+    score: "--model model --sample_by line --output_dir out".split(),
+    generate: "--model model --prompts cat --max_new_tokens 4 --output_file out.jsonl".split(),
+}
+
+
+def name_of(value) -> str | None:
+    return value.__name__.split(".")[-1] if hasattr(value, "main") else None
+
+
+def save_model(folder: Path, **config) -> Path:
+    """A GPT-2 of one layer with context 24 and a tokenizer of 300 tokens; `config` may make them differ."""
+    tokenizer = train_bpe(Dataset.from_dict({"text": LINES}), 300)
+    shape = {"vocab_size": len(tokenizer), "n_layer": 1, "n_head": 2, "n_embd": 32, "n_positions": 24}
+    GPT2LMHeadModel(GPT2Config(**shape | config)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def spoil(folder: Path, name: str) -> None:
+    """One way in which a copy of a saved model is none."""
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    if name == "no_config":
+        config.unlink()
+    elif name == "no_weights":
+        weights.unlink()
+    elif name == "half":
+        weights.write_bytes(weights.read_bytes()[:5000])
+    elif name == "junk":
+        weights.write_bytes(bytes(range(256)) * 8)
+    elif name == "not_json":
+        config.write_text("{")
+    elif name == "no_tokenizer":
+        for path in folder.glob("tokenizer*"):
+            path.unlink()
+    elif name == "deeper":  # upstream would draw the second layer at random
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"n_layer": 2}))
+    elif name == "wider":
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"n_embd": 64}))
+    elif name == "bert":
+        tiny = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        config.write_text(json.dumps(tiny.to_dict() | {"model_type": "bert"}))
+
+
+@pytest.fixture(scope="module")
+def saved_models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    model = save_model(folder / "model")
+    save_model(folder / "few", vocab_size=100)
+    for name in SPOILT:
+        shutil.copytree(model, folder / name)
+        spoil(folder / name, name)
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, saved_models):
+    """The working folder: a good text and links to the models."""
+    monkeypatch.chdir(tmp_path)
+    Path("good.txt").write_text("\n".join(LINES))
+    for path in saved_models.iterdir():
+        Path(path.name).symlink_to(path)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(place):
+    """refused(recipe, "--flag", ..., match=...): it raises InputError, in one line, and changes no file."""
+    def refused(recipe, *words, match):
+        before = contents(place)
+        with pytest.raises(InputError, match=match) as caught:
+            recipe.main(command(recipe, *words))
+        assert "\n" not in str(caught.value)
+        assert contents(place) == before
+        return str(caught.value)
+
+    return refused
+
+
+def command(recipe, *words: str, source: str = "good.txt") -> list[str]:
+    takes_text = recipe is not generate and "--source" not in words
+    return [*BASE[recipe], *(["--source", source] if takes_text else []), *words]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in sorted(folder.rglob("*"))}
+
+
+# ---- arguments
+
+@pytest.mark.parametrize("recipe", BASE, ids=name_of)
+def test_unknown_names_and_wrong_values(refused, recipe):
+    refused(recipe, "--sed", "3", match=r"^command line: unknown name --sed; did you mean seed\?$")
+    refused(recipe, "--seed", "three", match="^command line: --seed: got 'three', expected int$")
+    Path("c.yaml").write_text("seed: 1\nsed: 2\n")
+    refused(recipe, "--config", "c.yaml", match=r"^c\.yaml:2: unknown name sed; did you mean seed\?$")
+    Path("c.yaml").write_text("seed: 1.5\n")
+    refused(recipe, "--config", "c.yaml", match=r"^c\.yaml:1: seed: got 1.5, expected int$")
+    refused(recipe, "--config", "missing.yaml", match=r"^--config missing\.yaml: no such file")
+    Path("c.yaml").write_text("")
+    refused(recipe, "--config", "c.yaml", match="^c.yaml: holds no")
+
+
+@pytest.mark.parametrize("recipe", [pretrain, quickstart], ids=name_of)
+@pytest.mark.parametrize(("words", "match"), [
+    ("--per_device_train_batch_size 0", "per_device_train_batch_size: got 0"),
+    ("--per_device_eval_batch_size -1", "per_device_eval_batch_size: got -1"),
+    ("--gradient_accumulation_steps 0", "gradient_accumulation_steps: got 0"),
+    ("--num_train_epochs 0", "num_train_epochs: got 0"),
+    ("--max_steps 0", "max_steps: got 0"),
+    ("--save_strategy steps --save_steps 0", "save_steps: got 0"),
+    ("--eval_strategy steps --eval_steps 0", "eval_steps: got 0"),
+    ("--learning_rate -1", "Invalid learning rate: -1"),
+    ("--adam_beta2 1.0", "Invalid beta parameter"),
+    ("--weight_decay -0.1", "Invalid weight_decay"),
+    ("--warmup_steps -1", "warmup_steps >= 0"),
+    ("--seed -1", "seed: got -1"),
+    ("--lr_scheduler_type warmup_stable_decay", "num_decay_steps"),
+    ('--lr_scheduler_kwargs {"min_rl":0}', "min_rl"),
+    ("--report_to tensorbord", "report_to: tensorbord is unknown or not installed"),
+    ("--metric_for_best_model perplexty", "metric_for_best_model: got 'perplexty', expected eval_loss"),
+    ("--fp16 --use_cpu", "fp16: a CPU"),
+    ("--push_to_hub", "push_to_hub: the Hub is not reachable"),
+])
+def test_training_arguments_that_cannot_work(refused, recipe, words, match):
+    """Said before any text is read: the run has not made its folder yet."""
+    refused(recipe, *words.split(), "--source", "missing.txt", match=match)
+
+
+@pytest.mark.parametrize(("words", "match"), [
+    ("--n_layer 0", "n_layer: got 0, expected at least 1"),
+    ("--n_head 3", "n_embd 32 is not a multiple of n_head 3"),
+    ("--resid_pdrop 1", "resid_pdrop: got 1.0"),
+    ("--tokenizer train", "expected train:<vocab size>"),
+    ("--tokenizer train:257", "expected train:<vocab size>, at least 258"),
+    ("--tokenizer train:many", "expected train:<vocab size>"),
+    ("--tokenizer good.txt", "tokenizer good.txt: no such folder"),
+    ("--tokenizer no_tokenizer", "tokenizer no_tokenizer: "),
+    ("--validation_fraction 0", "validation_fraction: got 0.0, expected a number between 0 and 1"),
+    ("--validation_fraction 1", "validation_fraction: got 1.0"),
+    ("--validation_source missing.txt", "source missing.txt: no such file"),
+    ("--sample_by document", r"1 document\(s\), too few"),
+])
+def test_pretrain_values_that_cannot_work(refused, words, match):
+    refused(pretrain, *words.split(), match=match)
+
+
+# ---- text
+
+def write_latin(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "a.txt").write_text("grüße\n" * 50, "utf-8")
+    (folder / "b.txt").write_text("grüße\n" * 50, "latin-1")
+    (folder / "c.txt").write_text("grüße\n" * 50, "utf-8")
+
+
+TEXTS = {  # source: (how to write it, what is said)
+    "missing.txt": (None, "source missing.txt: no such file or folder"),
+    "./missing": (None, r"source \./missing: no such file or folder"),
+    "*.md": (None, r"source \*\.md: no such file or folder"),
+    "": (None, "source : not a file or folder here"),
+    "embedded:python-dos": (None, "unknown embedded text; there are embedded:python-docs"),
+    "empty.txt": (lambda p: p.touch(), "source empty.txt: no text in it"),
+    "blank.txt": (lambda p: p.write_text("\n \n\t\n\u00a0\u3000\n"), "source blank.txt: no text in it"),
+    "blank.jsonl": (lambda p: p.write_text('{"text": " "}\n' * 3), "source blank.jsonl: no text in it"),
+    "empty.jsonl": (lambda p: p.touch(), "source empty.jsonl: no rows in it"),
+    "empty.csv": (lambda p: p.write_text("text\n"), "source empty.csv: no rows in it"),
+    "empty.txt.gz": (lambda p: p.write_bytes(gzip.compress(b"")), "source empty.txt.gz: no text in it"),
+    "folder": (lambda p: p.mkdir(), "source folder: no file in this folder ends in .txt"),
+    "nul.txt": (lambda p: p.write_bytes(b"text\0text"), r"nul\.txt: binary data \(a NUL byte at offset 4\)"),
+    "wide.txt": (lambda p: p.write_text("text", "utf-16"), r"wide\.txt: binary data"),
+    "junk.bin": (lambda p: p.write_bytes(bytes(range(1, 256)) * 9), r"junk\.bin: not UTF-8 \(byte 0x80 at offset 127"),
+    "latin": (write_latin, r"latin/b\.txt: not UTF-8 \(byte 0xfc at offset 2\); convert it first"),
+    "latin.jsonl": (lambda p: p.write_bytes('{"text": "grüße"}\n'.encode("latin-1")), "latin.jsonl: .* not UTF-8"),
+    "latin.csv": (lambda p: p.write_text("text\ngrüße\n", "latin-1"), "source latin.csv: cannot be read: .*utf-8"),
+    "half.txt.gz": (lambda p: p.write_bytes(gzip.compress(b"text" * 99)[:-9]), r"half\.txt\.gz: cannot be read"),
+    "not.txt.gz": (lambda p: p.write_text("text"), r"not\.txt\.gz: cannot be read: Not a gzipped file"),
+    "not.txt.zst": (lambda p: p.write_text("text"), r"not\.txt\.zst: cannot be read: zstd"),
+    "not.parquet": (lambda p: p.write_text("text" * 9), "source not.parquet: cannot be read: Parquet magic bytes"),
+    "broken.jsonl": (lambda p: p.write_text('{"text": "a"}\n{"text": \n'), "source broken.jsonl: cannot be read"),
+    "column.jsonl": (lambda p: p.write_text('{"txt": "a"}\n'), r"no column 'text'; it has txt \(choose with"),
+    "number.jsonl": (lambda p: p.write_text('{"text": 3}\n'), "column 'text' holds .*int64.*, not text"),
+    "some-name": (None, r"source some-name: not a file .* \(the Hub is not reachable\); offline there are"),
+    "some/name": (None, r"source some/name: not a file .* \(the Hub is not reachable\); offline there are"),
+}
+
+
+@pytest.mark.parametrize("recipe", [pretrain, quickstart, score], ids=name_of)
+@pytest.mark.parametrize("source", TEXTS)
+def test_text_that_is_none(refused, recipe, source):
+    write, match = TEXTS[source]
+    if write:
+        write(Path(source))
+    refused(recipe, "--source", source, match=match)
+
+
+@pytest.mark.parametrize("recipe", [pretrain, quickstart], ids=name_of)
+def test_text_shorter_than_one_row(refused, recipe):
+    Path("good.txt").write_text("a b\nc\nd\n")
+    refused(recipe, match="the training text holds [0-9]+ tokens, fewer than one row of 16; give more text or")
+
+
+# ---- models
+
+SPOILT = {  # name: what is said
+    "no_config": "this folder holds no config.json, so it is not a saved model",
+    "no_weights": "cannot be loaded: .*no file named model.safetensors",
+    "half": "cannot be loaded: .*safetensors|cannot be loaded: .*header|cannot be loaded: .*incomplete",
+    "junk": "cannot be loaded: .*header",
+    "not_json": "cannot be loaded: .*not a valid JSON",
+    "no_tokenizer": "tokenizer no_tokenizer: ",
+    "deeper": r"do not hold 12 of the weights that its config.json describes, such as transformer\.h\.1\.",
+    "wider": "do not hold [0-9]+ of the weights",
+    "bert": "do not hold [0-9]+ of the weights .* such as bert",
+}
+
+
+@pytest.mark.parametrize("recipe", [quickstart, score, generate], ids=name_of)
+@pytest.mark.parametrize("name", SPOILT)
+def test_folder_that_is_not_a_model(refused, recipe, name):
+    refused(recipe, "--model", name, match=f"^(model|tokenizer) {name}: .*" + f"({SPOILT[name].split(': ', 1)[-1]})")
+
+
+@pytest.mark.parametrize("recipe", [quickstart, score, generate], ids=name_of)
+@pytest.mark.parametrize("name", ["gpt2", "some/model", "./missing", "good.txt"])
+def test_model_that_is_nowhere(refused, recipe, name):
+    said = refused(recipe, "--model", name, match=f"^model {re.escape(name)}: cannot be loaded: ")
+    assert "no such folder, not in the Hub cache, and the Hub is not reachable; give a saved model's folder" in said
+
+
+@pytest.mark.parametrize("name", ["gpt2", "some/tokenizer", "./missing"])
+def test_tokenizer_that_is_nowhere(refused, name):
+    said = refused(pretrain, "--tokenizer", name, match=f"^tokenizer {re.escape(name)}: no such folder")
+    assert "not in the Hub cache; give train:8192, char, a saved tokenizer folder or a Hub id" in said
+
+
+def test_a_run_that_was_cut_short_names_its_checkpoint(refused):
+    shutil.copytree("model", "run/checkpoint-2")
+    refused(score, "--model", "run", match="no config.json.*; the last checkpoint in it is run/checkpoint-2$")
+
+
+# ---- lengths and token ids
+
+@pytest.mark.parametrize(("recipe", "words", "match"), [
+    (pretrain, "--max_length 17", "max_length 17 is beyond the model's n_positions 16"),
+    (pretrain, "--max_length 1", "max_length: got 1, expected at least 2"),
+    (pretrain, "--max_length 0", "max_length: got 0"),
+    (pretrain, "--n_positions 1", "max_length: got 1"),
+    (quickstart, "--model model --max_length 25", "max_length 25 is beyond the model's context of 24 tokens"),
+    (quickstart, "--max_length 0", "got 0, expected at least"),
+    (score, "--context 25", "context: got 25, .*1 to 24"),
+    (score, "--context 0", "context: got 0"),
+    (score, "--context 8 --stride 9", "stride: got 9"),
+], ids=name_of)
+def test_context_longer_than_the_models(refused, recipe, words, match):
+    refused(recipe, *words.split(), match=match)
+
+
+def test_prompt_longer_than_the_context(refused):
+    refused(generate, "--prompts", "a " * 30, match="prompt 1: [0-9]+ tokens leave no room in the model's context")
+
+
+@pytest.mark.parametrize("recipe", [quickstart, score, generate], ids=name_of)
+def test_token_id_outside_the_vocabulary(refused, recipe):
+    refused(recipe, "--model", "few", match="token id [0-9]+ .*outside the .*vocabulary of 100")
+
+
+def test_tokenizer_with_ids_beyond_its_size(refused):
+    gaps = {"<|endoftext|>": 0} | {c: 2 * i + 7 for i, c in enumerate(sorted(set("".join(LINES))))}
+    tokenizer = Tokenizer(models.WordLevel(gaps, unk_token="<|endoftext|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained("gaps")
+    refused(pretrain, "--tokenizer", "gaps", match=f"token id [0-9]+ is outside the vocabulary of {len(gaps)}")
+
+
+# ---- the output folder
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "good.txt").write_text("\n".join(LINES))
+    words = command(pretrain, "--save_strategy", "steps", "--save_steps", "2")
+    pretrain.main([str(folder / word) if word in ("good.txt", "out") else word for word in words])
+    return folder / "out"
+
+
+@pytest.mark.parametrize("recipe", [pretrain, quickstart], ids=name_of)
+@pytest.mark.parametrize("kept", ["everything", "checkpoint-2", "training_args.bin"])
+def test_output_dir_holds_another_run(refused, finished_run, recipe, kept):
+    """Also one that was cut short, whose folder holds less."""
+    ignore = None if kept == "everything" else lambda folder, names: (
+        set(names) - {kept} if Path(folder) == finished_run else set())
+    shutil.copytree(finished_run, "out", ignore=ignore)
+    refused(recipe, match="^output_dir out: holds a run; --resume auto continues it, --overwrite deletes it, or name")
+
+
+@pytest.mark.parametrize("recipe", [pretrain, quickstart], ids=name_of)
+def test_an_earlier_run_is_only_deleted_once_all_else_is_right(refused, finished_run, recipe):
+    shutil.copytree(finished_run, "out")
+    refused(recipe, "--overwrite", "--max_length", "1", match="max_length")
+    refused(recipe, "--overwrite", "--learning_rate", "-1", match="learning rate")
+    Path("good.txt").write_text("\n")
+    refused(recipe, "--overwrite", match="no text in it")
+
+
+def test_overwrite_replaces_and_resume_continues(place, finished_run):
+    shutil.copytree(finished_run, "out")
+    Path("out/old.txt").write_text("of the earlier run")
+    pretrain.main(command(pretrain, "--resume", "auto"))  # done already: nothing is trained, nothing is lost
+    assert Path("out/old.txt").is_file() and Path("out/checkpoint-2").is_dir()
+    pretrain.main(command(pretrain, "--overwrite"))
+    assert Path("out/run.json").is_file()
+    assert not Path("out/old.txt").exists() and not Path("out/checkpoint-2").exists()
+
+
+def test_resume_and_overwrite_contradict_each_other(refused, finished_run):
+    shutil.copytree(finished_run, "out")
+    refused(pretrain, "--resume", "auto", "--overwrite", match="give one of the two")
+
+
+@pytest.mark.parametrize("words", [[], ["--overwrite"], ["--resume", "auto"]], ids=" ".join)
+@pytest.mark.parametrize("file", ["notes.txt", "config.json", "runs/other/model.safetensors"])
+def test_output_dir_holds_what_is_no_run(refused, words, file):
+    Path("out", file).parent.mkdir(parents=True)
+    Path("out", file).write_text("mine")
+    refused(pretrain, *words, match="^output_dir out: holds files that are no training run; name an empty folder$")
+
+
+def test_a_run_that_only_logged_yet_may_be_replaced(refused, place):
+    logs = Path("out/runs/Jan01_host/events.out.tfevents.1.host")
+    logs.parent.mkdir(parents=True)
+    logs.touch()
+    refused(pretrain, match="^output_dir out: holds a run")
+    pretrain.main(command(pretrain, "--overwrite"))
+    assert not logs.exists() and Path("out/run.json").is_file()
+
+
+@pytest.mark.parametrize("recipe", [pretrain, quickstart], ids=name_of)
+def test_output_dir_that_cannot_be_a_folder(refused, recipe):
+    refused(recipe, "--output_dir", "good.txt", match="output_dir good.txt: .* not a folder")
+    refused(recipe, "--output_dir", "good.txt/out", match="output_dir good.txt/out: .*good.txt is not a folder")
+
+
+# ---- as the user meets it
+
+COMMANDS = [
+    (pretrain, "--learning_rat 1", "command line: unknown name --learning_rat; did you mean learning_rate?"),
+    (quickstart, "--source blank.txt", "source blank.txt: no text in it (only blank lines or empty documents)"),
+    (pretrain, "--source broken.jsonl", "source broken.jsonl: cannot be read: JSON parse error"),
+    (score, "--model some/model", "model some/model: cannot be loaded: no such folder, not in the Hub cache, and the "
+     "Hub is not reachable; give a saved model's folder"),
+]
+
+
+def test_one_line_and_status_2(place):
+    Path("blank.txt").write_text("\n\n")
+    Path("broken.jsonl").write_text('{"text": \n')
+    before = contents(place)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_ENDPOINT": "http://127.0.0.1:1"}
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE"):  # they must find out by themselves
+        del env[name]
+    started = [subprocess.Popen([sys.executable, recipe.__file__, *words.split()], env=env, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE) for recipe, words, _ in COMMANDS]
+    bar = re.compile(r"^$|\d+ examples \[|\d+/\d+ \[")  # `datasets` shows one for each step on the way
+    for process, (_, words, message) in zip(started, COMMANDS, strict=True):
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 2, (words, err)
+        lines = [line for line in err.splitlines() if not bar.search(line)]
+        assert len(lines) == 1 and lines[0].startswith(f"error: {message}"), err
+        assert "Traceback" not in out + err
+    assert contents(place) == before

@@ -1,0 +1,417 @@
+"""YAML and flags become one argument object, strictly, in one line of complaint and without heavy imports."""
+
+import dataclasses
+import enum
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+import pytest
+
+from hfscale import config
+from hfscale.config import InputError, RunArguments, parse_args, run, write_text
+from hfscale.options import convert, training_options
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class OwnArguments:
+    name: str = field(default="model", metadata={"help": "a name"})
+    maybe: str | None = None
+    count: int = 1
+    rate: float = 0.5
+    steps: int | float = 10
+    flag: bool = False
+    choice: Literal["red", "green", "blue"] = "red"
+    names: list[str] = field(default_factory=list)
+    one_or_more: list[str] | str | None = None
+    numbers: list[int] | None = None
+    settings: dict | None = None
+
+
+@dataclass
+class TrainArguments(OwnArguments, RunArguments):
+    """Also takes what TrainingArguments takes."""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def parse(folder):
+    """parse("--flag", ..., yaml="text of c.yaml"): the arguments of a recipe whose script lies in the folder."""
+    def parse(*words, cls=OwnArguments, yaml=None):
+        if yaml is not None:
+            Path("c.yaml").write_text(yaml, "utf-8")
+            words = ("--config", "c.yaml", *words)
+        return parse_args(cls, list(words), recipe=str(folder / "toy.py"))
+
+    return parse
+
+
+def complaint(parse, *words, **kwargs) -> str:
+    with pytest.raises(InputError) as caught:
+        parse(*words, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---- what is given arrives
+
+def test_nothing_given_leaves_the_defaults(parse):
+    assert parse() == OwnArguments()
+    assert parse(cls=TrainArguments).training == {}
+
+
+def test_flags_win_over_files_and_later_files_over_earlier_ones(parse):
+    Path("a.yaml").write_text("count: 2\nname: first\nrate: 0.25\n")
+    Path("b.yaml").write_text("count: 3\nname: second\n")
+    for words in (["--config", "a.yaml", "b.yaml"], ["--config", "a.yaml", "--config", "b.yaml"],
+                  ["--config=a.yaml", "--config=b.yaml"]):
+        args = parse("--name", "third", *words)  # a flag wins wherever it stands
+        assert (args.count, args.name, args.rate) == (3, "third", 0.25)
+    assert parse("--config", "b.yaml", "a.yaml").count == 2
+    assert parse("--count", "4", "--count", "5").count == 5
+
+
+@pytest.mark.parametrize(("words", "expected"), [
+    (["--name", "x y"], {"name": "x y"}),
+    (["--name=a=b"], {"name": "a=b"}),
+    (["--name="], {"name": ""}),
+    (["--name", "12"], {"name": "12"}),  # a string stays one, whatever it looks like
+    (["--name", "1e-3"], {"name": "1e-3"}),
+    (["--name", "true"], {"name": "true"}),
+    (["--name", "null"], {"name": "null"}),
+    (["--maybe", "null"], {"maybe": None}),
+    (["--maybe", "007"], {"maybe": "007"}),
+    (["--count", "-3"], {"count": -3}),
+    (["--rate", "1e-3"], {"rate": 0.001}),
+    (["--rate", "2"], {"rate": 2.0}),
+    (["--rate", "-.5"], {"rate": -0.5}),
+    (["--steps", "3"], {"steps": 3}),
+    (["--steps", "0.3"], {"steps": 0.3}),
+    (["--flag"], {"flag": True}),
+    (["--flag", "--count", "2"], {"flag": True, "count": 2}),
+    (["--flag", "False"], {"flag": False}),
+    (["--choice", "blue"], {"choice": "blue"}),
+    (["--names", "a"], {"names": ["a"]}),
+    (["--names", "a", "2", "null"], {"names": ["a", "2", "null"]}),
+    (["--names", "a", "--names", "b"], {"names": ["a", "b"]}),
+    (["--one_or_more", "a"], {"one_or_more": "a"}),
+    (["--one_or_more", "a", "b"], {"one_or_more": ["a", "b"]}),
+    (["--numbers", "1", "2"], {"numbers": [1, 2]}),
+    (["--settings", '{"a": 0.5, "b": [1]}'], {"settings": {"a": 0.5, "b": [1]}}),
+])
+def test_flags(parse, words, expected):
+    args = parse(*words)
+    assert args == OwnArguments(**expected)
+    assert {name: type(value) for name, value in vars(args).items() if name in expected} == {
+        name: type(value) for name, value in expected.items()}  # 2 == 2.0 == True
+
+
+@pytest.mark.parametrize(("yaml", "expected"), [
+    ("name: text\ncount: 3\nflag: true\n", {"name": "text", "count": 3, "flag": True}),
+    ("rate: 1e-3", {"rate": 0.001}),  # YAML itself reads this as text
+    ("rate: 1", {"rate": 1.0}),
+    ("steps: 1", {"steps": 1}),
+    ("maybe: null", {"maybe": None}),
+    ("maybe:", {"maybe": None}),
+    ("name: '12'", {"name": "12"}),
+    ("choice: green  # a comment", {"choice": "green"}),
+    ("names: [a, b]", {"names": ["a", "b"]}),
+    ("names:\n- a\n- b", {"names": ["a", "b"]}),
+    ("one_or_more: a", {"one_or_more": "a"}),
+    ("settings: {a: {b: 1}}", {"settings": {"a": {"b": 1}}}),
+    ("name: grüße", {"name": "grüße"}),
+])
+def test_yaml(parse, yaml, expected):
+    args = parse(yaml=yaml)
+    assert args == OwnArguments(**expected)
+    assert {name: type(getattr(args, name)) for name in expected} == {n: type(v) for n, v in expected.items()}
+
+
+def test_a_list_given_by_flags_replaces_the_one_of_the_file(parse):
+    assert parse("--names", "c", yaml="names: [a, b]").names == ["c"]
+
+
+def test_names_of_training_arguments_arrive_apart_and_only_if_given(parse):
+    args = parse("--learning_rate", "1e-3", "--count", "2", "--report_to", "none", cls=TrainArguments,
+                 yaml="max_steps: 3\nlr_scheduler_kwargs: {min_lr: 0.1}\nwarmup_steps: 0.1\nname: mine\n")
+    assert args.training == {"learning_rate": 0.001, "report_to": "none", "max_steps": 3, "warmup_steps": 0.1,
+                             "lr_scheduler_kwargs": {"min_lr": 0.1}}
+    assert (args.count, args.name) == (2, "mine")
+
+
+def test_extends_reads_the_other_file_first(parse):
+    Path("base.yaml").write_text("count: 1\nrate: 0.1\nname: base\n")
+    Path("mid.yaml").write_text("extends: base.yaml\ncount: 2\nrate: 0.2\n")
+    args = parse(yaml="count: 3\nextends: mid.yaml\n")  # wherever the line stands
+    assert (args.count, args.rate, args.name) == (3, 0.2, "base")
+
+
+def test_shipped_configs_go_by_name(parse, folder):
+    (folder / "configs" / "toy").mkdir(parents=True)
+    (folder / "configs" / "toy" / "small.yaml").write_text("count: 7\n")
+    assert parse("--config", "small").count == parse("--config", "small.yaml").count == 7
+    Path("small").write_text("count: 8\n")
+    assert parse("--config", "small").count == 8  # the user's own file goes first
+
+
+# ---- what is wrong is named, with its place
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--countt", "1"], "command line: unknown name --countt; did you mean count?"),
+    (["--zzz", "1"], "command line: unknown name --zzz; --help lists the names"),
+    (["--training", "1"], "command line: unknown name --training; --help lists the names"),
+    (["word"], "command line: 'word' stands alone; arguments are given as --name value (see --help)"),
+    (["--count", "x"], "command line: --count: got 'x', expected int"),
+    (["--count", "1.5"], "command line: --count: got '1.5', expected int"),
+    (["--count", "true"], "command line: --count: got 'true', expected int"),
+    (["--count"], "command line: --count: got '', expected int"),
+    (["--count", "1", "2"], "command line: --count: got '1 2', expected int"),
+    (["--rate", "nan"], "command line: --rate: got 'nan', expected float"),
+    (["--rate", "fast"], "command line: --rate: got 'fast', expected float"),
+    (["--flag", "yes"], "command line: --flag: got 'yes', expected bool"),
+    (["--flag", "1"], "command line: --flag: got '1', expected bool"),
+    (["--name"], "command line: --name: got '', expected str"),
+    (["--choice", "gren"],
+     "command line: --choice: got 'gren', expected one of red, green, blue; did you mean green?"),
+    (["--choice", "one"], "command line: --choice: got 'one', expected one of red, green, blue"),
+    (["--numbers", "1", "b"], "command line: --numbers: got '1 b', expected int"),
+    (["--settings", "a=1"], "command line: --settings: got 'a=1', expected dict or null"),
+    (["--config", "none.yaml"], "--config none.yaml: no such file; shipped with toy: none"),
+])
+def test_wrong_flags(parse, words, message):
+    assert complaint(parse, *words) == message
+
+
+@pytest.mark.parametrize(("yaml", "message"), [
+    ("name: a\n\ncuont: 3\n", "c.yaml:3: unknown name cuont; did you mean count?"),
+    ("count: 3.0\n", "c.yaml:1: count: got 3.0, expected int"),
+    ("count: '3'\n", "c.yaml:1: count: got '3', expected int"),
+    ("count: true\n", "c.yaml:1: count: got True, expected int"),
+    ("rate: true\n", "c.yaml:1: rate: got True, expected float"),
+    ("rate: .nan\n", "c.yaml:1: rate: got nan, expected float"),
+    ("flag: 1\n", "c.yaml:1: flag: got 1, expected bool"),
+    ("flag: 'true'\n", "c.yaml:1: flag: got 'true', expected bool"),
+    ("name: 12\n", "c.yaml:1: name: got 12, expected str"),
+    ("name: null\n", "c.yaml:1: name: got None, expected str"),
+    ("names: a\n", "c.yaml:1: names: got 'a', expected list of str"),
+    ("names: [a, 1]\n", "c.yaml:1: names: got ['a', 1], expected str"),
+    ("choice: Blue\n", "c.yaml:1: choice: got 'Blue', expected one of red, green, blue; did you mean blue?"),
+    ("settings: [1]\n", "c.yaml:1: settings: got [1], expected dict or null"),
+    ("count: 1\nrate: 1\ncount: 2\n", "c.yaml:3: count is set twice; keep one of the lines"),
+    ("1: 2\n", "c.yaml:1: unknown name 1; --help lists the names"),
+    ("[a]: 2\n", "c.yaml:1: unknown name ['a']; --help lists the names"),
+    ("config: x\n", "c.yaml:1: unknown name config; --help lists the names"),
+    ("", "c.yaml: holds no 'name: value' lines"),
+    ("# only a comment\n", "c.yaml: holds no 'name: value' lines"),
+    ("- count\n", "c.yaml: holds no 'name: value' lines"),
+    ("count\n", "c.yaml: holds no 'name: value' lines"),
+    ("extends: none.yaml\n", "c.yaml:1: extends: 'none.yaml' is not another file in ."),
+    ("count: 1\nextends: c.yaml\n", "c.yaml:2: extends: 'c.yaml' is not another file in ."),
+    ("extends: [c.yaml]\n", "c.yaml:1: extends: ['c.yaml'] is not another file in ."),
+])
+def test_wrong_yaml(parse, yaml, message):
+    assert complaint(parse, yaml=yaml) == message
+
+
+@pytest.mark.parametrize("yaml", ["a: [\n", "a: 1\n---\nb: 2\n", "\tcount: 1\n", "name: !!python/object:os.system x\n",
+                                  "name: \x00\n"])
+def test_broken_yaml_is_one_line(parse, yaml):
+    assert complaint(parse, yaml=yaml).startswith("c.yaml: not readable as YAML: ")
+
+
+def test_yaml_in_another_encoding(parse, folder):
+    (folder / "latin.yaml").write_bytes("name: grüße\n".encode("latin-1"))
+    assert complaint(parse, "--config", "latin.yaml").startswith("latin.yaml: not readable as YAML: 'utf-8' codec")
+
+
+def test_files_that_extend_each_other(parse):
+    Path("d.yaml").write_text("count: 1\nextends: c.yaml\n")
+    assert complaint(parse, yaml="extends: d.yaml\n") == "d.yaml:2: extends: 'c.yaml' is not another file in ."
+
+
+def test_place_is_that_of_the_extended_file(parse):
+    Path("d.yaml").write_text("\ncuont: 1\n")
+    assert complaint(parse, yaml="extends: d.yaml\n").startswith("d.yaml:2: unknown name cuont")
+
+
+@pytest.mark.parametrize("name", config.REFUSED)
+def test_names_without_effect_or_unsafe_are_refused(parse, name):
+    expected = f"is not taken: {config.REFUSED[name]}"
+    assert complaint(parse, f"--{name}", "x", cls=TrainArguments) == f"command line: --{name} {expected}"
+    assert complaint(parse, yaml=f"{name}: x\n", cls=TrainArguments) == f"c.yaml:1: {name} {expected}"
+    assert "unknown name" in complaint(parse, f"--{name}", "x")  # a recipe that does not train has no such name
+
+
+@pytest.mark.parametrize("name", config.RENAMED)
+def test_old_names_lead_to_the_new_ones(parse, name):
+    @dataclass
+    class Every(RunArguments):
+        source: str = ""
+        max_length: int = 0
+        validation_source: str = ""
+        model: str = ""
+        dtype: str = ""
+
+    found = complaint(parse, f"--{name}", "1", cls=Every)
+    assert found == f"command line: unknown name --{name}; did you mean {config.RENAMED[name]}?"
+    hint = complaint(parse, f"--{name}", "1").partition("; ")[2]
+    assert config.RENAMED[name] not in hint  # the recipe does not have it
+
+
+def test_training_names_are_checked_too(parse):
+    assert complaint(parse, "--learning_rat", "1", cls=TrainArguments).endswith("did you mean learning_rate?")
+    assert complaint(parse, "--eval_strategy", "step", cls=TrainArguments) == (
+        "command line: --eval_strategy: got 'step', expected one of no, steps, epoch; did you mean steps?")
+    assert "expected int" in complaint(parse, yaml="max_steps: 1e3\n", cls=TrainArguments)
+    assert "did you mean adamw_torch?" in complaint(parse, yaml="optim: adamw_torh\n", cls=TrainArguments)
+
+
+# ---- the list of TrainingArguments' names is read from source: hold it against the class itself
+
+def test_training_options_agree_with_the_class():
+    import transformers
+
+    hints = typing.get_type_hints(transformers.TrainingArguments)
+    options = training_options()
+    fields = {f.name: f for f in dataclasses.fields(transformers.TrainingArguments) if f.init}
+    assert list(options) == list(fields)
+    for name, option in options.items():
+        default = fields[name].default
+        if isinstance(default, enum.Enum):
+            assert option.default in (None, default.value), name
+        elif default is not dataclasses.MISSING and not (isinstance(default, str) and option.default is None):
+            assert option.default == default and type(option.default) is type(default), name
+        enums = [e for e in get_args(hints[name]) or [hints[name]] if isinstance(e, type) and issubclass(e, enum.Enum)]
+        choices = [v for member in get_args(option.type) or [] if get_origin(member) is Literal
+                   for v in get_args(member)]
+        choices += get_args(option.type) if get_origin(option.type) is Literal else []
+        for kind in enums:
+            assert set(choices) == {member.value for member in kind}, name
+            assert str not in get_args(option.type), name
+        if default is not dataclasses.MISSING:  # upstream's own default passes the check
+            value = default.value if isinstance(default, enum.Enum) else default
+            assert value is None or convert(value, option.type) == value, name
+
+
+def test_every_training_default_can_be_written_down():
+    """TrainingArguments takes back what the options say, so no name is accepted that the class would refuse."""
+    import transformers
+
+    given = {name: option.default for name, option in training_options().items() if option.default is not None}
+    args = transformers.TrainingArguments(**given | {"output_dir": "unused"})
+    assert args.learning_rate == given["learning_rate"]
+
+
+# ---- light, offline, atomic
+
+@pytest.mark.parametrize("recipe", sorted(p.stem for p in (ROOT / "recipes").glob("[!_]*.py")))
+def test_help_is_quick_and_imports_nothing_heavy(recipe):
+    code = textwrap.dedent("""
+        import runpy, sys
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as end:
+            assert not end.code, end.code
+        heavy = {"torch", "transformers", "datasets", "accelerate", "numpy"} & set(sys.modules)
+        assert not heavy, heavy
+    """)
+    script = str(ROOT / "recipes" / f"{recipe}.py")
+    start = os.times()
+    result = subprocess.run([sys.executable, "-c", f"import sys; sys.argv = {[script, '--help']!r}\n{code}"],
+                            capture_output=True, text=True, cwd=ROOT, timeout=60)
+    used = os.times()
+    assert result.returncode == 0, result.stderr
+    # Processor time of the child: the wall clock would also measure who else uses this machine.
+    assert used.children_user + used.children_system - start.children_user - start.children_system < 2
+    assert result.stdout.startswith(f"usage: {recipe}.py [--config FILE.yaml ...]")
+    if recipe == "pretrain":
+        assert result.stdout.index("--n_layer <int>  default: 12") < result.stdout.index("learning_rate")
+        assert "hub_token" not in result.stdout
+
+
+def test_help_stops_before_anything_is_checked(parse, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse("--count", "wrong", "--help")
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert "--name <str>  default: model\n      a name" in out
+    assert "--choice <one of red, green, blue>  default: red" in out
+
+
+def test_input_errors_end_with_status_2_and_one_line(capsys, monkeypatch):
+    def fail():
+        raise InputError("place: what is wrong")
+
+    with pytest.raises(SystemExit) as caught:
+        run(fail)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: place: what is wrong\n"
+    monkeypatch.setenv("RANK", "1")  # the main rank has said it
+    with pytest.raises(SystemExit) as caught:
+        run(fail)
+    assert caught.value.code == 2 and capsys.readouterr().err == ""
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 / 0)
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    write_text(path, "old – ö")
+    assert path.read_bytes() == "old – ö".encode()
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "new \ud800")
+    assert path.read_text("utf-8") == "old – ö"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
+
+
+OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")
+
+
+@pytest.fixture
+def no_switches(monkeypatch):
+    for name in OFFLINE:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def test_an_unreachable_hub_switches_to_offline_at_once(no_switches, monkeypatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        start = time.monotonic()
+        config.go_offline_if_unreachable()
+        assert time.monotonic() - start < 2
+    assert [os.environ.get(name) for name in OFFLINE] == ["1"] * 3
+
+
+def test_a_reachable_hub_changes_nothing(no_switches, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert config.hub_reachable()
+        config.go_offline_if_unreachable()
+    assert [os.environ.get(name) for name in OFFLINE] == [None] * 3
+
+
+def test_what_the_user_set_stays(no_switches, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    config.go_offline_if_unreachable()
+    assert [os.environ.get(name) for name in OFFLINE] == ["0", None, None]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "yes")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "0")
+    config.go_offline_if_unreachable()
+    assert [os.environ.get(name) for name in OFFLINE] == ["yes", "0", "1"]
