@@ -20,7 +20,7 @@ quickstart: setup
 	$(BIN)/python recipes/quickstart.py $(ARGS)
 
 test: setup-dev
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: setup-dev
 	$(BIN)/ruff check .

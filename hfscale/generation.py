@@ -17,7 +17,7 @@ def generate_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, p
                    top_p: float = 1.0, num_beams: int = 1, num_return_sequences: int = 1,
                    repetition_penalty: float = 1.0, stop_strings: Sequence[str] | None = None, batch_size: int = 8,
                    seed: int = 0, stream: bool = False, progress: bool = False) -> list[list[str]]:
-    """`num_return_sequences` completions of each prompt, without prompt, special tokens and what follows a stop string.
+    """`num_return_sequences` completions of each prompt, without it, special tokens and what follows a stop string.
 
     Names and meanings are those of `transformers.GenerationConfig`. A prompt gets fewer than `max_new_tokens` where
     the context ends; an empty one starts from BOS, else EOS. Greedy and beam search do not depend on `batch_size`;
@@ -62,8 +62,7 @@ def generate_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, p
 def _check_settings(do_sample: bool, stop_strings: Sequence[str] | None, *, num_beams: int, num_return_sequences: int,
                     top_k: int, top_p: float, **positive: float) -> None:
     """Refuse what `generate` would answer with a traceback or, worse, with other text than asked for."""
-    positive |= {"num_beams": num_beams, "num_return_sequences": num_return_sequences}
-    for name, value in positive.items():
+    for name, value in {**positive, "num_beams": num_beams, "num_return_sequences": num_return_sequences}.items():
         if value <= 0:
             raise InputError(f"{name}: got {value}, must be above 0")
     if top_k < 0 or not 0 < top_p <= 1:

@@ -79,8 +79,8 @@ def newest_checkpoint(args: TrainingArguments) -> str | None:
     Raises:
         InputError: the arguments differ from the run's in what a continuation cannot change.
     """
-    folders = sorted(Path(args.output_dir).glob("checkpoint-*"), key=lambda p: -int(p.name.partition("-")[2] or 0))
-    for folder in folders:
+    folders = [p for p in Path(args.output_dir).glob("checkpoint-*") if p.name.partition("-")[2].isdigit()]
+    for folder in sorted(folders, key=lambda p: -int(p.name.partition("-")[2])):
         if problem := _problem(folder):
             if is_main_rank():
                 print(f"--resume auto: {folder} is not whole ({problem}); trying an older one", file=sys.stderr)

@@ -36,7 +36,7 @@ class GenerateArguments:
     seed: int = field(default=0, metadata={"help": "of the draws"})
 
 
-# All other arguments go to generate_texts, and into every output line.
+# All others go to generate_texts, and into every output line.
 NOT_SETTINGS = ("model", "prompts", "prompt_file", "output_file", "overwrite", "stream", "dtype")
 
 
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(GenerateArguments, argv, recipe=__file__)
     if (args.prompts is None) == (args.prompt_file is None):
         raise InputError("--prompts, --prompt_file: give one of the two")
-    output_file = Path(args.output_file) if args.output_file else None
+    output_file = args.output_file and Path(args.output_file)
     if output_file and output_file.is_dir():
         raise InputError(f"--output_file {output_file}: is a folder; name a file in it")
     if output_file and output_file.exists() and not args.overwrite:
@@ -68,9 +68,8 @@ def main(argv: list[str] | None = None) -> None:
     fit_prompts(model, tokenizer, prompts)  # every rank checks all of them: an error stops every rank alike
 
     settings = {name: value for name, value in asdict(args).items() if name not in NOT_SETTINGS}
-    stream = args.stream
-    if stream is None:
-        stream = sys.stdout.isatty() and (len(prompts), args.num_beams, args.num_return_sequences) == (1, 1, 1)
+    one = (len(prompts), args.num_beams, args.num_return_sequences) == (1, 1, 1)
+    stream = one and sys.stdout.isatty() if args.stream is None else args.stream
     with state.split_between_processes(prompts) as share:  # ranks must not draw the same random numbers
         own = settings | {"seed": args.seed + state.process_index}
         completions = gather_object(generate_texts(model, tokenizer, share, progress=True,

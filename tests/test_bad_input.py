@@ -147,9 +147,7 @@ def test_unknown_names_and_wrong_values(refused, recipe):
     ("--lr_scheduler_type warmup_stable_decay", "num_decay_steps"),
     ('--lr_scheduler_kwargs {"min_rl":0}', "min_rl"),
     ("--report_to tensorbord", "report_to: tensorbord is unknown or not installed"),
-    ("--metric_for_best_model perplexty", "metric_for_best_model: got 'perplexty', expected eval_loss"),
     ("--fp16 --use_cpu", "fp16: a CPU"),
-    ("--push_to_hub", "push_to_hub: the Hub is not reachable"),
 ])
 def test_training_arguments_that_cannot_work(refused, recipe, words, match):
     """Said before any text is read: the run has not made its folder yet."""
@@ -374,15 +372,13 @@ def test_output_dir_that_cannot_be_a_folder(refused, recipe):
 
 COMMANDS = [
     (pretrain, "--learning_rat 1", "command line: unknown name --learning_rat; did you mean learning_rate?"),
-    (quickstart, "--source blank.txt", "source blank.txt: no text in it (only blank lines or empty documents)"),
-    (pretrain, "--source broken.jsonl", "source broken.jsonl: cannot be read: JSON parse error"),
+    (quickstart, "--source broken.jsonl", "source broken.jsonl: cannot be read: JSON parse error"),
     (score, "--model some/model", "model some/model: cannot be loaded: no such folder, not in the Hub cache, and the "
      "Hub is not reachable; give a saved model's folder"),
 ]
 
 
 def test_one_line_and_status_2(place):
-    Path("blank.txt").write_text("\n\n")
     Path("broken.jsonl").write_text('{"text": \n')
     before = contents(place)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_ENDPOINT": "http://127.0.0.1:1"}

@@ -77,10 +77,10 @@ def load_held_out(run_folder: str) -> Dataset:
         args = DataArguments(**{f.name: record["config"][f.name] for f in fields(DataArguments)})
         seed, num_bytes = record["config"]["seed"], record["data"]["bytes"]["validation"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"--source: missing, and {run_folder} has no run.json that names its validation text") from None
+        raise InputError(f"--source: missing, and {run_folder} has no run.json that names its held-out text") from None
     documents = load_splits(args, seed=seed)["validation"]
     if count_bytes(documents) != num_bytes:
-        raise InputError(f"--source: missing, and {', '.join(args.source)} is no longer the text that {run_folder} had")
+        raise InputError(f"--source: missing, and {', '.join(args.source)} is no longer the text of {run_folder}")
     return documents
 
 

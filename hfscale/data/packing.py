@@ -8,6 +8,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError
+from hfscale.models import context_limit
 
 IGNORED = -100  # label that the loss passes over
 SLICE_CHARACTERS = 2_000_000  # text given to the tokenizer at once: bounds its memory for long documents
@@ -21,7 +22,7 @@ def pack_splits(documents: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_
         InputError: as there, rows longer than the model's context, or training text that does not fill one row.
     """
     vocab_size = len(tokenizer) if model is None else model.get_input_embeddings().num_embeddings
-    context = model and getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = None if model is None else context_limit(model)
     if context and max_length > context:
         raise InputError(f"max_length {max_length} is beyond the model's context of {context} tokens")
     rows = DatasetDict({name: pack_documents(part, tokenizer, max_length, cross_document_attention, vocab_size)

@@ -6,11 +6,9 @@ scores, and the rest of it shows the text before them. Only the metrics at the e
 """
 
 import inspect
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -57,17 +55,16 @@ def score_documents(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         context: most input tokens at a time; default: the model's own limit.
         stride: tokens that each window after the first one scores; default: half the context. `stride == context`
             gives the disjoint windows of lm-eval.
-        batch_size: windows per forward pass.
 
     Raises:
         InputError: a context or stride that the model does not allow, a token id outside its vocabulary, no token.
         FloatingPointError: a log-likelihood is not finite; the message names the document, counted from 0.
     """
-    context, stride = _check_windows(model, context, stride, batch_size)
+    context, stride = _check_window(model, context, stride, batch_size)
     prefix = tokenizer.bos_token or tokenizer.eos_token
     before = tokenizer.convert_tokens_to_ids([prefix] if prefix else [])
-    documents = [before + ids for ids in encode_texts(texts, tokenizer)]  # no EOS at the end: it is not in the text
-    check_token_ids(model, chain.from_iterable(documents), f"tokenizer of {len(tokenizer)} tokens")
+    documents = [np.array(before + ids, dtype=np.int64) for ids in encode_texts(texts, tokenizer)]
+    check_token_ids(model, (ids.max() for ids in documents if len(ids)), f"tokenizer of {len(tokenizer)} tokens")
     windows = [Window(i, *w) for i, ids in enumerate(documents) for w in rolling_windows(len(ids), context, stride)]
     if not windows:
         raise InputError(f"text: {len(texts)} documents hold no token to score; give longer text")
@@ -75,10 +72,18 @@ def score_documents(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     windows.sort(key=lambda window: (window.start - window.stop, window.first - window.start))
     sums = np.array([[0.0, max(0, len(ids) - 1), len(text.encode()), len(re.split(r"\s+", text))]
                      for ids, text in zip(documents, texts, strict=True)])
-    for window, value in _score_windows(model, documents, windows, batch_size, progress):
+    state, found, was_training = PartialState(), [], model.training
+    batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
+    mine = batches[state.process_index :: state.num_processes]
+    model.eval()
+    for batch in tqdm(mine, desc="scoring", unit="batch", disable=not progress):
+        found += zip(batch, _batch_nll(model, documents, batch), strict=True)
+    model.train(was_training)
+    for window, value in sorted(gather_object(found)):  # in one order, so that the sums do not depend on the ranks
         sums[window.document, 0] += value
     unknown = {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, tokenizer.eos_token_id}  # GPT-2's is its EOS
-    return DocumentScores(sums, context, stride, prefix, sum(ids.count(i) for i in unknown for ids in documents))
+    num_unknown = sum(int(np.isin(ids, list(unknown)).sum()) for ids in documents)
+    return DocumentScores(sums, context, stride, prefix, num_unknown)
 
 
 def perplexity_metrics(scores: DocumentScores, seed: int = 0, resamples: int = 1000) -> tuple[dict, dict[str, str]]:
@@ -103,9 +108,8 @@ def perplexity_metrics(scores: DocumentScores, seed: int = 0, resamples: int = 1
     metrics |= dict.fromkeys(notes)
     if scores.unknown_tokens:
         notes["unknown_tokens"] = "which text they stand for is not scored: the values leave it out"
-    counts = {"documents": len(scores.sums), "tokens": int(tokens[0]), "bytes": int(num_bytes[0]),
-              "words": int(words[0]), "unknown_tokens": scores.unknown_tokens}
-    return metrics | counts, notes
+    return metrics | {"documents": len(scores.sums), "tokens": int(tokens[0]), "bytes": int(num_bytes[0]),
+                      "words": int(words[0]), "unknown_tokens": scores.unknown_tokens}, notes
 
 
 def rolling_windows(num_ids: int, context: int, stride: int) -> list[tuple[int, int, int]]:
@@ -119,8 +123,7 @@ def rolling_windows(num_ids: int, context: int, stride: int) -> list[tuple[int, 
     return windows
 
 
-def _check_windows(model: PreTrainedModel, context: int | None, stride: int | None,
-                   batch_size: int) -> tuple[int, int]:
+def _check_window(model: PreTrainedModel, context: int | None, stride: int | None, batch_size: int) -> tuple[int, int]:
     """The context and stride to use: 1 <= stride <= context <= the model's limit."""
     limit = context_limit(model)
     context = limit if context is None else context
@@ -133,29 +136,15 @@ def _check_windows(model: PreTrainedModel, context: int | None, stride: int | No
     return context, stride
 
 
-def _score_windows(model: PreTrainedModel, documents: list[list[int]], windows: list[Window], batch_size: int,
-                   progress: bool) -> list[tuple[Window, float]]:
-    """Each window's summed nll, on all ranks; every n-th batch is a rank's. Neither batches nor order depend on the
-    number of ranks, so the documents' sums do not."""
-    state, found, was_training = PartialState(), [], model.training
-    batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
-    mine = batches[state.process_index :: state.num_processes]
-    model.eval()
-    for batch in tqdm(mine, desc="scoring", unit="batch", disable=not progress):
-        found += zip(batch, _batch_nll(model, documents, batch), strict=True)
-    model.train(was_training)
-    return sorted(gather_object(found))
-
-
 @torch.inference_mode()
-def _batch_nll(model: PreTrainedModel, documents: list[list[int]], batch: list[Window]) -> list[float]:
+def _batch_nll(model: PreTrainedModel, documents: list[np.ndarray], batch: list[Window]) -> list[float]:
     """Summed nll of each window of a batch, in nats. Rows are padded on the right without a mask: attention is
     causal, so what stands after a row's last token cannot reach a scored position."""
     length = max(window.stop - 1 - window.start for window in batch)
     input_ids = torch.zeros(len(batch), length, dtype=torch.long)  # id 0 as padding: every vocabulary has it
     labels = torch.full_like(input_ids, IGNORED)  # column i holds the target of position i
     for row, (document, start, first, stop) in enumerate(batch):
-        ids = torch.tensor(documents[document][start:stop])
+        ids = torch.from_numpy(documents[document][start:stop])
         input_ids[row, : len(ids) - 1] = ids[:-1]
         labels[row, first - 1 - start : len(ids) - 1] = ids[first - start :]
     kept = length - min(window.first - 1 - window.start for window in batch)  # the positions before are not scored
@@ -167,7 +156,7 @@ def _batch_nll(model: PreTrainedModel, documents: list[list[int]], batch: list[W
            for part, ids in zip(rows.split(at_once), targets.split(at_once), strict=True)]
     values = torch.cat(nll).cpu().double().view(len(batch), kept).sum(dim=1).tolist()
     for value, window in zip(values, batch, strict=True):
-        if not math.isfinite(value):
+        if not np.isfinite(value):
             raise FloatingPointError(f"document {window.document}: the log-likelihood of its tokens {window.first} to "
                                      f"{window.stop - 1} is {value}")
     return values
