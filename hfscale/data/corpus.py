@@ -10,18 +10,22 @@ import logging
 import os
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
 import datasets
+import zstandard
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 
 from hfscale import __version__
 from hfscale.config import DataArguments, InputError
 
-TEXT_SUFFIXES = (".txt", ".md")
-BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
+BUILDERS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet",
+            ".arrow": "arrow"}
+OPENERS = {".gz": gzip.open, ".zst": zstandard.open}
+EMBEDDED = ("embedded:python-docs", "embedded:python-code")
 TEXT_FEATURES = Features({"text": Value("string")})
 
 
@@ -33,24 +37,21 @@ def load_documents(source: str | list[str], *, text_column: str = "text", sample
     as .gz or .zst), a data set saved with `save_to_disk`, or a Hub id. `sample_by` says what one document of a text
     file is: the file, a paragraph or a line. `split` picks from saved and Hub data sets.
 
-    Raises:
-        InputError: nothing there, nothing readable, a missing column, or no text at all.
+    Raises InputError: nothing there, nothing readable, a missing column, or no text at all.
     """
     parts, names = [], [source] if isinstance(source, str) else source
     for name in names:
-        if name.startswith("embedded:"):
-            parts.append(_load_embedded(name))
-        elif _is_saved_dataset(Path(name)):
-            parts.append(_text_only(_load_saved(name, split), text_column, name))
-        elif name and (files := _find_files(name)):
-            parts += _load_files(files, text_column, sample_by)
-        else:
-            parts.append(_text_only(_load_hub(name, dataset_config_name, split), text_column, name))
-    try:
-        documents = concatenate_datasets(parts).filter(_has_text, input_columns="text", desc="Looking for empty texts")
-    except UnicodeDecodeError as error:  # Arrow reads JSON without decoding it
-        raise InputError(f"source {', '.join(names)}: holds text that is not UTF-8 ({error.object[:40]!r}); convert "
-                         "it first, for example: iconv -f cp1252 -t utf-8") from None
+        with _reading(f"source {name}"):
+            if name.startswith("embedded:"):
+                key = {"name": name, "python": sys.version, "hfscale": __version__}
+                parts.append(Dataset.from_generator(_read_embedded, gen_kwargs=key, features=TEXT_FEATURES))
+            elif name and (files := _find_files(name)):
+                parts += _load_files(files, text_column, sample_by, name)
+            else:
+                parts.append(_text_only(_load_dataset(name, dataset_config_name, split), text_column, name))
+    with _reading(f"source {', '.join(names)}: a text in it"):  # Arrow reads JSON without decoding it
+        documents = concatenate_datasets(parts).filter(lambda text: bool(text and text.strip()), input_columns="text",
+                                                       desc="Looking for empty texts")
     if len(documents) == 0:
         raise InputError(f"source {', '.join(names)}: no text in it (only blank lines or empty documents)")
     return documents
@@ -58,8 +59,7 @@ def load_documents(source: str | list[str], *, text_column: str = "text", sample
 
 def load_splits(args: DataArguments, *, seed: int) -> DatasetDict:
     """The documents that `args` name, as `train` and `validation`; raises as the two functions it calls."""
-    how = {"text_column": args.text_column, "sample_by": args.sample_by,
-           "dataset_config_name": args.dataset_config_name}
+    how = {name: getattr(args, name) for name in ("text_column", "sample_by", "dataset_config_name")}
     documents = load_documents(args.source, **how)
     if args.validation_source:
         return DatasetDict(train=documents, validation=load_documents(args.validation_source, **how))
@@ -69,17 +69,16 @@ def load_splits(args: DataArguments, *, seed: int) -> DatasetDict:
 def load_held_out(run_folder: str) -> Dataset:
     """The validation documents of a training run, found again through its run.json.
 
-    Raises:
-        InputError: no run.json that names its data, or the source is no longer the text of that run.
+    Raises InputError: no run.json that names its data, or the source is no longer the text of that run.
     """
     try:
         record = json.loads(Path(run_folder, "run.json").read_text("utf-8"))
         args = DataArguments(**{f.name: record["config"][f.name] for f in fields(DataArguments)})
-        seed, num_bytes = record["config"]["seed"], record["data"]["bytes"]["validation"]
+        seed, fingerprint = record["config"]["seed"], record["data"]["fingerprint"]["validation"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"--source: missing, and {run_folder} has no run.json that names its held-out text") from None
     documents = load_splits(args, seed=seed)["validation"]
-    if count_bytes(documents) != num_bytes:
+    if text_fingerprint(documents) != fingerprint:
         raise InputError(f"--source: missing, and {', '.join(args.source)} is no longer the text of {run_folder}")
     return documents
 
@@ -87,8 +86,7 @@ def load_held_out(run_folder: str) -> Dataset:
 def split_documents(documents: Dataset, *, split_by: str, validation_fraction: float, seed: int) -> DatasetDict:
     """Train and validation parts: documents drawn at random with `seed`, or the last part of the text by characters.
 
-    Raises:
-        InputError: the fraction is outside (0, 1) or a part would be empty.
+    Raises InputError: the fraction is outside (0, 1), or too few documents to draw from.
     """
     if not 0 < validation_fraction < 1:
         raise InputError(f"validation_fraction: got {validation_fraction}, expected a number between 0 and 1")
@@ -111,179 +109,115 @@ def text_fingerprint(documents: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
-def count_bytes(documents: Dataset) -> int:
-    """UTF-8 bytes of all texts."""
-    return sum(len(text.encode()) for batch in documents.iter(1000) for text in batch["text"])
-
-
-def _has_text(text: str | None) -> bool:
-    return bool(text and text.strip())
-
-
 def _split_by_position(documents: Dataset, validation_fraction: float) -> DatasetDict:
     """Documents keep their order; the one that holds the boundary is cut there."""
     texts = documents["text"][:]
     left = int(sum(map(len, texts)) * (1 - validation_fraction))
     train, validation = [], []
     for text in texts:
-        train += [text[:left]] if left > 0 else []
-        validation += [text[max(left, 0):]] if left < len(text) else []
+        train.append(text[:max(left, 0)])
+        validation.append(text[max(left, 0):])
         left -= len(text)
-    parts = {"train": train, "validation": validation}
-    return DatasetDict({name: Dataset.from_dict({"text": part}, features=TEXT_FEATURES)
-                        for name, part in parts.items()})
-
-
-def _load_embedded(name: str) -> Dataset:
-    readers = {"embedded:python-docs": _python_docs, "embedded:python-code": _python_code}
-    if name not in readers:
-        raise InputError(f"source {name}: unknown embedded text; there are {', '.join(readers)}")
-    return _cached(_read_embedded, {"name": name, "python": sys.version, "hfscale": __version__})
+    return DatasetDict({name: Dataset.from_dict({"text": [text for text in part if text]}, features=TEXT_FEATURES)
+                        for name, part in (("train", train), ("validation", validation))})
 
 
 def _read_embedded(name: str, python: str, hfscale: str) -> Iterator[dict]:
-    """The last two only key the cache: the text is that of one Python, read by one version of this module."""
-    reader = _python_docs if name == "embedded:python-docs" else _python_code
-    for text in reader():
-        yield {"text": text}
+    """The standard library's code, or the language reference's topics and each module's docstrings.
 
+    `python` and `hfscale` only key the cache: the text is that of one Python, read by one version of this module.
+    """
+    from pydoc_data.topics import topics
 
-def _stdlib_sources() -> Iterator[str]:
-    """Source of every standard-library module in a fixed order, without tests and installed packages."""
+    if name not in EMBEDDED:
+        raise InputError(f"source {name}: unknown embedded text; there are {', '.join(EMBEDDED)}")
+    docs = name == "embedded:python-docs"
+    yield from ({"text": topics[topic]} for topic in sorted(topics) if docs)
     root = Path(sysconfig.get_paths()["stdlib"])
     skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"}
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
         if skipped.isdisjoint(parts) and not parts[0].startswith(("config-", "_sysconfigdata")):
             try:
-                yield path.read_text("utf-8")
+                code = path.read_text("utf-8")
             except UnicodeDecodeError:  # the few files that declare another encoding
                 continue
+            yield {"text": _docstrings(code) if docs else code}
 
 
-def _python_code() -> Iterator[str]:
-    yield from _stdlib_sources()
-
-
-def _python_docs() -> Iterator[str]:
-    """The language reference's topics, then each module's docstrings joined in source order."""
-    from pydoc_data.topics import topics
-
-    yield from (text for _, text in sorted(topics.items()))
-    for source in _stdlib_sources():
-        nodes = ast.walk(ast.parse(source))
-        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        docstrings = [ast.get_docstring(node) for node in nodes if isinstance(node, documented)]
-        yield "\n\n".join(text for text in docstrings if text)
-
-
-def _find_files(name: str) -> list[Path]:
-    path = Path(name)
-    if path.is_file():
-        return [path]
-    known = (*TEXT_SUFFIXES, *BUILDERS)
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and _suffix(p) in known)
-        if not files:
-            raise InputError(f"source {name}: no file in this folder ends in {', '.join(known)} "
-                             "(or these with .gz, .zst)")
-        return files
-    return sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
+def _docstrings(code: str) -> str:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = [ast.get_docstring(node) for node in ast.walk(ast.parse(code)) if isinstance(node, documented)]
+    return "\n\n".join(text for text in docstrings if text)
 
 
 def _suffix(path: Path) -> str:
-    return path.with_suffix("").suffix if path.suffix in (".gz", ".zst") else path.suffix
+    return path.with_suffix("").suffix if path.suffix in OPENERS else path.suffix
 
 
-def _load_files(files: list[Path], text_column: str, sample_by: str) -> list[Dataset]:
-    """Text files through `_read_text_files`, each other kind through the `datasets` builder for it."""
-    texts = [p for p in files if _suffix(p) in TEXT_SUFFIXES or _suffix(p) not in BUILDERS]
+def _find_files(name: str) -> list[Path]:
+    """Sorted; none if nothing is there or the folder is a data set made by `save_to_disk`."""
+    path = Path(name)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        return sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        return []
+    files = sorted(p for p in path.rglob("*") if p.is_file() and _suffix(p) in BUILDERS)
+    if not files:
+        raise InputError(f"source {name}: no file in this folder ends in {', '.join(BUILDERS)} (or with .gz, .zst)")
+    return files
+
+
+def _load_files(files: list[Path], text_column: str, sample_by: str, name: str) -> list[Dataset]:
+    """Text files (and unknown kinds) as `_read_text_files` does, other kinds by the `datasets` builder for each."""
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # they log what the error says
     parts = []
-    if texts:
-        stamps = [(p.stat().st_size, p.stat().st_mtime_ns) for p in texts]  # a changed file is read again
-        parts.append(_cached(_read_text_files, {"files": [str(p.resolve()) for p in texts], "stamps": stamps,
-                                                "sample_by": sample_by}))
     for builder in dict.fromkeys(BUILDERS.values()):
-        group = [str(p) for p in files if BUILDERS.get(_suffix(p)) == builder]
-        if group:
-            shown = group[0] if len(group) == 1 else f"{len(group)} {builder} files"
-            data = _load_group(builder, group, shown)
-            parts.append(_text_only(data, text_column, shown))
+        group = [str(p.absolute()) for p in files if BUILDERS.get(_suffix(p), "text") == builder]
+        if group and builder == "text":
+            stamps = [(os.stat(p).st_size, os.stat(p).st_mtime_ns) for p in group]  # a changed file is read again
+            how = {"files": group, "stamps": stamps, "sample_by": sample_by}
+            parts.append(Dataset.from_generator(_read_text_files, gen_kwargs=how, features=TEXT_FEATURES))
+        elif group:
+            data = datasets.load_dataset(builder, data_files=group, split="train")
+            parts.append(_text_only(data, text_column, name))
     return parts
 
 
 def _read_text_files(files: list[str], stamps: list, sample_by: str) -> Iterator[dict]:
+    """Strictly UTF-8, newlines normalised."""
     for name in files:
-        text = _decode(Path(name))
+        with _reading(name), OPENERS.get(Path(name).suffix, open)(name, "rb") as file:
+            data = file.read()
+            if b"\0" in data:
+                raise InputError(f"{name}: binary data (a NUL byte at offset {data.index(0)}); give text files")
+            text = io.StringIO(data.decode("utf-8-sig"), newline=None).read()
         if sample_by == "document":
             pieces = [text]
         else:
-            pieces = text.split("\n\n") if sample_by == "paragraph" else text.splitlines() or [""]
-        for piece in pieces:
-            yield {"text": piece}
+            pieces = text.split("\n\n") if sample_by == "paragraph" else text.splitlines()
+        yield from ({"text": piece} for piece in pieces or [""])
 
 
-def _decode(path: Path) -> str:
-    """A text file's content, strictly UTF-8, newlines normalised."""
-    try:
-        data = _decompress(path)
-        if b"\0" in data:
-            raise InputError(f"{path}: binary data (a NUL byte at offset {data.index(0)}); give text files")
-        return io.StringIO(data.decode("utf-8-sig"), newline=None).read()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 (byte 0x{error.object[error.start]:02x} at offset {error.start}); "
-                         f"convert it first, for example: iconv -f cp1252 -t utf-8") from None
-    except (OSError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-
-
-def _decompress(path: Path) -> bytes:
-    data = path.read_bytes()
-    if path.suffix == ".gz":
-        return gzip.decompress(data)
-    if path.suffix == ".zst":
-        import zstandard
-
-        try:
-            return zstandard.ZstdDecompressor().stream_reader(data).read()
-        except zstandard.ZstdError as error:
-            raise OSError(error) from None
-    return data
-
-
-def _cached(reader: Callable, arguments: dict) -> Dataset:
-    """The reader's rows through the `datasets` cache, which locks: all ranks share one copy."""
-    try:
-        return Dataset.from_generator(reader, gen_kwargs=arguments, features=TEXT_FEATURES)
-    except datasets.exceptions.DatasetGenerationError as error:
-        if isinstance(error.__cause__, InputError):
-            raise error.__cause__ from None
-        raise
-
-
-def _is_saved_dataset(path: Path) -> bool:
-    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-
-
-def _load_saved(name: str, split: str) -> Dataset:
-    data = datasets.load_from_disk(name)
-    if isinstance(data, DatasetDict):
-        if split not in data:
+def _load_dataset(name: str, config: str | None, split: str) -> Dataset:
+    """From disk if saved there, else from the Hub."""
+    if name and Path(name).is_dir():
+        data = datasets.load_from_disk(name)
+        if isinstance(data, DatasetDict) and split not in data:
             raise InputError(f"source {name}: no split '{split}'; it has {', '.join(data)}")
-        return data[split]
-    return data
-
-
-def _load_hub(name: str, config: str | None, split: str) -> Dataset:
+        return data if isinstance(data, Dataset) else data[split]
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or any(c in name for c in "*?[")
-    if looks_like_path or Path(name).suffix in (*TEXT_SUFFIXES, *BUILDERS, ".gz", ".zst"):
+    if looks_like_path or Path(name).suffix in (*BUILDERS, *OPENERS):
         raise InputError(f"source {name}: no such file or folder")
     try:
         return datasets.load_dataset(name, config, split=split)
     except Exception as error:  # the Hub client's errors have no common base
-        reason = "the Hub is not reachable" if os.environ.get("HF_HUB_OFFLINE") == "1" else _first_line(error)
+        offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+        reason = "the Hub is not reachable" if offline else " ".join(str(error).split())[:200]
         raise InputError(f"source {name}: not a file or folder here, and not loadable as a Hub data set ({reason}); "
-                         "offline there are embedded:python-docs, embedded:python-code and local files") from None
+                         f"offline there are {', '.join(EMBEDDED)} and local files") from None
 
 
 def _text_only(data: Dataset, text_column: str, name: str) -> Dataset:
@@ -293,21 +227,23 @@ def _text_only(data: Dataset, text_column: str, name: str) -> Dataset:
     kind = data.features[text_column]
     if getattr(kind, "dtype", None) not in ("string", "large_string"):
         raise InputError(f"source {name}: column '{text_column}' holds {kind}, not text")
-    if text_column != "text":
-        data = data.select_columns([text_column]).rename_column(text_column, "text")
-    return data.select_columns(["text"]).cast(TEXT_FEATURES)
+    return data.select_columns([text_column]).rename_columns({text_column: "text"}).cast(TEXT_FEATURES)
 
 
-def _load_group(builder: str, files: list[str], name: str) -> Dataset:
-    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # they log what the line below says
+@contextmanager
+def _reading(place: str) -> Iterator[None]:
+    """Whatever a reader raises (they share no base class) becomes one line that names the place."""
     try:
-        return datasets.load_dataset(builder, data_files=files, split="train")
-    except Exception as error:  # each builder raises its parser's own errors
+        yield
+    except Exception as error:
         cause = error.__cause__ or error
-        empty = isinstance(cause, StopIteration) or "corresponds to no data" in str(cause)
-        reason = "no rows in it" if empty else f"cannot be read: {_first_line(cause)}"
-        raise InputError(f"source {name}: {reason}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(cause, InputError):
+            raise cause from None
+        if isinstance(error, UnicodeDecodeError):
+            reason = (f"not UTF-8 (byte 0x{error.object[error.start]:02x} at offset {error.start}); convert it first, "
+                      "for example: iconv -f cp1252 -t utf-8")
+        elif isinstance(cause, StopIteration) or "corresponds to no data" in str(cause):
+            reason = "no rows in it"
+        else:
+            reason = f"cannot be read: {' '.join(str(cause).split())[:200] or type(cause).__name__}"
+        raise InputError(f"{place}: {reason}") from None
