@@ -1,0 +1,61 @@
+"""Word n-grams that evaluation items share with training text (13 words as in Brown et al. 2020, appendix C)."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hfscale.config import InputError
+from hfscale.data.dedup import hash_words, ngrams
+
+
+class Contamination(NamedTuple):
+    """What training documents hold of one evaluation item."""
+
+    share: float  # of the item's distinct n-grams that occur in training text, 0 to 1
+    document: int | None  # index of the first training document that holds one
+
+
+def contaminated_items(train: Iterable[dict], items: Sequence[str], ngram_size: int = 13) -> list[Contamination]:
+    """For each evaluation item, how much of it stands in the training documents, and where first.
+
+    Words are compared in lower case and without punctuation. An item shorter than `ngram_size` words is looked for
+    whole: its share is 0 or 1. `train` (rows with `text`: a Dataset, a stream, a list) is read once; only hashes of
+    the items' n-grams are held in memory, 8 bytes each.
+
+    Raises:
+        InputError: an `ngram_size` below 1.
+    """
+    grams, wanted = _item_ngrams(items, ngram_size)
+    first = {size: np.full(len(hashes), -1) for size, hashes in wanted.items()}
+    for index, size, found in _matches(train, wanted):
+        first[size][found] = np.where(first[size][found] < 0, index, first[size][found])
+    places = [first[size][np.searchsorted(wanted[size], own)] for size, own in grams]
+    return [Contamination(float((at >= 0).mean()), int(at[at >= 0].min()) if (at >= 0).any() else None)
+            for at in places]
+
+
+def contaminated_documents(train: Iterable[dict], items: Sequence[str], ngram_size: int = 13) -> list[int]:
+    """Indices of the training documents that hold an n-gram of any item (see `contaminated_items`), ascending."""
+    return sorted({index for index, _, _ in _matches(train, _item_ngrams(items, ngram_size)[1])})
+
+
+def _item_ngrams(items: Sequence[str], ngram_size: int) -> tuple[list, dict[int, np.ndarray]]:
+    """Per item its n-gram length in words and its distinct hashes, and per length all hashes, sorted."""
+    if ngram_size < 1:
+        raise InputError(f"contamination: got ngram_size {ngram_size}, expected at least 1 word")
+    hashed = [hash_words(item) for item in items]
+    grams = [(min(ngram_size, len(words)), np.unique(ngrams(words, ngram_size))) for words in hashed]
+    sizes = sorted({size for size, _ in grams})
+    return grams, {size: np.unique(np.concatenate([own for s, own in grams if s == size])) for size in sizes}
+
+
+def _matches(train: Iterable[dict], wanted: dict[int, np.ndarray]) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Document index, n-gram length, and where in `wanted[length]` the n-grams stand that the document holds."""
+    for index, document in enumerate(train):
+        words = hash_words(document["text"])
+        for size, hashes in wanted.items():
+            own = ngrams(words, size)
+            place = np.minimum(np.searchsorted(hashes, own), len(hashes) - 1)
+            if len(found := np.unique(place[hashes[place] == own])):
+                yield index, size, found

@@ -1,0 +1,141 @@
+"""Exact and near duplicates: for every document the index of the first document of its cluster.
+
+MinHash: Broder 1997, "On the resemblance and containment of documents"; banding: Leskovec, Rajaraman and Ullman,
+"Mining of Massive Datasets", chapter 3. A candidate pair counts only after its exact Jaccard similarity is computed.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import re
+from collections.abc import Iterator
+
+import numpy as np
+from datasets import Dataset, Features, List, Value
+from xxhash import xxh3_64_intdigest
+
+from hfscale.config import InputError
+
+# Letters and digits; each Chinese or Japanese character is a word, since no spaces part them.
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so no bit of a hash is lost
+RECALL_AT_THRESHOLD = 0.98  # least probability that banding meets a pair whose similarity is just the threshold
+WINDOW = 200  # neighbours compared per document in one bucket: keeps one huge bucket from costing its square
+SLICE = 8192  # pairs, or shingles of one document, worked on at once
+
+
+def exact_clusters(documents: Dataset) -> np.ndarray:
+    """Clusters (as in `near_clusters`) of equal `text`: runs of white space count as one space, case counts."""
+    digests = (hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
+               for batch in documents.iter(1000) for text in batch["text"])
+    _, first, which = np.unique(np.fromiter(digests, "S16", len(documents)), return_index=True, return_inverse=True)
+    return first[which]
+
+
+def near_clusters(documents: Dataset, *, threshold: float = 0.52, ngram_size: int = 5, num_perm: int = 128,
+                  seed: int = 0, num_proc: int | None = None) -> np.ndarray:
+    """For each row the index (int64) of the first document of its cluster, its own when it is alone.
+
+    A pair is linked when the Jaccard similarity of its sets of word n-grams is >= `threshold`; clusters are what links
+    connect. Case and punctuation do not count; a document shorter than `ngram_size` words matches only the same words.
+    The result does not depend on `num_proc`. In memory: 4 bytes x `num_perm` per document, shingles of 128 documents.
+
+    Raises:
+        InputError: a threshold outside (0, 1], an `ngram_size` below 1, or a `num_perm` too small for the threshold.
+    """
+    if not 0 < threshold <= 1 or ngram_size < 1:
+        raise InputError(f"near duplicates: got threshold {threshold} and ngram_size {ngram_size}, expected a "
+                         "threshold above 0 and up to 1, and at least 1 word")
+    rows = rows_per_band(threshold, num_perm)
+    signatures = _signatures(documents, ngram_size, num_perm, seed, num_proc)
+    likely = threshold - 1.5 / num_perm**0.5  # an estimate lower than this by three standard errors is believed
+
+    @functools.lru_cache(maxsize=128)
+    def shingles(row: int) -> np.ndarray:
+        return np.unique(ngrams(hash_words(documents[row]["text"]), ngram_size))
+
+    @functools.lru_cache(maxsize=100_000)
+    def same(i: int, j: int) -> bool:
+        common = len(np.intersect1d(shingles(i), shingles(j), assume_unique=True))
+        return common >= threshold * (len(shingles(i)) + len(shingles(j)) - common)
+
+    parent = np.arange(len(documents))
+    for left, right in _candidates(signatures, rows):
+        apart = parent[left] != parent[right]
+        left, right = left[apart], right[apart]
+        alike = (signatures[left] == signatures[right]).mean(axis=1) >= likely
+        for i, j in zip(left[alike].tolist(), right[alike].tolist(), strict=True):
+            first, second = sorted((_root(parent, i), _root(parent, j)))
+            if first != second and same(i, j):
+                parent[second] = first
+    return np.array([_root(parent, i) for i in range(len(parent))], np.int64)
+
+
+def rows_per_band(threshold: float, num_perm: int) -> int:
+    """Hashes per band: the most, so the fewest false candidates, that still meet pairs at the threshold."""
+    for rows in range(num_perm, 0, -1):
+        if 1 - (1 - threshold**rows) ** (num_perm // rows) >= RECALL_AT_THRESHOLD:
+            return rows
+    raise InputError(f"near duplicates: {num_perm} hashes are too few for threshold {threshold}; raise num_perm")
+
+
+def hash_words(text: str) -> np.ndarray:
+    """uint64 hash of each word, lower case, no punctuation; a text without words counts as one word."""
+    words = WORD.findall(text.lower()) or ["".join(text.split())]
+    return np.fromiter(map(xxh3_64_intdigest, map(str.encode, words)), np.uint64, len(words))
+
+
+def ngrams(words: np.ndarray, size: int) -> np.ndarray:
+    """uint64 hash of each run of `size` hashes along the first axis; of the whole when there are fewer."""
+    size = min(size, len(words))
+    count = len(words) - size + 1
+    return functools.reduce(lambda total, at: total * MULTIPLIER + words[at:at + count], range(1, size), words[:count])
+
+
+def _signatures(documents: Dataset, ngram_size: int, num_perm: int, seed: int, num_proc: int | None) -> np.ndarray:
+    settings = {"ngram_size": ngram_size, "num_perm": num_perm, "seed": seed,
+                "with_rensa": importlib.util.find_spec("rensa") is not None}
+    rows = documents.select_columns("text").map(
+        _sketch, batched=True, batch_size=200, num_proc=num_proc, remove_columns="text", fn_kwargs=settings,
+        features=Features({"signature": List(Value("uint32"), length=num_perm)}), desc="Hashing shingles")
+    parts = [part["signature"].combine_chunks().flatten().to_numpy() for part in rows.with_format("arrow").iter(1000)]
+    return np.concatenate([np.zeros(0, np.uint32), *parts]).reshape(-1, num_perm)
+
+
+def _sketch(batch: dict, ngram_size: int, num_perm: int, seed: int, with_rensa: bool) -> dict[str, np.ndarray]:
+    shingles = [ngrams(hash_words(text), ngram_size) for text in batch["text"]]
+    if with_rensa:
+        from rensa import RMinHash
+
+        ends = np.cumsum([0, *map(len, shingles)]).astype(np.uint64)
+        flat = np.concatenate(shingles)
+        return {"signature": RMinHash.digest_matrix_from_flat_token_hashes(flat, ends, num_perm, seed).to_rows()}
+    from datasketch import MinHash
+
+    sketches = [MinHash(num_perm, seed, hashfunc=int, scheme="affine32")]
+    sketches += [sketches[0].copy() for _ in shingles[1:]]
+    for sketch, hashes in zip(sketches, shingles, strict=True):
+        for start in range(0, len(hashes), SLICE):
+            sketch.update_batch(hashes[start:start + SLICE] >> np.uint64(32))
+    return {"signature": [sketch.hashvalues for sketch in sketches]}
+
+
+def _candidates(signatures: np.ndarray, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs (left < right) that agree in all hashes of a band; first those next to each other in their bucket."""
+    for band in range(0, signatures.shape[1] - rows + 1, rows):
+        keys = ngrams(signatures[:, band:band + rows].T.astype(np.uint64), rows)[0]
+        order = np.argsort(keys, kind="stable")
+        keys, at = keys[order], np.arange(len(keys))
+        for gap in range(1, WINDOW + 1):
+            at = at[at + gap < len(keys)]
+            at = at[keys[at] == keys[at + gap]]
+            for start in range(0, len(at), SLICE):
+                yield order[at[start:start + SLICE]], order[at[start:start + SLICE] + gap]
+
+
+def _root(parent: np.ndarray, i: int) -> int:
+    """Halves the path on its way; a parent's index is never above its child's."""
+    while parent[i] != i:
+        parent[i] = parent[parent[i]]
+        i = int(parent[i])
+    return i

@@ -1,0 +1,91 @@
+"""The data card: what came in, what was dropped and why, what is left, in words, numbers and a picture."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import DatasetDict
+
+from hfscale.config import write_text
+from hfscale.data.stages import Ledger, num_bytes
+
+LENGTH_EDGES_WORDS = (0, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 10**9)
+LARGEST_CLUSTERS = 10
+
+
+def write_data_card(folder: Path, ledger: Ledger, splits: DatasetDict, *, config: dict[str, Any],
+                    languages: dict[str, int] | None) -> dict[str, Any]:
+    """Write `data_card.json`, `data_card.md` and `funnel.png` into `folder`; returns the card."""
+    words = [len(text.split()) for part in splits.values() for text in part["text"]]
+    counts, _ = np.histogram(words, LENGTH_EDGES_WORDS)
+    card = {
+        "schema_version": 1, "config": config, "stages": ledger.stages,
+        "splits": {name: {"documents": len(part), "bytes": num_bytes(part)} for name, part in splits.items()},
+        "length_words": {_bin(i): int(n) for i, n in enumerate(counts)}, "languages": languages,
+        "largest_clusters": sorted(ledger.clusters, key=lambda c: (-c["documents"], c["id"]))[:LARGEST_CLUSTERS],
+        "examples": ledger.examples,
+    }
+    write_text(folder / "data_card.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    draw_funnel(ledger.stages, folder / "funnel.png")
+    write_text(folder / "data_card.md", _markdown(card))
+    return card
+
+
+def _bin(i: int) -> str:
+    low, high = LENGTH_EDGES_WORDS[i], LENGTH_EDGES_WORDS[i + 1]
+    return f"{low:,} and more" if high == LENGTH_EDGES_WORDS[-1] else f"{low:,} to {high - 1:,}"
+
+
+def draw_funnel(stages: list[dict[str, Any]], path: Path) -> None:
+    """Bytes that leave each stage, the source being the first, as bars with documents and shares beside them."""
+    from matplotlib.figure import Figure
+
+    names, sizes, documents = ([stage[key] for stage in stages] for key in ("stage", "bytes_out", "documents_out"))
+    figure = Figure(figsize=(8, 0.5 * len(names) + 1), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(names, [size / 2**20 for size in sizes], color="#4878a8")
+    axes.bar_label(bars, [f" {n:,} documents, {size / max(1, sizes[0]):.1%} of the bytes"
+                          for n, size in zip(documents, sizes, strict=True)])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.6 * sizes[0] / 2**20)
+    axes.set_xlabel("MiB of text left after the stage")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def _markdown(card: dict[str, Any]) -> str:
+    stages = _table(("stage", "documents in", "out", "bytes in", "out", "what it did"), [
+        (s["stage"], f"{s['documents_in']:,}", f"{s['documents_out']:,}", f"{s['bytes_in']:,}", f"{s['bytes_out']:,}",
+         _details(s)) for s in card["stages"]])
+    splits = _table(("split", "documents", "bytes"), [
+        (name, f"{s['documents']:,}", f"{s['bytes']:,}") for name, s in card["splits"].items()])
+    lengths = _table(("words", "documents"), [(name, f"{n:,}") for name, n in card["length_words"].items()])
+    clusters = _table(("documents", "stage", "first id", "begins"), [
+        (c["documents"], c["stage"], c["id"], _cell(c["text_begins"])) for c in card["largest_clusters"]])
+    examples = "\n\n".join(f"### {rule}\n\n" + _table(("id", "value", "begins"), [
+        (e["id"], e["value"], _cell(e["text_begins"])) for e in found]) for rule, found in card["examples"].items())
+    languages = "not looked at" if card["languages"] is None else _table(("language", "documents"), [
+        (name, f"{n:,}") for name, n in Counter(card["languages"]).most_common()])
+    return ("# Data card\n\n![what is left after each stage](funnel.png)\n\n"
+            f"{stages}\n\n## Splits\n\n{splits}\n\n"
+            f"## Lengths\n\n{lengths}\n\n## Languages\n\n{languages}\n\n"
+            f"## Largest clusters of copies\n\n{clusters}\n\n"
+            f"## Examples of what was dropped\n\n{examples}\n\nEvery dropped document is in `dropped.jsonl`; the "
+            "settings are in `data_card.json`.\n")
+
+
+def _details(stage: dict[str, Any]) -> str:
+    known = {"stage", "documents_in", "documents_out", "bytes_in", "bytes_out"}
+    extra = {k: v for k, v in stage.items() if k not in known}
+    return ", ".join(f"{k} {v:,}" for k, v in {**extra.pop("rules", {}), **extra}.items() if v)
+
+
+def _cell(text: str) -> str:
+    return "`" + " ".join(text.split())[:80].replace("|", "\\|").replace("`", "'") + "`"
+
+
+def _table(header: tuple, rows: list[tuple]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) if rows else "none"

@@ -1,0 +1,68 @@
+"""Preparation stages: what goes in equals what comes out plus what the ledger says was dropped."""
+
+import json
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from hfscale.data.stages import Ledger, change, judge, keep_first, num_bytes, split_by_cluster
+
+TEXTS = ["one", "two words", "ünïcode text", "gone", "two words", "last of all"]
+
+
+@pytest.fixture
+def documents():
+    return Dataset.from_dict({"text": TEXTS, "id": list(range(10, 16))})
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(tmp_path / "dropped.jsonl")
+
+
+def dropped(ledger):
+    return [json.loads(line) for line in ledger.dropped_file.read_text("utf-8").splitlines()]
+
+
+def test_change_counts_and_drops_what_became_empty(documents, ledger):
+    after = change(documents, "mask", lambda t: (t.replace("gone", "").replace("two", "2"), {"twos": t.count("two")}),
+                   ledger, None)
+    assert after["text"][:] == ["one", "2 words", "ünïcode text", "2 words", "last of all"]
+    assert after["id"][:] == [10, 11, 12, 14, 15]
+    assert ledger.stages == [{"stage": "mask", "documents_in": 6, "documents_out": 5, "bytes_in": num_bytes(documents),
+                              "bytes_out": num_bytes(after), "changed": 3, "twos": 2}]
+    assert dropped(ledger) == [{"id": 13, "stage": "mask", "rule": "empty", "value": 0, "text_begins": "gone"}]
+
+
+def test_judge_keeps_rule_and_value(documents, ledger):
+    after = judge(documents, "quality", lambda t: None if len(t) > 4 else ("min_length", len(t)), ledger, None)
+    assert after["id"][:] == [11, 12, 14, 15]
+    assert [(d["id"], d["value"]) for d in dropped(ledger)] == [(10, 3), (13, 4)]
+    assert ledger.stages[0]["rules"] == {"min_length": 2}
+
+
+def test_workers_change_nothing(documents, ledger, tmp_path):
+    other = Ledger(tmp_path / "other.jsonl")
+    one = judge(documents, "q", lambda t: None if "w" in t else ("no w", 0), ledger, None)
+    two = judge(documents, "q", lambda t: None if "w" in t else ("no w", 0), other, 2)
+    assert one["text"][:] == two["text"][:] and dropped(ledger) == dropped(other)
+
+
+def test_keep_first_of_each_cluster(documents, ledger):
+    after = keep_first(documents, "exact", np.array([0, 1, 2, 3, 1, 5]), ledger)
+    assert after["id"][:] == [10, 11, 12, 13, 15]
+    assert [(d["id"], d["value"]) for d in dropped(ledger)] == [(14, 11)]
+    assert ledger.clusters == [{"stage": "exact", "id": 11, "documents": 2, "text_begins": "two words"}]
+
+
+def test_split_is_a_partition_and_keeps_clusters_whole():
+    documents = Dataset.from_dict({"text": [str(i) for i in range(400)], "id": list(range(400))})
+    clusters = np.arange(400) // 4 * 4
+    parts = split_by_cluster(documents, clusters, validation_fraction=0.1, test_fraction=0.05, seed=1)
+    assert {name: len(part) for name, part in parts.items()} == {"test": 20, "validation": 40, "train": 340}
+    assert sorted(i for part in parts.values() for i in part["id"]) == list(range(400))
+    for a, b in (("train", "test"), ("train", "validation"), ("test", "validation")):
+        assert not {i // 4 for i in parts[a]["id"]} & {i // 4 for i in parts[b]["id"]}
+    again = split_by_cluster(documents, clusters, validation_fraction=0.1, test_fraction=0.05, seed=1)
+    assert again["test"]["id"][:] == parts["test"]["id"][:]
