@@ -61,6 +61,8 @@ class DataArguments(SourceArguments):
     max_length: int | None = field(default=None, metadata={"help": "tokens per row; default: the model's context"})
     cross_document_attention: bool = field(default=False, metadata={
         "help": "plain concatenation: let packed documents attend to each other"})
+    packing: Literal["stream", "best_fit"] = field(default="stream", metadata={
+        "help": "cut one stream into rows, or keep documents whole where they fit and leave some space unused"})
 
 
 @dataclass

@@ -32,7 +32,9 @@ def preview(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Da
     counts = Table("what", "value", title="The run", show_header=False)
     for name, part in rows.items():
         counts.add_row(f"{name} rows x tokens", f"{len(part):,} x {max_length:,}")
-        counts.add_row(f"{name} tokens scored", f"{sum(part['num_tokens']):,}")
+        scored = sum(part["num_tokens"])
+        counts.add_row(f"{name} tokens scored", f"{scored:,}")
+        counts.add_row(f"{name} places unused", f"{1 - scored / len(part) / (max_length - 1):.2%}")
     counts.add_row("steps", f"{count_steps(len(rows['train']), args):,}")
     for name, value in count_parameters(model).items():
         counts.add_row(name.replace("_", " "), f"{value:,}")

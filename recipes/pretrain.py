@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     with training_args.main_process_first(desc="preparing the data"):  # the other ranks read its cache
         documents = load_splits(args, seed=training_args.seed)
         tokenizer = load_tokenizer(args.tokenizer, documents["train"])
-        rows = pack_splits(documents, tokenizer, max_length, args.cross_document_attention)
+        rows = pack_splits(documents, tokenizer, max_length, args.cross_document_attention, packing=args.packing)
 
     set_seed(training_args.seed)
     model = new_model(tokenizer, **{f.name: getattr(args, f.name) for f in fields(ShapeArguments)})

@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         model, tokenizer = load_model(args.model), load_pretrained_tokenizer(args.model)
     # Rows with labels, so that padding need not be masked and EOS stays learnable.
-    rows = pack_splits(documents, tokenizer, args.max_length, args.cross_document_attention, model)
+    rows = pack_splits(documents, tokenizer, args.max_length, args.cross_document_attention, model, args.packing)
 
     trainer = LMTrainer(model=model, args=training_args, train_dataset=rows["train"],
                         eval_dataset=rows["validation"], data_collator=collate_rows, processing_class=tokenizer)

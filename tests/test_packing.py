@@ -1,12 +1,17 @@
 """Packed rows: every token is the target of exactly one prediction, and documents do not see each other."""
 
+from collections import Counter
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from datasets.distributed import split_dataset_by_node
+from torch.utils.data import DataLoader
 
 from hfscale.config import InputError
-from hfscale.data.packing import IGNORED, collate_rows, pack_documents, pack_splits
+from hfscale.data.packing import IGNORED, _best_fit, collate_rows, pack_documents, pack_splits
 from hfscale.data.tokenizer import train_bpe, train_char
 from hfscale.models import new_model
 
@@ -60,6 +65,68 @@ def test_rows_by_hand():
     assert wide["position_ids"][0] == [0, 1, 2, 3, 0, 1]
 
 
+@pytest.mark.parametrize("max_length", [2, 5, 16, 64])
+def test_best_fit_scores_every_token_once(documents, tokenizer, max_length):
+    eos = tokenizer.eos_token_id
+    whole = [[eos, *tokenizer.encode(text), eos] for text in TEXTS]
+    pieces = [ids[i:i + max_length] for ids in whole for i in range(0, len(ids) - 1, max_length - 1)]
+    rows = pack_documents(documents, tokenizer, max_length, packing="best_fit")
+    assert Counter(map(tuple, segments(rows))) == Counter(map(tuple, pieces))
+    assert rows["num_tokens"][:] == [sum(label != IGNORED for label in row[1:]) for row in rows["labels"]]
+    assert sum(rows["num_tokens"]) == sum(len(ids) - 1 for ids in whole)
+    assert sum(rows["num_bytes"]) == sum(len(text.encode()) for text in TEXTS)
+    plain = pack_documents(documents, tokenizer, max_length, cross_document_attention=True, packing="best_fit")
+    assert plain["labels"][:] == rows["labels"][:]  # labels keep to their document also when attention does not
+    assert plain["position_ids"][:] == [list(range(max_length))] * len(rows)
+
+
+def segments(rows):
+    """What each stretch of counting position ids holds, up to its last label."""
+    for row in rows:
+        ids, labels, positions = row["input_ids"], row["labels"], row["position_ids"]
+        bounds = [i for i, position in enumerate(positions) if position == 0] + [len(ids)]
+        for start, stop in zip(bounds, bounds[1:], strict=False):
+            scored = [i for i in range(start, stop) if labels[i] != IGNORED]
+            assert scored == list(range(start + 1, start + 1 + len(scored)))  # all but the first; then padding
+            assert [labels[i] for i in scored] == [ids[i] for i in scored]
+            yield ids[start:start + 1 + len(scored)]
+
+
+def test_best_fit_rows_by_hand():
+    documents = Dataset.from_dict({"text": ["abcdefg", "d", "ab", "c"]})  # with both EOS 9, 3, 4 and 3 tokens
+    tokenizer = train_char(documents)
+    rows = pack_documents(documents, tokenizer, 6, packing="best_fit")
+    eos, a, b, c, d, e, f, g = tokenizer.convert_tokens_to_ids([tokenizer.eos_token, *"abcdefg"])
+    # Pieces: eos-abcde (6) and its rest e-fg-eos (4); 3; 4; 3. Largest first: 6 | 4 | 4 | 3, 3.
+    assert rows["input_ids"][:] == [[eos, a, b, c, d, e], [e, f, g, eos, eos, eos], [eos, d, eos, eos, c, eos],
+                                    [eos, a, b, eos, eos, eos]]
+    no = IGNORED
+    assert rows["labels"][:] == [[no, a, b, c, d, e], [no, f, g, eos, no, no], [no, d, eos, no, c, eos],
+                                 [no, a, b, eos, no, no]]
+    assert rows["position_ids"][:] == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 4, 5]]
+    assert (rows["num_tokens"][:], rows["num_bytes"][:]) == ([5, 3, 4, 3], [0, 7, 2, 2])
+
+
+def test_best_fit_takes_the_fullest_row_and_never_overfills():
+    row, offset = _best_fit(np.array([3, 6, 5, 2, 4]), 10)  # 6, then 5; 4 fills the first; 3 and 2 the second
+    assert (row.tolist(), offset.tolist()) == ([0, 1, 0, 0, 1], [5, 0, 0, 8, 6])
+    sizes = np.random.default_rng(0).integers(2, 101, 3000)
+    row, offset = _best_fit(sizes, 100)
+    places = np.zeros((row.max() + 1, 100), int)
+    for here, start, size in zip(row, offset, sizes, strict=True):
+        assert start + size <= 100
+        places[here, start:start + size] += 1
+    assert places.max() == 1
+    free: list[int] = []  # the same rule by search through all rows
+    for size in sorted(sizes.tolist(), reverse=True):
+        fits = [i for i, room in enumerate(free) if room >= size]
+        if fits:
+            free[min(fits, key=lambda i: free[i])] -= size
+        else:
+            free.append(100 - size)
+    assert sorted(100 - places.sum(axis=1)) == sorted(free)
+
+
 def document_nll(model, tokenizer, text):
     """Alone in a batch, without packing."""
     ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer.encode(text), tokenizer.eos_token_id]])
@@ -86,6 +153,15 @@ def test_packed_loss_equals_each_document_alone(documents, tokenizer, model):
     assert (leaking - alone).abs().max() > 1e-3  # the switch really switches
 
 
+@pytest.mark.parametrize("max_length", [16, 64])
+def test_best_fit_loss_equals_each_document_alone(documents, tokenizer, model, max_length):
+    short = documents.select([0, 1, 3])
+    rows = pack_documents(short, tokenizer, max_length, packing="best_fit")
+    assert len(rows) < 3  # something shares a row
+    alone = torch.cat([document_nll(model, tokenizer, text) for text in short["text"]])
+    torch.testing.assert_close(packed_nll(model, rows).sort()[0], alone.sort()[0], atol=1e-5, rtol=0)
+
+
 def test_too_little_text_names_the_counts(tokenizer):
     few = Dataset.from_dict({"text": ["a small"]})
     with pytest.raises(InputError, match=r"fewer than one row of 64"):
@@ -103,3 +179,86 @@ def test_long_documents_are_tokenized_in_slices_alike(documents, tokenizer, monk
     monkeypatch.setattr("hfscale.data.packing.SLICE_CHARACTERS", 10)
     again = Dataset.from_dict({"text": TEXTS})
     np.testing.assert_array_equal(pack_documents(again, tokenizer, 16)["input_ids"][:], whole)
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """100 documents in batches of 7: document i repeats one character of its own, so a token names its document."""
+    monkeypatch.setattr("hfscale.data.packing.BATCH_DOCUMENTS", 7)
+    documents = Dataset.from_dict({"text": [chr(0x4E00 + i) * (1 + i * 7 % 13) for i in range(100)]})
+    return documents, train_char(documents)
+
+
+def as_lists(rows):
+    return [(list(row["input_ids"]), list(row["labels"]), list(row["position_ids"]), int(row["num_tokens"]),
+             int(row["num_bytes"])) for row in rows]
+
+
+@pytest.mark.parametrize("packing", ["stream", "best_fit"])
+def test_the_number_of_processes_changes_no_row(packing):
+    documents = Dataset.from_dict({"text": ["abcdefghij"[:1 + i * 7 % 10] for i in range(2500)]})  # 3 batches
+    tokenizer = train_char(documents)
+    one, two = (pack_documents(documents, tokenizer, 64, packing=packing, num_proc=n) for n in (None, 2))
+    assert as_lists(one) == as_lists(two)
+
+
+def test_rows_are_cached_beside_documents_on_disk(documents, tokenizer, tmp_path):
+    documents.save_to_disk(tmp_path / "saved")
+    saved = Dataset.load_from_disk(tmp_path / "saved")
+    first = pack_documents(saved, tokenizer, 16)
+    [file] = (tmp_path / "saved").glob("cache-*.arrow")
+    written = file.stat().st_mtime_ns
+    assert as_lists(pack_documents(saved, tokenizer, 16)) == as_lists(first)
+    assert file.stat().st_mtime_ns == written
+    for other in (pack_documents(saved, tokenizer, 16, packing="best_fit"), pack_documents(saved, tokenizer, 8),
+                  pack_documents(saved.select([0, 1]), tokenizer, 16)):
+        assert as_lists(other) != as_lists(first)
+
+
+@pytest.mark.parametrize("packing", ["stream", "best_fit"])
+def test_streaming_gives_the_same_rows(many, packing):
+    documents, tokenizer = many
+    rows = pack_documents(documents, tokenizer, 16, packing=packing)
+    for num_shards in (1, 3):
+        streamed = pack_documents(documents.to_iterable_dataset(num_shards=num_shards), tokenizer, 16, packing=packing)
+        assert as_lists(streamed) == as_lists(rows)
+    assert collate_rows(list(islice(streamed, 2)))["input_ids"].tolist() == rows["input_ids"][:2]
+
+
+@pytest.mark.parametrize("num_shards", [3, 4])  # 3: both ranks read all shards and take every other row
+@pytest.mark.parametrize("packing", ["stream", "best_fit"])
+def test_ranks_and_workers_share_the_stream_out(many, packing, num_shards):
+    documents, tokenizer = many
+    stream = pack_documents(documents.to_iterable_dataset(num_shards=num_shards), tokenizer, 16, packing=packing)
+    for rows in (stream, stream.shuffle(seed=1, buffer_size=8)):
+        seen = Counter()
+        for rank in range(2):
+            loader = DataLoader(split_dataset_by_node(rows, rank, 2), batch_size=2, num_workers=2, collate_fn=as_lists)
+            seen.update(label for batch in loader for row in batch for label in row[1][1:] if label != IGNORED)
+        assert seen == Counter(targets(pack_documents(documents, tokenizer, 16, packing=packing)))
+
+
+@pytest.mark.parametrize("packing", ["stream", "best_fit"])
+def test_a_stream_resumes_at_the_next_row(many, packing):
+    """Without a shuffle buffer by its state. A buffer's rows are not in the state, so there by skipping."""
+    documents, tokenizer = many
+
+    def stream():
+        return pack_documents(documents.to_iterable_dataset(num_shards=3), tokenizer, 16, packing=packing)
+
+    rows = as_lists(stream())
+    for done in (1, 4, 5, 6, 30, len(rows) - 1):
+        before, after = stream(), stream()
+        assert as_lists(islice(before, done)) == rows[:done]
+        after.load_state_dict(before.state_dict())
+        assert as_lists(after) == rows[done:]
+    shuffled = as_lists(stream().shuffle(seed=1, buffer_size=8))
+    assert shuffled != rows
+    assert as_lists(stream().shuffle(seed=1, buffer_size=8).skip(30)) == shuffled[30:]
+
+
+def test_truncation_and_padding_in_a_tokenizer_file_do_not_apply(documents, tokenizer):
+    rows = pack_documents(documents, tokenizer, 16)
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    tokenizer.backend_tokenizer.enable_padding(length=50)
+    assert as_lists(pack_documents(documents, tokenizer, 16)) == as_lists(rows)

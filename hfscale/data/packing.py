@@ -1,21 +1,27 @@
 """Documents -> rows of equal length, every token of every document the target of exactly one prediction."""
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value
+from datasets.fingerprint import Hasher
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hfscale import __version__
 from hfscale.config import InputError
 from hfscale.models import context_limit
 
 IGNORED = -100  # label that the loss passes over
 SLICE_CHARACTERS = 2_000_000  # text given to the tokenizer at once: bounds its memory for long documents
+BATCH_DOCUMENTS = 1000  # documents packed together; rows never hold text of two batches
 
 
 def pack_splits(documents: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int,
-                cross_document_attention: bool = False, model: PreTrainedModel | None = None) -> DatasetDict:
+                cross_document_attention: bool = False, model: PreTrainedModel | None = None,
+                packing: str = "stream") -> DatasetDict:
     """Every split through `pack_documents`, for a model that exists already or one made for this tokenizer.
 
     Raises:
@@ -25,25 +31,32 @@ def pack_splits(documents: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_
     context = None if model is None else context_limit(model)
     if context and max_length > context:
         raise InputError(f"max_length {max_length} is beyond the model's context of {context} tokens")
-    rows = DatasetDict({name: pack_documents(part, tokenizer, max_length, cross_document_attention, vocab_size)
-                        for name, part in documents.items()})
-    tokens = sum(rows["train"][:2]["num_tokens"]) + 1
+    settings = (tokenizer, max_length, cross_document_attention, vocab_size, packing)
+    rows = DatasetDict({name: pack_documents(part, *settings) for name, part in documents.items()})
+    tokens = sum(rows["train"]["num_tokens"][:max_length]) + 1  # at least one in each row
     if tokens < max_length:
         raise InputError(f"the training text holds {tokens:,} tokens, fewer than one row of {max_length:,}; "
                          "give more text or a smaller --max_length")
     return rows
 
 
-def pack_documents(documents: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int,
-                   cross_document_attention: bool = False, vocab_size: int | None = None) -> Dataset:
+def pack_documents(documents: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, max_length: int,
+                   cross_document_attention: bool = False, vocab_size: int | None = None, packing: str = "stream",
+                   num_proc: int | None = None) -> Dataset | IterableDataset:
     """Tokenize and pack the column `text` into rows of `max_length` tokens.
 
-    The stream is EOS d1 EOS d2 EOS ...: an EOS is the target that ends one document and the context that opens the
-    next. Position ids restart at each EOS, which keeps packed documents from attending to each other (transformers
-    builds the mask from them when there is no attention mask and no cache); with `cross_document_attention` they
-    run through. A row that does not begin a stream begins with the last token of the row before, as context only
-    (its label is never scored, the loss shifts by one), so no target is lost at the seams. The end of a last row is
-    filled with EOS under label -100. The stream restarts every 1,000 documents, so `datasets` can cache and stream it.
+    `packing="stream"`: EOS d1 EOS d2 EOS ... is cut into rows. An EOS is the target that ends one document and the
+    context that opens the next. A row that does not begin a stream begins with the last token of the row before, as
+    context only (its label is never scored, the loss shifts by one), so no target is lost at the seams.
+    `packing="best_fit"`: each document is EOS d EOS of its own and is never cut when that fits into a row; a longer
+    one gives full rows as above and a rest. Documents and rests go, largest first, into the fullest row with room.
+    The first token of each has label -100, so no label crosses a boundary.
+
+    Position ids restart where a document (or rest) begins, which keeps packed documents from attending to each other
+    (transformers builds the mask from them when there is no attention mask and no cache); with
+    `cross_document_attention` they run through. Unused space at a row's end holds EOS under label -100. Every 1,000
+    documents are packed by themselves, so `datasets` can cache and stream them, and `num_proc` processes, which share
+    out whole batches, make the same rows as one.
 
     Returns:
         Rows of `input_ids`, `labels`, `position_ids` (each `max_length` integers), `num_tokens` (targets scored in the
@@ -58,9 +71,18 @@ def pack_documents(documents: Dataset, tokenizer: PreTrainedTokenizerBase, max_l
                          for name in ("input_ids", "labels", "position_ids")}
                         | {"num_tokens": Value("int64"), "num_bytes": Value("int64")})
     settings = {"tokenizer": tokenizer, "max_length": max_length, "cross_document_attention": cross_document_attention,
-                "vocab_size": vocab_size or len(tokenizer)}
-    return documents.map(_pack_batch, batched=True, remove_columns=documents.column_names, features=features,
-                         fn_kwargs=settings, desc="Tokenizing and packing")
+                "vocab_size": vocab_size or len(tokenizer), "packing": packing}
+    if isinstance(documents, IterableDataset):
+        return documents.map(_pack_batch, batched=True, batch_size=BATCH_DOCUMENTS, features=features,
+                             remove_columns=documents.column_names or ["text"], fn_kwargs=settings)
+    # `map` cuts its rows into one run per process, wherever that falls; so here one of its rows stands for a batch.
+    batches = Dataset.from_dict({"start": range(0, len(documents), BATCH_DOCUMENTS)})
+    fingerprint = Hasher.hash([documents._fingerprint, settings, __version__])
+    files = documents.cache_files  # none: the documents are in memory, and so will the rows be
+    cache = str(Path(files[0]["filename"]).with_name(f"cache-{fingerprint}.arrow")) if files else None
+    return batches.map(_pack_slice, batched=True, batch_size=1, remove_columns=["start"], features=features,
+                       fn_kwargs=settings | {"documents": documents}, num_proc=num_proc, cache_file_name=cache,
+                       new_fingerprint=fingerprint, desc="Tokenizing and packing")
 
 
 def collate_rows(rows: list[dict]) -> dict[str, torch.Tensor]:
@@ -69,37 +91,77 @@ def collate_rows(rows: list[dict]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(np.array([row[name] for row in rows], dtype=np.int64)) for name in names}
 
 
-def _pack_batch(batch: dict, tokenizer: PreTrainedTokenizerBase, max_length: int,
-                cross_document_attention: bool, vocab_size: int) -> dict[str, np.ndarray]:
+def _pack_slice(batch: dict, documents: Dataset, **settings) -> dict[str, np.ndarray]:
+    [start] = batch["start"]
+    return _pack_batch(documents[start:start + BATCH_DOCUMENTS], **settings)
+
+
+def _pack_batch(batch: dict, tokenizer: PreTrainedTokenizerBase, max_length: int, cross_document_attention: bool,
+                vocab_size: int, packing: str) -> dict[str, np.ndarray]:
     eos = tokenizer.eos_token_id
-    documents = [np.append(ids, eos).astype(np.int32) for ids in encode_texts(batch["text"], tokenizer)]
+    documents = [np.array([*ids, eos], np.int32) for ids in encode_texts(batch["text"], tokenizer)]
     stream = np.concatenate([np.array([eos], np.int32), *documents])
     if stream.max() >= vocab_size:
         raise InputError(f"token id {stream.max()} is outside the vocabulary of {vocab_size}; use the tokenizer that "
                          "the model was trained with")
     ends = np.cumsum([len(ids) for ids in documents])  # index of each closing EOS in the stream
+    layout = _best_fit_layout if packing == "best_fit" else _stream_layout
+    index, opens, row_of_end = layout(ends, max_length)
+    inside = index >= 0
+    input_ids = np.where(inside, stream[index], np.int32(eos))
+    labels = np.where(inside & ~opens if packing == "best_fit" else inside, input_ids, np.int32(IGNORED))
+    position_ids = np.broadcast_to(np.arange(max_length, dtype=np.int32), index.shape)
+    if not cross_document_attention:  # distance to where the document begins; padding counts on
+        position_ids = position_ids - np.maximum.accumulate(np.where(opens, position_ids, 0), axis=1)
+    num_bytes = np.bincount(row_of_end, [len(text.encode()) for text in batch["text"]], len(index))
+    return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids,
+            "num_tokens": (labels[:, 1:] != IGNORED).sum(axis=1), "num_bytes": num_bytes.astype(np.int64)}
+
+
+def _stream_layout(ends: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each place of each row its index in the stream (-1: padding) and whether it opens a document; for each
+    document the row in which it ends."""
     stride = max_length - 1  # consecutive rows share one token
-    num_rows = max(1, -(-(len(stream) - 1) // stride))
+    num_rows = -(-ends[-1] // stride)
     index = np.arange(num_rows)[:, None] * stride + np.arange(max_length)
-    inside = index < len(stream)
-    safe = np.where(inside, index, 0)
-    input_ids = np.where(inside, stream[safe], eos)
-    num_tokens = inside[:, 1:].sum(axis=1)
-    num_bytes = np.bincount((ends - 1) // stride, [len(text.encode()) for text in batch["text"]], num_rows)
-    return {"input_ids": input_ids.astype(np.int32), "labels": np.where(inside, input_ids, IGNORED).astype(np.int32),
-            "position_ids": _positions(safe, inside, ends[:-1], max_length, cross_document_attention),
-            "num_tokens": num_tokens, "num_bytes": num_bytes.astype(np.int64)}
+    is_end = np.zeros(num_rows * stride + 1, bool)
+    is_end[ends[:-1]] = True
+    return np.where(index <= ends[-1], index, -1), is_end[index], (ends - 1) // stride
 
 
-def _positions(index: np.ndarray, inside: np.ndarray, starts: np.ndarray, max_length: int,
-               cross_document_attention: bool) -> np.ndarray:
-    """Distance to the row's beginning or to the document's opening EOS, whichever is nearer. Padding counts on."""
-    column = np.broadcast_to(np.arange(max_length), index.shape)
-    if cross_document_attention:
-        return column.astype(np.int32)
-    opens = np.isin(index, starts) & inside
-    latest = np.maximum.accumulate(np.where(opens, column, 0), axis=1)
-    return (column - latest).astype(np.int32)
+def _best_fit_layout(ends: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `_stream_layout`. Segments are a document's full rows and its rest, each with one token of context first."""
+    stride = max_length - 1
+    starts = np.concatenate([[0], ends[:-1]])  # index of each opening EOS
+    pieces = -(-(ends - starts) // stride)
+    last = np.cumsum(pieces) - 1  # each document's last segment
+    number = np.arange(last[-1] + 1) - np.repeat(last + 1 - pieces, pieces)  # of the segment in its document
+    first = np.repeat(starts, pieces) + number * stride
+    sizes = np.minimum(np.repeat(ends, pieces) - first, stride) + 1
+    row, offset = _best_fit(sizes, max_length)
+    index = np.full((row.max() + 1, max_length), -1)
+    opens = np.zeros(index.shape, bool)
+    opens[row, offset] = True
+    within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    index.reshape(-1)[np.repeat(row * max_length + offset, sizes) + within] = np.repeat(first, sizes) + within
+    return index, opens, row[last]
+
+
+def _best_fit(sizes: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row and offset of each segment by best-fit decreasing; rows are numbered by the first segment they hold."""
+    row, offset = np.empty_like(sizes), np.empty_like(sizes)
+    space: list[tuple[int, int]] = []  # (free places, row), sorted
+    num_rows = 0
+    for segment in np.argsort(-sizes, kind="stable").tolist():
+        size = int(sizes[segment])
+        at = bisect_left(space, (size, 0))
+        free, here = space.pop(at) if at < len(space) else (max_length, num_rows)
+        num_rows = max(num_rows, here + 1)
+        row[segment], offset[segment] = here, max_length - free
+        if free - size >= 2:  # no segment is smaller
+            insort(space, (free - size, here))
+    order = np.unique(row, return_index=True)[1].argsort()
+    return order.argsort()[row], offset
 
 
 def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
@@ -116,5 +178,10 @@ def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> It
 
 
 def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Ids without special tokens; `verbose=False` because longer than the model's context is what packing is for."""
-    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    """Ids without special tokens, however long the text. The fast way leaves out offsets, half of the time."""
+    if not tokenizer.is_fast:
+        return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # a tokenizer.json can ask for both
+    backend.no_padding()
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
