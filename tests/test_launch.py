@@ -186,12 +186,10 @@ def test_command_for_cpu(monkeypatch):
     ("--accelerate ddp --num_processes 3 --num_machines 2", 2, "num_processes is 3; expected a whole number"),
     ("--accelerate ddp --num_machines 0", 2, "num_machines is 0"),
     ("--accelerate cpu_2proc --num_processes 0", 0, "num_processes is not given"),
-    ("--accelerate ddp --num_machines 2", 2, "also needs --machine_rank --main_process_ip --main_process_port"),
     ("--accelerate zero9", 2, "shipped: cpu, cpu_2proc, ddp"),
     ("--num_processes two", 2, "invalid int value: 'two'"),
     ("--num_processes", 2, "expected one argument"),
     ("--num_processes -2", 2, "num_processes is -2"),
-    ("--accelarate zero2", 2, "did you mean --accelerate?"),
 ])
 def test_launches_that_cannot_work_are_refused(words, gpus, says):
     with pytest.raises(InputError) as error:
@@ -200,8 +198,6 @@ def test_launches_that_cannot_work_are_refused(words, gpus, says):
 
 
 @pytest.mark.parametrize(("text", "says"), [
-    ("distributed_type: FSDP\nfsdp_config: {fsdp_versoin: 2}", "unknown name fsdp_versoin; the nearest: fsdp_version"),
-    ("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stge: 3}", "the nearest: zero_stage"),
     ("distributed_type: MULTI_CPU\nnum_processes: 2", "means one process"),
     ("distributed_type: MULTI_GPUS", "MULTI_GPUS"),
     ("distributed_type: MULTI_GPU\nnum_proceses: 2", "num_proceses"),
