@@ -258,7 +258,7 @@ def test_model_that_is_nowhere(refused, recipe, name):
 @pytest.mark.parametrize("name", ["gpt2", "some/tokenizer", "./missing"])
 def test_tokenizer_that_is_nowhere(refused, name):
     said = refused(pretrain, "--tokenizer", name, match=f"^tokenizer {re.escape(name)}: no such folder")
-    assert "not in the Hub cache; give train:8192, char, a saved tokenizer folder or a Hub id" in said
+    assert "not in the Hub cache; give train:8192, unigram:8192, char, a saved tokenizer folder or a Hub id" in said
 
 
 def test_a_run_that_was_cut_short_names_its_checkpoint(refused):

@@ -1,7 +1,9 @@
 """A tokenizer with an EOS and a padding token of its own: trained on the documents, or loaded."""
 
+import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import datasets
@@ -14,37 +16,45 @@ from hfscale.config import InputError
 EOS_TOKEN = "<|endoftext|>"
 PAD_TOKEN = "<|pad|>"  # not EOS: a collator that hides padding would hide the end of text too
 UNK_TOKEN = "<|unknown|>"
+MAX_VOCAB_SIZE = 2**20  # the trainers reserve memory for all of it at once
+PIECE_CHARACTERS = 2**16
 
 
 def load_tokenizer(spec: str, documents: Dataset) -> PreTrainedTokenizerFast:
-    """`train:<vocab size>` (byte-level BPE) or `char` on these documents, else a folder or Hub id.
+    """Trained on these documents (`train:<vocab size>` is BPE, `unigram:<vocab size>`, `char`), or a folder or Hub id.
 
-    A trained tokenizer is kept beside the documents in the `datasets` cache, so that every rank and the next run
-    share it.
+    A trained one is kept beside the documents in the `datasets` cache: every rank and the next run share it.
 
-    Raises:
-        InputError: a vocabulary size below 257 (256 bytes and EOS) or not a number; see `load_pretrained_tokenizer`.
+    Raises InputError: a vocabulary size that is no number or cannot work; see `load_pretrained_tokenizer`.
     """
     kind, _, size = spec.partition(":")
-    if spec != "char" and kind != "train":
+    if spec != "char" and kind not in ("train", "unigram"):
         return load_pretrained_tokenizer(spec)
-    if kind == "train" and (not size.isdigit() or int(size) < 258):
-        raise InputError(f"tokenizer {spec}: expected train:<vocab size>, at least 258 (256 bytes, EOS, padding)")
+    if kind != "char":
+        check_vocab_size(f"tokenizer {spec}: expected {kind}:<vocab size>", int(size) if size.isdecimal() else 0)
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "hfscale-tokenizers" / f"{documents._fingerprint}-{kind}{size}"
     if not (cache / "tokenizer.json").is_file():
-        tokenizer = train_bpe(documents, int(size)) if kind == "train" else train_char(documents)
+        tokenizer = (train_char(documents) if kind == "char" else
+                     train_byte_level(documents, kind.replace("train", "bpe"), int(size)))
         part = cache.with_name(f"{cache.name}.{os.getpid()}")
         tokenizer.save_pretrained(part)
         if not cache.exists():
             os.replace(part, cache)
+        shutil.rmtree(part, ignore_errors=True)  # another process was first
     return AutoTokenizer.from_pretrained(cache)
+
+
+def check_vocab_size(place: str, vocab_size: int, extra_special_tokens: Sequence[str] = ()) -> None:
+    """Raises InputError, beginning with `place`, unless the 256 bytes and the special tokens fit in."""
+    least = 256 + len([EOS_TOKEN, PAD_TOKEN, *extra_special_tokens])
+    if not least <= vocab_size <= MAX_VOCAB_SIZE:
+        raise InputError(f"{place}, at least {least} (256 bytes and the special tokens), at most {MAX_VOCAB_SIZE}")
 
 
 def load_pretrained_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder or Hub id, checked to be whole (a missing vocabulary loads as an empty one upstream).
 
-    Raises:
-        InputError: not a tokenizer folder, not reachable, empty, or without an EOS token.
+    Raises InputError: not a tokenizer folder, not reachable, empty, or without an EOS token.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -52,7 +62,7 @@ def load_pretrained_tokenizer(name: str) -> PreTrainedTokenizerFast:
         where = "folder holds no tokenizer" if os.path.isdir(name) else "no such folder, not in the Hub cache"
         if not os.path.isdir(name) and os.environ.get("HF_HUB_OFFLINE") != "1":
             where = " ".join(str(error).split())[:200]
-        raise InputError(f"tokenizer {name}: {where}; give train:8192, char, a saved tokenizer folder "
+        raise InputError(f"tokenizer {name}: {where}; give train:8192, unigram:8192, char, a saved tokenizer folder "
                          "or a Hub id") from None
     if tokenizer.vocab_size == 0 or tokenizer.eos_token_id is None:
         raise InputError(f"tokenizer {name}: {tokenizer.vocab_size} tokens, EOS {tokenizer.eos_token}; it needs both")
@@ -61,21 +71,42 @@ def load_pretrained_tokenizer(name: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def train_bpe(documents: Dataset, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE as GPT-2 uses it, from scratch; any bytes round-trip."""
-    tokenizer = Tokenizer(models.BPE())
+def train_byte_level(documents: Dataset, algorithm: str, vocab_size: int,
+                     extra_special_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """`bpe` as GPT-2 uses it, or `unigram` (Kudo 2018, arXiv:1804.10959), from scratch over the bytes of GPT-2's
+    words: any bytes round-trip. Special tokens are never split."""
+    check_vocab_size(f"vocab_size: got {vocab_size}, expected", vocab_size, extra_special_tokens)
+    model, trainer = {"bpe": (models.BPE, trainers.BpeTrainer),
+                      "unigram": (models.Unigram, trainers.UnigramTrainer)}[algorithm]
+    tokenizer, special = Tokenizer(model()), [EOS_TOKEN, PAD_TOKEN, *extra_special_tokens]
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[EOS_TOKEN, PAD_TOKEN],
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
-    tokenizer.train_from_iterator(_batches(documents), trainer, length=len(documents))
-    return _wrap(tokenizer)
+    tokenizer.train_from_iterator(_pieces(documents), trainer(
+        vocab_size=vocab_size, special_tokens=special, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer = tokenizer if algorithm == "bpe" else _sort_unigrams(tokenizer, len(special))
+    return _wrap(tokenizer, extra_special_tokens=special[2:])
+
+
+def _sort_unigrams(tokenizer: Tokenizer, num_special: int) -> Tokenizer:
+    """The trainer ranks equal pieces, and scores the bytes that it never met, in an order that changes by chance."""
+    state = json.loads(tokenizer.to_str())
+    vocab = [(round(score, 9), piece) for piece, score in state["model"]["vocab"]]
+    floor, lowest = min(score for score, piece in vocab if len(piece) > 1), min(vocab)[0]
+    rest = [(lowest if len(piece) == 1 and score < floor else score, piece) for score, piece in vocab[num_special:]]
+    state["model"]["vocab"] = [(piece, score) for score, piece in vocab[:num_special] + sorted(rest, reverse=True)]
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def train_bpe(documents: Dataset, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE without extra tokens (see `train_byte_level`)."""
+    return train_byte_level(documents, "bpe", vocab_size)
 
 
 def train_char(documents: Dataset) -> PreTrainedTokenizerFast:
     """One token per character that occurs; any other character becomes the unknown token."""
-    characters = sorted({c for batch in _batches(documents) for text in batch for c in set(text)})
+    characters = sorted({c for piece in _pieces(documents) for c in set(piece)})
     vocabulary = {token: i for i, token in enumerate([EOS_TOKEN, PAD_TOKEN, UNK_TOKEN, *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK_TOKEN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
@@ -83,10 +114,26 @@ def train_char(documents: Dataset) -> PreTrainedTokenizerFast:
     return _wrap(tokenizer, unk_token=UNK_TOKEN)
 
 
-def _batches(documents: Dataset) -> Iterator[list[str]]:
-    return (batch["text"] for batch in documents.iter(100))
+def measure_tokenizer(tokenizer: PreTrainedTokenizerFast, documents: Dataset) -> dict[str, float]:
+    """How well it suits these texts: UTF-8 bytes per token, tokens per word (between white space), and the share of
+    bytes in lines that come back from encoding and decoding unchanged (an unknown character loses its line)."""
+    tokens = words = num_bytes = whole = 0
+    for piece in _pieces(documents):
+        lines = piece.splitlines(keepends=True)
+        all_ids, *ids_of_lines = tokenizer([piece, *lines], add_special_tokens=False, verbose=False)["input_ids"]
+        tokens, words, num_bytes = tokens + len(all_ids), words + len(piece.split()), num_bytes + len(piece.encode())
+        for line, ids in zip(lines, ids_of_lines, strict=True):
+            whole += len(line.encode()) * (tokenizer.decode(ids, clean_up_tokenization_spaces=False) == line)
+    return {"vocab_size": len(tokenizer), "bytes_per_token": num_bytes / max(1, tokens),
+            "tokens_per_word": tokens / max(1, words), "round_trip_share": whole / num_bytes}
 
 
-def _wrap(tokenizer: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
+def _pieces(documents: Dataset) -> Iterator[str]:
+    """The texts, long ones cut: the trainers read 256 pieces ahead, so memory stays flat for books as for lines."""
+    return (text[i:i + PIECE_CHARACTERS] for batch in documents.iter(10) for text in batch["text"]
+            for i in range(0, len(text), PIECE_CHARACTERS))
+
+
+def _wrap(tokenizer: Tokenizer, **special: str | list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=EOS_TOKEN, eos_token=EOS_TOKEN,
                                    pad_token=PAD_TOKEN, clean_up_tokenization_spaces=False, **special)
