@@ -31,7 +31,7 @@ def load_tokenizer(spec: str, documents: Dataset) -> PreTrainedTokenizerFast:
     if spec != "char" and kind not in ("train", "unigram"):
         return load_pretrained_tokenizer(spec)
     if kind != "char":
-        check_vocab_size(f"tokenizer {spec}: expected {kind}:<vocab size>", int(size) if size.isdecimal() else 0)
+        check_vocab_size(f"tokenizer {spec}: expected {kind}:<vocab size>,", int(size) if size.isdecimal() else 0)
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "hfscale-tokenizers" / f"{documents._fingerprint}-{kind}{size}"
     if not (cache / "tokenizer.json").is_file():
         tokenizer = (train_char(documents) if kind == "char" else
@@ -48,7 +48,7 @@ def check_vocab_size(place: str, vocab_size: int, extra_special_tokens: Sequence
     """Raises InputError, beginning with `place`, unless the 256 bytes and the special tokens fit in."""
     least = 256 + len([EOS_TOKEN, PAD_TOKEN, *extra_special_tokens])
     if not least <= vocab_size <= MAX_VOCAB_SIZE:
-        raise InputError(f"{place}, at least {least} (256 bytes and the special tokens), at most {MAX_VOCAB_SIZE}")
+        raise InputError(f"{place} at least {least} (256 bytes and the special tokens), at most {MAX_VOCAB_SIZE}")
 
 
 def load_pretrained_tokenizer(name: str) -> PreTrainedTokenizerFast:
