@@ -57,7 +57,8 @@ class DataArguments(SourceArguments):
         "help": "validation part: documents drawn at random, or the last part of the text"})
     validation_fraction: float = field(default=0.05, metadata={"help": "share of documents, or of characters"})
     validation_source: list[str] | None = field(default=None, metadata={"help": "validation text of its own"})
-    tokenizer: str = field(default="train:8192", metadata={"help": "train:<vocab size>, char, a folder or a Hub id"})
+    tokenizer: str = field(default="train:8192", metadata={
+        "help": "train:<vocab size>, unigram:<vocab size>, char, a folder or a Hub id"})
     max_length: int | None = field(default=None, metadata={"help": "tokens per row; default: the model's context"})
     cross_document_attention: bool = field(default=False, metadata={
         "help": "plain concatenation: let packed documents attend to each other"})
