@@ -67,6 +67,20 @@ class DataArguments(SourceArguments):
 
 
 @dataclass
+class TaskArguments:
+    """A task is data: its examples, how one is asked and answered, and how answers are judged."""
+
+    task_source: list[str] | None = field(default=None, metadata={
+        "help": "examples: embedded:<task>, files, or a Hub id"})
+    prompt: str | None = field(default=None, metadata={"help": "template of the question; {name} is a column"})
+    target: str | None = field(default=None, metadata={"help": "template of the answer; {name} is a column"})
+    stop_strings: list[str] | None = field(default=None, metadata={"help": "an answer ends before any of these"})
+    max_new_tokens: int = field(default=128, metadata={"help": "longest answer in tokens"})
+    metrics: list[Literal["bleu", "chrf", "rouge", "exact_match", "f1", "accuracy", "pass_at_k"]] = field(
+        default_factory=list, metadata={"help": "how answers are judged"})
+
+
+@dataclass
 class RunArguments:
     """What every training recipe also offers; `training` holds the checked values for TrainingArguments."""
 
