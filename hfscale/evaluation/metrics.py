@@ -1,0 +1,203 @@
+"""Metrics as sums: per item a row of sufficient statistics, and a function of the rows' sum.
+
+So the value of a corpus, its bootstrap interval, a paired comparison and a sum over ranks are one mechanism:
+`metric_values(name, item_statistics(name, predictions, references).sum(axis=0))`. Formulas: docs/metrics.md.
+"""
+
+import difflib
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from itertools import zip_longest
+
+import numpy as np
+
+from hfscale.config import InputError
+
+TEXT_METRICS = ("bleu", "chrf", "rouge", "exact_match", "f1")  # they compare a prediction with references
+METRICS = (*TEXT_METRICS, "accuracy", "pass_at_k", "perplexity")
+ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+ROUGE_PATTERNS = {"words": r"\w+", "character": r"\S"}  # tokenizers beside rouge-score's own
+SQUAD_OPTIONS = {"squad_version": (2, 1)}
+# Allowed values, the default first. bleu and chrf take sacrebleu's own options.
+OPTIONS = {"rouge": {"tokenizer": ("rouge_score", *ROUGE_PATTERNS), "use_stemmer": (False, True)},
+           "exact_match": SQUAD_OPTIONS, "f1": SQUAD_OPTIONS}
+
+
+def item_statistics(metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]],
+                    **options) -> np.ndarray:
+    """(items, k) float64: what a text metric needs of each item, so that sums over items give its value.
+
+    Args:
+        references: the right answers of each item, at least one; `""` means that no answer is right (exact_match, f1).
+        options: bleu, chrf: arguments of sacrebleu's `BLEU` and `CHRF` (tokenize, lowercase, word_order, ...); rouge:
+            `tokenizer` ("rouge_score", "words" or "character") and `use_stemmer`; exact_match, f1: `squad_version`.
+
+    Raises:
+        InputError: an unknown metric or option, lengths that differ, or references that it cannot score (see
+            `check_references`).
+    """
+    check_references(metric, references, **options)
+    if len(predictions) != len(references):
+        raise InputError(f"{metric}: {len(predictions)} predictions for {len(references)} items with references; "
+                         "give one prediction per item")
+    if metric in ("bleu", "chrf"):
+        streams = list(zip_longest(*references))  # sacrebleu wants the first references of all items, the second, ...
+        rows = _sacrebleu(metric, options)._extract_corpus_statistics(predictions, streams)
+    elif metric == "rouge":
+        scorer = _rouge_scorer(**_own_options(metric, options))
+        scores = [scorer.score_multi(golds, text) for text, golds in zip(predictions, references, strict=True)]
+        rows = [[*(score[name].fmeasure for name in ROUGE_TYPES), 1] for score in scores]
+    else:
+        settings = _own_options(metric, options)
+        rows = [[_squad_score(metric, text, golds, **settings), 1]
+                for text, golds in zip(predictions, references, strict=True)]
+    return np.array(rows, dtype=np.float64)
+
+
+def metric_values(metric: str, sums: np.ndarray, **options) -> dict[str, np.ndarray]:
+    """{name: (...)} from sums of statistics, (..., k); in the units of the metric's source.
+
+    bleu, chrf, exact_match, f1: 0 to 100; rouge, accuracy, pass_at_k: 0 to 1; bits_per_byte: bits. `options` are those
+    of the statistics.
+    """
+    check_metric(metric)
+    sums = np.asarray(sums, dtype=np.float64)
+    if metric in ("bleu", "chrf"):
+        value = _sacrebleu(metric, options)._compute_score_from_stats
+        return {metric: np.apply_along_axis(lambda row: value(row.tolist()).score, -1, sums)}
+    if metric == "perplexity":
+        nll, tokens, num_bytes, words = np.moveaxis(sums, -1, 0)
+        return {"perplexity": np.exp(nll / tokens), "bits_per_byte": nll / np.log(2) / num_bytes,
+                "word_perplexity": np.exp(nll / words)}
+    names = {"rouge": ROUGE_TYPES, "accuracy": ("accuracy", "accuracy_per_token", "accuracy_per_byte"),
+             "pass_at_k": [f"pass@{k}" for k in options.get("ks", (1,))]}.get(metric, (metric,))
+    scale = 100 if metric in ("exact_match", "f1") else 1
+    return {name: scale * sums[..., i] / sums[..., -1] for i, name in enumerate(names)}
+
+
+def signature(metric: str, references: Sequence[Sequence[str]] = (), **options) -> str:
+    """What a value depends on, in sacrebleu's form `key:value|...`; with `references` it tells their number."""
+    check_metric(metric)
+    counts = {len(golds) for golds in references}
+    if metric in ("bleu", "chrf"):
+        scorer = _sacrebleu(metric, options)
+        scorer.num_refs = None if not counts else counts.pop() if len(counts) == 1 else -1
+        return scorer.get_signature().format()
+    how = {"rouge": {"refs": "best", "version": version("rouge_score")}, "exact_match": {"refs": "best"},
+           "f1": {"refs": "best"}, "accuracy": {"ties": "first"}, "pass_at_k": {"estimator": "unbiased"},
+           "perplexity": {"mean": "token"}}[metric]
+    return "|".join(f"{key}:{value}" for key, value in (_own_options(metric, options) | how).items())
+
+
+def check_metric(metric: str) -> None:
+    """Raise InputError unless `metric` is one of METRICS; it names the nearest."""
+    if metric not in METRICS:
+        near = difflib.get_close_matches(metric, METRICS, 1)
+        raise InputError(f"metric: got {metric!r}, expected one of {', '.join(METRICS)}"
+                         + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def check_references(metric: str, references: Sequence[Sequence[str]], **options) -> None:
+    """Raise InputError if a text metric cannot score against these references; worth doing before generating."""
+    check_metric(metric)
+    if metric not in TEXT_METRICS:
+        raise InputError(f"metric: {metric} does not compare texts; expected one of {', '.join(TEXT_METRICS)}")
+    if not len(references):
+        raise InputError(f"{metric}: no items to score; give at least one prediction with its references")
+    for i, golds in enumerate(references):
+        if isinstance(golds, str) or not golds or not all(isinstance(gold, str) for gold in golds):
+            raise InputError(f"{metric}: references of item {i} are {golds!r}, expected a list of one or more strings")
+        if metric not in ("exact_match", "f1") and not any(gold.strip() for gold in golds):
+            raise InputError(f"{metric}: references of item {i} are empty; give its right answer or leave it out")
+    if metric == "rouge":
+        _check_rouge_tokenizer(references, _own_options(metric, options)["tokenizer"])
+
+
+def choice_statistics(logliks: Sequence[Sequence[float]], tokens: Sequence[Sequence[int]],
+                      num_bytes: Sequence[Sequence[int]], answers: Sequence[int]) -> np.ndarray:
+    """(items, 4) float64 for `accuracy`: is the choice with the highest log-likelihood, in sum, per token and per
+    UTF-8 byte, the right one; and 1. Each item has one number per choice; of equal choices the first counts.
+
+    Raises:
+        InputError: lists of different length, or an answer that is no index of a choice.
+        FloatingPointError: a log-likelihood is NaN.
+    """
+    if not len(logliks) == len(tokens) == len(num_bytes) == len(answers):
+        raise InputError(f"accuracy: {len(logliks)} logliks, {len(tokens)} tokens, {len(num_bytes)} bytes and "
+                         f"{len(answers)} answers; give one of each per item")
+    rows = []
+    for i, (values, *units, answer) in enumerate(zip(logliks, tokens, num_bytes, answers, strict=True)):
+        if not len(values) == len(units[0]) == len(units[1]) or not 0 <= answer < len(values):
+            raise InputError(f"accuracy: item {i} has {len(values)} logliks, {len(units[0])} tokens, {len(units[1])} "
+                             f"bytes and answer {answer}; expected one number per choice and the index of a choice")
+        if np.isnan(values).any():
+            raise FloatingPointError(f"item {i}: the log-likelihood of a choice is nan")
+        rows.append([*(np.argmax(np.divide(values, unit)) == answer for unit in (1, *units)), 1])
+    return np.array(rows, dtype=np.float64)
+
+
+def normalize_answer(text: str) -> str:
+    """SQuAD's normal form: lower case, no ASCII punctuation, no English article, single spaces."""
+    text = "".join(char for char in text.lower() if char not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def _own_options(metric: str, options: dict) -> dict:
+    """The options of a metric that sacrebleu does not compute, defaults filled in."""
+    known = OPTIONS.get(metric, {})
+    for name, value in options.items():
+        if name not in known or value not in known[name]:
+            raise InputError(f"{metric}: got option {name}={value!r}, expected {known or 'none'}")
+    return {name: values[0] for name, values in known.items()} | options
+
+
+def _squad_score(metric: str, prediction: str, golds: Sequence[str], squad_version: int) -> float:
+    """Best score over the right answers, 0 to 1. Version 2 passes over those that normalise to nothing, unless all do:
+    then only such a prediction is right. Version 1 gives it exact match 1 and F1 0."""
+    words, answers = normalize_answer(prediction).split(), [normalize_answer(gold).split() for gold in golds]
+    if squad_version == 2:
+        answers = [answer for answer in answers if answer] or [[]]
+    if metric == "exact_match" or squad_version == 2 and not (words and answers[0]):
+        return float(words in answers)
+    shared = [sum((Counter(words) & Counter(answer)).values()) for answer in answers]
+    return max(2 * n / max(1, len(words) + len(answer)) for n, answer in zip(shared, answers, strict=True))
+
+
+def _sacrebleu(metric: str, options: dict):
+    from sacrebleu.metrics import BLEU, CHRF
+
+    try:
+        return {"bleu": BLEU, "chrf": CHRF}[metric](**options)
+    except (TypeError, KeyError, AssertionError, RuntimeError, ImportError) as error:
+        raise InputError(f"{metric}: sacrebleu does not take {options}: {' '.join(str(error).split())}") from None
+
+
+class _PatternTokenizer:
+    """What rouge-score asks of a tokenizer: the lower-cased pieces of a text that match a pattern."""
+
+    def __init__(self, pattern: str):
+        self.pattern = pattern
+
+    def tokenize(self, text: str) -> list[str]:
+        return re.findall(self.pattern, text.lower())
+
+
+def _rouge_scorer(tokenizer: str, use_stemmer: bool):
+    from rouge_score import rouge_scorer  # takes seconds: it imports nltk
+
+    if use_stemmer and tokenizer != "rouge_score":
+        raise InputError(f"rouge: use_stemmer stems English words; tokenizer {tokenizer!r} goes without it")
+    own = _PatternTokenizer(ROUGE_PATTERNS[tokenizer]) if tokenizer in ROUGE_PATTERNS else None
+    return rouge_scorer.RougeScorer(ROUGE_TYPES, use_stemmer, tokenizer=own)
+
+
+def _check_rouge_tokenizer(references: Sequence[Sequence[str]], tokenizer: str) -> None:
+    """rouge-score's own tokenizer drops all but a-z and 0-9: the score would be that of the rest, often 0."""
+    for i, golds in enumerate(references):
+        letters = [char for gold in golds for char in gold if char.isalnum()]
+        if tokenizer == "rouge_score" and 2 * sum(char.isascii() for char in letters) < len(letters):
+            raise InputError(f"rouge: item {i}: the tokenizer rouge_score drops all letters but a to z, most of "
+                             f"{golds[0][:40]!r}; set tokenizer to words, or to character without spaces")
