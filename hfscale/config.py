@@ -2,13 +2,15 @@
 
 import contextlib
 import difflib
+import errno
 import importlib.util
 import os
+import shutil
 import socket
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -71,13 +73,61 @@ class TaskArguments:
     """A task is data: its examples, how one is asked and answered, and how answers are judged."""
 
     task_source: list[str] | None = field(default=None, metadata={
-        "help": "examples: embedded:<task>, files, or a Hub id"})
+        "help": "examples: embedded:<task>, files (.jsonl, .json, .csv, .txt, also .gz), or a Hub id"})
+    task_validation_source: list[str] | None = field(default=None, metadata={"help": "held-out examples of its own"})
+    task_format: Literal["columns", "parallel", "squad", "instructions", "chat"] = field(default="columns", metadata={
+        "help": "rows with named columns, two text files line by line (columns source, target), SQuAD (context, "
+                "question, answers), instructions (prompt, response), conversations (messages)"})
+    train_examples: int | None = field(default=None, metadata={
+        "help": "at most this many examples to train on; of a generated set this many are made (default 20,000)"})
+    validation_examples: int = field(default=500, metadata={
+        "help": "held-out examples: at most this many, and of a source without some of its own at most a tenth"})
+    drop_empty: bool = field(default=False, metadata={
+        "help": "leave out (and count) examples with an empty prompt or target, which else are an error"})
     prompt: str | None = field(default=None, metadata={"help": "template of the question; {name} is a column"})
-    target: str | None = field(default=None, metadata={"help": "template of the answer; {name} is a column"})
+    target: str | None = field(default=None, metadata={
+        "help": "template of the answer; {name} is a column, which may list several right answers"})
+    copied: str | None = field(default=None, metadata={"help": "template of what a baseline copies; default: prompt"})
+    choices: str | None = field(default=None, metadata={"help": "column that lists the answers to choose from"})
+    answer: str | None = field(default=None, metadata={"help": "column with the index of the right choice, from 0"})
+    test: str | None = field(default=None, metadata={"help": "template of code that checks the program"})
+    assistant_role: str = field(default="assistant", metadata={
+        "help": "role that answers, as the conversations name it"})
+    chat_template: str | None = field(default=None, metadata={
+        "help": "of conversations: chatml, or a Jinja file with {% generation %}; default: the tokenizer's own"})
+    shorten: Literal["start", "end"] = field(default="end", metadata={
+        "help": "side from which a prompt that is too long loses tokens; what the template has after its last column "
+                "stays; a conversation loses its oldest turns"})
+    baseline: Literal["copy_source", "lead_sentence", "most_frequent"] = field(default="most_frequent", metadata={
+        "help": "what a simple program would answer, shown beside the model"})
     stop_strings: list[str] | None = field(default=None, metadata={"help": "an answer ends before any of these"})
     max_new_tokens: int = field(default=128, metadata={"help": "longest answer in tokens"})
     metrics: list[Literal["bleu", "chrf", "rouge", "exact_match", "f1", "accuracy", "pass_at_k"]] = field(
         default_factory=list, metadata={"help": "how answers are judged"})
+
+
+@dataclass
+class AdapterArguments:
+    """A checkpoint to start from, and which weights are trained: all, the upper layers, or a small adapter's."""
+
+    model: str = field(default="runs/quickstart", metadata={"help": "folder of a saved model, or a Hub id"})
+    lora_rank: int | None = field(default=None, metadata={"help": "rank of LoRA adapters, such as 16; default: none, "
+                                                                  "all weights are trained"})
+    lora_alpha: float = field(default=32, metadata={"help": "adapters count alpha / rank (rsLoRA: / sqrt(rank))"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout before the adapters"})
+    use_dora: bool = field(default=False, metadata={"help": "DoRA: the size of each output is trained on its own"})
+    use_rslora: bool = field(default=False, metadata={"help": "rsLoRA: rank-stabilised scale"})
+    target_modules: list[str] | None = field(default=None, metadata={
+        "help": "layers with adapters, by the end of their names, such as attn.c_attn; default: all linear ones"})
+    peft_type: Literal["GRALORA", "HIRA", "RANDLORA", "VERA", "FOURIERFT", "IA3", "LN_TUNING"] | None = field(
+        default=None, metadata={"help": "another adapter method of peft, in place of LoRA"})
+    peft_kwargs: dict | None = field(default=None, metadata={"help": "more arguments of its peft configuration"})
+    load_in_4bit: bool = field(default=False, metadata={"help": "QLoRA: 4-bit weights below the adapters (GPU)"})
+    freeze_layers: int = field(default=0, metadata={
+        "help": "neither the embeddings nor this many first blocks are trained; with adapters: they get none"})
+    add_tokens: list[str] = field(default_factory=list, metadata={
+        "help": "new tokens; those written <|like this|> are special: never split, left out of shown text"})
+    merge: bool = field(default=False, metadata={"help": "write a plain model: the adapter added to the weights"})
 
 
 @dataclass
@@ -280,3 +330,47 @@ def write_text(path: str | Path, text: str) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_output_folder(output_dir: str, *, overwrite: bool, last_file: str) -> None:
+    """Raises InputError: the path is taken (with `overwrite`: by something else than a folder with `last_file`), or
+    cannot be written to."""
+    folder = Path(output_dir).absolute()
+    if os.path.lexists(folder) and not (overwrite and (folder / last_file).is_file()):
+        raise InputError(f"output_dir {output_dir}: exists; name another, or --overwrite one of this recipe")
+    above = next(path for path in folder.parents if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f"output_dir {output_dir}: {above} is not a folder that can be written to")
+
+
+@contextlib.contextmanager
+def whole_folder(output_dir: str, *, overwrite: bool, last_file: str) -> Iterator[Path]:
+    """An empty folder to write into, which becomes `output_dir` at the end, or is gone after any error.
+
+    Raises InputError: as `check_output_folder`, or a disk is full.
+    """
+    check_output_folder(output_dir, overwrite=overwrite, last_file=last_file)
+    folder = Path(output_dir).absolute()
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        with clear_disk_errors(f"output_dir {output_dir}", "nothing of it is left"):
+            part.mkdir(parents=True)
+            yield part
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def clear_disk_errors(place: str, what_is_left: str) -> Iterator[None]:
+    """Raises InputError instead of an OSError that means a full disk (or a quota, or a limit on a file's size)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise InputError(f"{place}: {os.strerror(error.errno)} (there, or where HF_HOME keeps the caches of datasets); "
+                         f"{what_is_left}; free some space or name another disk") from None

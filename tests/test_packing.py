@@ -11,7 +11,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
 from hfscale.config import InputError
-from hfscale.data.packing import IGNORED, _best_fit, collate_rows, pack_documents, pack_splits
+from hfscale.data.packing import IGNORED, best_fit, collate_rows, pack_documents, pack_splits
 from hfscale.data.tokenizer import train_bpe, train_char
 from hfscale.models import new_model
 
@@ -108,10 +108,10 @@ def test_best_fit_rows_by_hand():
 
 
 def test_best_fit_takes_the_fullest_row_and_never_overfills():
-    row, offset = _best_fit(np.array([3, 6, 5, 2, 4]), 10)  # 6, then 5; 4 fills the first; 3 and 2 the second
+    row, offset = best_fit(np.array([3, 6, 5, 2, 4]), 10)  # 6, then 5; 4 fills the first; 3 and 2 the second
     assert (row.tolist(), offset.tolist()) == ([0, 1, 0, 0, 1], [5, 0, 0, 8, 6])
     sizes = np.random.default_rng(0).integers(2, 101, 3000)
-    row, offset = _best_fit(sizes, 100)
+    row, offset = best_fit(sizes, 100)
     places = np.zeros((row.max() + 1, 100), int)
     for here, start, size in zip(row, offset, sizes, strict=True):
         assert start + size <= 100

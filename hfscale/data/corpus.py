@@ -41,15 +41,15 @@ def load_documents(source: str | list[str], *, text_column: str = "text", sample
     """
     parts, names = [], [source] if isinstance(source, str) else source
     for name in names:
-        with _reading(f"source {name}"):
+        with reading(f"source {name}"):
             if name.startswith("embedded:"):
                 key = {"name": name, "python": sys.version, "hfscale": __version__}
                 parts.append(Dataset.from_generator(_read_embedded, gen_kwargs=key, features=TEXT_FEATURES))
-            elif name and (files := _find_files(name)):
+            elif name and (files := find_files(name)):
                 parts += _load_files(files, text_column, sample_by, name)
             else:
-                parts.append(_text_only(_load_dataset(name, dataset_config_name, split), text_column, name))
-    with _reading(f"source {', '.join(names)}: a text in it"):  # Arrow reads JSON without decoding it
+                parts.append(_text_only(load_saved(name, dataset_config_name, split), text_column, name))
+    with reading(f"source {', '.join(names)}: a text in it"):  # Arrow reads JSON without decoding it
         documents = concatenate_datasets(parts).filter(lambda text: bool(text and text.strip()), input_columns="text",
                                                        desc="Looking for empty texts")
     if len(documents) == 0:
@@ -151,11 +151,12 @@ def _docstrings(code: str) -> str:
     return "\n\n".join(text for text in docstrings if text)
 
 
-def _suffix(path: Path) -> str:
+def suffix_of(path: Path) -> str:
+    """What tells the kind of file, without .gz or .zst."""
     return path.with_suffix("").suffix if path.suffix in OPENERS else path.suffix
 
 
-def _find_files(name: str) -> list[Path]:
+def find_files(name: str) -> list[Path]:
     """Sorted; none if nothing is there or the folder is a data set made by `save_to_disk`."""
     path = Path(name)
     if path.is_file():
@@ -164,7 +165,7 @@ def _find_files(name: str) -> list[Path]:
         return sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return []
-    files = sorted(p for p in path.rglob("*") if p.is_file() and _suffix(p) in BUILDERS)
+    files = sorted(p for p in path.rglob("*") if p.is_file() and suffix_of(p) in BUILDERS)
     if not files:
         raise InputError(f"source {name}: no file in this folder ends in {', '.join(BUILDERS)} (or with .gz, .zst)")
     return files
@@ -175,7 +176,7 @@ def _load_files(files: list[Path], text_column: str, sample_by: str, name: str) 
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # they log what the error says
     parts = []
     for builder in dict.fromkeys(BUILDERS.values()):
-        group = [str(p.absolute()) for p in files if BUILDERS.get(_suffix(p), "text") == builder]
+        group = [str(p.absolute()) for p in files if BUILDERS.get(suffix_of(p), "text") == builder]
         if group and builder == "text":
             stamps = [(os.stat(p).st_size, os.stat(p).st_mtime_ns) for p in group]  # a changed file is read again
             how = {"files": group, "stamps": stamps, "sample_by": sample_by}
@@ -189,7 +190,7 @@ def _load_files(files: list[Path], text_column: str, sample_by: str, name: str) 
 def _read_text_files(files: list[str], stamps: list, sample_by: str) -> Iterator[dict]:
     """Strictly UTF-8, newlines normalised."""
     for name in files:
-        with _reading(name), OPENERS.get(Path(name).suffix, open)(name, "rb") as file:
+        with reading(name), OPENERS.get(Path(name).suffix, open)(name, "rb") as file:
             data = file.read()
             if b"\0" in data:
                 raise InputError(f"{name}: binary data (a NUL byte at offset {data.index(0)}); give text files")
@@ -201,8 +202,8 @@ def _read_text_files(files: list[str], stamps: list, sample_by: str) -> Iterator
         yield from ({"text": piece} for piece in pieces or [""])
 
 
-def _load_dataset(name: str, config: str | None, split: str) -> Dataset:
-    """From disk if saved there, else from the Hub."""
+def load_saved(name: str, config: str | None, split: str) -> Dataset:
+    """A data set from disk if saved there, else from the Hub; raises InputError where there is no such thing."""
     if name and Path(name).is_dir():
         data = datasets.load_from_disk(name)
         if isinstance(data, DatasetDict) and split not in data:
@@ -231,7 +232,7 @@ def _text_only(data: Dataset, text_column: str, name: str) -> Dataset:
 
 
 @contextmanager
-def _reading(place: str) -> Iterator[None]:
+def reading(place: str) -> Iterator[None]:
     """Whatever a reader raises (they share no base class) becomes one line that names the place."""
     try:
         yield

@@ -138,7 +138,7 @@ def _best_fit_layout(ends: np.ndarray, max_length: int) -> tuple[np.ndarray, np.
     number = np.arange(last[-1] + 1) - np.repeat(last + 1 - pieces, pieces)  # of the segment in its document
     first = np.repeat(starts, pieces) + number * stride
     sizes = np.minimum(np.repeat(ends, pieces) - first, stride) + 1
-    row, offset = _best_fit(sizes, max_length)
+    row, offset = best_fit(sizes, max_length)
     index = np.full((row.max() + 1, max_length), -1)
     opens = np.zeros(index.shape, bool)
     opens[row, offset] = True
@@ -147,7 +147,7 @@ def _best_fit_layout(ends: np.ndarray, max_length: int) -> tuple[np.ndarray, np.
     return index, opens, row[last]
 
 
-def _best_fit(sizes: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:
+def best_fit(sizes: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:
     """Row and offset of each segment by best-fit decreasing; rows are numbered by the first segment they hold."""
     row, offset = np.empty_like(sizes), np.empty_like(sizes)
     space: list[tuple[int, int]] = []  # (free places, row), sorted

@@ -1,0 +1,159 @@
+"""Prompt and target -> rows in which only the target, and the EOS after it, carries loss."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from hfscale.config import InputError, TaskArguments
+from hfscale.data.packing import IGNORED, best_fit, collate_rows, encode_texts
+
+# ChatML, with the answers marked for the loss and ended by EOS, at which generation stops.
+CHATML = """\
+{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' }}
+{%- if message.role == 'assistant' %}{% generation %}{{ message.content + eos_token }}{% endgeneration %}
+{%- else %}{{ message.content }}{% endif %}{{ '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+
+def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> None:
+    """Give the tokenizer `chatml` (see `CHATML`) or the template in a file; None: it keeps its own. It is saved with
+    the tokenizer.
+
+    Raises:
+        InputError: none given and the tokenizer has none, no such file, or the template does not mark the answers.
+    """
+    if chat_template is not None and chat_template != "chatml" and not Path(chat_template).is_file():
+        raise InputError(f"chat_template {chat_template}: no such file; give chatml or a Jinja file")
+    if chat_template is not None:
+        tokenizer.chat_template = CHATML if chat_template == "chatml" else Path(chat_template).read_text("utf-8")
+    if tokenizer.chat_template is None:
+        raise InputError("the tokenizer has no chat template, which conversations need; give --chat_template chatml "
+                         "or a Jinja file")
+    if "{% generation %}" not in tokenizer.chat_template.replace("{%-", "{%"):
+        raise InputError("the chat template does not mark the answers with {% generation %} ... {% endgeneration %}, "
+                         "so their tokens cannot be told; mark them, or give --chat_template chatml")
+
+
+def fit_examples(examples: Dataset, tokenizer: PreTrainedTokenizerBase, args: TaskArguments,
+                 max_length: int) -> tuple[Dataset, dict[str, int]]:
+    """Examples whose prompt leaves room for `max_new_tokens`, and for target and EOS, in `max_length` tokens.
+
+    What is too long is cut by `args.shorten`: tokens at the prompt's start, or at its end but for what the template
+    has after its last column; of a conversation the oldest turns (after a system's). The target is never cut. The
+    prompt of a conversation is written here, in the chat template.
+
+    Returns:
+        The examples, and how many prompts were `shortened` and how many `cut_tokens` that took.
+
+    Raises:
+        InputError: a target that does not fit, or that more than the whole prompt would have to go.
+    """
+    if not 1 <= args.max_new_tokens < max_length:
+        raise InputError(f"max_new_tokens: got {args.max_new_tokens}; expected at least 1 and, to leave room for a "
+                         f"prompt, less than max_length {max_length}")
+    cue = args.prompt[args.prompt.rfind("}") + 1:] if args.prompt else ""
+    targets, rows, cut = encode_texts(examples["target"][:], tokenizer), [], []
+    for i, (example, target) in enumerate(zip(examples, targets, strict=True)):
+        room = max_length - max(args.max_new_tokens, len(target) + 1)
+        if room < 1:
+            raise InputError(f"example {i}: its target has {len(target)} tokens, which with EOS and a prompt do not "
+                             f"fit into {max_length}; targets are never cut: leave it out or raise max_length")
+        fitted, before, after = (_fit_conversation(example, tokenizer, room) if "messages" in example else
+                                 _fit_prompt(example, tokenizer, room, args.shorten, cue))
+        if after > room:
+            raise InputError(f"example {i}: the {room} tokens beside its answer do not hold the least of its prompt "
+                             "(what follows the last column, or the last turn); raise max_length")
+        rows.append(fitted)
+        cut.append(before - after)
+    return Dataset.from_list(rows), {"shortened": sum(tokens > 0 for tokens in cut), "cut_tokens": sum(cut)}
+
+
+def _fit_prompt(example: dict, tokenizer: PreTrainedTokenizerBase, room: int, side: str,
+                cue: str) -> tuple[dict, int, int]:
+    """The example, and the tokens of its prompt before and after."""
+    cue = cue if side == "end" else ""
+    body = example["prompt"].removesuffix(cue)
+    before = size = _length(body + cue, tokenizer)
+    while size > room and body:  # once more if the cut text happens to take more tokens than are left of it
+        spans = tokenizer(body, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        drop = min(size - room, len(spans))
+        body = body[spans[drop - 1][1]:] if side == "start" else body[:spans[-drop][0]]
+        size = _length(body + cue, tokenizer) if body else room + 1
+    return example | {"prompt": body + cue}, before, size
+
+
+def _fit_conversation(example: dict, tokenizer: PreTrainedTokenizerBase, room: int) -> tuple[dict, int, int]:
+    messages, before = example["messages"], None
+    first = messages[0]["role"] == "system"
+    while True:
+        prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+        size = _length(prompt, tokenizer)
+        before = before or size
+        if size <= room or len(messages) <= 2 + first:
+            return example | {"prompt": prompt, "messages": messages}, before, size
+        messages = messages[:first] + messages[first + 2:]
+
+
+def _length(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    return len(next(encode_texts([text], tokenizer)))
+
+
+def supervised_rows(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, packing: str) -> Dataset:
+    """Rows of `input_ids`, `labels` (-100 but for targets and the EOS after each), `position_ids`, `num_tokens`
+    (targets scored) and `num_bytes` (of the target texts).
+
+    `best_fit`: several examples share a row of `max_length`, none is cut and none attends to another (position ids
+    restart). Unused space holds EOS under label -100. `pad`: one example a row, of its own length, for
+    `collate_padded`. Of a conversation each answer is a target.
+    """
+    encoded = list(_encode(examples, tokenizer))
+    sizes = np.array([len(ids) for ids, *_ in encoded])
+    if sizes.max() > max_length:
+        raise InputError(f"example {sizes.argmax()}: {sizes.max()} tokens with its answers are more than max_length "
+                         f"{max_length}; raise it or leave the example out")
+    row, offset = best_fit(sizes, max_length) if packing == "best_fit" else (np.arange(len(sizes)), 0 * sizes)
+    rows = [{"input_ids": np.full(n, tokenizer.eos_token_id), "labels": np.full(n, IGNORED),
+             "position_ids": np.arange(n), "num_tokens": 0, "num_bytes": 0}
+            for n in ([max_length] * (row.max() + 1) if packing == "best_fit" else sizes)]
+    for i in np.argsort(offset, kind="stable"):
+        (ids, labels, size), into, start = encoded[i], rows[row[i]], offset[i]
+        into["input_ids"][start:start + len(ids)] = ids
+        into["labels"][start:start + len(ids)] = labels
+        into["position_ids"][start:] = np.arange(len(into["labels"]) - start)  # also over what stays unused
+        into["num_tokens"] += sum(label != IGNORED for label in labels)
+        into["num_bytes"] += size
+    return Dataset.from_list(rows)
+
+
+def collate_padded(rows: list[dict]) -> dict[str, torch.Tensor]:
+    """A batch of rows of different length, rows x longest: filled on the right, which no earlier token attends to, so
+    that, as for packed rows, there is no attention mask. No label is hidden."""
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    def filled(row: dict) -> dict:
+        n = longest - len(row["input_ids"])
+        return {"input_ids": row["input_ids"] + row["input_ids"][-1:] * n, "labels": row["labels"] + [IGNORED] * n,
+                "position_ids": list(range(longest))}
+
+    return collate_rows([filled(row) for row in rows])
+
+
+def _encode(examples: Dataset, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], list[int], int]]:
+    """Ids, labels and bytes of the answers, for each example."""
+    if "messages" in examples.column_names:
+        for messages in examples["messages"]:
+            chat = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+            labels = [i if answer else IGNORED
+                      for i, answer in zip(chat["input_ids"], chat["assistant_masks"], strict=True)]
+            yield chat["input_ids"], labels, sum(len(turn["content"].encode()) for turn in messages
+                                                 if turn["role"] == "assistant")
+        return
+    prompts, targets = (encode_texts(examples[name][:], tokenizer) for name in ("prompt", "target"))
+    for prompt, target, text in zip(prompts, targets, examples["target"], strict=True):
+        ids = [*target, tokenizer.eos_token_id]
+        yield prompt + ids, [IGNORED] * len(prompt) + ids, len(text.encode())

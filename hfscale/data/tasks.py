@@ -1,0 +1,219 @@
+"""Examples of a task: any source -> prompt, target and references, split into train and validation."""
+
+import csv
+import io
+import json
+import random
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+
+from hfscale.config import InputError, TaskArguments, is_main_rank
+from hfscale.data.corpus import OPENERS, find_files, load_saved, reading, suffix_of
+from hfscale.data.embedded_tasks import embedded_examples
+
+UNANSWERABLE = "no answer"  # what a model should say to a SQuAD v2 question that its text does not answer
+FIELD = re.compile(r"\{([\w.]+)\}")
+CONVERSATIONS = ("messages", "conversations", "turns")  # columns with lists of turns
+ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
+Row = tuple[str, dict[str, Any]]  # where it stands, for errors, and its columns
+
+
+def load_task(args: TaskArguments, *, seed: int) -> DatasetDict:
+    """The examples that `args` describe, as `train` and `validation`, which is held out.
+
+    Columns: `prompt`, `target` (the answer to learn, without EOS), `references` (all right answers, the target
+    first), `source` (what a baseline copies); with multiple choice `choices` and `answer` (index), with programs
+    `test`. Conversations have `messages`; their target is the last answer, their prompt is empty until
+    `hfscale.data.supervised.fit_examples` writes it in the tokenizer's chat template. `seed` draws what is held out.
+
+    Raises:
+        InputError: a source or file that cannot be read, wrong JSON (file and line), a column that is not there (the
+            ones there are listed), an empty prompt or target, roles out of order, too few examples.
+    """
+    if not args.task_source:
+        raise InputError("task_source: missing; give embedded:<task>, files or a Hub id")
+    if min(args.validation_examples, args.train_examples or 1) < 1:
+        raise InputError("train_examples, validation_examples: expected at least 1")
+    kind, _, name = args.task_source[0].partition(":")
+    if kind == "embedded":
+        parts: dict[str, Iterable] = embedded_examples(name, train_examples=args.train_examples, seed=seed,
+                                                       validation_examples=args.validation_examples)
+        parts = {part: [(f"{part} example {i}", row) for i, row in enumerate(rows)] for part, rows in parts.items()}
+    else:
+        parts = _split(args, seed)
+    found = {name: [_example(place, row, args) for place, row in rows] for name, rows in parts.items()}
+    kept = {name: list(filter(None, examples)) for name, examples in found.items()}
+    if (dropped := sum(map(len, found.values())) - sum(map(len, kept.values()))) and is_main_rank():
+        print(f"drop_empty: {dropped} examples with an empty prompt or target were left out", file=sys.stderr)
+    return DatasetDict({name: Dataset.from_list(examples) for name, examples in kept.items()})
+
+
+def _split(args: TaskArguments, seed: int) -> dict[str, list[Row]]:
+    rows, held_out = list(_read(args.task_source, args)), []
+    random.Random(seed).shuffle(rows)
+    if args.task_validation_source:
+        held_out = list(_read(args.task_validation_source, args))
+        random.Random(seed).shuffle(held_out)
+    size = min(args.validation_examples, len(held_out) if held_out else len(rows) // 10)
+    if not size or not rows:
+        raise InputError(f"task_source {', '.join(args.task_source)}: {len(rows)} examples are too few to hold a "
+                         "tenth of them out; give more, or --task_validation_source")
+    held_out, rows = (held_out[:size], rows) if held_out else (rows[:size], rows[size:])
+    return {"train": rows[:args.train_examples], "validation": held_out}
+
+
+def _read(sources: list[str], args: TaskArguments) -> Iterator[Row]:
+    if args.task_format == "parallel":
+        return _parallel(sources)
+    rows = (row for source in sources for row in _records(source))
+    readers = {"squad": _squad, "instructions": _instructions}
+    return readers[args.task_format](rows) if args.task_format in readers else rows
+
+
+def _records(source: str) -> Iterator[Row]:
+    """Rows of JSON lines, of JSON (a list, or one object), of CSV, or of what `datasets` loads."""
+    files = find_files(source) if source else []
+    for path in files:
+        kind = suffix_of(path)
+        if kind == ".jsonl":
+            lines = enumerate(_text(path).split("\n"), 1)
+            yield from ((f"{path}:{i}", _json(line, path, i)) for i, line in lines if line.strip())
+        elif kind == ".json":
+            value = _json(_text(path), path, 1)
+            rows = value if isinstance(value, list) else [value]
+            yield from ((f"{path}: record {i}", row) for i, row in enumerate(rows))
+        elif kind == ".csv":
+            table = csv.DictReader(io.StringIO(_text(path), newline=""))
+            yield from ((f"{path}:{table.line_num}", row) for row in table)
+        else:
+            raise InputError(f"task_source {path}: a task is read from .jsonl, .json, .csv (also .gz, .zst), a saved "
+                             "data set or a Hub id, and with --task_format parallel from two text files")
+    if not files:
+        with reading(f"task_source {source}"):
+            yield from ((f"{source}: row {i}", row) for i, row in enumerate(load_saved(source, None, "train")))
+
+
+def _text(path: Path) -> str:
+    with reading(str(path)), OPENERS.get(path.suffix, open)(path, "rb") as file:
+        return file.read().decode("utf-8-sig")
+
+
+def _json(text: str, path: Path, line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{line + error.lineno - 1}: not JSON ({error.msg} at column {error.colno}); mend or "
+                         "remove the line") from None
+
+
+def _parallel(sources: list[str]) -> Iterator[Row]:
+    files = [file for source in sources for file in find_files(source)]
+    if len(files) != 2:
+        raise InputError(f"task_source {' '.join(sources)}: {len(files)} files; parallel text is two, "
+                         "the source first")
+    sides = [[line.rstrip("\r") for line in _text(path).removesuffix("\n").split("\n")] for path in files]
+    if len(sides[0]) != len(sides[1]):
+        raise InputError(f"task_source: {files[0]} has {len(sides[0])} lines and {files[1]} {len(sides[1])}; parallel "
+                         "files have the same number, line by line")
+    for i, (source, target) in enumerate(zip(*sides, strict=True), 1):
+        yield f"{files[0]} and {files[1]}, line {i}", {"source": source, "target": target}
+
+
+def _squad(rows: Iterable[Row]) -> Iterator[Row]:
+    """Version 1 and 2: `answers` are all the different ones given, or `UNANSWERABLE`."""
+    for place, record in rows:
+        try:
+            for paragraph in (p for article in record["data"] for p in article["paragraphs"]):
+                for qa in paragraph["qas"]:
+                    answers = list(dict.fromkeys(answer["text"] for answer in qa["answers"])) or [UNANSWERABLE]
+                    yield f"{place}: question {qa.get('id', qa['question'])}", {
+                        "context": paragraph["context"], "question": qa["question"], "answers": answers}
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{place}: not SQuAD: {error} is missing or of another kind; expected data > paragraphs "
+                             "> context, qas > question, answers > text") from None
+
+
+def _instructions(rows: Iterable[Row]) -> Iterator[Row]:
+    """prompt and response, or instruction, input (may be empty or missing) and output, also in `instances`."""
+    for place, row in rows:
+        for part in row.get("instances") or [row]:
+            asked = row.get("prompt") or row.get("instruction")
+            answer = next((part[name] for name in ("response", "output", "completion") if name in part), None)
+            if not isinstance(asked, str) or answer is None:
+                raise InputError(f"{place}: not an instruction; expected prompt and response, or instruction, input "
+                                 f"and output; it has {', '.join(row)}")
+            more = part.get("input") or part.get("context")
+            yield place, {"prompt": f"{asked}\n\n{more}" if more else asked, "response": answer}
+
+
+def _example(place: str, row: dict[str, Any], args: TaskArguments) -> dict[str, Any] | None:
+    if args.task_format == "chat":
+        messages = _messages(place, row, args.assistant_role)
+        return {"prompt": "", "target": messages[-1]["content"], "references": [messages[-1]["content"]],
+                "source": messages[-2]["content"], "messages": messages}
+    if args.prompt is None or args.target is None and args.choices is None:
+        raise InputError("prompt, target: missing; give templates in which {name} stands for a column; "
+                         f"{place} has {', '.join(row)}")
+    [prompt] = _fill(args.prompt, row, place)
+    made = {"prompt": prompt, "source": _fill(args.copied or args.prompt, row, place)[0]}
+    if args.choices:
+        made |= {"choices": _column(args.choices, row, place), "answer": _column(args.answer or "answer", row, place)}
+        if not (isinstance(made["answer"], int) and 0 <= made["answer"] < len(made["choices"])):
+            raise InputError(f"{place}: the answer {made['answer']!r} is not an index, from 0, of "
+                             f"{len(made['choices'])} choices")
+    references = _fill(args.target, row, place, each=True) if args.target else [made["choices"][made["answer"]]]
+    made |= {"target": references[0] if references else "", "references": references}
+    for name in ("prompt", "target"):
+        if not made[name].strip():
+            if args.drop_empty:
+                return None
+            raise InputError(f"{place}: the {name} is empty; mend it, or leave such examples out with --drop_empty")
+    return made | ({"test": _fill(args.test, row, place, joint="\n")[0]} if args.test else {})
+
+
+def _column(name: str, row: dict[str, Any], place: str) -> Any:
+    value: Any = row
+    for part in name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise InputError(f"{place}: no column '{name}'; it has {', '.join(row)}")
+        value = value[part]
+    return "" if value is None else value
+
+
+def _fill(template: str, row: dict[str, Any], place: str, *, each: bool = False, joint: str = " ") -> list[str]:
+    """The template with columns in place of {name} or {name.inner}. Of a column that lists texts: all of them with
+    `joint` between, or, with `each`, one result for each text."""
+    values = {name: _column(name, row, place) for name in FIELD.findall(template)}
+    lists = {name: value for name, value in values.items() if isinstance(value, list)}
+    if not each or not lists:
+        values |= {name: joint.join(map(str, texts)) for name, texts in lists.items()}
+        return [FIELD.sub(lambda match: str(values[match[1]]), template)]
+    one_of_each = [values | dict(zip(lists, texts, strict=True)) for texts in zip(*lists.values(), strict=True)]
+    return [FIELD.sub(lambda match, chosen=chosen: str(chosen[match[1]]), template) for chosen in one_of_each]
+
+
+def _messages(place: str, row: dict[str, Any], assistant_role: str) -> list[dict[str, str]]:
+    """Turns as role and content: perhaps a system's first, then user and assistant in turn, the assistant last."""
+    name = next((name for name in CONVERSATIONS if name in row), None)
+    if name is None:
+        raise InputError(f"{place}: no column {', '.join(CONVERSATIONS)}; it has {', '.join(row)}")
+    messages = []
+    for turn in row[name]:
+        role, content = turn if isinstance(turn, list) else (
+            next((turn[key] for key in keys if key in turn), None) for keys in (ROLE_KEYS, CONTENT_KEYS))
+        role = {assistant_role.lower(): "assistant", "human": "user", "gpt": "assistant"}.get(
+            str(role).lower(), str(role).lower())
+        if not isinstance(content, str) or not content.strip():
+            raise InputError(f"{place}: turn {len(messages)} is empty; remove the conversation")
+        messages.append({"role": role, "content": content})
+    roles = [message["role"] for message in messages]
+    expected = (["system"] if roles[:1] == ["system"] else []) + ["user", "assistant"] * len(roles)
+    if roles != expected[:len(roles)] or not roles or roles[-1] != "assistant":
+        raise InputError(f"{place}: the roles are {', '.join(roles) or 'none'}; expected system or nothing, then user "
+                         "and assistant in turn, the assistant last (--assistant_role names it)")
+    return messages
