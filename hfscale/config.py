@@ -49,6 +49,8 @@ class SourceArguments:
     text_column: str = field(default="text", metadata={"help": "column that holds the text"})
     sample_by: Literal["document", "paragraph", "line"] = field(default="document", metadata={
         "help": "what one document of a .txt or .md file is"})
+    on_error: Literal["stop", "skip"] = field(default="stop", metadata={
+        "help": "a line of .jsonl or a document of a text file that cannot be read: stop, or leave it out and count"})
 
 
 @dataclass
@@ -66,6 +68,21 @@ class DataArguments(SourceArguments):
         "help": "plain concatenation: let packed documents attend to each other"})
     packing: Literal["stream", "best_fit"] = field(default="stream", metadata={
         "help": "cut one stream into rows, or keep documents whole where they fit and leave some space unused"})
+
+
+@dataclass
+class StreamArguments(DataArguments):
+    """How training rows are drawn: from a stream, or from several sources in given shares."""
+
+    streaming: bool = field(default=False, metadata={
+        "help": "read, tokenize and pack while training (needs max_steps); validation text is drawn by a hash of each "
+                "document, and its first 10 million characters are scored"})
+    shuffle_buffer_size: int = field(default=1000, metadata={
+        "help": "of a stream: rows in memory from which the next is drawn (0: rows come in order)"})
+    source_weights: list[float] | None = field(default=None, metadata={
+        "help": "share of training rows from each source, in the order of --source"})
+    source_temperature: float | None = field(default=None, metadata={
+        "help": "shares proportional to size^(1/temperature): 1 as the sizes are, larger nearer to equal"})
 
 
 @dataclass
@@ -104,6 +121,8 @@ class TaskArguments:
     max_new_tokens: int = field(default=128, metadata={"help": "longest answer in tokens"})
     metrics: list[Literal["bleu", "chrf", "rouge", "exact_match", "f1", "accuracy", "pass_at_k"]] = field(
         default_factory=list, metadata={"help": "how answers are judged"})
+    metric_options: dict = field(default_factory=dict, metadata={
+        "help": "metric: its options, such as {rouge: {tokenizer: character}} or {bleu: {tokenize: zh}}"})
 
 
 @dataclass
@@ -128,6 +147,19 @@ class AdapterArguments:
     add_tokens: list[str] = field(default_factory=list, metadata={
         "help": "new tokens; those written <|like this|> are special: never split, left out of shown text"})
     merge: bool = field(default=False, metadata={"help": "write a plain model: the adapter added to the weights"})
+
+
+@dataclass
+class ShapeArguments:
+    """The model, in the names of GPT2Config."""
+
+    n_layer: int = field(default=12, metadata={"help": "transformer blocks"})
+    n_head: int = field(default=12, metadata={"help": "attention heads per block"})
+    n_embd: int = field(default=768, metadata={"help": "width"})
+    n_positions: int = field(default=1024, metadata={"help": "context in tokens"})
+    resid_pdrop: float = field(default=0.0, metadata={"help": "dropout of the residual branches"})
+    embd_pdrop: float = field(default=0.0, metadata={"help": "dropout of the embeddings"})
+    attn_pdrop: float = field(default=0.0, metadata={"help": "dropout of the attention weights"})
 
 
 @dataclass
@@ -372,5 +404,5 @@ def clear_disk_errors(place: str, what_is_left: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise InputError(f"{place}: {os.strerror(error.errno)} (there, or where HF_HOME keeps the caches of datasets); "
+        raise InputError(f"{place}: {os.strerror(error.errno)} (there, or in the cache of datasets, HF_HOME); "
                          f"{what_is_left}; free some space or name another disk") from None

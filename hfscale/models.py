@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
+from transformers.utils import find_adapter_config_file
 
 from hfscale.config import InputError
 
@@ -38,12 +39,15 @@ def new_model(tokenizer: PreTrainedTokenizerBase, **architecture: int | float | 
 def load_model(name: str, **kwargs) -> PreTrainedModel:
     """A causal language model from a folder or Hub id; `kwargs` go to `from_pretrained`.
 
-    GPT-2's GELU runs as PyTorch's fused kernel (`fuse_gelu`); the configuration stays as it was saved.
+    GPT-2's GELU runs as PyTorch's fused kernel (`fuse_gelu`); the configuration stays as it was saved. An adapter's
+    folder or id gives its base model with the adapter on it, as a `peft.PeftModel`.
 
     Raises:
         InputError: the folder holds no model or not all of its weights (upstream would draw the missing ones at
-            random), or the id is neither in the cache nor reachable.
+            random), or the id is neither in the cache nor reachable; an adapter does not belong to its base model.
     """
+    if is_adapter(name):
+        return _load_adapter(name, **kwargs)
     if os.path.isdir(name) and not Path(name, "config.json").is_file():
         newest = sorted(Path(name).glob("checkpoint-*/config.json"), key=lambda p: p.stat().st_mtime)
         hint = f"; the last checkpoint in it is {newest[-1].parent}" if newest else ""
@@ -62,12 +66,47 @@ def load_model(name: str, **kwargs) -> PreTrainedModel:
     return fuse_gelu(model)
 
 
-def load_saved_model(output_dir: str) -> PreTrainedModel:
+def is_adapter(name: str) -> bool:
+    """Whether a folder or Hub id holds an adapter (`adapter_config.json`)."""
+    try:
+        return find_adapter_config_file(name) is not None
+    except Exception:  # not even the form of a Hub id: what loads it says so
+        return False
+
+
+def _load_adapter(name: str, **kwargs) -> PreTrainedModel:
+    """`AutoModelForCausalLM` would load DoRA with other numbers, and what does not fit without a word."""
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
+
+    config = PeftConfig.from_pretrained(name)
+    base = config.base_model_name_or_path
+    # A relative path means the current folder, or one above the adapter's: both can be moved together.
+    above = [parent / base for parent in Path(name).absolute().parents] if os.path.isdir(name) else []
+    base = next((str(path) for path in (Path(base), *above) if path.is_dir()), base)
+    try:
+        model = load_model(base, **kwargs)
+    except InputError as error:
+        raise InputError(f"adapter {name}: its base {error} (named in adapter_config.json)") from None
+    tokens = getattr(config, "trainable_token_indices", None) or [0]
+    if max(tokens) >= model.get_input_embeddings().num_embeddings:  # rows for tokens that the adapter added
+        model.resize_token_embeddings(max(tokens) + 1, mean_resizing=False)
+    try:
+        model = PeftModel.from_pretrained(model, name)
+        own, saved = get_peft_model_state_dict(model, save_embedding_layers=False), load_peft_weights(name, "cpu")
+        if wrong := sorted((own.keys() - saved.keys()) | (saved.keys() - own.keys() - model.state_dict().keys())):
+            raise ValueError(f"{len(wrong)} weights are on one side only, such as {wrong[0]}")
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"adapter {name}: does not fit its base model {base} ({' '.join(str(error).split())[:160]}); "
+                         "it was made for another one") from None
+    return model
+
+
+def load_saved_model(output_dir: str, **kwargs) -> PreTrainedModel:
     """The final model of a run, on this rank alone, also right after training it under ZeRO-3 (which would else wait
     for the other ranks)."""
     if is_deepspeed_zero3_enabled():
         unset_hf_deepspeed_config()
-    return load_model(output_dir)
+    return load_model(output_dir, **kwargs)
 
 
 def fuse_gelu(model: PreTrainedModel) -> PreTrainedModel:

@@ -34,6 +34,7 @@ def training_arguments(values: dict[str, Any], *, width: int) -> TrainingArgumen
         InputError: what upstream refuses, in one line; fp16 on a CPU, which upstream ignores.
     """
     values = {"logging_nan_inf_filter": False, "include_num_input_tokens_seen": "all", "greater_is_better": False,
+              "accelerator_config": {"dispatch_batches": False},  # each rank reads its own share of a stream
               **values}
     told = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     on_cpu = values.get("use_cpu", told) or not torch.accelerator.is_available()
@@ -131,9 +132,19 @@ class LMTrainer(Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         data = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(data, dict):  # `validation` is the run's own text and keeps the plain names
+            prefixes = {name: metric_key_prefix + f"_{name}" * (name != "validation") for name in data}
+            parts = [self.evaluate(data[name], ignore_keys, prefix) for name, prefix in prefixes.items()]
+            return {name: value for part in parts for name, value in part.items()}
         has_bytes = isinstance(data, Dataset) and "num_bytes" in data.column_names
         self._num_eval_bytes = sum(data["num_bytes"]) if has_bytes else None
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def metrics_before(self) -> dict[str, float]:
+        """The evaluation before the first step (`eval_on_start`), as `before_eval_loss` and so on."""
+        start = [log for log in self.state.log_history if log["step"] == 0]
+        return {f"before_{name}": value for log in reversed(start) for name, value in log.items()
+                if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second"))}
 
     def evaluation_loop(self, dataloader, description, prediction_loss_only=None, ignore_keys=None,
                         metric_key_prefix="eval"):

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from hfscale.models import context_limit
 
 IGNORED = -100  # label that the loss passes over
 SLICE_CHARACTERS = 2_000_000  # text given to the tokenizer at once: bounds its memory for long documents
-BATCH_DOCUMENTS = 1000  # documents packed together; rows never hold text of two batches
+BATCH_DOCUMENTS = 1000  # packed together at most; rows never hold text of two batches
+BATCH_CHARACTERS = 4_000_000  # about as much as that, in long documents
 
 
 def pack_splits(documents: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int,
@@ -27,13 +29,13 @@ def pack_splits(documents: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_
     Raises:
         InputError: as there, rows longer than the model's context, or training text that does not fill one row.
     """
-    vocab_size = len(tokenizer) if model is None else model.get_input_embeddings().num_embeddings
+    vocab_size = len(tokenizer) if model is None else model.config.get_text_config().vocab_size
     context = None if model is None else context_limit(model)
     if context and max_length > context:
         raise InputError(f"max_length {max_length} is beyond the model's context of {context} tokens")
     settings = (tokenizer, max_length, cross_document_attention, vocab_size, packing)
     rows = DatasetDict({name: pack_documents(part, *settings) for name, part in documents.items()})
-    tokens = sum(rows["train"]["num_tokens"][:max_length]) + 1  # at least one in each row
+    tokens = sum(row["num_tokens"] for row in islice(rows["train"], max_length)) + 1  # at least one in each row
     if tokens < max_length:
         raise InputError(f"the training text holds {tokens:,} tokens, fewer than one row of {max_length:,}; "
                          "give more text or a smaller --max_length")
@@ -55,8 +57,8 @@ def pack_documents(documents: Dataset | IterableDataset, tokenizer: PreTrainedTo
     Position ids restart where a document (or rest) begins, which keeps packed documents from attending to each other
     (transformers builds the mask from them when there is no attention mask and no cache); with
     `cross_document_attention` they run through. Unused space at a row's end holds EOS under label -100. Every 1,000
-    documents are packed by themselves, so `datasets` can cache and stream them, and `num_proc` processes, which share
-    out whole batches, make the same rows as one.
+    documents (fewer where the first 100 are long, to hold some 4 million characters) are packed by themselves, so
+    `datasets` can cache and stream them, and `num_proc` processes, which share out whole batches, make the same rows.
 
     Returns:
         Rows of `input_ids`, `labels`, `position_ids` (each `max_length` integers), `num_tokens` (targets scored in the
@@ -72,17 +74,19 @@ def pack_documents(documents: Dataset | IterableDataset, tokenizer: PreTrainedTo
                         | {"num_tokens": Value("int64"), "num_bytes": Value("int64")})
     settings = {"tokenizer": tokenizer, "max_length": max_length, "cross_document_attention": cross_document_attention,
                 "vocab_size": vocab_size or len(tokenizer), "packing": packing}
+    head = [len(document["text"]) for document in islice(documents, 100)]
+    size = min(BATCH_DOCUMENTS, max(1, BATCH_CHARACTERS * len(head) // max(1, sum(head))))
     if isinstance(documents, IterableDataset):
-        return documents.map(_pack_batch, batched=True, batch_size=BATCH_DOCUMENTS, features=features,
+        return documents.map(_pack_batch, batched=True, batch_size=size, features=features,
                              remove_columns=documents.column_names or ["text"], fn_kwargs=settings)
     # `map` cuts its rows into one run per process, wherever that falls; so here one of its rows stands for a batch.
-    batches = Dataset.from_dict({"start": range(0, len(documents), BATCH_DOCUMENTS)})
+    batches = Dataset.from_dict({"start": range(0, len(documents), size)})
     fingerprint = Hasher.hash([documents._fingerprint, settings, __version__])
     files = documents.cache_files  # none: the documents are in memory, and so will the rows be
     cache = str(Path(files[0]["filename"]).with_name(f"cache-{fingerprint}.arrow")) if files else None
     return batches.map(_pack_slice, batched=True, batch_size=1, remove_columns=["start"], features=features,
-                       fn_kwargs=settings | {"documents": documents}, num_proc=num_proc, cache_file_name=cache,
-                       new_fingerprint=fingerprint, desc="Tokenizing and packing")
+                       fn_kwargs=settings | {"documents": documents, "size": size}, num_proc=num_proc,
+                       cache_file_name=cache, new_fingerprint=fingerprint, desc="Tokenizing and packing")
 
 
 def collate_rows(rows: list[dict]) -> dict[str, torch.Tensor]:
@@ -91,9 +95,9 @@ def collate_rows(rows: list[dict]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(np.array([row[name] for row in rows], dtype=np.int64)) for name in names}
 
 
-def _pack_slice(batch: dict, documents: Dataset, **settings) -> dict[str, np.ndarray]:
+def _pack_slice(batch: dict, documents: Dataset, size: int, **settings) -> dict[str, np.ndarray]:
     [start] = batch["start"]
-    return _pack_batch(documents[start:start + BATCH_DOCUMENTS], **settings)
+    return _pack_batch(documents[start:start + size], **settings)
 
 
 def _pack_batch(batch: dict, tokenizer: PreTrainedTokenizerBase, max_length: int, cross_document_attention: bool,

@@ -1,0 +1,141 @@
+"""What of a loaded checkpoint is trained: all of it, its upper layers, or a small adapter (through peft)."""
+
+import functools
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from peft import PeftModel, get_peft_config, get_peft_model, prepare_model_for_kbit_training
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from hfscale.config import AdapterArguments, InputError
+from hfscale.models import is_adapter, load_model, load_saved_model
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+OWN_TARGETS = ("IA3", "LN_TUNING")  # where these go is peft's knowledge of each architecture
+
+
+def load_for_training(args: AdapterArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | PeftModel:
+    """The checkpoint `args.model` in float32, with new tokens (`tokenizer` gets them too), and frozen layers or an
+    adapter as `args` says.
+
+    Input and output embeddings that are one matrix stay so. An adapter holds the rows of its new tokens.
+
+    Raises:
+        InputError: settings that contradict each other or that the model does not have, 4 bits without a GPU, a
+            checkpoint that is an adapter itself; see also `load_model`.
+    """
+    adapts = args.lora_rank is not None or args.peft_type is not None
+    _check(args, adapts)
+    if is_adapter(args.model):
+        raise InputError(f"model {args.model}: is an adapter; make a plain model of it first (its run with --merge)")
+    model = load_model(args.model, dtype=torch.float32, **(_four_bits() if args.load_in_4bit else {}))
+    layers = model.config.get_text_config().num_hidden_layers
+    if not 0 <= args.freeze_layers <= layers - adapts:
+        raise InputError(f"freeze_layers: got {args.freeze_layers}, the model has {layers} blocks")
+    new_ids = add_tokens(model, tokenizer, args.add_tokens)
+    if args.load_in_4bit:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if adapts:
+        return _attach(model, args, new_ids)
+    if args.freeze_layers:
+        embeddings = (module for module in model.modules() if isinstance(module, nn.Embedding))
+        for module in (*embeddings, *_blocks(model)[:args.freeze_layers]):
+            module.requires_grad_(False)
+    return model
+
+
+def _check(args: AdapterArguments, adapts: bool) -> None:
+    """Refuse what would otherwise be ignored without a word."""
+    if args.lora_rank is not None and args.lora_rank < 1:
+        raise InputError(f"lora_rank: got {args.lora_rank}, expected at least 1")
+    if args.lora_rank is not None and args.peft_type is not None:
+        raise InputError(f"lora_rank, peft_type {args.peft_type}: give one of the two")
+    for name in ("use_dora", "use_rslora", "lora_dropout"):
+        if getattr(args, name) and args.lora_rank is None:
+            raise InputError(f"{name}: works with --lora_rank, which is not given")
+    for name in ("target_modules", "peft_kwargs", "load_in_4bit", "merge"):
+        if getattr(args, name) and not adapts:
+            raise InputError(f"{name}: works with --lora_rank or --peft_type; without one, all weights are trained")
+    if args.add_tokens and (args.peft_type or args.freeze_layers and not adapts):
+        raise InputError("add_tokens: their embeddings would not be trained; use --lora_rank or train all weights")
+
+
+def _four_bits() -> dict:
+    """Arguments of `from_pretrained` for 4-bit weights (NF4, Dettmers et al. 2023, arXiv:2305.14314) on this GPU."""
+    if not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
+        raise InputError("load_in_4bit: needs a CUDA GPU; leave it out here (plain LoRA works on a CPU)")
+    if find_spec("bitsandbytes") is None:
+        raise InputError('load_in_4bit: bitsandbytes is not installed: pip install "hfscale[quantization]"')
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                bnb_4bit_compute_dtype=torch.bfloat16)
+    return {"quantization_config": config, "device_map": {"": PartialState().device}}
+
+
+def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list[int]:
+    """Ids of those tokens that were new; tokenizer and embeddings grow where they must. New rows are drawn around the
+    mean of the old ones (upstream's way)."""
+    before = len(tokenizer)
+    for token in tokens:
+        tokenizer.add_tokens([token], special_tokens=token.startswith("<|") and token.endswith("|>"))
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    return list(range(before, len(tokenizer)))
+
+
+def _attach(model: PreTrainedModel, args: AdapterArguments, new_ids: list[int]) -> PeftModel:
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)
+              and module is not model.get_output_embeddings()}
+    config = {"peft_type": args.peft_type or "LORA", "task_type": "CAUSAL_LM"}
+    if args.peft_type in OWN_TARGETS and (args.target_modules or args.freeze_layers):
+        raise InputError(f"target_modules, freeze_layers: {args.peft_type} has layers of its own; use --peft_kwargs")
+    if args.peft_type not in OWN_TARGETS:
+        config["target_modules"] = _targets(model, args, linear)
+    if args.peft_type != "LN_TUNING":
+        config["fan_in_fan_out"] = any(isinstance(module, Conv1D) for module in linear.values())
+    if args.lora_rank is not None:
+        config |= {"r": args.lora_rank, "lora_alpha": args.lora_alpha, "lora_dropout": args.lora_dropout,
+                   "use_dora": args.use_dora, "use_rslora": args.use_rslora,
+                   "trainable_token_indices": new_ids or None}
+    more = args.peft_kwargs or {}
+    if twice := sorted(more.keys() & {*config, "modules_to_save"}):  # whole tied embeddings come apart when merged
+        raise InputError(f"peft_kwargs: {twice[0]} cannot be set here; take the argument of its own (see --help)")
+    try:
+        adapted = get_peft_model(model, get_peft_config(config | more))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"peft_kwargs: {config['peft_type']}: {' '.join(str(error).split())[:300]}") from None
+    if new_ids:  # the adapter holds their rows; upstream would save the whole grown embeddings, twice
+        adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
+    return adapted
+
+
+def _targets(model: PreTrainedModel, args: AdapterArguments, linear: dict[str, nn.Module]) -> list[str]:
+    """Names, or ends of names, of the layers that get an adapter."""
+    ends = sorted({name.rpartition(".")[2] for name in linear})
+    for end in args.target_modules or []:
+        if not any(f".{name}".endswith(f".{end}") for name in linear):
+            raise InputError(f"target_modules: {end} ends the name of no linear layer here; these do: "
+                             f"{', '.join(ends)} (or longer, such as {next(iter(linear))})")
+    ends = tuple(f".{end}" for end in args.target_modules or ends)
+    if not args.freeze_layers:
+        return [end[1:] for end in ends]
+    frozen = {id(module) for block in _blocks(model)[:args.freeze_layers] for module in block.modules()}
+    return [name for name, module in linear.items() if f".{name}".endswith(ends) and id(module) not in frozen]
+
+
+def _blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The transformer blocks, from the first."""
+    layers = model.config.get_text_config().num_hidden_layers
+    return next(module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == layers)
+
+
+def merge_saved_adapter(folder: str) -> None:
+    """Make a plain model of the adapter saved in `folder`: the adapter is added to its base model, in float32."""
+    load_saved_model(folder, dtype=torch.float32).merge_and_unload().save_pretrained(folder)
+    for name in ADAPTER_FILES:
+        Path(folder, name).unlink()
