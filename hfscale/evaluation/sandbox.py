@@ -1,0 +1,132 @@
+"""Runs one Python program from stdin where it can harm nothing; `code.py` starts this file as a process of its own.
+
+Three processes: this one keeps the time; the first of new namespaces, with which all in them die; and the program. It
+sees a root folder of its own: Python and the system's libraries, read-only, and an empty folder in memory. No network
+(loopback neither), no sockets, devices, processes or files of the machine, no privileges. Linux 5.12 or newer.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+
+TIMED_OUT = 124  # exit status of this process, as of timeout(1)
+# From <sched.h>, <sys/mount.h>, <linux/mount.h>, <sys/prctl.h>; mount_setattr has one number on all usual machines.
+NEW_MOUNT, NEW_UTS, NEW_IPC, NEW_USER, NEW_PID, NEW_NET = 1 << 17, 1 << 26, 1 << 27, 1 << 28, 1 << 29, 1 << 30
+BIND, RECURSIVE, PRIVATE, READ_ONLY, NO_SETUID, NO_DEVICES = 1 << 12, 1 << 14, 1 << 18, 1, 2, 4
+MOUNT_SETATTR, CURRENT_FOLDER, AT_RECURSIVE, SET_DEATH_SIGNAL, SET_NO_NEW_PRIVILEGES = 442, -100, 0x8000, 1, 38
+SYSTEM = ("/usr", "/bin", "/lib", "/lib64", "/nix", "/etc/ld.so.cache", "/etc/localtime")
+FOLDER = "/sandbox"  # the only one that the program can write to
+DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+# The mark, a file of which the program knows nothing, tells that it was started, and that it came to its end: one that
+# exits early has not passed its tests.
+RUNNER = """
+import os, sys, types
+source, (packages, mark, word) = sys.stdin.read(), sys.argv[1:]
+del sys.argv[1:]
+sys.path += packages.split(":")
+sys.modules["__main__"] = main = types.ModuleType("__main__")
+os.write(int(mark), b"started ")
+exec(compile(source, "program.py", "exec"), main.__dict__)
+sys.stdout.flush()
+os.write(int(mark), word.encode())
+os._exit(0)
+"""
+
+
+def main(limits: dict) -> None:
+    """Run the program; `limits` are the arguments of `run_program` and what it adds."""
+    uid, gid = os.getuid(), os.getgid()
+    _system("prctl", SET_DEATH_SIGNAL, signal.SIGKILL)
+    _system("unshare", NEW_MOUNT | NEW_UTS | NEW_IPC | NEW_PID | NEW_NET | (NEW_USER if uid else 0))
+    if uid:  # the same user inside: the program, started anew, is without the privileges that this needs
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    # Root's program runs under an id that nobody has: root's own could use devices and is bound by no process limit.
+    ids = (uid, gid) if uid else (20_000 + os.getpid() % 40_000,) * 2
+    first, timed_out = _fork(_run_in_namespaces, limits, ids), []
+    signal.signal(signal.SIGALRM, lambda *_: timed_out.append(os.kill(first, signal.SIGKILL)))
+    signal.setitimer(signal.ITIMER_REAL, limits["time_limit_s"])
+    os.waitpid(first, 0)  # it is the last of its namespaces to go
+    sys.exit(TIMED_OUT if timed_out else 0)
+
+
+def _run_in_namespaces(limits: dict, ids: tuple[int, int]) -> None:
+    _system("prctl", SET_DEATH_SIGNAL, signal.SIGKILL)
+    _enter_own_root(limits, ids)
+    program = _fork(_become_program, limits, ids)
+    while os.wait()[0] != program:  # what the program leaves behind is handed to this process
+        pass
+
+
+def _enter_own_root(limits: dict, ids: tuple[int, int]) -> None:
+    root = limits["root"]
+    _mount(None, "/", RECURSIVE | PRIVATE)
+    _mount("tmpfs", root, NO_SETUID | NO_DEVICES, "size=1m,mode=755")
+    for path in {path: 0 for path in (*SYSTEM, *limits["packages"], *DEVICES) if os.path.exists(path)}:
+        os.makedirs(root + (path if os.path.isdir(path) else os.path.dirname(path)), exist_ok=True)
+        if not os.path.isdir(path):
+            open(root + path, "a").close()
+        if path not in DEVICES:
+            _mount(path, root + path, BIND | RECURSIVE)
+    os.mkdir(root + FOLDER)
+    closed = (ctypes.c_uint64 * 4)(READ_ONLY | NO_SETUID | NO_DEVICES)  # and all that is mounted below
+    _system("syscall", MOUNT_SETATTR, CURRENT_FOLDER, root.encode(), AT_RECURSIVE, closed, ctypes.sizeof(closed))
+    for path in DEVICES:
+        _mount(path, root + path, BIND)
+    _mount("tmpfs", root + FOLDER, NO_SETUID | NO_DEVICES, f"size={limits['file_limit_bytes']},nr_inodes=1024")
+    os.chown(root + FOLDER, *ids)
+    os.chroot(root)
+    os.chdir(FOLDER)
+
+
+def _become_program(limits: dict, ids: tuple[int, int]) -> None:
+    processes = limits["process_limit"]
+    if os.getuid() == ids[0]:
+        processes += 2  # the two above count too
+    else:
+        os.setgroups([])
+        os.setresgid(*[ids[1]] * 3)
+        os.setresuid(*[ids[0]] * 3)
+    _system("prctl", SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    for name, value in (("AS", limits["memory_limit_bytes"]), ("FSIZE", limits["file_limit_bytes"]),
+                        ("CPU", int(limits["time_limit_s"]) + 1), ("NPROC", processes), ("NOFILE", 64), ("CORE", 0)):
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+    command = [limits["python"], "-s", "-P", "-X", "utf8", "-c", RUNNER, ":".join(limits["packages"])]
+    env = os.environ | {"HOME": FOLDER, "TMPDIR": FOLDER, "PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0",
+                        "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    os.execve(command[0], [*command, str(limits["mark"]), limits["word"]], env)
+
+
+def _fork(function, *args) -> int:
+    """Process id of a child that calls the function and ends; why it failed is printed."""
+    if child := os.fork():
+        return child
+    try:
+        function(*args)
+    except OSError as error:
+        os.write(1, str(error).encode())
+    finally:
+        os._exit(0)
+
+
+def _mount(source: str | None, target: str, flags: int, data: str = "") -> None:
+    name = source and source.encode()  # also the kind of file system where it is one
+    _system("mount", name, target.encode(), name, ctypes.c_ulong(flags), data.encode(), place=target)
+
+
+def _system(name: str, *args, place: str = "") -> None:
+    """A call of the C library that Python does not offer; raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, name)(*args) < 0:
+        raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}", *[place] * bool(place))
+
+
+if __name__ == "__main__":
+    try:
+        main(json.loads(sys.argv[1]))
+    except (OSError, AttributeError) as error:
+        os.write(1, str(error).encode())
