@@ -108,6 +108,7 @@ class TaskArguments:
     choices: str | None = field(default=None, metadata={"help": "column that lists the answers to choose from"})
     answer: str | None = field(default=None, metadata={"help": "column with the index of the right choice, from 0"})
     test: str | None = field(default=None, metadata={"help": "template of code that checks the program"})
+    program: str = field(default="{prompt}{prediction}\n{test}", metadata={"help": "what pass_at_k runs"})
     assistant_role: str = field(default="assistant", metadata={
         "help": "role that answers, as the conversations name it"})
     chat_template: str | None = field(default=None, metadata={

@@ -5,13 +5,14 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import Trainer
 
 from hfscale import __version__
@@ -23,8 +24,10 @@ LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "d
 
 
 def write_run(trainer: Trainer, recipe: str, args: Any, argv: list[str] | None, documents: DatasetDict,
-              rows: DatasetDict, metrics: dict[str, float], samples: list[str]) -> None:
-    """Write the model card and, last, `run.json` into `output_dir`; for rank 0, after `trainer.save_model()`."""
+              rows: DatasetDict, metrics: dict[str, Any], samples: list[str],
+              more_data: dict[str, Any] | None = None) -> None:
+    """Write the model card and, last, `run.json` into `output_dir`; for rank 0, after `trainer.save_model()`.
+    `more_data` is added to what the record says about the data."""
     folder, state, device = Path(trainer.args.output_dir), trainer.state, trainer.args.device
     model, tokens = trainer.accelerator.unwrap_model(trainer.model), int(state.num_input_tokens_seen)
     seconds = next((log["train_runtime"] for log in reversed(state.log_history) if "train_runtime" in log), None)
@@ -32,11 +35,10 @@ def write_run(trainer: Trainer, recipe: str, args: Any, argv: list[str] | None, 
         "schema_version": 1, "recipe": Path(recipe).stem,
         "command": shlex.join([Path(recipe).name, *(sys.argv[1:] if argv is None else argv)]),
         "config": {k: v for k, v in asdict(args).items() if k != "training"} | trainer.args.to_dict(),
-        "data": {"source": args.source, "dropped": {},
-                 "fingerprint": {name: text_fingerprint(part) for name, part in documents.items()},
-                 "documents": {name: len(part) for name, part in documents.items()},
-                 "bytes": {name: sum(part["num_bytes"]) for name, part in rows.items()},
-                 "tokens": {name: sum(part["num_tokens"]) for name, part in rows.items()}},
+        "data": {"source": getattr(args, "task_source", None) or args.source, "dropped": {},
+                 "fingerprint": _of_each(documents, text_fingerprint), "documents": _of_each(documents, len),
+                 "bytes": _of_each(rows, lambda part: sum(part["num_bytes"])),
+                 "tokens": _of_each(rows, lambda part: sum(part["num_tokens"]))} | (more_data or {}),
         "model": {"architecture": type(model).__name__.removeprefix("FSDP"), **count_parameters(model)},
         "hardware": {"device": device.type, "device_name": _device_name(device), "cpu_cores": os.cpu_count(),
                      "world_size": trainer.args.world_size,
@@ -48,6 +50,11 @@ def write_run(trainer: Trainer, recipe: str, args: Any, argv: list[str] | None, 
     }
     write_text(folder / "README.md", _model_card(record))
     write_text(folder / "run.json", json.dumps(record, indent=2, default=str) + "\n")  # last: a run with it is done
+
+
+def _of_each(splits: DatasetDict, count: Callable[[Dataset], Any]) -> dict[str, Any]:
+    """None: a stream, which would have to be read to its end."""
+    return {name: count(part) if isinstance(part, Dataset) else None for name, part in splits.items()}
 
 
 def _device_name(device: torch.device) -> str:
@@ -66,7 +73,9 @@ def versions() -> dict[str, str | None]:
 
 
 def _model_card(record: dict[str, Any]) -> str:
-    numbers = "\n".join(f"| {name} | {value:.6g} |" for name, value in record["metrics"].items()
+    metrics = record["metrics"]
+    intervals = {name: " to ".join(f"{end:.4g}" for end in metrics.get(f"{name}_ci95") or []) for name in metrics}
+    numbers = "\n".join(f"| {name} | {value:.6g} | {intervals[name]} |" for name, value in metrics.items()
                         if isinstance(value, int | float))
     samples = "\n\n".join(f"```text\n{text}\n```" for text in record["samples"])
     name, model = Path(record["config"]["output_dir"]).name, record["model"]
@@ -89,8 +98,8 @@ pipeline("text-generation", model="{name}")
 
 ## Held-out text
 
-| metric | value |
-|---|---|
+| metric | value | 95 % interval |
+|---|---|---|
 {numbers}
 
 ## Samples

@@ -4,26 +4,13 @@
     hfscale pretrain --config gpt2_small --accelerate ddp --num_processes 8 --output_dir runs/gpt2-small
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
-from hfscale.config import DataArguments, InputError, RunArguments, parse_args, run
-
-
-@dataclass
-class ShapeArguments:
-    """The model, in the names of GPT2Config."""
-
-    n_layer: int = field(default=12, metadata={"help": "transformer blocks"})
-    n_head: int = field(default=12, metadata={"help": "attention heads per block"})
-    n_embd: int = field(default=768, metadata={"help": "width"})
-    n_positions: int = field(default=1024, metadata={"help": "context in tokens"})
-    resid_pdrop: float = field(default=0.0, metadata={"help": "dropout of the residual branches"})
-    embd_pdrop: float = field(default=0.0, metadata={"help": "dropout of the embeddings"})
-    attn_pdrop: float = field(default=0.0, metadata={"help": "dropout of the attention weights"})
+from hfscale.config import InputError, RunArguments, ShapeArguments, StreamArguments, is_main_rank, parse_args, run
 
 
 @dataclass
-class PretrainArguments(ShapeArguments, DataArguments, RunArguments):
+class PretrainArguments(ShapeArguments, StreamArguments, RunArguments):
     """Text, model and training."""
 
 
@@ -32,7 +19,8 @@ def main(argv: list[str] | None = None) -> None:
 
     from transformers import set_seed
 
-    from hfscale.data.corpus import load_splits
+    from hfscale.data.corpus import join_parts, load_parts
+    from hfscale.data.mixture import join_rows
     from hfscale.data.packing import collate_rows, pack_splits
     from hfscale.data.tokenizer import load_tokenizer
     from hfscale.generation import generate_texts
@@ -46,13 +34,24 @@ def main(argv: list[str] | None = None) -> None:
     if max_length > args.n_positions:
         raise InputError(f"max_length {max_length} is beyond the model's n_positions {args.n_positions}")
     training_args = training_arguments(args.training, width=args.n_embd)
+    if args.streaming and training_args.max_steps < 1:
+        rows = training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
+        raise InputError("--streaming: a stream does not say how long it is; set --max_steps to the tokens to train "
+                         f"on divided by {rows * max_length:,}, the tokens of a step")
     if not args.dry_run:
         check_output_dir(training_args.output_dir, resume=args.resume, overwrite=args.overwrite)
 
+    dropped: dict[str, int] = {}
     with training_args.main_process_first(desc="preparing the data"):  # the other ranks read its cache
-        documents = load_splits(args, seed=training_args.seed)
+        parts = load_parts(args, seed=training_args.seed, dropped=dropped)  # one, or one for each source of a mixture
+        documents = join_parts(parts, args)
         tokenizer = load_tokenizer(args.tokenizer, documents["train"])
-        rows = pack_splits(documents, tokenizer, max_length, args.cross_document_attention, packing=args.packing)
+        packed = [pack_splits(part, tokenizer, max_length, args.cross_document_attention, packing=args.packing)
+                  for part in parts]
+        rows, epochs = join_rows(packed, args, seed=training_args.seed)
+    for source, part, epoch in zip(args.source, packed, epochs, strict=False) if is_main_rank() else ():
+        share = epoch * len(part["train"]) / len(rows["train"])
+        print(f"{source}: {share:.1%} of the training rows, {epoch:.2f} epochs in each pass over them")
 
     set_seed(training_args.seed)
     model = new_model(tokenizer, **{f.name: getattr(args, f.name) for f in fields(ShapeArguments)})
@@ -71,7 +70,9 @@ def main(argv: list[str] | None = None) -> None:
     if trainer.is_world_process_zero():
         saved = load_saved_model(training_args.output_dir)
         texts = generate_texts(saved, tokenizer, [""], num_return_sequences=3, max_new_tokens=100)[0]
-        write_run(trainer, __file__, args, argv, documents, rows, metrics, texts)
+        epochs = [epoch * trainer.state.epoch for epoch in epochs]
+        data = {"dropped": None if args.streaming else dropped, "epochs": dict(zip(args.source, epochs, strict=False))}
+        write_run(trainer, __file__, args, argv, documents, rows, metrics, texts, data)
         print(f"model, tokenizer and run.json: {training_args.output_dir}")
 
 

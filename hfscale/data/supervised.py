@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from hfscale.config import InputError, TaskArguments
@@ -39,8 +39,8 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
                          "so their tokens cannot be told; mark them, or give --chat_template chatml")
 
 
-def fit_examples(examples: Dataset, tokenizer: PreTrainedTokenizerBase, args: TaskArguments,
-                 max_length: int) -> tuple[Dataset, dict[str, int]]:
+def fit_examples(examples: DatasetDict, tokenizer: PreTrainedTokenizerBase, args: TaskArguments,
+                 max_length: int) -> tuple[DatasetDict, dict[str, dict[str, int]]]:
     """Examples whose prompt leaves room for `max_new_tokens`, and for target and EOS, in `max_length` tokens.
 
     What is too long is cut by `args.shorten`: tokens at the prompt's start, or at its end but for what the template
@@ -48,7 +48,7 @@ def fit_examples(examples: Dataset, tokenizer: PreTrainedTokenizerBase, args: Ta
     prompt of a conversation is written here, in the chat template.
 
     Returns:
-        The examples, and how many prompts were `shortened` and how many `cut_tokens` that took.
+        The examples, and for each split how many `prompts` were shortened and how many `tokens` that took.
 
     Raises:
         InputError: a target that does not fit, or that more than the whole prompt would have to go.
@@ -57,20 +57,25 @@ def fit_examples(examples: Dataset, tokenizer: PreTrainedTokenizerBase, args: Ta
         raise InputError(f"max_new_tokens: got {args.max_new_tokens}; expected at least 1 and, to leave room for a "
                          f"prompt, less than max_length {max_length}")
     cue = args.prompt[args.prompt.rfind("}") + 1:] if args.prompt else ""
-    targets, rows, cut = encode_texts(examples["target"][:], tokenizer), [], []
-    for i, (example, target) in enumerate(zip(examples, targets, strict=True)):
-        room = max_length - max(args.max_new_tokens, len(target) + 1)
-        if room < 1:
-            raise InputError(f"example {i}: its target has {len(target)} tokens, which with EOS and a prompt do not "
-                             f"fit into {max_length}; targets are never cut: leave it out or raise max_length")
-        fitted, before, after = (_fit_conversation(example, tokenizer, room) if "messages" in example else
-                                 _fit_prompt(example, tokenizer, room, args.shorten, cue))
-        if after > room:
-            raise InputError(f"example {i}: the {room} tokens beside its answer do not hold the least of its prompt "
-                             "(what follows the last column, or the last turn); raise max_length")
-        rows.append(fitted)
-        cut.append(before - after)
-    return Dataset.from_list(rows), {"shortened": sum(tokens > 0 for tokens in cut), "cut_tokens": sum(cut)}
+    fitted, counts = DatasetDict(), {}
+    for name, part in examples.items():
+        targets, rows, cut = encode_texts(part["target"][:], tokenizer), [], []
+        for i, (example, target) in enumerate(zip(part, targets, strict=True)):
+            room = max_length - max(args.max_new_tokens, len(target) + 1)
+            if room < 1:
+                raise InputError(f"{name} example {i}: its target has {len(target)} tokens, which with EOS and a "
+                                 f"prompt do not fit into {max_length}; it is never cut: raise max_length or leave "
+                                 "the example out")
+            row, before, after = (_fit_conversation(example, tokenizer, room) if "messages" in example else
+                                  _fit_prompt(example, tokenizer, room, args.shorten, cue))
+            if after > room:
+                raise InputError(f"{name} example {i}: the {room} tokens beside its answer do not hold the least of "
+                                 "its prompt (what follows the last column, or the last turn); raise max_length")
+            rows.append(row)
+            cut.append(before - after)
+        fitted[name] = Dataset.from_list(rows)
+        counts[name] = {"prompts": sum(tokens > 0 for tokens in cut), "tokens": sum(cut)}
+    return fitted, counts
 
 
 def _fit_prompt(example: dict, tokenizer: PreTrainedTokenizerBase, room: int, side: str,
@@ -103,7 +108,8 @@ def _length(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
     return len(next(encode_texts([text], tokenizer)))
 
 
-def supervised_rows(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, packing: str) -> Dataset:
+def supervised_rows(examples: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int,
+                    packing: str) -> DatasetDict:
     """Rows of `input_ids`, `labels` (-100 but for targets and the EOS after each), `position_ids`, `num_tokens`
     (targets scored) and `num_bytes` (of the target texts).
 
@@ -111,6 +117,10 @@ def supervised_rows(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_l
     restart). Unused space holds EOS under label -100. `pad`: one example a row, of its own length, for
     `collate_padded`. Of a conversation each answer is a target.
     """
+    return DatasetDict({name: _rows(part, tokenizer, max_length, packing) for name, part in examples.items()})
+
+
+def _rows(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, packing: str) -> Dataset:
     encoded = list(_encode(examples, tokenizer))
     sizes = np.array([len(ids) for ids, *_ in encoded])
     if sizes.max() > max_length:

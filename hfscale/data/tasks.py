@@ -6,6 +6,7 @@ import json
 import random
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from hfscale.config import InputError, TaskArguments, is_main_rank
-from hfscale.data.corpus import OPENERS, find_files, load_saved, reading, suffix_of
+from hfscale.data.corpus import find_files, load_saved, open_bytes, reading, suffix_of
 from hfscale.data.embedded_tasks import embedded_examples
 
 UNANSWERABLE = "no answer"  # what a model should say to a SQuAD v2 question that its text does not answer
@@ -51,6 +52,25 @@ def load_task(args: TaskArguments, *, seed: int) -> DatasetDict:
     if (dropped := sum(map(len, found.values())) - sum(map(len, kept.values()))) and is_main_rank():
         print(f"drop_empty: {dropped} examples with an empty prompt or target were left out", file=sys.stderr)
     return DatasetDict({name: Dataset.from_list(examples) for name, examples in kept.items()})
+
+
+def baseline_answers(baseline: str, examples: DatasetDict) -> list[str]:
+    """What a program without a model answers to the validation examples: `copy_source`, `lead_sentence` (of the
+    source) or `most_frequent` (the answer that training saw most often)."""
+    if baseline == "most_frequent":
+        [(answer, _)] = Counter(examples["train"]["target"]).most_common(1)
+        return [answer] * len(examples["validation"])
+    sources = [source.strip() for source in examples["validation"]["source"]]
+    return [re.split(r"(?<=[.!?])\s", source)[0] for source in sources] if baseline == "lead_sentence" else sources
+
+
+def example_texts(examples: DatasetDict) -> DatasetDict:
+    """A column `text` with all that is said in an example: to train a tokenizer on, and to know the examples by."""
+    def text(row: dict) -> dict:
+        return {"text": "\n".join(turn["content"] for turn in row["messages"]) if "messages" in row else
+                row["prompt"] + row["target"]}
+
+    return DatasetDict({name: part.map(text, remove_columns=part.column_names) for name, part in examples.items()})
 
 
 def _split(args: TaskArguments, seed: int) -> dict[str, list[Row]]:
@@ -99,7 +119,7 @@ def _records(source: str) -> Iterator[Row]:
 
 
 def _text(path: Path) -> str:
-    with reading(str(path)), OPENERS.get(path.suffix, open)(path, "rb") as file:
+    with reading(str(path)), open_bytes(path) as file:
         return file.read().decode("utf-8-sig")
 
 
