@@ -1,0 +1,98 @@
+"""Teach a causal language model a task, prompt -> target: translation, summarization, questions, dialogue, code.
+
+    hfscale finetune_task --config translation
+    hfscale finetune_task --config code --model gpt2 --lora_rank 16 --max_length 512 --output_dir runs/code-gpt2
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from hfscale.config import (
+    AdapterArguments,
+    InputError,
+    RunArguments,
+    ShapeArguments,
+    TaskArguments,
+    parse_args,
+    run,
+)
+
+
+@dataclass
+class FinetuneTaskArguments(TaskArguments, AdapterArguments, ShapeArguments, RunArguments):
+    model: str = field(default="new", metadata={"help": "folder of a saved model, a Hub id, or new: random weights"})
+    tokenizer: str | None = field(default=None, metadata={
+        "help": "train:<vocab size>, unigram:<vocab size>, char, a folder or a Hub id; default: the checkpoint's own"})
+    max_length: int | None = field(default=None, metadata={"help": "tokens per row; default: the context, up to 1024"})
+    packing: Literal["best_fit", "pad"] = field(default="best_fit", metadata={
+        "help": "several examples in a row, apart from each other; or one, rows of similar length together"})
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(FinetuneTaskArguments, argv, recipe=__file__)
+
+    from transformers import set_seed
+
+    from hfscale.adapters import load_for_training, merge_saved_adapter
+    from hfscale.data.packing import collate_rows
+    from hfscale.data.supervised import collate_padded, fit_examples, set_chat_template, supervised_rows
+    from hfscale.data.tasks import baseline_answers, example_texts, load_task
+    from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer
+    from hfscale.evaluation.answers import measure_answers, sample_texts, show_answers
+    from hfscale.models import context_limit, new_model
+    from hfscale.preview import preview
+    from hfscale.run_folder import check_output_dir, clear_output_dir, newest_checkpoint
+    from hfscale.run_record import write_run
+    from hfscale.training import LMTrainer, training_arguments
+
+    is_new = args.model == "new"
+    by_length = {"train_sampling_strategy": "group_by_length"} if args.packing == "pad" else {}
+    training_args = training_arguments(by_length | args.training, width=args.n_embd if is_new else 256)
+    if not args.dry_run:
+        check_output_dir(training_args.output_dir, resume=args.resume, overwrite=args.overwrite)
+
+    set_seed(training_args.seed)
+    with training_args.main_process_first(desc="preparing the data"):  # the other ranks read its cache
+        examples = load_task(args, seed=training_args.seed)
+        texts = example_texts(examples)
+    if is_new:
+        if args.lora_rank or args.peft_type or args.freeze_layers:
+            raise InputError("model new: random weights are trained whole; leave out adapters and freeze_layers")
+        tokenizer = load_tokenizer(args.tokenizer or "train:1024", texts["train"])
+        tokenizer.add_tokens(args.add_tokens, special_tokens=True)
+        model = new_model(tokenizer, **{f.name: getattr(args, f.name) for f in fields(ShapeArguments)})
+    else:
+        tokenizer = load_pretrained_tokenizer(args.tokenizer or args.model)
+        model = load_for_training(args, tokenizer)
+    if args.task_format == "chat":
+        set_chat_template(tokenizer, args.chat_template)
+    max_length = args.max_length or min(context_limit(model) or 1024, 1024)
+    examples, cut = fit_examples(examples, tokenizer, args, max_length)
+    rows = supervised_rows(examples, tokenizer, max_length, args.packing)
+    if args.dry_run:
+        return preview(model, tokenizer, rows, training_args)
+    checkpoint = newest_checkpoint(training_args) if args.resume else None
+
+    trainer = LMTrainer(model=model, args=training_args, train_dataset=rows["train"], eval_dataset=rows["validation"],
+                        data_collator=collate_rows if args.packing == "best_fit" else collate_padded,
+                        processing_class=tokenizer)
+    clear_output_dir(training_args.output_dir, args.overwrite)
+    baseline, _ = measure_answers(baseline_answers(args.baseline, examples), examples["validation"], args, "baseline")
+    before, _ = measure_answers(trainer, examples["validation"], args, "before_eval")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    metrics, answers = measure_answers(trainer, examples["validation"], args, "eval")
+    metrics = trainer.evaluate() | metrics | before | baseline
+    trainer.save_model()
+    trainer.save_state()
+
+    if trainer.is_world_process_zero():
+        if args.merge:
+            merge_saved_adapter(training_args.output_dir)
+        samples = sample_texts(examples["validation"], answers)
+        write_run(trainer, __file__, args, argv, texts, rows, metrics, samples, {"shortened": cut})
+        show_answers(metrics, args.baseline, samples)
+        print(f"model, tokenizer and run.json: {training_args.output_dir}")
+
+
+if __name__ == "__main__":
+    run(main)
