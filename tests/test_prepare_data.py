@@ -67,7 +67,7 @@ def test_workers_and_repetition_change_nothing(source, tmp_path):
 def test_stages_can_be_switched_off(source, tmp_path):
     stages = ["repair", "quality", "exact_duplicates", "near_duplicates", "personal_data"]
     splits, dropped, card = prepare(source, tmp_path / "data", *(w for s in stages for w in (f"--{s}", "false")))
-    assert dropped == [] and [s["stage"] for s in card["stages"]] == ["source"]
+    assert dropped == [] and [s["stage"] for s in card["stages"]] == ["source", "language"]
     assert sum(len(part) for part in splits.values()) == 30
 
 

@@ -53,7 +53,8 @@ def test_keep_first_of_each_cluster(documents, ledger):
     after = keep_first(documents, "exact", np.array([0, 1, 2, 3, 1, 5]), ledger)
     assert after["id"][:] == [10, 11, 12, 13, 15]
     assert [(d["id"], d["value"]) for d in dropped(ledger)] == [(14, 11)]
-    assert ledger.clusters == [{"stage": "exact", "id": 11, "documents": 2, "text_begins": "two words"}]
+    assert ledger.stages[0]["clusters"] == 1
+    assert ledger.stages[0]["largest"] == [{"id": 11, "documents": 2, "text_begins": "two words"}]
 
 
 def test_split_is_a_partition_and_keeps_clusters_whole():

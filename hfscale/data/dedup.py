@@ -19,6 +19,7 @@ from hfscale.config import InputError
 # Letters and digits; each Chinese or Japanese character is a word, since no spaces part them.
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so no bit of a hash is lost
+NUM_PERM = 128
 RECALL_AT_THRESHOLD = 0.98  # least probability that banding meets a pair whose similarity is just the threshold
 WINDOW = 200  # neighbours compared per document in one bucket: keeps one huge bucket from costing its square
 SLICE = 8192  # pairs, or shingles of one document, worked on at once
@@ -26,13 +27,23 @@ SLICE = 8192  # pairs, or shingles of one document, worked on at once
 
 def exact_clusters(documents: Dataset) -> np.ndarray:
     """Clusters (as in `near_clusters`) of equal `text`: runs of white space count as one space, case counts."""
+    return first_of_equal(text_digests(documents))
+
+
+def text_digests(documents: Dataset) -> np.ndarray:
+    """16 bytes (S16) for each `text`, equal for texts that `exact_clusters` takes as equal."""
     digests = (hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
                for batch in documents.iter(1000) for text in batch["text"])
-    _, first, which = np.unique(np.fromiter(digests, "S16", len(documents)), return_index=True, return_inverse=True)
+    return np.fromiter(digests, "S16", len(documents))
+
+
+def first_of_equal(values: np.ndarray) -> np.ndarray:
+    """For each value the index of the first that equals it."""
+    _, first, which = np.unique(values, return_index=True, return_inverse=True)
     return first[which]
 
 
-def near_clusters(documents: Dataset, *, threshold: float = 0.52, ngram_size: int = 5, num_perm: int = 128,
+def near_clusters(documents: Dataset, *, threshold: float = 0.52, ngram_size: int = 5, num_perm: int = NUM_PERM,
                   seed: int = 0, num_proc: int | None = None) -> np.ndarray:
     """For each row the index (int64) of the first document of its cluster, its own when it is alone.
 
@@ -43,12 +54,21 @@ def near_clusters(documents: Dataset, *, threshold: float = 0.52, ngram_size: in
     Raises:
         InputError: a threshold outside (0, 1], an `ngram_size` below 1, or a `num_perm` too small for the threshold.
     """
-    if not 0 < threshold <= 1 or ngram_size < 1:
-        raise InputError(f"near duplicates: got threshold {threshold} and ngram_size {ngram_size}, expected a "
-                         "threshold above 0 and up to 1, and at least 1 word")
-    rows = rows_per_band(threshold, num_perm)
-    signatures = _signatures(documents, ngram_size, num_perm, seed, num_proc)
-    likely = threshold - 1.5 / num_perm**0.5  # an estimate lower than this by three standard errors is believed
+    if ngram_size < 1:
+        raise InputError(f"near duplicates: got ngram_size {ngram_size}, expected at least 1 word")
+    rows_per_band(threshold, num_perm)  # before the long work
+    signatures = sketch(documents, ngram_size=ngram_size, num_perm=num_perm, seed=seed, num_proc=num_proc)
+    return connect(len(documents), near_links(documents, signatures, threshold=threshold, ngram_size=ngram_size))
+
+
+def near_links(documents: Dataset, signatures: np.ndarray, *, threshold: float, ngram_size: int = 5, part: int = 0,
+               parts: int = 1) -> np.ndarray:
+    """Pairs of rows (int64, shape (pairs, 2)) that connect the clusters of `near_clusters`; `signatures` by `sketch`.
+
+    Looks at the bands `part`, `part + parts`, ... only: the pairs of all parts together connect the same clusters.
+    """
+    rows = rows_per_band(threshold, signatures.shape[1])
+    likely = threshold - 1.5 / signatures.shape[1]**0.5  # an estimate lower by three standard errors is believed
 
     @functools.lru_cache(maxsize=128)
     def shingles(row: int) -> np.ndarray:
@@ -59,20 +79,33 @@ def near_clusters(documents: Dataset, *, threshold: float = 0.52, ngram_size: in
         common = len(np.intersect1d(shingles(i), shingles(j), assume_unique=True))
         return common >= threshold * (len(shingles(i)) + len(shingles(j)) - common)
 
-    parent = np.arange(len(documents))
-    for left, right in _candidates(signatures, rows):
+    parent, links = np.arange(len(documents)), []
+    for left, right in _candidates(signatures, rows, part, parts):
         apart = parent[left] != parent[right]
         left, right = left[apart], right[apart]
         alike = (signatures[left] == signatures[right]).mean(axis=1) >= likely
         for i, j in zip(left[alike].tolist(), right[alike].tolist(), strict=True):
-            first, second = sorted((_root(parent, i), _root(parent, j)))
-            if first != second and same(i, j):
-                parent[second] = first
-    return np.array([_root(parent, i) for i in range(len(parent))], np.int64)
+            if _root(parent, i) != _root(parent, j) and same(i, j):
+                _join(parent, i, j)
+                links.append((i, j))
+    return np.array(links, np.int64).reshape(-1, 2)
+
+
+def connect(count: int, links: np.ndarray) -> np.ndarray:
+    """For each of `count` rows the index of the first that links lead to, its own when none do."""
+    parent = np.arange(count)
+    for i, j in links.tolist():
+        _join(parent, i, j)
+    return np.array([_root(parent, i) for i in range(count)], np.int64)
 
 
 def rows_per_band(threshold: float, num_perm: int) -> int:
-    """Hashes per band: the most, so the fewest false candidates, that still meet pairs at the threshold."""
+    """Hashes per band: the most, so the fewest false candidates, that still meet pairs at the threshold.
+
+    Raises InputError: a threshold outside (0, 1], or too few hashes for it.
+    """
+    if not 0 < threshold <= 1:
+        raise InputError(f"near duplicates: got threshold {threshold}, expected one above 0 and up to 1")
     for rows in range(num_perm, 0, -1):
         if 1 - (1 - threshold**rows) ** (num_perm // rows) >= RECALL_AT_THRESHOLD:
             return rows
@@ -92,7 +125,9 @@ def ngrams(words: np.ndarray, size: int) -> np.ndarray:
     return functools.reduce(lambda total, at: total * MULTIPLIER + words[at:at + count], range(1, size), words[:count])
 
 
-def _signatures(documents: Dataset, ngram_size: int, num_perm: int, seed: int, num_proc: int | None) -> np.ndarray:
+def sketch(documents: Dataset, *, ngram_size: int = 5, num_perm: int = NUM_PERM, seed: int = 0,
+           num_proc: int | None = None) -> np.ndarray:
+    """MinHash signatures of the word n-grams, uint32, shape (documents, num_perm); by rensa where it is installed."""
     settings = {"ngram_size": ngram_size, "num_perm": num_perm, "seed": seed,
                 "with_rensa": importlib.util.find_spec("rensa") is not None}
     rows = documents.select_columns("text").map(
@@ -120,9 +155,9 @@ def _sketch(batch: dict, ngram_size: int, num_perm: int, seed: int, with_rensa: 
     return {"signature": [sketch.hashvalues for sketch in sketches]}
 
 
-def _candidates(signatures: np.ndarray, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _candidates(signatures: np.ndarray, rows: int, part: int, parts: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs (left < right) that agree in all hashes of a band; first those next to each other in their bucket."""
-    for band in range(0, signatures.shape[1] - rows + 1, rows):
+    for band in range(part * rows, signatures.shape[1] - rows + 1, parts * rows):
         keys = ngrams(signatures[:, band:band + rows].T.astype(np.uint64), rows)[0]
         order = np.argsort(keys, kind="stable")
         keys, at = keys[order], np.arange(len(keys))
@@ -139,3 +174,8 @@ def _root(parent: np.ndarray, i: int) -> int:
         parent[i] = parent[parent[i]]
         i = int(parent[i])
     return i
+
+
+def _join(parent: np.ndarray, i: int, j: int) -> None:
+    first, second = sorted((_root(parent, i), _root(parent, j)))
+    parent[second] = first

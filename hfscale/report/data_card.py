@@ -9,22 +9,25 @@ import numpy as np
 from datasets import DatasetDict
 
 from hfscale.config import write_text
-from hfscale.data.stages import Ledger, num_bytes
+from hfscale.data.stages import EVERY_STAGE, LARGEST_CLUSTERS, Ledger, num_bytes
 
 LENGTH_EDGES_WORDS = (0, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 10**9)
-LARGEST_CLUSTERS = 10
 
 
-def write_data_card(folder: Path, ledger: Ledger, splits: DatasetDict, *, config: dict[str, Any],
-                    languages: dict[str, int] | None) -> dict[str, Any]:
+def write_data_card(folder: Path, ledger: Ledger, splits: DatasetDict, *, config: dict[str, Any]) -> dict[str, Any]:
     """Write `data_card.json`, `data_card.md` and `funnel.png` into `folder`; returns the card."""
     words = [len(text.split()) for part in splits.values() for text in part["text"]]
     counts, _ = np.histogram(words, LENGTH_EDGES_WORDS)
+    found = {name: [(stage["stage"], stage[name]) for stage in ledger.stages if name in stage]
+             for name in ("largest", "languages")}
+    clusters = [{"stage": stage, **cluster} for stage, largest in found["largest"] for cluster in largest]
     card = {
-        "schema_version": 1, "config": config, "stages": ledger.stages,
+        "schema_version": 1, "config": config,
+        "stages": [{name: value for name, value in stage.items() if name not in found} for stage in ledger.stages],
         "splits": {name: {"documents": len(part), "bytes": num_bytes(part)} for name, part in splits.items()},
-        "length_words": {_bin(i): int(n) for i, n in enumerate(counts)}, "languages": languages,
-        "largest_clusters": sorted(ledger.clusters, key=lambda c: (-c["documents"], c["id"]))[:LARGEST_CLUSTERS],
+        "length_words": {_bin(i): int(n) for i, n in enumerate(counts)},
+        "languages": found["languages"][0][1] if found["languages"] else None,
+        "largest_clusters": sorted(clusters, key=lambda c: (-c["documents"], c["id"]))[:LARGEST_CLUSTERS],
         "examples": ledger.examples,
     }
     write_text(folder / "data_card.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
@@ -66,19 +69,20 @@ def _markdown(card: dict[str, Any]) -> str:
         (c["documents"], c["stage"], c["id"], _cell(c["text_begins"])) for c in card["largest_clusters"]])
     examples = "\n\n".join(f"### {rule}\n\n" + _table(("id", "value", "begins"), [
         (e["id"], e["value"], _cell(e["text_begins"])) for e in found]) for rule, found in card["examples"].items())
-    languages = "not looked at" if card["languages"] is None else _table(("language", "documents"), [
+    languages = _table(("language", "documents"), [
         (name, f"{n:,}") for name, n in Counter(card["languages"]).most_common()])
+    if card["languages"] is None:
+        languages = 'not measured: pip install "hfscale[language]"'
     return ("# Data card\n\n![what is left after each stage](funnel.png)\n\n"
             f"{stages}\n\n## Splits\n\n{splits}\n\n"
-            f"## Lengths\n\n{lengths}\n\n## Languages\n\n{languages}\n\n"
+            f"## Lengths\n\n{lengths}\n\n## Languages before any was dropped\n\n{languages}\n\n"
             f"## Largest clusters of copies\n\n{clusters}\n\n"
             f"## Examples of what was dropped\n\n{examples}\n\nEvery dropped document is in `dropped.jsonl`; the "
             "settings are in `data_card.json`.\n")
 
 
 def _details(stage: dict[str, Any]) -> str:
-    known = {"stage", "documents_in", "documents_out", "bytes_in", "bytes_out"}
-    extra = {k: v for k, v in stage.items() if k not in known}
+    extra = {k: v for k, v in stage.items() if k not in EVERY_STAGE}
     return ", ".join(f"{k} {v:,}" for k, v in {**extra.pop("rules", {}), **extra}.items() if v)
 
 
