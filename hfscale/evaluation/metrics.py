@@ -15,6 +15,7 @@ from itertools import zip_longest
 import numpy as np
 
 from hfscale.config import InputError
+from hfscale.evaluation.code import pass_at_k
 
 TEXT_METRICS = ("bleu", "chrf", "rouge", "exact_match", "f1")  # they compare a prediction with references
 METRICS = (*TEXT_METRICS, "accuracy", "pass_at_k", "perplexity")
@@ -40,9 +41,10 @@ def item_statistics(metric: str, predictions: Sequence[str], references: Sequenc
             `check_references`).
     """
     check_references(metric, references, **options)
-    if len(predictions) != len(references):
-        raise InputError(f"{metric}: {len(predictions)} predictions for {len(references)} items with references; "
-                         "give one prediction per item")
+    _check_lengths(metric, predictions=predictions, references=references)
+    for i, text in enumerate(predictions):
+        if not isinstance(text, str):
+            raise InputError(f"{metric}: prediction of item {i} is {text!r}, expected a string")
     if metric in ("bleu", "chrf"):
         streams = list(zip_longest(*references))  # sacrebleu wants the first references of all items, the second, ...
         rows = _sacrebleu(metric, options)._extract_corpus_statistics(predictions, streams)
@@ -86,9 +88,10 @@ def signature(metric: str, references: Sequence[Sequence[str]] = (), **options) 
         scorer = _sacrebleu(metric, options)
         scorer.num_refs = None if not counts else counts.pop() if len(counts) == 1 else -1
         return scorer.get_signature().format()
-    how = {"rouge": {"refs": "best", "version": version("rouge_score")}, "exact_match": {"refs": "best"},
-           "f1": {"refs": "best"}, "accuracy": {"ties": "first"}, "pass_at_k": {"estimator": "unbiased"},
-           "perplexity": {"mean": "token"}}[metric]
+    if metric == "pass_at_k":
+        return f"estimator:unbiased|k:{','.join(map(str, options.get('ks', (1,))))}"
+    how = {"rouge": {"refs": "best", "version": version("rouge_score")}, "accuracy": {"ties": "first"},
+           "perplexity": {"mean": "token"}}.get(metric, {"refs": "best"})
     return "|".join(f"{key}:{value}" for key, value in (_own_options(metric, options) | how).items())
 
 
@@ -105,8 +108,7 @@ def check_references(metric: str, references: Sequence[Sequence[str]], **options
     check_metric(metric)
     if metric not in TEXT_METRICS:
         raise InputError(f"metric: {metric} does not compare texts; expected one of {', '.join(TEXT_METRICS)}")
-    if not len(references):
-        raise InputError(f"{metric}: no items to score; give at least one prediction with its references")
+    _check_lengths(metric, references=references)
     for i, golds in enumerate(references):
         if isinstance(golds, str) or not golds or not all(isinstance(gold, str) for gold in golds):
             raise InputError(f"{metric}: references of item {i} are {golds!r}, expected a list of one or more strings")
@@ -122,20 +124,25 @@ def choice_statistics(logliks: Sequence[Sequence[float]], tokens: Sequence[Seque
     UTF-8 byte, the right one; and 1. Each item has one number per choice; of equal choices the first counts.
 
     Raises:
-        InputError: lists of different length, or an answer that is no index of a choice.
+        InputError: lists of different length, an empty choice, or an answer that is no index of a choice.
         FloatingPointError: a log-likelihood is NaN.
     """
-    if not len(logliks) == len(tokens) == len(num_bytes) == len(answers):
-        raise InputError(f"accuracy: {len(logliks)} logliks, {len(tokens)} tokens, {len(num_bytes)} bytes and "
-                         f"{len(answers)} answers; give one of each per item")
+    _check_lengths("accuracy", logliks=logliks, tokens=tokens, num_bytes=num_bytes, answers=answers)
     rows = []
     for i, (values, *units, answer) in enumerate(zip(logliks, tokens, num_bytes, answers, strict=True)):
-        if not len(values) == len(units[0]) == len(units[1]) or not 0 <= answer < len(values):
-            raise InputError(f"accuracy: item {i} has {len(values)} logliks, {len(units[0])} tokens, {len(units[1])} "
-                             f"bytes and answer {answer}; expected one number per choice and the index of a choice")
+        if {len(unit) for unit in units} != {len(values)} or not 0 <= answer < len(values) or np.min(units) < 1:
+            raise InputError(f"accuracy: item {i} has logliks {values}, tokens {units[0]}, bytes {units[1]}, answer "
+                             f"{answer}; expected one number per choice, no empty choice, and an answer among them")
         if np.isnan(values).any():
             raise FloatingPointError(f"item {i}: the log-likelihood of a choice is nan")
         rows.append([*(np.argmax(np.divide(values, unit)) == answer for unit in (1, *units)), 1])
+    return np.array(rows, dtype=np.float64)
+
+
+def pass_at_k_statistics(n: Sequence[int], c: Sequence[int], ks: Sequence[int] = (1,)) -> np.ndarray:
+    """(items, len(ks) + 1) float64 from the number of programs and of those that pass, per item; see `pass_at_k`."""
+    _check_lengths("pass_at_k", n=n, c=c)
+    rows = [[*(pass_at_k(*counts, k) for k in ks), 1] for counts in zip(n, c, strict=True)]
     return np.array(rows, dtype=np.float64)
 
 
@@ -143,6 +150,13 @@ def normalize_answer(text: str) -> str:
     """SQuAD's normal form: lower case, no ASCII punctuation, no English article, single spaces."""
     text = "".join(char for char in text.lower() if char not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def _check_lengths(metric: str, **columns: Sequence) -> None:
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1 or not all(lengths.values()):
+        raise InputError(f"{metric}: got {', '.join(f'{n} {name}' for name, n in lengths.items())}; expected one of "
+                         "each per item, and at least one item")
 
 
 def _own_options(metric: str, options: dict) -> dict:

@@ -1,0 +1,56 @@
+"""The metrics as an `evaluate.Metric`, for code that speaks that interface. Importing `evaluate` takes seconds."""
+
+import evaluate
+import numpy as np
+from datasets import Features, List, Value
+
+from hfscale.evaluation.metrics import (
+    TEXT_METRICS,
+    check_metric,
+    choice_statistics,
+    item_statistics,
+    metric_values,
+    pass_at_k_statistics,
+    signature,
+)
+
+STRING, INTEGER, NUMBER = Value("string"), Value("int64"), Value("float64")
+# One format for all that compare texts, so that they combine; references are a string or a list of strings per item.
+TEXT_FEATURES = [Features(predictions=STRING, references=golds) for golds in (STRING, List(STRING))]
+FEATURES = {
+    "accuracy": Features(logliks=List(NUMBER), tokens=List(INTEGER), num_bytes=List(INTEGER), answers=INTEGER),
+    "pass_at_k": Features(n=INTEGER, c=INTEGER),
+    "perplexity": Features(nll=NUMBER, tokens=INTEGER, bytes=INTEGER, words=INTEGER),
+}
+
+
+class SumMetric(evaluate.Metric):
+    """`SumMetric("bleu").compute(predictions=[...], references=[...])`, and so for each of `metrics.METRICS`.
+
+    It needs no network and runs no code of others. `options` are those of the metric; the other arguments, and how it
+    works on several ranks, are those of `evaluate.Metric`: `num_process`, `process_id`, `experiment_id` and a
+    `cache_dir` that all ranks share. Raises InputError as `item_statistics`.
+    """
+
+    def __init__(self, metric: str, *, options: dict | None = None, **kwargs):
+        check_metric(metric)
+        self.options = options or {}
+        super().__init__(config_name=metric, **kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        features = TEXT_FEATURES if self.config_name in TEXT_METRICS else FEATURES[self.config_name]
+        return evaluate.MetricInfo(description=signature(self.config_name, **self.options), citation="",
+                                   inputs_description="", features=features)
+
+    def _compute(self, **columns) -> dict[str, float]:
+        if self.config_name in TEXT_METRICS:
+            references = [[gold] if isinstance(gold, str) else gold for gold in columns["references"]]
+            rows = item_statistics(self.config_name, columns["predictions"], references, **self.options)
+        elif self.config_name == "accuracy":
+            rows = choice_statistics(**columns)
+        elif self.config_name == "pass_at_k":
+            rows = pass_at_k_statistics(**columns, **self.options)
+        else:
+            rows = np.column_stack(list(columns.values()))
+        values = metric_values(self.config_name, rows.sum(axis=0), **self.options)
+        return {name: float(value) for name, value in values.items()}
