@@ -309,11 +309,17 @@ def _help_text(recipe: Path, options: dict[str, Option], upstream: dict[str, Opt
 
 def hub_reachable(timeout_seconds: float = 1.0) -> bool:
     """Whether the Hub answers a TCP connection within the limit."""
-    url, answers = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")), []
+    return host_answers(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout_seconds)
+
+
+def host_answers(url: str, timeout_seconds: float = 1.0) -> bool:
+    """Whether the host of a URL answers a TCP connection within the limit."""
+    parts, answers = urlsplit(url), []
 
     def ask() -> None:
         with contextlib.suppress(OSError):
-            socket.create_connection((url.hostname, url.port or 443), timeout_seconds).close()
+            port = parts.port or (80 if parts.scheme == "http" else 443)
+            socket.create_connection((parts.hostname, port), timeout_seconds).close()
             answers.append(True)
 
     thread = threading.Thread(target=ask, daemon=True)  # the look-up of the name has no limit of its own

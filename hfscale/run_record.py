@@ -19,6 +19,7 @@ from hfscale import __version__
 from hfscale.config import write_text
 from hfscale.data.corpus import text_fingerprint
 from hfscale.models import count_parameters
+from hfscale.sharing import share_run
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "deepspeed", "peft")
 
@@ -50,6 +51,7 @@ def write_run(trainer: Trainer, recipe: str, args: Any, argv: list[str] | None, 
     }
     write_text(folder / "README.md", _model_card(record))
     write_text(folder / "run.json", json.dumps(record, indent=2, default=str) + "\n")  # last: a run with it is done
+    share_run(trainer, samples)
 
 
 def _of_each(splits: DatasetDict, count: Callable[[Dataset], Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from transformers.integrations import get_available_reporting_integrations
 from hfscale.config import InputError
 from hfscale.data.packing import IGNORED
 from hfscale.run_folder import CheckpointManifest, StopOnSignal
+from hfscale.sharing import check_sharing
 
 BF16_MIN_WIDTH = 256  # below it, casting costs more than bf16 matrix units save (measured on a CPU with AMX)
 # Upstream takes zero or less for these, and then trains on nothing, never saves or stops halfway.
@@ -24,16 +25,19 @@ POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradie
             "num_train_epochs", "save_steps", "eval_steps")
 
 
-def training_arguments(values: dict[str, Any], *, width: int) -> TrainingArguments:
-    """`TrainingArguments(**values)` with what the machine suggests where the user said nothing.
+def training_arguments(values: dict[str, Any], *, width: int, cls: type[TrainingArguments] = TrainingArguments,
+                       **more) -> TrainingArguments:
+    """`cls(**values, **more)` with what the machine suggests where the user said nothing.
 
     bf16 where there are matrix units for it and the model is at least 256 wide, the CPU where accelerate was told so,
-    no filter that logs a NaN loss as 0.
+    no filter that logs a NaN loss as 0, TensorBoard's logs, on the Hub only the finished run. See `check_sharing` for
+    trackers and the Hub.
 
     Raises:
         InputError: what upstream refuses, in one line; fp16 on a CPU, which upstream ignores.
     """
     values = {"logging_nan_inf_filter": False, "include_num_input_tokens_seen": "all", "greater_is_better": False,
+              "report_to": "tensorboard", "hub_strategy": "end",
               "accelerator_config": {"dispatch_batches": False},  # each rank reads its own share of a stream
               **values}
     told = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
@@ -48,10 +52,11 @@ def training_arguments(values: dict[str, Any], *, width: int) -> TrainingArgumen
         for name, value in values.items():
             if name in POSITIVE and value is not None and value <= 0 or (name, value) == ("max_steps", 0):
                 raise ValueError(f"{name}: got {value}, expected more than 0")
-        args = TrainingArguments(**values)
+        args = cls(**values, **more)
         _try_out(args)
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"training arguments: {' '.join(str(error).split())}") from None
+    check_sharing(args)
     return args
 
 
@@ -160,10 +165,11 @@ class LMTrainer(Trainer):
         return output
 
     def save_model(self, output_dir=None, _internal_call=False):
-        """Save the configuration as the model came; Trainer switches its `use_cache` off to train."""
+        """Save the configuration as the model came; Trainer switches its `use_cache` off to train. Nothing is pushed
+        to the Hub yet: the run's record and model card come last (`share_run`)."""
         config, while_training = self.model.config, self.model.config.use_cache
         config.use_cache = self._saved_use_cache
-        super().save_model(output_dir, _internal_call)
+        super().save_model(output_dir, _internal_call=True)
         config.use_cache = while_training
 
     def log(self, logs, start_time=None):

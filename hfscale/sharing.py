@@ -1,0 +1,56 @@
+"""Trackers and the Hub: what is asked for is checked before a run, and shown or pushed after it."""
+
+import netrc
+import os
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import huggingface_hub
+from huggingface_hub.constants import HF_HUB_OFFLINE
+from transformers import Trainer, TrainingArguments
+
+from hfscale.config import InputError, host_answers
+
+# Never uploaded: checkpoints, trackers' logs, and what is a pickle.
+LOCAL_FILES = ["checkpoint-*", "runs/*", "wandb/*", "*.bin"]
+
+
+def check_sharing(args: TrainingArguments) -> None:
+    """Set W&B to offline unless there is a login and its host answers (it would else ask, or wait for minutes), and
+    its logs into `output_dir`. What the user set in the environment stays.
+
+    Raises:
+        InputError: `push_to_hub` without the Hub or a login.
+    """
+    if "wandb" in args.report_to:
+        os.environ.setdefault("WANDB_DIR", str(Path(args.output_dir).absolute()))
+        url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+        if "WANDB_MODE" not in os.environ and not (_has_wandb_login(url) and host_answers(url)):
+            os.environ["WANDB_MODE"] = "offline"
+    if args.push_to_hub and (HF_HUB_OFFLINE or huggingface_hub.get_token() is None):
+        problem = "the Hub is not reachable" if HF_HUB_OFFLINE else "no login (set HF_TOKEN, or run: hf auth login)"
+        raise InputError(f"push_to_hub: {problem}; leave it out, and upload the run folder later: hf upload")
+
+
+def _has_wandb_login(url: str) -> bool:
+    try:
+        return "WANDB_API_KEY" in os.environ or netrc.netrc().authenticators(urlsplit(url).hostname) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def share_run(trainer: Trainer, samples: list[str]) -> None:
+    """For rank 0, after `run.json` is written: the samples as a table for W&B, the folder for the Hub."""
+    wandb = sys.modules.get("wandb")
+    if "wandb" in trainer.args.report_to and wandb.run is not None:
+        wandb.run.log({"samples": wandb.Table(columns=["sample"], data=[[text] for text in samples])})
+        folder, is_offline = Path(wandb.run.dir).parent, wandb.run.offline
+        wandb.finish()
+        if is_offline:
+            print(f"W&B kept this run offline; upload it with: wandb sync {folder}")
+    if trainer.args.push_to_hub:
+        done = huggingface_hub.upload_folder(
+            repo_id=trainer.hub_model_id, folder_path=trainer.args.output_dir, ignore_patterns=LOCAL_FILES,
+            revision=trainer.args.hub_revision, commit_message="Model, tokenizer, record and card of a finished run")
+        print(f"pushed to the Hub: {done.repo_url}")

@@ -1,0 +1,93 @@
+"""Tune a model on pairs of a better and a worse answer (DPO, over TRL's trainer): all weights or a LoRA adapter.
+
+    hfscale finetune_preference --config tiny_cpu
+    hfscale finetune_preference --model runs/task-dialogue --source "pairs/*.jsonl" --lora_rank 16 --beta 0.1
+"""
+
+import importlib.util
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hfscale.config import AdapterArguments, InputError, parse_args, run
+
+
+@dataclass
+class FinetunePreferenceArguments(AdapterArguments):
+    source: str = field(default="embedded:preferences", metadata={
+        "help": "embedded:preferences, or .jsonl files with the columns prompt, chosen, rejected"})
+    validation_fraction: float = field(default=0.1, metadata={"help": "share of pairs held out"})
+    max_length: int | None = field(default=None, metadata={
+        "help": "longest prompt and answer in tokens, longer pairs are left out; default: the context, up to 1024"})
+    beta: float = field(default=0.1, metadata={"help": "smaller: further from the model at the start"})
+    loss_type: Literal["sigmoid", "ipo", "hinge", "robust"] = field(default="sigmoid", metadata={
+        "help": "sigmoid: DPO itself; the others as in trl.DPOConfig"})
+    overwrite: bool = field(default=False, metadata={"help": "delete an earlier run in output_dir first"})
+    training: dict = field(default_factory=dict)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(FinetunePreferenceArguments, argv, recipe=__file__)
+    if importlib.util.find_spec("trl") is None:
+        raise InputError('finetune_preference: TRL is not installed: pip install "hfscale[trl]"')
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every trainer that is made
+
+    from transformers import set_seed
+    from trl import DPOConfig, DPOTrainer
+
+    from hfscale.adapters import load_for_training, merge_saved_adapter
+    from hfscale.data.preferences import load_preferences
+    from hfscale.data.tokenizer import load_pretrained_tokenizer
+    from hfscale.evaluation.preferences import preference_metrics
+    from hfscale.generation import generate_texts
+    from hfscale.models import context_limit, load_model, load_saved_model
+    from hfscale.run_folder import CheckpointManifest, StopOnSignal, check_output_dir, clear_output_dir
+    from hfscale.run_record import write_run
+    from hfscale.training import training_arguments
+
+    # TRL's own defaults are others: a tenth of these rates, recomputed activations, bf16 where it is slow.
+    defaults = {"output_dir": "runs/finetune-preference", "learning_rate": 1e-4 if args.lora_rank else 1e-5,
+                "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "gradient_checkpointing": False}
+    training_args = training_arguments(defaults | args.training, width=256, cls=DPOConfig, beta=args.beta,
+                                       loss_type=[args.loss_type], max_length=None)
+    check_output_dir(training_args.output_dir, resume=None, overwrite=args.overwrite)
+    if args.add_tokens:
+        raise InputError("add_tokens: the model to compare with would not know them; add them with finetune first")
+
+    set_seed(training_args.seed)
+    tokenizer = load_pretrained_tokenizer(args.model)
+    model, reference = load_for_training(args, tokenizer), load_model(args.model)
+    pairs, dropped = load_preferences(args.source, tokenizer, seed=training_args.seed,
+                                      max_length=args.max_length or min(context_limit(model) or 1024, 1024),
+                                      validation_fraction=args.validation_fraction)
+    print(f"{len(pairs['train'])} pairs to train on, {len(pairs['validation'])} held out, {dropped} too long")
+
+    trainer = DPOTrainer(model=model, ref_model=reference, args=training_args, train_dataset=pairs["train"],
+                         eval_dataset=pairs["validation"], processing_class=tokenizer,
+                         callbacks=[CheckpointManifest(), StopOnSignal()])
+    clear_output_dir(training_args.output_dir, args.overwrite)
+    trainer.train()
+    metrics = {name: value for name, value in trainer.evaluate().items() if "/" not in name}  # exact ones follow
+    trainer.save_model(_internal_call=True)  # pushed, if asked, with its record
+    trainer.save_state()
+    trainer.accelerator.wait_for_everyone()
+    saved = load_saved_model(training_args.output_dir)
+    metrics |= preference_metrics(saved.to(training_args.device), load_model(args.model).to(training_args.device),
+                                  trainer.eval_dataset, beta=args.beta)
+
+    if trainer.is_world_process_zero():
+        if args.merge:
+            merge_saved_adapter(training_args.output_dir)
+        prompts = pairs["validation"]["prompt"][:3]
+        texts = generate_texts(saved, tokenizer, prompts, do_sample=False, max_new_tokens=40)
+        write_run(trainer, __file__, args, argv, pairs, pairs, metrics,
+                  [prompt + answer for prompt, (answer,) in zip(prompts, texts, strict=True)],
+                  {"source": [args.source], "dropped": {"too long": dropped}})
+        for name in ("accuracy", "margin"):
+            low, high = metrics[f"eval_reward_{name}_ci95"]
+            print(f"held-out reward {name}: {metrics[f'eval_reward_{name}']:.3f} (95 % {low:.3f} to {high:.3f})")
+        print(f"model, tokenizer and run.json: {training_args.output_dir}")
+
+
+if __name__ == "__main__":
+    run(main)
