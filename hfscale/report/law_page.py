@@ -1,0 +1,95 @@
+"""A fitted scaling law as a picture and as a table on the terminal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hfscale.scaling.law import Fit
+
+
+def draw_law(path: Path, fits: dict[str, Fit], groups: dict[str, Sequence[tuple]], forecasts: Sequence[dict[str, Any]]) -> None:
+    """Save a PNG of the fits and the runs (parameters, tokens, loss) of each: one row per fit; loss against tokens and against parameters with the fitted curves and forecasts,
+    and the law's iso-FLOP curves with the compute-optimal point of each."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 4.2 * len(fits)), layout="constrained")
+    axes = figure.subplots(len(fits), 3, squeeze=False)
+    for row, (name, fit) in zip(axes, fits.items(), strict=True):
+        _draw_losses(row[0], fit, groups[name], forecasts, over=1)
+        _draw_losses(row[1], fit, groups[name], forecasts, over=0)
+        _draw_iso_flops(row[2], fit, groups[name])
+        row[0].set_title(f"{name}: {fit.law.E:.3g} + {fit.law.A:.3g}/N^{fit.law.alpha:.3g} + "
+                         f"{fit.law.B:.3g}/D^{fit.law.beta:.3g}", loc="left", fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def _draw_losses(axis, fit: Fit, points: Sequence[tuple], forecasts: Sequence[dict[str, Any]], over: int) -> None:
+    """Loss over tokens (`over` 1), a curve per size, or over parameters (0), a curve per number of tokens."""
+    import numpy as np
+    from matplotlib import colormaps
+
+    names = ("parameters", "tokens")
+    lines = sorted({point[1 - over] for point in points} | {f[names[1 - over]] for f in forecasts})
+    reach = [point[over] for point in points] + [f[names[over]] for f in forecasts]
+    xs = np.geomspace(min(reach) / 1.3, max(reach) * 1.3, 80)
+    for i, value in enumerate(lines):
+        color = colormaps["viridis"](i / max(1, len(lines) - 1) * 0.9)
+        pair = (value, xs) if over else (xs, value)
+        axis.plot(xs, fit.law.loss(*pair), color=color, lw=1)
+        mine = [point for point in points if point[1 - over] == value]
+        axis.plot([p[over] for p in mine], [p[2] for p in mine], "o", color=color, ms=4, ls="none",
+                  label=f"{'N' if over else 'D'} = {value:.3g}" if len(lines) <= 12 else None)
+    for forecast in forecasts:
+        low, high = forecast["loss_ci90"]
+        x = forecast[names[over]]
+        axis.errorbar([x], [forecast["loss"]], [[forecast["loss"] - low], [high - forecast["loss"]]], fmt="_",
+                      color="black", capsize=4, label="forecast, 90 %")
+        if forecast.get("measured") is not None:
+            axis.plot([x], [forecast["measured"]], "*", color="crimson", ms=10, label="held out, measured")
+    axis.set(xscale="log", xlabel=f"{'training tokens D' if over else 'parameters N'}", ylabel="loss, nats per token")
+    if len(lines) <= 12 or forecasts:
+        axis.legend(fontsize=7)
+
+
+def _draw_iso_flops(axis, fit: Fit, points: Sequence[tuple]) -> None:
+    import numpy as np
+
+    budgets = np.geomspace(min(6 * n * d for n, d, _ in points), max(6 * n * d for n, d, _ in points), 5)
+    for flops in budgets:
+        best, _ = fit.law.optimal(flops)
+        ns = np.geomspace(best / 8, best * 8, 60)
+        line, = axis.plot(ns, fit.law.loss(ns, flops / 6 / ns), lw=1, label=f"{flops:.2g} FLOPs")
+        axis.plot([best], [fit.law.loss(best, flops / 6 / best)], "o", color=line.get_color(), ms=5)
+    axis.set(xscale="log", xlabel="parameters N at equal compute 6ND", ylabel="loss, nats per token")
+    axis.legend(fontsize=7, title="dots: compute-optimal", title_fontsize=7)
+
+
+def print_law(record: dict[str, Any]) -> None:
+    """What `law.json` says, as tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("law", "runs", "E", "A", "B", "alpha", "beta", title="L = E + A / N^alpha + B / D^beta (95 %)")
+    for name, law in record["laws"].items():
+        values = [f"{law[k]:.4g}\n{law[f'{k}_ci95'][0]:.3g} to {law[f'{k}_ci95'][1]:.3g}"
+                  for k in ("E", "A", "B", "alpha", "beta")]
+        table.add_row(name, str(law["runs"]), *values)
+    console.print(table)
+    table = Table("law", "FLOPs", "parameters", "tokens", "loss", title="compute-optimal split (95 %)")
+    for name, law in record["laws"].items():
+        for split in law["splits"]:
+            values = [f"{split[k]:.3g} ({split[f'{k}_ci95'][0]:.3g} to {split[f'{k}_ci95'][1]:.3g})"
+                      for k in ("parameters", "tokens", "loss")]
+            table.add_row(name, f"{split['flops']:.3g}", *values)
+    console.print(table)
+    for forecast in record["forecasts"]:
+        low, high = forecast["loss_ci90"]
+        found = "not run" if forecast["measured"] is None else f"measured {forecast['measured']:.4f}"
+        console.print(f"{forecast['cell']}: forecast {forecast['loss']:.4f} (90 %: {low:.4f} to {high:.4f}), {found}")
+    for name, law in record["laws"].items():
+        for warning in law["warnings"]:
+            console.print(f"warning: {name}: {warning}")
+    for line in record["dropped"]:
+        console.print(f"left out: {line}")

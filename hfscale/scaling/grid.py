@@ -1,0 +1,171 @@
+"""The runs that a law is fitted to: a grid of `pretrain` runs over size and tokens, or a table of finished ones."""
+
+import csv
+import json
+import math
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hfscale.config import InputError, check_recipe_args
+from hfscale.launch import shipped, split_flags
+
+HEAD_WIDTH = 32  # tokens of small models; n_head follows from the width
+QUIET = ["--eval_on_start", "false", "--eval_strategy", "no", "--save_strategy", "no", "--report_to", "none"]
+
+
+class Cell(NamedTuple):
+    """One run of the grid; its learning rate schedule ends with its last token."""
+
+    n_layer: int
+    n_embd: int
+    tokens: int
+
+    @property
+    def name(self) -> str:
+        """Folder of the cell, such as 4x128-1000000."""
+        return f"{self.n_layer}x{self.n_embd}-{self.tokens}"
+
+    def parameters(self, like: dict[str, Any], count: str) -> int:
+        """Parameters of the cell's model, before it is built, from the `run.json` of a cell that shares its vocabulary
+        and context; `count` as in `run.json`'s `model`."""
+        blocks = self.n_layer * (12 * self.n_embd**2 + 13 * self.n_embd) + 2 * self.n_embd
+        embeddings = like["model"]["parameters"] - like["model"]["parameters_without_embeddings"]
+        return blocks + (count == "parameters") * embeddings // like["config"]["n_embd"] * self.n_embd
+
+
+def parse_held_out(names: Sequence[str]) -> list[Cell]:
+    """Cells from their names, as in 6x192-4000000; InputError for another form."""
+    cells = []
+    for name in names:
+        size, _, tokens = name.partition("-")
+        if not tokens.isdigit():
+            raise InputError(f"hold_out: got '{name}', expected size-tokens, as in 6x192-4000000")
+        cells += parse_cells([size], [int(tokens)])
+    return cells
+
+
+def parse_cells(sizes: Sequence[str], tokens: Sequence[int]) -> list[Cell]:
+    """Every size ("layers x width", as in 4x128) with every number of tokens; InputError for another form."""
+    cells = []
+    for size in sizes:
+        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", size)
+        if not match or int(match[2]) % HEAD_WIDTH:
+            raise InputError(f"sizes: got '{size}', expected layers x width, as in 4x128, the width a multiple of "
+                             f"{HEAD_WIDTH}")
+        cells += [Cell(int(match[1]), int(match[2]), count) for count in tokens]
+    if low := [count for count in tokens if count < 1]:
+        raise InputError(f"tokens: got {low[0]}, expected at least 1")
+    if twice := {cell.name for cell in cells if cells.count(cell) > 1}:
+        raise InputError(f"cells: {sorted(twice)[0]} is named twice; keep one")
+    return cells
+
+
+def cell_command(cell: Cell, folder: Path, pretrain_args: Sequence[str]) -> list[str]:
+    """Words of `hfscale` that train a cell; `pretrain_args` are what all cells share, as in config=tiny_cpu."""
+    if wrong := [word for word in pretrain_args if "=" not in word or word.startswith("-")]:
+        raise InputError(f"pretrain_args: got '{wrong[0]}', expected name=value, as in config=tiny_cpu")
+    shared = [f"--{word}" for word in pretrain_args]
+    flags, words = split_flags(shared)
+    values = check_recipe_args(shipped("recipes", "pretrain.py")["pretrain"], words)
+    context = values.get("max_length") or values.get("n_positions", 1024)
+    per_step = (context * values.get("per_device_train_batch_size", 8) * flags.get("num_processes", 1)
+                * values.get("gradient_accumulation_steps", 1))
+    if cell.tokens < per_step:
+        raise InputError(f"tokens: {cell.tokens} is less than one step of {per_step} tokens; give more")
+    own = {"n_layer": cell.n_layer, "n_embd": cell.n_embd, "n_head": cell.n_embd // HEAD_WIDTH,
+           "max_steps": round(cell.tokens / per_step), "output_dir": folder / cell.name}
+    one = [] if "num_processes" in flags else ["--num_processes", "1"]
+    return ["pretrain", *shared, *one, *QUIET, *(w for k, v in own.items() for w in (f"--{k}", str(v)))]
+
+
+def run_cells(cells: Sequence[Cell], folder: Path, pretrain_args: Sequence[str], *, jobs: int = 1,
+              retries: int = 1) -> tuple[dict[Cell, dict[str, Any]], list[str]]:
+    """Train the cells that are not finished, `jobs` at a time; what each prints goes to `<cell>.log` beside it.
+
+    Returns the `run.json` of each finished cell, and the names of those that failed `retries` + 1 times.
+
+    Raises:
+        InputError: a finished cell was trained with other arguments.
+    """
+    commands = {cell: cell_command(cell, folder, pretrain_args) for cell in cells}
+    done = {cell: record for cell in cells if (record := _finished(folder / cell.name, commands[cell]))}
+    folder.mkdir(parents=True, exist_ok=True)
+    failed = []
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = {pool.submit(_train, commands[cell], folder / f"{cell.name}.log", retries): cell
+                   for cell in cells if cell not in done}
+        print(f"{len(done)} of {len(cells)} cells are finished; logs and runs: {folder}", flush=True)
+        for number, future in enumerate(as_completed(waiting), len(done) + 1):
+            cell = waiting[future]
+            if future.result() and (record := _finished(folder / cell.name, commands[cell])):
+                done[cell] = record
+                result = f"loss {record['metrics']['eval_loss']:.4f} after {record['train']['seconds']:.0f} s"
+            else:
+                failed.append(cell.name)
+                result = f"failed {retries + 1} times; see {folder / cell.name}.log"
+            print(f"cell {number} of {len(cells)}, {cell.name}: {result}", flush=True)
+    return {cell: done[cell] for cell in cells if cell in done}, failed
+
+
+def _finished(run: Path, command: list[str]) -> dict[str, Any] | None:
+    """The record of a finished run; None: there is none."""
+    try:
+        record = json.loads((run / "run.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    if shlex.join(split_flags(command[1:])[1]) not in record["command"]:
+        raise InputError(f"{run}: was trained with other arguments; name another --output_dir")
+    return record
+
+
+def _train(command: list[str], log: Path, retries: int) -> bool:
+    for _ in range(retries + 1):
+        with open(log, "a", encoding="utf-8") as out:
+            again = ["--overwrite", "true"]  # the folder holds at most what a failed try left
+            if subprocess.run([sys.executable, "-m", "hfscale.cli", *command, *again], stdout=out,
+                              stderr=subprocess.STDOUT).returncode == 0:
+                return True
+    return False
+
+
+def read_runs(path: str, n_column: str, d_column: str, loss_column: str, group_column: str | None = None
+              ) -> tuple[dict[str, list[tuple[float, float, float]]], list[dict[str, Any]]]:
+    """(parameters, tokens, loss) of each run in a CSV file, by group, and the lines left out with the reason.
+
+    Raises:
+        InputError: no such file, a column that it does not have, or no usable run.
+    """
+    groups, dropped = {}, []
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            wanted = [n_column, d_column, loss_column, *([group_column] if group_column else [])]
+            if missing := [name for name in wanted if name not in (rows.fieldnames or [])]:
+                raise InputError(f"{path}: no column '{missing[0]}'; it has {', '.join(rows.fieldnames or ['none'])}")
+            for row in rows:
+                values = [_positive(row[name]) for name in wanted[:3]]
+                if None in values:
+                    name = wanted[values.index(None)]
+                    reason = f"{name} is '{row[name]}', not a positive number"
+                    dropped.append({"line": rows.line_num, "reason": reason})
+                else:
+                    groups.setdefault(row[group_column] if group_column else "all", []).append(tuple(values))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"fit_csv {path}: cannot be read: {error}") from None
+    if not groups:
+        raise InputError(f"fit_csv {path}: no line with a positive {', '.join(wanted[:3])}")
+    return groups, dropped
+
+
+def _positive(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if 0 < value < math.inf else None
