@@ -2,7 +2,7 @@
 
 import math
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -20,7 +20,7 @@ def preview(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Da
     """Print (rank 0) the beginning of a packed row with its labels, the counts, and the memory of a step."""
     if not is_main_rank():
         return
-    console, row = Console(), rows["train"][0]
+    console, row = Console(), next(iter(rows["train"]))
     table = Table("position", "token", "input_ids", "label", title="The first training row begins")
     for i in range(min(SHOWN_TOKENS, len(row["input_ids"]))):
         label = row["labels"][i]
@@ -30,12 +30,13 @@ def preview(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Da
     console.print(table)
     max_length = len(row["input_ids"])
     counts = Table("what", "value", title="The run", show_header=False)
-    for name, part in rows.items():
+    for name, part in ((name, part) for name, part in rows.items() if isinstance(part, Dataset)):
         counts.add_row(f"{name} rows x tokens", f"{len(part):,} x {max_length:,}")
         scored = sum(part["num_tokens"])
         counts.add_row(f"{name} tokens scored", f"{scored:,}")
-        counts.add_row(f"{name} places unused", f"{1 - scored / len(part) / (max_length - 1):.2%}")
-    counts.add_row("steps", f"{count_steps(len(rows['train']), args):,}")
+        counts.add_row(f"{name} places not scored", f"{1 - scored / len(part) / (max_length - 1):.2%}")
+    num_rows = len(rows["train"]) if isinstance(rows["train"], Dataset) else 0  # a stream: max_steps is given
+    counts.add_row("steps", f"{count_steps(num_rows, args):,}")
     for name, value in count_parameters(model).items():
         counts.add_row(name.replace("_", " "), f"{value:,}")
     config = model.config

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import zstandard
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -27,7 +28,7 @@ SHAPE = "--n_layer 1 --n_head 2 --n_embd 32 --n_positions 16".split()
 BASE = {
     pretrain: ["--sample_by", "line", "--tokenizer", "char", *SHAPE, *TRAIN],
     quickstart: ["--sample_by", "line", "--max_length", "16", *TRAIN],
-    score: "--model model --sample_by line --output_dir out".split(),
+    score: "--sample_by line --output_dir out".split(),
     generate: "--model model --prompts cat --max_new_tokens 4 --output_file out.jsonl".split(),
 }
 
@@ -108,7 +109,8 @@ def refused(place):
 
 def command(recipe, *words: str, source: str = "good.txt") -> list[str]:
     takes_text = recipe is not generate and "--source" not in words
-    return [*BASE[recipe], *(["--source", source] if takes_text else []), *words]
+    model = ["--model", "model"] if recipe is score and "--model" not in words else []  # again: one more model
+    return [*BASE[recipe], *(["--source", source] if takes_text else []), *model, *words]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -181,6 +183,18 @@ def write_latin(folder: Path) -> None:
     (folder / "c.txt").write_text("grüße\n" * 50, "utf-8")
 
 
+def write_cut_parquet(path: Path) -> None:
+    Dataset.from_dict({"text": LINES}).to_parquet(path)
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def write_torn_parquet(path: Path) -> None:
+    """The end, which says where everything is, is whole; the texts are not."""
+    Dataset.from_dict({"text": LINES}).to_parquet(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:40] + bytes(len(data[40:400])) + data[400:])
+
+
 TEXTS = {  # source: (how to write it, what is said)
     "missing.txt": (None, "source missing.txt: no such file or folder"),
     "./missing": (None, r"source \./missing: no such file or folder"),
@@ -190,23 +204,39 @@ TEXTS = {  # source: (how to write it, what is said)
     "empty.txt": (lambda p: p.touch(), "source empty.txt: no text in it"),
     "blank.txt": (lambda p: p.write_text("\n \n\t\n\u00a0\u3000\n"), "source blank.txt: no text in it"),
     "blank.jsonl": (lambda p: p.write_text('{"text": " "}\n' * 3), "source blank.jsonl: no text in it"),
-    "empty.jsonl": (lambda p: p.touch(), "source empty.jsonl: no rows in it"),
+    "empty.jsonl": (lambda p: p.touch(), "source empty.jsonl: no text in it"),
     "empty.csv": (lambda p: p.write_text("text\n"), "source empty.csv: no rows in it"),
     "empty.txt.gz": (lambda p: p.write_bytes(gzip.compress(b"")), "source empty.txt.gz: no text in it"),
     "folder": (lambda p: p.mkdir(), "source folder: no file in this folder ends in .txt"),
-    "nul.txt": (lambda p: p.write_bytes(b"text\0text"), r"nul\.txt: binary data \(a NUL byte at offset 4\)"),
-    "wide.txt": (lambda p: p.write_text("text", "utf-16"), r"wide\.txt: binary data"),
-    "junk.bin": (lambda p: p.write_bytes(bytes(range(1, 256)) * 9), r"junk\.bin: not UTF-8 \(byte 0x80 at offset 127"),
-    "latin": (write_latin, r"latin/b\.txt: not UTF-8 \(byte 0xfc at offset 2\); convert it first"),
-    "latin.jsonl": (lambda p: p.write_bytes('{"text": "grüße"}\n'.encode("latin-1")), "latin.jsonl: .* not UTF-8"),
-    "latin.csv": (lambda p: p.write_text("text\ngrüße\n", "latin-1"), "source latin.csv: cannot be read: .*utf-8"),
+    "nul.txt": (lambda p: p.write_bytes(b"text\0text"), r"nul\.txt:1: binary data \(a NUL byte at offset 4\)"),
+    "wide.txt": (lambda p: p.write_text("text", "utf-16"), r"wide\.txt:1: binary data"),
+    "junk.bin": (lambda p: p.write_bytes(bytes(range(1, 256)) * 9),
+                 r"junk\.bin:2: not UTF-8 \(byte 0x80 at offset 117"),
+    "latin": (write_latin, r"latin/b\.txt:1: not UTF-8 \(byte 0xfc at offset 2\); convert it first"),
+    "latin.jsonl": (lambda p: p.write_bytes('{"text": "grüße"}\n'.encode("latin-1")),
+                    r"latin\.jsonl:1: not UTF-8 \(byte 0xfc at offset 12\)"),
+    "latin.csv": (lambda p: p.write_text("text\ngrüße\n", "latin-1"), "source latin.csv: not UTF-8"),
     "half.txt.gz": (lambda p: p.write_bytes(gzip.compress(b"text" * 99)[:-9]), r"half\.txt\.gz: cannot be read"),
-    "not.txt.gz": (lambda p: p.write_text("text"), r"not\.txt\.gz: cannot be read: Not a gzipped file"),
-    "not.txt.zst": (lambda p: p.write_text("text"), r"not\.txt\.zst: cannot be read: zstd"),
+    "not.txt.gz": (lambda p: p.write_text("text"), r"not\.txt\.gz: cannot be read: zlib inflate failed"),
+    "not.txt.zst": (lambda p: p.write_text("text"), r"not\.txt\.zst: cannot be read: ZSTD"),
     "not.parquet": (lambda p: p.write_text("text" * 9), "source not.parquet: cannot be read: Parquet magic bytes"),
-    "broken.jsonl": (lambda p: p.write_text('{"text": "a"}\n{"text": \n'), "source broken.jsonl: cannot be read"),
+    "cut.txt.zst": (lambda p: p.write_bytes(zstandard.compress(os.urandom(9999).hex().encode())[:-99]),
+                    r"cut\.txt\.zst: cannot be read: Truncated"),
+    "cut.jsonl.gz": (lambda p: p.write_bytes(gzip.compress(b'{"text": "cat"}\n' * 9999)[:-99]),
+                     r"cut\.jsonl\.gz: cannot be read: Truncated"),
+    "cut.csv.zst": (lambda p: p.write_bytes(zstandard.compress(b"text\n" + os.urandom(9999).hex().encode())[:-99]),
+                    r"cut\.csv\.zst: cannot be read: Truncated"),
+    "cut.parquet": (write_cut_parquet, r"source cut\.parquet: cannot be read: Parquet magic bytes"),
+    "torn.parquet": (write_torn_parquet, r"source torn\.parquet: cannot be read"),
+    "broken.jsonl": (lambda p: p.write_text('{"text": "a"}\n{"text": \n'),
+                     r"broken\.jsonl:2: not JSON \(Expecting value at character 10\); --on_error skip leaves it out"),
+    "broken.json": (lambda p: p.write_text('[{"text": "a"}, {"text": '), r"source broken\.json: cannot be read"),
+    "ragged.csv": (lambda p: p.write_text("text,n\na,1\nb,2,3\n"), r"source ragged\.csv: cannot be read: .* line 3"),
+    "nul.jsonl": (lambda p: p.write_bytes(b'{"text": "a"}\n{"text": "\0"}\n'), r"nul\.jsonl:2: binary data \(a NUL"),
+    "half.jsonl": (lambda p: p.write_text('{"text": "\\ud800"}\n'), r"half\.jsonl:1: cannot be read: .*surrogates"),
+    "list.jsonl": (lambda p: p.write_text('["a"]\n'), r"list\.jsonl:1: no column 'text'; it has none"),
     "column.jsonl": (lambda p: p.write_text('{"txt": "a"}\n'), r"no column 'text'; it has txt \(choose with"),
-    "number.jsonl": (lambda p: p.write_text('{"text": 3}\n'), "column 'text' holds .*int64.*, not text"),
+    "number.jsonl": (lambda p: p.write_text('{"text": 3}\n'), r"number\.jsonl:1: column 'text' holds int, not text"),
     "some-name": (None, r"source some-name: not a file .* \(the Hub is not reachable\); offline there are"),
     "some/name": (None, r"source some/name: not a file .* \(the Hub is not reachable\); offline there are"),
 }

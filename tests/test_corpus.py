@@ -42,7 +42,7 @@ def test_sample_by(folder):
     assert load_documents(path, sample_by="line")["text"][:] == [
         "First line, with ümlaut.", "Second line.", "A new paragraph."]
     paragraphs = load_documents(path, sample_by="paragraph")["text"][:]
-    assert paragraphs == ["First line, with ümlaut.\nSecond line.", "A new paragraph.\n"]
+    assert paragraphs == ["First line, with ümlaut.\nSecond line.", "A new paragraph."]
 
 
 def test_other_columns_and_formats(tmp_path):

@@ -11,8 +11,8 @@ from hfscale.data.mixture import mix
 
 @pytest.fixture
 def sources():
-    return {name: Dataset.from_dict({"text": [f"{name}{i}" for i in range(n)]})
-            for name, n in {"a": 16, "b": 4, "c": 1}.items()}
+    sizes = {"a": 16, "b": 4, "c": 1}
+    return [Dataset.from_dict({"text": [f"{name}{i}" for i in range(n)]}) for name, n in sizes.items()]
 
 
 def counts(rows):
@@ -21,38 +21,40 @@ def counts(rows):
 
 def test_proportional_is_every_row_once(sources):
     rows, epochs = mix(sources)
-    assert sorted(rows["text"]) == sorted(text for part in sources.values() for text in part["text"])
-    assert epochs == {"a": 1.0, "b": 1.0, "c": 1.0}
-    assert mix(sources, 1.0)[0]["text"][:] == rows["text"][:]
+    assert sorted(rows["text"]) == sorted(text for part in sources for text in part["text"])
+    assert epochs == [1.0, 1.0, 1.0]
+    assert mix(sources, temperature=1.0)[0]["text"][:] == rows["text"][:]
 
 
 def test_temperature(sources):
-    rows, epochs = mix(sources, 2.0)  # square roots: shares 4/7, 2/7 and 1/7 of 21 rows
+    rows, epochs = mix(sources, temperature=2.0)  # square roots: shares 4/7, 2/7 and 1/7 of 21 rows
     assert counts(rows) == {"a": 12, "b": 6, "c": 3}
-    assert epochs == {"a": 0.75, "b": 1.5, "c": 3.0}
+    assert epochs == [0.75, 1.5, 3.0]
     assert len(set(rows["text"])) == 12 + 4 + 1  # of b, every row once and two rows twice
     assert max(Counter(text for text in rows["text"] if text[0] == "b").values()) == 2
 
 
 def test_weights_and_size(sources):
-    rows, epochs = mix(sources, {"c": 1, "b": 0, "a": 3}, size=10)  # 7.5 and 2.5: the earlier source wins the tie
+    rows, epochs = mix(sources, [3, 0, 1], size=10)  # 7.5 and 2.5: the earlier source wins the tie
     assert counts(rows) == {"a": 8, "c": 2}
-    assert epochs == {"a": 0.5, "b": 0.0, "c": 2.0}
+    assert epochs == [0.5, 0.0, 2.0]
 
 
 def test_a_seed_fixes_the_order(sources):
-    orders = [mix(sources, 2.0, seed=seed)[0]["text"][:] for seed in (1, 1, 2)]
+    orders = [mix(sources, temperature=2.0, seed=seed)[0]["text"][:] for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
     assert Counter(text[0] for text in orders[0]) == Counter(text[0] for text in orders[2])
     assert {text[0] for text in orders[0][:10]} != {"a"}  # mixed, not one after the other
 
 
-@pytest.mark.parametrize("weights", [{"a": 1}, {"a": -1, "b": 1, "c": 1}, {"a": 0, "b": 0, "c": 0}, 0, "equal"])
+@pytest.mark.parametrize("weights", [[1], [-1, 1, 1], [0, 0, 0], [1, 1, float("inf")]])
 def test_wrong_weights_are_named(sources, weights):
-    with pytest.raises(InputError, match="mixture"):
+    with pytest.raises(InputError, match="source_weights: got .* for 3 source"):
         mix(sources, weights)
+    with pytest.raises(InputError, match="source_temperature: got 0"):
+        mix(sources, temperature=0)
 
 
 def test_an_empty_source_is_named(sources):
-    with pytest.raises(InputError, match="'d'"):
-        mix(sources | {"d": sources["a"].select([])})
+    with pytest.raises(InputError, match="source 4 has no rows"):
+        mix([*sources, sources[0].select([])])

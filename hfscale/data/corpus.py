@@ -1,8 +1,8 @@
 """Text sources -> a `datasets.Dataset` with one document per row, and its split into train and validation."""
 
 import ast
+import codecs
 import glob
-import gzip
 import hashlib
 import io
 import json
@@ -12,30 +12,38 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import datasets
-import zstandard
-from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets
 
 from hfscale import __version__
-from hfscale.config import DataArguments, InputError
+from hfscale.config import DataArguments, InputError, StreamArguments
 
-BUILDERS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet",
+BUILDERS = {".txt": "text", ".md": "text", ".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet",
             ".arrow": "arrow"}
-OPENERS = {".gz": gzip.open, ".zst": zstandard.open}
+ARCHIVES = (".gz", ".zst")
 EMBEDDED = ("embedded:python-docs", "embedded:python-code")
 TEXT_FEATURES = Features({"text": Value("string")})
+READ_FEATURES = Features({"text": Value("string"), "problem": Value("string")})  # one of the two; none: empty
+SHOWN_PROBLEMS = 5
+STREAM_SHARDS = 64  # of a stored data set, for ranks and workers to share
+HELD_OUT_CHARACTERS = 10_000_000  # of a stream: in memory, and scored at each evaluation
 
 
 def load_documents(source: str | list[str], *, text_column: str = "text", sample_by: str = "document",
-                   dataset_config_name: str | None = None, split: str = "train") -> Dataset:
+                   dataset_config_name: str | None = None, split: str = "train", on_error: str | None = None,
+                   streaming: bool = False, dropped: dict[str, int] | None = None) -> Dataset | IterableDataset:
     """One row per document, in a column `text`; documents without a visible character are left out.
 
     A source is `embedded:<name>`, a file, a folder, a glob (.txt, .md, .jsonl, .json, .csv, .parquet, .arrow, also
     as .gz or .zst), a data set saved with `save_to_disk`, or a Hub id. `sample_by` says what one document of a text
-    file is: the file, a paragraph or a line. `split` picks from saved and Hub data sets.
+    file is: the file, a paragraph or a line. `split` picks from saved and Hub data sets. `on_error="skip"` leaves out
+    a line of .jsonl, or a document of a text file, that cannot be read, and names it on stderr. What is left out is
+    added to the counts in `dropped`, by reason: `empty`, `unreadable`. `streaming` gives an `IterableDataset`, which
+    reads while it is iterated, so errors come then and `dropped` stays as it is.
 
     Raises InputError: nothing there, nothing readable, a missing column, or no text at all.
     """
@@ -46,24 +54,82 @@ def load_documents(source: str | list[str], *, text_column: str = "text", sample
                 key = {"name": name, "python": sys.version, "hfscale": __version__}
                 parts.append(Dataset.from_generator(_read_embedded, gen_kwargs=key, features=TEXT_FEATURES))
             elif name and (files := find_files(name)):
-                parts += _load_files(files, text_column, sample_by, name)
+                parts += _load_files(files, name, text_column, sample_by, on_error, streaming)
             else:
-                parts.append(_text_only(load_saved(name, dataset_config_name, split), text_column, name))
-    with reading(f"source {', '.join(names)}: a text in it"):  # Arrow reads JSON without decoding it
-        documents = concatenate_datasets(parts).filter(lambda text: bool(text and text.strip()), input_columns="text",
-                                                       desc="Looking for empty texts")
-    if len(documents) == 0:
-        raise InputError(f"source {', '.join(names)}: no text in it (only blank lines or empty documents)")
+                data = load_saved(name, dataset_config_name, split, streaming)
+                parts.append(_text_only(data, text_column, name))
+    with reading(place := f"source {', '.join(names)}"):
+        documents = _stream(parts) if streaming else _keep_texts(parts, dropped)
+        if next(iter(documents), None) is None:
+            raise InputError(f"{place}: no text in it (only blank lines or empty documents)")
     return documents
 
 
-def load_splits(args: DataArguments, *, seed: int) -> DatasetDict:
-    """The documents that `args` name, as `train` and `validation`; raises as the two functions it calls."""
-    how = {name: getattr(args, name) for name in ("text_column", "sample_by", "dataset_config_name")}
-    documents = load_documents(args.source, **how)
+def _keep_texts(parts: list[Dataset], dropped: dict[str, int] | None) -> Dataset:
+    """One data set without empty texts; what is left out is counted and named."""
+    problems = [problem for part in parts if "problem" in part.column_names
+                for problem in part.data.column("problem").drop_null().to_pylist()]
+    everything = concatenate_datasets([part.select_columns("text") for part in parts])
+    documents = everything.filter(_has_text, input_columns="text", desc="Looking for empty texts")
+    for problem in problems[:SHOWN_PROBLEMS]:
+        print(f"left out: {problem}", file=sys.stderr)
+    if len(problems) > SHOWN_PROBLEMS:
+        print(f"left out: {len(problems):,} in all that could not be read", file=sys.stderr)
+    counts = {"unreadable": len(problems), "empty": len(everything) - len(documents) - len(problems)}
+    if dropped is not None:
+        dropped |= {reason: dropped.get(reason, 0) + count for reason, count in counts.items() if count}
+    return documents
+
+
+def _stream(parts: list[Dataset | IterableDataset]) -> IterableDataset:
+    """One stream without empty texts; what is left out is named when it is met."""
+    streams = []
+    for part in parts:
+        if isinstance(part, Dataset):
+            part = part.to_iterable_dataset(num_shards=min(len(part), STREAM_SHARDS))
+        columns = ["text", "problem"] if part.features and "problem" in part.features else ["text"]
+        streams.append(part.filter(_has_text, input_columns=columns).select_columns("text"))
+    return concatenate_datasets(streams)
+
+
+def _has_text(text: str | None, problem: str | None = None) -> bool:
+    if problem:
+        print(f"left out: {problem}", file=sys.stderr)
+    return bool(text and text.strip())
+
+
+def load_splits(args: DataArguments, *, seed: int, streaming: bool = False,
+                dropped: dict[str, int] | None = None) -> DatasetDict:
+    """The documents that `args` name, as `train` and `validation`; raises as the functions that it calls."""
+    how = {name: getattr(args, name) for name in ("text_column", "sample_by", "dataset_config_name", "on_error")}
+    documents = load_documents(args.source, streaming=streaming, dropped=dropped, **how)
     if args.validation_source:
         return DatasetDict(train=documents, validation=load_documents(args.validation_source, **how))
-    return split_documents(documents, split_by=args.split_by, validation_fraction=args.validation_fraction, seed=seed)
+    split = split_stream if streaming else split_documents
+    return split(documents, split_by=args.split_by, validation_fraction=args.validation_fraction, seed=seed)
+
+
+def load_parts(args: StreamArguments, *, seed: int, dropped: dict[str, int] | None = None) -> list[DatasetDict]:
+    """As `load_splits`, as a stream if asked for; each source of a mixture is one part, split by itself.
+
+    Raises InputError: as there, or weights that do not fit the sources.
+    """
+    weights, temperature = args.source_weights, args.source_temperature
+    if weights is not None and len(weights) != len(args.source):
+        raise InputError(f"source_weights: got {len(weights)} for {len(args.source)} source(s); give one for each")
+    if temperature is not None and (args.streaming or weights is not None):
+        raise InputError("source_temperature: not with --source_weights, and not with --streaming, which does not "
+                         "know the sizes of sources; give weights alone")
+    groups = [args.source] if weights is None and temperature is None else [[name] for name in args.source]
+    return [load_splits(replace(args, source=group), seed=seed, streaming=args.streaming, dropped=dropped)
+            for group in groups]
+
+
+def join_parts(parts: list[DatasetDict], args: StreamArguments) -> DatasetDict:
+    """All training and all validation documents; a `validation_source` is in every part and counts once."""
+    validation = [part["validation"] for part in (parts[:1] if args.validation_source else parts)]
+    return DatasetDict(train=concatenate_datasets([part["train"] for part in parts]),
+                       validation=concatenate_datasets(validation))
 
 
 def load_held_out(run_folder: str) -> Dataset:
@@ -73,11 +139,12 @@ def load_held_out(run_folder: str) -> Dataset:
     """
     try:
         record = json.loads(Path(run_folder, "run.json").read_text("utf-8"))
-        args = DataArguments(**{f.name: record["config"][f.name] for f in fields(DataArguments)})
+        args = StreamArguments(**{f.name: record["config"][f.name] for f in fields(StreamArguments)
+                                  if f.name in record["config"]})
         seed, fingerprint = record["config"]["seed"], record["data"]["fingerprint"]["validation"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"--source: missing, and {run_folder} has no run.json that names its held-out text") from None
-    documents = load_splits(args, seed=seed)["validation"]
+    documents = join_parts(load_parts(args, seed=seed), args)["validation"]
     if text_fingerprint(documents) != fingerprint:
         raise InputError(f"--source: missing, and {', '.join(args.source)} is no longer the text of {run_folder}")
     return documents
@@ -100,10 +167,40 @@ def split_documents(documents: Dataset, *, split_by: str, validation_fraction: f
     return DatasetDict(train=parts["train"], validation=parts["test"])
 
 
-def text_fingerprint(documents: Dataset) -> str:
+def split_stream(documents: IterableDataset, *, split_by: str, validation_fraction: float, seed: int) -> DatasetDict:
+    """As `split_documents`, for a stream: a hash of text and seed says on which side a document is, so equal texts
+    are on the same. The train part is a stream; of the other the first 10 million characters are kept in memory.
+
+    Raises InputError: as there, or splitting by position.
+    """
+    if not 0 < validation_fraction < 1:
+        raise InputError(f"validation_fraction: got {validation_fraction}, expected a number between 0 and 1")
+    if split_by == "position":
+        raise InputError("split_by position: a stream has no last part; use --split_by document or "
+                         "--validation_source")
+    train, held_out = (documents.filter(_is_held_out, input_columns="text", fn_kwargs={
+        "wanted": wanted, "fraction": validation_fraction, "seed": seed}) for wanted in (False, True))
+    texts, room = [], HELD_OUT_CHARACTERS
+    for document in held_out:
+        texts.append(document["text"])
+        room -= len(document["text"])
+        if room <= 0:
+            break
+    if not texts:
+        raise InputError(f"validation_fraction: {validation_fraction} holds out none of the stream's documents; "
+                         "raise it, or give a --validation_source")
+    return DatasetDict(train=train, validation=Dataset.from_dict({"text": texts}, features=TEXT_FEATURES))
+
+
+def _is_held_out(text: str, wanted: bool, fraction: float, seed: int) -> bool:
+    digest = hashlib.blake2b(text.encode(), digest_size=8, key=str(seed).encode()).digest()
+    return (int.from_bytes(digest, "big") < fraction * 2**64) == wanted
+
+
+def text_fingerprint(documents: Dataset | IterableDataset) -> str:
     """SHA-256 over the texts in their order (16 hexadecimal digits): equal text, equal fingerprint."""
     digest = hashlib.sha256()
-    for batch in documents.iter(1000):
+    for batch in documents.iter(100):
         for text in batch["text"]:
             digest.update(text.encode() + b"\0")
     return digest.hexdigest()[:16]
@@ -153,7 +250,7 @@ def _docstrings(code: str) -> str:
 
 def suffix_of(path: Path) -> str:
     """What tells the kind of file, without .gz or .zst."""
-    return path.with_suffix("").suffix if path.suffix in OPENERS else path.suffix
+    return path.with_suffix("").suffix if path.suffix in ARCHIVES else path.suffix
 
 
 def find_files(name: str) -> list[Path]:
@@ -171,38 +268,99 @@ def find_files(name: str) -> list[Path]:
     return files
 
 
-def _load_files(files: list[Path], text_column: str, sample_by: str, name: str) -> list[Dataset]:
-    """Text files (and unknown kinds) as `_read_text_files` does, other kinds by the `datasets` builder for each."""
+def open_bytes(path: str | Path) -> io.BufferedReader:
+    """A file to read from, unpacked if it is a .gz or .zst; a cut archive raises OSError, it is not a short file."""
+    return io.BufferedReader(pa.input_stream(str(path)))
+
+
+def _load_files(files: list[Path], name: str, text_column: str, sample_by: str, on_error: str | None,
+                streaming: bool) -> list[Dataset | IterableDataset]:
+    """Text (also of unknown kinds) and .jsonl as `_read_files` does, others by the `datasets` builder for each."""
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # they log what the error says
     parts = []
     for builder in dict.fromkeys(BUILDERS.values()):
         group = [str(p.absolute()) for p in files if BUILDERS.get(suffix_of(p), "text") == builder]
-        if group and builder == "text":
+        if group and builder in ("text", "jsonl"):
             stamps = [(os.stat(p).st_size, os.stat(p).st_mtime_ns) for p in group]  # a changed file is read again
-            how = {"files": group, "stamps": stamps, "sample_by": sample_by}
-            parts.append(Dataset.from_generator(_read_text_files, gen_kwargs=how, features=TEXT_FEATURES))
+            how = {"files": group, "stamps": stamps, "unit": "json" if builder == "jsonl" else sample_by,
+                   "text_column": text_column, "on_error": on_error}
+            make = IterableDataset.from_generator if streaming else Dataset.from_generator
+            parts.append(make(_read_files, gen_kwargs=how, features=READ_FEATURES))
         elif group:
-            data = datasets.load_dataset(builder, data_files=group, split="train")
+            for path in group:
+                _check_archive(path)
+            data = datasets.load_dataset(builder, data_files=group, split="train", streaming=streaming)
             parts.append(_text_only(data, text_column, name))
     return parts
 
 
-def _read_text_files(files: list[str], stamps: list, sample_by: str) -> Iterator[dict]:
-    """Strictly UTF-8, newlines normalised."""
+def _check_archive(path: str) -> None:
+    """The builders take what is left of a cut archive for the whole."""
+    if path.endswith(ARCHIVES):
+        with reading(path), open_bytes(path) as file:
+            while file.read(2**20):
+                pass
+
+
+def _read_files(files: list[str], stamps: list, unit: str, text_column: str, on_error: str | None) -> Iterator[dict]:
+    """Documents of UTF-8 files, newlines normalised. One that cannot be read stops, or is a row that says why."""
     for name in files:
-        with reading(name), OPENERS.get(Path(name).suffix, open)(name, "rb") as file:
-            data = file.read()
-            if b"\0" in data:
-                raise InputError(f"{name}: binary data (a NUL byte at offset {data.index(0)}); give text files")
-            text = io.StringIO(data.decode("utf-8-sig"), newline=None).read()
-        if sample_by == "document":
-            pieces = [text]
-        else:
-            pieces = text.split("\n\n") if sample_by == "paragraph" else text.splitlines()
-        yield from ({"text": piece} for piece in pieces or [""])
+        found = False
+        with reading(name), open_bytes(name) as file:
+            for line, data in _pieces(file, unit):
+                text = problem = None
+                try:
+                    text = _parse(data.removeprefix(codecs.BOM_UTF8) if line == 1 else data, unit, text_column)
+                except ValueError as error:
+                    problem = f"{name if unit == 'document' else f'{name}:{line}'}: {_reason(error)}"
+                    if on_error != "skip":
+                        advice = "; --on_error skip leaves it out" if on_error else ""  # not every recipe has it
+                        raise InputError(problem + advice) from None
+                yield {"text": text, "problem": problem}
+                found = True
+        if not found:
+            yield {"text": None, "problem": None}
 
 
-def load_saved(name: str, config: str | None, split: str) -> Dataset:
+def _pieces(file: io.BufferedReader, unit: str) -> Iterator[tuple[int, bytes]]:
+    """First line number and bytes of each document or line of JSON; blank ones are none. Only for `document` is a
+    whole file in memory."""
+    if unit == "document":
+        yield 1, file.read()
+        return
+    lines, first = [], 1
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            first = first if lines else number
+            lines.append(line)
+        if lines and (unit != "paragraph" or not line.strip()):
+            yield first, b"".join(lines)
+            lines = []
+    if lines:
+        yield first, b"".join(lines)
+
+
+def _parse(data: bytes, unit: str, text_column: str) -> str | None:
+    """The text of a piece; raises ValueError with what is wrong in it."""
+    if b"\0" in data:
+        raise InputError(f"binary data (a NUL byte at offset {data.index(0)}); give text files")
+    text = data.decode()
+    if unit != "json":
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+        return text if unit == "document" else text.rstrip("\n")
+    row = json.loads(text)
+    columns = list(row) if isinstance(row, dict) else []
+    if text_column not in columns:
+        raise InputError(f"no column '{text_column}'; it has {', '.join(columns) or 'none'} (choose with "
+                         "--text_column)")
+    if not isinstance(text := row[text_column], str | None):
+        raise InputError(f"column '{text_column}' holds {type(text).__name__}, not text")
+    if text and not text.isascii():
+        text.encode()  # JSON can name half a character
+    return text
+
+
+def load_saved(name: str, config: str | None, split: str, streaming: bool = False) -> Dataset | IterableDataset:
     """A data set from disk if saved there, else from the Hub; raises InputError where there is no such thing."""
     if name and Path(name).is_dir():
         data = datasets.load_from_disk(name)
@@ -210,10 +368,10 @@ def load_saved(name: str, config: str | None, split: str) -> Dataset:
             raise InputError(f"source {name}: no split '{split}'; it has {', '.join(data)}")
         return data if isinstance(data, Dataset) else data[split]
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or any(c in name for c in "*?[")
-    if looks_like_path or Path(name).suffix in (*BUILDERS, *OPENERS):
+    if looks_like_path or Path(name).suffix in (*BUILDERS, *ARCHIVES):
         raise InputError(f"source {name}: no such file or folder")
     try:
-        return datasets.load_dataset(name, config, split=split)
+        return datasets.load_dataset(name, config, split=split, streaming=streaming)
     except Exception as error:  # the Hub client's errors have no common base
         offline = os.environ.get("HF_HUB_OFFLINE") == "1"
         reason = "the Hub is not reachable" if offline else " ".join(str(error).split())[:200]
@@ -221,11 +379,12 @@ def load_saved(name: str, config: str | None, split: str) -> Dataset:
                          f"offline there are {', '.join(EMBEDDED)} and local files") from None
 
 
-def _text_only(data: Dataset, text_column: str, name: str) -> Dataset:
-    if text_column not in data.column_names:
-        raise InputError(f"source {name}: no column '{text_column}'; it has {', '.join(data.column_names)} "
+def _text_only(data: Dataset | IterableDataset, text_column: str, name: str) -> Dataset | IterableDataset:
+    columns = data.column_names or list(next(iter(data), {}))  # some streams only show their rows
+    if text_column not in columns:
+        raise InputError(f"source {name}: no column '{text_column}'; it has {', '.join(columns)} "
                          "(choose with --text_column)")
-    kind = data.features[text_column]
+    kind = data.features[text_column] if data.features else Value("string")
     if getattr(kind, "dtype", None) not in ("string", "large_string"):
         raise InputError(f"source {name}: column '{text_column}' holds {kind}, not text")
     return data.select_columns([text_column]).rename_columns({text_column: "text"}).cast(TEXT_FEATURES)
@@ -240,11 +399,15 @@ def reading(place: str) -> Iterator[None]:
         cause = error.__cause__ or error
         if isinstance(cause, InputError):
             raise cause from None
-        if isinstance(error, UnicodeDecodeError):
-            reason = (f"not UTF-8 (byte 0x{error.object[error.start]:02x} at offset {error.start}); convert it first, "
-                      "for example: iconv -f cp1252 -t utf-8")
-        elif isinstance(cause, StopIteration) or "corresponds to no data" in str(cause):
-            reason = "no rows in it"
-        else:
-            reason = f"cannot be read: {' '.join(str(cause).split())[:200] or type(cause).__name__}"
-        raise InputError(f"{place}: {reason}") from None
+        empty = isinstance(cause, StopIteration) or "corresponds to no data" in str(cause)
+        raise InputError(f"{place}: {'no rows in it' if empty else _reason(cause)}") from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return (f"not UTF-8 (byte 0x{error.object[error.start]:02x} at offset {error.start}); convert it first, for "
+                "example: iconv -f cp1252 -t utf-8")
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON ({error.msg} at character {error.pos})"
+    said = " ".join(str(error).split())[:200] or type(error).__name__
+    return said if isinstance(error, InputError) else f"cannot be read: {said}"

@@ -1,54 +1,80 @@
-"""Several sources -> one data set, with each source's share and epochs known exactly."""
+"""Training rows of one source, or of several in stated shares, in memory or as a stream without an end."""
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets, interleave_datasets
 
-from hfscale.config import InputError
+from hfscale.config import InputError, StreamArguments
 
 
-def mix(sources: dict[str, Dataset], weights: dict[str, float] | float | str = "proportional", *,
-        size: int | None = None, seed: int = 42) -> tuple[Dataset, dict[str, float]]:
+def join_rows(parts: list[DatasetDict], args: StreamArguments, *, seed: int) -> tuple[DatasetDict, list[float]]:
+    """Packed parts (see `load_parts`) -> rows to train on and to validate with, and the epochs of each source in one
+    pass over the training rows (none for one source or a stream).
+
+    A stream is shuffled in a buffer, begins anew in the same order whenever it ends, and draws the source of each row
+    at random with the weights.
+
+    Raises InputError: see `mix`.
+    """
+    sources, epochs = [part["train"] for part in parts], []
+    validation = [part["validation"] for part in (parts[:1] if args.validation_source else parts)]
+    if args.streaming:
+        train = _endless(sources, args, seed)
+    elif len(sources) == 1:
+        train = sources[0]
+    else:
+        train, epochs = mix(sources, args.source_weights, temperature=args.source_temperature or 1.0, seed=seed)
+    return DatasetDict(train=train, validation=concatenate_datasets(validation)), epochs
+
+
+def _endless(sources: list[IterableDataset], args: StreamArguments, seed: int) -> IterableDataset:
+    if args.shuffle_buffer_size > 0:
+        sources = [rows.shuffle(seed=seed, buffer_size=args.shuffle_buffer_size) for rows in sources]
+    sources = [rows.repeat(None) for rows in sources]
+    if len(sources) == 1:
+        return sources[0]
+    weights = check_weights(args.source_weights, len(sources))
+    return interleave_datasets(sources, probabilities=list(weights / weights.sum()), seed=seed)
+
+
+def mix(sources: list[Dataset], weights: list[float] | None = None, *, temperature: float = 1.0,
+        size: int | None = None, seed: int = 42) -> tuple[Dataset, list[float]]:
     """Shuffled rows of all sources in the wanted shares, and the epochs of each source that they hold.
 
     A share counts rows. Mix packed rows to weigh by tokens, or texts to weigh by documents. Counts are exact rather
     than drawn: a source gives each of its rows once per whole epoch, and the rest from one more permutation.
 
     Args:
-        sources: data sets with the same columns, by name.
-        weights: one weight for each name; or a temperature T, which makes the share of a source of n rows
-            proportional to n^(1/T) (1: as the sizes are; larger: nearer to equal); or "proportional", the same as 1.
+        sources: data sets with the same columns.
+        weights: one for each source; default: n^(1/temperature) of its n rows, so at temperature 1 the shares are as
+            the sizes are, at larger ones nearer to equal.
         size: rows of the mixture; default: as many as the sources hold together.
         seed: of the permutations and of the final order.
 
     Raises:
-        InputError: an empty source, other names than the sources', a weight below 0, or a temperature not above 0.
+        InputError: an empty source, weights that are none, or a temperature not above 0.
     """
-    lengths = np.array([len(rows) for rows in sources.values()])
-    if not sources or not lengths.all():
-        raise InputError(f"mixture: no rows in {[name for name, rows in sources.items() if not len(rows)]}; "
-                         "give sources that hold text")
-    counts = _counts(_weights(weights, list(sources), lengths), lengths.sum() if size is None else size)
+    lengths = np.array([len(rows) for rows in sources])
+    if not lengths.all():
+        raise InputError(f"mixture: source {int(lengths.argmin()) + 1} has no rows; give sources that hold text")
+    if not temperature > 0:
+        raise InputError(f"source_temperature: got {temperature}, expected a number above 0")
+    shares = lengths ** (1 / temperature) if weights is None else check_weights(weights, len(sources))
+    counts = _counts(shares, lengths.sum() if size is None else size)
     generator = np.random.default_rng(seed)
     parts = []
-    for rows, count in zip(sources.values(), counts, strict=True):
+    for rows, count in zip(sources, counts, strict=True):
         order = [generator.permutation(len(rows)) for _ in range(-(-int(count) // len(rows)))]
         parts.append(rows.select(np.concatenate([np.empty(0, int), *order])[:count]))
-    epochs = {name: float(count / len(rows)) for (name, rows), count in zip(sources.items(), counts, strict=True)}
-    return concatenate_datasets(parts).shuffle(seed=seed), epochs
+    return concatenate_datasets(parts).shuffle(seed=seed), (counts / lengths).tolist()
 
 
-def _weights(weights: dict[str, float] | float | str, names: list[str], lengths: np.ndarray) -> np.ndarray:
-    if isinstance(weights, dict):
-        if set(weights) != set(names):
-            raise InputError(f"mixture: weights for {sorted(weights)}, sources are {sorted(names)}; name the same")
-        values = np.array([weights[name] for name in names], float)
-        if not (np.isfinite(values).all() and values.min() >= 0 and values.sum() > 0):
-            raise InputError(f"mixture: weights {weights}; expected numbers from 0 up, not all 0")
-        return values
-    temperature = 1.0 if weights == "proportional" else weights
-    if not isinstance(temperature, int | float) or not temperature > 0:
-        raise InputError(f"mixture: got {weights!r}, expected weights by name, 'proportional' or a number above 0")
-    return lengths ** (1 / temperature)
+def check_weights(weights: list[float], num_sources: int) -> np.ndarray:
+    """As an array. Raises InputError unless there is a number from 0 up for each source, and not all are 0."""
+    values = np.array(weights, float)
+    if not (len(values) == num_sources and np.isfinite(values).all() and values.min() >= 0 and values.sum() > 0):
+        raise InputError(f"source_weights: got {weights} for {num_sources} source(s); expected a number from 0 up for "
+                         "each, not all 0")
+    return values
 
 
 def _counts(weights: np.ndarray, size: int) -> np.ndarray:

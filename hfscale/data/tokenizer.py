@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import datasets
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hfscale.config import InputError
+from hfscale.data.corpus import text_fingerprint
 
 EOS_TOKEN = "<|endoftext|>"
 PAD_TOKEN = "<|pad|>"  # not EOS: a collator that hides padding would hide the end of text too
@@ -20,10 +21,11 @@ MAX_VOCAB_SIZE = 2**20  # the trainers reserve memory for all of it at once
 PIECE_CHARACTERS = 2**16
 
 
-def load_tokenizer(spec: str, documents: Dataset) -> PreTrainedTokenizerFast:
+def load_tokenizer(spec: str, documents: Dataset | IterableDataset) -> PreTrainedTokenizerFast:
     """Trained on these documents (`train:<vocab size>` is BPE, `unigram:<vocab size>`, `char`), or a folder or Hub id.
 
-    A trained one is kept beside the documents in the `datasets` cache: every rank and the next run share it.
+    A trained one is kept beside the documents in the `datasets` cache: every rank and the next run share it. It reads
+    all documents, of a stream twice: first for their fingerprint, by which it is found again.
 
     Raises InputError: a vocabulary size that is no number or cannot work; see `load_pretrained_tokenizer`.
     """
@@ -32,7 +34,8 @@ def load_tokenizer(spec: str, documents: Dataset) -> PreTrainedTokenizerFast:
         return load_pretrained_tokenizer(spec)
     if kind != "char":
         check_vocab_size(f"tokenizer {spec}: expected {kind}:<vocab size>,", int(size) if size.isdecimal() else 0)
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / "hfscale-tokenizers" / f"{documents._fingerprint}-{kind}{size}"
+    key = documents._fingerprint if isinstance(documents, Dataset) else text_fingerprint(documents)
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "hfscale-tokenizers" / f"{key}-{kind}{size}"
     if not (cache / "tokenizer.json").is_file():
         tokenizer = (train_char(documents) if kind == "char" else
                      train_byte_level(documents, kind.replace("train", "bpe"), int(size)))
