@@ -1,84 +1,86 @@
-"""Perplexity, bits per byte and per-word perplexity of any causal language model on any text, with intervals.
+"""Score models on a text, on a task or on lm-eval's benchmarks, or saved predictions; several are compared.
 
     hfscale score --model runs/pretrain-tiny                     (the text that this run held out)
-    hfscale score --model gpt2 --source "books/*.txt" --context 1024 --stride 512 --output_dir runs/score-gpt2
+    hfscale score --model gpt2 runs/mine --source "books/*.txt" --context 1024 --stride 512
+    hfscale score --model runs/translation --config translation
+    hfscale score --predictions a.jsonl b.jsonl --metrics bleu chrf
+    hfscale score --model gpt2 --lm_eval hellaswag,lambada_openai
 """
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hfscale.config import InputError, SourceArguments, parse_args, run, write_text
+from hfscale.config import SourceArguments, TaskArguments, parse_args, run
 
 
 @dataclass
-class ScoreArguments(SourceArguments):
-    model: str = field(default="runs/quickstart", metadata={"help": "folder of a saved model, or a Hub id"})
+class ScoreArguments(TaskArguments, SourceArguments):
+    model: list[str] = field(default_factory=lambda: ["runs/quickstart"], metadata={
+        "help": "folders of saved models or adapters, or Hub ids; later ones are compared with the first"})
+    predictions: list[str] | None = field(default=None, metadata={
+        "help": "instead of models: JSONL files with prediction and reference(s), or one line per example of a task"})
+    lm_eval: list[str] | None = field(default=None, metadata={
+        "help": "tasks of lm-eval, or local_multiple_choice, local_perplexity, local_generation with --lm_eval_data"})
+    lm_eval_data: str | None = field(default=None, metadata={"help": "JSONL file for the local tasks"})
+    lm_eval_include: str | None = field(default=None, metadata={"help": "folder with lm-eval task files of your own"})
+    limit: int | None = field(default=None, metadata={"help": "at most this many examples of each lm-eval task"})
     source: list[str] | None = field(default=None, metadata={
-        "help": "embedded:<name>, file, folder, glob, saved data set, Hub id; default: what the run --model held out"})
+        "help": "text: embedded:<name>, files, folder, glob, saved data set, Hub id; default: what the run held out"})
     split: str = field(default="train", metadata={"help": "split of a saved or Hub data set"})
+    tokenizer: str | None = field(default=None, metadata={"help": "folder or Hub id; default: that of the model"})
     context: int | None = field(default=None, metadata={"help": "tokens read at a time; default: the model's limit"})
     stride: int | None = field(default=None, metadata={
         "help": "tokens that each window after the first one scores; default: half the context"})
-    batch_size: int = field(default=8, metadata={"help": "windows at a time; changes the speed, not the numbers"})
+    batch_size: int = field(default=8, metadata={"help": "windows or prompts at a time"})
+    do_sample: bool = field(default=False, metadata={"help": "draw answers; false: the likeliest token each time"})
+    temperature: float = field(default=1.0, metadata={"help": "of drawn answers"})
+    top_k: int = field(default=50, metadata={"help": "draw among this many likeliest tokens; 0: all"})
+    top_p: float = field(default=1.0, metadata={"help": "draw among the likeliest tokens up to this probability"})
+    num_samples: int = field(default=1, metadata={"help": "answers drawn per example; text metrics take the first"})
+    pass_at: list[int] = field(default_factory=lambda: [1], metadata={"help": "the k of pass@k, up to num_samples"})
+    allow_code_execution: bool = field(default=False, metadata={"help": "pass_at_k may run what the model wrote"})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "weights"})
-    seed: int = field(default=0, metadata={"help": "of the bootstrap"})
-    output_dir: str = field(default="runs/score", metadata={"help": "folder for scores.json"})
-    overwrite: bool = field(default=False, metadata={"help": "replace a scores.json that exists"})
+    seed: int = field(default=0, metadata={"help": "of drawn answers, held-out examples and the bootstrap"})
+    output_dir: str = field(default="runs/score", metadata={"help": "folder for scores.json and predictions.jsonl"})
+    resume: Literal["auto"] | None = field(default=None, metadata={"help": "auto: go on where a run was stopped"})
+    overwrite: bool = field(default=False, metadata={"help": "replace the scores in output_dir"})
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(ScoreArguments, argv, recipe=__file__)
-    output_file = Path(args.output_dir, "scores.json")
-    if output_file.parent.is_file():
-        raise InputError(f"--output_dir {args.output_dir}: is a file; name a folder")
-    if output_file.exists() and not args.overwrite:
-        raise InputError(f"--output_dir {args.output_dir}: holds scores.json; name another or pass --overwrite")
 
     import torch
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    from hfscale.data.corpus import load_documents, load_held_out, text_fingerprint
     from hfscale.data.tokenizer import load_pretrained_tokenizer
-    from hfscale.evaluation.perplexity import perplexity_metrics, score_documents
-    from hfscale.models import count_parameters, load_model
-    from hfscale.run_record import versions
+    from hfscale.evaluation.scores import show_scores, write_scores
+    from hfscale.evaluation.systems import (
+        check_score_args,
+        load_score_data,
+        score_file,
+        score_lm_eval,
+        score_task,
+        score_text,
+    )
+    from hfscale.models import load_model
 
+    check_score_args(args)
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available()))
-    model = load_model(args.model, dtype=args.dtype).to(state.device)
-    tokenizer = load_pretrained_tokenizer(args.model)
-    how = {name: getattr(args, name) for name in ("text_column", "sample_by", "split", "dataset_config_name")}
-    documents = load_documents(args.source, **how) if args.source else load_held_out(args.model)
-    scores = score_documents(model, tokenizer, documents["text"][:], context=args.context, stride=args.stride,
-                             batch_size=args.batch_size, progress=True)
+    with state.main_process_first():  # the other ranks read its cache
+        data = load_score_data(args)
+    score = score_lm_eval if args.lm_eval else score_task if args.task_source else score_text
+    systems = [score_file(path, data, args) for path in args.predictions or []]
+    names = [] if args.predictions else args.model
+    models = [load_model(name, dtype=args.dtype) for name in names]  # all of them first: a wrong name shows at once
+    tokenizers = [load_pretrained_tokenizer(args.tokenizer or name) for name in names]
+    for name, model, tokenizer in zip(names, models, tokenizers, strict=True):
+        systems.append(score(name, model.to(state.device), tokenizer, data, args))
+        model.cpu()
     if state.is_main_process:
-        metrics, notes = perplexity_metrics(scores, seed=args.seed)
-        settings = {"context": scores.context, "stride": scores.stride, "prefix_token": scores.prefix_token,
-                    "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens"}
-        record = {"schema_version": 1, "recipe": "score", "config": asdict(args) | settings,
-                  "data": {"source": args.source or f"held out by {args.model}",
-                           "fingerprint": text_fingerprint(documents)},
-                  "model": {"name": args.model, "architecture": type(model).__name__, **count_parameters(model)},
-                  "versions": versions(), "metrics": metrics, "notes": notes}
-        output_file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(output_file, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-        show(metrics, settings | {"model": args.model, "written to": output_file} | notes)
-
-
-def show(metrics: dict, settings: dict) -> None:
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    table = Table("metric", Column("value", overflow="fold"), "95 % interval")
-    for name in ("perplexity", "bits_per_byte", "word_perplexity"):
-        values = [metrics[name] and [metrics[name]], metrics[f"{name}_ci95"]]
-        table.add_row(name, *(" to ".join(f"{v:.6g}" for v in value) if value else "none" for value in values))
-    counts = {name: f"{metrics[name]:,}" for name in ("tokens", "bytes", "documents")}
-    for name, value in (counts | settings).items():
-        table.add_row(name, str(value))
-    Console().print(table)
+        record = write_scores(args, argv, data, systems)
+        show_scores(record, Path(args.output_dir, "scores.json"))
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def test_uniform_model_by_hand(tokenizer):
     assert metrics["perplexity"] == pytest.approx(512, rel=1e-6)
     assert metrics["bits_per_byte"] == pytest.approx(tokens * 9 / 7, rel=1e-6)  # log2 512 = 9 bits a token, 7 bytes
     assert metrics["word_perplexity"] == pytest.approx(512 ** (tokens / 2), rel=1e-5)
-    assert metrics["perplexity_ci95"] is None and "one document" in notes["perplexity_ci95"]
+    assert metrics["perplexity_ci95"] is None and "one item" in notes["perplexity_ci95"]
 
 
 def test_aggregate_is_the_token_mean_and_interval_the_ratio_of_sums():

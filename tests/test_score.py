@@ -45,8 +45,13 @@ def text_file(tmp_path_factory):
 def recipe(folder, text_file, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
-    usual = ["--model", str(folder), "--source", str(text_file), "--sample_by", "line"]
-    return lambda *words: score.main([*usual, *words])
+    usual = ["--source", str(text_file), "--sample_by", "line"]
+    return lambda *words: score.main([*usual, *([] if "--model" in words else ["--model", str(folder)]), *words])
+
+
+def metrics_of(folder: Path) -> dict:
+    [system] = json.loads((folder / "scores.json").read_text())["systems"]
+    return system["metrics"]
 
 
 def test_scores_json_holds_the_numbers_and_how_they_came(recipe, folder, tmp_path, capsys):
@@ -56,19 +61,23 @@ def test_scores_json_holds_the_numbers_and_how_they_came(recipe, folder, tmp_pat
 
     model, tokenizer = GPT2LMHeadModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     expected, notes = perplexity_metrics(score_documents(model, tokenizer, LINES, context=16, stride=8), seed=5)
-    metrics = record["metrics"]
-    assert metrics.keys() == expected.keys() and record["notes"] == notes == {}
+    [system] = record["systems"]
+    metrics = system["metrics"]
+    assert metrics.keys() == {f"eval_{name}" for name in expected} and system["notes"] == notes == {}
     for name, value in expected.items():
-        assert metrics[name] == pytest.approx(value, rel=1e-6)
-    assert metrics["documents"] == 23 and metrics["bytes"] == sum(map(len, LINES))
-    low, high = metrics["perplexity_ci95"]
-    assert low < metrics["perplexity"] < high
-    assert record["schema_version"] == 1
-    assert record["config"]["context"] == 16 and record["config"]["stride"] == 8 and record["config"]["seed"] == 5
-    assert record["model"]["parameters"] == sum(p.numel() for p in model.parameters())
+        assert metrics[f"eval_{name}"] == pytest.approx(value, rel=1e-6)
+    assert metrics["eval_documents"] == 23 and metrics["eval_bytes"] == sum(map(len, LINES))
+    low, high = metrics["eval_perplexity_ci95"]
+    assert low < metrics["eval_perplexity"] < high
+    assert metrics["eval_loss"] == pytest.approx(math.log(metrics["eval_perplexity"]))
+    assert record["schema_version"] == 1 and record["comparisons"] == []
+    assert (system["context"], system["stride"], record["config"]["seed"]) == (16, 8, 5)
+    assert system["name"] == str(folder) and system["prefix_token"] == "<|endoftext|>"
+    assert system["tokenizer"].startswith("PreTrainedTokenizerFast, 300 tokens, ") or "300 tokens" in system["tokenizer"]
+    assert system["model"]["parameters"] == sum(p.numel() for p in model.parameters())
     assert record["versions"]["torch"] == torch.__version__
     out = capsys.readouterr().out
-    for shown in ("perplexity", f"{metrics['bits_per_byte']:.6g}", "stride", f"{metrics['tokens']:,}"):
+    for shown in ("perplexity", f"{metrics['eval_bits_per_byte']:.6g}", "stride", f"{metrics['eval_tokens']:,}"):
         assert shown in out
 
 
@@ -80,7 +89,7 @@ def test_fingerprint_is_of_the_text_alone(recipe, tmp_path):
     records = [json.loads((tmp_path / name / "scores.json").read_text()) for name in "abc"]
     prints = [record["data"]["fingerprint"] for record in records]
     assert prints[0] == prints[1] != prints[2] and len(prints[0]) == 16
-    assert records[2]["metrics"]["documents"] == 24
+    assert metrics_of(tmp_path / "c")["eval_documents"] == 24
 
 
 def test_without_a_source_it_scores_what_the_run_held_out(folder, text_file, tmp_path, monkeypatch):
@@ -93,9 +102,9 @@ def test_without_a_source_it_scores_what_the_run_held_out(folder, text_file, tmp
     try:
         run_json.write_text(json.dumps(record))
         score.main(["--model", str(folder), "--output_dir", str(tmp_path / "out")])
-        metrics = json.loads((tmp_path / "out" / "scores.json").read_text())["metrics"]
-        assert metrics["documents"] == len(held_out) == 5
-        assert metrics["bytes"] == sum(len(text.encode()) for text in held_out["text"])
+        metrics = metrics_of(tmp_path / "out")
+        assert metrics["eval_documents"] == len(held_out) == 5
+        assert metrics["eval_bytes"] == sum(len(text.encode()) for text in held_out["text"])
         record["data"]["fingerprint"]["validation"] = "0" * 16
         run_json.write_text(json.dumps(record))
         with pytest.raises(InputError, match="no longer the text"):
@@ -109,10 +118,10 @@ def test_without_a_source_it_scores_what_the_run_held_out(folder, text_file, tmp
 
 def test_one_document_has_no_interval_and_says_so(recipe, tmp_path, capsys):
     recipe("--sample_by", "document")
-    record = json.loads((tmp_path / "runs" / "score" / "scores.json").read_text())
-    assert record["metrics"]["perplexity"] > 1 and record["metrics"]["perplexity_ci95"] is None
-    assert record["notes"]["perplexity_ci95"].startswith("one document")
-    assert "one document" in capsys.readouterr().out
+    [system] = json.loads((tmp_path / "runs" / "score" / "scores.json").read_text())["systems"]
+    assert system["metrics"]["eval_perplexity"] > 1 and system["metrics"]["eval_perplexity_ci95"] is None
+    assert system["notes"]["eval_perplexity_ci95"].startswith("one item")
+    assert "one item" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -136,7 +145,7 @@ def test_earlier_scores_are_kept_unless_told(recipe, tmp_path):
         recipe("--output_dir", "out")
     assert (tmp_path / "out" / "scores.json").read_text() == "{}"
     recipe("--output_dir", "out", "--overwrite")
-    assert "metrics" in json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert metrics_of(tmp_path / "out")["eval_documents"] == 23
     with pytest.raises(InputError, match="is a file"):
         recipe("--output_dir", "out/scores.json")
 
@@ -161,7 +170,7 @@ def test_two_ranks_give_the_same_numbers(folder, text_file, tmp_path):
                  "--output_dir", str(tmp_path / str(processes))]
         result = launch(words, processes)
         assert result.returncode == 0, result.stderr[-3000:]
-        results.append(json.loads((tmp_path / str(processes) / "scores.json").read_text())["metrics"])
+        results.append(metrics_of(tmp_path / str(processes)))
         assert result.stdout.count("bits_per_byte") == 1  # the main rank alone prints
     assert results[0] == results[1]
 

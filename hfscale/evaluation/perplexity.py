@@ -9,20 +9,22 @@ import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object, tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError
 from hfscale.data.packing import IGNORED, encode_texts
-from hfscale.evaluation.intervals import bootstrap_sums, percentile_interval
+from hfscale.evaluation.batches import Journal, run_batches
+from hfscale.evaluation.intervals import estimate
+from hfscale.evaluation.metrics import metric_values
 from hfscale.models import check_token_ids, context_limit
 
 LOGITS_AT_ONCE = 2**21  # per log-softmax: its float32 copies (8 MB) stay in the cache; three times faster on a CPU
+ONE_ITEM = "one item: nothing to resample"
 NO_PREFIX = "no BOS or EOS in the tokenizer: first tokens are not scored, but their bytes and words would count"
 
 
@@ -48,13 +50,14 @@ class DocumentScores:
 
 def score_documents(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *,
                     context: int | None = None, stride: int | None = None, batch_size: int = 8,
-                    progress: bool = False) -> DocumentScores:
+                    progress: bool = False, journal: Journal | None = None) -> DocumentScores:
     """Negative log-likelihood of each text; the same on every rank, for any batch size and number of ranks.
 
     Args:
         context: most input tokens at a time; default: the model's own limit.
         stride: tokens that each window after the first one scores; default: half the context. `stride == context`
             gives the disjoint windows of lm-eval.
+        journal: where finished batches are kept (see `run_batches`).
 
     Raises:
         InputError: a context or stride that the model does not allow, a token id outside its vocabulary, no token.
@@ -68,18 +71,10 @@ def score_documents(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     windows = [Window(i, *w) for i, ids in enumerate(documents) for w in rolling_windows(len(ids), context, stride)]
     if not windows:
         raise InputError(f"text: {len(texts)} documents hold no token to score; give longer text")
-    # Like beside like: little padding, few unscored logits; longest first, so too large a batch_size shows at once.
-    windows.sort(key=lambda window: (window.start - window.stop, window.first - window.start))
     sums = np.array([[0.0, max(0, len(ids) - 1), len(text.encode()), len(re.split(r"\s+", text))]
                      for ids, text in zip(documents, texts, strict=True)])
-    state, found, was_training = PartialState(), [], model.training
-    batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
-    mine = batches[state.process_index :: state.num_processes]
-    model.eval()
-    for batch in tqdm(mine, desc="scoring", unit="batch", disable=not progress):
-        found += zip(batch, _batch_nll(model, documents, batch), strict=True)
-    model.train(was_training)
-    for window, value in sorted(gather_object(found)):  # in one order, so that the sums do not depend on the ranks
+    values = score_windows(model, documents, windows, batch_size, journal=journal, progress=progress)
+    for window, value in zip(windows, values, strict=True):
         sums[window.document, 0] += value
     unknown = {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, tokenizer.eos_token_id}  # GPT-2's is its EOS
     num_unknown = sum(int(np.isin(ids, list(unknown)).sum()) for ids in documents)
@@ -88,28 +83,25 @@ def score_documents(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
 def perplexity_metrics(scores: DocumentScores, seed: int = 0, resamples: int = 1000) -> tuple[dict, dict[str, str]]:
     """Metrics over all documents, each with its 95 % percentile bootstrap interval over documents beside it as
-    `_ci95`, and the counts; and notes by metric: why a value is None or what it leaves out.
-
-    perplexity = exp(sum nll / sum tokens), bits_per_byte = sum nll / ln 2 / sum bytes,
-    word_perplexity = exp(sum nll / sum words).
-    """
-    total, resampled, metrics = scores.sums.sum(axis=0), bootstrap_sums(scores.sums, resamples, seed), {}
-    nll, tokens, num_bytes, words = np.vstack([total, resampled]).T
+    `_ci95`, and the counts; and notes by metric: why a value is None or what it leaves out."""
     with np.errstate(all="ignore"):
-        ratios = {"perplexity": np.exp(nll / tokens), "bits_per_byte": nll / np.log(2) / num_bytes,
-                  "word_perplexity": np.exp(nll / words)}
-        for name, values in ratios.items():
-            metrics |= {name: float(values[0]), f"{name}_ci95": percentile_interval(values[1:])}
-    notes = {key: "larger than a float can hold" for key, value in metrics.items() if not np.isfinite(value).all()}
-    if len(scores.sums) == 1:
-        notes |= {f"{name}_ci95": "one document: nothing to resample" for name in ratios}
+        metrics = estimate(scores.sums, perplexity_values, resamples, seed)
+    notes = {key: ONE_ITEM for key, value in metrics.items() if value is None}
+    notes |= {key: "larger than a float can hold" for key, value in metrics.items()
+              if value is not None and not np.isfinite(value).all()}
     if scores.prefix_token is None:
-        notes |= {key: NO_PREFIX for key in metrics if not key.startswith("perplexity")}
+        notes |= {key: NO_PREFIX for key in metrics if not key.startswith(("loss", "perplexity"))}
     metrics |= dict.fromkeys(notes)
     if scores.unknown_tokens:
         notes["unknown_tokens"] = "which text they stand for is not scored: the values leave it out"
-    return metrics | {"documents": len(scores.sums), "tokens": int(tokens[0]), "bytes": int(num_bytes[0]),
-                      "words": int(words[0]), "unknown_tokens": scores.unknown_tokens}, notes
+    _, *totals = map(int, scores.sums.sum(axis=0))
+    return metrics | {"documents": len(scores.sums), **dict(zip(("tokens", "bytes", "words"), totals, strict=True)),
+                      "unknown_tokens": scores.unknown_tokens}, notes
+
+
+def perplexity_values(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """{name: (...)} from sums (..., 4) as in `DocumentScores`; loss is the mean nll of a token, in nats."""
+    return {"loss": sums[..., 0] / sums[..., 1], **metric_values("perplexity", sums)}
 
 
 def rolling_windows(num_ids: int, context: int, stride: int) -> list[tuple[int, int, int]]:
@@ -134,6 +126,22 @@ def _check_window(model: PreTrainedModel, context: int | None, stride: int | Non
         if value < 1 or most and value > most:
             raise InputError(f"{name}: got {value}, expected {f'1 to {most}' if most else 'at least 1'}")
     return context, stride
+
+
+def score_windows(model: PreTrainedModel, documents: Sequence[np.ndarray], windows: Sequence[Window], batch_size: int,
+                  *, journal: Journal | None = None, progress: bool = False) -> list[float]:
+    """Summed nll of each window in nats, in the order given, the same on every rank; `documents` hold token ids."""
+    # Like beside like: little padding, few unscored logits; longest first, so too large a batch_size shows at once.
+    order = sorted(range(len(windows)), key=lambda i: (windows[i].start - windows[i].stop,
+                                                       windows[i].first - windows[i].start, windows[i]))
+    batches = [[windows[i] for i in order[at : at + batch_size]] for at in range(0, len(order), batch_size)]
+    was_training = model.training
+    model.eval()
+    found = run_batches(batches, partial(_batch_nll, model, documents), journal=journal, desc="scoring",
+                        progress=progress)
+    model.train(was_training)
+    values = dict(zip(order, (value for batch in found for value in batch), strict=True))
+    return [values[i] for i in range(len(windows))]
 
 
 @torch.inference_mode()

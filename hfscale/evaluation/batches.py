@@ -1,0 +1,75 @@
+"""Batches shared out over the ranks; finished ones are kept on disk, so a killed run goes on where it stopped."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from accelerate import PartialState
+from accelerate.utils import gather_object, tqdm
+
+from hfscale.config import InputError
+
+
+class Journal(NamedTuple):
+    """Where finished batches are kept, and the settings (JSON values) that must be the same for them to count."""
+
+    folder: Path
+    settings: dict[str, Any]
+
+
+def run_batches(batches: Sequence, work: Callable[[Any], Any], *, desc: str, journal: Journal | None = None,
+                progress: bool = False, in_step: bool = False) -> list:
+    """[work(batch) for batch in batches], each rank doing its share; the whole list on every rank.
+
+    Args:
+        journal: what it holds under the name `desc` is not done again, whatever the number of ranks. `work` then
+            returns what JSON can hold.
+        in_step: every rank calls `work` equally often (the last ones for nothing), as sharded models need.
+
+    Raises:
+        InputError: the journal is of a run with other settings; it names them.
+    """
+    state = PartialState()
+    done = _read(journal, desc) if journal else {}
+    state.wait_for_everyone()  # all have read before one writes
+    todo = [i for i in range(len(batches)) if i not in done]
+    share, mine = todo[state.process_index :: state.num_processes], []
+    for i in tqdm(share, desc=desc, unit="batch", disable=not progress):
+        mine.append((i, work(batches[i])))
+        if journal:
+            _append(journal, f"{desc}.rank{state.process_index}.jsonl", mine[-1])
+    if in_step and len(share) < -(-len(todo) // state.num_processes):
+        work(batches[todo[-1]])
+    done |= dict(gather_object(mine))
+    return [done[i] for i in range(len(batches))]
+
+
+def _append(journal: Journal, name: str, result: tuple[int, Any]) -> None:
+    path = journal.folder / name
+    if not path.is_file():
+        journal.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(journal.settings), "utf-8")
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" + json.dumps(result))  # a line that a kill cut short ends here
+
+
+def _read(journal: Journal, desc: str) -> dict[int, Any]:
+    done, now = {}, json.loads(json.dumps(journal.settings))
+    for path in sorted(journal.folder.glob(f"{desc}.rank*.jsonl")):
+        first, *lines = path.read_text("utf-8").split("\n")
+        before = _json(first)
+        if before is not None and before != now:
+            changed = [f"{name} was {before.get(name)}, is {now.get(name)}"
+                       for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+            raise InputError(f"--resume auto: {journal.folder} is of a run with other settings "
+                             f"({'; '.join(changed)}); put them back, or pass --overwrite instead")
+        done |= dict(result for result in map(_json, lines) if before is not None and result is not None)
+    return done
+
+
+def _json(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:  # cut short by a kill
+        return None

@@ -1,0 +1,216 @@
+"""The score recipe's steps: its arguments checked, its data, and what a model or file of predictions scores on it."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hfscale.config import InputError
+from hfscale.data.corpus import load_documents, load_held_out, text_fingerprint
+from hfscale.data.supervised import fit_examples, set_chat_template
+from hfscale.data.tasks import load_task
+from hfscale.evaluation.batches import Journal
+from hfscale.evaluation.intervals import estimate
+from hfscale.evaluation.lm_harness import run_lm_eval
+from hfscale.evaluation.metrics import TEXT_METRICS, item_statistics, metric_values, signature
+from hfscale.evaluation.perplexity import ONE_ITEM, perplexity_metrics, perplexity_values, score_documents
+from hfscale.evaluation.tasks import answer_task
+from hfscale.models import context_limit, count_parameters
+
+# What may change between a run and its continuation; the model is known by its weights.
+MAY_CHANGE = ("model", "output_dir", "resume", "overwrite")
+NO_SPREAD = "all items scored alike: resampling them cannot show how uncertain the value is"
+
+
+@dataclass
+class System:
+    """A model or a file of predictions, and what it scored."""
+
+    name: str
+    settings: dict[str, Any]  # what the numbers depend on: model, context, tokenizer, decoding, ...
+    columns: dict[str, np.ndarray] = field(default_factory=dict)  # metric: statistics of the items, (items, k)
+    options: dict[str, dict] = field(default_factory=dict)  # metric: its options
+    metrics: dict[str, Any] = field(default_factory=dict)  # name: value, with `_ci95` beside it
+    notes: dict[str, str] = field(default_factory=dict)
+    records: list[dict] = field(default_factory=list)  # one line each in predictions.jsonl
+
+    def values(self, metric: str) -> Any:
+        """The function from sums of the metric's statistics to its values."""
+        options = self.options.get(metric, {})
+        return perplexity_values if metric == "perplexity" else partial(metric_values, metric, **options)
+
+
+def check_score_args(args: Any) -> None:
+    """Raise InputError for what cannot work together, or an output folder that holds scores. Nothing is changed."""
+    folder, given = Path(args.output_dir), [name for name in ("predictions", "lm_eval") if getattr(args, name)]
+    if next(p for p in (folder, *folder.absolute().parents) if p.exists()).is_file():
+        raise InputError(f"--output_dir {folder}: is a file; name a folder")
+    if args.resume and args.overwrite:
+        raise InputError("--resume auto continues a run and --overwrite replaces it; give one of the two")
+    if (folder / "scores.json").exists() and not args.overwrite:
+        raise InputError(f"--output_dir {folder}: holds scores.json; name another or pass --overwrite")
+    if (folder / "unfinished").exists() and not args.resume and not args.overwrite:
+        raise InputError(f"--output_dir {folder}: holds an unfinished run; --resume auto goes on, --overwrite starts "
+                         "anew")
+    if args.lm_eval and (args.predictions or args.task_source or args.source) or args.source and args.task_source:
+        raise InputError(f"{', '.join([*given, 'source, task_source'])}: give one of them")
+    if args.task_source and not args.metrics:
+        raise InputError(f"metrics: missing; a task is judged by {', '.join(TEXT_METRICS)}, accuracy or pass_at_k")
+    if "pass_at_k" in args.metrics and not args.allow_code_execution:
+        raise InputError("metrics: pass_at_k runs what the model wrote; pass --allow_code_execution to allow it")
+    if args.num_samples < max(args.pass_at, default=0) or min(args.pass_at, default=1) < 1:
+        raise InputError(f"pass_at: got {args.pass_at}, expected numbers from 1 to num_samples ({args.num_samples})")
+    if args.num_samples > 1 and not args.do_sample:
+        raise InputError(f"num_samples: got {args.num_samples}, but without --do_sample all of them are the same")
+
+
+def load_score_data(args: Any) -> Dataset | None:
+    """The documents, or the examples of the task; None: the data is lm-eval's, or lies with the predictions."""
+    if args.task_source:
+        return load_task(args, seed=args.seed)["validation"]
+    if args.lm_eval or args.predictions:
+        return None
+    how = {name: getattr(args, name) for name in ("text_column", "sample_by", "split", "dataset_config_name")}
+    return load_documents(args.source, **how) if args.source else load_held_out(args.model[0])
+
+
+def score_text(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: Dataset,
+               args: Any) -> System:
+    """Perplexity, bits per byte and per-word perplexity."""
+    settings = _settings(model, tokenizer)
+    scores = score_documents(model, tokenizer, documents["text"][:], context=args.context, stride=args.stride,
+                             batch_size=args.batch_size, progress=True, journal=_journal(settings, documents, args))
+    settings |= {"context": scores.context, "stride": scores.stride, "prefix_token": scores.prefix_token}
+    return System(name, settings, {"perplexity": scores.sums}, {}, *perplexity_metrics(scores, seed=args.seed))
+
+
+def score_task(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Dataset,
+               args: Any) -> System:
+    """The metrics of a task."""
+    context, settings = context_limit(model) or 2**31, _settings(model, tokenizer)
+    decoding = {key: getattr(args, key) for key in ("do_sample", "temperature", "top_k", "top_p", "seed")}
+    if args.task_format == "chat":
+        set_chat_template(tokenizer, args.chat_template)
+    bare = examples.remove_columns("target").add_column("target", [""] * len(examples))  # its length does not matter
+    fitted, cut = fit_examples(DatasetDict(validation=bare), tokenizer, args, context)
+    columns, records = answer_task(model, tokenizer, fitted["validation"], args, **decoding, num_samples=args.num_samples,
+                                   pass_at=args.pass_at, allow_code_execution=args.allow_code_execution,
+                                   batch_size=args.batch_size, journal=_journal(settings, examples, args))
+    shown = ("do_sample", "seed", *(("temperature", "top_k", "top_p") if args.do_sample else ()))
+    settings |= {"context": context, "max_new_tokens": args.max_new_tokens, "stop_strings": args.stop_strings,
+                 **{key: decoding[key] for key in shown}, "shortened": cut["validation"]}
+    return _judged(System(name, settings, columns, records=records), examples["references"][:], args)
+
+
+def score_file(path: str, examples: Dataset | None, args: Any) -> System:
+    """Predictions that were saved before, here or elsewhere; all text metrics unless some are named."""
+    references = None if examples is None else examples["references"][:]
+    predictions, references = read_predictions(path, references)
+    system = System(path, {"fingerprint": _digest(predictions)})
+    for metric in args.metrics or TEXT_METRICS:
+        options = args.metric_options.get(metric, {})
+        system.columns[metric] = item_statistics(metric, predictions, references, **options)
+    system.settings["references"] = _digest(references)
+    return _judged(system, references, args)
+
+
+def score_lm_eval(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: None,
+                  args: Any) -> System:
+    """lm-eval's tasks, under its names; the intervals are from its standard errors."""
+    settings = _settings(model, tokenizer)
+    tasks = [task for words in args.lm_eval for task in words.split(",") if task]
+    metrics, facts = run_lm_eval(model, tokenizer, tasks, data=args.lm_eval_data, include=args.lm_eval_include,
+                                 batch_size=args.batch_size, seed=args.seed, limit=args.limit,
+                                 journal=_journal(settings, None, args))
+    return System(name, settings | facts | {"context": context_limit(model), "seed": args.seed}, metrics=metrics)
+
+
+def _settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What a model is: its weights' fingerprint is over the first 64 numbers of each, which training changes."""
+    weights = hashlib.sha256()
+    for parameter in model.parameters():
+        weights.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    vocabulary = _digest(sorted(tokenizer.get_vocab().items()))
+    return {"model": {"architecture": type(model).__name__, **count_parameters(model), "dtype": str(model.dtype),
+                      "fingerprint": weights.hexdigest()[:16]},
+            "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens, {vocabulary}"}
+
+
+def _journal(settings: dict[str, Any], data: Dataset | None, args: Any) -> Journal:
+    """Where this model's finished batches are kept. Nothing is written yet, but those of a run to be replaced go."""
+    folder = Path(args.output_dir, "unfinished", settings["model"]["fingerprint"])
+    state = PartialState()
+    if args.overwrite and state.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+    state.wait_for_everyone()
+    kept = {key: value for key, value in asdict(args).items() if key not in MAY_CHANGE}
+    return Journal(folder, kept | settings | {"data": data_fingerprint(data, args)})
+
+
+def _judged(system: System, references: Sequence[Sequence[str]], args: Any) -> System:
+    """Metrics, with intervals, from the statistics of the items, and what each metric's value depends on."""
+    system.options = {metric: args.metric_options.get(metric, {}) for metric in system.columns}
+    system.options |= {"pass_at_k": {"ks": args.pass_at}} if "pass_at_k" in system.columns else {}
+    for metric, columns in system.columns.items():
+        system.metrics |= estimate(columns, system.values(metric), seed=args.seed)
+    system.metrics["items"] = len(references)
+    for name, value in system.metrics.items():
+        if value is None or isinstance(value, list) and value[0] == value[1]:
+            system.notes[name] = ONE_ITEM if value is None else NO_SPREAD
+    system.settings["signatures"] = {
+        metric: signature(metric, references if metric in TEXT_METRICS else (), **options)
+        for metric, options in system.options.items()}
+    return system
+
+
+def data_fingerprint(data: Dataset | None, args: Any) -> str | None:
+    """Of the documents' text; of all columns of a task's examples; of lm-eval's local file."""
+    if data is not None:
+        return _digest(list(data)) if args.task_source else text_fingerprint(data)
+    return _digest(Path(args.lm_eval_data).read_text("utf-8")) if args.lm_eval_data else None
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_predictions(path: str, references: Sequence[Sequence[str]] | None) -> tuple[list[str], list[list[str]]]:
+    """Predictions and references of a JSONL file: columns `prediction` and `references`, or `reference`; where they
+    are missing, the given ones in their order.
+
+    Raises InputError: not such a file, a missing column, another number of lines than of given references.
+    """
+    predictions, golds = [], []
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"predictions {path}: cannot be read ({error}); expected lines of JSON") from None
+    if references is not None and len(references) != len(lines):
+        raise InputError(f"predictions {path}: {len(lines)} lines for {len(references)} examples of the task; give "
+                         "one line per example, in their order")
+    for number, line in enumerate(lines, 1):
+        row = _row(line)
+        golds.append(row.get("references", [row["reference"]] if "reference" in row else
+                             references and references[number - 1]))
+        predictions.append(row.get("prediction"))
+        if not isinstance(predictions[-1], str) or not golds[-1]:
+            raise InputError(f"{path}:{number}: expected JSON with the texts prediction and reference, or references "
+                             f"(a list), unless a task gives these; it has {', '.join(row) or 'none'}")
+    return predictions, golds
+
+
+def _row(line: str) -> dict:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
