@@ -54,13 +54,19 @@ class SourceArguments:
 
 
 @dataclass
-class DataArguments(SourceArguments):
-    """Where text comes from and how it becomes rows."""
+class SplitArguments(SourceArguments):
+    """Where text comes from and what of it is held out."""
 
     split_by: Literal["document", "position"] = field(default="document", metadata={
         "help": "validation part: documents drawn at random, or the last part of the text"})
     validation_fraction: float = field(default=0.05, metadata={"help": "share of documents, or of characters"})
     validation_source: list[str] | None = field(default=None, metadata={"help": "validation text of its own"})
+
+
+@dataclass
+class DataArguments(SplitArguments):
+    """Where text comes from and how it becomes rows."""
+
     tokenizer: str = field(default="train:8192", metadata={
         "help": "train:<vocab size>, unigram:<vocab size>, char, a folder or a Hub id"})
     max_length: int | None = field(default=None, metadata={"help": "tokens per row; default: the model's context"})

@@ -5,22 +5,16 @@
 """
 
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Literal
 
-from hfscale.config import InputError, SourceArguments, parse_args, run, write_text
+from hfscale.config import SplitArguments, check_output_folder, parse_args, run, whole_folder, write_text
 
 REPORT = "tokenizer_report.json"
 
 
 @dataclass
-class TrainTokenizerArguments(SourceArguments):
-    split_by: Literal["document", "position"] = field(default="document", metadata={"help": "as in pretrain"})
-    validation_fraction: float = field(default=0.05, metadata={"help": "share of documents, or of characters"})
-    validation_source: list[str] | None = field(default=None, metadata={"help": "held-out text of its own"})
+class TrainTokenizerArguments(SplitArguments):
     seed: int = field(default=42, metadata={"help": "of the split; pretrain's default, so both hold out the same"})
     algorithm: Literal["bpe", "unigram"] = field(default="bpe", metadata={"help": "both over bytes"})
     vocab_size: int = field(default=8192, metadata={"help": "at most, with 256 bytes and the special tokens"})
@@ -34,12 +28,7 @@ class TrainTokenizerArguments(SourceArguments):
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(TrainTokenizerArguments, argv, recipe=__file__)
-    output_dir = Path(args.output_dir).absolute()
-    if output_dir.exists() and not (args.overwrite and (output_dir / REPORT).is_file()):
-        raise InputError(f"output_dir {args.output_dir}: exists; name another, or --overwrite one of this recipe")
-    above = next(path for path in output_dir.parents if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise InputError(f"output_dir {args.output_dir}: {above} is not a folder that can be written to")
+    check_output_folder(args.output_dir, overwrite=args.overwrite, last_file=REPORT)
 
     from rich import print as show
     from rich.table import Column, Table
@@ -56,15 +45,9 @@ def main(argv: list[str] | None = None) -> None:
     report = {"schema_version": 1, "recipe": "train_tokenizer", "config": asdict(args),
               "special_tokens": dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)),
               "fingerprint": {name: text_fingerprint(part) for name, part in documents.items()}, "tokenizers": rows}
-    part = output_dir.with_name(f".{output_dir.name}.part")  # renamed at the end: the folder is whole or absent
-    try:
-        tokenizer.save_pretrained(part)
-        write_text(part / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-        if output_dir.exists():
-            shutil.rmtree(output_dir)
-        os.replace(part, output_dir)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with whole_folder(args.output_dir, overwrite=args.overwrite, last_file=REPORT) as folder:
+        tokenizer.save_pretrained(folder)
+        write_text(folder / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     table = Table(Column("on held-out text", overflow="fold"), "tokens", "bytes/token", "tokens/word", "round-trips")
     for row in rows:
         table.add_row(row["name"], f"{row['vocab_size']:,}", f"{row['bytes_per_token']:.3f}",

@@ -180,6 +180,9 @@ def test_recipe_replaces_only_when_told_and_only_its_own(tmp_path, text):
 @pytest.mark.parametrize(("words", "match"), [
     ("--vocab_size 259", r"^vocab_size: got 259, expected at least 260 \(256 bytes and"),
     ("--vocab_size 2000000", "at most 1048576"),
+    ("--extra_special_tokens <a> <b> <a>", r"\['<a>', '<b>', '<a>'\], expected different names"),
+    ("--extra_special_tokens <a> <|pad|>", "different names, none empty, beside"),
+    ("--extra_special_tokens=", "different names, none empty"),
     ("--algorithm wordpiece", r"--algorithm: got 'wordpiece', expected one of bpe, unigram"),
     ("--compare missing-folder", "tokenizer missing-folder: no such folder"),
     ("--compare train:1", "at least 258"),

@@ -48,8 +48,13 @@ def load_tokenizer(spec: str, documents: Dataset | IterableDataset) -> PreTraine
 
 
 def check_vocab_size(place: str, vocab_size: int, extra_special_tokens: Sequence[str] = ()) -> None:
-    """Raises InputError, beginning with `place`, unless the 256 bytes and the special tokens fit in."""
-    least = 256 + len([EOS_TOKEN, PAD_TOKEN, *extra_special_tokens])
+    """Raises InputError, beginning with `place`, unless the 256 bytes and the special tokens fit in; these must be
+    different ones, of at least one character."""
+    special = [EOS_TOKEN, PAD_TOKEN, *extra_special_tokens]
+    if "" in special or len(set(special)) < len(special):
+        raise InputError(f"extra_special_tokens: got {list(extra_special_tokens)}, expected different names, none "
+                         f"empty, beside {EOS_TOKEN} and {PAD_TOKEN}")
+    least = 256 + len(special)
     if not least <= vocab_size <= MAX_VOCAB_SIZE:
         raise InputError(f"{place} at least {least} (256 bytes and the special tokens), at most {MAX_VOCAB_SIZE}")
 
