@@ -69,7 +69,7 @@ def metric_values(metric: str, sums: np.ndarray, **options) -> dict[str, np.ndar
     sums = np.asarray(sums, dtype=np.float64)
     if metric in ("bleu", "chrf"):
         value = _sacrebleu(metric, options)._compute_score_from_stats
-        return {metric: np.apply_along_axis(lambda row: value(row.tolist()).score, -1, sums)}
+        return {metric: np.apply_along_axis(lambda row: value(row.tolist()).score, -1, sums)[()]}
     if metric == "perplexity":
         nll, tokens, num_bytes, words = np.moveaxis(sums, -1, 0)
         return {"perplexity": np.exp(nll / tokens), "bits_per_byte": nll / np.log(2) / num_bytes,
