@@ -16,13 +16,14 @@ def generate_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, p
                    max_new_tokens: int = 128, do_sample: bool = True, temperature: float = 1.0, top_k: int = 50,
                    top_p: float = 1.0, num_beams: int = 1, num_return_sequences: int = 1,
                    repetition_penalty: float = 1.0, stop_strings: Sequence[str] | None = None, batch_size: int = 8,
-                   seed: int = 0, stream: bool = False, progress: bool = False) -> list[list[str]]:
+                   seed: int = 0, stream: bool = False, skip_prompt: bool = False, progress: bool = False
+                   ) -> list[list[str]]:
     """`num_return_sequences` completions of each prompt, without it, special tokens and what follows a stop string.
 
     Names and meanings are those of `transformers.GenerationConfig`. A prompt gets fewer than `max_new_tokens` where
     the context ends; an empty one starts from BOS, else EOS. Greedy and beam search do not depend on `batch_size`;
-    samples repeat for equal `seed` and `batch_size`. `stream` prints one completion of one prompt while it comes.
-    Model, tokenizer and random state are left as found.
+    samples repeat for equal `seed` and `batch_size`. `stream` prints one completion of one prompt while it comes, and
+    before it the prompt, unless `skip_prompt`. Model, tokenizer and random state are left as found.
 
     Raises:
         InputError: a value that generation does not allow, or a prompt that leaves no room in the context.
@@ -37,7 +38,7 @@ def generate_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, p
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= model.config.get_text_config().vocab_size:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)  # any known id: it is masked
     settings |= {"do_sample": do_sample, "stop_sequence": list(stop_strings) if stop_strings else None,
-                 "streamer": TextStreamer(tokenizer, skip_special_tokens=True) if stream else None}
+                 "streamer": TextStreamer(tokenizer, skip_prompt, skip_special_tokens=True) if stream else None}
     settings |= sampling if do_sample else {}  # upstream warns about these otherwise
     prompts, rooms = fit_prompts(model, tokenizer, prompts)
     order = sorted(range(len(prompts)), key=lambda i: -rooms[i])  # shortest first
