@@ -7,9 +7,10 @@ from typing import Any
 from hfscale.scaling.law import Fit
 
 
-def draw_law(path: Path, fits: dict[str, Fit], groups: dict[str, Sequence[tuple]], forecasts: Sequence[dict[str, Any]]) -> None:
-    """Save a PNG of the fits and the runs (parameters, tokens, loss) of each: one row per fit; loss against tokens and against parameters with the fitted curves and forecasts,
-    and the law's iso-FLOP curves with the compute-optimal point of each."""
+def draw_law(path: Path, fits: dict[str, Fit], groups: dict[str, Sequence[tuple]],
+             forecasts: Sequence[dict[str, Any]]) -> None:
+    """Save a PNG, one row per fit to its runs (parameters, tokens, loss): loss against tokens and against parameters
+    with the fitted curves and forecasts, and iso-FLOP curves with the compute-optimal point of each."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 4.2 * len(fits)), layout="constrained")

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 import shlex
 import subprocess
@@ -125,11 +126,12 @@ def _finished(run: Path, command: list[str]) -> dict[str, Any] | None:
 
 
 def _train(command: list[str], log: Path, retries: int) -> bool:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
     for _ in range(retries + 1):
+        # --overwrite: the folder holds at most what a failed try left
+        words = [sys.executable, "-m", "hfscale.cli", *command, "--overwrite", "true"]
         with open(log, "a", encoding="utf-8") as out:
-            again = ["--overwrite", "true"]  # the folder holds at most what a failed try left
-            if subprocess.run([sys.executable, "-m", "hfscale.cli", *command, *again], stdout=out,
-                              stderr=subprocess.STDOUT).returncode == 0:
+            if subprocess.run(words, stdout=out, stderr=subprocess.STDOUT, env=env).returncode == 0:
                 return True
     return False
 

@@ -1,0 +1,39 @@
+"""One HTML page of a run, or of several beside each other: what was done, curves, metrics, samples, data, pictures.
+
+    hfscale report --runs runs/pretrain-tiny
+    hfscale report --runs runs/a runs/b --also runs/scale-tiny runs/data --output_file runs/a-and-b.html
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hfscale.config import InputError, parse_args, run, write_text
+
+
+@dataclass
+class ReportArguments:
+    runs: list[str] = field(default_factory=lambda: ["runs/quickstart"], metadata={"help": "folders of finished runs"})
+    also: list[str] = field(default_factory=list, metadata={
+        "help": "folders that score, scale, prepare_data, attention_maps or bias_probe wrote, to show on the page"})
+    output_file: str | None = field(default=None, metadata={"help": "the page; default: report.html in the first run"})
+    overwrite: bool = field(default=False, metadata={"help": "replace a page that exists"})
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(ReportArguments, argv, recipe=__file__)
+    if not args.runs:
+        raise InputError("runs: none given; name the folder of a finished run")
+    page = Path(args.output_file or Path(args.runs[0], "report.html"))
+    if page.exists() and not args.overwrite:
+        raise InputError(f"output_file {page}: exists; name another or pass --overwrite")
+
+    from hfscale.report.page import render_page
+
+    html = render_page(args.runs, args.also)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_text(page, html)
+    print(f"page: {page} ({len(html.encode()) / 1e6:.2f} MB); open it in a browser, no network is needed")
+
+
+if __name__ == "__main__":
+    run(main)
