@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from hfscale.data.tokenizer import load_pretrained_tokenizer
     from hfscale.generation import fit_prompts, generate_texts
-    from hfscale.models import load_model
+    from hfscale.models import context_limit, load_model
 
     model = load_model(args.model).to(torch.accelerator.current_accelerator() or "cpu")
     tokenizer = load_pretrained_tokenizer(args.model)
@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     first = [{"role": "system", "content": args.system}] if args.system else []
     messages = list(first)
     render = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
+    needed = min(args.max_new_tokens, (context_limit(model) or 2**31) // 4)  # room that an answer must have
     asks = args.prompts is None and sys.stdin.isatty()
     if asks:
         print(f"{args.model}: type and press Enter; /reset forgets the conversation, /exit or Ctrl-D ends it")
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         while len(messages) > len(first) + 1:
             with contextlib.suppress(InputError):
                 room = fit_prompts(model, tokenizer, [prompt])[1][0]
-            if room >= args.max_new_tokens:
+            if room >= needed:
                 break
             del messages[len(first) : len(first) + 2]
             print("(the oldest turn was dropped: the model's context is full)", file=sys.stderr)
