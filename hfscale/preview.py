@@ -1,7 +1,10 @@
 """What a training run is about to do, shown before it starts (`--dry_run`)."""
 
 import math
+import os
 
+import psutil
+import torch
 from datasets import Dataset, DatasetDict
 from rich.console import Console
 from rich.table import Table
@@ -10,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from hfscale.config import is_main_rank
 from hfscale.data.packing import IGNORED
 from hfscale.models import count_parameters
-from hfscale.scaling.memory import training_memory_bytes
+from hfscale.scaling.flops import Shape
+from hfscale.scaling.memory import Sharding, Step, sharding_of, step_memory_bytes
 
 SHOWN_TOKENS = 12
 
@@ -39,16 +43,47 @@ def preview(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Da
     counts.add_row("steps", f"{count_steps(num_rows, args):,}")
     for name, value in count_parameters(model).items():
         counts.add_row(name.replace("_", " "), f"{value:,}")
-    config = model.config
-    memory = training_memory_bytes(
-        parameters=count_parameters(model)["parameters"], n_layer=config.num_hidden_layers, n_embd=config.hidden_size,
-        vocab_size=config.vocab_size, batch_size=args.per_device_train_batch_size, max_length=max_length,
-        bf16=args.bf16, activation_checkpointing=bool(args.gradient_checkpointing or args.activation_checkpointing))
+    memory = memory_at_hand(model, args, row)
     for part, size in memory.items():
         counts.add_row(f"memory: {part}", f"{size / 2**20:,.0f} MiB")
-    counts.add_row("memory: all (estimate, per process, nothing sharded)", f"{sum(memory.values()) / 2**20:,.0f} MiB")
+    total, there = sum(memory.values()), device_memory_bytes(args)
+    counts.add_row("memory: all, per process, without libraries", f"{total / 2**20:,.0f} MiB")
+    counts.add_row("memory: there is, per process", f"{there / 2**20:,.0f} MiB")
     console.print(counts)
+    if total > there:
+        print("this does not fit: lower per_device_train_batch_size (and raise gradient_accumulation_steps), or add "
+              "--activation_checkpointing; hfscale plan shows what fits where")
     print("dry run: nothing was trained or written")
+
+
+def memory_at_hand(model: PreTrainedModel, args: TrainingArguments, row: dict) -> dict[str, int]:
+    """Bytes by part that a process of this launch will take (`step_memory_bytes`), for the model taken as a GPT-2 of
+    its sizes and adapters taken to be on all linear layers."""
+    config = model.config.get_text_config()
+    adapters = getattr(model, "peft_config", None) or {"none": None}
+    shape = Shape(config.num_hidden_layers, config.num_attention_heads, config.hidden_size,
+                  config.max_position_embeddings, config.vocab_size)
+    step = Step(args.per_device_train_batch_size, len(row["input_ids"]), args.per_device_eval_batch_size, args.bf16,
+                bool(args.gradient_checkpointing or args.activation_checkpointing),
+                args.gradient_accumulation_steps > 1, 0 in row["position_ids"][1:],
+                getattr(next(iter(adapters.values())), "r", 0), getattr(model, "is_loaded_in_4bit", False))
+    return step_memory_bytes(shape, step, launched_sharding(args.world_size))
+
+
+def launched_sharding(processes: int) -> Sharding:
+    """What accelerate's launcher told this process."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        return Sharding("deepspeed", int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2)), processes,
+                        os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none"))
+    return sharding_of({"distributed_type": "FSDP"} if os.environ.get("ACCELERATE_USE_FSDP") == "true" else {},
+                       processes)
+
+
+def device_memory_bytes(args: TrainingArguments) -> int:
+    """Of the GPU, or this process's share of the machine's."""
+    if args.device.type == "cuda":
+        return torch.cuda.get_device_properties(args.device).total_memory
+    return psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def count_steps(num_rows: int, args: TrainingArguments) -> int:

@@ -1,8 +1,10 @@
-"""recipes/pretrain.py as one rank of a launch, which also notes what the rank really is: $RANK_NOTES/rank<n>.json.
+"""recipes/pretrain.py as one rank of a launch, which also notes what the rank really is: $RANK_NOTES/rank<n>.json;
+with $MEASURE_MEMORY it notes instead what its tensors took: $RANK_NOTES/peak<n>.json.
 
 test_launch.py starts it through `hfscale tests/launched_pretrain.py`; the recipe runs unchanged.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -56,6 +58,27 @@ def describe(trainer) -> dict:
     }
 
 
+def measure() -> None:
+    """Note the highest sum of live bytes that torch's CPU allocator reported until the training ended, as `peak_bytes`.
+
+    The profiler sees every tensor's allocation and release from before the model is made.
+    """
+    import torch
+    from transformers import TrainerCallback, trainer
+
+    class Measure(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            profiler.stop()
+            events = (e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]")
+            peak = max(itertools.accumulate(e.nbytes() for e in events))
+            path = Path(os.environ["RANK_NOTES"]) / f"peak{args.process_index}.json"
+            path.write_text(json.dumps({"peak_bytes": peak}))
+
+    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+    profiler.start()
+    trainer.DEFAULT_CALLBACKS.append(Measure)
+
+
 def local_numel(tensor) -> int:
     """Numbers of a (possibly sharded) tensor held by this rank; 0 for a ZeRO-3 weight that is released."""
     return (tensor.to_local() if hasattr(tensor, "to_local") else tensor).numel()
@@ -77,5 +100,5 @@ if __name__ == "__main__":
 
         fsdp_on_cpu.install()
     without_compiler()
-    watch()
+    measure() if os.environ.get("MEASURE_MEMORY") else watch()
     run(main)

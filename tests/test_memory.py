@@ -1,0 +1,98 @@
+"""The memory of a step: the formula's parts by hand, and its sum against what torch's allocator reports."""
+
+import itertools
+
+import pytest
+import torch
+from transformers import GPT2LMHeadModel
+
+from hfscale.launch import shipped
+from hfscale.models import DEFAULTS
+from hfscale.scaling.flops import Shape
+from hfscale.scaling.memory import Sharding, Step, sharding_of, step_memory_bytes
+
+TINY = Shape(n_layer=3, n_head=4, n_embd=128, n_positions=128, vocab_size=512)
+
+
+def test_parts_of_gpt2_small_by_hand():
+    """GPT-2 small, 8 rows of 1,024 tokens, float32, one document a row: 4, 4 and 8 bytes a parameter; 16 vectors of
+    768 a token and block with 12 heads' and two norms' numbers; the final norm's input and output; 12 bytes a logit."""
+    small = Shape(12, 12, 768, 1024, 50257)
+    parts = step_memory_bytes(small, Step(8, 1024, masked=False), Sharding())
+    tokens = 8 * 1024
+    assert parts == {"weights": 4 * 124_439_808, "optimizer": 8 * 124_439_808, "gradients": 0, "bf16 copies": 0,
+                     "activations": tokens * (12 * (16 * 768 * 4 + 12 * 4 + 16) + 2 * 768 * 4),
+                     "logits": tokens * 50257 * 12, "communication": 0}
+
+
+def test_shards_divide_the_state():
+    step, whole = Step(1, 8), TINY.parameters()
+    parts = {stage: step_memory_bytes(TINY, step, Sharding("deepspeed", stage, 4)) for stage in (1, 2, 3)}
+    assert [parts[stage]["optimizer"] for stage in (1, 2, 3)] == [3 * whole] * 3
+    assert [parts[stage]["weights"] for stage in (1, 2, 3)] == [4 * whole, 4 * whole, whole]
+    fsdp = step_memory_bytes(TINY, step, Sharding("fsdp", 3, 4))
+    assert (fsdp["weights"], fsdp["optimizer"]) == (whole, 2 * whole)
+    assert step_memory_bytes(TINY, step, Sharding("ddp", 0, 4))["communication"] == 4 * whole
+    assert step_memory_bytes(TINY, step, Sharding("deepspeed", 2, 4, "cpu"))["optimizer"] == 0
+    bf16 = step_memory_bytes(TINY, step._replace(bf16=True), Sharding("deepspeed", 2, 4))
+    assert (bf16["weights"], bf16["optimizer"]) == (2 * whole, 3 * whole)
+
+
+def test_adapters_and_four_bits():
+    parts = step_memory_bytes(TINY, Step(8, 128, lora_rank=4), Sharding())
+    assert parts["optimizer"] == 8 * TINY.lora_parameters(4)
+    four = step_memory_bytes(TINY, Step(8, 128, lora_rank=4, load_in_4bit=True), Sharding())
+    linear = 3 * 12 * 128**2
+    assert parts["weights"] - four["weights"] == pytest.approx(linear * (4 - 4.127 / 8), abs=1)
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("cpu", ("none", 0, "none")), ("ddp", ("ddp", 0, "none")), ("fsdp2", ("fsdp", 3, "none")),
+    ("zero1", ("deepspeed", 1, "none")), ("zero3", ("deepspeed", 3, "none"))])
+def test_sharding_is_read_from_the_launch_config(name, expected):
+    import yaml
+
+    processes = 1 if name == "cpu" else 8
+    found = sharding_of(yaml.safe_load(shipped("accelerate_configs", "*.yaml")[name].read_text()), processes)
+    assert (found.engine, found.stage, found.offload) == expected and found.processes == processes
+
+
+def peak_bytes(shape: Shape, step: Step) -> int:
+    """Most bytes of live tensors during two training steps, as torch's CPU allocator reports them."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import GPT2Config
+
+    config = GPT2Config(**shape._asdict(), **DEFAULTS, use_cache=False, bos_token_id=0, eos_token_id=0)
+    positions = torch.arange(step.max_length) % (step.max_length // 4 if step.masked else step.max_length)
+    batches = torch.randint(0, shape.vocab_size, (2, 2 if step.accumulates else 1, step.batch_size, step.max_length))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        model = GPT2LMHeadModel(config).train()
+        model.loss_type = "ForCausalLM"
+        if step.lora_rank:
+            model = get_peft_model(model, LoraConfig(r=step.lora_rank, target_modules="all-linear",
+                                                     fan_in_fan_out=True))
+        if step.activation_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), fused=True)
+        for batch in batches:
+            for ids in batch:
+                with torch.autocast("cpu", torch.bfloat16, enabled=step.bf16):
+                    loss = model(ids, labels=ids, position_ids=positions.expand_as(ids), use_cache=False).loss
+                loss.backward()
+                del loss
+            optimizer.step()
+            optimizer.zero_grad()
+    events = (e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]")
+    return max(itertools.accumulate(e.nbytes() for e in events))
+
+
+@pytest.mark.parametrize("change", [
+    {}, {"bf16": True}, {"activation_checkpointing": True}, {"bf16": True, "activation_checkpointing": True},
+    {"masked": False}, {"accumulates": True}, {"batch_size": 1}, {"max_length": 64, "bf16": True}, {"lora_rank": 8},
+], ids=lambda change: "-".join(change) or "plain")
+@pytest.mark.parametrize("shape", [TINY, TINY._replace(n_layer=2, vocab_size=4096), TINY._replace(vocab_size=65)],
+                         ids=["tiny", "many-words", "letters"])
+def test_prediction_is_what_the_allocator_reports(shape, change):
+    step = Step(batch_size=8, max_length=128)._replace(**change)
+    predicted = sum(step_memory_bytes(shape, step, Sharding()).values())
+    assert predicted == pytest.approx(peak_bytes(shape, step), rel=0.1)
