@@ -71,11 +71,12 @@ def _rows(maker: Callable, seed: int, limits: dict[str, int], stamp: tuple) -> I
 
 
 def _translations(rng: random.Random, language: str) -> Iterator[tuple[str, dict]]:
-    """The same value in the words of two locales. The key is the value, whatever the format."""
+    """The same value in the words of two locales. The key is the day, number or names, whatever the format."""
     while True:
         value = rng.choice((_date, _date, _number, _number, _names))(rng)
-        kind = rng.random()
-        yield repr(value), {"en": _written(value, kind, "en"), "other": _written(value, kind, language)}
+        form = rng.random(), rng.random()
+        key = str(value.date() if isinstance(value, datetime.datetime) else value)
+        yield key, {"en": _written(value, form, "en"), "other": _written(value, form, language)}
 
 
 def _date(rng: random.Random) -> datetime.datetime:
@@ -93,20 +94,22 @@ def _names(rng: random.Random) -> tuple[str, ...]:
     return kind, *rng.sample(codes, 3)
 
 
-def _written(value: datetime.datetime | float | tuple, kind: float, locale: str) -> str:
-    """`kind`, from 0 to 1, picks one of the formats for this type of value."""
+def _written(value: datetime.datetime | float | tuple, form: tuple[float, float], locale: str) -> str:
+    """`form`, two numbers from 0 to 1, picks one of the formats for this type of value."""
     def pick(options: tuple) -> str:
-        return options[int(kind * len(options))]
+        return options[int(form[1] * len(options))]
 
     if isinstance(value, tuple):
         names = getattr(Locale(locale), value[0])
         return lists.format_list([names[code] for code in value[1:]], pick(("standard", "or")), locale)
     if isinstance(value, datetime.datetime):
-        date = dates.format_date(value, pick(("full", "long", "full", "long", "medium")), locale)
-        return date if kind < 0.7 else f"{date}, {dates.format_time(value, 'short', locale=locale)}"
-    if kind < 0.4:
+        if form[0] < 0.7:  # never both long and medium, which differ in German but in English not in May
+            return dates.format_date(value, pick(("full", "long", "short")), locale)
+        date = dates.format_date(value, pick(("full", "medium", "short")), locale)
+        return f"{date}, {dates.format_time(value, 'short', locale=locale)}"
+    if form[0] < 0.4:
         return units.format_unit(value, pick(UNITS), "long", locale=locale)
-    if kind < 0.7:
+    if form[0] < 0.7:
         return numbers.format_currency(value, pick(CURRENCIES), locale=locale, format_type="name")
     return numbers.format_decimal(value, locale=locale)
 

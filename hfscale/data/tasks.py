@@ -38,7 +38,7 @@ def load_task(args: TaskArguments, *, seed: int) -> DatasetDict:
     """
     if not args.task_source:
         raise InputError("task_source: missing; give embedded:<task>, files or a Hub id")
-    if min(args.validation_examples, args.train_examples or 1) < 1:
+    if args.validation_examples < 1 or args.train_examples is not None and args.train_examples < 1:
         raise InputError("train_examples, validation_examples: expected at least 1")
     kind, _, name = args.task_source[0].partition(":")
     if kind == "embedded":

@@ -1,0 +1,206 @@
+"""Which tokens carry loss, for every shipped task, packed and padded; and what is done with what does not fit."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from torch.nn import functional as F
+from transformers import TrainingArguments
+
+from hfscale.config import InputError, TaskArguments, parse_args
+from hfscale.data.packing import IGNORED, collate_rows
+from hfscale.data.supervised import CHATML, collate_padded, fit_examples, set_chat_template, supervised_rows
+from hfscale.data.tasks import load_task
+from hfscale.data.tokenizer import train_bpe, train_char
+from hfscale.models import new_model
+from hfscale.training import LMTrainer
+from recipes import finetune_task
+
+EOS = "<|endoftext|>"
+TURNS = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello!"},
+         {"role": "user", "content": "Bye?"}, {"role": "assistant", "content": "Bye."}]
+# task: (a row of its source, [(text, whether it carries loss), ...])
+TASKS = {
+    "translation": ({"en": "May 3, 2020", "other": "3. Mai 2020"},
+                    [("May 3, 2020\n", False), ("3. Mai 2020" + EOS, True)]),
+    "summarization": ({"signature": "def f(x):", "text": "Long story.", "summary": "Short."},
+                      [("def f(x):\nLong story.\nSummary:\n", False), ("Short." + EOS, True)]),
+    "question_answering": ({"context": "Ada owns a cat.", "question": "Does Ada own a dog?", "answer": "no"},
+                           [("Does Ada own a dog?\nAda owns a cat.\nAnswer:\n", False), ("no" + EOS, True)]),
+    "dialogue": ({"messages": TURNS},
+                 [("<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n", False), ("Hello!" + EOS, True),
+                  ("<|im_end|>\n<|im_start|>user\nBye?<|im_end|>\n<|im_start|>assistant\n", False),
+                  ("Bye." + EOS, True), ("<|im_end|>\n", False)]),
+    "code": ({"declaration": "def f(self):", "body": "return 1"},
+             [("def f(self):\n", False), ("return 1" + EOS, True)]),
+}
+
+
+def task_args(name: str, tmp_path, rows: list[dict], **changes) -> TaskArguments:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    args = parse_args(finetune_task.FinetuneTaskArguments, ["--config", name], recipe=finetune_task.__file__)
+    args.task_source = args.task_validation_source = [str(path)]
+    for key, value in changes.items():
+        setattr(args, key, value)
+    return args
+
+
+def char_tokenizer(*texts: str):
+    tokenizer = train_char(Dataset.from_dict({"text": ["\n".join(texts)]}))
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    set_chat_template(tokenizer, "chatml")
+    return tokenizer
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "pad"])
+@pytest.mark.parametrize("task", TASKS)
+def test_which_tokens_carry_loss(task, packing, tmp_path):
+    """One token is one character (or one special token), so every place of the row is told."""
+    row, expected = TASKS[task]
+    args = task_args(task, tmp_path, [row, row], max_new_tokens=16)
+    tokenizer = char_tokenizer("user assistant", *(text for text, _ in expected))
+    examples, cut = fit_examples(load_task(args, seed=0), tokenizer, args, 200)
+    rows = supervised_rows(examples, tokenizer, 200, packing)["train"]
+
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text, _ in expected]
+    one = [(i, i if loss else IGNORED) for part, (_, loss) in zip(ids, expected, strict=True) for i in part]
+    made = [pair for row in rows for pair in zip(row["input_ids"], row["labels"], strict=True)]
+    unused = [(tokenizer.eos_token_id, IGNORED)] * (len(made) - 2 * len(one))
+    assert made == one + one + unused
+    assert len(unused) == (200 - 2 * len(one) if packing == "best_fit" else 0)
+    positions = [p for row in rows for p in row["position_ids"]]
+    assert positions[:2 * len(one)] == list(range(len(one))) * 2  # each begins anew: neither sees the other
+    loss_text = "".join(text for text, loss in expected if loss)
+    assert sum(rows["num_tokens"]) == 2 * sum(label != IGNORED for _, label in one)
+    assert sum(rows["num_bytes"]) == 2 * len(loss_text.replace(EOS, "").encode())
+    assert cut == {"train": {"prompts": 0, "tokens": 0}, "validation": {"prompts": 0, "tokens": 0}}
+    # what generation starts from is what training put before the last answer
+    first = examples["validation"][0]
+    whole = "".join(text for text, _ in expected)
+    assert whole.startswith(first["prompt"] + first["target"] + EOS)
+
+
+@pytest.fixture(scope="module")
+def made():
+    """30 examples of very different length, a tokenizer, and a model without dropout."""
+    texts = [(f"Count to {i}:\n", " ".join(map(str, range(i % 9 + 1)))) for i in range(30)]
+    tokenizer = train_bpe(Dataset.from_dict({"text": [a + b for a, b in texts]}), 280)
+    torch.manual_seed(0)
+    model = new_model(tokenizer, n_layer=2, n_head=2, n_embd=32, n_positions=64)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)  # attention that matters
+    examples = Dataset.from_dict({"prompt": [a for a, _ in texts], "target": [b for _, b in texts]})
+    return DatasetDict(train=examples), tokenizer, model.eval()
+
+
+def losses(model, batch) -> tuple[float, int]:
+    with torch.no_grad():
+        logits = model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+    targets = batch["labels"][:, 1:]
+    nll = F.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    return nll.item(), int((targets != IGNORED).sum())
+
+
+def test_packed_and_padded_losses_equal_each_examples_own(made):
+    examples, tokenizer, model = made
+    alone, tokens = 0.0, 0
+    for example in examples["train"]:
+        prompt, target = (tokenizer(example[name])["input_ids"] for name in ("prompt", "target"))
+        ids = torch.tensor([prompt + target + [tokenizer.eos_token_id]])
+        with torch.no_grad():
+            logp = model(ids).logits.log_softmax(-1)
+        for at in range(len(prompt), ids.shape[1]):
+            alone, tokens = alone - logp[0, at - 1, ids[0, at]].item(), tokens + 1
+    for packing, collate in (("best_fit", collate_rows), ("pad", collate_padded)):
+        rows = supervised_rows(examples, tokenizer, 64, packing)["train"]
+        nll, count = losses(model, collate(list(rows)))
+        assert (count, sum(rows["num_tokens"])) == (tokens, tokens)
+        assert nll / count == pytest.approx(alone / tokens, abs=1e-5)
+    assert len(supervised_rows(examples, tokenizer, 64, "best_fit")["train"]) < 15  # it does pack
+
+
+def test_accumulation_changes_no_update(made, tmp_path):
+    """Six padded rows with different numbers of targets: at once, or in three parts that are summed."""
+    examples, tokenizer, model = made
+    rows = supervised_rows(examples, tokenizer, 64, "pad")["train"].select(range(3, 9))
+    weights = []
+    for size, parts in ((6, 1), (2, 3)):
+        torch.manual_seed(1)
+        copy = new_model(tokenizer, n_layer=2, n_head=2, n_embd=32, n_positions=64)
+        args = TrainingArguments(str(tmp_path / str(size)), max_steps=1, learning_rate=0.1, optim="sgd", use_cpu=True,
+                                 per_device_train_batch_size=size, gradient_accumulation_steps=parts, report_to="none",
+                                 lr_scheduler_type="constant", max_grad_norm=0, save_strategy="no", disable_tqdm=True,
+                                 logging_steps=1)
+        trainer = LMTrainer(model=copy, args=args, train_dataset=rows, data_collator=collate_padded)
+        trainer.train()
+        weights.append((trainer.state.log_history[0]["loss"], torch.cat([p.flatten() for p in copy.parameters()])))
+    assert weights[0][0] == pytest.approx(weights[1][0], abs=1e-5)
+    torch.testing.assert_close(weights[0][1], weights[1][1], atol=1e-5, rtol=0)
+
+
+def test_the_last_label_of_every_answer_is_eos(made):
+    examples, tokenizer, _ = made
+    rows = list(supervised_rows(examples, tokenizer, 64, "pad")["train"])
+    batch = collate_padded(rows)
+    for row, labels in zip(rows, batch["labels"], strict=True):
+        assert labels[len(row["labels"]) - 1] == tokenizer.eos_token_id
+        assert (labels[len(row["labels"]):] == IGNORED).all()
+
+
+# ---- what does not fit
+
+def fitted(prompt: str, target: str, max_length: int, **settings):
+    args = TaskArguments(prompt="{a}?\n", target="{b}", **{"max_new_tokens": 4, **settings})
+    row = {"prompt": prompt, "target": target, "references": [target], "source": prompt}
+    examples, cut = fit_examples(DatasetDict(train=Dataset.from_list([row])), char_tokenizer("abcdefgh?\n"), args,
+                                 max_length)
+    return examples["train"][0]["prompt"], cut["train"]
+
+
+@pytest.mark.parametrize("shorten, kept", [("end", "abc?\n"), ("start", "efg?\n")])
+def test_a_long_prompt_is_shortened_by_rule_and_counted(shorten, kept):
+    prompt, cut = fitted("abcdefg?\n", "ab", 9, shorten=shorten)  # 9 - 4 new tokens leave 5
+    assert (prompt, cut) == (kept, {"prompts": 1, "tokens": 4})
+
+
+def test_a_long_target_takes_room_from_the_prompt_but_is_never_cut():
+    assert fitted("abcdefg?\n", "abcdef", 12) == ("abc?\n", {"prompts": 1, "tokens": 4})  # 12 - 6 - EOS
+    with pytest.raises(InputError, match=r"train example 0: its target has 8 tokens, which with EOS .* into 9; it is "
+                                         "never cut"):
+        fitted("abcdefg?\n", "abcdefgh", 9)
+    with pytest.raises(InputError, match="train example 0: the 2 tokens beside its answer do not hold the least"):
+        fitted("abcdefg?\n", "abcdef", 9)
+    with pytest.raises(InputError, match="max_new_tokens: got 9; expected at least 1 and"):
+        fitted("a?\n", "a", 9, max_new_tokens=9)
+
+
+def test_a_long_conversation_loses_its_oldest_turns(tmp_path):
+    system = {"role": "system", "content": "Be kind."}
+    args = task_args("dialogue", tmp_path, [{"messages": [system, *TURNS]}], max_new_tokens=8)
+    tokenizer = char_tokenizer("user assistant system Be kind. Hi. Hello! Bye?")
+    examples, cut = fit_examples(load_task(args, seed=0), tokenizer, args, 60)
+    assert examples["train"][0]["messages"] == [system, *TURNS[2:]]
+    whole = tokenizer.apply_chat_template([system, *TURNS[:3]], tokenize=False, add_generation_prompt=True)
+    short = tokenizer.apply_chat_template([system, TURNS[2]], tokenize=False, add_generation_prompt=True)
+    assert examples["train"][0]["prompt"] == short
+    lost = len(tokenizer(whole)["input_ids"]) - len(tokenizer(short)["input_ids"])
+    assert cut["train"] == {"prompts": 1, "tokens": lost}
+
+
+# ---- chat templates
+
+def test_a_chat_template_must_be_there_and_mark_the_answers(tmp_path):
+    tokenizer = train_char(Dataset.from_dict({"text": ["abc"]}))
+    with pytest.raises(InputError, match="the tokenizer has no chat template.*--chat_template chatml"):
+        set_chat_template(tokenizer, None)
+    with pytest.raises(InputError, match="chat_template nowhere.jinja: no such file"):
+        set_chat_template(tokenizer, "nowhere.jinja")
+    (tmp_path / "bare.jinja").write_text("{{ messages[0].content }}")
+    with pytest.raises(InputError, match="does not mark the answers"):
+        set_chat_template(tokenizer, str(tmp_path / "bare.jinja"))
+    set_chat_template(tokenizer, "chatml")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert type(tokenizer).from_pretrained(tmp_path / "saved").chat_template == CHATML
