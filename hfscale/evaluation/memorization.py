@@ -1,0 +1,71 @@
+"""What a model learned by heart: text that its samples copy, and secrets that were planted in its training text."""
+
+import re
+from collections.abc import Sequence
+from itertools import islice, product
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hfscale.config import InputError
+from hfscale.evaluation.intervals import bootstrap_sums, percentile_interval
+from hfscale.evaluation.perplexity import score_documents
+
+
+def longest_copy(text: str, training_text: str) -> str:
+    """The longest run of whole words of `text` that stands in `training_text` letter for letter; "" if none does."""
+    spans, best, stop = [word.span() for word in re.finditer(r"\S+", text)], (0, 0), 0
+    for start in range(len(spans)):  # what begins one word later reaches at least as far
+        stop = max(stop, start)
+        while stop < len(spans) and text[spans[start][0] : spans[stop][1]] in training_text:
+            stop += 1
+        best = max(best, (start, stop), key=lambda run: run[1] - run[0])
+    return text[spans[best[0]][0] : spans[best[1] - 1][1]] if best[1] > best[0] else ""
+
+
+def exposure_bits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, canary: str, pattern: str, *,
+                  candidates: int = 1000, batch_size: int = 32, seed: int = 0) -> dict[str, float | int]:
+    """Exposure of a planted canary: log2 of the number of texts it is compared with, less log2 of its rank by
+    likelihood among them (Carlini et al., The Secret Sharer, 2019). 0 to 1 is what chance gives most often; the most
+    that can be seen is `exposure_limit_bits`.
+
+    `pattern` is the canary with # for each random digit; it is compared with all texts of that form, or with
+    `candidates` of them drawn at random with `seed`.
+
+    Raises:
+        InputError: the canary does not have the pattern's form, or the pattern has no #.
+    """
+    if "#" not in pattern or not re.fullmatch(re.escape(pattern).replace(r"\#", r"\d"), canary):
+        raise InputError(f"canary '{canary}': does not have the form '{pattern}' (# stands for one digit)")
+    digits = pattern.count("#")
+    if 10**digits <= candidates:
+        fillings = ["".join(filling) for filling in product("0123456789", repeat=digits)]
+    else:
+        generator = np.random.default_rng(seed)
+        drawn = iter(lambda: "".join(map(str, generator.integers(10, size=digits))), None)
+        fillings = list(dict.fromkeys(islice(drawn, 2 * candidates)))[:candidates]
+    texts = [canary, *dict.fromkeys(text for filling in fillings if (text := _fill(pattern, filling)) != canary)]
+    nll = score_documents(model, tokenizer, texts, batch_size=batch_size).sums[:, 0]
+    rank = 1 + int((nll[1:] <= nll[0]).sum())  # a tie shows nothing
+    return {"rank": rank, "candidates": len(texts), "exposure_bits": float(np.log2(len(texts) / rank)),
+            "exposure_limit_bits": float(np.log2(len(texts)))}
+
+
+def loss_gap(first: np.ndarray, second: np.ndarray, resamples: int = 1000, seed: int = 0) -> dict[str, float | list]:
+    """Loss of the second set of documents less that of the first, with a 95 % bootstrap interval.
+
+    Both are (documents, columns) sums as `score_documents` gives them: nll in nats, tokens, ...; the sets are
+    resampled independently.
+    """
+    drawn = [bootstrap_sums(sums, resamples, seed + i) for i, sums in enumerate((first, second))]
+    losses = [sums[:, 0] / sums[:, 1] for sums in drawn]
+    found = {}
+    for name, sums, values in zip(("train_loss", "validation_loss"), (first, second), losses, strict=True):
+        found |= {name: float(sums[:, 0].sum() / sums[:, 1].sum()), f"{name}_ci95": percentile_interval(values)}
+    return found | {"gap": found["validation_loss"] - found["train_loss"],
+                    "gap_ci95": percentile_interval(losses[1] - losses[0])}
+
+
+def _fill(pattern: str, digits: Sequence[str]) -> str:
+    filling = iter(digits)
+    return "".join(next(filling) if letter == "#" else letter for letter in pattern)
