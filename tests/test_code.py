@@ -58,8 +58,8 @@ def human_eval(shared_data: Path) -> list[dict]:
 
 def mbpp(shared_data: Path) -> list[dict]:
     rows = [json.loads(line) for line in gzip.open(shared_data / "mbpp" / "mbpp.jsonl.gz", "rt")]
-    return [{"head": row["test_setup_code"] + "\n", "solution": row["code"], "stub": "",
-             "test": "\n".join(row["test_list"])} for row in rows]
+    return [{"head": "", "solution": row["code"], "stub": "",
+             "test": "\n".join([row["test_setup_code"], *row["test_list"]])} for row in rows]
 
 
 def failures(run, tasks: list[dict], part: str) -> list[str]:
