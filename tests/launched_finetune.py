@@ -1,0 +1,27 @@
+"""recipes/finetune.py as one rank of a launch, really sharded on a CPU; test_finetune.py starts it."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from hfscale.config import run  # noqa: E402
+from recipes.finetune import FinetuneArguments, main  # noqa: E402
+
+
+@dataclass
+class LaunchedArguments(FinetuneArguments):
+    """The recipe's own, declared here because hfscale checks the arguments of the script it launches."""
+
+
+if __name__ == "__main__":
+    from launched_pretrain import without_compiler
+
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        import fsdp_on_cpu
+
+        fsdp_on_cpu.install()
+    without_compiler()
+    run(main)
