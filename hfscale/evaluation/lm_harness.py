@@ -55,9 +55,6 @@ def run_lm_eval(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task
     state, lm = PartialState(), HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     if state.num_processes > 1:
         lm.accelerator, lm._rank, lm._world_size = Accelerator(), state.process_index, state.num_processes
-    if journal:
-        digest = hashlib.sha256(json.dumps(journal.settings).encode()).hexdigest()[:16]
-        lm = CachingLM(lm, str(journal.folder / f"lm_eval-{digest}.rank{state.process_index}.db"))
     with contextlib.redirect_stdout(sys.stderr):
         try:
             loaded = manager.load([_local_task(local[name], data) if name in local else name for name in tasks])
@@ -68,15 +65,27 @@ def run_lm_eval(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task
             raise InputError(f"lm_eval {','.join(tasks)}: the task or its data cannot be loaded: {reason}") from None
         for task in loaded["tasks"].values():
             task.set_fewshot_seed(seed)
+        if journal:
+            digest = hashlib.sha256(json.dumps(journal.settings).encode()).hexdigest()[:16]
+            lm = CachingLM(lm, str(journal.folder / f"lm_eval-{digest}.rank{state.process_index}.db"))
         results = lm_eval.evaluate(lm, loaded, limit=limit, log_samples=False, bootstrap_iters=1000)
     found = [_read(results) if state.is_main_process else None]
     return broadcast_object_list(found)[0]
 
 
 def _local_task(path: Path, data: str | None) -> dict:
-    if data is None or not Path(data).is_file():
-        raise InputError(f"lm_eval_data {data}: {path.stem} reads a JSONL file; name one (its columns: see {path})")
-    return yaml.safe_load(path.read_text("utf-8")) | {"dataset_kwargs": {"data_files": {"test": data}}}
+    """The task's configuration with this data, of which it has the columns: lm-eval would take their names as text."""
+    config = yaml.safe_load(path.read_text("utf-8"))
+    columns = config["metadata"]["columns"]
+    needs = f"lm_eval_data {data}: {path.stem} reads lines of JSON with {', '.join(columns)}"
+    try:
+        rows = [json.loads(line) for line in Path(data or "").read_text("utf-8").splitlines() if line.strip()]
+        bad = next((i for i, row in enumerate(rows, 1) if not {*columns} <= {*row}), None if rows else 1)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{needs}; this cannot be read: {error}") from None
+    if bad:
+        raise InputError(f"{needs}; row {bad} lacks some")
+    return config | {"dataset_kwargs": {"data_files": {"test": data}}}
 
 
 def _read(results: dict) -> tuple[dict, dict]:

@@ -63,6 +63,8 @@ def check_score_args(args: Any) -> None:
                          "anew")
     if args.lm_eval and (args.predictions or args.task_source or args.source) or args.source and args.task_source:
         raise InputError(f"{', '.join([*given, 'source, task_source'])}: give one of them")
+    if args.lm_eval_data and not Path(args.lm_eval_data).is_file():
+        raise InputError(f"lm_eval_data {args.lm_eval_data}: no such file; give a JSONL file")
     if args.task_source and not args.metrics:
         raise InputError(f"metrics: missing; a task is judged by {', '.join(TEXT_METRICS)}, accuracy or pass_at_k")
     if "pass_at_k" in args.metrics and not args.allow_code_execution:
@@ -102,9 +104,10 @@ def score_task(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
         set_chat_template(tokenizer, args.chat_template)
     bare = examples.remove_columns("target").add_column("target", [""] * len(examples))  # its length does not matter
     fitted, cut = fit_examples(DatasetDict(validation=bare), tokenizer, args, context)
-    columns, records = answer_task(model, tokenizer, fitted["validation"], args, **decoding, num_samples=args.num_samples,
-                                   pass_at=args.pass_at, allow_code_execution=args.allow_code_execution,
-                                   batch_size=args.batch_size, journal=_journal(settings, examples, args))
+    columns, records = answer_task(model, tokenizer, fitted["validation"], args, **decoding,
+                                   num_samples=args.num_samples, pass_at=args.pass_at, batch_size=args.batch_size,
+                                   allow_code_execution=args.allow_code_execution,
+                                   journal=_journal(settings, examples, args))
     shown = ("do_sample", "seed", *(("temperature", "top_k", "top_p") if args.do_sample else ()))
     settings |= {"context": context, "max_new_tokens": args.max_new_tokens, "stop_strings": args.stop_strings,
                  **{key: decoding[key] for key in shown}, "shortened": cut["validation"]}
