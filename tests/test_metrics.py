@@ -140,6 +140,8 @@ def test_rouge_of_languages_without_spaces_or_latin_letters():
 def test_rouge_is_never_silently_zero_for_letters_that_its_tokenizer_drops(golds):
     with pytest.raises(InputError, match=r"^rouge: item 1: the tokenizer rouge_score drops .* set tokenizer to words"):
         item_statistics("rouge", ["a", golds[0]], [["fine"], golds])
+    with pytest.raises(InputError, match="^rouge: item 0: the tokenizer words drops most of '👍'"):
+        item_statistics("rouge", ["👍"], [["👍"]], tokenizer="words")
     assert value("rouge", golds, [golds], tokenizer="character")["rouge1"] == 1
     item_statistics("rouge", ["?"], [["Der Übermut"]])  # some letters may go
     item_statistics("rouge", ["是"], [["yes"]])  # a wrong answer may be anything

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from itertools import zip_longest
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -20,10 +21,10 @@ from hfscale.evaluation.code import pass_at_k
 TEXT_METRICS = ("bleu", "chrf", "rouge", "exact_match", "f1")  # they compare a prediction with references
 METRICS = (*TEXT_METRICS, "accuracy", "pass_at_k", "perplexity")
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-ROUGE_PATTERNS = {"words": r"\w+", "character": r"\S"}  # tokenizers beside rouge-score's own
+ROUGE_PATTERNS = {"rouge_score": r"[a-z0-9]+", "words": r"\w+", "character": r"\S"}  # of lower-case text
 SQUAD_OPTIONS = {"squad_version": (2, 1)}
 # Allowed values, the default first. bleu and chrf take sacrebleu's own options.
-OPTIONS = {"rouge": {"tokenizer": ("rouge_score", *ROUGE_PATTERNS), "use_stemmer": (False, True)},
+OPTIONS = {"rouge": {"tokenizer": tuple(ROUGE_PATTERNS), "use_stemmer": (False, True)},
            "exact_match": SQUAD_OPTIONS, "f1": SQUAD_OPTIONS}
 
 
@@ -189,29 +190,20 @@ def _sacrebleu(metric: str, options: dict):
         raise InputError(f"{metric}: sacrebleu does not take {options}: {' '.join(str(error).split())}") from None
 
 
-class _PatternTokenizer:
-    """What rouge-score asks of a tokenizer: the lower-cased pieces of a text that match a pattern."""
-
-    def __init__(self, pattern: str):
-        self.pattern = pattern
-
-    def tokenize(self, text: str) -> list[str]:
-        return re.findall(self.pattern, text.lower())
-
-
 def _rouge_scorer(tokenizer: str, use_stemmer: bool):
     from rouge_score import rouge_scorer  # takes seconds: it imports nltk
 
     if use_stemmer and tokenizer != "rouge_score":
         raise InputError(f"rouge: use_stemmer stems English words; tokenizer {tokenizer!r} goes without it")
-    own = _PatternTokenizer(ROUGE_PATTERNS[tokenizer]) if tokenizer in ROUGE_PATTERNS else None
-    return rouge_scorer.RougeScorer(ROUGE_TYPES, use_stemmer, tokenizer=own)
+    own = SimpleNamespace(tokenize=lambda text: re.findall(ROUGE_PATTERNS[tokenizer], text.lower()))
+    return rouge_scorer.RougeScorer(ROUGE_TYPES, use_stemmer, tokenizer=None if tokenizer == "rouge_score" else own)
 
 
 def _check_rouge_tokenizer(references: Sequence[Sequence[str]], tokenizer: str) -> None:
     """rouge-score's own tokenizer drops all but a-z and 0-9: the score would be that of the rest, often 0."""
     for i, golds in enumerate(references):
-        letters = [char for gold in golds for char in gold if char.isalnum()]
-        if tokenizer == "rouge_score" and 2 * sum(char.isascii() for char in letters) < len(letters):
-            raise InputError(f"rouge: item {i}: the tokenizer rouge_score drops all letters but a to z, most of "
-                             f"{golds[0][:40]!r}; set tokenizer to words, or to character without spaces")
+        text = " ".join(golds).lower()
+        kept, letters = len("".join(re.findall(ROUGE_PATTERNS[tokenizer], text))), sum(map(str.isalnum, text))
+        if 2 * kept < max(1, letters):
+            raise InputError(f"rouge: item {i}: the tokenizer {tokenizer} drops most of {golds[0][:40]!r}; set "
+                             "tokenizer to words for letters beyond a to z, to character for text without spaces")
