@@ -99,14 +99,15 @@ def score_choices(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ex
     `choice_statistics`), and per example {"logliks", "cut_tokens"}.
 
     As lm-eval does it: prompt and choice are encoded together with a space between them unless one has white space
-    there, spaces at the prompt's end belong to the choice, and what exceeds the context is cut from the left.
+    there or there is no prompt, spaces at the prompt's end belong to the choice, and what exceeds the context is cut
+    from the left.
     """
     pairs, start = [], [tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
     for i, (prompt, choices) in enumerate(zip(examples["prompt"], examples["choices"], strict=True)):
         if not choices or not all(choice.strip() for choice in choices):
             raise InputError(f"accuracy: item {i} has the choices {choices!r}; expected texts that are not empty")
         for choice in choices:
-            space = "" if prompt[-1:].isspace() or choice[0].isspace() else " "
+            space = "" if not prompt or prompt[-1].isspace() or choice[0].isspace() else " "
             pairs.append((prompt + space + choice, prompt.rstrip()))
     documents, windows, limit = [], [], context_limit(model) or 2**31
     for whole, context in zip(*(encode_texts(texts, tokenizer) for texts in zip(*pairs, strict=True)), strict=True):
