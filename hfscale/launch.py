@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import os
+import runpy
 import shlex
 import signal
 import subprocess
@@ -13,9 +14,24 @@ from pathlib import Path
 
 from hfscale.config import InputError, check_recipe_args
 
+ALONE = ("plan",)  # recipes that compute nothing on a device: no launcher, and torch is not imported
+
+
+def run_alone(recipe: Path, argv: list[str]) -> int:
+    """Run a script in this process; returns its exit status."""
+    sys.argv = [str(recipe), *argv]
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is asked of the Hub
+    try:
+        runpy.run_path(str(recipe), run_name="__main__")
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
+
 
 def launch(recipe: Path, argv: list[str]) -> int:
     """Run a script as `accelerate launch`: 0 or the first failed rank's status; InputError before anything starts."""
+    if recipe.stem in ALONE:
+        return run_alone(recipe, argv)
     flags, recipe_args = split_flags(argv)
     use_cpu = check_recipe_args(recipe, recipe_args).get("use_cpu", False)
     import torch
