@@ -127,6 +127,7 @@ PHONE = re.compile(r"""(?<![\w.,+/=-]) (?:
     | (?:1[-. ])?+(?:\([2-9]\d\d\)[ -]?|[2-9]\d\d(?P<dot>[-.]))[2-9]\d\d(?(dot)(?P=dot)|[-. ])\d{4}
     |0[1-9](?:[ .]\d\d){4}|\(?0[1-9]\d{1,3}\)?[ /-](?!\d{4}(?!\d|\ \d))\d{3,8}+(?:[ -]\d{2,5}){0,2}+)(?![\w-]|[.,/:]\d)
     | (?<=(?:[Tt]el|[Ff]ax):\ )\(?\d[\d ().-]{5,18}\d(?![\w-])""", re.X | re.A)
+NUMBER = re.compile(r"\d\W{0,3}\d", re.A)  # in every phone number; looked for first, it is quicker
 VERSION = re.compile(r"(?:version|release|sections?|chapter|build|§|\bv)[\s\"'.:=_]{0,6}$", re.I)
 
 
@@ -134,8 +135,10 @@ def mask_personal_data(text: str) -> tuple[str, dict[str, int]]:
     """<KEY>, <EMAIL>, <IP> and <PHONE> in place of what looks like one, and how many of each there were."""
     masked = ASSIGNMENT.sub(lambda found: f"{found[1]}<KEY>" if _is_secret(found[3]) else found[0],
                             KEY.sub("<KEY>", text))
-    masked = IP.sub(lambda found: "<IP>" if _is_ip(found) else found[0], EMAIL.sub("<EMAIL>", masked))
-    masked = PHONE.sub(lambda found: "<PHONE>" if 8 <= len(re.sub(r"\D", "", found[0])) <= 15 else found[0], masked)
+    masked = EMAIL.sub("<EMAIL>", masked) if "@" in masked else masked
+    masked = IP.sub(lambda found: "<IP>" if _is_ip(found) else found[0], masked)
+    masked = PHONE.sub(lambda found: "<PHONE>" if 8 <= len(re.sub(r"\D", "", found[0])) <= 15 else found[0],
+                       masked) if NUMBER.search(masked) else masked
     return masked, {kind: masked.count(f"<{kind.upper()}>") - text.count(f"<{kind.upper()}>")
                     for kind in ("key", "email", "ip", "phone")}
 

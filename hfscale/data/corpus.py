@@ -35,17 +35,19 @@ HELD_OUT_CHARACTERS = 10_000_000  # of a stream: in memory, and scored at each e
 
 def load_documents(source: str | list[str], *, text_column: str = "text", sample_by: str = "document",
                    dataset_config_name: str | None = None, split: str = "train", on_error: str | None = None,
-                   streaming: bool = False, dropped: dict[str, int] | None = None) -> Dataset | IterableDataset:
+                   streaming: bool = False, dropped: dict[str, int] | None = None, problems: list[str] | None = None,
+                   may_be_empty: bool = False) -> Dataset | IterableDataset:
     """One row per document, in a column `text`; documents without a visible character are left out.
 
     A source is `embedded:<name>`, a file, a folder, a glob (.txt, .md, .jsonl, .json, .csv, .parquet, .arrow, also
     as .gz or .zst), a data set saved with `save_to_disk`, or a Hub id. `sample_by` says what one document of a text
     file is: the file, a paragraph or a line. `split` picks from saved and Hub data sets. `on_error="skip"` leaves out
     a line of .jsonl, or a document of a text file, that cannot be read, and names it on stderr. What is left out is
-    added to the counts in `dropped`, by reason: `empty`, `unreadable`. `streaming` gives an `IterableDataset`, which
-    reads while it is iterated, so errors come then and `dropped` stays as it is.
+    added to the counts in `dropped`, by reason: `empty`, `unreadable`; `problems` takes each unreadable one's place and
+    reason. `streaming` gives an `IterableDataset`, which reads while it is iterated, so errors come then and both stay
+    as they are.
 
-    Raises InputError: nothing there, nothing readable, a missing column, or no text at all.
+    Raises InputError: nothing there, nothing readable, a missing column, or (unless it `may_be_empty`) no text at all.
     """
     parts, names = [], [source] if isinstance(source, str) else source
     for name in names:
@@ -59,13 +61,13 @@ def load_documents(source: str | list[str], *, text_column: str = "text", sample
                 data = load_saved(name, dataset_config_name, split, streaming)
                 parts.append(_text_only(data, text_column, name))
     with reading(place := f"source {', '.join(names)}"):
-        documents = _stream(parts) if streaming else _keep_texts(parts, dropped)
-        if next(iter(documents), None) is None:
+        documents = _stream(parts) if streaming else _keep_texts(parts, dropped, problems)
+        if not may_be_empty and next(iter(documents), None) is None:
             raise InputError(f"{place}: no text in it (only blank lines or empty documents)")
     return documents
 
 
-def _keep_texts(parts: list[Dataset], dropped: dict[str, int] | None) -> Dataset:
+def _keep_texts(parts: list[Dataset], dropped: dict[str, int] | None, places: list[str] | None) -> Dataset:
     """One data set without empty texts; what is left out is counted and named."""
     problems = [problem for part in parts if "problem" in part.column_names
                 for problem in part.data.column("problem").drop_null().to_pylist()]
@@ -78,6 +80,8 @@ def _keep_texts(parts: list[Dataset], dropped: dict[str, int] | None) -> Dataset
     counts = {"unreadable": len(problems), "empty": len(everything) - len(documents) - len(problems)}
     if dropped is not None:
         dropped |= {reason: dropped.get(reason, 0) + count for reason, count in counts.items() if count}
+    if places is not None:
+        places += problems
     return documents
 
 
@@ -254,18 +258,22 @@ def suffix_of(path: Path) -> str:
 
 
 def find_files(name: str) -> list[Path]:
-    """Sorted; none if nothing is there or the folder is a data set made by `save_to_disk`."""
+    """By kind, then by name; none if nothing is there or the folder is a data set made by `save_to_disk`."""
     path = Path(name)
     if path.is_file():
         return [path]
     if not path.is_dir():
-        return sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
+        return sorted((Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file()), key=_by_kind)
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return []
-    files = sorted(p for p in path.rglob("*") if p.is_file() and suffix_of(p) in BUILDERS)
+    files = sorted((p for p in path.rglob("*") if p.is_file() and suffix_of(p) in BUILDERS), key=_by_kind)
     if not files:
         raise InputError(f"source {name}: no file in this folder ends in {', '.join(BUILDERS)} (or with .gz, .zst)")
     return files
+
+
+def _by_kind(path: Path) -> tuple[int, Path]:
+    return list(BUILDERS.values()).index(BUILDERS.get(suffix_of(path), "text")), path
 
 
 def open_bytes(path: str | Path) -> io.BufferedReader:
@@ -387,7 +395,8 @@ def _text_only(data: Dataset | IterableDataset, text_column: str, name: str) -> 
     kind = data.features[text_column] if data.features else Value("string")
     if getattr(kind, "dtype", None) not in ("string", "large_string"):
         raise InputError(f"source {name}: column '{text_column}' holds {kind}, not text")
-    return data.select_columns([text_column]).rename_columns({text_column: "text"}).cast(TEXT_FEATURES)
+    data = data.select_columns([text_column])
+    return (data if text_column == "text" else data.rename_column(text_column, "text")).cast(TEXT_FEATURES)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -25,17 +26,23 @@ from hfscale.report.data_card import write_data_card
 
 
 def load_source(args: CleaningArguments, ledger: Ledger) -> Dataset:
-    """Documents with their number as `id`; what was empty or could not be read is counted."""
-    dropped = {}
-    documents = _read(args.source, args, dropped)
+    """Documents with their number as `id`; what was empty is counted, what could not be read is named."""
+    dropped, problems = {}, []
+    documents = _read(args.source, args, dropped=dropped, problems=problems)
     documents = documents.add_column("id", np.arange(len(documents)))
+    return _start(documents, ledger, dropped, problems)
+
+
+def _read(source: list[str], args: CleaningArguments, **more: Any) -> Dataset:
+    return load_documents(source, text_column=args.text_column, sample_by=args.sample_by, on_error=args.on_error,
+                          dataset_config_name=args.dataset_config_name, **more)
+
+
+def _start(documents: Dataset, ledger: Ledger, dropped: dict[str, int], problems: list[str]) -> Dataset:
+    for problem in problems:
+        ledger.drop({"id": None, "text": ""}, "source", "unreadable", problem)
     ledger.add("source", documents, documents, **dropped)
     return documents
-
-
-def _read(source: list[str], args: CleaningArguments, dropped: dict[str, int] | None = None) -> Dataset:
-    return load_documents(source, text_column=args.text_column, sample_by=args.sample_by, on_error=args.on_error,
-                          dataset_config_name=args.dataset_config_name, dropped=dropped)
 
 
 def clean_texts(documents: Dataset, args: CleaningArguments, ledger: Ledger) -> Dataset:
@@ -101,16 +108,14 @@ def read_shard(rank: int, args: CleaningArguments, work: Path, tasks: int) -> No
     names = [str(file) for name in args.source for file in find_files(name) or [name]]
     pieces = -(-tasks // len(names))
     mine = range(rank * len(names) * pieces // tasks, (rank + 1) * len(names) * pieces // tasks)
-    ledger, dropped = Ledger(_file(work, "read", rank, ".jsonl"), shard=True), {}
-    if pieces == 1:
-        documents = _read([names[i] for i in mine], args, dropped)
-    else:  # what a file lacks is counted with its first part
-        parts = [_read([names[i // pieces]], args, None if i % pieces else dropped) for i in mine]
-        documents = concatenate_datasets([part.select(np.array_split(np.arange(len(part)), pieces)[i % pieces])
-                                          for part, i in zip(parts, mine, strict=True)])
-    ledger.add("source", documents, documents, **dropped)
+    groups = [([names[i // pieces]], i % pieces) for i in mine] if pieces > 1 else [([names[i] for i in mine], 0)]
+    ledger, dropped, problems, parts = Ledger(_file(work, "read", rank, ".jsonl"), shard=True), {}, [], []
+    for group, piece in groups:  # what a file lacks is named with its first piece
+        named = {} if piece else {"dropped": dropped, "problems": problems}
+        part = _read(group, args, may_be_empty=True, **named)
+        parts.append(part.select(np.array_split(np.arange(len(part)), pieces)[piece]))
+    _save(_start(concatenate_datasets(parts), ledger, dropped, problems), work, "read", rank)
     ledger.save()
-    _save(documents, work, "read", rank)
 
 
 def clean_shard(rank: int, args: CleaningArguments, work: Path, tasks: int) -> None:

@@ -46,14 +46,16 @@ def draw_funnel(stages: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     names, sizes, documents = ([stage[key] for stage in stages] for key in ("stage", "bytes_out", "documents_out"))
-    figure = Figure(figsize=(8, 0.5 * len(names) + 1), layout="constrained")
+    figure = Figure(figsize=(9, 0.5 * len(names) + 1.2), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(names, [size / 2**20 for size in sizes], color="#4878a8")
     axes.bar_label(bars, [f" {n:,} documents, {size / max(1, sizes[0]):.1%} of the bytes"
                           for n, size in zip(documents, sizes, strict=True)])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.6 * sizes[0] / 2**20)
-    axes.set_xlabel("MiB of text left after the stage")
+    axes.set_xlim(0, 1.7 * sizes[0] / 2**20)
+    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= sizes[0] / 2**20])  # the rest is for the labels
+    axes.set_xlabel("MiB of text", loc="left")
+    axes.set_title("What is left after each stage", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
 
@@ -75,7 +77,7 @@ def _markdown(card: dict[str, Any]) -> str:
         languages = 'not measured: pip install "hfscale[language]"'
     return ("# Data card\n\n![what is left after each stage](funnel.png)\n\n"
             f"{stages}\n\n## Splits\n\n{splits}\n\n"
-            f"## Lengths\n\n{lengths}\n\n## Languages before any was dropped\n\n{languages}\n\n"
+            f"## Lengths\n\n{lengths}\n\n## Languages (before the language filter)\n\n{languages}\n\n"
             f"## Largest clusters of copies\n\n{clusters}\n\n"
             f"## Examples of what was dropped\n\n{examples}\n\nEvery dropped document is in `dropped.jsonl`; the "
             "settings are in `data_card.json`.\n")
@@ -83,13 +85,16 @@ def _markdown(card: dict[str, Any]) -> str:
 
 def _details(stage: dict[str, Any]) -> str:
     extra = {k: v for k, v in stage.items() if k not in EVERY_STAGE}
-    return ", ".join(f"{k} {v:,}" for k, v in {**extra.pop("rules", {}), **extra}.items() if v)
+    rules = dict(Counter(extra.pop("rules", {})).most_common())
+    return ", ".join(f"{k} {v:,}" for k, v in {**rules, **extra}.items() if v)
 
 
 def _cell(text: str) -> str:
-    return "`" + " ".join(text.split())[:80].replace("|", "\\|").replace("`", "'") + "`"
+    shown = " ".join(text.split())[:80].replace("|", "\\|").replace("`", "'")
+    return shown and f"`{shown}`"
 
 
 def _table(header: tuple, rows: list[tuple]) -> str:
     lines = [header, ("---",) * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) if rows else "none"
+    cells = (["" if cell is None else str(cell) for cell in line] for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells) if rows else "none"
