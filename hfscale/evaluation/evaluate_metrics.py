@@ -14,13 +14,14 @@ from hfscale.evaluation.metrics import (
     signature,
 )
 
-STRING, INTEGER, NUMBER = Value("string"), Value("int64"), Value("float64")
 # One format for all that compare texts, so that they combine; references are a string or a list of strings per item.
-TEXT_FEATURES = [Features(predictions=STRING, references=golds) for golds in (STRING, List(STRING))]
+TEXT_FEATURES = [Features(predictions=Value("string"), references=golds)
+                 for golds in (Value("string"), List(Value("string")))]
 FEATURES = {
-    "accuracy": Features(logliks=List(NUMBER), tokens=List(INTEGER), num_bytes=List(INTEGER), answers=INTEGER),
-    "pass_at_k": Features(n=INTEGER, c=INTEGER),
-    "perplexity": Features(nll=NUMBER, tokens=INTEGER, bytes=INTEGER, words=INTEGER),
+    "accuracy": Features(logliks=List(Value("float64")), tokens=List(Value("int64")), num_bytes=List(Value("int64")),
+                         answers=Value("int64")),
+    "pass_at_k": Features(n=Value("int64"), c=Value("int64")),
+    "perplexity": Features(nll=Value("float64"), tokens=Value("int64"), bytes=Value("int64"), words=Value("int64")),
 }
 
 

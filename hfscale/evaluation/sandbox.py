@@ -13,15 +13,21 @@ import signal
 import sys
 
 TIMED_OUT = 124  # exit status of this process, as of timeout(1)
-# From <sched.h>, <sys/mount.h>, <linux/mount.h>, <sys/prctl.h>; mount_setattr has one number on all usual machines.
-NEW_MOUNT, NEW_UTS, NEW_IPC, NEW_USER, NEW_PID, NEW_NET = 1 << 17, 1 << 26, 1 << 27, 1 << 28, 1 << 29, 1 << 30
-BIND, RECURSIVE, PRIVATE, READ_ONLY, NO_SETUID, NO_DEVICES = 1 << 12, 1 << 14, 1 << 18, 1, 2, 4
-MOUNT_SETATTR, CURRENT_FOLDER, AT_RECURSIVE, SET_DEATH_SIGNAL, SET_NO_NEW_PRIVILEGES = 442, -100, 0x8000, 1, 38
-SYSTEM = ("/usr", "/bin", "/lib", "/lib64", "/nix", "/etc/ld.so.cache", "/etc/localtime")
-FOLDER = "/sandbox"  # the only one that the program can write to
+SYSTEM = ("/usr", "/bin", "/lib", "/lib64", "/nix/store", "/etc/ld.so.cache", "/etc/localtime")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
-# The mark, a file of which the program knows nothing, tells that it was started, and that it came to its end: one that
-# exits early has not passed its tests.
+FOLDER = "/sandbox"  # the only one that the program can write to
+# Of the kernel's headers <sched.h>, <linux/mount.h> and <linux/prctl.h>.
+NAMESPACES = 0x6C020000  # CLONE_NEWNS (mounts), _NEWUTS (host name), _NEWIPC, _NEWPID, _NEWNET
+USER_NAMESPACE = 0x10000000
+PRIVATE = 0x44000  # MS_PRIVATE | MS_REC: what is mounted here is not seen outside
+BIND = 0x5000  # MS_BIND | MS_REC: with all that is mounted below
+BARE = 6  # MS_NOSUID | MS_NODEV
+READ_ONLY = 1
+MOUNT_SETATTR = 442  # the number of this system call
+DEATH_SIGNAL = 1
+NO_NEW_PRIVILEGES = 38
+# The mark, a file beside stdout, tells that the program was started and that it came to its end: one that exits early
+# has not passed its tests.
 RUNNER = """
 import os, sys, types
 source, first, (packages, mark, word) = sys.stdin.read(), os.getpid(), sys.argv[1:]
@@ -40,8 +46,8 @@ os._exit(0)
 def main(limits: dict) -> None:
     """Run the program; `limits` are the arguments of `run_program` and what it adds."""
     uid, gid = os.getuid(), os.getgid()
-    _system("prctl", SET_DEATH_SIGNAL, signal.SIGKILL)
-    _system("unshare", NEW_MOUNT | NEW_UTS | NEW_IPC | NEW_PID | NEW_NET | (NEW_USER if uid else 0))
+    _system("prctl", DEATH_SIGNAL, signal.SIGKILL)
+    _system("unshare", NAMESPACES | (USER_NAMESPACE if uid else 0))
     if uid:  # the same user inside: the program, started anew, is without the privileges that this needs
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:
@@ -56,7 +62,7 @@ def main(limits: dict) -> None:
 
 
 def _run_in_namespaces(limits: dict, ids: tuple[int, int]) -> None:
-    _system("prctl", SET_DEATH_SIGNAL, signal.SIGKILL)
+    _system("prctl", DEATH_SIGNAL, signal.SIGKILL)
     _enter_own_root(limits, ids)
     program = _fork(_become_program, limits, ids)
     while os.wait()[0] != program:  # what the program leaves behind is handed to this process
@@ -64,21 +70,22 @@ def _run_in_namespaces(limits: dict, ids: tuple[int, int]) -> None:
 
 
 def _enter_own_root(limits: dict, ids: tuple[int, int]) -> None:
+    """What is not mounted below the new root cannot be reached: no call leads out of chroot without privileges."""
     root = limits["root"]
-    _mount(None, "/", RECURSIVE | PRIVATE)
-    _mount("tmpfs", root, NO_SETUID | NO_DEVICES, "size=1m,mode=755")
+    _mount(None, "/", PRIVATE)
+    _mount("tmpfs", root, BARE, "size=1m,mode=755")
     for path in {path: 0 for path in (*SYSTEM, *limits["packages"], *DEVICES) if os.path.exists(path)}:
         os.makedirs(root + (path if os.path.isdir(path) else os.path.dirname(path)), exist_ok=True)
         if not os.path.isdir(path):
             open(root + path, "a").close()
         if path not in DEVICES:
-            _mount(path, root + path, BIND | RECURSIVE)
+            _mount(path, root + path, BIND)
     os.mkdir(root + FOLDER)
-    closed = (ctypes.c_uint64 * 4)(READ_ONLY | NO_SETUID | NO_DEVICES)  # and all that is mounted below
-    _system("syscall", MOUNT_SETATTR, CURRENT_FOLDER, root.encode(), AT_RECURSIVE, closed, ctypes.sizeof(closed))
+    closed = (ctypes.c_uint64 * 4)(READ_ONLY | BARE)
+    _system("syscall", MOUNT_SETATTR, -1, root.encode(), 0x8000, closed, 32)  # AT_RECURSIVE: and all mounted below
     for path in DEVICES:
         _mount(path, root + path, BIND)
-    _mount("tmpfs", root + FOLDER, NO_SETUID | NO_DEVICES, f"size={limits['file_limit_bytes']},nr_inodes=1024")
+    _mount("tmpfs", root + FOLDER, BARE, f"size={limits['file_limit_bytes']},nr_inodes=1024")
     os.chown(root + FOLDER, *ids)
     os.chroot(root)
     os.chdir(FOLDER)
@@ -86,13 +93,13 @@ def _enter_own_root(limits: dict, ids: tuple[int, int]) -> None:
 
 def _become_program(limits: dict, ids: tuple[int, int]) -> None:
     processes = limits["process_limit"]
-    if os.getuid() == ids[0]:
-        processes += 2  # the two above count too
+    if os.getuid():
+        processes += 2  # the two above run under the same id and count too
     else:
         os.setgroups([])
         os.setresgid(*[ids[1]] * 3)
         os.setresuid(*[ids[0]] * 3)
-    _system("prctl", SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    _system("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     for name, value in (("AS", limits["memory_limit_bytes"]), ("FSIZE", limits["file_limit_bytes"]),
                         ("CPU", int(limits["time_limit_s"]) + 1), ("NPROC", processes), ("NOFILE", 64), ("CORE", 0)):
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
