@@ -11,6 +11,7 @@ from accelerate.utils import parse_flag_from_env
 from peft import PeftModel, get_peft_config, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.pytorch_utils import Conv1D
 
 from hfscale.config import AdapterArguments, InputError
@@ -64,6 +65,8 @@ def _check(args: AdapterArguments, adapts: bool) -> None:
             raise InputError(f"{name}: works with --lora_rank or --peft_type; without one, all weights are trained")
     if args.add_tokens and (args.peft_type or args.freeze_layers and not adapts):
         raise InputError("add_tokens: their embeddings would not be trained; use --lora_rank or train all weights")
+    if args.add_tokens and adapts and (is_deepspeed_zero3_enabled() or parse_flag_from_env("ACCELERATE_USE_FSDP")):
+        raise InputError("add_tokens: an adapter cannot hold new tokens where weights are sharded; take zero2 or ddp")
 
 
 def _four_bits() -> dict:

@@ -139,5 +139,10 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     return {"parameters": total, "parameters_without_embeddings": total - embeddings}
 
 
+def count_trained(model: PreTrainedModel) -> int:
+    """Parameters that training changes, tied ones once, whole ones under ZeRO-3."""
+    return sum(_size(p) for p in model.parameters() if p.requires_grad)
+
+
 def _size(parameter: nn.Parameter) -> int:
     return getattr(parameter, "ds_numel", parameter.numel())

@@ -13,15 +13,16 @@ from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from hfscale import __version__
 from hfscale.config import write_text
 from hfscale.data.corpus import text_fingerprint
-from hfscale.models import count_parameters
+from hfscale.models import count_parameters, count_trained
 from hfscale.sharing import share_run
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "deepspeed", "peft")
+DATA_COLUMNS = ("documents", "bytes", "tokens", "fingerprint")
 
 
 def write_run(trainer: Trainer, recipe: str, args: Any, argv: list[str] | None, documents: DatasetDict,
@@ -40,7 +41,7 @@ def write_run(trainer: Trainer, recipe: str, args: Any, argv: list[str] | None, 
                  "fingerprint": _of_each(documents, text_fingerprint), "documents": _of_each(documents, len),
                  "bytes": _of_each(rows, lambda part: sum(part["num_bytes"])),
                  "tokens": _of_each(rows, lambda part: sum(part["num_tokens"]))} | (more_data or {}),
-        "model": {"architecture": type(model).__name__.removeprefix("FSDP"), **count_parameters(model)},
+        "model": _describe_model(model, args),
         "hardware": {"device": device.type, "device_name": _device_name(device), "cpu_cores": os.cpu_count(),
                      "world_size": trainer.args.world_size,
                      "distributed_type": trainer.accelerator.distributed_type.value},
@@ -52,6 +53,17 @@ def write_run(trainer: Trainer, recipe: str, args: Any, argv: list[str] | None, 
     write_text(folder / "README.md", _model_card(record))
     write_text(folder / "run.json", json.dumps(record, indent=2, default=str) + "\n")  # last: a run with it is done
     share_run(trainer, samples)
+
+
+def _describe_model(model: PreTrainedModel, args: Any) -> dict[str, Any]:
+    """`base` is the checkpoint that was tuned; `adapter` the method of one that is kept beside it, not merged in."""
+    adapters = getattr(model, "peft_config", {})
+    plain, merged = model.get_base_model() if adapters else model, getattr(args, "merge", False)
+    counts, trained = count_parameters(model), count_trained(model)
+    return {"architecture": type(plain).__name__.removeprefix("FSDP"),
+            **{name: count - trained * merged for name, count in counts.items()}, "trained_parameters": trained,
+            "base": getattr(args, "model", None),
+            "adapter": None if merged else next((str(config.peft_type.value) for config in adapters.values()), None)}
 
 
 def _of_each(splits: DatasetDict, count: Callable[[Dataset], Any]) -> dict[str, Any]:
@@ -80,17 +92,21 @@ def _model_card(record: dict[str, Any]) -> str:
     numbers = "\n".join(f"| {name} | {value:.6g} | {intervals[name]} |" for name, value in metrics.items()
                         if isinstance(value, int | float))
     samples = "\n\n".join(f"```text\n{text}\n```" for text in record["samples"])
-    name, model = Path(record["config"]["output_dir"]).name, record["model"]
+    name, model, data = Path(record["config"]["output_dir"]).name, record["model"], record["data"]
+    splits = "\n".join(f"| {split} | {' | '.join(str(data[key][split]) for key in DATA_COLUMNS)} |"
+                       for split in data["documents"])
+    tuned = f", tuned from {model['base']}" if model["base"] else ""
+    kind = f"{model['adapter']} adapter for a {model['architecture']}" if model["adapter"] else model["architecture"]
     return f"""---
-library_name: transformers
+library_name: {"peft" if model["adapter"] else "transformers"}
 pipeline_tag: text-generation
 tags: [hfscale]
 ---
 
 # {name}
 
-{model["architecture"]} with {model["parameters"]:,} parameters, made by hfscale's recipe `{record["recipe"]}` on
-{", ".join(record["data"]["source"])}.
+{kind}{tuned}, with {model["parameters"]:,} parameters, of which {model["trained_parameters"]:,} were trained by
+hfscale's recipe `{record["recipe"]}` on {", ".join(data["source"])}.
 
 ```python
 from transformers import pipeline
@@ -98,11 +114,22 @@ from transformers import pipeline
 pipeline("text-generation", model="{name}")
 ```
 
+## Data
+
+| split | {" | ".join(DATA_COLUMNS)} |
+|---|---|---|---|---|
+{splits}
+
 ## Held-out text
 
 | metric | value | 95 % interval |
 |---|---|---|
 {numbers}
+
+## Limits
+
+The numbers hold for text like the held-out one. The model repeats what its text says, its errors and prejudices
+included, and makes up facts. Nothing else was measured here, its safety not either.
 
 ## Samples
 

@@ -141,6 +141,12 @@ def test_bad_input_leaves_nothing(place, words, says):
     assert "\n" not in str(error.value) and not (place / "refused").exists()
 
 
+def test_new_tokens_of_an_adapter_are_refused_where_weights_are_sharded(place, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match="add_tokens: an adapter cannot hold new tokens where weights are sharded"):
+        tune(place, "sharded", "--lora_rank", "4", "--add_tokens", "new")
+
+
 # ---- two processes
 
 LAUNCHES = ["zero3", "fsdp2"]
@@ -154,7 +160,7 @@ def test_adapters_of_two_processes_load(config, place):
         pytest.skip("the extra hfscale[deepspeed] is missing")
     folder = place / config
     words = ["--model", str(place / "base"), "--source", str(place / "new.txt"), "--output_dir", str(folder), *TUNE,
-             "--per_device_train_batch_size", "2", "--lora_rank", "4", "--add_tokens", "<|im_start|>"]
+             "--per_device_train_batch_size", "2", "--lora_rank", "4"]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run([sys.executable, "-m", "hfscale.cli", "tests/launched_finetune.py", "--accelerate", config,
                              "--num_processes", "2", *words], cwd=ROOT, env=env, text=True, capture_output=True,
@@ -163,7 +169,7 @@ def test_adapters_of_two_processes_load(config, place):
     record = record_of(folder)
     assert record["hardware"]["world_size"] == 2
     assert record["hardware"]["distributed_type"] == ("DEEPSPEED" if config == "zero3" else "FSDP")
-    one = record_of(tune(place, f"{config}-one", "--lora_rank", "4", "--add_tokens", "<|im_start|>"))
+    one = record_of(tune(place, f"{config}-one", "--lora_rank", "4"))
     assert record["metrics"]["eval_loss"] == pytest.approx(one["metrics"]["eval_loss"], abs=2e-4)
     saved, alone = (load_file(f / "adapter_model.safetensors") for f in (folder, place / f"{config}-one"))
     assert saved.keys() == alone.keys()
