@@ -8,7 +8,6 @@ sees a root folder of its own: Python and the system's libraries, read-only, and
 import ctypes
 import json
 import os
-import resource
 import signal
 import sys
 
@@ -92,6 +91,8 @@ def _enter_own_root(limits: dict, ids: tuple[int, int]) -> None:
 
 
 def _become_program(limits: dict, ids: tuple[int, int]) -> None:
+    import resource  # not on Windows, where the rest of hfscale.evaluation is of use
+
     processes = limits["process_limit"]
     if os.getuid():
         processes += 2  # the two above run under the same id and count too
