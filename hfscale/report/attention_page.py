@@ -1,21 +1,20 @@
-"""What `hfscale.evaluation.attention` found, as pictures, as text, and as one page that opens from disk."""
+"""What `hfscale.evaluation.attention` found, as pictures, as text, and as one page that opens from disk.
+
+Weights and scores come as NumPy arrays, which this light module only imports where it draws."""
 
 import base64
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hfscale.config import write_text
-
-if TYPE_CHECKING:
-    import numpy as np
 
 MAP_BYTES = 2_000_000  # of weights on the page; with the rest it stays below 3 MB
 TOKENS_BY_TOKENS = ("S", "M", "A")  # names of such matrices among the steps
 SHOWN = 24  # rows and columns of each matrix that explains a head
 
 
-def draw_maps(weights: "np.ndarray", path: Path) -> None:
+def draw_maps(weights: Any, path: Path) -> None:
     """All heads of all layers, (layers, heads, tokens, tokens), in one picture; dark is weight 1."""
     import numpy as np
     from matplotlib.figure import Figure
@@ -32,7 +31,7 @@ def draw_maps(weights: "np.ndarray", path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def draw_scores(scores: dict[str, "np.ndarray"], path: Path) -> None:
+def draw_scores(scores: dict[str, Any], path: Path) -> None:
     """Each score as a map of layers and heads."""
     from matplotlib.figure import Figure
 
@@ -51,7 +50,7 @@ def explain_text(explained: dict[str, Any], tokens: list[str]) -> str:
     lines = [f"layer {explained['layer']}, head {explained['head']} of {explained['heads']}: "
              f"Attention(Q, K, V) = softmax(Q K^T / sqrt(d_k)) V with d_k = {explained['d_k']}"]
     for step in explained["steps"]:
-        rows, columns = (12, 12) if step["name"] in TOKENS_BY_TOKENS else (4, 8)
+        rows, columns = (12, 10) if step["name"] in TOKENS_BY_TOKENS else (4, 8)
         lines += ["", f"{step['name']} = {step['formula']}   ({step['shape'][0]} x {step['shape'][1]})"]
         lines += [f"  {token[:10]!r:<12}" + "".join(f"{value:9.4f}" for value in row[:columns])
                   + " ..." * (len(row) > columns)
@@ -80,7 +79,7 @@ def conclusion(explained: dict[str, Any]) -> str:
             f"{explained['difference']['weights']:.1e} in the weights.")
 
 
-def write_page(path: Path, record: dict[str, Any], weights: "np.ndarray", explained: dict[str, Any] | None) -> None:
+def write_page(path: Path, record: dict[str, Any], weights: Any, explained: dict[str, Any] | None) -> None:
     """One HTML file without any other: maps with weights on hover, scores, logit lens, and the steps of one head.
 
     `weights` (layers, maps, tokens, tokens) may hold more maps per layer than the heads that `record` scores: the
