@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from hfscale.config import DataArguments, InputError
 from hfscale.data.corpus import load_splits, text_fingerprint
 from hfscale.data.tokenizer import train_bpe
-from hfscale.evaluation.perplexity import perplexity_metrics, score_documents
+from hfscale.evaluation import perplexity
+from hfscale.evaluation.perplexity import perplexity_metrics, rolling_windows, score_documents
 from recipes import score
 
 ROOT = Path(__file__).parents[1]
@@ -57,8 +58,6 @@ def metrics_of(folder: Path) -> dict:
 def test_scores_json_holds_the_numbers_and_how_they_came(recipe, folder, tmp_path, capsys):
     recipe("--context", "16", "--batch_size", "3", "--seed", "5")
     record = json.loads((tmp_path / "runs" / "score" / "scores.json").read_text())
-    from transformers import AutoTokenizer
-
     model, tokenizer = GPT2LMHeadModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     expected, notes = perplexity_metrics(score_documents(model, tokenizer, LINES, context=16, stride=8), seed=5)
     [system] = record["systems"]
@@ -73,7 +72,7 @@ def test_scores_json_holds_the_numbers_and_how_they_came(recipe, folder, tmp_pat
     assert record["schema_version"] == 1 and record["comparisons"] == []
     assert (system["context"], system["stride"], record["config"]["seed"]) == (16, 8, 5)
     assert system["name"] == str(folder) and system["prefix_token"] == "<|endoftext|>"
-    assert system["tokenizer"].startswith("PreTrainedTokenizerFast, 300 tokens, ") or "300 tokens" in system["tokenizer"]
+    assert ", 300 tokens, " in system["tokenizer"]
     assert system["model"]["parameters"] == sum(p.numel() for p in model.parameters())
     assert record["versions"]["torch"] == torch.__version__
     out = capsys.readouterr().out
@@ -181,3 +180,151 @@ def launch(words: list[str], processes: int = 1) -> subprocess.CompletedProcess:
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *launcher, str(ROOT / "recipes" / "score.py"), *words], env=env, text=True,
                           capture_output=True, timeout=300)
+
+
+# ---- several systems, tasks, saved predictions
+
+ANSWERS = [{"prediction": f"the cat number {i}", "reference": f"the cat number {i % 3}"} for i in range(12)]
+
+
+def write_lines(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def better(folder, tmp_path_factory):
+    """The model of `folder` after a few steps on the text."""
+    path = tmp_path_factory.mktemp("better")
+    model, tokenizer = GPT2LMHeadModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    batch = tokenizer(LINES[:8], return_tensors="pt", padding=True, truncation=True, max_length=20)["input_ids"]
+    for _ in range(20):
+        optimizer.zero_grad()
+        model(batch, labels=batch).loss.backward()
+        optimizer.step()
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def test_the_better_model_is_named_with_its_difference(recipe, folder, better, tmp_path, capsys):
+    recipe("--model", str(folder), str(better), "--output_dir", "out")
+    record = json.loads((tmp_path / "out" / "scores.json").read_text())
+    first, second = (system["metrics"] for system in record["systems"])
+    found = {row["metric"]: row for row in record["comparisons"]}
+    assert found.keys() == {"eval_loss", "eval_perplexity", "eval_bits_per_byte", "eval_word_perplexity"}
+    for name, row in found.items():
+        assert row["difference"] == pytest.approx(second[name] - first[name])
+        assert row["difference_ci95"][0] < row["difference"] < row["difference_ci95"][1] < 0
+        assert (row["better"], row["p_value"] < 0.05) == ("second", True)
+    assert record["systems"][0]["model"]["fingerprint"] != record["systems"][1]["model"]["fingerprint"]
+    assert "yes" in capsys.readouterr().out
+
+
+def test_other_tokenizer_compares_only_what_is_per_byte_or_word(recipe, folder, tmp_path):
+    other = tmp_path / "other"
+    GPT2LMHeadModel.from_pretrained(folder).save_pretrained(other)
+    train_bpe(Dataset.from_dict({"text": LINES}), 280).save_pretrained(other)
+    recipe("--model", str(folder), str(other), "--output_dir", "out")
+    rows = json.loads((tmp_path / "out" / "scores.json").read_text())["comparisons"]
+    assert {row["metric"] for row in rows} == {"eval_bits_per_byte", "eval_word_perplexity"}
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(recipe, folder, tmp_path, monkeypatch):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    recipe("--output_dir", "whole", "--batch_size", "4")
+    score_batch, done = perplexity._batch_nll, []
+
+    def stop_at_the_fourth(*args):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(1)
+        return score_batch(*args)
+
+    monkeypatch.setattr(perplexity, "_batch_nll", stop_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        recipe("--output_dir", "out", "--batch_size", "4")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished"]
+    with pytest.raises(InputError, match="holds an unfinished run; --resume auto goes on, --overwrite starts anew"):
+        recipe("--output_dir", "out", "--batch_size", "4")
+    with pytest.raises(InputError, match=r"other settings \(batch_size was 4, is 5\)"):
+        recipe("--output_dir", "out", "--batch_size", "5", "--resume", "auto")
+    done[:] = [0] * 4  # from here on it does not stop, and counts
+    recipe("--output_dir", "out", "--batch_size", "4", "--resume", "auto")
+    windows = sum(len(rolling_windows(len(tokenizer(line)["input_ids"]) + 1, 24, 12)) for line in LINES)
+    assert len(done) == 4 + math.ceil(windows / 4) - 3
+    assert metrics_of(tmp_path / "out") == metrics_of(tmp_path / "whole")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["scores.json"]
+
+
+def test_saved_predictions_are_scored_and_compared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    a = write_lines(tmp_path / "a.jsonl", ANSWERS)
+    b = write_lines(tmp_path / "b.jsonl", [{"prediction": row["reference"], "references": [row["reference"], "x"]}
+                                           for row in ANSWERS])
+    score.main(["--predictions", a, "--metrics", "exact_match", "bleu", "--output_dir", "one"])
+    assert metrics_of(tmp_path / "one")["eval_exact_match"] == 25 and metrics_of(tmp_path / "one")["eval_items"] == 12
+    with pytest.raises(InputError, match="their references differ"):
+        score.main(["--predictions", a, b, "--output_dir", "two"])
+    assert not (tmp_path / "two").exists()
+    c = write_lines(tmp_path / "c.jsonl", [row | {"prediction": row["reference"]} for row in ANSWERS])
+    score.main(["--predictions", a, c, "--metrics", "exact_match", "bleu", "--output_dir", "two"])
+    record = json.loads((tmp_path / "two" / "scores.json").read_text())
+    [row] = [row for row in record["comparisons"] if row["metric"] == "eval_exact_match"]
+    assert (row["difference"], row["better"]) == (75, "second")
+    assert "smooth:exp" in record["systems"][0]["signatures"]["bleu"]
+    assert "all items scored alike" in record["systems"][1]["notes"]["eval_exact_match_ci95"]
+
+
+def test_task_from_model_to_predictions_and_back(folder, tmp_path, monkeypatch):
+    """What it wrote scores the same when it is read again, also without its references."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "task.jsonl", [{"q": line[:9], "a": [line[9:20], "sat"]} for line in LINES])
+    task = ["--task_source", "task.jsonl", "--task_validation_source", "task.jsonl", "--prompt", "{q}", "--target",
+            "{a}", "--metrics", "chrf", "f1"]
+    score.main(["--model", str(folder), *task, "--max_new_tokens", "8", "--output_dir", "first"])
+    record = json.loads((tmp_path / "first" / "scores.json").read_text())
+    [system] = record["systems"]
+    assert (system["context"], system["max_new_tokens"], system["do_sample"]) == (24, 8, False)
+    assert system["metrics"]["eval_items"] == 23 and system["metrics"]["eval_chrf"] > 0
+    score.main(["--predictions", "first/predictions.jsonl", "--metrics", "chrf", "f1", "--output_dir", "second"])
+    lines = [json.loads(line) for line in Path("first/predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 23 and set(lines[0]) == {"prompt", "references", "prediction", "finished", "cut_tokens"}
+    write_lines(tmp_path / "bare.jsonl", [{"prediction": line["prediction"]} for line in lines])
+    score.main(["--predictions", "bare.jsonl", *task, "--output_dir", "third"])
+    assert metrics_of(tmp_path / "first") == metrics_of(tmp_path / "second") == metrics_of(tmp_path / "third")
+
+
+@pytest.mark.parametrize(("words", "match"), [
+    ("--predictions missing.jsonl", "predictions missing.jsonl: cannot be read"),
+    ("--predictions bad.jsonl", r"bad\.jsonl:1: expected JSON with .* it has none"),
+    ("--predictions column.jsonl", r"column\.jsonl:2: expected JSON with .* it has predicted, reference"),
+    ("--predictions bare.jsonl", r"bare\.jsonl:1: expected .* reference, or references .* it has prediction"),
+    ("--predictions empty.jsonl", "bleu: got 0 references"),
+    ("--predictions blank.jsonl", "references of item 0 are empty"),
+    ("--predictions bare.jsonl --task_source task.jsonl --prompt {q} --target {q} --metrics chrf",
+     r"bare\.jsonl: 1 lines for 2 examples"),
+    ("--task_source task.jsonl --prompt {q} --target {missing} --metrics chrf", "no column 'missing'"),
+    ("--task_source task.jsonl --prompt {q} --target {q}", "metrics: missing"),
+    ("--task_source task.jsonl --prompt {q} --target {q} --metrics pass_at_k", "pass --allow_code_execution"),
+    ("--task_source task.jsonl --prompt {q} --target {q} --metrics chrf --max_new_tokens 24",
+     "max_new_tokens: got 24"),
+    ("--task_source task.jsonl --source task.jsonl", "give one of them"),
+    ("--pass_at 2", "pass_at: got"),
+    ("--num_samples 2", "without --do_sample"),
+    ("--resume auto --overwrite", "give one of the two"),
+])
+def test_bad_tasks_and_predictions_are_refused_and_leave_nothing(folder, tmp_path, monkeypatch, words, match):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    Path("bad.jsonl").write_text("{\n")
+    write_lines(tmp_path / "column.jsonl", [ANSWERS[0], {"predicted": "a", "reference": "b"}])
+    write_lines(tmp_path / "bare.jsonl", [{"prediction": "a"}])
+    write_lines(tmp_path / "blank.jsonl", [{"prediction": "a", "references": [" "]}])
+    write_lines(tmp_path / "task.jsonl", [{"q": str(i)} for i in range(20)])
+    Path("empty.jsonl").touch()
+    with pytest.raises(InputError, match=match) as error:
+        score.main(["--model", str(folder), "--output_dir", "out", *words.split()])
+    assert "\n" not in str(error.value) and not Path("out").exists()

@@ -89,8 +89,9 @@ def score_text(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
                args: Any) -> System:
     """Perplexity, bits per byte and per-word perplexity."""
     settings = _settings(model, tokenizer)
+    journal = _journal(name, settings, documents, args)
     scores = score_documents(model, tokenizer, documents["text"][:], context=args.context, stride=args.stride,
-                             batch_size=args.batch_size, progress=True, journal=_journal(settings, documents, args))
+                             batch_size=args.batch_size, progress=True, journal=journal)
     settings |= {"context": scores.context, "stride": scores.stride, "prefix_token": scores.prefix_token}
     return System(name, settings, {"perplexity": scores.sums}, {}, *perplexity_metrics(scores, seed=args.seed))
 
@@ -107,7 +108,7 @@ def score_task(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     columns, records = answer_task(model, tokenizer, fitted["validation"], args, **decoding,
                                    num_samples=args.num_samples, pass_at=args.pass_at, batch_size=args.batch_size,
                                    allow_code_execution=args.allow_code_execution,
-                                   journal=_journal(settings, examples, args))
+                                   journal=_journal(name, settings, examples, args))
     shown = ("do_sample", "seed", *(("temperature", "top_k", "top_p") if args.do_sample else ()))
     settings |= {"context": context, "max_new_tokens": args.max_new_tokens, "stop_strings": args.stop_strings,
                  **{key: decoding[key] for key in shown}, "shortened": cut["validation"]}
@@ -133,7 +134,7 @@ def score_lm_eval(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokeni
     tasks = [task for words in args.lm_eval for task in words.split(",") if task]
     metrics, facts = run_lm_eval(model, tokenizer, tasks, data=args.lm_eval_data, include=args.lm_eval_include,
                                  batch_size=args.batch_size, seed=args.seed, limit=args.limit,
-                                 journal=_journal(settings, None, args))
+                                 journal=_journal(name, settings, None, args))
     return System(name, settings | facts | {"context": context_limit(model), "seed": args.seed}, metrics=metrics)
 
 
@@ -148,9 +149,9 @@ def _settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dic
             "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens, {vocabulary}"}
 
 
-def _journal(settings: dict[str, Any], data: Dataset | None, args: Any) -> Journal:
+def _journal(name: str, settings: dict[str, Any], data: Dataset | None, args: Any) -> Journal:
     """Where this model's finished batches are kept. Nothing is written yet, but those of a run to be replaced go."""
-    folder = Path(args.output_dir, "unfinished", settings["model"]["fingerprint"])
+    folder = Path(args.output_dir, "unfinished", _digest(name))
     state = PartialState()
     if args.overwrite and state.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
