@@ -101,8 +101,9 @@ def test_a_tenth_at_most_is_held_out_and_nothing_is_in_both_parts(tmp_path):
     parts = load_task(args, seed=3)
     train, validation = (set(parts[name]["prompt"]) for name in ("train", "validation"))
     assert (len(train), len(validation)) == (45, 5) and not train & validation
-    assert set(load_task(args, seed=3)["validation"]["prompt"]) == validation
-    assert set(load_task(args, seed=4)["validation"]["prompt"]) != validation
+    other = load_task(args, seed=4)
+    assert set(other["validation"]["prompt"]) == validation  # another seed trains in another order on the same
+    assert other["train"]["prompt"][:] != load_task(args, seed=3)["train"]["prompt"][:]
     args.train_examples, args.validation_examples = 7, 2
     assert {name: len(part) for name, part in load_task(args, seed=3).items()} == {"train": 7, "validation": 2}
 
@@ -118,6 +119,12 @@ def test_baselines_and_texts(tmp_path):
     assert set(answers["lead_sentence"].values()) == {"One.", "Three", "Four?"}
     assert set(answers["most_frequent"].values()) == {"y"}
     assert set(example_texts(parts)["train"]["text"]) == {"One. Two!\nx", "Three\ny", "Four? Five\ny"}
+
+
+def test_copies_of_a_row_are_not_on_both_sides(tmp_path):
+    source = [jsonl(tmp_path / "rows.jsonl", [{"q": str(i % 12), "a": "x"} for i in range(120)])]
+    parts = load_task(TaskArguments(task_source=source, prompt="{q}", target="{a}", validation_examples=5), seed=0)
+    assert len(parts["validation"]) == 5 and not set(parts["train"]["prompt"]) & set(parts["validation"]["prompt"])
 
 
 # ---- embedded sets

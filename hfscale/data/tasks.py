@@ -1,6 +1,7 @@
 """Examples of a task: any source -> prompt, target and references, split into train and validation."""
 
 import csv
+import hashlib
 import io
 import json
 import random
@@ -30,7 +31,8 @@ def load_task(args: TaskArguments, *, seed: int) -> DatasetDict:
     Columns: `prompt`, `target` (the answer to learn, without EOS), `references` (all right answers, the target
     first), `source` (what a baseline copies); with multiple choice `choices` and `answer` (index), with programs
     `test`. Conversations have `messages`; their target is the last answer, their prompt is empty until
-    `hfscale.data.supervised.fit_examples` writes it in the tokenizer's chat template. `seed` draws what is held out.
+    `hfscale.data.supervised.fit_examples` writes it in the tokenizer's chat template. `seed` draws the examples of a
+    made set, and which ones `train_examples` keeps; what is held out never depends on it.
 
     Raises:
         InputError: a source or file that cannot be read, wrong JSON (file and line), a column that is not there (the
@@ -74,17 +76,20 @@ def example_texts(examples: DatasetDict) -> DatasetDict:
 
 
 def _split(args: TaskArguments, seed: int) -> dict[str, list[Row]]:
-    rows, held_out = list(_read(args.task_source, args)), []
-    random.Random(seed).shuffle(rows)
-    if args.task_validation_source:
-        held_out = list(_read(args.task_validation_source, args))
-        random.Random(seed).shuffle(held_out)
-    size = min(args.validation_examples, len(held_out) if held_out else len(rows) // 10)
-    if not size or not rows:
+    """Rows with the smallest hashes are held out: always the same ones, and never a copy of one that is trained on."""
+    rows, source = list(_read(args.task_source, args)), args.task_validation_source
+    ranked = sorted(_read(source, args) if source else rows, key=_hash)
+    held_out = ranked[:min(args.validation_examples, len(ranked) if source else len(ranked) // 10)]
+    train = rows if source or not held_out else [row for row in rows if _hash(row) > _hash(held_out[-1])]
+    if not held_out or not train:
         raise InputError(f"task_source {', '.join(args.task_source)}: {len(rows)} examples are too few to hold a "
                          "tenth of them out; give more, or --task_validation_source")
-    held_out, rows = (held_out[:size], rows) if held_out else (rows[:size], rows[size:])
-    return {"train": rows[:args.train_examples], "validation": held_out}
+    random.Random(seed).shuffle(train)
+    return {"train": train[:args.train_examples], "validation": held_out}
+
+
+def _hash(row: Row) -> str:
+    return hashlib.sha256(json.dumps(row[1], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _read(sources: list[str], args: TaskArguments) -> Iterator[Row]:
