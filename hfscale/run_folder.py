@@ -44,7 +44,8 @@ def check_output_dir(output_dir: str, *, resume: str | None, overwrite: bool) ->
 
 def holds_run(path: Path) -> bool:
     """Whether a training run wrote here: its last files, checkpoints, or only logs yet."""
-    only_logs = [p.name for p in path.iterdir()] == ["runs"] and any(path.glob("runs/*/events.out.tfevents.*"))
+    only_logs = {p.name for p in path.iterdir()} <= {"runs", "wandb"} and (
+        any(path.glob("runs/*/events.out.tfevents.*")) or any(path.glob("wandb/*run-*")))
     return only_logs or (path / "training_args.bin").is_file() or any(path.glob("checkpoint-*"))
 
 
@@ -55,7 +56,11 @@ def clear_output_dir(output_dir: str, overwrite: bool) -> None:
 
 
 class CheckpointManifest(TrainerCallback):
-    """Writes `manifest.json` last into each checkpoint: sizes and hashes of its files. Without it, it is not whole."""
+    """Writes `manifest.json` last into each checkpoint: sizes and hashes of its files. Without it, it is not whole.
+    `rows_from` holds settings that, beside the arguments, decide which rows come when."""
+
+    def __init__(self, rows_from: dict[str, Any] | None = None):
+        self.rows_from = rows_from or {}
 
     def on_save(self, args: TrainingArguments, state, control, **kwargs):
         PartialState().wait_for_everyone()  # every rank saves its own random state
@@ -64,7 +69,7 @@ class CheckpointManifest(TrainerCallback):
             files = {str(p.relative_to(folder)): _digest(p) for p in sorted(folder.rglob("*"))
                      if p.is_file() and p.name != MANIFEST}
             record = {"step": state.global_step, "world_size": args.world_size,
-                      "config": _config_of(args), "files": files}
+                      "config": _config_of(args, self.rows_from), "files": files}
             write_text(folder / MANIFEST, json.dumps(record, indent=1))
 
 
@@ -73,8 +78,9 @@ def _digest(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def newest_checkpoint(args: TrainingArguments) -> str | None:
+def newest_checkpoint(args: TrainingArguments, rows_from: dict[str, Any] | None = None) -> str | None:
     """The newest whole checkpoint in `output_dir`, or None; broken ones are passed over with a line on stderr.
+    `rows_from` is compared with what `CheckpointManifest` was given.
 
     Raises:
         InputError: the arguments differ from the run's in what a continuation cannot change.
@@ -85,7 +91,8 @@ def newest_checkpoint(args: TrainingArguments) -> str | None:
             if is_main_rank():
                 print(f"--resume auto: {folder} is not whole ({problem}); trying an older one", file=sys.stderr)
         else:
-            _check_same_config(json.loads((folder / MANIFEST).read_text())["config"], _config_of(args), folder)
+            before = json.loads((folder / MANIFEST).read_text())["config"]
+            _check_same_config(before, _config_of(args, rows_from or {}), folder)
             return str(folder)
     if is_main_rank():
         print(f"--resume auto: no whole checkpoint in {args.output_dir}; starting anew", file=sys.stderr)
@@ -108,10 +115,10 @@ def _problem(folder: Path) -> str | None:
     return None
 
 
-def _config_of(args: TrainingArguments) -> dict[str, Any]:
+def _config_of(args: TrainingArguments, rows_from: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in args.to_dict().items() if not name.startswith(MAY_CHANGE)}
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return json.loads(json.dumps(kept | {"global_batch_size": rows}, default=str))
+    return json.loads(json.dumps(kept | {"global_batch_size": rows} | rows_from, default=str))
 
 
 def _check_same_config(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:

@@ -52,7 +52,7 @@ def write_run(trainer: Trainer, recipe: str, args: Any, argv: list[str] | None, 
     }
     write_text(folder / "README.md", _model_card(record))
     write_text(folder / "run.json", json.dumps(record, indent=2, default=str) + "\n")  # last: a run with it is done
-    share_run(trainer, samples)
+    share_run(trainer)
 
 
 def _describe_model(model: PreTrainedModel, args: Any) -> dict[str, Any]:

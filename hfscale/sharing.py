@@ -1,5 +1,6 @@
 """Trackers and the Hub: what is asked for is checked before a run, and shown or pushed after it."""
 
+import json
 import netrc
 import os
 import sys
@@ -40,11 +41,13 @@ def _has_wandb_login(url: str) -> bool:
         return False
 
 
-def share_run(trainer: Trainer, samples: list[str]) -> None:
-    """For rank 0, after `run.json` is written: the samples as a table for W&B, the folder for the Hub."""
+def share_run(trainer: Trainer) -> None:
+    """For rank 0, after `run.json` is written: its settings and samples (a table) for W&B, the folder for the Hub."""
     wandb = sys.modules.get("wandb")
     if "wandb" in trainer.args.report_to and wandb.run is not None:
-        wandb.run.log({"samples": wandb.Table(columns=["sample"], data=[[text] for text in samples])})
+        record = json.loads(Path(trainer.args.output_dir, "run.json").read_text("utf-8"))
+        wandb.run.config.update(record["config"], allow_val_change=True)  # the recipe's own beside Trainer's
+        wandb.run.log({"samples": wandb.Table(columns=["sample"], data=[[text] for text in record["samples"]])})
         folder, is_offline = Path(wandb.run.dir).parent, wandb.run.offline
         wandb.finish()
         if is_offline:
