@@ -39,7 +39,7 @@ def load_for_training(args: AdapterArguments, tokenizer: PreTrainedTokenizerBase
     layers = model.config.get_text_config().num_hidden_layers
     if not 0 <= args.freeze_layers <= layers - adapts:
         raise InputError(f"freeze_layers: got {args.freeze_layers}, the model has {layers} blocks")
-    new_ids = add_tokens(model, tokenizer, args.add_tokens)
+    new_ids = add_tokens(model, tokenizer, args.add_tokens) if args.add_tokens else []
     if args.load_in_4bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if adapts:

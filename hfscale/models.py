@@ -1,5 +1,7 @@
 """A model from random weights, or loaded from a folder or the Hub."""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -87,6 +89,11 @@ def _load_adapter(name: str, **kwargs) -> PreTrainedModel:
         model = load_model(base, **kwargs)
     except InputError as error:
         raise InputError(f"adapter {name}: its base {error} (named in adapter_config.json)") from None
+    record = Path(name, "run.json")
+    trained_on = json.loads(record.read_text("utf-8"))["model"]["base_fingerprint"] if record.is_file() else None
+    if trained_on and trained_on != weights_fingerprint(base):
+        raise InputError(f"adapter {name}: its base model {base} has other weights than those that it was trained on; "
+                         "put them back, or train the adapter again")
     tokens = getattr(config, "trainable_token_indices", None) or [0]
     if max(tokens) >= model.get_input_embeddings().num_embeddings:  # rows for tokens that the adapter added
         model.resize_token_embeddings(max(tokens) + 1, mean_resizing=False)
@@ -99,6 +106,15 @@ def _load_adapter(name: str, **kwargs) -> PreTrainedModel:
         raise InputError(f"adapter {name}: does not fit its base model {base} ({' '.join(str(error).split())[:160]}); "
                          "it was made for another one") from None
     return model
+
+
+def weights_fingerprint(name: str) -> str | None:
+    """SHA-256 over the weight files of a folder (16 hexadecimal digits); None: it has none, or is a Hub id."""
+    digest, files = hashlib.sha256(), sorted(Path(name).glob("*.safetensors"))
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16] if files else None
 
 
 def load_saved_model(output_dir: str, **kwargs) -> PreTrainedModel:

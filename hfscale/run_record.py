@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, Trainer
 from hfscale import __version__
 from hfscale.config import write_text
 from hfscale.data.corpus import text_fingerprint
-from hfscale.models import count_parameters, count_trained
+from hfscale.models import count_parameters, count_trained, weights_fingerprint
 from hfscale.sharing import share_run
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "deepspeed", "peft")
@@ -60,9 +60,10 @@ def _describe_model(model: PreTrainedModel, args: Any) -> dict[str, Any]:
     adapters = getattr(model, "peft_config", {})
     plain, merged = model.get_base_model() if adapters else model, getattr(args, "merge", False)
     counts, trained = count_parameters(model), count_trained(model)
+    base = None if getattr(args, "model", "new") == "new" else args.model
     return {"architecture": type(plain).__name__.removeprefix("FSDP"),
             **{name: count - trained * merged for name, count in counts.items()}, "trained_parameters": trained,
-            "base": getattr(args, "model", None),
+            "base": base, "base_fingerprint": base and weights_fingerprint(base),
             "adapter": None if merged else next((str(config.peft_type.value) for config in adapters.values()), None)}
 
 

@@ -4,7 +4,7 @@
     hfscale finetune --model gpt2 --source "speeches/*.txt" --lora_rank 16 --output_dir runs/speeches
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from hfscale.config import AdapterArguments, DataArguments, RunArguments, parse_args, run
 
@@ -52,11 +52,13 @@ def main(argv: list[str] | None = None) -> None:
         rows = pack_splits(documents, tokenizer, max_length, args.cross_document_attention, model, args.packing)
     if args.dry_run:
         return preview(model, tokenizer, rows, training_args)
-    checkpoint = newest_checkpoint(training_args) if args.resume else None
+    settled = {f.name: getattr(args, f.name) for f in (*fields(AdapterArguments), *fields(DataArguments))}
+    checkpoint = newest_checkpoint(training_args, settled) if args.resume else None
 
     held_out = {name: part for name, part in rows.items() if name != "train"}
     trainer = LMTrainer(model=model, args=training_args, train_dataset=rows["train"], eval_dataset=held_out,
-                        data_collator=collate_rows, processing_class=tokenizer)
+                        data_collator=collate_rows, processing_class=tokenizer, rows_from=settled,
+                        auto_batch=args.auto_batch)
     clear_output_dir(training_args.output_dir, args.overwrite)
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate() | trainer.metrics_before()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hfscale.config import InputError
 from hfscale.models import load_model
@@ -58,7 +58,9 @@ def test_run_says_what_was_gained_and_forgotten(place):
     old = record_of(place / "base")["metrics"]  # split as pretraining did: the very text that it held out
     assert metrics["before_eval_forget_loss"] == pytest.approx(old["eval_loss"], abs=1e-5)
     assert metrics["eval_forget_tokens"] == old["eval_tokens"]
-    assert record["model"]["architecture"].startswith("Peft")
+    model, layers = record["model"], 2 * ((32 + 96) + (32 + 32) + (32 + 128) + (128 + 32))
+    assert (model["architecture"], model["adapter"], model["trained_parameters"]) == ("GPT2LMHeadModel", "LORA",
+                                                                                     4 * layers)
 
 
 def test_every_recipe_takes_the_adapter(lora, tmp_path, capsys):
@@ -69,6 +71,20 @@ def test_every_recipe_takes_the_adapter(lora, tmp_path, capsys):
     capsys.readouterr()
     generate.main(["--model", str(lora), "--prompts", "3: red", "--max_new_tokens", "4", "--do_sample", "false"])
     assert len(json.loads(capsys.readouterr().out)["completions"]) == 1
+
+
+def test_an_adapter_knows_the_weights_that_it_was_trained_on(place, lora, tmp_path):
+    """A base model trained anew in the same folder has the same shape, and would give nonsense without a word."""
+    shutil.copytree(place / "base", tmp_path / "base")
+    shutil.copytree(lora, tmp_path / "lora")
+    config = tmp_path / "lora" / "adapter_config.json"
+    config.write_text(config.read_text().replace(str(place / "base"), str(tmp_path / "base")))
+    load_model(str(tmp_path / "lora"))  # the same weights elsewhere
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    weights["transformer.ln_f.bias"] += 1
+    save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="its base model .*/base has other weights than those that it was trained on"):
+        load_model(str(tmp_path / "lora"))
 
 
 def test_merge_writes_a_plain_model(place, lora):
@@ -114,6 +130,13 @@ def test_resumed_adapter_run_is_the_same(place):
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert "before_eval_loss" in record_of(part)["metrics"]
+
+
+def test_another_adapter_does_not_continue_a_run(place):
+    words = ["--lora_rank", "4", "--save_strategy", "steps", "--save_steps", "4"]
+    tune(place, "settled", *words)
+    with pytest.raises(InputError, match=r"other settings \(lora_alpha was 32(.0)?, is 8"):
+        tune(place, "settled", *words, "--lora_alpha", "8", "--resume", "auto")
 
 
 def test_recomputed_activations_change_nothing(place):

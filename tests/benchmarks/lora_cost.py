@@ -1,0 +1,82 @@
+"""What training an adapter costs beside training all weights: memory and step time, as ratios.
+
+    python tests/benchmarks/lora_cost.py --rounds 3 --steps 3
+
+GPT-2 small's shape with random weights, rows of 256 tokens. Time: both sides take turns in one process, medians of the
+rounds' ratios with their range. Memory: each side in a process of its own, the highest resident memory after the
+libraries are imported. Also printed: what is trained and what a saved checkpoint weighs.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import tempfile
+from pathlib import Path
+
+import psutil
+import torch
+from datasets import Dataset
+from train_speed import StepTimes, seconds_per_step
+from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback
+
+from hfscale.adapters import load_for_training
+from hfscale.config import AdapterArguments
+from hfscale.data.packing import collate_rows
+from hfscale.models import count_trained
+from hfscale.training import LMTrainer, training_arguments
+
+LENGTH, BATCH_SIZE = 256, 2
+SIDES = {"all weights": {}, "LoRA": {"lora_rank": 16}, "DoRA": {"lora_rank": 16, "use_dora": True}}
+
+
+def train(folder: str, side: str, steps: int) -> tuple[float, LMTrainer]:
+    """Median seconds of a step, and the trainer."""
+    model = load_for_training(AdapterArguments(model=f"{folder}/base", **SIDES[side]), None)
+    ids = torch.randint(50257, (64, LENGTH), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = Dataset.from_list([{"input_ids": r, "labels": r, "position_ids": list(range(LENGTH))} for r in ids])
+    args = training_arguments({
+        "output_dir": f"{folder}/{side}", "max_steps": steps, "per_device_train_batch_size": BATCH_SIZE, "bf16": False,
+        "save_strategy": "no", "report_to": "none", "disable_tqdm": True}, width=768)
+    times = StepTimes()
+    trainer = LMTrainer(model=model, args=args, train_dataset=rows, data_collator=collate_rows, callbacks=[times])
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return seconds_per_step(times.ends), trainer
+
+
+def measure_memory(folder: str, side: str, queue: multiprocessing.Queue) -> None:
+    """Peak resident bytes beyond those after the imports; trained parameters; bytes of the saved weights."""
+    before = psutil.Process().memory_info().rss
+    _, trainer = train(folder, side, 4)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    trainer.save_model()
+    saved = sum(path.stat().st_size for path in Path(folder, side).glob("*.safetensors"))
+    queue.put((peak - before, count_trained(trainer.model), saved))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=6)
+    options = parser.parse_args()
+    context, found = multiprocessing.get_context("spawn"), {}
+    with tempfile.TemporaryDirectory() as folder:
+        GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)).save_pretrained(f"{folder}/base")
+        for side in SIDES:
+            queue = context.Queue()
+            process = context.Process(target=measure_memory, args=(folder, side, queue))
+            process.start()
+            found[side] = queue.get()
+            process.join()
+        rounds = [{side: train(folder, side, options.steps)[0] for side in SIDES} for _ in range(options.rounds)]
+    whole = found["all weights"]
+    for side, (peak, trained, saved) in found.items():
+        ratios = sorted(r[side] / r["all weights"] for r in rounds)
+        print(f"{side}: trains {trained:,} parameters ({trained / whole[1]:.2%}), saves {saved / 1e6:.1f} MB; beside "
+              f"all weights: memory {peak / whole[0]:.2f}, step time {statistics.median(ratios):.2f} "
+              f"(from {ratios[0]:.2f} to {ratios[-1]:.2f} in {len(ratios)} rounds)")
+
+
+if __name__ == "__main__":
+    main()
