@@ -7,15 +7,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from hfscale.config import (
-    AdapterArguments,
-    InputError,
-    RunArguments,
-    ShapeArguments,
-    TaskArguments,
-    parse_args,
-    run,
-)
+from hfscale.config import AdapterArguments, InputError, RunArguments, ShapeArguments, TaskArguments, parse_args, run
 
 
 @dataclass
@@ -39,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.data.tasks import baseline_answers, example_texts, load_task
     from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer
     from hfscale.evaluation.answers import measure_answers, sample_texts, show_answers
+    from hfscale.evaluation.callback import GenerationMetrics
     from hfscale.models import context_limit, new_model
     from hfscale.preview import preview
     from hfscale.run_folder import check_output_dir, clear_output_dir, newest_checkpoint
@@ -72,12 +65,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.dry_run:
         return preview(model, tokenizer, rows, training_args)
     checkpoint = newest_checkpoint(training_args) if args.resume else None
+    baseline, _ = measure_answers(baseline_answers(args.baseline, examples), examples["validation"], args, "baseline")
 
     trainer = LMTrainer(model=model, args=training_args, train_dataset=rows["train"], eval_dataset=rows["validation"],
                         data_collator=collate_rows if args.packing == "best_fit" else collate_padded,
-                        processing_class=tokenizer)
+                        processing_class=tokenizer, auto_batch=args.auto_batch)
+    trainer.add_callback(GenerationMetrics(trainer, examples["validation"], args))
     clear_output_dir(training_args.output_dir, args.overwrite)
-    baseline, _ = measure_answers(baseline_answers(args.baseline, examples), examples["validation"], args, "baseline")
     before, _ = measure_answers(trainer, examples["validation"], args, "before_eval")
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics, answers = measure_answers(trainer, examples["validation"], args, "eval")

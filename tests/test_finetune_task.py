@@ -92,6 +92,7 @@ def test_dry_run_shows_what_carries_loss_and_writes_nothing(tmp_path, capsys):
     (["--max_new_tokens", "64"], "max_new_tokens: got 64; expected at least 1 and, to leave room"),
     (["--target", "it is {next}" * 40], "its target has .* never cut"),
     (["--task_format", "chat"], "no column messages, conversations, turns"),
+    (["--metrics", "accuracy"], "accuracy"),
     (["--lora_rank", "2"], "model new: random weights are trained whole"),
     (["--metrics", "blue"], "metrics: got 'blue', expected one of bleu"),
 ])
