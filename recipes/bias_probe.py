@@ -42,9 +42,9 @@ def main(argv: list[str] | None = None) -> None:
     output_file = Path(args.output_dir, "bias.json")
     if output_file.parent.is_file() or output_file.exists() and not args.overwrite:
         raise InputError(f"--output_dir {args.output_dir}: is a file or holds bias.json; name another or --overwrite")
-    if len(args.model) > 2 or bool(args.pairs) == bool(args.templates):
-        raise InputError("--model, --pairs: expected one or two models, and either --pairs or templates, which "
-                         "--config templates has")
+    if len(args.model) > 2 or bool(args.pairs) == bool(args.templates) or args.batch_size < 1:
+        raise InputError("--model, --pairs, --batch_size: expected one or two models, either --pairs or templates (as "
+                         "--config templates has them), and at least 1")
 
     import torch
     from accelerate import PartialState
@@ -64,16 +64,17 @@ def main(argv: list[str] | None = None) -> None:
     items = read_items(args.pairs, args.pairs_format) if args.pairs else template_items(args.templates)
     columns_of, values = ((bias.bbq_columns, bias.bbq_values) if args.pairs_format == "bbq" else
                           (bias.pair_columns, bias.pair_values))
+    examples = Dataset.from_list([{"prompt": i.prompt, "choices": i.choices, "answer": i.answer} for i in items])
+    judge = args.toxicity_classifier and bias.load_classifier(args.toxicity_classifier, args.toxic_label)
     scored, found, toxicity = [], [], []
-    for name in args.model:
-        model, tokenizer = load_model(name, dtype=args.dtype).to(state.device), load_pretrained_tokenizer(name)
-        examples = Dataset.from_list([{"prompt": i.prompt, "choices": i.choices, "answer": i.answer} for i in items])
+    for model, tokenizer in [(load_model(name, dtype=args.dtype).to(state.device), load_pretrained_tokenizer(name))
+                             for name in args.model]:  # all at first: a wrong name shows at once
         found.append(score_choices(model, tokenizer, examples, batch_size=args.batch_size, progress=True)[1])
         scored.append(columns_of(items, [each["logliks"] for each in found[-1]]))
-        if args.toxicity_classifier:
+        if judge:
             texts = generate_texts(model, tokenizer, args.prompts, max_new_tokens=args.max_new_tokens, seed=args.seed,
                                    num_return_sequences=args.num_return_sequences, progress=True)
-            toxicity.append(bias.toxicity_columns(texts, args.toxicity_classifier, args.toxic_label))
+            toxicity.append(bias.toxicity_columns(texts, judge, args.toxic_label, args.batch_size))
     if not state.is_main_process:
         return
     record = {"schema_version": 1, "recipe": "bias_probe", "config": asdict(args), "versions": versions(),

@@ -336,6 +336,7 @@ def test_templates_that_cannot_work_are_refused(change, message):
     ("", "crows_pairs", "no pairs in it"),
     ("sent_more,sent_less,bias_type\na, ,b\n", "crows_pairs", "pairs.csv:2 has an empty text"),
     ("sent_more,sent_less,bias_type\na\n", "crows_pairs", "pairs.csv:2 has an empty text"),
+    ("sent_more,sent_less,bias_type\na,b\n", "crows_pairs", "pairs.csv:2 has an empty text"),
     ("[]", "stereoset", "not in the format stereoset"),
     ("{", "stereoset", "pairs.csv: not JSON"),
     ('{"context": "a"}', "bbq", "not in the format bbq"),
@@ -379,8 +380,23 @@ def test_before_and_after_side_by_side(place, capsys):
     assert len(record["items"]) == 6 and len(record["items"][0]["models"]) == 2
     assert record["unaligned"] == [] and record["limits"] == bias.LIMITS
     shown = capsys.readouterr().out
+    assert "longer than" not in shown
     assert "does not say that the model is fair" in " ".join(shown.split())
     for text in ("uniform", "prefers", "change", "Benjamini", "out/bias.json"):
+        assert text in shown
+
+
+def test_what_is_unaligned_or_too_long_is_counted(place, capsys):
+    (place / "pairs.csv").write_text("sent_more,sent_less,bias_type\n" + "\n".join([
+        "she was late,he was late,jobs", "she was late today,he was kind today,jobs", "she said,she said,jobs",
+        f"she {'was late ' * 10},he {'was late ' * 10},jobs"]))
+    bias_probe.main(["--model", "prefers", "--pairs", "pairs.csv", "--output_dir", "out"])
+    record = json.loads((place / "out" / "bias.json").read_text())
+    assert [(each["place"], each["differ_in"]) for each in record["unaligned"]] == [
+        ("pairs.csv:3", [["she", "he"], ["late", "kind"]]), ("pairs.csv:4", [])]
+    assert [item["models"][0]["cut_tokens"] for item in record["items"]] == [0, 0, 0, 5]  # 22 ids, 16 + 1 fit
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in ("2 pairs do not differ in just", "pairs.csv:4: differs in nothing", "1 items are longer"):
         assert text in shown
 
 
@@ -401,7 +417,7 @@ def test_toxicity_is_that_of_the_classifier(place, capsys):
     classifier.save_pretrained("judge")
     tokenizer.save_pretrained("judge")
     texts = [["she was late", "the nurse", "he said that"], ["kind", "today he was kind", "late"]]
-    columns = bias.toxicity_columns(texts, "judge", "toxic", batch_size=2)
+    columns = bias.toxicity_columns(texts, bias.load_classifier("judge", "toxic"), "toxic", batch_size=2)
     with torch.no_grad():
         p = np.array([[classifier(**tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0, 1].item()
                        for text in group] for group in texts])
@@ -426,8 +442,9 @@ def test_what_is_refused_leaves_nothing(place):
             (["--pairs", "empty.csv", "--config", "mine.yaml"], "either --pairs or templates"),
             (["--pairs", "empty.csv"], "no pairs in it"),
             (["--pairs", "missing.csv"], "missing.csv"),
-            (["--config", "mine.yaml", "--model", "uniform", "prefers", "uniform"], "one or two models"),
+            (["--config", "mine.yaml", "--model", "prefers", "uniform"], "one or two models"),
             (["--config", "mine.yaml", "--model", "./missing"], "model ./missing"),
+            (["--config", "mine.yaml", "--batch_size", "0"], "--batch_size.*at least 1"),
             (["--config", "mine.yaml", "--toxicity_classifier", "./missing"], "toxicity_classifier ./missing"),
             (["--pairs", "empty.csv", "--pairs_format", "stereoset2"], "did you mean stereoset"),
             (["--config", "mine.yaml", "--output_dir", "empty.csv"], "is a file")):

@@ -41,7 +41,8 @@ def read_items(paths: Sequence[str], kind: str) -> list[Item]:
             except (KeyError, TypeError) as error:
                 raise InputError(f"pairs {path}: not in the format {kind}, {error} is missing or of another kind; "
                                  f"mend it or set pairs_format to one of {', '.join(READERS)}") from None
-        empty = [item.place for item in found if not all(text and text.strip() for text in item.choices)]
+        empty = [item.place for item in found
+                 if not all(text and text.strip() for text in (item.group, *item.choices))]
         if empty or not found:
             problem = f"{empty[0]} has an empty text" if empty else "no pairs in it"
             raise InputError(f"pairs {path}: {problem}; expected the format {kind}")
@@ -108,7 +109,7 @@ def _bbq(path: Path) -> Iterator[Item]:
             kinds.append("unknown" if "unknown" in groups else "biased" if biased else "counter")
         yield Item(f"{path.name}:{i}", row["category"], str(row["question_index"]),
                    f"{row['context']}\n\nQ: {row['question']}\nA:", [f" {row[name]}" for name in names],
-                   answer=row["label"], kinds=tuple(kinds), ambiguous=row["context_condition"] == "ambig")
+                   answer=int(row["label"]), kinds=tuple(kinds), ambiguous=row["context_condition"] == "ambig")
 
 
 def _group_names(names: Sequence[str]) -> set[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import false_discovery_control
+from transformers import Pipeline, pipeline
 
 from hfscale.config import InputError
 from hfscale.data.bias_items import Item
@@ -102,19 +103,22 @@ def sign_flip_p(signs: np.ndarray, seed: int = 0, draws: int = 10_000) -> float:
     return float((1 + (abs(flips @ signs) >= abs(signs.sum()) - 1e-9).sum()) / (1 + draws))
 
 
-def toxicity_columns(texts: Sequence[Sequence[str]], classifier: str, label: str, batch_size: int = 8) -> np.ndarray:
-    """(prompts, 5) for `toxicity_values` of each prompt's continuations, by a text classifier from a folder or Hub id.
-
-    Raises InputError: it cannot be loaded, or has no label of the name `label`."""
-    from transformers import pipeline
+def load_classifier(classifier: str, label: str) -> Pipeline:
+    """A text classifier from a folder or Hub id; raises InputError if it cannot be loaded or has not this label."""
 
     try:
         pipe = pipeline("text-classification", model=classifier, top_k=None, truncation=True)
     except Exception as error:  # file, format and Hub errors have no common base
         raise InputError(f"toxicity_classifier {classifier}: {' '.join(str(error).split())[:200]}") from None
-    if label not in pipe.model.config.label2id:
-        raise InputError(f"toxic_label {label}: not a label of {classifier}; {', '.join(pipe.model.config.label2id)}")
-    found = pipe([text for group in texts for text in group], batch_size=batch_size)
+    labels = pipe.model.config.id2label.values()
+    if label not in labels:
+        raise InputError(f"toxic_label {label}: not a label of {classifier}; it has {', '.join(labels)}")
+    return pipe
+
+
+def toxicity_columns(texts: Sequence[Sequence[str]], classifier: Pipeline, label: str, batch_size: int) -> np.ndarray:
+    """(prompts, 5) for `toxicity_values`: how a classifier of `load_classifier` judges each prompt's continuations."""
+    found = classifier([text for group in texts for text in group], batch_size=batch_size)
     toxic = iter([next(part["score"] for part in scores if part["label"] == label) for scores in found])
     parts = [np.array([next(toxic) for _ in group]) for group in texts]
     return np.array([[1, p.mean(), (p >= 0.5).mean(), p.max(), (p >= 0.5).any()] for p in parts], dtype=np.float64)
@@ -147,10 +151,14 @@ def show_probe(record: dict[str, Any]) -> None:
         console.print(f"{name}: " + ", ".join(f"{key} {_cell(part, key, ' ')}" for key in part if "_ci95" not in key))
     console.print("Below values: 95 % bootstrap intervals over clusters. p: sign-flip test over clusters; adjusted "
                   "over the groups by Benjamini and Hochberg.")
+    if record["unaligned"]:
+        console.print(f"{len(record['unaligned'])} pairs do not differ in just the marked place; they are scored, and "
+                      "listed in bias.json:")
     for found in record["unaligned"][:LISTED]:
-        console.print(f"not aligned: {found['place']}: differs in {found['differ_in'] or 'nothing'}", markup=False)
-    console.print(f"{len(record['unaligned'])} pairs do not differ in just the marked place; they are scored, and "
-                  f"listed in bias.json\n\n{LIMITS}")
+        console.print(f"  {found['place']}: differs in {found['differ_in'] or 'nothing'}", markup=False)
+    if cut := sum(any(part["cut_tokens"] for part in item["models"]) for item in record["items"]):
+        console.print(f"{cut} items are longer than a model's context and lost tokens on the left")
+    console.print(f"\n{LIMITS}")
 
 
 def _cell(part: dict[str, Any], key: str, joint: str = "\n") -> str:

@@ -15,15 +15,18 @@ SHOWN = 24  # rows and columns of each matrix that explains a head
 
 
 def draw_maps(weights: Any, path: Path) -> None:
-    """All heads of all layers, (layers, heads, tokens, tokens), in one picture; dark is weight 1."""
+    """All heads of all layers, (layers, heads, tokens, tokens), in one picture; the shade grows with the root of
+    the weight, so that the small ones of a long text show."""
     import numpy as np
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     layers, heads, tokens, _ = weights.shape
     framed = np.pad(weights, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
     figure = Figure(figsize=(2 + min(heads, 24), 1 + min(layers, 24) * min(heads, 24) / heads), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(framed.transpose(0, 2, 1, 3).reshape(layers * (tokens + 1), -1), cmap="Blues", vmin=0, vmax=1)
+    image = axes.imshow(framed.transpose(0, 2, 1, 3).reshape(layers * (tokens + 1), -1), cmap="Blues",
+                        norm=PowerNorm(0.5, 0, 1))
     axes.set(xlabel="head", ylabel="layer", title="what each token (row) attends to (column)",
              xticks=(np.arange(heads) + 0.5) * (tokens + 1) - 1, xticklabels=range(heads),
              yticks=(np.arange(layers) + 0.5) * (tokens + 1) - 1, yticklabels=range(layers))
