@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -44,7 +45,6 @@ def main(argv: list[str] | None = None) -> None:
     cleaning = CleaningArguments(**{f.name: getattr(args, f.name) for f in fields(CleaningArguments)})
     cleaning.num_proc = None  # here tasks are what runs side by side
     work = Path(f"{Path(args.output_dir).absolute()}.work")
-    begin(work, asdict(cleaning) | {"tasks": args.tasks})
 
     from hfscale.data import pipeline
 
@@ -63,8 +63,13 @@ def main(argv: list[str] | None = None) -> None:
             last = executor_class([step], tasks=1 if name == "publish" else args.tasks, **more | args.executor_args)
         except TypeError as error:
             raise InputError(f"executor_args: {error}") from None
+    begin(work, asdict(cleaning) | {"tasks": args.tasks})
     print(f"logs: {work / 'logs'}", file=sys.stderr)
-    last.run()
+    try:
+        last.run()
+    except subprocess.CalledProcessError as error:
+        raise InputError(f"executor {args.executor}: {error.cmd[0]} ended with status {error.returncode}; what it "
+                         "said stands above") from None
     later = "" if (work / PUBLISHED).is_file() else " (when all jobs are done)"
     print(f"data set, data_card.md, funnel.png and dropped.jsonl: {args.output_dir}{later}")
 

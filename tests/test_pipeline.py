@@ -126,7 +126,19 @@ def test_what_is_missing_is_one_line(crawl, tmp_path, monkeypatch):
                         lambda name, *more: None if name == "datatrove" else find_spec(name, *more))
     with pytest.raises(InputError, match=r"hfscale\[cluster-data\]"):
         prepare_data_cluster.main(words(crawl, tmp_path / "data"))
-    assert not (tmp_path / "data").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"crawl"}
+
+
+def test_a_refused_job_is_one_line(crawl, tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 'invalid partition' >&2\nexit 1\n")
+    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    with pytest.raises(InputError, match="sbatch ended with status 1; what it said stands above"):
+        prepare_data_cluster.main(words(crawl, tmp_path / "data", "--executor", "slurm", "--executor_args",
+                                        '{"partition": "none", "time": "01:00:00"}'))
+    script = (tmp_path / "data.work" / "logs" / "read" / "launch_script.slurm").read_text()
+    assert "#SBATCH --partition=none" in script and "launch_pickled_pipeline" in script
 
 
 SBATCH = """#!{python}
