@@ -198,3 +198,22 @@ def test_non_finite_logits_name_the_document(model, tokenizer):
     assert np.isfinite(score_documents(broken, tokenizer, TEXTS[:2]).sums[:, 0]).all()
     with pytest.raises(FloatingPointError, match="document 2"):
         score_documents(broken, tokenizer, TEXTS)
+
+
+@pytest.mark.parametrize("packing", ["stream", "best_fit"])
+def test_packed_rows_give_the_same_log_likelihoods(model, tokenizer, packing):
+    """Several documents in a row, apart from each other: each text's sum, less the EOS that only a row predicts."""
+    from datasets import Dataset
+
+    from hfscale.data.packing import collate_rows, pack_documents
+
+    texts = [TEXTS[1], TEXTS[4], "the cat", "the dog sat", "a log"]  # none is cut: several fit into a row of 32
+    rows = pack_documents(Dataset.from_dict({"text": texts}), tokenizer, 32, packing=packing)
+    batch = collate_rows(list(rows))
+    with torch.no_grad():
+        logits = model.eval()(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+    targets = batch["labels"][:, 1:].masked_fill(batch["labels"][:, 1:] == tokenizer.eos_token_id, -100)
+    nll = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), reduction="sum").item()
+    scores = score_documents(model, tokenizer, texts)
+    assert (targets != -100).sum().item() == scores.sums[:, 1].sum()
+    assert nll == pytest.approx(scores.sums[:, 0].sum(), rel=1e-6)

@@ -174,6 +174,24 @@ def test_two_ranks_give_the_same_numbers(folder, text_file, tmp_path):
     assert results[0] == results[1]
 
 
+@pytest.mark.slow
+def test_two_ranks_answer_a_task_as_one(folder, tmp_path):
+    """Drawn answers and likelihoods of choices."""
+    write_lines(tmp_path / "task.jsonl", [{"q": line[:9], "a": line[9:], "c": ["the mat", "a log"], "answer": 1}
+                                          for line in LINES])
+    words = ["--model", str(folder), "--task_source", str(tmp_path / "task.jsonl"), "--task_validation_source",
+             str(tmp_path / "task.jsonl"), "--prompt", "{q}", "--target", "{a}", "--choices", "c", "--metrics", "chrf",
+             "accuracy", "--max_new_tokens", "6", "--do_sample", "--batch_size", "4"]
+    results = []
+    for processes in (1, 2):
+        result = launch([*words, "--output_dir", str(tmp_path / str(processes))], processes)
+        assert result.returncode == 0, result.stderr[-3000:]
+        answers = (tmp_path / str(processes) / "predictions.jsonl").read_text()
+        results.append((metrics_of(tmp_path / str(processes)), answers))
+    assert results[0] == results[1]
+    assert 0 <= results[0][0]["eval_accuracy"] <= 1 and results[0][0]["eval_items"] == 23
+
+
 def launch(words: list[str], processes: int = 1) -> subprocess.CompletedProcess:
     launcher = [] if processes == 1 else ["-m", "accelerate.commands.launch", "--config_file",
                                           str(ROOT / "accelerate_configs" / "cpu_2proc.yaml")]

@@ -26,7 +26,7 @@ def measure_answers(answerer: Trainer | Sequence[str], examples: Dataset, args: 
                         progress=not answerer.args.disable_tqdm)
         answers = [answer["prediction"] for answer in found]
         metrics["finished"] = sum(answer["finished"] for answer in found) / len(found)
-    metrics |= score_predictions(answers, examples, args.metrics)
+    metrics |= score_predictions(answers, examples, args.metrics, options=args.metric_options)
     return {f"{prefix}_{name}": value for name, value in metrics.items()}, list(answers)
 
 

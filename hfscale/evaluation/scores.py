@@ -50,10 +50,12 @@ def write_scores(args: Any, argv: list[str] | None, data: Dataset | None, system
         shown.append({"name": system.name, **system.settings, "predictions": name if system.records else None,
                       "metrics": {f"eval_{key}": value for key, value in system.metrics.items()},
                       "notes": {f"eval_{key}": note for key, note in system.notes.items()}})
+    references = systems[0].settings.get("references")
     source = args.task_source or args.source or args.lm_eval or args.predictions or f"held out by {args.model[0]}"
     record = {"schema_version": 1, "recipe": "score",
               "command": shlex.join(["score.py", *(sys.argv[1:] if argv is None else argv)]), "config": asdict(args),
-              "data": {"source": source, "fingerprint": data_fingerprint(data, args)}, "versions": versions(),
+              "data": {"source": source, "fingerprint": data_fingerprint(data, args) or references},
+              "versions": versions(),
               "systems": shown, "comparisons": compare_systems(systems, args.seed)}
     folder.mkdir(parents=True, exist_ok=True)
     files["scores.json"] = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -73,7 +75,7 @@ def show_scores(record: dict[str, Any], path: Path) -> None:
     for name in systems[0]["metrics"]:
         if not name.endswith(("_ci95", "_stderr")):
             table.add_row(name, *(_shown(system["metrics"], name) for system in systems))
-    rows = [key for key in systems[0] if key not in ("name", "metrics", "notes", "model")]
+    rows = [key for key in systems[0] if key not in ("name", "metrics", "notes", "model", "predictions")]
     for key in [*rows, *sorted(set().union(*(system["notes"] for system in systems)))]:
         table.add_row(key, *(_words(system.get(key, system["notes"].get(key, ""))) for system in systems))
     console.print(table)

@@ -83,13 +83,16 @@ def _generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt
             for i, row, ids, text, answer in zip(batch, rows, output.tolist(), texts, kept, strict=True)]
 
 
-def score_predictions(predictions: Sequence[str], examples: Dataset, metrics: Sequence[str], *, seed: int = 0) -> dict:
+def score_predictions(predictions: Sequence[str], examples: Dataset, metrics: Sequence[str], *, seed: int = 0,
+                      options: dict[str, dict] | None = None) -> dict:
     """Text metrics of predictions against the examples' `references`, each with its 95 % interval as `_ci95`.
-
-    Raises InputError as `item_statistics`."""
-    return {name: value for metric in metrics for name, value in estimate(
-        item_statistics(metric, predictions, examples["references"][:]), partial(metric_values, metric),
-        seed=seed).items()}
+    `options`: by metric, those of `item_statistics`; raises InputError as that does."""
+    found = {}
+    for metric in metrics:
+        own = (options or {}).get(metric, {})
+        columns = item_statistics(metric, predictions, examples["references"][:], **own)
+        found |= estimate(columns, partial(metric_values, metric, **own), seed=seed)
+    return found
 
 
 def score_choices(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Dataset, *,
