@@ -31,7 +31,7 @@ class PrepareDataClusterArguments(CleaningArguments):
     overwrite: bool = field(default=False, metadata={"help": "replace the data set in output_dir"})
     executor: Literal["local", "slurm", "ray"] = field(default="local", metadata={"help": "datatrove's executor"})
     tasks: int = field(default=os.cpu_count() or 1, metadata={"help": "shards; each is one task of each job"})
-    workers: int = field(default=-1, metadata={"help": "tasks at once; -1: all"})
+    workers: int = field(default=-1, metadata={"help": "tasks at once; -1: all, but local one per core"})
     executor_args: dict = field(default_factory=dict, metadata={
         "help": "more arguments of datatrove's executor by name; slurm needs partition and time"})
 
@@ -52,10 +52,10 @@ def main(argv: list[str] | None = None) -> None:
     publish = partial(pipeline.publish_shards, output_dir=output_dir, overwrite=args.overwrite)
     jobs = {"read": pipeline.read_shard, "clean": pipeline.clean_shard, "link": pipeline.link_shards,
             "finish": pipeline.finish_shard, "publish": publish}
-    last = None
+    last, workers = None, os.cpu_count() if args.executor == "local" and args.workers == -1 else args.workers
     for name, job in jobs.items():
         step = pipeline.ShardStep(name, job, cleaning, work, args.tasks)
-        more = {"workers": args.workers, "depends": last, "logging_dir": str(work / "logs" / name)}
+        more = {"workers": workers, "depends": last, "logging_dir": str(work / "logs" / name)}
         if args.executor == "slurm":
             same_python = f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
             more |= {"job_name": f"hfscale-{name}", "env_command": same_python}
