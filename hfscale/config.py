@@ -29,6 +29,7 @@ RENAMED = {
 REFUSED = {
     "hub_token": "set HF_TOKEN in the environment, so that no file holds it",
     "resume_from_checkpoint": "use --resume auto", "do_train": "a recipe always trains",
+    "auto_find_batch_size": "it changes the global batch; use --auto_batch",
     "do_eval": "set eval_strategy", "do_predict": "use the score recipe",
     "use_liger_kernel": "Liger has no GPT-2 kernels and transformers ignores it silently",
     "deepspeed": "use an accelerate config such as zero2", "fsdp": "use an accelerate config such as fsdp2",
@@ -82,7 +83,7 @@ class StreamArguments(DataArguments):
 
     streaming: bool = field(default=False, metadata={
         "help": "read, tokenize and pack while training (needs max_steps); validation text is drawn by a hash of each "
-                "document, and its first 10 million characters are scored"})
+                "document, and its first 2 million characters are scored"})
     shuffle_buffer_size: int = field(default=1000, metadata={
         "help": "of a stream: rows in memory from which the next is drawn (0: rows come in order)"})
     source_weights: list[float] | None = field(default=None, metadata={
@@ -177,6 +178,9 @@ class RunArguments:
         "help": "auto: go on from the newest whole checkpoint, or start anew if there is none"})
     overwrite: bool = field(default=False, metadata={"help": "delete an earlier run in output_dir first"})
     dry_run: bool = field(default=False, metadata={"help": "show one row, the counts and the memory, then stop"})
+    auto_batch: bool = field(default=False, metadata={
+        "help": "find the largest micro-batch that memory holds; per_device_train_batch_size x "
+                "gradient_accumulation_steps stays what a process reads per step"})
     training: dict = field(default_factory=dict)
 
 
@@ -357,7 +361,8 @@ def run(main: Callable[[], Any]) -> None:
     except InputError as error:
         status = 2
         if is_main_rank():
-            print(f"error: {error}", file=sys.stderr)
+            line = str(error).strip().splitlines()[-1]  # a data loader's worker adds its traceback before it
+            print(f"error: {line.removeprefix(f'{InputError.__module__}.InputError: ')}", file=sys.stderr)
     except SystemExit as stop:
         status = stop.code
     torch = sys.modules.get("torch")

@@ -118,7 +118,16 @@ def _problem(folder: Path) -> str | None:
 def _config_of(args: TrainingArguments, rows_from: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in args.to_dict().items() if not name.startswith(MAY_CHANGE)}
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return json.loads(json.dumps(kept | {"global_batch_size": rows} | rows_from, default=str))
+    now = {"global_batch_size": rows, "optimizer_state": _optimizer_state(args.world_size)}
+    return json.loads(json.dumps(kept | now | rows_from, default=str))
+
+
+def _optimizer_state(processes: int) -> str:
+    """In whose form a checkpoint holds it; only the same form can be read. FSDP's is gathered, DeepSpeed's in shards."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+        return f"ZeRO-{stage} on {processes} processes"
+    return "FSDP" if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else "one process or DDP"
 
 
 def _check_same_config(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:

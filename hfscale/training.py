@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
-from hfscale.config import InputError
+from hfscale.config import InputError, is_main_rank
 from hfscale.data.packing import IGNORED
+from hfscale.micro_batches import find_pieces, split_batch
+from hfscale.ranks import check_same_software
 from hfscale.run_folder import CheckpointManifest, StopOnSignal
 from hfscale.sharing import check_sharing
 
@@ -88,13 +91,19 @@ class LMTrainer(Trainer):
     Training: GPT-2's class name keeps upstream from finding its loss type, so it divides by all labels although the
     first of each row is never predicted; naming the type mends loss and gradient. Evaluation: upstream averages batch
     means; here each row's summed loss and number of targets are gathered and divided once. `eval_bits_per_byte` needs
-    rows with a column `num_bytes` (see `pack_documents`). `compute_metrics` is not used.
+    rows with a column `num_bytes` (see `pack_documents`). `compute_metrics` is not used. `rows_from`: see
+    `CheckpointManifest`. `auto_batch`: each step's rows go through in the largest micro-batches that memory holds.
     """
 
-    def __init__(self, model: PreTrainedModel, args: TrainingArguments, **kwargs):
+    def __init__(self, model: PreTrainedModel, args: TrainingArguments, rows_from: dict[str, Any] | None = None,
+                 auto_batch: bool = False, **kwargs):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         base.loss_type = "ForCausalLM"
         self._saved_use_cache = base.config.use_cache
+        self._pieces = None if auto_batch else 1  # micro-batches of a batch; None: to be found at the first step
+        if auto_batch:
+            args.per_device_train_batch_size *= args.gradient_accumulation_steps
+            args.gradient_accumulation_steps = 1
         super().__init__(model=model, args=args, **kwargs)
         try:
             self._check_launch()
@@ -102,11 +111,12 @@ class LMTrainer(Trainer):
             with contextlib.suppress(OSError):  # made by Trainer a moment ago, unless it holds something
                 Path(args.output_dir).rmdir()
             raise
-        self.add_callback(CheckpointManifest())
+        self.add_callback(CheckpointManifest(rows_from))
         self.add_callback(StopOnSignal())
 
     def _check_launch(self) -> None:
-        """Refuse a launch that accelerate quietly turned into something else."""
+        """Refuse a launch that accelerate quietly turned into something else, or of unlike machines."""
+        check_same_software()
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != self.args.world_size:
             raise InputError(f"{launched} processes were launched but each would train alone: this machine has no "
@@ -117,11 +127,31 @@ class LMTrainer(Trainer):
                              "unsharded); use --accelerate cpu_2proc or zero2 here")
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._pieces is None:
+            self._pieces = self._find_pieces(model, inputs, num_items_in_batch)
+        *others, last = split_batch(inputs, self._pieces) if self._pieces > 1 else [inputs]
+        with self.accelerator.no_sync(model) if others else contextlib.nullcontext():
+            losses = [super(LMTrainer, self).training_step(model, piece, num_items_in_batch) for piece in others]
+        loss = sum(losses, start=super().training_step(model, last, num_items_in_batch))
         if not torch.isfinite(loss):  # before the optimizer steps: the weights are still good
             raise FloatingPointError(f"the training loss became {loss.item()} at step {self.state.global_step + 1}; "
                                      "the weights of the last checkpoint are good; try a lower learning_rate")
         return loss
+
+    def _find_pieces(self, model, inputs, num_items_in_batch) -> int:
+        def try_piece(piece):
+            with self.accelerator.no_sync(model):
+                super(LMTrainer, self).training_step(model, piece, num_items_in_batch)
+
+        if self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+            raise InputError("--auto_batch tries sizes out, which ranks that share a model's state cannot do each for "
+                             "itself; take the sizes that hfscale plan names, or --accelerate ddp")
+        pieces = find_pieces(model, inputs, try_piece)
+        if is_main_rank():
+            rows = len(inputs["input_ids"])
+            print(f"auto_batch: {rows} rows per process and step, in {min(pieces, rows)} micro-batches",
+                  file=sys.stderr)
+        return pieces
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Each row's summed loss in nats and its number of targets, in the places of logits and labels."""

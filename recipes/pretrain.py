@@ -57,10 +57,15 @@ def main(argv: list[str] | None = None) -> None:
     model = new_model(tokenizer, **{f.name: getattr(args, f.name) for f in fields(ShapeArguments)})
     if args.dry_run:
         return preview(model, tokenizer, rows, training_args)
-    checkpoint = newest_checkpoint(training_args) if args.resume else None
+    rows_from = {f.name: getattr(args, f.name) for f in fields(StreamArguments)} | {"max_length": max_length}
+    if args.streaming:  # whose order also depends on who reads
+        how = ("world_size", "dataloader_num_workers", "per_device_train_batch_size")
+        rows_from |= {name: getattr(training_args, name) for name in how}
+    checkpoint = newest_checkpoint(training_args, rows_from) if args.resume else None
 
-    trainer = LMTrainer(model=model, args=training_args, train_dataset=rows["train"],
-                        eval_dataset=rows["validation"], data_collator=collate_rows, processing_class=tokenizer)
+    trainer = LMTrainer(model=model, args=training_args, train_dataset=rows["train"], rows_from=rows_from,
+                        eval_dataset=rows["validation"], data_collator=collate_rows, processing_class=tokenizer,
+                        auto_batch=args.auto_batch)
     clear_output_dir(training_args.output_dir, args.overwrite)
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import sys
 import sysconfig
@@ -30,7 +31,7 @@ TEXT_FEATURES = Features({"text": Value("string")})
 READ_FEATURES = Features({"text": Value("string"), "problem": Value("string")})  # one of the two; none: empty
 SHOWN_PROBLEMS = 5
 STREAM_SHARDS = 64  # of a stored data set, for ranks and workers to share
-HELD_OUT_CHARACTERS = 10_000_000  # of a stream: in memory, and scored at each evaluation
+HELD_OUT_CHARACTERS = 2_000_000  # of a stream: in memory, and scored at each evaluation
 
 
 def load_documents(source: str | list[str], *, text_column: str = "text", sample_by: str = "document",
@@ -119,14 +120,21 @@ def load_parts(args: StreamArguments, *, seed: int, dropped: dict[str, int] | No
     Raises InputError: as there, or weights that do not fit the sources.
     """
     weights, temperature = args.source_weights, args.source_temperature
-    if weights is not None and len(weights) != len(args.source):
-        raise InputError(f"source_weights: got {len(weights)} for {len(args.source)} source(s); give one for each")
+    if weights is not None:
+        check_weights(weights, len(args.source))
     if temperature is not None and (args.streaming or weights is not None):
         raise InputError("source_temperature: not with --source_weights, and not with --streaming, which does not "
                          "know the sizes of sources; give weights alone")
     groups = [args.source] if weights is None and temperature is None else [[name] for name in args.source]
     return [load_splits(replace(args, source=group), seed=seed, streaming=args.streaming, dropped=dropped)
             for group in groups]
+
+
+def check_weights(weights: list[float], num_sources: int) -> None:
+    """Raises InputError unless there is a number from 0 up for each source, and not all are 0."""
+    if len(weights) != num_sources or not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise InputError(f"source_weights: got {weights} for {num_sources} source(s); expected a number from 0 up for "
+                         "each, not all 0")
 
 
 def join_parts(parts: list[DatasetDict], args: StreamArguments) -> DatasetDict:
@@ -173,7 +181,7 @@ def split_documents(documents: Dataset, *, split_by: str, validation_fraction: f
 
 def split_stream(documents: IterableDataset, *, split_by: str, validation_fraction: float, seed: int) -> DatasetDict:
     """As `split_documents`, for a stream: a hash of text and seed says on which side a document is, so equal texts
-    are on the same. The train part is a stream; of the other the first 10 million characters are kept in memory.
+    are on the same. The train part is a stream; of the other the first 2 million characters are kept in memory.
 
     Raises InputError: as there, or splitting by position.
     """

@@ -4,6 +4,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets, interleave_datasets
 
 from hfscale.config import InputError, StreamArguments
+from hfscale.data.corpus import check_weights
 
 
 def join_rows(parts: list[DatasetDict], args: StreamArguments, *, seed: int) -> tuple[DatasetDict, list[float]]:
@@ -32,8 +33,8 @@ def _endless(sources: list[IterableDataset], args: StreamArguments, seed: int) -
     sources = [rows.repeat(None) for rows in sources]
     if len(sources) == 1:
         return sources[0]
-    weights = check_weights(args.source_weights, len(sources))
-    return interleave_datasets(sources, probabilities=list(weights / weights.sum()), seed=seed)
+    shares = [weight / sum(args.source_weights) for weight in args.source_weights]
+    return interleave_datasets(sources, probabilities=shares, seed=seed)
 
 
 def mix(sources: list[Dataset], weights: list[float] | None = None, *, temperature: float = 1.0,
@@ -58,7 +59,9 @@ def mix(sources: list[Dataset], weights: list[float] | None = None, *, temperatu
         raise InputError(f"mixture: source {int(lengths.argmin()) + 1} has no rows; give sources that hold text")
     if not temperature > 0:
         raise InputError(f"source_temperature: got {temperature}, expected a number above 0")
-    shares = lengths ** (1 / temperature) if weights is None else check_weights(weights, len(sources))
+    if weights is not None:
+        check_weights(weights, len(sources))
+    shares = lengths ** (1 / temperature) if weights is None else np.array(weights)
     counts = _counts(shares, lengths.sum() if size is None else size)
     generator = np.random.default_rng(seed)
     parts = []
@@ -66,15 +69,6 @@ def mix(sources: list[Dataset], weights: list[float] | None = None, *, temperatu
         order = [generator.permutation(len(rows)) for _ in range(-(-int(count) // len(rows)))]
         parts.append(rows.select(np.concatenate([np.empty(0, int), *order])[:count]))
     return concatenate_datasets(parts).shuffle(seed=seed), (counts / lengths).tolist()
-
-
-def check_weights(weights: list[float], num_sources: int) -> np.ndarray:
-    """As an array. Raises InputError unless there is a number from 0 up for each source, and not all are 0."""
-    values = np.array(weights, float)
-    if not (len(values) == num_sources and np.isfinite(values).all() and values.min() >= 0 and values.sum() > 0):
-        raise InputError(f"source_weights: got {weights} for {num_sources} source(s); expected a number from 0 up for "
-                         "each, not all 0")
-    return values
 
 
 def _counts(weights: np.ndarray, size: int) -> np.ndarray:
