@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import tqdm
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, nll_loss
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
@@ -130,11 +130,12 @@ def logit_lens(model: PreTrainedModel, input_ids: torch.Tensor, top_k: int = 3) 
     each layer's output (nostalgebraist 2020, "interpreting GPT: the logit lens"). `top_ids` and `top_probabilities`
     are (layers + 1, tokens, top_k), `loss` (layers + 1) in nats per token."""
     *states, last = model.eval()(input_ids, output_hidden_states=True, use_cache=False).hidden_states
-    states = torch.cat([model.transformer.ln_f(torch.cat(states)), last])  # upstream has normed the last one already
-    log_p = model.lm_head(states).float().log_softmax(-1)
-    top = log_p.topk(min(top_k, log_p.shape[-1]), dim=-1)
-    return {"top_ids": top.indices, "top_probabilities": top.values.exp(),
-            "loss": -log_p[:, :-1].gather(-1, input_ids[..., 1:, None].expand(len(states), -1, -1)).mean(dim=(1, 2))}
+    found = []
+    for normed in (*map(model.transformer.ln_f, states), last):  # upstream has normed the last one already
+        log_p = model.lm_head(normed)[0].float().log_softmax(-1)
+        top = log_p.topk(min(top_k, log_p.shape[-1]), dim=-1)
+        found.append((top.indices, top.values.exp(), nll_loss(log_p[:-1], input_ids[0, 1:])))
+    return dict(zip(("top_ids", "top_probabilities", "loss"), map(torch.stack, zip(*found, strict=True)), strict=True))
 
 
 @torch.inference_mode()
@@ -154,7 +155,7 @@ def explain_head(model: PreTrainedModel, input_ids: torch.Tensor, layer: int, he
         states = model.eval()(input_ids, output_hidden_states=True, use_cache=False).hidden_states[layer]
     finally:
         handle.remove()
-    x = model.transformer.h[layer].ln_1(states)[0].double()
+    x = model.transformer.h[layer].ln_1(states)[0].cpu().double()  # not every accelerator has float64
     q, k, v = (part.unflatten(-1, (-1, module.head_dim)).transpose(0, 1)
                for part in _affine(x, module.c_attn).chunk(3, -1))
     divisor, shown = _divisor(module)
@@ -163,7 +164,7 @@ def explain_head(model: PreTrainedModel, input_ids: torch.Tensor, layer: int, he
     weights = masked.softmax(-1)
     concatenated = (weights @ v).transpose(0, 1).flatten(1)
     output = _affine(concatenated, module.c_proj)
-    difference = {name: (own - theirs[0]).abs().max().item()
+    difference = {name: (own - theirs[0].cpu()).abs().max().item()
                   for name, own, theirs in zip(("output", "weights"), (output, weights), seen, strict=True)}
     steps = [("X", "the layer's input after its layer norm", x), ("Q", "X W_Q + b_Q", q[head]),
              ("K", "X W_K + b_K", k[head]), ("V", "X W_V + b_V", v[head]), ("S", f"Q K^T / {shown}", scores[head]),
@@ -177,7 +178,7 @@ def explain_head(model: PreTrainedModel, input_ids: torch.Tensor, layer: int, he
 
 
 def _affine(x: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor:
-    return x @ layer.weight.double() + layer.bias.double()
+    return x @ layer.weight.cpu().double() + layer.bias.cpu().double()
 
 
 def _divisor(module: GPT2Attention) -> tuple[float, str]:
