@@ -3,6 +3,8 @@
 import difflib
 import importlib.metadata
 import os
+import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -34,18 +36,27 @@ def _recipes() -> str:
 
 
 def _copy(name: str, folder: str = ".") -> str:
-    """copy RECIPE [FOLDER]: its script and configs, to edit"""
-    script = find_recipe(name)
-    sources = [script, *sorted(script.parent.glob(f"configs/{script.stem}/*.yaml"))]
-    targets = {Path(folder) / path.relative_to(script.parent): path for path in sources}
+    """copy RECIPE [FOLDER]: its script and configs, to edit; copy launch: the files for several machines"""
+    recipes = find_recipe("pretrain").parent if name == "launch" else find_recipe(name).parent
+    sources = sorted(recipes.glob("launch/*.*"))
+    if name != "launch":
+        script = find_recipe(name)
+        sources = [script, *sorted(recipes.glob(f"configs/{script.stem}/*.yaml"))]
+        for path in sources[1:]:  # also what they extend, which may be another recipe's
+            extended = re.findall(r"^extends: *(\S+)", path.read_text("utf-8"), re.M)
+            sources += {(path.parent / base).resolve() for base in extended} - {source.resolve() for source in sources}
+    targets = {Path(folder) / path.resolve().relative_to(recipes.resolve()): path for path in sources}
     if taken := [str(target) for target in targets if os.path.lexists(target)]:
         raise InputError(f"hfscale copy {name}: {', '.join(taken)} exists already; name another folder")
     try:
         for target, source in targets.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             write_text(target, source.read_text("utf-8"))
+            shutil.copymode(source, target)
     except OSError as error:
         raise InputError(f"hfscale copy {name}: cannot write to {folder}: {error.strerror}") from None
+    if name == "launch":
+        return "\n".join(f"wrote {target}: see its first lines" for target in targets)
     first, *configs = map(str, targets)
     config = next((f" --config {path}" for path in configs if path.endswith("tiny_cpu.yaml")), "")
     return "\n".join([*(f"wrote {target}" for target in targets), f"next: hfscale {first}{config}"])

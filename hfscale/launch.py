@@ -2,11 +2,13 @@
 
 import argparse
 import contextlib
+import difflib
 import logging
 import os
 import runpy
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -104,6 +106,7 @@ def accelerate_command(recipe: Path, recipe_args: list[str], flags: dict, use_cp
         config = load_config_from_file(str(path))
     except Exception as error:  # whatever the file makes accelerate or the YAML reader stumble over
         raise InputError(f"{path}: not a launch config: {' '.join(str(error).split())}") from None
+    _check_keys(path, config)
     if config.distributed_type == "DEEPSPEED" and find_spec("deepspeed") is None:
         raise InputError(f'{path}: DeepSpeed is not installed: pip install "hfscale[deepspeed]"')
     on_cpu = use_cpu or config.use_cpu
@@ -121,6 +124,7 @@ def accelerate_command(recipe: Path, recipe_args: list[str], flags: dict, use_cp
     if not on_cpu and local > gpus:
         cure = "lower --num_processes" if gpus else "add --use_cpu" if trains else "take --accelerate cpu"
         raise InputError(f"--accelerate {name}: needs {local} GPU(s) on this machine, which has {gpus}; {cure}")
+    _check_machines(machines, {"main_process_port": config.main_process_port or 0} | flags)
     # --cpu only where one process is meant: with a config for several, accelerate would start a single one.
     words = ["--num_processes", str(total)] if many else ["--cpu"] if on_cpu and not config.use_cpu else []
     words += [w for f in flags if f not in ("accelerate", "num_processes") for w in (f"--{f}", str(flags[f]))]
@@ -128,6 +132,38 @@ def accelerate_command(recipe: Path, recipe_args: list[str], flags: dict, use_cp
     extra = ["--use_cpu", "true"] if on_cpu and trains and not use_cpu else []
     env = {"OMP_NUM_THREADS": str(max(1, threads // local))} if on_cpu and "OMP_NUM_THREADS" not in os.environ else {}
     return ["--config_file", str(path), *words, str(recipe), *recipe_args, *extra], env
+
+
+def _check_keys(path: Path, config) -> None:
+    """Raise InputError for a name inside fsdp_config or deepspeed_config that accelerate would silently pass over."""
+    from accelerate.commands.launch import launch_command_parser
+
+    known = {action.dest for action in launch_command_parser()._actions}
+    for part, prefix in (("fsdp_config", "fsdp_"), ("deepspeed_config", "")):
+        for key in getattr(config, part, None) or {}:
+            if key not in known or not key.startswith(prefix):
+                near = difflib.get_close_matches(key, [name for name in known if name.startswith(prefix)], 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise InputError(f"{path}: {part}: unknown name {key}{hint}")
+
+
+def _check_machines(machines: int, flags: dict) -> None:
+    """Raise InputError unless the machines can find each other, and machine 0 can listen."""
+    rank, port = flags.get("machine_rank", 0), flags["main_process_port"]
+    if machines > 1 and not {"machine_rank", "main_process_ip"} <= flags.keys():
+        raise InputError(f"{machines} machines: each needs its own --machine_rank, and all --main_process_ip, the "
+                         "name or address of machine 0")
+    if not 0 <= rank < machines:
+        raise InputError(f"--machine_rank {rank}: expected 0 to {machines - 1}; num_machines is {machines}")
+    if machines > 1 and port == 0:
+        raise InputError("several machines: --main_process_port must name one port for all, such as 29500")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            if rank == 0:
+                probe.bind(("", port))
+        except (OSError, OverflowError) as error:
+            raise InputError(f"--main_process_port {port}: cannot listen there ({error}); name a free port") from None
 
 
 def run_launcher(words: list[str], env: dict[str, str]) -> int:

@@ -1,4 +1,4 @@
-"""Will it fit, how long, what does it cost: memory, speed and the exact command of each launch config, before the bill.
+"""Will it fit, how long, what does it cost: memory, speed and the command of each launch config, before the bill.
 
     hfscale plan --config gpt2_small --gpu h100-80gb --num_gpus 8
     hfscale plan --config recipes/configs/finetune/gpt2_lora.yaml --gpu l4 --price_per_gpu_hour 0.8 --picture plan.png
@@ -47,7 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.scaling.memory import Step
     from hfscale.scaling.plan import fastest, find_accelerator, find_shape, launch_words, plan_launches
 
-    for name in ("num_gpus", "efficiency", "tokens", "price_per_gpu_hour", "price_per_kwh", "vocab_size", "max_length", "lora_rank"):
+    for name in ("num_gpus", "efficiency", "tokens", "price_per_gpu_hour", "price_per_kwh", "vocab_size", "max_length",
+                 "lora_rank"):
         if (value := getattr(args, name)) is not None and (value <= 0 or name == "efficiency" and value > 1):
             raise InputError(f"{name}: got {value}, expected above 0" + ", at most 1" * (name == "efficiency"))
     device = find_accelerator(args.gpu, args.accelerators)

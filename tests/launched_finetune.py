@@ -1,11 +1,13 @@
-"""recipes/finetune.py as one rank of a launch, really sharded on a CPU; test_finetune.py starts it."""
+"""recipes/finetune.py as one rank of a launch; FSDP shards on the CPU too (fsdp_on_cpu.py)."""
 
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+
+from launched_pretrain import without_compiler  # noqa: E402
 
 from hfscale.config import run  # noqa: E402
 from recipes.finetune import FinetuneArguments, main  # noqa: E402
@@ -17,8 +19,6 @@ class LaunchedArguments(FinetuneArguments):
 
 
 if __name__ == "__main__":
-    from launched_pretrain import without_compiler
-
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         import fsdp_on_cpu
 

@@ -59,7 +59,7 @@ def describe(trainer) -> dict:
 
 
 def measure() -> None:
-    """Note the highest sum of live bytes that torch's CPU allocator reported until the training ended, as `peak_bytes`.
+    """Note as `peak_bytes` the highest sum of live bytes that torch's CPU allocator reports until the training ends.
 
     The profiler sees every tensor's allocation and release from before the model is made.
     """

@@ -49,7 +49,8 @@ def test_recipes_lists_scripts_and_configs(hfscale):
         assert f"{name}  ({ROOT / 'recipes' / name}.py)" in out
     for path in (ROOT / "recipes" / "configs").glob("*/*.yaml"):
         assert f"    --config {path.stem}\n" in out
-    assert out.endswith("launch configs: cpu, cpu_2proc, ddp, fsdp2, single_gpu, zero1, zero2, zero3\n")
+    names = sorted(path.stem for path in (ROOT / "accelerate_configs").glob("*.yaml"))
+    assert out.endswith(f"launch configs: {', '.join(names)}\n")
 
 
 def test_version(hfscale):

@@ -16,7 +16,7 @@ TINY = Shape(n_layer=3, n_head=4, n_embd=128, n_positions=128, vocab_size=512)
 
 def test_parts_of_gpt2_small_by_hand():
     """GPT-2 small, 8 rows of 1,024 tokens, float32, one document a row: 4, 4 and 8 bytes a parameter; 16 vectors of
-    768 a token and block with 12 heads' and two norms' numbers; the final norm's input and output; 12 bytes a logit."""
+    768 a token and block with 12 heads' and two norms' numbers; the last norm's input and output; 12 bytes a logit."""
     small = Shape(12, 12, 768, 1024, 50257)
     parts = step_memory_bytes(small, Step(8, 1024, masked=False), Sharding())
     tokens = 8 * 1024

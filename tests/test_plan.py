@@ -53,7 +53,7 @@ def test_the_command_it_prints_is_taken_by_the_recipe(capsys):
     assert values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] == 4 * 16  # as in the config
 
 
-@pytest.mark.parametrize("path", sorted(p for folder in ("pretrain", "finetune") for p in (CONFIGS / folder).glob("*")),
+@pytest.mark.parametrize("path", sorted(path for d in ("pretrain", "finetune") for path in (CONFIGS / d).glob("*")),
                          ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_training_config_can_be_planned(path, capsys, tmp_path, monkeypatch):
     from transformers import GPT2Config
@@ -81,7 +81,8 @@ def test_largest_batch_is_the_largest_that_fits():
     found = plan_launch(SMALL, step, sharding, ROUND, rows=64, efficiency=0.5)
 
     def used(batch):
-        return sum(step_memory_bytes(SMALL, step._replace(batch_size=batch, accumulates=batch < 64), sharding).values())
+        parts = step_memory_bytes(SMALL, step._replace(batch_size=batch, accumulates=batch < 64), sharding)
+        return sum(parts.values())
 
     assert not found["fits_as_asked"] and found["batch_size"] == found["largest_batch_size"]
     assert 64 % found["largest_batch_size"] == 0

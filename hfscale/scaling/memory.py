@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from hfscale.scaling.flops import Shape
 
-DEEPSPEED_BUCKET = 500_000_000  # values that DeepSpeed reduces at a time by default: a buffer made in every backward pass
+DEEPSPEED_BUCKET = 500_000_000  # values DeepSpeed reduces at a time by default: a buffer made in every backward pass
 ZERO3_LIVE = 1_000_000_000  # weights that ZeRO-3 keeps gathered by default: all of a smaller model
 FSDP_BLOCKS = 5  # blocks in flight: one used, one gathered ahead, their copies and gradients on the way (measured)
 
@@ -120,7 +120,8 @@ def _forward(shape: Shape, step: Step, sharding: Sharding, *, at_loss: bool) -> 
     per_logit = 12 if at_loss else 10 if step.bf16 else 8
     blocks = 0 if at_loss and step.activation_checkpointing else shape.n_layer
     return {"activations": _kept(shape, step, sharding) + final, "logits": tokens * shape.vocab_size * per_logit,
-            "bf16 copies": _copies(shape, step, sharding, blocks), "communication": _gathered(shape, step, sharding, 2)}
+            "bf16 copies": _copies(shape, step, sharding, blocks),
+            "communication": _gathered(shape, step, sharding, 2)}
 
 
 def _last_block(shape: Shape, step: Step, sharding: Sharding) -> dict[str, int]:

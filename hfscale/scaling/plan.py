@@ -12,6 +12,8 @@ from hfscale.scaling.memory import Sharding, Step, sharding_of, step_memory_byte
 
 RESERVED_BYTES = 10**9  # for the device's context, the communication library and the allocator's gaps: an assumption
 HOST_LINK_GB_S = 25  # between a GPU and its machine's memory, one direction (PCIe 4.0 x16 as reached): an assumption
+ADAM_GB_S = {"cpu": 100, "nvme": 5}  # at which a machine's CPU works through offloaded state: an assumption
+ADAM_BYTES = 28  # per parameter: weight and two moments read and written, a gradient read, in float32
 
 
 class Accelerator(NamedTuple):
@@ -36,7 +38,7 @@ def find_accelerator(name: str, own: str | None = None) -> Accelerator:
         for path in [Path(__file__).with_name("accelerators.yaml"), *([Path(own)] if own else [])]:
             table |= yaml.safe_load(path.read_text("utf-8"))
         if name not in table:
-            raise InputError(f"--gpu {name}: not known; known: {', '.join(table)}; --accelerators FILE.yaml adds yours")
+            raise InputError(f"--gpu {name}: not known; known: {', '.join(table)}; --accelerators adds yours")
         found = Accelerator(**table[name])
         if wrong := [key for key, value in found._asdict().items() if key != "source" and value is not None
                      and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0)]:
@@ -119,8 +121,10 @@ def _communication_seconds(shape: Shape, step: Step, sharding: Sharding, device:
         seconds = (passes + 1) * width * count * ring
     else:
         seconds = 2 * (width if sharding.engine == "deepspeed" else 4) * count * ring
-    moved = 2 * width * count / sharding.processes / (HOST_LINK_GB_S * 1e9) if sharding.offload != "none" else 0
-    return seconds + moved
+    if sharding.offload != "none":
+        seconds += 2 * width * count / sharding.processes / (HOST_LINK_GB_S * 1e9)
+        seconds += ADAM_BYTES * count / (ADAM_GB_S[sharding.offload] * 1e9)
+    return seconds
 
 
 def fastest(plans: dict[str, dict[str, Any]]) -> str | None:

@@ -1,0 +1,59 @@
+"""The largest micro-batch that memory holds (`--auto_batch`)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+
+from hfscale.config import InputError
+
+BYTES_OF_ADAM = 8  # per parameter: two float32 moments
+
+
+def split_batch(inputs: Mapping[str, Any], pieces: int) -> list[dict[str, Any]]:
+    """The batch in at most this many parts of nearly equal size, each with at least one row."""
+    rows = len(inputs["input_ids"])
+    bounds = [round(i * rows / min(pieces, rows)) for i in range(min(pieces, rows) + 1)]
+    return [{name: value[start:end] if torch.is_tensor(value) and value.dim() else value
+             for name, value in inputs.items()} for start, end in zip(bounds, bounds[1:], strict=False)]
+
+
+def find_pieces(model: torch.nn.Module, inputs: Mapping[str, Any], try_piece: Callable[[dict[str, Any]], Any]) -> int:
+    """Into how many parts (1, 2, 4, ...) the batch must be split so that `try_piece`, a forward and a backward pass
+    without communication, runs in memory twice (the second time beside the gradients of the first) while AdamW's
+    state has its place. The largest number of all ranks; gradients and random state are left as they were.
+
+    Raises InputError: a single row does not fit.
+    """
+    rows, pieces = len(inputs["input_ids"]), 1
+    while not _fits(model, split_batch(inputs, pieces)[0], try_piece) and pieces < 2 * rows:
+        pieces *= 2
+    found = torch.tensor(pieces, device=inputs["input_ids"].device)
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    if found.item() >= 2 * rows and rows > 0:
+        raise InputError("--auto_batch: not even one row fits into memory; take --activation_checkpointing, a shorter "
+                         "--max_length or a launch config that splits the model (hfscale plan shows which)")
+    return int(found)
+
+
+def _fits(model: torch.nn.Module, piece: dict[str, Any], try_piece: Callable[[dict[str, Any]], Any]) -> bool:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    device, reserved = trained[0].device, None
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            reserved = torch.empty(BYTES_OF_ADAM * sum(p.numel() for p in trained), dtype=torch.uint8, device=device)
+            for _ in range(2):
+                try_piece(piece)
+        return True
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        return False
+    finally:
+        del reserved
+        for parameter in trained:
+            parameter.grad = None
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
