@@ -109,3 +109,46 @@ def test_too_few_documents_to_split():
         split_documents(one, split_by="document", validation_fraction=0.1, seed=0)
     with pytest.raises(InputError, match="between 0 and 1"):
         split_documents(one, split_by="position", validation_fraction=1.5, seed=0)
+
+
+# ---- what cannot be read
+
+def test_what_is_left_out_is_named_and_counted_again_from_the_cache(tmp_path, capsys):
+    good = [json.dumps({"text": f"row {i}"}) for i in range(8)]
+    lines = [*good[:2], '{"text": ', '{"txt": "x"}', '{"text": 3}', '{"text": ""}', '{"text": null}', "", *good[2:]]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": "gr\xfc\xdfe"}\n{"text": "a\\u0000b"}\n{"text": "a\0b"}\n')
+    (tmp_path / "c.txt").write_text("grüße", "latin-1")
+    (tmp_path / "d.txt").write_text("grüße", "utf-8")
+    (tmp_path / "e.txt").write_text(" \n")
+    for _ in range(2):
+        dropped: dict[str, int] = {}
+        documents = load_documents(str(tmp_path), on_error="skip", dropped=dropped)
+        assert sorted(documents["text"]) == sorted([*(f"row {i}" for i in range(8)), "a\0b", "grüße"])
+        assert dropped == {"unreadable": 6, "empty": 3}
+        said = capsys.readouterr().err
+        for place in ("c.txt: not UTF-8", "a.jsonl:3: not JSON", "a.jsonl:4: no column 'text'; it has txt",
+                      "a.jsonl:5: column 'text' holds int", "b.jsonl:1: not UTF-8", "6 in all"):
+            assert place in said
+    with pytest.raises(InputError, match=r"c\.txt: not UTF-8"):
+        load_documents(str(tmp_path))
+    with pytest.raises(InputError, match=r"a\.jsonl:3: not JSON \(Expecting value at character [0-9]+\)$"):
+        load_documents(str(tmp_path / "a.jsonl"))
+
+
+def test_lines_of_ten_megabytes(tmp_path):
+    texts = [str(i) * 10_000_000 for i in range(3)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (tmp_path / "x.txt").write_text("\n".join(texts))
+    for name in ("x.jsonl", "x.txt"):
+        assert load_documents(str(tmp_path / name), sample_by="line")["text"][:] == texts
+        stream = load_documents(str(tmp_path / name), sample_by="line", streaming=True)
+        assert [row["text"] == text for row, text in zip(stream, texts, strict=True)] == [True] * 3
+
+
+def test_line_ends_and_paragraphs(tmp_path):
+    (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n\r\n \r\nthree\rfour\n\n\n\nfive")
+    how = str(tmp_path / "x.txt")
+    assert load_documents(how)["text"][:] == ["one\ntwo\n\n \nthree\nfour\n\n\n\nfive"]
+    assert load_documents(how, sample_by="line")["text"][:] == ["one", "two", "three\nfour", "five"]
+    assert load_documents(how, sample_by="paragraph")["text"][:] == ["one\ntwo", "three\nfour", "five"]
