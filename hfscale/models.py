@@ -90,7 +90,8 @@ def _load_adapter(name: str, **kwargs) -> PreTrainedModel:
     except InputError as error:
         raise InputError(f"adapter {name}: its base {error} (named in adapter_config.json)") from None
     record = Path(name, "run.json")
-    trained_on = json.loads(record.read_text("utf-8"))["model"]["base_fingerprint"] if record.is_file() else None
+    made = json.loads(record.read_text("utf-8")) if record.is_file() else {}
+    trained_on = made.get("model", {}).get("base_fingerprint")
     if trained_on and trained_on != weights_fingerprint(base):
         raise InputError(f"adapter {name}: its base model {base} has other weights than those that it was trained on; "
                          "put them back, or train the adapter again")

@@ -98,6 +98,10 @@ def _model_card(record: dict[str, Any]) -> str:
                        for split in data["documents"])
     tuned = f", tuned from {model['base']}" if model["base"] else ""
     kind = f"{model['adapter']} adapter for a {model['architecture']}" if model["adapter"] else model["architecture"]
+    use = f'from transformers import pipeline\n\npipe = pipeline("text-generation", model="{name}")'
+    if model["adapter"]:  # transformers' own loading of adapters gives other numbers for DoRA
+        use = ("from peft import AutoPeftModelForCausalLM\n\n"
+               f'model = AutoPeftModelForCausalLM.from_pretrained("{name}")')
     return f"""---
 library_name: {"peft" if model["adapter"] else "transformers"}
 pipeline_tag: text-generation
@@ -110,9 +114,7 @@ tags: [hfscale]
 hfscale's recipe `{record["recipe"]}` on {", ".join(data["source"])}.
 
 ```python
-from transformers import pipeline
-
-pipeline("text-generation", model="{name}")
+{use}
 ```
 
 ## Data

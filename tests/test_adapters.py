@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -138,6 +138,7 @@ def test_grown_vocabulary_is_learned_tied_and_comes_back(base, tokenizer, tmp_pa
     assert [tuple(t.shape) for n, t in saved.items() if "token" in n] == [(2, 32)]
     assert (logits_of(load_model(str(tmp_path)), ids) - expected).abs().max() < 1e-6
     tokenizer.save_pretrained(tmp_path)
+    assert (logits_of(AutoPeftModelForCausalLM.from_pretrained(tmp_path), ids) - expected).abs().max() < 1e-6
     merge_saved_adapter(str(tmp_path))
     plain = load_model(str(tmp_path))
     assert plain.config.vocab_size == 272 == len(AutoTokenizer.from_pretrained(tmp_path))

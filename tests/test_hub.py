@@ -81,6 +81,8 @@ def test_model_card_says_what_it_is(hub, place):
     assert record["command"] in card and str(place) not in card
     tuned = hub.repos["tester/tuned-lora"]["README.md"].decode()
     assert yaml.safe_load(tuned.split("---")[1])["library_name"] == "peft"
+    assert 'AutoPeftModelForCausalLM.from_pretrained("tuned")' in tuned
+    assert 'pipeline("text-generation", model="small")' in card
     assert "LORA adapter for a GPT2LMHeadModel, tuned from tester/small" in tuned
     assert re.search(r"with [\d,]+ parameters, of which [\d,]+ were trained", tuned)
 
