@@ -15,7 +15,7 @@ TINY = ["--n_layer", "1", "--n_head", "2", "--n_embd", "64", "--n_positions", "6
 
 def successors(path, count: int = 60) -> str:
     """Which letter follows: four different questions, asked again and again."""
-    rows = [{"letter": "abcd"[i % 4], "next": "bcde"[i % 4]} for i in range(count)]
+    rows = [{"id": i, "letter": "abcd"[i % 4], "next": "bcde"[i % 4]} for i in range(count)]
     path.write_text("\n".join(map(json.dumps, rows)))
     return str(path)
 
@@ -53,8 +53,8 @@ def test_a_task_of_ones_own_is_learned_and_the_model_stops(tmp_path, packing, ca
 
 def test_a_conversations_template_is_saved_and_answers_end(tmp_path):
     rows = [{"messages": [{"role": "user", "content": f"I am {name}."}, {"role": "assistant", "content": "Hi."},
-                          {"role": "user", "content": "Who?"}, {"role": "assistant", "content": f"{name}!"}]}
-            for name in ("Ada", "Ben")] * 20
+                          {"role": "user", "content": "Who?"}, {"role": "assistant", "content": f"{name}!"}], "id": i}
+            for i in range(20) for name in ("Ada", "Ben")]
     (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
     folder = tmp_path / "run"
     finetune_task.main(["--config", "dialogue", "--task_source", str(tmp_path / "chats.jsonl"), *TINY, "--max_steps",
@@ -88,7 +88,7 @@ def test_dry_run_shows_what_carries_loss_and_writes_nothing(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--prompt", "{question}"], "no column 'question'; it has letter, next"),
+    (["--prompt", "{question}"], "no column 'question'; it has id, letter, next"),
     (["--max_new_tokens", "64"], "max_new_tokens: got 64; expected at least 1 and, to leave room"),
     (["--target", "it is {next}" * 40], "its target has .* never cut"),
     (["--task_format", "chat"], "no column messages, conversations, turns"),

@@ -272,7 +272,11 @@ def chat(*roles: str) -> dict:
     ([chat("user", "user", "assistant")], {"task_format": "chat"}, ":1: the roles are user, user, assistant"),
     ([chat("user", "assistant", "user")], {"task_format": "chat"}, "the assistant last"),
     ([chat()], {"task_format": "chat"}, "the roles are none"),
-    ([{"messages": [{"role": "user", "content": ""}]}], {"task_format": "chat"}, ":1: turn 0 is empty"),
+    ([{"messages": [{"role": "user", "content": ""}]}], {"task_format": "chat"},
+     ":1: turn 0 is .*; expected a role and a text that is not empty"),
+    ([{"messages": [{"speech": "x"}]}], {"task_format": "chat"}, ":1: turn 0 is"),
+    ([{"messages": "hello"}], {"task_format": "chat"}, ":1: turn 0 is 'h'"),
+    ([["x", "y"]], {}, r":1: holds .*, not named columns; a row is a JSON object"),
 ])
 def test_wrong_rows_are_named_with_file_and_line(tmp_path, rows, settings, message):
     with pytest.raises(InputError, match=r"^[^\n]*" + message + r"[^\n]*$"):

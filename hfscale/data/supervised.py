@@ -87,7 +87,8 @@ def _fit_prompt(example: dict, tokenizer: PreTrainedTokenizerBase, room: int, si
     while size > room and body:  # once more if the cut text happens to take more tokens than are left of it
         spans = tokenizer(body, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
         drop = min(size - room, len(spans))
-        body = body[spans[drop - 1][1]:] if side == "start" else body[:spans[-drop][0]]
+        body = (body[max(1, spans[drop - 1][1]):] if side == "start" else
+                body[:min(len(body) - 1, spans[-drop][0])])
         size = _length(body + cue, tokenizer) if body else room + 1
     return example | {"prompt": body + cue}, before, size
 

@@ -95,9 +95,16 @@ def _hash(row: Row) -> str:
 def _read(sources: list[str], args: TaskArguments) -> Iterator[Row]:
     if args.task_format == "parallel":
         return _parallel(sources)
-    rows = (row for source in sources for row in _records(source))
+    rows = _checked(row for source in sources for row in _records(source))
     readers = {"squad": _squad, "instructions": _instructions}
     return readers[args.task_format](rows) if args.task_format in readers else rows
+
+
+def _checked(rows: Iterable[tuple[str, Any]]) -> Iterator[Row]:
+    for place, row in rows:
+        if not isinstance(row, dict):
+            raise InputError(f"{place}: holds {str(row)[:40]!r}, not named columns; a row is a JSON object")
+        yield place, row
 
 
 def _records(source: str) -> Iterator[Row]:
@@ -229,13 +236,17 @@ def _messages(place: str, row: dict[str, Any], assistant_role: str) -> list[dict
         raise InputError(f"{place}: no column {', '.join(CONVERSATIONS)}; it has {', '.join(row)}")
     messages = []
     for turn in row[name]:
-        role, content = turn if isinstance(turn, list) else (
-            next((turn[key] for key in keys if key in turn), None) for keys in (ROLE_KEYS, CONTENT_KEYS))
-        role = {assistant_role.lower(): "assistant", "human": "user", "gpt": "assistant"}.get(
-            str(role).lower(), str(role).lower())
-        if not isinstance(content, str) or not content.strip():
-            raise InputError(f"{place}: turn {len(messages)} is empty; remove the conversation")
-        messages.append({"role": role, "content": content})
+        try:
+            role, content = turn if isinstance(turn, list) else (
+                next(turn[key] for key in keys if key in turn) for keys in (ROLE_KEYS, CONTENT_KEYS))
+            if not content.strip():
+                raise ValueError
+        except (RuntimeError, TypeError, ValueError, AttributeError, KeyError):  # no such keys: StopIteration inside
+            raise InputError(f"{place}: turn {len(messages)} is {str(turn)[:60]!r}; expected a role and a text that "
+                             "is not empty") from None
+        role = str(role).lower()
+        known = {assistant_role.lower(): "assistant", "human": "user", "gpt": "assistant"}
+        messages.append({"role": known.get(role, role), "content": content})
     roles = [message["role"] for message in messages]
     expected = (["system"] if roles[:1] == ["system"] else []) + ["user", "assistant"] * len(roles)
     if roles != expected[:len(roles)] or not roles or roles[-1] != "assistant":
