@@ -118,7 +118,8 @@ def train_as_rank() -> None:
     metrics = trainer.evaluate()
     parameters = list(trainer.model.parameters())
     notes = {"metrics": {name: value for name, value in metrics.items() if "bleu" in name or "match" in name},
-             "sharded": any(isinstance(p, DTensor) or p.numel() == 0 for p in parameters),
+             "sharded": any(isinstance(p, DTensor) or hasattr(p, "ds_tensor") and p.ds_tensor.numel() < p.ds_numel
+                            for p in parameters),
              "samples": trainer.callback_handler.callbacks[-1].samples}
     (Path(os.environ["NOTES"]) / f"{trainer.args.process_index}.json").write_text(json.dumps(notes))
     torch.distributed.is_initialized() and torch.distributed.destroy_process_group()

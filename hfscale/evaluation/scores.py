@@ -80,7 +80,8 @@ def show_scores(record: dict[str, Any], path: Path) -> None:
         table.add_row(key, *(_words(system.get(key, system["notes"].get(key, ""))) for system in systems))
     console.print(table)
     if record["comparisons"]:
-        table = Table("metric", "second - first", "difference", "95 % interval", "p", "second is better")
+        columns = ("second - first", "difference", "95 % interval", "p", "second is better")
+        table = Table(Column("metric", overflow="fold"), *columns)
         for row in record["comparisons"]:
             table.add_row(row["metric"], f"{row['second']} - {row['first']}", f"{row['difference']:.6g}",
                           " to ".join(f"{end:.6g}" for end in row["difference_ci95"]), f"{row['p_value']:.3f}",

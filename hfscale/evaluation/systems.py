@@ -103,15 +103,20 @@ def score_task(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     decoding = {key: getattr(args, key) for key in ("do_sample", "temperature", "top_k", "top_p", "seed")}
     if args.task_format == "chat":
         set_chat_template(tokenizer, args.chat_template)
-    bare = examples.remove_columns("target").add_column("target", [""] * len(examples))  # its length does not matter
-    fitted, cut = fit_examples(DatasetDict(validation=bare), tokenizer, args, context)
-    columns, records = answer_task(model, tokenizer, fitted["validation"], args, **decoding,
+    asked, cut = examples, {}
+    if set(args.metrics) != {"accuracy"}:  # the target's length does not matter
+        bare = examples.remove_columns("target").add_column("target", [""] * len(examples))
+        fitted, cut = fit_examples(DatasetDict(validation=bare), tokenizer, args, context)
+        asked = fitted["validation"]
+    columns, records = answer_task(model, tokenizer, asked, args, **decoding,
                                    num_samples=args.num_samples, pass_at=args.pass_at, batch_size=args.batch_size,
                                    allow_code_execution=args.allow_code_execution,
                                    journal=_journal(name, settings, examples, args))
-    shown = ("do_sample", "seed", *(("temperature", "top_k", "top_p") if args.do_sample else ()))
-    settings |= {"context": context, "max_new_tokens": args.max_new_tokens, "stop_strings": args.stop_strings,
-                 **{key: decoding[key] for key in shown}, "shortened": cut["validation"]}
+    settings |= {"context": context, "cut_items": sum(record["cut_tokens"] > 0 for record in records)}
+    if cut:
+        shown = ("do_sample", "seed", *(("temperature", "top_k", "top_p", "num_samples") if args.do_sample else ()))
+        settings |= {"max_new_tokens": args.max_new_tokens, "stop_strings": args.stop_strings,
+                     **{key: getattr(args, key) for key in shown}, "shortened": cut["validation"]}
     return _judged(System(name, settings, columns, records=records), examples["references"][:], args)
 
 
