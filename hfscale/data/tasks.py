@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import Dataset, DatasetDict
 
@@ -22,7 +22,7 @@ UNANSWERABLE = "no answer"  # what a model should say to a SQuAD v2 question tha
 FIELD = re.compile(r"\{([\w.]+)\}")
 CONVERSATIONS = ("messages", "conversations", "turns")  # columns with lists of turns
 ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
-Row = tuple[str, dict[str, Any]]  # where it stands, for errors, and its columns
+Row: TypeAlias = tuple[str, dict[str, Any]]  # where it stands, for errors, and its columns
 
 
 def load_task(args: TaskArguments, *, seed: int) -> DatasetDict:
