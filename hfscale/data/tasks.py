@@ -21,7 +21,8 @@ from hfscale.data.embedded_tasks import embedded_examples
 UNANSWERABLE = "no answer"  # what a model should say to a SQuAD v2 question that its text does not answer
 FIELD = re.compile(r"\{([\w.]+)\}")
 CONVERSATIONS = ("messages", "conversations", "turns")  # columns with lists of turns
-ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
+ROLE_KEYS = ("role", "from", "speaker")
+CONTENT_KEYS = ("content", "value", "text")
 Row: TypeAlias = tuple[str, dict[str, Any]]  # where it stands, for errors, and its columns
 
 
