@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(training_args.seed)
     tokenizer = load_pretrained_tokenizer(args.tokenizer or args.model)
     model = load_for_training(args, tokenizer)
-    max_length = args.max_length or min(context_limit(model) or 1024, 1024)
+    max_length = min(context_limit(model) or 1024, 1024) if args.max_length is None else args.max_length
     with training_args.main_process_first(desc="preparing the data"):  # the other ranks read its cache
         documents = load_splits(args, seed=training_args.seed)
         if args.forget_source:  # split as the source is, so that it is what pretraining held out

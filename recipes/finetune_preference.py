@@ -57,8 +57,11 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(training_args.seed)
     tokenizer = load_pretrained_tokenizer(args.model)
     model, reference = load_for_training(args, tokenizer), load_model(args.model)
-    pairs, dropped = load_preferences(args.source, tokenizer, seed=training_args.seed,
-                                      max_length=args.max_length or min(context_limit(model) or 1024, 1024),
+    limit = context_limit(model) or 1024
+    max_length = min(limit, 1024) if args.max_length is None else args.max_length
+    if not 2 <= max_length <= limit:
+        raise InputError(f"max_length: got {max_length}, expected 2 to the model's context of {limit}")
+    pairs, dropped = load_preferences(args.source, tokenizer, seed=training_args.seed, max_length=max_length,
                                       validation_fraction=args.validation_fraction)
     print(f"{len(pairs['train'])} pairs to train on, {len(pairs['validation'])} held out, {dropped} too long")
 

@@ -154,6 +154,7 @@ def test_dry_run_writes_nothing(place, capsys):
 @pytest.mark.parametrize(("words", "says"), [
     (["--model", "missing"], "model missing: cannot be loaded|tokenizer missing: no such folder"),
     (["--lora_rank", "4", "--target_modules", "q_proj"], "q_proj ends the name of no linear layer"),
+    (["--max_length", "0"], "max_length: got 0"),
     (["--max_length", "33"], "max_length 33 is beyond the model's context of 32"),
     (["--forget_source", "missing.txt"], "source missing.txt: no such file"),
     (["--load_in_4bit", "--lora_rank", "4"], "load_in_4bit: needs a CUDA GPU"),

@@ -147,6 +147,13 @@ def test_recipe_learns_and_agrees_with_trl(base, tmp_path, words, capsys):
     assert not [p for p in folder.rglob("*") if p.name == "ref"]  # the model that is compared with is not saved
 
 
+@pytest.mark.parametrize("length", ["0", "65"])
+def test_a_length_that_the_model_does_not_read(base, tmp_path, length):
+    with pytest.raises(InputError, match=f"max_length: got {length}, expected 2 to the model's context of 64"):
+        finetune_preference.main(["--model", base, "--output_dir", str(tmp_path / "run"), "--max_length", length])
+    assert not (tmp_path / "run").exists()
+
+
 def test_tokens_are_not_added_here(base, tmp_path):
     with pytest.raises(InputError, match="add_tokens: .* add them with finetune first"):
         finetune_preference.main(["--model", base, "--output_dir", str(tmp_path / "run"), "--lora_rank", "2",
