@@ -69,13 +69,15 @@ def main() -> None:
             process.start()
             found[side] = queue.get()
             process.join()
+            peak, trained, saved = found[side]
+            whole = found["all weights"]
+            print(f"{side}: trains {trained:,} parameters ({trained / whole[1]:.2%}), saves {saved / 1e6:.1f} MB, "
+                  f"memory {peak / whole[0]:.2f} of training all weights", flush=True)
         rounds = [{side: train(folder, side, options.steps)[0] for side in SIDES} for _ in range(options.rounds)]
-    whole = found["all weights"]
-    for side, (peak, trained, saved) in found.items():
+    for side in SIDES:
         ratios = sorted(r[side] / r["all weights"] for r in rounds)
-        print(f"{side}: trains {trained:,} parameters ({trained / whole[1]:.2%}), saves {saved / 1e6:.1f} MB; beside "
-              f"all weights: memory {peak / whole[0]:.2f}, step time {statistics.median(ratios):.2f} "
-              f"(from {ratios[0]:.2f} to {ratios[-1]:.2f} in {len(ratios)} rounds)")
+        print(f"{side}: step time {statistics.median(ratios):.2f} (from {ratios[0]:.2f} to {ratios[-1]:.2f} in "
+              f"{len(ratios)} rounds) of training all weights")
 
 
 if __name__ == "__main__":
