@@ -91,7 +91,8 @@ def test_accelerate_takes_the_launch_config(path):
 
 
 def test_launch_configs_are_the_promised_ones():
-    names = {"cpu", "cpu_2proc", "single_gpu", "ddp", "fsdp2", "zero1", "zero2", "zero3"}
+    names = {"cpu", "cpu_2proc", "single_gpu", "ddp", "fsdp2", "fsdp2_offload", "zero1", "zero2", "zero3",
+             "zero3_offload", "zero3_nvme", "multi_node_ddp", "multi_node_fsdp2", "multi_node_zero3"}
     assert shipped("accelerate_configs", "*.yaml").keys() >= names
     assert {p.name for p in (ROOT / "accelerate_configs").iterdir()} == {
         f"{name}.yaml" for name in shipped("accelerate_configs", "*.yaml")}
@@ -101,7 +102,8 @@ def test_all_of_them_go_into_the_wheel():
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
     data = setuptools["package-data"]
     packed = {path for pattern in data["hfscale.recipes"] for path in (ROOT / "recipes").glob(pattern)}
-    assert packed == set(CONFIGS)
+    assert packed >= set(CONFIGS) | set((ROOT / "recipes" / "launch").iterdir())
+    assert "accelerators.yaml" in data["hfscale.scaling"]
     assert data["hfscale.accelerate_configs"] == ["*.yaml"]
     packages = {path.parent for path in (ROOT / "hfscale").rglob("__init__.py")}
     names = {".".join(path.relative_to(ROOT).parts) for path in packages}

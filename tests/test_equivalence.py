@@ -27,8 +27,8 @@ pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(find_spec("deepspeed") is None, reason="the extra hfscale[deepspeed] is missing")]
 
 
-def start(config: str, script: str, folder: Path, *words: str, processes: int | None = None):
-    processes = processes or WAYS[config]
+def start(config: str, script: str, folder: Path, *words: str):
+    processes = WAYS[config]
     batch = str(8 // processes)
     return subprocess.run(
         [sys.executable, "-m", "hfscale.cli", f"tests/launched_{script}.py", "--accelerate", config,
@@ -107,7 +107,7 @@ def half_way(folder: Path, source: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("before", "now"), sorted(RESUMES))
+@pytest.mark.parametrize(("before", "now"), sorted(RESUMES - {("cpu", "cpu"), ("zero1", "zero1")}))  # as the others
 def test_a_checkpoint_goes_on(before, now, pretrained, text, tmp_path):
     folder = half_way(tmp_path / "run", pretrained(before))
     result = start(now, "pretrain", folder, "--source", text, "--tokenizer", "char", "--n_layer", "2", "--n_head", "2",
@@ -128,17 +128,8 @@ def test_a_checkpoint_of_another_engine_is_refused(now, pretrained, monkeypatch)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", str("zero" in now).lower())
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", now[-1])
     monkeypatch.setenv("ACCELERATE_USE_FSDP", str(now == "fsdp2").lower())
-    for before in WAYS:
-        if (before, now) not in RESUMES:
+    for before in WAYS:  # this process is one, so that ZeRO's own shards for two are refused too
+        if (before, now) not in RESUMES - {(way, way) for way in WAYS if "zero" in way}:
             args = TrainingArguments(output_dir=str(pretrained(before)), use_cpu=True)
             with pytest.raises(InputError, match="optimizer_state was "):
                 newest_checkpoint(args)
-
-
-def test_zero_with_other_processes_is_refused(pretrained, text):
-    result = start("zero2", "pretrain", pretrained("zero2"), "--source", text, "--tokenizer", "char", "--n_layer", "2",
-                   "--n_head", "2", "--n_embd", "192", "--n_positions", "32", "--max_steps", str(STEPS),
-                   "--save_steps", "15", "--save_total_limit", "2", "--resume", "auto", processes=1)
-    assert result.returncode == 2, result.stderr[-2000:]
-    assert "optimizer_state was ZeRO-2 on 2 processes, is ZeRO-2 on 1 processes" in result.stderr
-    assert "Traceback" not in result.stderr
