@@ -4,14 +4,16 @@ import ast
 import datetime
 import hashlib
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 from babel import Locale, dates, lists, numbers, units
+from babel import __version__ as VERSION
 from datasets import Dataset, DatasetDict
 
-from hfscale import __version__
 from hfscale.config import InputError
 from hfscale.data.corpus import load_documents
 
@@ -51,14 +53,16 @@ def embedded_examples(name: str, *, train_examples: int | None, validation_examp
         raise InputError(f"task_source embedded:{name}: unknown; there are {known}")
     limits = {"train": train_examples or GENERATED_EXAMPLES, "validation": validation_examples}
     rows = Dataset.from_generator(_rows, gen_kwargs={
-        "maker": makers[name], "seed": seed, "limits": limits, "stamp": (sys.version, __version__)})
+        "maker": makers[name], "seed": seed, "limits": limits,
+        "stamp": (sys.version, VERSION, hashlib.sha256(Path(__file__).read_bytes()).hexdigest())})
     parts = {part: rows.filter(lambda of, part=part: of == part, input_columns="part", desc=f"Held apart: {part}")
              for part in limits}
     return DatasetDict(parts).remove_columns("part")
 
 
 def _rows(maker: Callable, seed: int, limits: dict[str, int], stamp: tuple) -> Iterator[dict]:
-    """Different rows up to the limits, each with its part. `stamp` only keys the cache."""
+    """Different rows up to the limits, each with its part. `stamp` only keys the cache: the text depends on Python,
+    Babel's CLDR and this module."""
     left, seen = dict(limits), set()
     for key, row in maker(random.Random(seed)):
         part = "validation" if hashlib.sha256(key.encode()).digest()[0] < HELD_OUT_BYTES else "train"
@@ -170,7 +174,9 @@ def _summaries(rng: random.Random) -> Iterator[tuple[str, dict]]:
         summary = " ".join(summary.split())
         text = rest.strip() or "\n".join(map(ast.unparse, node.body[1:]))
         if summary and text and len(summary) <= MAX_ANSWER_CHARACTERS:
-            yield summary, {"signature": _signature(owner, node), "text": text, "summary": summary}
+            names = " ".join([owner, node.name, *(argument.arg for argument in node.args.args)])
+            words = re.sub(r"(?<=[a-z])(?=[A-Z])|[\W_]+", " ", names).lower()
+            yield summary, {"signature": _signature(owner, node), "words": words, "text": text, "summary": summary}
 
 
 def _one_statement_functions(rng: random.Random) -> Iterator[tuple[str, dict]]:
