@@ -102,7 +102,9 @@ def test_all_of_them_go_into_the_wheel():
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
     data = setuptools["package-data"]
     packed = {path for pattern in data["hfscale.recipes"] for path in (ROOT / "recipes").glob(pattern)}
-    assert packed >= set(CONFIGS) | set((ROOT / "recipes" / "launch").iterdir())
+    folders = ("launch", "lm_eval_tasks")
+    others = {path for folder in folders for path in (ROOT / "recipes" / folder).iterdir()}
+    assert packed >= set(CONFIGS) | others
     assert "accelerators.yaml" in data["hfscale.scaling"]
     assert data["hfscale.accelerate_configs"] == ["*.yaml"]
     packages = {path.parent for path in (ROOT / "hfscale").rglob("__init__.py")}
