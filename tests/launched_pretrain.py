@@ -4,7 +4,6 @@ with $MEASURE_MEMORY it notes instead what its tensors took: $RANK_NOTES/peak<n>
 test_launch.py starts it through `hfscale tests/launched_pretrain.py`; the recipe runs unchanged.
 """
 
-import itertools
 import json
 import os
 import sys
@@ -69,8 +68,11 @@ def measure() -> None:
     class Measure(TrainerCallback):
         def on_train_end(self, args, state, control, **kwargs):
             profiler.stop()
-            events = (e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]")
-            peak = max(itertools.accumulate(e.nbytes() for e in events))
+            trace = Path(os.environ["RANK_NOTES"]) / f"trace{args.process_index}.json"
+            profiler.export_chrome_trace(str(trace))
+            events = json.loads(trace.read_text())["traceEvents"]
+            # Not the sum of the events' own bytes: what gloo's threads release is only in the running total.
+            peak = max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]")
             path = Path(os.environ["RANK_NOTES"]) / f"peak{args.process_index}.json"
             path.write_text(json.dumps({"peak_bytes": peak}))
 

@@ -1,6 +1,11 @@
 """The memory of a step: the formula's parts by hand, and its sum against what torch's allocator reports."""
 
 import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,6 +89,35 @@ def peak_bytes(shape: Shape, step: Step) -> int:
             optimizer.zero_grad()
     events = (e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]")
     return max(itertools.accumulate(e.nbytes() for e in events))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "sharding", "off_by"), [
+    ("cpu_2proc", Sharding("ddp", 0, 2), 0.1),
+    ("fsdp2", Sharding("fsdp", 3, 2), 0.2),  # how many blocks are on their way at once is a matter of timing
+])
+def test_prediction_for_two_processes(config, sharding, off_by, tmp_path):
+    """The recipe, launched: what each rank's allocator reports over three steps and an evaluation."""
+    root = Path(__file__).parents[1]
+    lines = (f"the cat number {i * 7 % 313} sat on mat {i * 5 % 211}" for i in range(900))
+    (tmp_path / "text.txt").write_text("\n".join(lines))
+    shape = TINY._replace(n_embd=256)
+    sizes = [word for name in shape._fields[:-1] for word in (f"--{name}", str(getattr(shape, name)))]
+    result = subprocess.run(
+        [sys.executable, "-m", "hfscale.cli", "tests/launched_pretrain.py", "--accelerate", config,
+         "--num_processes=2", "--use_cpu", "--bf16", "false", "--source", str(tmp_path / "text.txt"), "--sample_by",
+         "line", "--tokenizer", f"train:{shape.vocab_size}", *sizes, "--per_device_train_batch_size", "4",
+         "--per_device_eval_batch_size", "4", "--max_steps", "3", "--save_strategy", "no", "--eval_strategy",
+         "steps", "--eval_steps", "2", "--report_to", "none", "--output_dir", str(tmp_path / "run")],
+        cwd=root, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "MEASURE_MEMORY": "1", "RANK_NOTES": str(tmp_path), "OMP_NUM_THREADS": "1",
+             "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(root)})
+    assert result.returncode == 0, result.stderr[-2000:]
+    measured = [json.loads((tmp_path / f"peak{rank}.json").read_text())["peak_bytes"] for rank in (0, 1)]
+    model = json.loads((tmp_path / "run" / "run.json").read_text())["model"]
+    assert model["parameters"] == shape.parameters()
+    predicted = sum(step_memory_bytes(shape, Step(4, shape.n_positions, 4), sharding).values())
+    assert [predicted, predicted] == pytest.approx(measured, rel=off_by)
 
 
 @pytest.mark.parametrize("change", [
