@@ -24,8 +24,8 @@ TURNS = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "H
 TASKS = {
     "translation": ({"en": "May 3, 2020", "other": "3. Mai 2020"},
                     [("May 3, 2020\n", False), ("3. Mai 2020" + EOS, True)]),
-    "summarization": ({"signature": "def f(x):", "text": "Long story.", "summary": "Short."},
-                      [("def f(x):\nLong story.\nSummary:\n", False), ("Short." + EOS, True)]),
+    "summarization": ({"words": "f x", "text": "Long story.", "summary": "Short."},
+                      [("f x\nLong story.\nSummary:\n", False), ("Short." + EOS, True)]),
     "question_answering": ({"context": "Ada owns a cat.", "question": "Does Ada own a dog?", "answer": "no"},
                            [("Does Ada own a dog?\nAda owns a cat.\nAnswer:\n", False), ("no" + EOS, True)]),
     "dialogue": ({"messages": TURNS},
