@@ -265,9 +265,9 @@ def _check(place: str, shown: str, name: str, value: Any, options: dict[str, Opt
 
 
 def _find_config(word: str, recipe: Path) -> Path:
-    """The file itself, or a config shipped with the recipe (named with or without .yaml)."""
+    """The file itself, or a shipped config: the recipe's by name, with or without .yaml; another's as recipe/name."""
     folder = recipe.parent / "configs" / recipe.stem
-    for path in (Path(word), folder / word, folder / f"{word}.yaml"):
+    for path in (Path(word), folder / word, folder / f"{word}.yaml", folder.parent / f"{word}.yaml"):
         if path.is_file():
             return path
     known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))

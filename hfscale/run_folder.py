@@ -123,7 +123,7 @@ def _config_of(args: TrainingArguments, rows_from: dict[str, Any]) -> dict[str, 
 
 
 def _optimizer_state(processes: int) -> str:
-    """In whose form a checkpoint holds it; only the same form can be read. FSDP's is gathered, DeepSpeed's in shards."""
+    """In whose form a checkpoint holds it; only the same can be read. FSDP's is gathered, DeepSpeed's in shards."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
         return f"ZeRO-{stage} on {processes} processes"

@@ -1,7 +1,7 @@
 """Will it fit, how long, what does it cost: memory, speed and the command of each launch config, before the bill.
 
     hfscale plan --config gpt2_small --gpu h100-80gb --num_gpus 8
-    hfscale plan --config recipes/configs/finetune/gpt2_lora.yaml --gpu l4 --price_per_gpu_hour 0.8 --picture plan.png
+    hfscale plan --config finetune/gpt2_lora --gpu l4 --price_per_gpu_hour 0.8 --picture plan.png
 """
 
 import sys

@@ -92,21 +92,20 @@ def peak_bytes(shape: Shape, step: Step) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "sharding", "off_by"), [
-    ("cpu_2proc", Sharding("ddp", 0, 2), 0.1),
-    ("fsdp2", Sharding("fsdp", 3, 2), 0.2),  # how many blocks are on their way at once is a matter of timing
-])
-def test_prediction_for_two_processes(config, sharding, off_by, tmp_path):
-    """The recipe, launched: what each rank's allocator reports over three steps and an evaluation."""
+@pytest.mark.parametrize(("config", "sharding"), [
+    ("cpu_2proc", Sharding("ddp", 0, 2)), ("fsdp2", Sharding("fsdp", 3, 2))])
+def test_prediction_for_two_processes(config, sharding, tmp_path):
+    """The recipe, launched: what each rank's allocator reports over three steps and an evaluation. The
+    activations outweigh what depends on timing: DDP's old buckets, and how many blocks FSDP2 has on their way."""
     root = Path(__file__).parents[1]
-    lines = (f"the cat number {i * 7 % 313} sat on mat {i * 5 % 211}" for i in range(900))
+    lines = (f"the cat number {i * 7 % 313} sat on mat {i * 5 % 211}" for i in range(2000))
     (tmp_path / "text.txt").write_text("\n".join(lines))
     shape = TINY._replace(n_embd=256)
     sizes = [word for name in shape._fields[:-1] for word in (f"--{name}", str(getattr(shape, name)))]
     result = subprocess.run(
         [sys.executable, "-m", "hfscale.cli", "tests/launched_pretrain.py", "--accelerate", config,
          "--num_processes=2", "--use_cpu", "--bf16", "false", "--source", str(tmp_path / "text.txt"), "--sample_by",
-         "line", "--tokenizer", f"train:{shape.vocab_size}", *sizes, "--per_device_train_batch_size", "4",
+         "line", "--tokenizer", f"train:{shape.vocab_size}", *sizes, "--per_device_train_batch_size", "16",
          "--per_device_eval_batch_size", "4", "--max_steps", "3", "--save_strategy", "no", "--eval_strategy",
          "steps", "--eval_steps", "2", "--report_to", "none", "--output_dir", str(tmp_path / "run")],
         cwd=root, capture_output=True, text=True, timeout=300,
@@ -116,8 +115,8 @@ def test_prediction_for_two_processes(config, sharding, off_by, tmp_path):
     measured = [json.loads((tmp_path / f"peak{rank}.json").read_text())["peak_bytes"] for rank in (0, 1)]
     model = json.loads((tmp_path / "run" / "run.json").read_text())["model"]
     assert model["parameters"] == shape.parameters()
-    predicted = sum(step_memory_bytes(shape, Step(4, shape.n_positions, 4), sharding).values())
-    assert [predicted, predicted] == pytest.approx(measured, rel=off_by)
+    predicted = sum(step_memory_bytes(shape, Step(16, shape.n_positions, 4), sharding).values())
+    assert [predicted, predicted] == pytest.approx(measured, rel=0.1)
 
 
 @pytest.mark.parametrize("change", [

@@ -60,7 +60,7 @@ def test_every_training_config_can_be_planned(path, capsys, tmp_path, monkeypatc
 
     monkeypatch.chdir(tmp_path)
     GPT2Config(n_layer=4, n_head=8, n_embd=256).save_pretrained("runs/pretrain-tiny")  # what tiny_cpu begins from
-    plan.main(["--config", str(path), "--vocab_size", "300", "--gpu", "h100-80gb"])
+    plan.main(["--config", f"{path.parent.name}/{path.stem}", "--vocab_size", "300", "--gpu", "h100-80gb"])
     assert "launch: hfscale " + path.parent.name in capsys.readouterr().out
 
 
