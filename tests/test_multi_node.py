@@ -71,8 +71,8 @@ def on_hosts(ssh: Path, config: str, text: str, folder: Path, *words: str) -> su
     return subprocess.Popen(
         [LAUNCH / "ssh.sh", *HOSTS, "--", "tests/launched_pretrain.py", "--accelerate", config, "--use_cpu",
          "--source", text, "--sample_by", "line", "--tokenizer", "char", "--n_layer", "2", "--n_head", "2",
-         "--n_embd", "32", "--n_positions", "32", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "--logging_steps", "1",
-         "--per_device_train_batch_size", "4", "--output_dir", str(folder), *words],
+         "--n_embd", "32", "--n_positions", "32", "--bf16", "false", "--report_to", "none", "--disable_tqdm",
+         "--logging_steps", "1", "--per_device_train_batch_size", "4", "--output_dir", str(folder), *words],
         env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
 
