@@ -144,8 +144,8 @@ def join_parts(parts: list[DatasetDict], args: StreamArguments) -> DatasetDict:
                        validation=concatenate_datasets(validation))
 
 
-def load_held_out(run_folder: str) -> Dataset:
-    """The validation documents of a training run, found again through its run.json.
+def load_run_splits(run_folder: str) -> DatasetDict:
+    """The `train` and `validation` documents of a training run, found again through its run.json.
 
     Raises InputError: no run.json that names its data, or the source is no longer the text of that run.
     """
@@ -155,10 +155,10 @@ def load_held_out(run_folder: str) -> Dataset:
                                   if f.name in record["config"]})
         seed, fingerprint = record["config"]["seed"], record["data"]["fingerprint"]["validation"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"--source: missing, and {run_folder} has no run.json that names its held-out text") from None
-    documents = join_parts(load_parts(args, seed=seed), args)["validation"]
-    if text_fingerprint(documents) != fingerprint:
-        raise InputError(f"--source: missing, and {', '.join(args.source)} is no longer the text of {run_folder}")
+        raise InputError(f"source: missing, and {run_folder} has no run.json that names the text of a run") from None
+    documents = join_parts(load_parts(args, seed=seed), args)
+    if text_fingerprint(documents["validation"]) != fingerprint:
+        raise InputError(f"source: missing, and {', '.join(args.source)} is no longer the text of {run_folder}")
     return documents
 
 

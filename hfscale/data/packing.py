@@ -18,9 +18,9 @@ from hfscale.config import InputError
 from hfscale.models import context_limit
 
 IGNORED = -100  # label that the loss passes over
-SLICE_CHARACTERS = 2_000_000  # text given to the tokenizer at once: bounds its memory for long documents
+SLICE_CHARACTERS = 500_000  # text given to the tokenizer at once: bounds its memory for long documents
 BATCH_DOCUMENTS = 1000  # packed together at most; rows never hold text of two batches
-BATCH_CHARACTERS = 4_000_000  # about as much as that, in long documents
+BATCH_CHARACTERS = 1_000_000  # about as much as that, in long documents
 
 
 def pack_splits(documents: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int,

@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError
-from hfscale.data.corpus import load_documents, load_held_out, text_fingerprint
+from hfscale.data.corpus import load_documents, load_run_splits, text_fingerprint
 from hfscale.data.supervised import fit_examples, set_chat_template
 from hfscale.data.tasks import load_task
 from hfscale.evaluation.batches import Journal
@@ -82,7 +82,7 @@ def load_score_data(args: Any) -> Dataset | None:
     if args.lm_eval or args.predictions:
         return None
     how = {name: getattr(args, name) for name in ("text_column", "sample_by", "split", "dataset_config_name")}
-    return load_documents(args.source, **how) if args.source else load_held_out(args.model[0])
+    return load_documents(args.source, **how) if args.source else load_run_splits(args.model[0])["validation"]
 
 
 def score_text(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: Dataset,

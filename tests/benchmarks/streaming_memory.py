@@ -44,7 +44,7 @@ def read(folder: str, tokenizer_folder: str, streaming: bool, buffer_size: int, 
     [part] = load_parts(StreamArguments(source=[folder], streaming=streaming, validation_fraction=0.02), seed=0)
     rows = pack_splits(part, tokenizer, max_length)["train"]
     if streaming:
-        rows = rows.shuffle(seed=0, buffer_size=buffer_size)
+        rows = rows.shuffle(seed=0, buffer_size=buffer_size, max_buffer_input_shards=1)
     tokens = sum(batch["labels"].numel() for batch in DataLoader(rows, batch_size=BATCH, collate_fn=collate_rows))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     answers.put((before / 1024, peak / 1024, tokens, time.perf_counter() - start))
