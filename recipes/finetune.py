@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
 
     from hfscale.adapters import load_for_training, merge_saved_adapter
-    from hfscale.data.corpus import load_splits
+    from hfscale.data.corpus import load_splits, text_fingerprint
     from hfscale.data.packing import collate_rows, pack_splits
     from hfscale.data.tokenizer import load_pretrained_tokenizer
     from hfscale.generation import generate_texts
@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.dry_run:
         return preview(model, tokenizer, rows, training_args)
     settled = {f.name: getattr(args, f.name) for f in (*fields(AdapterArguments), *fields(DataArguments))}
+    settled |= {"source": text_fingerprint(documents["train"]), "validation_source": None}  # wherever it lies by now
     checkpoint = newest_checkpoint(training_args, settled) if args.resume else None
 
     held_out = {name: part for name, part in rows.items() if name != "train"}

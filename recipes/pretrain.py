@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from transformers import set_seed
 
-    from hfscale.data.corpus import join_parts, load_parts
+    from hfscale.data.corpus import join_parts, load_parts, text_fingerprint
     from hfscale.data.mixture import join_rows
     from hfscale.data.packing import collate_rows, pack_splits
     from hfscale.data.tokenizer import load_tokenizer
@@ -61,6 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.streaming:  # whose order also depends on who reads
         how = ("world_size", "dataloader_num_workers", "per_device_train_batch_size")
         rows_from |= {name: getattr(training_args, name) for name in how}
+    else:  # the same text may lie elsewhere by now
+        rows_from |= {"source": text_fingerprint(documents["train"]), "validation_source": None}
     checkpoint = newest_checkpoint(training_args, rows_from) if args.resume else None
 
     trainer = LMTrainer(model=model, args=training_args, train_dataset=rows["train"], rows_from=rows_from,

@@ -402,14 +402,14 @@ def test_output_dir_that_cannot_be_a_folder(refused, recipe):
 
 COMMANDS = [
     (pretrain, "--learning_rat 1", "command line: unknown name --learning_rat; did you mean learning_rate?"),
-    (quickstart, "--source broken.jsonl", "source broken.jsonl: cannot be read: JSON parse error"),
+    (quickstart, "--source broken.json", "source broken.json: cannot be read: JSON parse error"),
     (score, "--model some/model", "model some/model: cannot be loaded: no such folder, not in the Hub cache, and the "
      "Hub is not reachable; give a saved model's folder"),
 ]
 
 
 def test_one_line_and_status_2(place):
-    Path("broken.jsonl").write_text('{"text": \n')
+    Path("broken.json").write_text('{"text": \n')
     before = contents(place)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_ENDPOINT": "http://127.0.0.1:1"}
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE"):  # they must find out by themselves

@@ -23,7 +23,8 @@ def folder(tmp_path_factory) -> str:
     set_chat_template(tokenizer, "chatml")
     tokenizer.save_pretrained(path)
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(tokenizer), n_layer=1, n_head=2, n_embd=32, n_positions=128, eos_token_id=0, bos_token_id=0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_layer=1, n_head=2, n_embd=32, n_positions=128, eos_token_id=0,
+                        bos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(path)
     return str(path)
 

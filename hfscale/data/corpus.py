@@ -44,9 +44,9 @@ def load_documents(source: str | list[str], *, text_column: str = "text", sample
     as .gz or .zst), a data set saved with `save_to_disk`, or a Hub id. `sample_by` says what one document of a text
     file is: the file, a paragraph or a line. `split` picks from saved and Hub data sets. `on_error="skip"` leaves out
     a line of .jsonl, or a document of a text file, that cannot be read, and names it on stderr. What is left out is
-    added to the counts in `dropped`, by reason: `empty`, `unreadable`; `problems` takes each unreadable one's place and
-    reason. `streaming` gives an `IterableDataset`, which reads while it is iterated, so errors come then and both stay
-    as they are.
+    added to the counts in `dropped`, by reason: `empty`, `unreadable`; `problems` takes each unreadable one's
+    place and reason. `streaming` gives an `IterableDataset`, which reads while it is iterated, so errors come then and
+    both stay as they are.
 
     Raises InputError: nothing there, nothing readable, a missing column, or (unless it `may_be_empty`) no text at all.
     """

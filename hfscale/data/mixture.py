@@ -29,7 +29,9 @@ def join_rows(parts: list[DatasetDict], args: StreamArguments, *, seed: int) -> 
 
 def _endless(sources: list[IterableDataset], args: StreamArguments, seed: int) -> IterableDataset:
     if args.shuffle_buffer_size > 0:
-        sources = [rows.shuffle(seed=seed, buffer_size=args.shuffle_buffer_size, max_buffer_input_shards=1) for rows in sources]
+        # One file read at a time: each open one would hold a batch of rows.
+        how = {"seed": seed, "buffer_size": args.shuffle_buffer_size, "max_buffer_input_shards": 1}
+        sources = [rows.shuffle(**how) for rows in sources]
     sources = [rows.repeat(None) for rows in sources]
     if len(sources) == 1:
         return sources[0]

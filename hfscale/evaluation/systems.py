@@ -81,7 +81,8 @@ def load_score_data(args: Any) -> Dataset | None:
         return load_task(args, seed=args.seed)["validation"]
     if args.lm_eval or args.predictions:
         return None
-    how = {name: getattr(args, name) for name in ("text_column", "sample_by", "split", "dataset_config_name")}
+    names = ("text_column", "sample_by", "split", "dataset_config_name", "on_error")
+    how = {name: getattr(args, name) for name in names}
     return load_documents(args.source, **how) if args.source else load_run_splits(args.model[0])["validation"]
 
 
