@@ -6,7 +6,8 @@ import math
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from recipes import pretrain, quickstart, score
+from hfscale.config import InputError
+from recipes import memorization, pretrain, quickstart, report, score
 
 TINY = ["--n_layer", "1", "--n_head", "2", "--n_embd", "32", "--n_positions", "32", "--tokenizer", "train:300",
         "--max_steps", "4", "--per_device_train_batch_size", "4", "--report_to", "none", "--disable_tqdm",
@@ -99,6 +100,28 @@ def test_score_of_a_run_agrees_with_its_evaluation(finished, text, tmp_path):
     metrics = json.loads((finished / "run.json").read_text())["metrics"]
     assert scores["eval_tokens"] == metrics["eval_tokens"] - 1  # one document, one EOS
     assert scores["eval_loss"] == pytest.approx(metrics["eval_loss"], rel=5e-3)
+
+
+def test_memorization_of_a_run_uses_its_own_text(finished, tmp_path, capsys):
+    words = ["--model", str(finished), "--num_samples", "2", "--max_new_tokens", "8", "--output_dir", str(tmp_path),
+             "--canaries", "to 12.", "--canary_pattern", "to ##."]
+    memorization.main(words)
+    record = json.loads((tmp_path / "memorization.json").read_text())
+    assert record["loss"]["validation_loss"] == pytest.approx(
+        json.loads((finished / "run.json").read_text())["metrics"]["eval_loss"], rel=0.02)  # windows see more text
+    copied = record["longest_copy_words"]
+    assert len(copied["samples"]) == 2 and max(copied["held-out text"]) >= 4  # every document has the same phrases
+    assert record["canaries"]["to 12."]["candidates"] == 100
+    with pytest.raises(InputError, match="holds memorization.json"):
+        memorization.main(words)
+
+
+def test_a_page_is_made_of_a_real_run(finished, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    report.main(["--runs", str(finished), "--output_file", str(page)])
+    html, record = page.read_text(), json.loads((finished / "run.json").read_text())
+    assert f'<data value="{record["metrics"]["eval_loss"]}">' in html and html.count("<svg") == 4
+    assert str(page) in capsys.readouterr().out
 
 
 @pytest.mark.slow
