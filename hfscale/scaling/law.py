@@ -127,7 +127,7 @@ def _objective(theta: np.ndarray, x: np.ndarray, y: np.ndarray, w: np.ndarray, d
                ) -> tuple[float, np.ndarray]:
     """Summed Huber loss, scaled by 1 / delta^2 so that L-BFGS does not stop early, and its gradient."""
     e, a, b, alpha, beta = theta
-    terms = np.exp(np.stack([np.full_like(x, e), a - alpha * x, b - beta * y]))
+    terms = np.exp(np.minimum(np.stack([np.full_like(x, e), a - alpha * x, b - beta * y]), 50.0))  # a wild step
     total = terms.sum(axis=0)
     error = (np.log(total) - w) / delta
     slope = np.clip(error, -1, 1)
