@@ -62,7 +62,8 @@ def _draw_iso_flops(axis, fit: Fit, points: Sequence[tuple]) -> None:
         ns = np.geomspace(best / 8, best * 8, 60)
         line, = axis.plot(ns, fit.law.loss(ns, flops / 6 / ns), lw=1, label=f"{flops:.2g} FLOPs")
         axis.plot([best], [fit.law.loss(best, flops / 6 / best)], "o", color=line.get_color(), ms=5)
-    axis.set(xscale="log", xlabel="parameters N at equal compute 6ND", ylabel="loss, nats per token")
+    axis.set(xscale="log", xlabel="parameters N at equal compute 6ND", ylabel="loss, nats per token",
+             ylim=(None, 1.2 * max(loss for *_, loss in points)))
     axis.legend(fontsize=7, title="dots: compute-optimal", title_fontsize=7)
 
 
