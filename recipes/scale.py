@@ -64,8 +64,12 @@ def main(argv: list[str] | None = None) -> None:
         train = partial(run_cells, folder=folder / "cells", pretrain_args=args.pretrain_args, jobs=args.jobs,
                         retries=args.retries)
         if args.cell is not None:
-            return train([*cells, *held][args.cell : args.cell + 1])
+            if not 0 <= args.cell < len(cells) + len(held):
+                raise InputError(f"cell: got {args.cell}, expected 0 to {len(cells) + len(held) - 1}")
+            raise SystemExit(1 if train([[*cells, *held][args.cell]])[1] else 0)
         records, dropped = train(cells)
+        if not records:
+            raise InputError(f"no cell was trained: {', '.join(dropped)} failed; their logs are in {folder / 'cells'}")
         groups = {"grid": [(r["model"][args.count], r["train"]["tokens"], r["metrics"]["eval_loss"])
                            for r in records.values()]}
 

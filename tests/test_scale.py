@@ -72,7 +72,7 @@ def test_intervals_hold_the_truth():
     """95 % intervals of each number, and 90 % intervals of a new run beyond the grid, over 100 simulated studies."""
     held, forecasts = dict.fromkeys(Law._fields, 0), 0
     for seed in range(100):
-        fit = fit_law(SIZES, TOKENS, noisy(seed), resamples=400, seed=seed)
+        fit = fit_law(SIZES, TOKENS, noisy(seed), resamples=150, seed=seed)
         for name in held:
             low, high = fit.interval([getattr(draw, name) for draw in fit.draws])
             held[name] += low <= getattr(TRUE, name) <= high
@@ -215,6 +215,15 @@ def test_a_table_becomes_a_law_and_a_picture(tmp_path):
     assert (out / "scaling.png").stat().st_size > 10_000
     again = recipe(*words)
     assert again.returncode == 2 and "holds law.json" in again.stderr and "Traceback" not in again.stderr
+
+
+def test_cells_that_are_not_there_and_grids_that_all_fail_are_named(tmp_path):
+    words = ["--sizes", "1x32", "--tokens", "4096", "--retries", "0", "--output_dir", str(tmp_path / "s"),
+             "--pretrain_args", "source=" + str(tmp_path / "none.txt"), "n_positions=32", "config=tiny_cpu"]
+    for more, status, says in ((["--cell", "1"], 2, "cell: got 1, expected 0 to 0"), (["--cell", "0"], 1, ""),
+                               ([], 2, "no cell was trained: 1x32-4096 failed; their logs are in")):
+        found = recipe(*words, *more)
+        assert found.returncode == status and says in found.stderr and "Traceback" not in found.stderr, found.stderr
 
 
 @pytest.mark.slow

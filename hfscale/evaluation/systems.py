@@ -21,7 +21,7 @@ from hfscale.data.tasks import load_task
 from hfscale.evaluation.batches import Journal
 from hfscale.evaluation.intervals import estimate
 from hfscale.evaluation.lm_harness import run_lm_eval
-from hfscale.evaluation.metrics import TEXT_METRICS, item_statistics, metric_values, signature
+from hfscale.evaluation.metrics import TEXT_METRICS, check_references, item_statistics, metric_values, signature
 from hfscale.evaluation.perplexity import ONE_ITEM, perplexity_metrics, perplexity_values, score_documents
 from hfscale.evaluation.tasks import answer_task
 from hfscale.models import context_limit, count_parameters
@@ -76,9 +76,14 @@ def check_score_args(args: Any) -> None:
 
 
 def load_score_data(args: Any) -> Dataset | None:
-    """The documents, or the examples of the task; None: the data is lm-eval's, or lies with the predictions."""
+    """The documents, or the examples of the task; None: the data is lm-eval's, or lies with the predictions.
+
+    Raises InputError also for references that a metric cannot score against: not after hours of generating."""
     if args.task_source:
-        return load_task(args, seed=args.seed)["validation"]
+        examples = load_task(args, seed=args.seed)["validation"]
+        for metric in (metric for metric in args.metrics if metric in TEXT_METRICS):
+            check_references(metric, examples["references"][:], **args.metric_options.get(metric, {}))
+        return examples
     if args.lm_eval or args.predictions:
         return None
     names = ("text_column", "sample_by", "split", "dataset_config_name", "on_error")

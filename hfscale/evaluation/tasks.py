@@ -13,11 +13,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError, TaskArguments
 from hfscale.data.packing import encode_texts
-from hfscale.data.tasks import FIELD
+from hfscale.data.tasks import FIELD, spaced_choice
 from hfscale.evaluation.batches import Journal, run_batches
-from hfscale.evaluation.code import pass_at_k, run_program
+from hfscale.evaluation.code import run_program
 from hfscale.evaluation.intervals import estimate
-from hfscale.evaluation.metrics import TEXT_METRICS, choice_statistics, item_statistics, metric_values
+from hfscale.evaluation.metrics import (
+    TEXT_METRICS,
+    choice_statistics,
+    item_statistics,
+    metric_values,
+    pass_at_k_statistics,
+)
 from hfscale.evaluation.perplexity import Window, score_windows
 from hfscale.generation import cut_at_stop
 from hfscale.models import check_token_ids, context_limit
@@ -110,8 +116,7 @@ def score_choices(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ex
         if not choices or not all(choice.strip() for choice in choices):
             raise InputError(f"accuracy: item {i} has the choices {choices!r}; expected texts that are not empty")
         for choice in choices:
-            space = "" if not prompt or prompt[-1].isspace() or choice[0].isspace() else " "
-            pairs.append((prompt + space + choice, prompt.rstrip()))
+            pairs.append((prompt + spaced_choice(prompt, choice), prompt.rstrip()))
     documents, windows, limit = [], [], context_limit(model) or 2**31
     for whole, context in zip(*(encode_texts(texts, tokenizer) for texts in zip(*pairs, strict=True)), strict=True):
         ids = np.array(whole if context and len(whole) > 1 else start + whole)
@@ -139,8 +144,7 @@ def score_programs(programs: Sequence[str], num_samples: int, ks: Sequence[int],
 
     passed = run_batches(programs, passes, desc="running programs", journal=journal, progress=progress)
     correct = np.reshape(passed, (-1, num_samples)).sum(axis=1)
-    rows = [[*(pass_at_k(num_samples, int(c), k) for k in ks), 1] for c in correct]
-    return np.array(rows, dtype=np.float64), passed
+    return pass_at_k_statistics([num_samples] * len(correct), correct.tolist(), ks), passed
 
 
 def answer_task(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Dataset, args: TaskArguments, *,
