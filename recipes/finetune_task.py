@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         model = load_for_training(args, tokenizer)
     if args.task_format == "chat":
         set_chat_template(tokenizer, args.chat_template)
-    max_length = args.max_length or min(context_limit(model) or 1024, 1024)
+    max_length = min(context_limit(model) or 1024, 1024) if args.max_length is None else args.max_length
     examples, cut = fit_examples(examples, tokenizer, args, max_length)
     rows = supervised_rows(examples, tokenizer, max_length, args.packing)
     if args.dry_run:

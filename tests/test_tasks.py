@@ -90,7 +90,15 @@ def test_conversations_in_their_three_forms(tmp_path):
 def test_multiple_choice_and_tests_of_programs(tmp_path):
     [row] = load(jsonl(tmp_path / "rows.jsonl", [{"q": "?", "options": ["x", "y"], "gold": 1, "t": ["A", "B"]}]),
                  target=None, choices="options", answer="gold", test="{t}\ncheck()")
-    assert (row["target"], row["choices"], row["answer"], row["test"]) == ("y", ["x", "y"], 1, "A\nB\ncheck()")
+    assert (row["target"], row["choices"], row["answer"], row["test"]) == (" y", ["x", "y"], 1, "A\nB\ncheck()")
+
+
+@pytest.mark.parametrize("prompt, kept, target", [
+    ("{q} Answer:", "? Answer:", " y"), ("{q} Answer: ", "? Answer:", " y"), ("{q}\n", "?\n", "y")])
+def test_a_choice_is_learned_with_the_space_that_scoring_puts_before_it(tmp_path, prompt, kept, target):
+    [row] = load(jsonl(tmp_path / "rows.jsonl", [{"q": "?", "options": ["x", "y"], "answer": 1}]), prompt=prompt,
+                 target=None, choices="options")
+    assert (row["prompt"], row["target"], row["choices"]) == (kept, target, ["x", "y"])
 
 
 # ---- splits and baselines

@@ -19,7 +19,7 @@ from hfscale.data.corpus import load_documents
 
 GENERATED_EXAMPLES = 20_000  # unless the user asks for another number
 HELD_OUT_BYTES = 32  # keys whose hash begins with a byte below it, one of eight, are held out
-MAX_ANSWER_CHARACTERS = 100
+MAX_ANSWER_CHARACTERS = 60
 UNITS = ("length-kilometer", "length-meter", "mass-kilogram", "volume-liter", "duration-hour", "duration-minute",
          "digital-megabyte", "temperature-celsius", "speed-kilometer-per-hour", "area-hectare", "power-watt")
 CURRENCIES = ("EUR", "USD", "GBP", "JPY", "CHF", "SEK", "PLN", "INR", "BRL", "CAD")

@@ -67,6 +67,11 @@ def baseline_answers(baseline: str, examples: DatasetDict) -> list[str]:
     return [re.split(r"(?<=[.!?])\s", source)[0] for source in sources] if baseline == "lead_sentence" else sources
 
 
+def spaced_choice(prompt: str, choice: str) -> str:
+    """The choice as it follows the prompt: after a space, as in lm-eval, unless white space is there already."""
+    return choice if not prompt or prompt[-1].isspace() or choice[:1].isspace() else f" {choice}"
+
+
 def example_texts(examples: DatasetDict) -> DatasetDict:
     """A column `text` with all that is said in an example: to train a tokenizer on, and to know the examples by."""
     def text(row: dict) -> dict:
@@ -199,7 +204,9 @@ def _example(place: str, row: dict[str, Any], args: TaskArguments) -> dict[str, 
         if not (isinstance(made["answer"], int) and 0 <= made["answer"] < len(made["choices"])):
             raise InputError(f"{place}: the answer {made['answer']!r} is not an index, from 0, of "
                              f"{len(made['choices'])} choices")
-    references = _fill(args.target, row, place, each=True) if args.target else [made["choices"][made["answer"]]]
+        made["prompt"] = prompt.rstrip(" ") or prompt
+    references = (_fill(args.target, row, place, each=True) if args.target else
+                  [spaced_choice(made["prompt"], made["choices"][made["answer"]])])
     made |= {"target": references[0] if references else "", "references": references}
     for name in ("prompt", "target"):
         if not made[name].strip():
