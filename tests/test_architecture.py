@@ -120,7 +120,8 @@ def test_importing_a_module_has_no_effects(path):
 # ---- size
 
 def test_the_library_stays_small():
-    assert sum(len(path.read_text("utf-8").splitlines()) for path in MODULES) < 4500
+    """Lines of code. Wanted are about 4,500 for all that it does; until it is there, it may shrink but not grow."""
+    assert sum(map(lines_of_code, MODULES)) < 5600
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
