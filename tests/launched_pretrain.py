@@ -1,7 +1,7 @@
 """recipes/pretrain.py as one rank of a launch, which also notes what the rank really is: $RANK_NOTES/rank<n>.json;
 with $MEASURE_MEMORY it notes instead what its tensors took: $RANK_NOTES/peak<n>.json.
 
-test_launch.py starts it through `hfscale tests/launched_pretrain.py`; the recipe runs unchanged.
+The tests of launches start it through `hfscale tests/launched_pretrain.py`; the recipe runs unchanged.
 """
 
 import json

@@ -1,13 +1,15 @@
 """One training, launched in every way, is the same training: equal loss curves, and checkpoints that go on or say no.
 
 Real processes over gloo on the CPU, float32, no dropout. FSDP2 runs through fsdp_on_cpu.py (accelerate itself would
-not shard there). Each way is launched with adapters, with all weights, and from its own checkpoint of half-way.
+not shard there). Each way is launched with all weights, with adapters, and from its own checkpoint of half-way.
 """
 
 import functools
 import json
+import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -18,7 +20,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT),
        "OMP_NUM_THREADS": "1"}
-WAYS = {"cpu": 1, "cpu_2proc": 2, "fsdp2": 2, "zero1": 2, "zero2": 2, "zero3": 2}  # config: processes
+# config: processes, accelerate's type, the class that wraps the model, where parameters and AdamW's moments lie.
+EXPECTED = {
+    "cpu": (1, "NO", "GPT2LMHeadModel", "whole", "whole"),
+    "single_gpu": (1, "NO", "GPT2LMHeadModel", "whole", "whole"),
+    "cpu_2proc": (2, "MULTI_CPU", "DistributedDataParallel", "whole", "whole"),
+    "ddp": (2, "MULTI_CPU", "DistributedDataParallel", "whole", "whole"),
+    "fsdp2": (2, "FSDP", "FSDPGPT2LMHeadModel", "shards", "shards"),
+    "zero1": (2, "DEEPSPEED", "DeepSpeedEngine", "whole", "shards"),
+    "zero2": (2, "DEEPSPEED", "DeepSpeedEngine", "whole", "shards"),
+    "zero3": (2, "DEEPSPEED", "DeepSpeedEngine", "gathered when used", "shards"),
+}
+WAYS = [config for config in EXPECTED if config not in ("single_gpu", "ddp")]  # on a CPU these are two of the others
 STEPS = 30
 # Optimizer state goes on only where the engine reads what the other wrote. Without DeepSpeed's universal format, which
 # needs a conversion by hand, its shards fit the same stage and number of processes alone.
@@ -28,7 +41,7 @@ pytestmark = [pytest.mark.slow,
 
 
 def start(config: str, script: str, folder: Path, *words: str):
-    processes = WAYS[config]
+    processes = EXPECTED[config][0]
     batch = str(8 // processes)
     return subprocess.run(
         [sys.executable, "-m", "hfscale.cli", f"tests/launched_{script}.py", "--accelerate", config,
@@ -68,11 +81,55 @@ def pretrained(tmp_path_factory, text):
     return run
 
 
-@pytest.mark.parametrize("config", WAYS)
+@pytest.mark.parametrize("config", EXPECTED)
 def test_all_weights_follow_the_curve_of_one_process(config, pretrained):
     expected, found = losses(pretrained("cpu")), losses(pretrained(config))
     assert len(found) == STEPS and expected[-1] < 0.9 * expected[0]
     assert found == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("config", EXPECTED)
+def test_config_is_what_it_says(config, pretrained):
+    notes = sorted(pretrained(config).parent.glob("rank*.json"))
+    ranks = [json.loads(path.read_text()) for path in notes]
+    processes, distributed_type, wrapper, parameters, moments = EXPECTED[config]
+    assert [rank["world_size"] for rank in ranks] == [processes] * processes
+    assert {(rank["distributed_type"], rank["wrapper"]) for rank in ranks} == {(distributed_type, wrapper)}
+    assert {rank["steps"] for rank in ranks} == {STEPS}
+
+    whole = ranks[0]["parameters"]
+    share = {"whole": [whole] * processes, "shards": [whole // 2] * processes}
+    assert [rank["local_moments"] for rank in ranks] == pytest.approx(share[moments], rel=0.01)
+    if parameters == "gathered when used":  # between uses only what is too small to be worth sharding stays
+        assert all(0 < rank["local_parameters"] < 0.2 * whole for rank in ranks)
+    else:
+        assert [rank["local_parameters"] for rank in ranks] == pytest.approx(share[parameters], rel=0.01)
+    assert {rank["dtensors"] for rank in ranks} == {ranks[0]["tensors"] if config == "fsdp2" else 0}
+    stage = int(config[-1]) if "zero" in config else None
+    assert {rank["zero_stage"] for rank in ranks} == {stage}
+    if stage in (1, 2):
+        assert {rank["partition_gradients"] for rank in ranks} == {stage == 2}
+
+
+@pytest.mark.parametrize("config", EXPECTED)
+def test_same_batches_give_the_same_model(config, pretrained):
+    """One process with batches of 8 and two with 4 each: the losses, the saved weights and the record agree."""
+    from safetensors.numpy import load_file
+
+    reference, folder = pretrained("cpu"), pretrained(config)
+    expected, record = (json.loads((path / "run.json").read_text()) for path in (reference, folder))
+    for name in ("eval_loss", "eval_perplexity", "eval_bits_per_byte"):
+        assert record["metrics"][name] == pytest.approx(expected["metrics"][name], abs=1e-4)
+    assert record["metrics"]["eval_loss"] < 0.8 * math.log(20)  # it has learned: untrained, near log(vocabulary)
+    assert record["metrics"]["eval_tokens"] == expected["metrics"]["eval_tokens"]
+    assert record["model"] == expected["model"]
+    assert record["train"]["tokens"] == expected["train"]["tokens"]
+    assert record["hardware"]["world_size"] == EXPECTED[config][0]
+    weights, same = load_file(folder / "model.safetensors"), load_file(reference / "model.safetensors")
+    tied = weights.pop("lm_head.weight", weights["transformer.wte.weight"])  # FSDP and ZeRO write it twice
+    assert (tied == weights["transformer.wte.weight"]).all()
+    assert weights.keys() == same.keys()
+    assert max(abs(weights[name] - same[name]).max() for name in same) < 5e-4  # a sixth of the first step
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +138,7 @@ def adapted(tmp_path_factory, text, pretrained):
 
     @functools.cache
     def run(config: str) -> Path:
-        ways = list(WAYS)
-        base = pretrained(ways[ways.index(config) - 1])
+        base = pretrained(WAYS[WAYS.index(config) - 1])
         folder = tmp_path_factory.mktemp(f"lora-{config}") / "run"
         result = start(config, "finetune", folder, "--source", text, "--model", str(base), "--lora_rank", "4",
                        "--max_length", "32", "--max_steps", str(STEPS), "--save_strategy", "no")
@@ -101,8 +157,6 @@ def test_adapters_follow_the_curve_of_one_process(config, adapted):
 
 def half_way(folder: Path, source: Path) -> Path:
     """A run folder that stopped after the checkpoint of step 15."""
-    import shutil
-
     shutil.copytree(source / f"checkpoint-{STEPS // 2}", folder / f"checkpoint-{STEPS // 2}")
     return folder
 
@@ -117,7 +171,7 @@ def test_a_checkpoint_goes_on(before, now, pretrained, text, tmp_path):
     assert losses(folder) == pytest.approx(losses(pretrained("cpu")), abs=1e-4)
 
 
-@pytest.mark.parametrize("now", ["cpu", "cpu_2proc", "fsdp2", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("now", WAYS)
 def test_a_checkpoint_of_another_engine_is_refused(now, pretrained, monkeypatch):
     """Every pair that is not in RESUMES, by the recipe's own check: the launch sets these variables."""
     from transformers import TrainingArguments
