@@ -33,14 +33,15 @@ def training_arguments(values: dict[str, Any], *, width: int, cls: type[Training
     """`cls(**values, **more)` with what the machine suggests where the user said nothing.
 
     bf16 where there are matrix units for it and the model is at least 256 wide, the CPU where accelerate was told so,
-    no filter that logs a NaN loss as 0, TensorBoard's logs, on the Hub only the finished run. See `check_sharing` for
-    trackers and the Hub.
+    no filter that logs a NaN loss as 0, TensorBoard's logs, on the Hub only the finished run, and no search of DDP for
+    parameters that a step leaves out (a model that has such needs `ddp_find_unused_parameters: true`). See
+    `check_sharing` for trackers and the Hub.
 
     Raises:
         InputError: what upstream refuses, in one line; fp16 on a CPU, which upstream ignores.
     """
     values = {"logging_nan_inf_filter": False, "include_num_input_tokens_seen": "all", "greater_is_better": False,
-              "report_to": "tensorboard", "hub_strategy": "end",
+              "report_to": "tensorboard", "hub_strategy": "end", "ddp_find_unused_parameters": False,
               "accelerator_config": {"dispatch_batches": False},  # each rank reads its own share of a stream
               **values}
     told = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"

@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
 
     from hfscale.data.corpus import join_parts, load_parts, text_fingerprint
-    from hfscale.data.mixture import join_rows
+    from hfscale.data.mixture import check_shares, join_rows
     from hfscale.data.packing import collate_rows, pack_splits
     from hfscale.data.tokenizer import load_tokenizer
     from hfscale.generation import generate_texts
@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None) -> None:
     dropped: dict[str, int] = {}
     with training_args.main_process_first(desc="preparing the data"):  # the other ranks read its cache
         parts = load_parts(args, seed=training_args.seed, dropped=dropped)  # one, or one for each source of a mixture
+        for part in parts if args.streaming else ():
+            check_shares(part["train"], training_args.world_size)
         documents = join_parts(parts, args)
         tokenizer = load_tokenizer(args.tokenizer, documents["train"])
         packed = [pack_splits(part, tokenizer, max_length, args.cross_document_attention, packing=args.packing)

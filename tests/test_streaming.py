@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from hfscale.config import InputError, StreamArguments, run
 from hfscale.data.corpus import load_documents, load_parts, split_stream, text_fingerprint
-from hfscale.data.mixture import join_rows
+from hfscale.data.mixture import check_shares, join_rows
 from hfscale.data.packing import IGNORED, pack_documents
 from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer, train_char
 from recipes import pretrain, score
@@ -90,6 +90,17 @@ def test_ranks_and_workers_read_their_own_shards_once_a_pass(documents, rows, nu
             seen.update(token for row in one_pass(sum(lane, [])) for token in row)
     assert seen == Counter(token for row in targets(finite) for token in row)
     assert sum(seen.values()) == sum(len(text) + 1 for text in documents["text"])
+
+
+def test_a_process_without_a_document_is_named(tmp_path):
+    for i, text in enumerate(("one", "two", " ", "four")):
+        (tmp_path / f"{i}.txt").write_text(text)
+    documents = load_documents(str(tmp_path), streaming=True)
+    check_shares(documents, 1)
+    check_shares(documents, 2)
+    with pytest.raises(InputError, match="process 2 of 4 would find no document"):
+        check_shares(documents, 4)
+    check_shares(documents, 5)  # fewer files than processes: each reads all of them
 
 
 def test_one_shard_is_dealt_out_in_order(rows):

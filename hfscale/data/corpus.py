@@ -21,7 +21,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets
 
 from hfscale import __version__
-from hfscale.config import DataArguments, InputError, StreamArguments
+from hfscale.config import DataArguments, InputError, StreamArguments, is_main_rank
 
 BUILDERS = {".txt": "text", ".md": "text", ".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet",
             ".arrow": "arrow"}
@@ -74,10 +74,11 @@ def _keep_texts(parts: list[Dataset], dropped: dict[str, int] | None, places: li
                 for problem in part.data.column("problem").drop_null().to_pylist()]
     everything = concatenate_datasets([part.select_columns("text") for part in parts])
     documents = everything.filter(_has_text, input_columns="text", desc="Looking for empty texts")
-    for problem in problems[:SHOWN_PROBLEMS]:
-        print(f"left out: {problem}", file=sys.stderr)
-    if len(problems) > SHOWN_PROBLEMS:
-        print(f"left out: {len(problems):,} in all that could not be read", file=sys.stderr)
+    if is_main_rank():
+        for problem in problems[:SHOWN_PROBLEMS]:
+            print(f"left out: {problem}", file=sys.stderr)
+        if len(problems) > SHOWN_PROBLEMS:
+            print(f"left out: {len(problems):,} in all that could not be read", file=sys.stderr)
     counts = {"unreadable": len(problems), "empty": len(everything) - len(documents) - len(problems)}
     if dropped is not None:
         dropped |= {reason: dropped.get(reason, 0) + count for reason, count in counts.items() if count}

@@ -27,6 +27,17 @@ def join_rows(parts: list[DatasetDict], args: StreamArguments, *, seed: int) -> 
     return DatasetDict(train=train, validation=concatenate_datasets(validation)), epochs
 
 
+def check_shares(documents: IterableDataset, processes: int) -> None:
+    """Raises InputError if the files that one of the processes reads hold no document to train on: it would look for
+    one forever, and the others wait. The same on every process."""
+    if documents.num_shards >= processes > 1:  # accelerate deals out files; fewer are read by all, row by row
+        for rank in range(processes):
+            if next(iter(documents.shard(num_shards=processes, index=rank)), None) is None:
+                raise InputError(f"--streaming: process {rank} of {processes} would find no document to train on in "
+                                 "its files (empty, or held out); give more files, fewer processes, or a "
+                                 "--validation_source")
+
+
 def _endless(sources: list[IterableDataset], args: StreamArguments, seed: int) -> IterableDataset:
     if args.shuffle_buffer_size > 0:
         # One file read at a time: each open one would hold a batch of rows.
