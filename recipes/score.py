@@ -68,13 +68,13 @@ def main(argv: list[str] | None = None) -> None:
 
     check_score_args(args)
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available()))
+    names = [] if args.predictions else args.model
+    models = [load_model(name, dtype=args.dtype) for name in names]  # all of them first: a wrong name shows at once
+    tokenizers = [load_pretrained_tokenizer(args.tokenizer or name) for name in names]
     with state.main_process_first():  # the other ranks read its cache
         data = load_score_data(args)
     score = score_lm_eval if args.lm_eval else score_task if args.task_source else score_text
     systems = [score_file(path, data, args) for path in args.predictions or []]
-    names = [] if args.predictions else args.model
-    models = [load_model(name, dtype=args.dtype) for name in names]  # all of them first: a wrong name shows at once
-    tokenizers = [load_pretrained_tokenizer(args.tokenizer or name) for name in names]
     for name, model, tokenizer in zip(names, models, tokenizers, strict=True):
         systems.append(score(name, model.to(state.device), tokenizer, data, args))
         model.cpu()
