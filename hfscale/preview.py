@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from hfscale.config import is_main_rank
 from hfscale.data.packing import IGNORED
-from hfscale.models import count_parameters
+from hfscale.models import context_limit, count_parameters
 from hfscale.scaling.flops import Shape
 from hfscale.scaling.memory import Sharding, Step, sharding_of, step_memory_bytes
 
@@ -62,7 +62,7 @@ def memory_at_hand(model: PreTrainedModel, args: TrainingArguments, row: dict) -
     config = model.config.get_text_config()
     adapters = getattr(model, "peft_config", None) or {"none": None}
     shape = Shape(config.num_hidden_layers, config.num_attention_heads, config.hidden_size,
-                  config.max_position_embeddings, config.vocab_size)
+                  context_limit(model) or len(row["input_ids"]), config.vocab_size)
     step = Step(args.per_device_train_batch_size, len(row["input_ids"]), args.per_device_eval_batch_size, args.bf16,
                 bool(args.gradient_checkpointing or args.activation_checkpointing),
                 args.gradient_accumulation_steps > 1, 0 in row["position_ids"][1:],

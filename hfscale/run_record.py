@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hfscale import __version__
 from hfscale.config import write_text
 from hfscale.data.corpus import text_fingerprint
 from hfscale.models import count_parameters, count_trained, weights_fingerprint
+from hfscale.preview import memory_at_hand
 from hfscale.sharing import share_run
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "deepspeed", "peft")
@@ -33,6 +35,8 @@ def write_run(trainer: Trainer, recipe: str, args: Any, argv: list[str] | None, 
     folder, state, device = Path(trainer.args.output_dir), trainer.state, trainer.args.device
     model, tokens = trainer.accelerator.unwrap_model(trainer.model), int(state.num_input_tokens_seen)
     seconds = next((log["train_runtime"] for log in reversed(state.log_history) if "train_runtime" in log), None)
+    row = next(iter(rows["train"]))
+    planned = sum(memory_at_hand(model, trainer.args, row).values()) if "position_ids" in row else None
     record = {
         "schema_version": 1, "recipe": Path(recipe).stem,
         "command": shlex.join([Path(recipe).name, *(sys.argv[1:] if argv is None else argv)]),
@@ -47,12 +51,24 @@ def write_run(trainer: Trainer, recipe: str, args: Any, argv: list[str] | None, 
                      "distributed_type": trainer.accelerator.distributed_type.value},
         "versions": versions(),
         "train": {"tokens": tokens, "steps": state.global_step, "seconds": seconds,
-                  "tokens_per_second": tokens / seconds if seconds else None, "flops": state.total_flos, "mfu": None},
+                  "tokens_per_second": tokens / seconds if seconds else None, "flops": state.total_flos, "mfu": None,
+                  "memory_peak_bytes": _peak_bytes(device), "memory_planned_bytes": planned},
         "metrics": metrics, "samples": samples,
     }
     write_text(folder / "README.md", _model_card(record))
     write_text(folder / "run.json", json.dumps(record, indent=2, default=str) + "\n")  # last: a run with it is done
     share_run(trainer)
+
+
+def _peak_bytes(device: torch.device) -> int | None:
+    """Of the GPU's allocator; on a CPU of the whole process, so libraries and data count too."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if find_spec("resource") is None:  # Windows
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _describe_model(model: PreTrainedModel, args: Any) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def test_run_folder_holds_what_the_design_promises(finished, text):
     assert record["config"]["n_embd"] == 32 and record["config"]["learning_rate"] == 5e-5
     assert record["data"]["documents"] == {"train": 19, "validation": 1}
     assert record["train"]["steps"] == 4 and record["train"]["tokens"] == 4 * 4 * 32
+    assert 0 < record["train"]["memory_planned_bytes"] < record["train"]["memory_peak_bytes"]  # with the libraries
     metrics = record["metrics"]
     assert metrics["eval_perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]))
     assert metrics["eval_tokens"] == record["data"]["tokens"]["validation"]
