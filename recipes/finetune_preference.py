@@ -6,7 +6,7 @@
 
 import importlib.util
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from hfscale.config import AdapterArguments, InputError, parse_args, run
@@ -22,6 +22,7 @@ class FinetunePreferenceArguments(AdapterArguments):
     beta: float = field(default=0.1, metadata={"help": "smaller: further from the model at the start"})
     loss_type: Literal["sigmoid", "ipo", "hinge", "robust"] = field(default="sigmoid", metadata={
         "help": "sigmoid: DPO itself; the others as in trl.DPOConfig"})
+    resume: Literal["auto"] | None = field(default=None, metadata={"help": "auto: go on from the newest checkpoint"})
     overwrite: bool = field(default=False, metadata={"help": "delete an earlier run in output_dir first"})
     training: dict = field(default_factory=dict)
 
@@ -35,13 +36,13 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
     from trl import DPOConfig, DPOTrainer
 
+    from hfscale import run_folder
     from hfscale.adapters import load_for_training, merge_saved_adapter
     from hfscale.data.preferences import load_preferences
     from hfscale.data.tokenizer import load_pretrained_tokenizer
     from hfscale.evaluation.preferences import preference_metrics
     from hfscale.generation import generate_texts
     from hfscale.models import context_limit, load_model, load_saved_model
-    from hfscale.run_folder import CheckpointManifest, StopOnSignal, check_output_dir, clear_output_dir
     from hfscale.run_record import write_run
     from hfscale.training import training_arguments
 
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
                 "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "gradient_checkpointing": False}
     training_args = training_arguments(defaults | args.training, width=256, cls=DPOConfig, beta=args.beta,
                                        loss_type=[args.loss_type], max_length=None)
-    check_output_dir(training_args.output_dir, resume=None, overwrite=args.overwrite)
+    run_folder.check_output_dir(training_args.output_dir, resume=args.resume, overwrite=args.overwrite)
     if args.add_tokens:
         raise InputError("add_tokens: the model to compare with would not know them; add them with finetune first")
 
@@ -65,11 +66,14 @@ def main(argv: list[str] | None = None) -> None:
                                       validation_fraction=args.validation_fraction)
     print(f"{len(pairs['train'])} pairs to train on, {len(pairs['validation'])} held out, {dropped} too long")
 
+    may_change = ("training", "resume", "overwrite", "merge")
+    settled = {name: value for name, value in asdict(args).items() if name not in may_change}
+    checkpoint = run_folder.newest_checkpoint(training_args, settled) if args.resume else None
     trainer = DPOTrainer(model=model, ref_model=reference, args=training_args, train_dataset=pairs["train"],
                          eval_dataset=pairs["validation"], processing_class=tokenizer,
-                         callbacks=[CheckpointManifest(), StopOnSignal()])
-    clear_output_dir(training_args.output_dir, args.overwrite)
-    trainer.train()
+                         callbacks=[run_folder.CheckpointManifest(settled), run_folder.StopOnSignal()])
+    run_folder.clear_output_dir(training_args.output_dir, args.overwrite)
+    trainer.train(resume_from_checkpoint=checkpoint)
     metrics = {name: value for name, value in trainer.evaluate().items() if "/" not in name}  # exact ones follow
     trainer.save_model(_internal_call=True)  # pushed, if asked, with its record
     trainer.save_state()

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,19 @@ def test_recipe_learns_and_agrees_with_trl(base, tmp_path, words, capsys):
     assert load_model(str(folder)).config.vocab_size == 300
     assert f"run.json: {folder}" in capsys.readouterr().out
     assert not [p for p in folder.rglob("*") if p.name == "ref"]  # the model that is compared with is not saved
+
+
+def test_a_run_that_was_cut_short_goes_on(base, tmp_path):
+    words = ["--model", base, "--max_steps", "4", "--save_steps", "2", "--disable_tqdm", "--bf16", "false",
+             "--use_cpu", "--report_to", "none"]
+    whole, cut = str(tmp_path / "whole"), tmp_path / "cut"
+    finetune_preference.main([*words, "--output_dir", whole])
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", cut / "checkpoint-2")
+    with pytest.raises(InputError, match="belongs to a run with other settings .*beta was 0.1, is 0.5"):
+        finetune_preference.main([*words, "--output_dir", str(cut), "--resume", "auto", "--beta", "0.5"])
+    finetune_preference.main([*words, "--output_dir", str(cut), "--resume", "auto"])
+    losses = [json.loads(Path(folder, "run.json").read_text())["metrics"]["eval_loss"] for folder in (whole, cut)]
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("length", ["0", "65"])
