@@ -1,5 +1,7 @@
 """Documents -> rows of equal length, every token of every document the target of exactly one prediction."""
 
+import contextlib
+import ctypes
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -102,6 +104,8 @@ def _pack_slice(batch: dict, documents: Dataset, size: int, **settings) -> dict[
 
 def _pack_batch(batch: dict, tokenizer: PreTrainedTokenizerBase, max_length: int, cross_document_attention: bool,
                 vocab_size: int, packing: str) -> dict[str, np.ndarray]:
+    with contextlib.suppress(OSError, AttributeError):  # glibc: give back what the tokenizer freed, else a long stream
+        ctypes.CDLL(None).malloc_trim(0)  # takes half as much again (tests/benchmarks/streaming_memory.py)
     eos = tokenizer.eos_token_id
     documents = [np.array([*ids, eos], np.int32) for ids in encode_texts(batch["text"], tokenizer)]
     stream = np.concatenate([np.array([eos], np.int32), *documents])
