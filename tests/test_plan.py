@@ -118,8 +118,22 @@ def test_every_accelerator_has_a_source_and_sane_numbers():
              "mi300x").split()
     for name in names:
         device = find_accelerator(name)
-        assert device.source.startswith(("NVIDIA", "AMD")) and 8 <= device.memory_gb <= 200
+        assert re.match(r"(NVIDIA|AMD) .*\b20\d\d\b", device.source) and 8 <= device.memory_gb <= 200
         assert (device.bf16_tflops or device.fp16_tflops) > device.fp32_tflops > 5
+
+
+@pytest.mark.parametrize(("name", "units", "matrix_ghz", "matrix_flops", "fp32_ghz", "fp32_flops"), [
+    ("a100-80gb", 108, 1.41, 2048, 1.41, 128), ("h100-80gb", 132, 1.83, 4096, 1.98, 256),
+    ("h100-pcie", 114, 1.62, 4096, 1.755, 256), ("l4", 58, 2.04, 1024, 2.04, 256),
+    ("l40s", 142, 2.52, 1024, 2.52, 256), ("a10g", 80, 1.71, 512, 1.71, 256), ("v100-32gb", 80, 1.53, 1024, 1.53, 128),
+    ("t4", 40, 1.59, 1024, 1.59, 128), ("rtx-3090", 82, 1.695, 512, 1.695, 256),
+    ("rtx-4090", 128, 2.52, 512, 2.52, 256), ("mi300x", 304, 2.1, 2048, 2.1, 256)])
+def test_peak_rates_are_units_times_clock_times_width(name, units, matrix_ghz, matrix_flops, fp32_ghz, fp32_flops):
+    """Dense products, accumulated in float32, per multiprocessor and clock: sparsity would be off by two."""
+    device = find_accelerator(name)
+    assert device.fp16_tflops == pytest.approx(units * matrix_ghz * matrix_flops / 1000, rel=0.02)
+    assert device.fp32_tflops == pytest.approx(units * fp32_ghz * fp32_flops / 1000, rel=0.02)
+    assert device.bf16_tflops in (device.fp16_tflops, None)
 
 
 def test_a_device_of_your_own(tmp_path, capsys):
