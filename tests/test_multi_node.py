@@ -159,8 +159,44 @@ def check_words(words: list[str]) -> dict:
     return flags
 
 
+def wrong_by_schema(manifest: dict) -> list[str]:
+    """Places in a JobSet that its published schema, with Kubernetes' own for the pods, does not know or allow.
+
+    The schema's classes take no value for a quantity (`8`, `16Gi`), so that its form is looked at here.
+    """
+    from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
+    from pydantic import ValidationError
+
+    try:
+        JobsetV1alpha2JobSet.model_validate(manifest, extra="forbid")
+        return []
+    except ValidationError as error:
+        return [".".join(map(str, found["loc"])) for found in error.errors()
+                if "ResourceQuantity" not in found["msg"] or not re.fullmatch(r"\d+([KMGT]i?)?", str(found["input"]))]
+
+
+def test_kubernetes_manifest_fits_the_published_schema():
+    assert wrong_by_schema(yaml.safe_load((LAUNCH / "kubernetes.yaml").read_text())) == []
+
+
+@pytest.mark.parametrize(("right", "wrong", "place"), [
+    ("maxRestarts", "maxRestart", "spec.failurePolicy.maxRestart"),
+    ("enableDNSHostnames", "enableDnsHostnames", "spec.network.enableDnsHostnames"),
+    ("backoffLimit", "backofLimit", "template.spec.backofLimit"),
+    ("completionMode: Indexed", "completionMode: indexed", "template.spec.completionMode"),
+    ("parallelism: 2", "parallelism: two", "template.spec.parallelism"),
+    ("terminationGracePeriodSeconds", "gracePeriodSeconds", "template.spec.gracePeriodSeconds"),
+    ("workingDir", "workdir", "containers.0.workdir"),
+    ("16Gi", "16 GB", "volumes.1.emptyDir.sizeLimit"),
+    ("claimName", "claim", "volumes.0.persistentVolumeClaim.claim")])
+def test_schema_finds_a_misspelt_manifest(right, wrong, place):
+    text = (LAUNCH / "kubernetes.yaml").read_text()
+    assert right in text
+    assert any(found.endswith(place) for found in wrong_by_schema(yaml.safe_load(text.replace(right, wrong))))
+
+
 def test_kubernetes_manifest():
-    """Structure by the JobSet v1alpha2 API; the command is one that hfscale takes."""
+    """The parts fit each other, and the command is one that hfscale takes."""
     manifest = yaml.safe_load((LAUNCH / "kubernetes.yaml").read_text())
     assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     spec = manifest["spec"]
@@ -188,6 +224,10 @@ def test_skypilot_task(tmp_path):
     """The keys of a SkyPilot task; its `run`, executed with the variables that SkyPilot sets, gives a good command."""
     task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
     assert task.keys() == {"name", "num_nodes", "resources", "workdir", "file_mounts", "setup", "run"}
+    for part in ("setup", "run"):
+        found = subprocess.run([Path(sys.executable).with_name("shellcheck"), "--shell=bash", "-"], input=task[part],
+                               capture_output=True, text=True)
+        assert found.returncode == 0, found.stdout
     stub = tmp_path / "hfscale"
     stub.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
     stub.chmod(0o755)
