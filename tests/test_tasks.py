@@ -1,8 +1,10 @@
 """Examples from every source: embedded sets, the usual file formats, real files; and what is refused."""
 
+import ast
 import datetime
 import gzip
 import json
+import random
 import re
 
 import pytest
@@ -10,7 +12,7 @@ from babel.dates import format_date
 from babel.numbers import format_currency
 
 from hfscale.config import InputError, TaskArguments
-from hfscale.data.embedded_tasks import NAMES, embedded_examples
+from hfscale.data.embedded_tasks import NAMES, _functions, _swap_words, embedded_examples
 from hfscale.data.tasks import baseline_answers, example_texts, load_task
 
 
@@ -194,6 +196,24 @@ def test_equal_seed_equal_examples():
     assert first["train"][:] != other["train"][:]
 
 
+def test_swapped_words_are_swapped_everywhere_in_their_case():
+    row = {"words": "read line | file | limit", "text": "At most LIMIT bytes of the file; readline", "signature": "",
+           "summary": "Read a line of at most limit bytes."}
+    swaps = {"read": "jump", "line": "jump", "limit": "apple"}  # what name and summary share; file, most, bytes do not
+    seen = set()
+    for seed in range(40):
+        made = _swap_words(row, {4: ["jump"], 5: ["apple"]}, random.Random(seed))
+        swapped = frozenset(word for word in swaps if word not in made["words"].split())
+        expected = row
+        for word in swapped:
+            for old, new in ((word, swaps[word]), (word.capitalize(), swaps[word].capitalize()),
+                             (word.upper(), swaps[word].upper())):
+                expected = {name: re.sub(rf"\b{old}\b", new, text) for name, text in expected.items()}
+        assert made == expected
+        seen.add(swapped)
+    assert len(seen) == 8  # each word at times, each at times not
+
+
 @pytest.mark.slow
 def test_the_standard_librarys_functions_and_summaries():
     """Reads and parses the whole standard library."""
@@ -205,8 +225,11 @@ def test_the_standard_librarys_functions_and_summaries():
     for row in list(parts["validation"])[:50]:
         compile(f"def f():\n {row['body']}" if "await" not in row["body"] else "", "body", "exec")
     parts = embedded("summarization", None, 300)
-    assert len(parts["train"]) > 3000
-    assert not set(parts["train"]["summary"]) & set(parts["validation"]["summary"])
+    learned, held_out = (set(parts[name]["summary"]) for name in ("train", "validation"))
+    real = {" ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split())
+            for _, node in _functions(random.Random(0))}
+    assert held_out < real and not learned & held_out  # what is judged was read, not made
+    assert len(parts["train"]) == 20_000 and len(learned & real) > 3000 and len(learned - real) > 3000
 
 
 # ---- real files

@@ -6,6 +6,7 @@ import hashlib
 import random
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,8 @@ from hfscale.data.corpus import load_documents
 GENERATED_EXAMPLES = 20_000  # unless the user asks for another number
 HELD_OUT_BYTES = 32  # keys whose hash begins with a byte below it, one of eight, are held out
 MAX_ANSWER_CHARACTERS = 60
+SWAPPED_COPIES = 10  # of each summary to learn from, each with other words in the place of some
+SWAP_SHARE = 0.6  # of the words that a summary shares with the names
 UNITS = ("length-kilometer", "length-meter", "mass-kilogram", "volume-liter", "duration-hour", "duration-minute",
          "digital-megabyte", "temperature-celsius", "speed-kilometer-per-hour", "area-hectare", "power-watt")
 CURRENCIES = ("EUR", "USD", "GBP", "JPY", "CHF", "SEK", "PLN", "INR", "BRL", "CAD")
@@ -29,6 +32,7 @@ CITIES = "Oslo Rome Paris Lima Quito Cairo Delhi Tokyo Seoul Dakar Accra Riga Mi
 JOBS = "nurse pilot baker farmer teacher lawyer painter plumber singer tailor carpenter dentist librarian".split()
 PETS = "cat dog horse parrot rabbit goat tortoise pony hamster goose duck donkey".split()
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+WORD = re.compile("[A-Za-z]{3,}")  # that a summary can share with a name
 # statement, question, yes/no question, values
 FACTS = (("{name} lives in {value}.", "Where does {name} live?", "Does {name} live in {value}?", CITIES),
          ("{name} is a {value}.", "What is {name}'s job?", "Is {name} a {value}?", JOBS),
@@ -40,7 +44,8 @@ def embedded_examples(name: str, *, train_examples: int | None, validation_examp
     a fact sheet, a signature) that is held out occurs in training.
 
     Translation, question answering and dialogue are made, without end, from `seed`; summarization and code are read
-    from the standard library of the Python at hand and have as many as it holds.
+    from the standard library of the Python at hand and have as many as it holds. Summaries to learn from come again
+    with words swapped (see `_swap_words`); those held out are all as they were read.
 
     Raises:
         InputError: an unknown name (the known ones are listed).
@@ -65,13 +70,17 @@ def _rows(maker: Callable, seed: int, limits: dict[str, int], stamp: tuple) -> I
     Babel's CLDR and this module."""
     left, seen = dict(limits), set()
     for key, row in maker(random.Random(seed)):
-        part = "validation" if hashlib.sha256(key.encode()).digest()[0] < HELD_OUT_BYTES else "train"
+        part = "validation" if _is_held_out(key) else "train"
         if left[part] and (text := repr(row)) not in seen:
             seen.add(text)
             left[part] -= 1
             yield row | {"part": part}
         if not any(left.values()):
             return
+
+
+def _is_held_out(key: str) -> bool:
+    return hashlib.sha256(key.encode()).digest()[0] < HELD_OUT_BYTES
 
 
 def _translations(rng: random.Random, language: str) -> Iterator[tuple[str, dict]]:
@@ -167,16 +176,41 @@ def _signature(owner: str, node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
 
 
 def _summaries(rng: random.Random) -> Iterator[tuple[str, dict]]:
-    """Signature and the rest of the docstring, or the code where there is no rest -> the docstring's first sentence
-    or line. The key is that summary."""
+    """Names in words, signature, and the rest of the docstring (the code where there is no rest) -> the docstring's
+    first sentence or line. The key is that summary."""
+    learned = []
     for owner, node in _functions(rng):
         summary, _, rest = (ast.get_docstring(node) or "").partition("\n\n")
         summary = " ".join(summary.split())
         text = rest.strip() or "\n".join(map(ast.unparse, node.body[1:]))
         if summary and text and len(summary) <= MAX_ANSWER_CHARACTERS:
-            names = " ".join([owner, node.name, *(argument.arg for argument in node.args.args)])
-            words = re.sub(r"(?<=[a-z])(?=[A-Z])|[\W_]+", " ", names).lower()
-            yield summary, {"signature": _signature(owner, node), "words": words, "text": text, "summary": summary}
+            arguments = " ".join(item.arg for item in node.args.args if item.arg not in ("self", "cls"))
+            row = {"signature": _signature(owner, node), "text": text, "summary": summary,
+                   "words": " | ".join(map(_words_of, (node.name, owner, arguments)))}
+            learned += [] if _is_held_out(summary) else [(summary, row)]
+            yield summary, row
+    by_length = defaultdict(list)
+    for word in sorted({word for _, row in learned for word in WORD.findall(row["words"])}):
+        by_length[len(word)].append(word)
+    for summary, row in learned * SWAPPED_COPIES:
+        yield summary, _swap_words(row, by_length, rng)
+
+
+def _words_of(names: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|[\W_]+", " ", names).lower().strip()
+
+
+def _swap_words(row: dict[str, str], by_length: dict[int, list[str]], rng: random.Random) -> dict[str, str]:
+    """The row with some words that its summary shares with the names swapped for others of the same length, wherever
+    they stand: what a summary says is then in what it is made from, not in memory."""
+    shared = sorted({*WORD.findall(row["words"])} & {*WORD.findall(row["summary"].lower())})
+    swaps = {word: rng.choice(by_length[len(word)]) for word in shared if rng.random() < SWAP_SHARE}
+
+    def swap(word: re.Match) -> str:
+        new = swaps.get(word[0].lower(), word[0])
+        return new.capitalize() if word[0].istitle() else new.upper() if word[0].isupper() else new
+
+    return {name: WORD.sub(swap, text) for name, text in row.items()}
 
 
 def _one_statement_functions(rng: random.Random) -> Iterator[tuple[str, dict]]:
