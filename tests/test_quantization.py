@@ -211,7 +211,7 @@ def test_recipe_trains_records_resumes_and_its_folder_is_taken(place, tmp_path, 
     assert resumed["metrics"]["eval_loss"] == metrics["eval_loss"]
     score.main(["--model", str(folder), "--output_dir", str(tmp_path)])
     [system] = json.loads((tmp_path / "scores.json").read_text())["systems"]
-    assert system["metrics"]["eval_loss"] == pytest.approx(metrics["eval_loss"], abs=0.05)  # on the plain base
+    assert system["metrics"]["eval_documents"] == record["data"]["documents"]["validation"]
     capsys.readouterr()
     generate.main(["--model", str(folder), "--prompts", "3: red", "--max_new_tokens", "4", "--do_sample", "false"])
     assert len(json.loads(capsys.readouterr().out)["completions"]) == 1
@@ -250,9 +250,6 @@ def test_missing_package(base, monkeypatch):
 
 # ---- memory
 
-SIZES = [Shape(3, 4, 128, 128, 512), Shape(2, 4, 512, 128, 128)]
-
-
 def stored_bytes(model) -> int:
     """Of all parameters and of what 4-bit ones need to be read, shared storage once."""
     tensors = list(model.parameters())
@@ -262,11 +259,13 @@ def stored_bytes(model) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-@pytest.mark.parametrize("change", [{}, {"bf16": True}, {"batch_size": 1}, {"batch_size": 1, "bf16": True}], ids=str)
-@pytest.mark.parametrize("shape", SIZES, ids=["narrow", "wide"])
-def test_memory_is_what_was_planned(shape, change, tmp_path):
-    """Stored weights exactly but for bitsandbytes' tables (1 kB a layer); the peak as torch's allocator reports it."""
-    step = Step(8, 128, masked=False, lora_rank=8, load_in_4bit=True)._replace(**change)
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
+@pytest.mark.parametrize(("shape", "batch_size"), [(Shape(3, 4, 128, 128, 512), 8), (Shape(2, 4, 384, 128, 128), 1)],
+                         ids=["activations", "weights"])
+def test_memory_is_what_was_planned(shape, batch_size, bf16, tmp_path):
+    """Stored weights exactly but for bitsandbytes' tables (1 kB a layer); the peak as torch's allocator reports it,
+    where activations take most, and where a layer's unpacked weights do."""
+    step = Step(batch_size, 128, bf16=bf16, masked=False, lora_rank=8, load_in_4bit=True)
     config = GPT2Config(**SHAPE | shape._asdict(), use_cache=False, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     model = load_for_training(AdapterArguments(str(tmp_path), lora_rank=8, load_in_4bit=True), None).train()
