@@ -3,7 +3,7 @@
     python tests/benchmarks/lora_cost.py --rounds 3 --steps 3
 
 GPT-2 small's shape with random weights, rows of 256 tokens. Time: the sides take turns in one process, each round in
-another order; medians of the rounds' ratios with their range, of wall time and of CPU time, which hardly depends on who
+another order; medians of the rounds' ratios with their range, of wall time and of CPU time, which depends less on who
 else uses the machine. Memory: each side in a process of its own, the highest resident memory after the libraries are
 imported, loading included. Also printed: what is trained and what a saved checkpoint weighs. QLoRA where bitsandbytes
 is installed.
