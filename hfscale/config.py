@@ -149,7 +149,8 @@ class AdapterArguments:
     peft_type: Literal["GRALORA", "HIRA", "RANDLORA", "VERA", "FOURIERFT", "IA3", "LN_TUNING"] | None = field(
         default=None, metadata={"help": "another adapter method of peft, in place of LoRA"})
     peft_kwargs: dict | None = field(default=None, metadata={"help": "more arguments of its peft configuration"})
-    load_in_4bit: bool = field(default=False, metadata={"help": "QLoRA: 4-bit weights below the adapters (GPU)"})
+    load_in_4bit: bool = field(default=False, metadata={
+        "help": "QLoRA: 4-bit weights below the adapters (tried on CPUs, not on GPUs)"})
     freeze_layers: int = field(default=0, metadata={
         "help": "neither the embeddings nor this many first blocks are trained; with adapters: they get none"})
     add_tokens: list[str] = field(default_factory=list, metadata={

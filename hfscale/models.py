@@ -150,7 +150,8 @@ def check_token_ids(model: PreTrainedModel, ids: Iterable[int], place: str) -> N
 
 
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
-    """Parameters, tied ones once, whole ones under ZeRO-3; and without token and position embeddings."""
+    """Parameters, tied ones once, whole ones under ZeRO-3, 4-bit ones (two in a byte) each; and without token and
+    position embeddings."""
     embeddings = sum(_size(m.weight) for m in model.modules() if isinstance(m, nn.Embedding))
     total = sum(_size(p) for p in model.parameters())
     return {"parameters": total, "parameters_without_embeddings": total - embeddings}
@@ -162,4 +163,6 @@ def count_trained(model: PreTrainedModel) -> int:
 
 
 def _size(parameter: nn.Parameter) -> int:
+    if state := getattr(parameter, "quant_state", None):
+        return state.shape.numel()
     return getattr(parameter, "ds_numel", parameter.numel())

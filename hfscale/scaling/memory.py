@@ -71,7 +71,8 @@ def _state(shape: Shape, step: Step, sharding: Sharding) -> dict[str, float]:
     value = _width(step) if deepspeed else 4
     adapters = shape.lora_parameters(step.lora_rank)
     trained = adapters or shape.parameters()
-    linear = 12 * shape.n_layer * shape.n_embd**2 if step.load_in_4bit else 0  # 4 bits, and 0.13 for their scales
+    # 4 bits, and scales: 8 bits for 64 weights, 32 bits for 256 of those.
+    linear = 12 * shape.n_layer * shape.n_embd**2 if step.load_in_4bit else 0
     weights = value * (shape.parameters() + adapters) - linear * (value - 4.127 / 8)
     on_device = 0 if sharding.offload != "none" else 1
     whole = sharding.engine == "fsdp" and not on_device  # FSDP offloads weights and gradients too
@@ -89,18 +90,30 @@ def _residual_width(step: Step, sharding: Sharding) -> int:
     return _width(step) if sharding.engine in ("fsdp", "deepspeed") else 4
 
 
+def _mlp_width(step: Step, sharding: Sharding) -> int:
+    """Bytes of a value before the activation: 4-bit layers answer in the type of what they read, a norm's output."""
+    return _residual_width(step, sharding) if step.load_in_4bit else _width(step)
+
+
+def _unpacked(shape: Shape, step: Step) -> int:
+    """The largest layer's weights while it computes: in 4 bits they are made float32, by autocast bf16 from that."""
+    return 4 * shape.n_embd**2 * (6 if step.bf16 else 4) if step.load_in_4bit else 0
+
+
 def _block(shape: Shape, step: Step, sharding: Sharding) -> int:
     """Kept of one block: both layer norms' inputs and outputs, query, key, value, attention's result, the MLP before
     and after its activation (16 vectors a token), a few numbers per head, and the mask that keeps documents apart."""
     width = _width(step)
-    vectors = shape.n_embd * (2 * _residual_width(step, sharding) + 14 * width)
+    vectors = shape.n_embd * (2 * _residual_width(step, sharding) + 10 * width + 4 * _mlp_width(step, sharding))
     mask = step.max_length * width if step.masked else 0
     return step.batch_size * step.max_length * (vectors + 4 * shape.n_head + 16 + mask)
 
 
 def _copies(shape: Shape, step: Step, sharding: Sharding, blocks: int) -> int:
-    """Autocast's bf16 copies of the weights of some blocks and of the output layer, which backward needs again."""
+    """Autocast's bf16 copies of the weights of some blocks and of the output layer, which backward needs again (those
+    of 4-bit layers are made anew)."""
     autocast = step.bf16 and sharding.engine in ("none", "ddp")
+    blocks = 0 if step.load_in_4bit else blocks
     return 2 * (blocks * 12 * shape.n_embd**2 + shape.vocab_size * shape.n_embd) if autocast else 0
 
 
@@ -129,10 +142,11 @@ def _last_block(shape: Shape, step: Step, sharding: Sharding) -> dict[str, int]:
     tokens, width, residual = step.batch_size * step.max_length, _width(step), _residual_width(step, sharding)
     again = step.activation_checkpointing
     one = _block(shape, step, sharding) - tokens * shape.n_embd * residual if again else 0
-    passing = tokens * shape.n_embd * (residual + (width if width != residual else 0) + 4 * width + width)
+    mlp = 4 * _mlp_width(step, sharding)
+    passing = tokens * shape.n_embd * (residual + (width if width != residual else 0) + mlp + width)
     first = 0 if step.lora_rank else 4 * (shape.vocab_size * shape.n_embd + 4 * shape.n_embd**2)
     bucket = DEEPSPEED_BUCKET * width if sharding.engine == "deepspeed" else 0
-    return {"activations": _kept(shape, step, sharding) + one + passing, "gradients": first,
+    return {"activations": _kept(shape, step, sharding) + one + passing + _unpacked(shape, step), "gradients": first,
             "bf16 copies": _copies(shape, step, sharding, 1 if again else shape.n_layer),
             "communication": bucket + _gathered(shape, step, sharding, FSDP_BLOCKS)}
 
@@ -142,7 +156,7 @@ def _end(shape: Shape, step: Step, sharding: Sharding, gradients: float) -> dict
     twice = 0 if step.lora_rank else 4 * shape.vocab_size * shape.n_embd
     passing = 2 * step.batch_size * step.max_length * shape.n_embd * _residual_width(step, sharding)
     bucket = DEEPSPEED_BUCKET * _width(step) if sharding.engine == "deepspeed" else 0
-    return {"gradients": gradients + twice, "activations": passing,
+    return {"gradients": gradients + twice, "activations": passing + _unpacked(shape, step),
             "communication": bucket + _gathered(shape, step, sharding, 2)}
 
 

@@ -2,9 +2,11 @@
 
     python tests/benchmarks/lora_cost.py --rounds 3 --steps 3
 
-GPT-2 small's shape with random weights, rows of 256 tokens. Time: both sides take turns in one process, medians of the
-rounds' ratios with their range. Memory: each side in a process of its own, the highest resident memory after the
-libraries are imported. Also printed: what is trained and what a saved checkpoint weighs.
+GPT-2 small's shape with random weights, rows of 256 tokens. Time: the sides take turns in one process, each round in
+another order; medians of the rounds' ratios with their range, of wall time and of CPU time, which depends less on who
+else uses the machine. Memory: each side in a process of its own, the highest resident memory after the libraries are
+imported, loading included. Also printed: what is trained and what a saved checkpoint weighs. QLoRA where bitsandbytes
+is installed.
 """
 
 import argparse
@@ -12,13 +14,15 @@ import multiprocessing
 import resource
 import statistics
 import tempfile
+import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 import torch
 from datasets import Dataset
-from train_speed import StepTimes, seconds_per_step
-from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback
+from train_speed import seconds_per_step
+from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, TrainerCallback
 
 from hfscale.adapters import load_for_training
 from hfscale.config import AdapterArguments
@@ -28,21 +32,35 @@ from hfscale.training import LMTrainer, training_arguments
 
 LENGTH, BATCH_SIZE = 256, 2
 SIDES = {"all weights": {}, "LoRA": {"lora_rank": 16}, "DoRA": {"lora_rank": 16, "use_dora": True}}
+if find_spec("bitsandbytes"):
+    SIDES["QLoRA"] = {"lora_rank": 16, "load_in_4bit": True}
+CLOCKS = {"wall": time.perf_counter, "CPU": time.process_time}
 
 
-def train(folder: str, side: str, steps: int) -> tuple[float, LMTrainer]:
-    """Median seconds of a step, and the trainer."""
+class StepEnds(TrainerCallback):
+    """What each clock says at the end of every step."""
+
+    def __init__(self):
+        self.ends = {name: [] for name in CLOCKS}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        for name, clock in CLOCKS.items():
+            self.ends[name].append(clock())
+
+
+def train(folder: str, side: str, steps: int) -> tuple[dict[str, float], LMTrainer]:
+    """Median seconds of a step by each clock, and the trainer."""
     model = load_for_training(AdapterArguments(model=f"{folder}/base", **SIDES[side]), None)
     ids = torch.randint(50257, (64, LENGTH), generator=torch.Generator().manual_seed(0)).tolist()
     rows = Dataset.from_list([{"input_ids": r, "labels": r, "position_ids": list(range(LENGTH))} for r in ids])
     args = training_arguments({
         "output_dir": f"{folder}/{side}", "max_steps": steps, "per_device_train_batch_size": BATCH_SIZE, "bf16": False,
         "save_strategy": "no", "report_to": "none", "disable_tqdm": True}, width=768)
-    times = StepTimes()
+    times = StepEnds()
     trainer = LMTrainer(model=model, args=args, train_dataset=rows, data_collator=collate_rows, callbacks=[times])
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    return seconds_per_step(times.ends), trainer
+    return {name: seconds_per_step(ends) for name, ends in times.ends.items()}, trainer
 
 
 def measure_memory(folder: str, side: str, queue: multiprocessing.Queue) -> None:
@@ -73,11 +91,15 @@ def main() -> None:
             whole = found["all weights"]
             print(f"{side}: trains {trained:,} parameters ({trained / whole[1]:.2%}), saves {saved / 1e6:.1f} MB, "
                   f"memory {peak / whole[0]:.2f} of training all weights", flush=True)
-        rounds = [{side: train(folder, side, options.steps)[0] for side in SIDES} for _ in range(options.rounds)]
-    for side in SIDES:
-        ratios = sorted(r[side] / r["all weights"] for r in rounds)
-        print(f"{side}: step time {statistics.median(ratios):.2f} (from {ratios[0]:.2f} to {ratios[-1]:.2f} in "
-              f"{len(ratios)} rounds) of training all weights")
+        sides, rounds = list(SIDES), []
+        for turn in range(options.rounds):
+            first = turn % len(sides)
+            rounds.append({side: train(folder, side, options.steps)[0] for side in sides[first:] + sides[:first]})
+    for side in sides[1:]:
+        for clock in CLOCKS:
+            ratios = sorted(r[side][clock] / r["all weights"][clock] for r in rounds)
+            print(f"{side}: {clock} time of a step {statistics.median(ratios):.2f} (from {ratios[0]:.2f} to "
+                  f"{ratios[-1]:.2f} in {len(ratios)} rounds) of training all weights")
 
 
 if __name__ == "__main__":
