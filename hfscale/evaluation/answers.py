@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 from datasets import Dataset
-from rich.console import Console
-from rich.table import Table
 from transformers import Trainer
 
 from hfscale.config import TaskArguments
 from hfscale.evaluation.tasks import predict, score_predictions
+from hfscale.report.tables import show_records
 
 SAMPLES = 3
 
@@ -38,14 +37,10 @@ def sample_texts(examples: Dataset, answers: Sequence[str]) -> list[str]:
 
 def show_answers(metrics: dict, baseline: str, samples: Sequence[str]) -> None:
     """Print each metric before training, of the baseline and after training, and some answers."""
-    table = Table("held out", "before training", baseline, "after training", "95 % interval")
-    for name in [name.removeprefix("before_") for name in metrics if name.startswith("before_eval_")]:
-        if not name.endswith("_ci95"):
-            other = metrics.get(name.replace("eval_", "baseline_", 1))
-            interval = metrics.get(f"{name}_ci95")
-            table.add_row(name.removeprefix("eval_"), *("" if value is None else f"{value:.4g}" for value in (
-                metrics[f"before_{name}"], other, metrics[name])), " to ".join(f"{end:.4g}" for end in interval or []))
-    console = Console()
-    console.print(table)
+    names = [name.removeprefix("before_eval_") for name in metrics if name.startswith("before_eval_")]
+    show_records([{"held out": name, "before training": metrics[f"before_eval_{name}"],
+                   baseline: metrics.get(f"baseline_{name}", ""), "after training": metrics[f"eval_{name}"],
+                   "after training_ci95": metrics.get(f"eval_{name}_ci95")}
+                  for name in names if not name.endswith("_ci95")])
     for sample in samples:
-        console.print(f"\n{sample}", markup=False, highlight=False)
+        print(f"\n{sample}")

@@ -10,6 +10,7 @@ from transformers import Pipeline, pipeline
 from hfscale.config import InputError
 from hfscale.data.bias_items import Item
 from hfscale.evaluation.intervals import compare, estimate
+from hfscale.report.tables import show_records
 
 ALL = "all"  # the row over all groups
 LISTED = 5  # unaligned pairs on the terminal; all are in the file
@@ -133,34 +134,23 @@ def toxicity_values(sums: np.ndarray) -> dict[str, np.ndarray]:
 
 def show_probe(record: dict[str, Any]) -> None:
     """Print a probe's record: a table per model and of the change, toxicity, what is not aligned, and the limits."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    for i, name in enumerate([*record["config"]["model"], "change"]):
-        parts = [(row, [*row["models"], row["change"]][i]) for row in record["groups"]]
-        metrics = [key for key in parts[0][1] or {} if f"{key}_ci95" in parts[0][1] and key != "likelihood_diff"]
-        heads = ("group", "items_clusters", *metrics, "p_adjusted")
-        table = Table(*(head.replace("_", "\n") for head in heads), title=name)
-        for row, part in parts if metrics else []:
-            table.add_row(row["group"], f"{row['items']}\n{row['clusters']}", *(_cell(part, key) for key in metrics),
-                          f"{part['p_value']:.4f}\n" + (f"{part['p_adjusted']:.4f}" if "p_adjusted" in part else ""))
-        if metrics:
-            console.print(table)
-    for name, part in zip(record["config"]["model"], record["toxicity"], strict=False):
-        console.print(f"{name}: " + ", ".join(f"{key} {_cell(part, key, ' ')}" for key in part if "_ci95" not in key))
-    console.print("Below values: 95 % bootstrap intervals over clusters. p: sign-flip test over clusters; adjusted "
-                  "over the groups by Benjamini and Hochberg.")
+    groups, models = record["groups"], record["config"]["model"]
+    tables = [(name, [row["models"][i] for row in groups]) for i, name in enumerate(models)]
+    if len(models) == 2:
+        tables.append(("change", [row["change"] for row in groups]))
+    for name, parts in tables:
+        show_records([{key: row[key] for key in ("group", "items", "clusters")}
+                      | {key: value for key, value in part.items() if not key.startswith("likelihood_diff")}
+                      for row, part in zip(groups, parts, strict=True)], title=name)
+    if record["toxicity"]:
+        show_records([{"model": name, **part} for name, part in zip(models, record["toxicity"], strict=True)])
+    print("Beside values: 95 % bootstrap intervals over clusters. p: sign-flip test over clusters; adjusted over the "
+          "groups by Benjamini and Hochberg.")
     if record["unaligned"]:
-        console.print(f"{len(record['unaligned'])} pairs do not differ in just the marked place; they are scored, and "
-                      "listed in bias.json:")
+        print(f"{len(record['unaligned'])} pairs do not differ in just the marked place; they are scored, and listed "
+              "in bias.json:")
     for found in record["unaligned"][:LISTED]:
-        console.print(f"  {found['place']}: differs in {found['differ_in'] or 'nothing'}", markup=False)
+        print(f"  {found['place']}: differs in {found['differ_in'] or 'nothing'}")
     if cut := sum(any(part["cut_tokens"] for part in item["models"]) for item in record["items"]):
-        console.print(f"{cut} items are longer than a model's context and lost tokens on the left")
-    console.print(f"\n{LIMITS}")
-
-
-def _cell(part: dict[str, Any], key: str, joint: str = "\n") -> str:
-    interval = part[f"{key}_ci95"]
-    return f"{part[key]:.2f}{joint}" + (f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "none")
+        print(f"{cut} items are longer than a model's context and lost tokens on the left")
+    print(f"\n{LIMITS}")

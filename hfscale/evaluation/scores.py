@@ -15,9 +15,11 @@ from datasets import Dataset
 from hfscale.config import InputError, write_text
 from hfscale.evaluation.intervals import compare
 from hfscale.evaluation.systems import System, data_fingerprint
+from hfscale.report.tables import cell, show_records, show_table
 from hfscale.run_record import versions
 
 PER_TOKEN = ("loss", "perplexity")  # not comparable where two tokenizers cut the text into other tokens
+NOT_SHOWN = ("name", "metrics", "notes", "model", "predictions")  # of a system, in the table
 
 
 def compare_systems(systems: Sequence[System], seed: int) -> list[dict[str, Any]]:
@@ -67,35 +69,19 @@ def write_scores(args: Any, argv: list[str] | None, data: Dataset | None, system
 
 def show_scores(record: dict[str, Any], path: Path) -> None:
     """Print what `scores.json` holds: metrics with intervals, what they depend on, and the comparisons."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    systems, console = record["systems"], Console()
-    table = Table("", *(Column(system["name"], overflow="fold") for system in systems))
-    for name in systems[0]["metrics"]:
-        if not name.endswith(("_ci95", "_stderr")):
-            table.add_row(name, *(_shown(system["metrics"], name) for system in systems))
-    rows = [key for key in systems[0] if key not in ("name", "metrics", "notes", "model", "predictions")]
-    for key in [*rows, *sorted(set().union(*(system["notes"] for system in systems)))]:
-        table.add_row(key, *(_words(system.get(key, system["notes"].get(key, ""))) for system in systems))
-    console.print(table)
+    systems = record["systems"]
+    columns = [system["metrics"] | {key: value for key, value in system.items() if key not in NOT_SHOWN}
+               for system in systems]
+    names = [name for name in columns[0] if not name.endswith(("_ci95", "_stderr"))]
+    show_table(["", *(system["name"] for system in systems)],
+               ([name, *(cell(column, name, digits=6) for column in columns)] for name in names))
+    better = {"second": "yes", "first": "no, the first is", None: "not shown"}
     if record["comparisons"]:
-        columns = ("second - first", "difference", "95 % interval", "p", "second is better")
-        table = Table(Column("metric", overflow="fold"), *columns)
-        for row in record["comparisons"]:
-            table.add_row(row["metric"], f"{row['second']} - {row['first']}", f"{row['difference']:.6g}",
-                          " to ".join(f"{end:.6g}" for end in row["difference_ci95"]), f"{row['p_value']:.3f}",
-                          {"second": "yes", "first": "no, the first is"}.get(row["better"], "not shown"))
-        console.print(table)
-    console.print(f"data {record['data']['fingerprint']}; written to {path}", soft_wrap=True)
-
-
-def _shown(metrics: dict[str, Any], name: str) -> str:
-    value, interval = metrics[name], metrics.get(f"{name}_ci95")
-    if value is None or isinstance(value, int):
-        return "none" if value is None else f"{value:,}"
-    return f"{value:.6g}" + (f" [{interval[0]:.6g}, {interval[1]:.6g}]" if interval else "")
-
-
-def _words(value: Any) -> str:
-    return "\n".join(f"{key}: {part}" for key, part in value.items()) if isinstance(value, dict) else str(value)
+        show_records([{"metric": row["metric"], "second - first": f"{row['second']} - {row['first']}",
+                       "difference": row["difference"], "difference_ci95": row["difference_ci95"],
+                       "p": row["p_value"], "second is better": better[row["better"]]}
+                      for row in record["comparisons"]])
+    for system in systems:
+        for name, note in system["notes"].items():
+            print(f"{system['name']}: {name}: {note}")
+    print(f"data {record['data']['fingerprint']}; written to {path}")

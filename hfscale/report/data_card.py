@@ -10,6 +10,7 @@ from datasets import DatasetDict
 
 from hfscale.config import write_text
 from hfscale.data.stages import EVERY_STAGE, LARGEST_CLUSTERS, Ledger, num_bytes
+from hfscale.report.page import template
 
 LENGTH_EDGES_WORDS = (0, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 10**9)
 
@@ -32,7 +33,7 @@ def write_data_card(folder: Path, ledger: Ledger, splits: DatasetDict, *, config
     }
     write_text(folder / "data_card.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     draw_funnel(ledger.stages, folder / "funnel.png")
-    write_text(folder / "data_card.md", _markdown(card))
+    write_text(folder / "data_card.md", template("data_card.md.j2").render(card, details=_details))
     return card
 
 
@@ -60,41 +61,7 @@ def draw_funnel(stages: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _markdown(card: dict[str, Any]) -> str:
-    stages = _table(("stage", "documents in", "out", "bytes in", "out", "what it did"), [
-        (s["stage"], f"{s['documents_in']:,}", f"{s['documents_out']:,}", f"{s['bytes_in']:,}", f"{s['bytes_out']:,}",
-         _details(s)) for s in card["stages"]])
-    splits = _table(("split", "documents", "bytes"), [
-        (name, f"{s['documents']:,}", f"{s['bytes']:,}") for name, s in card["splits"].items()])
-    lengths = _table(("words", "documents"), [(name, f"{n:,}") for name, n in card["length_words"].items()])
-    clusters = _table(("documents", "stage", "first id", "begins"), [
-        (c["documents"], c["stage"], c["id"], _cell(c["text_begins"])) for c in card["largest_clusters"]])
-    examples = "\n\n".join(f"### {rule}\n\n" + _table(("id", "value", "begins"), [
-        (e["id"], e["value"], _cell(e["text_begins"])) for e in found]) for rule, found in card["examples"].items())
-    languages = _table(("language", "documents"), [
-        (name, f"{n:,}") for name, n in Counter(card["languages"]).most_common()])
-    if card["languages"] is None:
-        languages = 'not measured: pip install "hfscale[language]"'
-    return ("# Data card\n\n![what is left after each stage](funnel.png)\n\n"
-            f"{stages}\n\n## Splits\n\n{splits}\n\n"
-            f"## Lengths\n\n{lengths}\n\n## Languages (before the language filter)\n\n{languages}\n\n"
-            f"## Largest clusters of copies\n\n{clusters}\n\n"
-            f"## Examples of what was dropped\n\n{examples}\n\nEvery dropped document is in `dropped.jsonl`; the "
-            "settings are in `data_card.json`.\n")
-
-
 def _details(stage: dict[str, Any]) -> str:
     extra = {k: v for k, v in stage.items() if k not in EVERY_STAGE}
     rules = dict(Counter(extra.pop("rules", {})).most_common())
     return ", ".join(f"{k} {v:,}" for k, v in {**rules, **extra}.items() if v)
-
-
-def _cell(text: str) -> str:
-    shown = " ".join(text.split())[:80].replace("|", "\\|").replace("`", "'")
-    return shown and f"`{shown}`"
-
-
-def _table(header: tuple, rows: list[tuple]) -> str:
-    lines = [header, ("---",) * len(header), *rows]
-    cells = (["" if cell is None else str(cell) for cell in line] for line in lines)
-    return "\n".join("| " + " | ".join(line) + " |" for line in cells) if rows else "none"

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hfscale.report.tables import show_records
 from hfscale.scaling.law import Fit
+
+LISTS = ("points", "splits", "warnings")  # of a law, not in its table
 
 
 def draw_law(path: Path, fits: dict[str, Fit], groups: dict[str, Sequence[tuple]],
@@ -69,29 +72,17 @@ def _draw_iso_flops(axis, fit: Fit, points: Sequence[tuple]) -> None:
 
 def print_law(record: dict[str, Any]) -> None:
     """What `law.json` says, as tables."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table("law", "runs", "E", "A", "B", "alpha", "beta", title="L = E + A / N^alpha + B / D^beta (95 %)")
-    for name, law in record["laws"].items():
-        values = [f"{law[k]:.4g}\n{law[f'{k}_ci95'][0]:.3g} to {law[f'{k}_ci95'][1]:.3g}"
-                  for k in ("E", "A", "B", "alpha", "beta")]
-        table.add_row(name, str(law["runs"]), *values)
-    console.print(table)
-    table = Table("law", "FLOPs", "parameters", "tokens", "loss", title="compute-optimal split (95 %)")
-    for name, law in record["laws"].items():
-        for split in law["splits"]:
-            values = [f"{split[k]:.3g} ({split[f'{k}_ci95'][0]:.3g} to {split[f'{k}_ci95'][1]:.3g})"
-                      for k in ("parameters", "tokens", "loss")]
-            table.add_row(name, f"{split['flops']:.3g}", *values)
-    console.print(table)
+    laws = record["laws"].items()
+    show_records([{"law": name, **{key: law[key] for key in law if key not in LISTS}} for name, law in laws],
+                 title="L = E + A / N^alpha + B / D^beta, with 95 % intervals")
+    show_records([{"law": name, **split} for name, law in laws for split in law["splits"]],
+                 title="compute-optimal split, with 95 % intervals")
     for forecast in record["forecasts"]:
         low, high = forecast["loss_ci90"]
         found = "not run" if forecast["measured"] is None else f"measured {forecast['measured']:.4f}"
-        console.print(f"{forecast['cell']}: forecast {forecast['loss']:.4f} (90 %: {low:.4f} to {high:.4f}), {found}")
-    for name, law in record["laws"].items():
+        print(f"{forecast['cell']}: forecast {forecast['loss']:.4f} (90 %: {low:.4f} to {high:.4f}), {found}")
+    for name, law in laws:
         for warning in law["warnings"]:
-            console.print(f"warning: {name}: {warning}")
+            print(f"warning: {name}: {warning}")
     for line in record["dropped"]:
-        console.print(f"left out: {line}")
+        print(f"left out: {line}")

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from hfscale.config import InputError
+from hfscale.report.tables import number
 
 # Records of other recipes, each shown in a section of its own where the folder holds it.
 RECORDS = ("data_card.json", "scores.json", "law.json", "attention.json", "bias.json", "memorization.json")
@@ -24,23 +27,26 @@ def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
     Raises:
         InputError: a run folder without a readable `run.json`, or another folder without any record.
     """
-    import jinja2
-
     records = [{"name": folder, **_read(Path(folder, "run.json"), needed=True)} for folder in runs]
     found = {folder: [_record(path) for name in RECORDS if (path := Path(folder, name)).is_file()] for folder in also}
     if missing := [folder for folder, parts in found.items() if not parts]:
         raise InputError(f"also: {missing[0]} holds none of {', '.join(RECORDS)}; name the output of another recipe")
     folders = [*runs, *also, *(s for r in records for s in r["data"]["source"] if Path(s, "data_card.json").is_file())]
     curves = {record["name"]: _history(Path(record["name"])) for record in records}
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                                     undefined=jinja2.StrictUndefined,
-                                     loader=jinja2.FileSystemLoader(Path(__file__).parent))
-    environment.filters |= {"number": _number, "label": lambda name: name.removeprefix("eval_").replace("_", " ")}
-    page = environment.get_template("page.html.j2")
+    page = template("page.html.j2")
     parts = {"runs": records, "metrics": _names(records, "metrics"), "found": found,
              "charts": [chart for key, label in CURVES.items() if (chart := _chart(curves, key, label))]}
     size = len(page.render(**parts, pictures=[]))
     return page.render(**parts, pictures=_pictures(dict.fromkeys(folders), PAGE_LIMIT_BYTES - size))
+
+
+def template(name: str) -> jinja2.Template:
+    """A template that lies beside this file."""
+    environment = jinja2.Environment(autoescape=jinja2.select_autoescape(["html.j2"]), trim_blocks=True,
+                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+                                     keep_trailing_newline=True, loader=jinja2.FileSystemLoader(Path(__file__).parent))
+    environment.filters |= {"number": number, "label": lambda name: name.removeprefix("eval_").replace("_", " ")}
+    return environment.get_template(name)
 
 
 def _read(path: Path, needed: bool = False) -> dict[str, Any]:
@@ -68,14 +74,6 @@ def _history(run: Path) -> list[dict[str, float]]:
     """What the run logged; empty where it kept no trainer_state.json."""
     path = run / "trainer_state.json"
     return _read(path)["log_history"] if path.is_file() else []
-
-
-def _number(value: Any) -> str:
-    """A number as people read it: four digits or more, thousands apart."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return "none" if value is None else str(value)
-    return f"{value:,}" if isinstance(value, int) or value.is_integer() and abs(value) < 1e15 else f"{value:,.4g}" if (
-        abs(value) < 1000) else f"{value:,.1f}"
 
 
 def _chart(curves: dict[str, list[dict[str, float]]], key: str, label: str) -> str | None:

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
+from hfscale.report.tables import number, show_table
 from hfscale.scaling.plan import Accelerator
 
 COLORS = {"weights": "#4878a8", "bf16 copies": "#9ac1e0", "gradients": "#d98c40", "optimizer": "#7a5ba6",
@@ -13,37 +16,33 @@ TERMINAL_BAR = 30  # characters
 def show_plan(facts: dict[str, float], plans: dict[str, dict[str, Any]], best: str | None, device: Accelerator, *,
               efficiency: float, processes: int, kwh_price: float | None, hour_price: float | None) -> None:
     """Print the model's facts, memory by launch config as bars, and what each costs in time, energy and money."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console, wide = Console(), Table.grid(padding=(0, 2))
     for name, value in facts.items():
-        wide.add_row(name, f"{value:,.0f}" if value < 1e15 else f"{value:.3e}")
-    console.print(wide)
-    bars = Table("config", f"memory per GPU, of {device.memory_gb:g} GB", "GB", "micro-batch", "largest",
-                 caption="\n".join("  ".join(f"[{color}]█[/] {part}" for part, color in some)
-                                   for some in (list(COLORS.items())[:4], list(COLORS.items())[4:])))
-    for name, plan in plans.items():
-        bar = Text()
-        for part, color in COLORS.items():
-            bar.append("█" * round(TERMINAL_BAR * plan["memory_bytes"][part] / device.memory_gb / 1e9), color)
-        bar.truncate(TERMINAL_BAR + 10, overflow="ellipsis")
-        total = sum(plan["memory_bytes"].values()) / 1e9
-        batch = f"{plan['batch_size']} x {plan['gradient_accumulation_steps']}"
-        bars.add_row(name, bar, f"{total:.1f}", batch, str(plan["largest_batch_size"] or "does not fit"))
-    console.print(bars)
-    costs = Table("config", "s/step", "tokens/s", "hours", "GPU-hours", "kWh", "price", title=(
-        f"at {efficiency:.0%} of the peak rate, {device.power_w:g} W a GPU, communication not hidden"))
+        print(f"{name:<24}{number(value)}")
+    legend = [f"[{color}]█[/] {part}" for part, color in COLORS.items()]
+    rows = [(name, _memory_bar(plan["memory_bytes"], device), f"{sum(plan['memory_bytes'].values()) / 1e9:.1f}",
+             f"{plan['batch_size']} x {plan['gradient_accumulation_steps']}",
+             str(plan["largest_batch_size"] or "does not fit")) for name, plan in plans.items()]
+    show_table(("config", f"memory per GPU, of {device.memory_gb:g} GB", "GB", "micro-batch", "largest"), rows,
+               caption="  ".join(legend[:4]) + "\n" + "  ".join(legend[4:]))
+    costs = []
     for name, plan in plans.items():
         if plan["fits"]:
             hours = facts["tokens"] / plan["tokens_per_second"] / 3600
             kwh = hours * processes * device.power_w / 1000
             price = hours * processes * (hour_price or 0) + kwh * (kwh_price or 0)
-            costs.add_row(f"{name} (fastest)" if name == best else name, f"{plan['step_seconds']:.3g}",
+            costs.append((f"{name} (fastest)" if name == best else name, f"{plan['step_seconds']:.3g}",
                           f"{plan['tokens_per_second']:,.0f}", f"{hours:,.1f}", f"{hours * processes:,.1f}",
-                          f"{kwh:,.1f}", f"{price:,.2f}" if hour_price or kwh_price else "not given")
-    console.print(costs)
+                          f"{kwh:,.1f}", f"{price:,.2f}" if hour_price or kwh_price else "not given"))
+    show_table(("config", "s/step", "tokens/s", "hours", "GPU-hours", "kWh", "price"), costs, title=(
+        f"at {efficiency:.0%} of the peak rate, {device.power_w:g} W a GPU, communication not hidden"))
+
+
+def _memory_bar(memory_bytes: dict[str, int], device: Accelerator) -> Text:
+    bar = Text()
+    for part, color in COLORS.items():
+        bar.append("█" * round(TERMINAL_BAR * memory_bytes[part] / device.memory_gb / 1e9), color)
+    bar.truncate(TERMINAL_BAR + 10, overflow="ellipsis")
+    return bar
 
 
 def draw_memory(path: Path, plans: dict[str, dict[str, Any]], device: Accelerator, title: str) -> None:
