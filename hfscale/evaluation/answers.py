@@ -6,7 +6,8 @@ from datasets import Dataset
 from transformers import Trainer
 
 from hfscale.config import TaskArguments
-from hfscale.evaluation.tasks import predict, score_predictions
+from hfscale.evaluation.metrics import judge, text_statistics
+from hfscale.evaluation.tasks import predict
 from hfscale.report.tables import show_records
 
 SAMPLES = 3
@@ -25,7 +26,8 @@ def measure_answers(answerer: Trainer | Sequence[str], examples: Dataset, args: 
                         progress=not answerer.args.disable_tqdm)
         answers = [answer["prediction"] for answer in found]
         metrics["finished"] = sum(answer["finished"] for answer in found) / len(found)
-    metrics |= score_predictions(answers, examples, args.metrics, options=args.metric_options)
+    columns = text_statistics(answers, examples["references"][:], args.metrics, args.metric_options)
+    metrics |= judge(columns, args.metric_options)
     return {f"{prefix}_{name}": value for name, value in metrics.items()}, list(answers)
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 
 LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "word_perplexity")
+ONE_ITEM = "one item: nothing to resample"
+NO_SPREAD = "all items scored alike: resampling them cannot show how uncertain the value is"
 
 
 def bootstrap_sums(columns: np.ndarray, resamples: int = 1000, seed: int = 0) -> np.ndarray:
@@ -32,6 +34,12 @@ def estimate(columns: np.ndarray, values: Callable, resamples: int = 1000, seed:
     resampled = values(bootstrap_sums(columns, resamples, seed)) if len(columns) > 1 else {}
     return {key: number for name, value in values(np.sum(columns, axis=0)).items() for key, number in (
         (name, float(value)), (f"{name}_ci95", percentile_interval(resampled[name]) if resampled else None))}
+
+
+def interval_notes(metrics: dict) -> dict[str, str]:
+    """Why an interval of `estimate` is None or has no width, by its name."""
+    return {name: ONE_ITEM if value is None else NO_SPREAD for name, value in metrics.items()
+            if value is None or isinstance(value, list) and value[0] == value[1]}
 
 
 def compare(first: np.ndarray, second: np.ndarray, values: Callable, resamples: int = 1000, seed: int = 0

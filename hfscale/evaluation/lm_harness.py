@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError
 from hfscale.evaluation.batches import Journal
+from hfscale.evaluation.json_lines import read_rows
 from hfscale.launch import shipped
 
 
@@ -77,14 +78,8 @@ def _local_task(path: Path, data: str | None) -> dict:
     """The task's configuration with this data, of which it has the columns: lm-eval would take their names as text."""
     config = yaml.safe_load(path.read_text("utf-8"))
     columns = config["metadata"]["columns"]
-    needs = f"lm_eval_data {data}: {path.stem} reads lines of JSON with {', '.join(columns)}"
-    try:
-        rows = [json.loads(line) for line in Path(data or "").read_text("utf-8").splitlines() if line.strip()]
-        bad = next((i for i, row in enumerate(rows, 1) if not {*columns} <= {*row}), None if rows else 1)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{needs}; this cannot be read: {error}") from None
-    if bad:
-        raise InputError(f"{needs}; row {bad} lacks some")
+    if not read_rows("lm_eval_data", data, lambda row: {*columns} <= {*row}, f"{', '.join(columns)} for {path.stem}"):
+        raise InputError(f"lm_eval_data {data}: is empty; {path.stem} reads lines of JSON with {', '.join(columns)}")
     return config | {"dataset_kwargs": {"data_files": {"test": data}}}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError
-from hfscale.evaluation.intervals import bootstrap_sums, percentile_interval
+from hfscale.evaluation.intervals import bootstrap_sums, estimate, percentile_interval
 from hfscale.evaluation.perplexity import score_documents
 
 
@@ -57,13 +57,14 @@ def loss_gap(first: np.ndarray, second: np.ndarray, resamples: int = 1000, seed:
     Both are (documents, columns) sums as `score_documents` gives them: nll in nats, tokens, ...; the sets are
     resampled independently.
     """
-    drawn = [bootstrap_sums(sums, resamples, seed + i) for i, sums in enumerate((first, second))]
-    losses = [sums[:, 0] / sums[:, 1] for sums in drawn]
-    found = {}
-    for name, sums, values in zip(("train_loss", "validation_loss"), (first, second), losses, strict=True):
-        found |= {name: float(sums[:, 0].sum() / sums[:, 1].sum()), f"{name}_ci95": percentile_interval(values)}
-    return found | {"gap": found["validation_loss"] - found["train_loss"],
-                    "gap_ci95": percentile_interval(losses[1] - losses[0])}
+    def loss(sums: np.ndarray) -> np.ndarray:
+        return sums[..., 0] / sums[..., 1]
+
+    found = {"gap_ci95": percentile_interval(loss(bootstrap_sums(second, seed=seed + 1))
+                                             - loss(bootstrap_sums(first, seed=seed)))}
+    for i, (name, sums) in enumerate((("train_loss", first), ("validation_loss", second))):
+        found |= estimate(sums, lambda sums, name=name: {name: loss(sums)}, seed=seed + i)
+    return found | {"gap": found["validation_loss"] - found["train_loss"]}
 
 
 def _fill(pattern: str, digits: Sequence[str]) -> str:

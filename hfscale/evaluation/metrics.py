@@ -9,6 +9,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from itertools import zip_longest
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import numpy as np
 
 from hfscale.config import InputError
 from hfscale.evaluation.code import pass_at_k
+from hfscale.evaluation.intervals import estimate
 
 TEXT_METRICS = ("bleu", "chrf", "rouge", "exact_match", "f1")  # they compare a prediction with references
 METRICS = (*TEXT_METRICS, "accuracy", "pass_at_k", "perplexity")
@@ -73,12 +75,26 @@ def metric_values(metric: str, sums: np.ndarray, **options) -> dict[str, np.ndar
         return {metric: np.apply_along_axis(lambda row: value(row.tolist()).score, -1, sums)[()]}
     if metric == "perplexity":
         nll, tokens, num_bytes, words = np.moveaxis(sums, -1, 0)
-        return {"perplexity": np.exp(nll / tokens), "bits_per_byte": nll / np.log(2) / num_bytes,
+        return {"loss": nll / tokens, "perplexity": np.exp(nll / tokens), "bits_per_byte": nll / np.log(2) / num_bytes,
                 "word_perplexity": np.exp(nll / words)}
     names = {"rouge": ROUGE_TYPES, "accuracy": ("accuracy", "accuracy_per_token", "accuracy_per_byte"),
              "pass_at_k": [f"pass@{k}" for k in options.get("ks", (1,))]}.get(metric, (metric,))
     scale = 100 if metric in ("exact_match", "f1") else 1
     return {name: scale * sums[..., i] / sums[..., -1] for i, name in enumerate(names)}
+
+
+def text_statistics(predictions: Sequence[str], references: Sequence[Sequence[str]], metrics: Sequence[str],
+                    options: dict[str, dict]) -> dict[str, np.ndarray]:
+    """{metric: `item_statistics`} with the options of each metric."""
+    return {metric: item_statistics(metric, predictions, references, **options.get(metric, {})) for metric in metrics}
+
+
+def judge(columns: dict[str, np.ndarray], options: dict[str, dict], seed: int = 0) -> dict:
+    """The values of {metric: statistics of the items}, each with its 95 % interval beside it as `_ci95`."""
+    found = {}
+    for metric, rows in columns.items():
+        found |= estimate(rows, partial(metric_values, metric, **options.get(metric, {})), seed=seed)
+    return found
 
 
 def signature(metric: str, references: Sequence[Sequence[str]] = (), **options) -> str:

@@ -9,7 +9,6 @@ import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,13 +17,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError
 from hfscale.data.packing import IGNORED, encode_texts
-from hfscale.evaluation.batches import Journal, run_batches
-from hfscale.evaluation.intervals import estimate
-from hfscale.evaluation.metrics import metric_values
+from hfscale.evaluation.batches import Journal, run_sorted
+from hfscale.evaluation.intervals import interval_notes
+from hfscale.evaluation.metrics import judge
+from hfscale.generation import prefix_ids
 from hfscale.models import check_token_ids, context_limit
 
 LOGITS_AT_ONCE = 2**21  # per log-softmax: its float32 copies (8 MB) stay in the cache; three times faster on a CPU
-ONE_ITEM = "one item: nothing to resample"
+TOO_LARGE = "larger than a float can hold"
 NO_PREFIX = "no BOS or EOS in the tokenizer: first tokens are not scored, but their bytes and words would count"
 
 
@@ -64,8 +64,7 @@ def score_documents(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         FloatingPointError: a log-likelihood is not finite; the message names the document, counted from 0.
     """
     context, stride = _check_window(model, context, stride, batch_size)
-    prefix = tokenizer.bos_token or tokenizer.eos_token
-    before = tokenizer.convert_tokens_to_ids([prefix] if prefix else [])
+    before = prefix_ids(tokenizer)
     documents = [np.array(before + ids, dtype=np.int64) for ids in encode_texts(texts, tokenizer)]
     check_token_ids(model, (ids.max() for ids in documents if len(ids)), f"tokenizer of {len(tokenizer)} tokens")
     windows = [Window(i, *w) for i, ids in enumerate(documents) for w in rolling_windows(len(ids), context, stride)]
@@ -78,30 +77,25 @@ def score_documents(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         sums[window.document, 0] += value
     unknown = {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, tokenizer.eos_token_id}  # GPT-2's is its EOS
     num_unknown = sum(int(np.isin(ids, list(unknown)).sum()) for ids in documents)
+    prefix = tokenizer.convert_ids_to_tokens(before[0]) if before else None
     return DocumentScores(sums, context, stride, prefix, num_unknown)
 
 
-def perplexity_metrics(scores: DocumentScores, seed: int = 0, resamples: int = 1000) -> tuple[dict, dict[str, str]]:
+def perplexity_metrics(scores: DocumentScores, seed: int = 0) -> tuple[dict, dict[str, str]]:
     """Metrics over all documents, each with its 95 % percentile bootstrap interval over documents beside it as
     `_ci95`, and the counts; and notes by metric: why a value is None or what it leaves out."""
     with np.errstate(all="ignore"):
-        metrics = estimate(scores.sums, perplexity_values, resamples, seed)
-    notes = {key: ONE_ITEM for key, value in metrics.items() if value is None}
-    notes |= {key: "larger than a float can hold" for key, value in metrics.items()
-              if value is not None and not np.isfinite(value).all()}
+        metrics = judge({"perplexity": scores.sums}, {}, seed)
+    notes = interval_notes(metrics)
+    notes |= {key: TOO_LARGE for key, value in metrics.items() if value is not None and not np.isfinite(value).all()}
     if scores.prefix_token is None:
         notes |= {key: NO_PREFIX for key in metrics if not key.startswith(("loss", "perplexity"))}
-    metrics |= dict.fromkeys(notes)
+    metrics |= {key: None for key, note in notes.items() if note in (TOO_LARGE, NO_PREFIX)}
     if scores.unknown_tokens:
         notes["unknown_tokens"] = "which text they stand for is not scored: the values leave it out"
-    _, *totals = map(int, scores.sums.sum(axis=0))
-    return metrics | {"documents": len(scores.sums), **dict(zip(("tokens", "bytes", "words"), totals, strict=True)),
+    _, tokens, num_bytes, words = map(int, scores.sums.sum(axis=0))
+    return metrics | {"documents": len(scores.sums), "tokens": tokens, "bytes": num_bytes, "words": words,
                       "unknown_tokens": scores.unknown_tokens}, notes
-
-
-def perplexity_values(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """{name: (...)} from sums (..., 4) as in `DocumentScores`; loss is the mean nll of a token, in nats."""
-    return {"loss": sums[..., 0] / sums[..., 1], **metric_values("perplexity", sums)}
 
 
 def rolling_windows(num_ids: int, context: int, stride: int) -> list[tuple[int, int, int]]:
@@ -131,17 +125,14 @@ def _check_window(model: PreTrainedModel, context: int | None, stride: int | Non
 def score_windows(model: PreTrainedModel, documents: Sequence[np.ndarray], windows: Sequence[Window], batch_size: int,
                   *, journal: Journal | None = None, progress: bool = False) -> list[float]:
     """Summed nll of each window in nats, in the order given, the same on every rank; `documents` hold token ids."""
-    # Like beside like: little padding, few unscored logits; longest first, so too large a batch_size shows at once.
-    order = sorted(range(len(windows)), key=lambda i: (windows[i].start - windows[i].stop,
-                                                       windows[i].first - windows[i].start, windows[i]))
-    batches = [[windows[i] for i in order[at : at + batch_size]] for at in range(0, len(order), batch_size)]
+    # Little padding, few unscored logits; longest first, so too large a batch_size shows at once.
     was_training = model.training
     model.eval()
-    found = run_batches(batches, partial(_batch_nll, model, documents), journal=journal, desc="scoring",
-                        progress=progress)
+    values = run_sorted(windows, lambda w: (w.start - w.stop, w.first - w.start, w), batch_size,
+                        lambda batch: _batch_nll(model, documents, [windows[i] for i in batch]), journal=journal,
+                        desc="scoring", progress=progress)
     model.train(was_training)
-    values = dict(zip(order, (value for batch in found for value in batch), strict=True))
-    return [values[i] for i in range(len(windows))]
+    return values
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from datasets import Dataset
 
 from hfscale.config import InputError, write_text
 from hfscale.evaluation.intervals import compare
+from hfscale.evaluation.metrics import metric_values
 from hfscale.evaluation.systems import System, data_fingerprint
 from hfscale.report.tables import cell, show_records, show_table
 from hfscale.run_record import versions
@@ -34,8 +36,9 @@ def compare_systems(systems: Sequence[System], seed: int) -> list[dict[str, Any]
         for metric, columns in first.columns.items():
             other = second.columns[metric]
             left_out = () if metric != "perplexity" or np.array_equal(columns[:, 1], other[:, 1]) else PER_TOKEN
+            values = partial(metric_values, metric, **first.options.get(metric, {}))
             with np.errstate(all="ignore"):
-                results = compare(columns, other, first.values(metric), seed=seed)
+                results = compare(columns, other, values, seed=seed)
             found += [{"metric": f"eval_{name}", "first": first.name, "second": second.name, **result}
                       for name, result in results.items()
                       if name not in left_out and np.isfinite(result["difference_ci95"]).all()]

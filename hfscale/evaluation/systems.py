@@ -5,7 +5,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,16 @@ from hfscale.data.corpus import load_documents, load_run_splits, text_fingerprin
 from hfscale.data.supervised import fit_examples, set_chat_template
 from hfscale.data.tasks import load_task
 from hfscale.evaluation.batches import Journal
-from hfscale.evaluation.intervals import estimate
+from hfscale.evaluation.intervals import interval_notes
+from hfscale.evaluation.json_lines import read_rows
 from hfscale.evaluation.lm_harness import run_lm_eval
-from hfscale.evaluation.metrics import TEXT_METRICS, check_references, item_statistics, metric_values, signature
-from hfscale.evaluation.perplexity import ONE_ITEM, perplexity_metrics, perplexity_values, score_documents
+from hfscale.evaluation.metrics import TEXT_METRICS, check_references, judge, signature, text_statistics
+from hfscale.evaluation.perplexity import perplexity_metrics, score_documents
 from hfscale.evaluation.tasks import answer_task
 from hfscale.models import context_limit, count_parameters
 
 # What may change between a run and its continuation; the model is known by its weights.
 MAY_CHANGE = ("model", "output_dir", "resume", "overwrite")
-NO_SPREAD = "all items scored alike: resampling them cannot show how uncertain the value is"
 
 
 @dataclass
@@ -37,16 +36,11 @@ class System:
 
     name: str
     settings: dict[str, Any]  # what the numbers depend on: model, context, tokenizer, decoding, ...
+    metrics: dict[str, Any]  # name: value, with `_ci95` beside it
+    notes: dict[str, str] = field(default_factory=dict)
     columns: dict[str, np.ndarray] = field(default_factory=dict)  # metric: statistics of the items, (items, k)
     options: dict[str, dict] = field(default_factory=dict)  # metric: its options
-    metrics: dict[str, Any] = field(default_factory=dict)  # name: value, with `_ci95` beside it
-    notes: dict[str, str] = field(default_factory=dict)
     records: list[dict] = field(default_factory=list)  # one line each in predictions.jsonl
-
-    def values(self, metric: str) -> Any:
-        """The function from sums of the metric's statistics to its values."""
-        options = self.options.get(metric, {})
-        return perplexity_values if metric == "perplexity" else partial(metric_values, metric, **options)
 
 
 def check_score_args(args: Any) -> None:
@@ -99,7 +93,7 @@ def score_text(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     scores = score_documents(model, tokenizer, documents["text"][:], context=args.context, stride=args.stride,
                              batch_size=args.batch_size, progress=True, journal=journal)
     settings |= {"context": scores.context, "stride": scores.stride, "prefix_token": scores.prefix_token}
-    return System(name, settings, {"perplexity": scores.sums}, {}, *perplexity_metrics(scores, seed=args.seed))
+    return System(name, settings, *perplexity_metrics(scores, seed=args.seed), {"perplexity": scores.sums})
 
 
 def score_task(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Dataset,
@@ -123,19 +117,15 @@ def score_task(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
         shown = ("do_sample", "seed", *(("temperature", "top_k", "top_p", "num_samples") if args.do_sample else ()))
         settings |= {"max_new_tokens": args.max_new_tokens, "stop_strings": args.stop_strings,
                      **{key: getattr(args, key) for key in shown}, "shortened": cut["validation"]}
-    return _judged(System(name, settings, columns, records=records), examples["references"][:], args)
+    return _judged(name, settings, columns, examples["references"][:], args, records)
 
 
 def score_file(path: str, examples: Dataset | None, args: Any) -> System:
     """Predictions that were saved before, here or elsewhere; all text metrics unless some are named."""
-    references = None if examples is None else examples["references"][:]
-    predictions, references = read_predictions(path, references)
-    system = System(path, {"fingerprint": _digest(predictions)})
-    for metric in args.metrics or TEXT_METRICS:
-        options = args.metric_options.get(metric, {})
-        system.columns[metric] = item_statistics(metric, predictions, references, **options)
-    system.settings["references"] = _digest(references)
-    return _judged(system, references, args)
+    predictions, references = read_predictions(path, None if examples is None else examples["references"][:])
+    columns = text_statistics(predictions, references, args.metrics or TEXT_METRICS, args.metric_options)
+    settings = {"fingerprint": _digest(predictions), "references": _digest(references)}
+    return _judged(path, settings, columns, references, args)
 
 
 def score_lm_eval(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: None,
@@ -146,7 +136,7 @@ def score_lm_eval(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokeni
     metrics, facts = run_lm_eval(model, tokenizer, tasks, data=args.lm_eval_data, include=args.lm_eval_include,
                                  batch_size=args.batch_size, seed=args.seed, limit=args.limit,
                                  journal=_journal(name, settings, None, args))
-    return System(name, settings | facts | {"context": context_limit(model), "seed": args.seed}, metrics=metrics)
+    return System(name, settings | facts | {"context": context_limit(model), "seed": args.seed}, metrics)
 
 
 def _settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -171,20 +161,15 @@ def _journal(name: str, settings: dict[str, Any], data: Dataset | None, args: An
     return Journal(folder, kept | settings | {"data": data_fingerprint(data, args)})
 
 
-def _judged(system: System, references: Sequence[Sequence[str]], args: Any) -> System:
-    """Metrics, with intervals, from the statistics of the items, and what each metric's value depends on."""
-    system.options = {metric: args.metric_options.get(metric, {}) for metric in system.columns}
-    system.options |= {"pass_at_k": {"ks": args.pass_at}} if "pass_at_k" in system.columns else {}
-    for metric, columns in system.columns.items():
-        system.metrics |= estimate(columns, system.values(metric), seed=args.seed)
-    system.metrics["items"] = len(references)
-    for name, value in system.metrics.items():
-        if value is None or isinstance(value, list) and value[0] == value[1]:
-            system.notes[name] = ONE_ITEM if value is None else NO_SPREAD
-    system.settings["signatures"] = {
-        metric: signature(metric, references if metric in TEXT_METRICS else (), **options)
-        for metric, options in system.options.items()}
-    return system
+def _judged(name: str, settings: dict[str, Any], columns: dict[str, np.ndarray], references: Sequence[Sequence[str]],
+            args: Any, records: Sequence[dict] = ()) -> System:
+    """The system with its metrics, computed from the statistics of the items, and what each one's value depends on."""
+    options = args.metric_options | {"pass_at_k": {"ks": args.pass_at}}
+    metrics = judge(columns, options, args.seed)
+    signatures = {metric: signature(metric, references if metric in TEXT_METRICS else (), **options.get(metric, {}))
+                  for metric in columns}
+    return System(name, settings | {"signatures": signatures}, metrics | {"items": len(references)},
+                  interval_notes(metrics), columns, options, records)
 
 
 def data_fingerprint(data: Dataset | None, args: Any) -> str | None:
@@ -204,28 +189,12 @@ def read_predictions(path: str, references: Sequence[Sequence[str]] | None) -> t
 
     Raises InputError: not such a file, a missing column, another number of lines than of given references.
     """
-    predictions, golds = [], []
-    try:
-        lines = Path(path).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"predictions {path}: cannot be read ({error}); expected lines of JSON") from None
-    if references is not None and len(references) != len(lines):
-        raise InputError(f"predictions {path}: {len(lines)} lines for {len(references)} examples of the task; give "
+    rows = read_rows("predictions", path, lambda row: isinstance(row.get("prediction"), str) and (
+        references or row.get("references") or "reference" in row),
+        "the texts prediction and reference, or references (a list), unless a task gives these")
+    if references is not None and len(references) != len(rows):
+        raise InputError(f"predictions {path}: {len(rows)} lines for {len(references)} examples of the task; give "
                          "one line per example, in their order")
-    for number, line in enumerate(lines, 1):
-        row = _row(line)
-        golds.append(row.get("references", [row["reference"]] if "reference" in row else
-                             references and references[number - 1]))
-        predictions.append(row.get("prediction"))
-        if not isinstance(predictions[-1], str) or not golds[-1]:
-            raise InputError(f"{path}:{number}: expected JSON with the texts prediction and reference, or references "
-                             f"(a list), unless a task gives these; it has {', '.join(row) or 'none'}")
-    return predictions, golds
-
-
-def _row(line: str) -> dict:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return {}
-    return row if isinstance(row, dict) else {}
+    golds = [row.get("references") or ([row["reference"]] if "reference" in row else references[i])
+             for i, row in enumerate(rows)]
+    return [row["prediction"] for row in rows], golds
