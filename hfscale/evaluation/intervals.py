@@ -1,6 +1,6 @@
 """Bootstrap confidence intervals of numbers that are computed from sums over items (documents, questions, ...)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -24,6 +24,11 @@ def bootstrap_sums(columns: np.ndarray, resamples: int = 1000, seed: int = 0) ->
 def percentile_interval(samples: np.ndarray, level: float = 0.95) -> list[float]:
     """[low, high]: the percentile interval at `level` of bootstrapped values, shape (resamples,)."""
     return np.quantile(samples, [(1 - level) / 2, (1 + level) / 2]).tolist()
+
+
+def means(names: Sequence[str], sums: np.ndarray) -> dict[str, np.ndarray]:
+    """{name: (...)} from sums (..., k), the last of which counts what the others are means over."""
+    return {name: sums[..., i] / sums[..., -1] for i, name in enumerate(names)}
 
 
 def estimate(columns: np.ndarray, values: Callable, resamples: int = 1000, seed: int = 0) -> dict:

@@ -50,17 +50,16 @@ def run_lm_eval(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task
     manager = TaskManager(include_path=include, include_defaults=False)
     if not {*local, *manager.all_tasks}.issuperset(tasks):
         manager = TaskManager(include_path=include)  # seconds: lm-eval reads its 14,000 tasks
-    if unknown := [name for name in tasks if name not in local and name not in manager.all_tasks]:
+    if unknown := [name for name in tasks if name not in {*local, *manager.all_tasks}]:
         raise InputError(f"lm_eval: unknown task {unknown[0]}; shipped are {', '.join(local)}, `lm-eval ls tasks` "
                          "lists its own, and --lm_eval_include names a folder of more")
+    asked = [_local_task(local[name], data) if name in local else name for name in tasks]
     state, lm = PartialState(), HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     if state.num_processes > 1:
         lm.accelerator, lm._rank, lm._world_size = Accelerator(), state.process_index, state.num_processes
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            loaded = manager.load([_local_task(local[name], data) if name in local else name for name in tasks])
-        except InputError:
-            raise
+            loaded = manager.load(asked)
         except Exception as error:  # the Hub, the files and the tasks each have errors of their own
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise InputError(f"lm_eval {','.join(tasks)}: the task or its data cannot be loaded: {reason}") from None

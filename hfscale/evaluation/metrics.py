@@ -18,7 +18,7 @@ import numpy as np
 
 from hfscale.config import InputError
 from hfscale.evaluation.code import pass_at_k
-from hfscale.evaluation.intervals import estimate
+from hfscale.evaluation.intervals import estimate, means
 
 TEXT_METRICS = ("bleu", "chrf", "rouge", "exact_match", "f1")  # they compare a prediction with references
 METRICS = (*TEXT_METRICS, "accuracy", "pass_at_k", "perplexity")
@@ -77,10 +77,11 @@ def metric_values(metric: str, sums: np.ndarray, **options) -> dict[str, np.ndar
         nll, tokens, num_bytes, words = np.moveaxis(sums, -1, 0)
         return {"loss": nll / tokens, "perplexity": np.exp(nll / tokens), "bits_per_byte": nll / np.log(2) / num_bytes,
                 "word_perplexity": np.exp(nll / words)}
+    if metric in ("exact_match", "f1"):
+        return {metric: 100 * sums[..., 0] / sums[..., 1]}
     names = {"rouge": ROUGE_TYPES, "accuracy": ("accuracy", "accuracy_per_token", "accuracy_per_byte"),
-             "pass_at_k": [f"pass@{k}" for k in options.get("ks", (1,))]}.get(metric, (metric,))
-    scale = 100 if metric in ("exact_match", "f1") else 1
-    return {name: scale * sums[..., i] / sums[..., -1] for i, name in enumerate(names)}
+             "pass_at_k": [f"pass@{k}" for k in options.get("ks", (1,))]}
+    return means(names[metric], sums)
 
 
 def text_statistics(predictions: Sequence[str], references: Sequence[Sequence[str]], metrics: Sequence[str],

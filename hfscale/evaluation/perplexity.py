@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError
@@ -139,14 +140,13 @@ def score_windows(model: PreTrainedModel, documents: Sequence[np.ndarray], windo
 def _batch_nll(model: PreTrainedModel, documents: list[np.ndarray], batch: list[Window]) -> list[float]:
     """Summed nll of each window of a batch, in nats. Rows are padded on the right without a mask: attention is
     causal, so what stands after a row's last token cannot reach a scored position."""
-    length = max(window.stop - 1 - window.start for window in batch)
-    input_ids = torch.zeros(len(batch), length, dtype=torch.long)  # id 0 as padding: every vocabulary has it
-    labels = torch.full_like(input_ids, IGNORED)  # column i holds the target of position i
-    for row, (document, start, first, stop) in enumerate(batch):
-        ids = torch.from_numpy(documents[document][start:stop])
-        input_ids[row, : len(ids) - 1] = ids[:-1]
-        labels[row, first - 1 - start : len(ids) - 1] = ids[first - start :]
-    kept = length - min(window.first - 1 - window.start for window in batch)  # the positions before are not scored
+    parts = [torch.from_numpy(documents[window.document][window.start : window.stop]) for window in batch]
+    input_ids = pad_sequence([ids[:-1] for ids in parts], batch_first=True)  # id 0 as padding: every vocabulary has it
+    labels = pad_sequence([ids[1:] for ids in parts], batch_first=True, padding_value=IGNORED)
+    unscored = [window.first - 1 - window.start for window in batch]  # positions that only show the text before
+    for row, count in zip(labels, unscored, strict=True):
+        row[:count] = IGNORED
+    kept = input_ids.shape[1] - min(unscored)
     extra = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     logits = model(input_ids=input_ids.to(model.device), use_cache=False, **extra).logits[:, -kept:]
     rows, targets = logits.flatten(0, 1), labels[:, -kept:].flatten().to(logits.device)

@@ -1,10 +1,12 @@
 """How far preference tuning moved a model: implied rewards of held-out pairs, with intervals."""
 
+from functools import partial
+
 import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from hfscale.evaluation.intervals import estimate
+from hfscale.evaluation.intervals import estimate, means
 from hfscale.evaluation.perplexity import Window, score_windows
 
 
@@ -25,6 +27,5 @@ def preference_metrics(model: PreTrainedModel, reference: PreTrainedModel, pairs
         rewards.append(beta * (np.array(before) - np.array(after)))
     chosen, rejected = rewards
     columns = np.stack([chosen > rejected, chosen - rejected, chosen, rejected, np.ones(len(pairs))], axis=1)
-    names = ("reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected")
-    return estimate(columns, lambda sums: {f"eval_{name}": sums[..., i] / sums[..., -1]
-                                           for i, name in enumerate(names)}, seed=seed)
+    names = ("eval_reward_accuracy", "eval_reward_margin", "eval_reward_chosen", "eval_reward_rejected")
+    return estimate(columns, partial(means, names), seed=seed)

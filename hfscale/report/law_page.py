@@ -77,12 +77,9 @@ def print_law(record: dict[str, Any]) -> None:
                  title="L = E + A / N^alpha + B / D^beta, with 95 % intervals")
     show_records([{"law": name, **split} for name, law in laws for split in law["splits"]],
                  title="compute-optimal split, with 95 % intervals")
-    for forecast in record["forecasts"]:
-        low, high = forecast["loss_ci90"]
-        found = "not run" if forecast["measured"] is None else f"measured {forecast['measured']:.4f}"
-        print(f"{forecast['cell']}: forecast {forecast['loss']:.4f} (90 %: {low:.4f} to {high:.4f}), {found}")
-    for name, law in laws:
-        for warning in law["warnings"]:
-            print(f"warning: {name}: {warning}")
+    if record["forecasts"]:
+        show_records(record["forecasts"], title="forecasts, with 90 % intervals")
+    for line in [f"warning: {name}: {warning}" for name, law in laws for warning in law["warnings"]]:
+        print(line)
     for line in record["dropped"]:
         print(f"left out: {line}")

@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.table import Column, Table
 
+INTERVALS = ("_ci95", "_ci90")
+
 
 def number(value: Any, digits: int = 4) -> str:
     """A number with thousands apart and so many significant digits; None is "none", other values are text."""
@@ -21,7 +23,7 @@ def cell(record: dict[str, Any], name: str, digits: int = 4) -> str:
     value = record.get(name, "")
     if isinstance(value, dict):
         return "\n".join(f"{key}: {part}" for key, part in value.items())
-    interval = record.get(f"{name}_ci95")
+    interval = record.get(f"{name}_ci95") or record.get(f"{name}_ci90")
     shown = f" [{number(interval[0], digits)}, {number(interval[1], digits)}]" if interval else ""
     return number(value, digits) + shown
 
@@ -35,7 +37,7 @@ def show_table(heads: Sequence[str], rows: Iterable[Sequence[RenderableType]], *
 
 
 def show_records(records: Sequence[dict[str, Any]], **kwargs) -> None:
-    """Print a row per record and a column per name, intervals (`<name>_ci95`) beside their values."""
-    names = dict.fromkeys(name for record in records for name in record if not name.endswith("_ci95"))
+    """Print a row per record and a column per name, intervals (`<name>_ci95`, `_ci90`) beside their values."""
+    names = dict.fromkeys(name for record in records for name in record if not name.endswith(INTERVALS))
     show_table([name.replace("_", " ") for name in names],
                ([cell(record, name) for name in names] for record in records), **kwargs)
