@@ -31,7 +31,9 @@ def generate_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, p
     """
     settings = {"num_beams": num_beams, "num_return_sequences": num_return_sequences, "temperature": temperature,
                 "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty, "do_sample": do_sample}
-    _check_settings(settings, max_new_tokens, batch_size, stop_strings)
+    _check_settings(**settings, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    if "" in (stop_strings or []):
+        raise InputError("stop_strings: an empty string would stop at once; leave it out")
     if stream and (len(prompts), num_beams, num_return_sequences) != (1, 1, 1):
         raise InputError("stream: works for one prompt, one sequence and num_beams 1; leave it off")
     if stream:
@@ -51,20 +53,17 @@ def generate_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, p
     return [completions[i] for i in range(len(rows))]
 
 
-def _check_settings(settings: dict, max_new_tokens: int, batch_size: int, stop_strings: Sequence[str] | None) -> None:
+def _check_settings(*, top_k: int, top_p: float, num_return_sequences: int, num_beams: int, do_sample: bool,
+                    **positive: float) -> None:
     """Refuse what `generate` would answer with a traceback or, worse, with other text than asked for."""
-    top_k, top_p, sequences, beams = (settings[name] for name in (
-        "top_k", "top_p", "num_return_sequences", "num_beams"))
-    for name, value in {"max_new_tokens": max_new_tokens, "batch_size": batch_size, **settings}.items():
-        if value <= 0 and name not in ("top_k", "top_p", "do_sample"):
+    for name, value in {"num_return_sequences": num_return_sequences, "num_beams": num_beams, **positive}.items():
+        if value <= 0:
             raise InputError(f"{name}: got {value}, must be above 0")
     if top_k < 0 or not 0 < top_p <= 1:
         raise InputError(f"top_k, top_p: got {top_k}, {top_p}; allowed are 0 (off) or more, and above 0 up to 1 (off)")
-    if sequences > beams and (beams > 1 or not settings["do_sample"]):
-        raise InputError(f"num_return_sequences: got {sequences}, without sampling at most num_beams ({beams}); set "
-                         "do_sample true and num_beams 1, or raise num_beams")
-    if "" in (stop_strings or []):
-        raise InputError("stop_strings: an empty string would stop at once; leave it out")
+    if num_return_sequences > num_beams and (num_beams > 1 or not do_sample):
+        raise InputError(f"num_return_sequences: got {num_return_sequences}, without sampling at most num_beams "
+                         f"({num_beams}); set do_sample true and num_beams 1, or raise num_beams")
 
 
 def complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[list[int]], *, seed: int,

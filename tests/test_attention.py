@@ -294,7 +294,7 @@ def test_what_is_refused(folder, tmp_path, monkeypatch, capsys):
     for words, message in (
             (["--sentence", "the lazy dog " * 30], r"sentence: \d+ tokens; the model's context takes 1 to 39 .*short"),
             (["--sentence", ""], "sentence: 0 tokens.*write some text"),
-            (["--model", "llama"], "LlamaForCausalLM attends with LlamaAttention.*GPT-2-style"),
+            (["--model", "llama"], "model: LlamaForCausalLM does not attend as GPT-2 does; give a GPT-2-style model"),
             (["--explain", "3", "0"], "explain 3 0: expected a layer from 0 to 2 and a head from 0 to 3"),
             (["--explain", "0", "-1"], "explain 0 -1"),
             (["--explain", "0"], r"--explain \[0\].*two numbers"),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import tqdm
 from torch.nn.functional import cross_entropy, nll_loss
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
 from hfscale.config import InputError
@@ -26,15 +26,13 @@ def attention_layers(model: PreTrainedModel) -> list[GPT2Attention]:
     """The self-attention of each layer, in order.
 
     Raises InputError: the model's attention is another class, or returns no weights as it was loaded."""
-    found = [m for m in model.modules() if type(m) is GPT2Attention and not m.is_cross_attention]
-    if not found or len(found) != model.config.get_text_config().num_hidden_layers:
-        others = sorted({type(m).__name__ for m in model.modules() if type(m).__name__.endswith("Attention")})
-        raise InputError(f"model: {type(model).__name__} attends with {', '.join(others) or 'an unknown class'}; "
-                         "attention is read from GPT2Attention: give a GPT-2-style model")
+    if not isinstance(model, GPT2LMHeadModel):
+        raise InputError(f"model: {type(model).__name__} does not attend as GPT-2 does; give a GPT-2-style model "
+                         "(GPT2LMHeadModel)")
     if model.config._attn_implementation != "eager":
         raise InputError(f"model: attn_implementation {model.config._attn_implementation} returns no weights; load it "
                          "with attn_implementation=\"eager\"")
-    return found
+    return [block.attn for block in model.transformer.h]
 
 
 def encode_sentence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentence: str) -> torch.Tensor:

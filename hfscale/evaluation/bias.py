@@ -10,10 +10,10 @@ from transformers import Pipeline, pipeline
 from hfscale.config import InputError
 from hfscale.data.bias_items import Item
 from hfscale.evaluation.intervals import compare, estimate, means
+from hfscale.report.page import template
 from hfscale.report.tables import show_records
 
 ALL = "all"  # the row over all groups
-LISTED = 5  # unaligned pairs on the terminal; all are in the file
 TIE_NATS = 1e-4  # closer log-likelihoods are equal but for float32 rounding
 LIMITS = (
     "A score says which of two texts the model finds likelier, nothing more. 50 is no preference over these pairs. It "
@@ -143,11 +143,4 @@ def show_probe(record: dict[str, Any]) -> None:
                       for row, part in zip(groups, parts, strict=True)], title=name)
     if record["toxicity"]:
         show_records([{"model": name, **part} for name, part in zip(models, record["toxicity"], strict=True)])
-    if record["unaligned"]:
-        print(f"{len(record['unaligned'])} pairs do not differ in just the marked place; they are scored, and listed "
-              "in bias.json:")
-    for found in record["unaligned"][:LISTED]:
-        print(f"  {found['place']}: differs in {found['differ_in'] or 'nothing'}")
-    if cut := sum(any(part["cut_tokens"] for part in item["models"]) for item in record["items"]):
-        print(f"{cut} items are longer than a model's context and lost tokens on the left")
-    print(f"\n{LIMITS}")
+    print(template("bias.txt.j2").render(record))

@@ -23,6 +23,8 @@ FEATURES = {
     "pass_at_k": Features(n=Value("int64"), c=Value("int64")),
     "perplexity": Features(nll=Value("float64"), tokens=Value("int64"), bytes=Value("int64"), words=Value("int64")),
 }
+STATISTICS = {"accuracy": choice_statistics, "pass_at_k": pass_at_k_statistics,
+              "perplexity": lambda nll, tokens, bytes, words: np.column_stack([nll, tokens, bytes, words])}
 
 
 class SumMetric(evaluate.Metric):
@@ -47,11 +49,7 @@ class SumMetric(evaluate.Metric):
         if self.config_name in TEXT_METRICS:
             references = [[gold] if isinstance(gold, str) else gold for gold in columns["references"]]
             rows = item_statistics(self.config_name, columns["predictions"], references, **self.options)
-        elif self.config_name == "accuracy":
-            rows = choice_statistics(**columns)
-        elif self.config_name == "pass_at_k":
-            rows = pass_at_k_statistics(**columns, **self.options)
         else:
-            rows = np.column_stack(list(columns.values()))
+            rows = STATISTICS[self.config_name](**columns, **self.options)
         values = metric_values(self.config_name, rows.sum(axis=0), **self.options)
         return {name: float(value) for name, value in values.items()}

@@ -50,15 +50,13 @@ def item_statistics(metric: str, predictions: Sequence[str], references: Sequenc
             raise InputError(f"{metric}: prediction of item {i} is {text!r}, expected a string")
     if metric in ("bleu", "chrf"):
         streams = list(zip_longest(*references))  # sacrebleu wants the first references of all items, the second, ...
-        rows = _sacrebleu(metric, options)._extract_corpus_statistics(predictions, streams)
-    elif metric == "rouge":
-        scorer = _rouge_scorer(**_own_options(metric, options))
-        scores = [scorer.score_multi(golds, text) for text, golds in zip(predictions, references, strict=True)]
+        return np.array(_sacrebleu(metric, options)._extract_corpus_statistics(predictions, streams), np.float64)
+    settings, pairs = _own_options(metric, options), zip(predictions, references, strict=True)
+    if metric == "rouge":
+        scores = map(_rouge_scorer(**settings).score_multi, references, predictions)
         rows = [[*(score[name].fmeasure for name in ROUGE_TYPES), 1] for score in scores]
     else:
-        settings = _own_options(metric, options)
-        rows = [[_squad_score(metric, text, golds, **settings), 1]
-                for text, golds in zip(predictions, references, strict=True)]
+        rows = [[_squad_score(metric, text, golds, **settings), 1] for text, golds in pairs]
     return np.array(rows, dtype=np.float64)
 
 

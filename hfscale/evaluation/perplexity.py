@@ -113,9 +113,9 @@ def rolling_windows(num_ids: int, context: int, stride: int) -> list[tuple[int, 
 def _check_window(model: PreTrainedModel, context: int | None, stride: int | None, batch_size: int) -> tuple[int, int]:
     """The context and stride to use: 1 <= stride <= context <= the model's limit."""
     limit = context_limit(model)
-    context = limit if context is None else context
-    if context is None:
+    if context is None and limit is None:
         raise InputError("context: the model states no limit of its own; set context")
+    context = limit if context is None else context
     stride = max(1, context // 2) if stride is None else stride
     for name, value, most in (("context", context, limit), ("stride", stride, context), ("batch_size", batch_size, 0)):
         if value < 1 or most and value > most:

@@ -1,11 +1,13 @@
-"""What `hfscale.evaluation.attention` found, as pictures, as text, and as one page that opens from disk.
-
-Weights and scores come as NumPy arrays, which this light module only imports where it draws."""
+"""What `hfscale.evaluation.attention` found, as pictures, as text, and as one page that opens from disk."""
 
 import base64
 import json
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
 
 from hfscale.config import write_text
 from hfscale.report.page import template
@@ -14,13 +16,9 @@ MAP_BYTES = 2_000_000  # of weights on the page; with the rest it stays below 3 
 SHOWN = 24  # rows and columns of each matrix that explains a head
 
 
-def draw_maps(weights: Any, path: Path) -> None:
+def draw_maps(weights: np.ndarray, path: Path) -> None:
     """All heads of all layers, (layers, heads, tokens, tokens), in one picture; the shade grows with the root of
     the weight, so that the small ones of a long text show."""
-    import numpy as np
-    from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
-
     layers, heads, tokens, _ = weights.shape
     framed = np.pad(weights, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
     figure = Figure(figsize=(2 + min(heads, 24), 1 + min(layers, 24) * min(heads, 24) / heads), layout="constrained")
@@ -34,10 +32,8 @@ def draw_maps(weights: Any, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def draw_scores(scores: dict[str, Any], path: Path) -> None:
+def draw_scores(scores: dict[str, np.ndarray], path: Path) -> None:
     """Each score as a map of layers and heads."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(12, 7), layout="constrained")
     for axes, (name, values) in zip(figure.subplots(2, 3).flat, scores.items(), strict=True):
         signed = {"cmap": "RdBu_r", "vmin": -abs(values).max(), "vmax": abs(values).max()}
@@ -62,13 +58,11 @@ def conclusion(explained: dict[str, Any]) -> str:
             f"{explained['difference']['weights']:.1e} in the weights.")
 
 
-def write_page(path: Path, record: dict[str, Any], weights: Any) -> None:
+def write_page(path: Path, record: dict[str, Any], weights: np.ndarray) -> None:
     """One HTML file without any other: maps with weights on hover, scores, logit lens, and the steps of one head.
 
     `weights` (layers, maps, tokens, tokens) may hold more maps per layer than the heads that `record` scores: the
     last is the rollout. A long sentence is cut on the page, not in the files beside it."""
-    import numpy as np
-
     layers, maps, tokens, _ = weights.shape
     shown = min(tokens, int((MAP_BYTES * 3 / 4 / layers / maps) ** 0.5))  # n (n + 1) / 2 numbers of two bytes
     lower = weights[..., *np.tril_indices(shown)]

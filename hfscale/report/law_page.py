@@ -4,6 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from hfscale.report.tables import show_records
 from hfscale.scaling.law import Fit
 
@@ -14,8 +19,6 @@ def draw_law(path: Path, fits: dict[str, Fit], groups: dict[str, Sequence[tuple]
              forecasts: Sequence[dict[str, Any]]) -> None:
     """Save a PNG, one row per fit to its runs (parameters, tokens, loss): loss against tokens and against parameters
     with the fitted curves and forecasts, and iso-FLOP curves with the compute-optimal point of each."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(14, 4.2 * len(fits)), layout="constrained")
     axes = figure.subplots(len(fits), 3, squeeze=False)
     for row, (name, fit) in zip(axes, fits.items(), strict=True):
@@ -28,25 +31,20 @@ def draw_law(path: Path, fits: dict[str, Fit], groups: dict[str, Sequence[tuple]
     figure.savefig(path, dpi=130)
 
 
-def _draw_losses(axis, fit: Fit, points: Sequence[tuple], forecasts: Sequence[dict[str, Any]], over: int) -> None:
+def _draw_losses(axis: Axes, fit: Fit, points: Sequence[tuple], forecasts: Sequence[dict], over: int) -> None:
     """Loss over tokens (`over` 1), a curve per size, or over parameters (0), a curve per number of tokens."""
-    import numpy as np
-    from matplotlib import colormaps
-
-    names = ("parameters", "tokens")
-    lines = sorted({point[1 - over] for point in points} | {f[names[1 - over]] for f in forecasts})
-    reach = [point[over] for point in points] + [f[names[over]] for f in forecasts]
-    xs = np.geomspace(min(reach) / 1.3, max(reach) * 1.3, 80)
-    for i, value in enumerate(lines):
-        color = colormaps["viridis"](i / max(1, len(lines) - 1) * 0.9)
-        pair = (value, xs) if over else (xs, value)
-        axis.plot(xs, fit.law.loss(*pair), color=color, lw=1)
-        mine = [point for point in points if point[1 - over] == value]
-        axis.plot([p[over] for p in mine], [p[2] for p in mine], "o", color=color, ms=4, ls="none",
+    runs = np.array(points, dtype=np.float64)  # (runs, 3)
+    seen = np.array([*runs[:, :2], *((f["parameters"], f["tokens"]) for f in forecasts)])
+    xs = np.geomspace(seen[:, over].min() / 1.3, seen[:, over].max() * 1.3, 80)
+    lines = np.unique(seen[:, 1 - over])
+    for value, color in zip(lines, colormaps["viridis"](np.linspace(0, 0.9, len(lines))), strict=True):
+        axis.plot(xs, fit.law.loss(*((value, xs) if over else (xs, value))), color=color, lw=1)
+        mine = runs[runs[:, 1 - over] == value]
+        axis.plot(mine[:, over], mine[:, 2], "o", color=color, ms=4,
                   label=f"{'N' if over else 'D'} = {value:.3g}" if len(lines) <= 12 else None)
     for forecast in forecasts:
         low, high = forecast["loss_ci90"]
-        x = forecast[names[over]]
+        x = forecast["tokens" if over else "parameters"]
         axis.errorbar([x], [forecast["loss"]], [[forecast["loss"] - low], [high - forecast["loss"]]], fmt="_",
                       color="black", capsize=4, label="forecast, 90 %")
         if forecast.get("measured") is not None:
@@ -56,9 +54,7 @@ def _draw_losses(axis, fit: Fit, points: Sequence[tuple], forecasts: Sequence[di
         axis.legend(fontsize=7)
 
 
-def _draw_iso_flops(axis, fit: Fit, points: Sequence[tuple]) -> None:
-    import numpy as np
-
+def _draw_iso_flops(axis: Axes, fit: Fit, points: Sequence[tuple]) -> None:
     budgets = np.geomspace(min(6 * n * d for n, d, _ in points), max(6 * n * d for n, d, _ in points), 5)
     for flops in budgets:
         best, _ = fit.law.optimal(flops)

@@ -1,13 +1,17 @@
 """One self-contained HTML page of a run, or of several beside each other: it reads what the recipes wrote, no more."""
 
 import base64
+import contextlib
 import io
 import json
 from collections.abc import Sequence
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from hfscale.config import InputError
 from hfscale.report.tables import number
@@ -18,6 +22,9 @@ PAGE_LIMIT_BYTES = 2_800_000  # pictures beyond it are named, not shown
 CURVES = {"loss": "training loss", "eval_loss": "validation loss", "learning_rate": "learning rate",
           "grad_norm": "gradient norm"}
 
+STYLE = {"svg.fonttype": "none", "font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False,
+         "axes.spines.right": False, "legend.frameon": False}
+
 
 def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
     """The page as HTML, from run folders and from folders of other recipes (scores, studies, data cards).
@@ -27,15 +34,17 @@ def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
     Raises:
         InputError: a run folder without a readable `run.json`, or another folder without any record.
     """
-    records = [{"name": folder, **_read(Path(folder, "run.json"), needed=True)} for folder in runs]
+    records = [{"name": folder, **_read(Path(folder, "run.json"), ("data", "metrics"))} for folder in runs]
     found = {folder: [_record(path) for name in RECORDS if (path := Path(folder, name)).is_file()] for folder in also}
     if missing := [folder for folder, parts in found.items() if not parts]:
         raise InputError(f"also: {missing[0]} holds none of {', '.join(RECORDS)}; name the output of another recipe")
-    folders = [*runs, *also, *(s for r in records for s in r["data"]["source"] if Path(s, "data_card.json").is_file())]
+    data = [source for record in records for source in record["data"].get("source", ())]
+    folders = [*runs, *also, *(folder for folder in data if Path(folder, "data_card.json").is_file())]
     curves = {record["name"]: _history(Path(record["name"])) for record in records}
+    metrics = [name for record in records for name, value in record["metrics"].items() if isinstance(value, Number)]
     page = template("page.html.j2")
-    parts = {"runs": records, "metrics": _names(records, "metrics"), "found": found,
-             "charts": [chart for key, label in CURVES.items() if (chart := _chart(curves, key, label))]}
+    parts = {"runs": records, "metrics": list(dict.fromkeys(metrics)), "found": found,
+             "charts": list(filter(None, (_chart(curves, key, label) for key, label in CURVES.items())))}
     size = len(page.render(**parts, pictures=[]))
     return page.render(**parts, pictures=_pictures(dict.fromkeys(folders), PAGE_LIMIT_BYTES - size))
 
@@ -49,25 +58,17 @@ def template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def _read(path: Path, needed: bool = False) -> dict[str, Any]:
-    try:
+def _read(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         record = json.loads(path.read_text("utf-8"))
-        if needed:
-            record["data"]["source"], record["metrics"]  # noqa: B018 - what the page cannot do without
-        return record
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"runs: {path.parent} has no readable {path.name}; name a folder of a finished run") from None
+        if {*needs} <= record.keys():
+            return record
+    raise InputError(f"runs: {path.parent} has no readable {path.name}; name a folder of a finished run")
 
 
 def _record(path: Path) -> tuple[str, dict[str, Any]]:
     """The record without what is long, such as every point or item."""
     return path.name, {key: value for key, value in _read(path).items() if len(json.dumps(value)) < 20_000}
-
-
-def _names(records: Sequence[dict[str, Any]], part: str) -> list[str]:
-    """Names of numbers that any run has, in the order of the first one that has them; intervals stand beside."""
-    return list(dict.fromkeys(name for record in records for name, value in record[part].items()
-                              if isinstance(value, int | float) and not isinstance(value, bool)))
 
 
 def _history(run: Path) -> list[dict[str, float]]:
@@ -78,24 +79,18 @@ def _history(run: Path) -> list[dict[str, float]]:
 
 def _chart(curves: dict[str, list[dict[str, float]]], key: str, label: str) -> str | None:
     """An SVG of one logged value over steps, a line per run, in the colours of the page's theme."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     lines = {name: [(log["step"], log[key]) for log in history if key in log] for name, history in curves.items()}
     if not any(lines.values()):
         return None
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": key, "font.size": 9}):
+    with rc_context(STYLE | {"svg.hashsalt": key}):
         figure = Figure(figsize=(5.4, 3), layout="constrained")
-        axes = figure.subplots()
+        axes, out = figure.subplots(), io.StringIO()
         for name, points in lines.items():
-            axes.plot(*zip(*points, strict=True), marker="o" if len(points) < 20 else "", ms=3, lw=1.4,
-                      label=Path(name).name) if points else None
+            steps, values = zip(*points, strict=True) if points else ((), ())
+            axes.plot(steps, values, marker="o" if len(points) < 20 else "", ms=3, lw=1.4, label=Path(name).name)
         axes.set(xlabel="step", title=label)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
         if len(lines) > 1:
-            axes.legend(frameon=False)
-        out = io.StringIO()
+            axes.legend()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     svg = out.getvalue()
     return svg[svg.index("<svg"):].replace("#000000", "currentColor").replace("<text ", '<text fill="currentColor" ')
