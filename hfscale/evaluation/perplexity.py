@@ -30,12 +30,11 @@ NO_PREFIX = "no BOS or EOS in the tokenizer: first tokens are not scored, but th
 
 
 class Window(NamedTuple):
-    """The model reads ids[start : stop - 1] of a document and is scored on ids[first:stop]."""
+    """Token ids of a document; those from `first` on are scored, each given all that stand before it."""
 
-    document: int
-    start: int
+    ids: np.ndarray
     first: int
-    stop: int
+    document: int
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,13 @@ def score_documents(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     before = prefix_ids(tokenizer)
     documents = [np.array(before + ids, dtype=np.int64) for ids in encode_texts(texts, tokenizer)]
     check_token_ids(model, (ids.max() for ids in documents if len(ids)), f"tokenizer of {len(tokenizer)} tokens")
-    windows = [Window(i, *w) for i, ids in enumerate(documents) for w in rolling_windows(len(ids), context, stride)]
+    windows = [Window(ids[start:stop], first - start, i) for i, ids in enumerate(documents)
+               for start, first, stop in rolling_windows(len(ids), context, stride)]
     if not windows:
         raise InputError(f"text: {len(texts)} documents hold no token to score; give longer text")
     sums = np.array([[0.0, max(0, len(ids) - 1), len(text.encode()), len(re.split(r"\s+", text))]
                      for ids, text in zip(documents, texts, strict=True)])
-    values = score_windows(model, documents, windows, batch_size, journal=journal, progress=progress)
+    values = score_windows(model, windows, batch_size, journal=journal, progress=progress)
     for window, value in zip(windows, values, strict=True):
         sums[window.document, 0] += value
     unknown = {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, tokenizer.eos_token_id}  # GPT-2's is its EOS
@@ -100,8 +100,8 @@ def perplexity_metrics(scores: DocumentScores, seed: int = 0) -> tuple[dict, dic
 
 
 def rolling_windows(num_ids: int, context: int, stride: int) -> list[tuple[int, int, int]]:
-    """(start, first, stop) of each window over a document of `num_ids` ids, prefix included (see `Window`): the first
-    scores up to `context` ids, a later one up to `stride`; it reads as many ids before its last as fit."""
+    """(start, first, stop) of each window over a document of `num_ids` ids, prefix included: it holds ids[start:stop]
+    and scores those from `first` on, up to `context` of them, later up to `stride`, after as many others as fit."""
     windows, first = [], 1
     while first < num_ids:
         stop = min(first + (context if first == 1 else stride), num_ids)
@@ -123,30 +123,29 @@ def _check_window(model: PreTrainedModel, context: int | None, stride: int | Non
     return context, stride
 
 
-def score_windows(model: PreTrainedModel, documents: Sequence[np.ndarray], windows: Sequence[Window], batch_size: int,
-                  *, journal: Journal | None = None, progress: bool = False) -> list[float]:
-    """Summed nll of each window in nats, in the order given, the same on every rank; `documents` hold token ids."""
+def score_windows(model: PreTrainedModel, windows: Sequence[Window], batch_size: int, *,
+                  journal: Journal | None = None, progress: bool = False) -> list[float]:
+    """Summed nll of each window in nats, in the order given, the same on every rank."""
     # Little padding, few unscored logits; longest first, so too large a batch_size shows at once.
     was_training = model.training
     model.eval()
-    values = run_sorted(windows, lambda w: (w.start - w.stop, w.first - w.start, w), batch_size,
-                        lambda batch: _batch_nll(model, documents, [windows[i] for i in batch]), journal=journal,
-                        desc="scoring", progress=progress)
+    values = run_sorted(windows, lambda window: (-len(window.ids), window.first), batch_size,
+                        lambda batch: _batch_nll(model, [windows[i] for i in batch]), journal=journal, desc="scoring",
+                        progress=progress)
     model.train(was_training)
     return values
 
 
 @torch.inference_mode()
-def _batch_nll(model: PreTrainedModel, documents: list[np.ndarray], batch: list[Window]) -> list[float]:
+def _batch_nll(model: PreTrainedModel, batch: list[Window]) -> list[float]:
     """Summed nll of each window of a batch, in nats. Rows are padded on the right without a mask: attention is
     causal, so what stands after a row's last token cannot reach a scored position."""
-    parts = [torch.from_numpy(documents[window.document][window.start : window.stop]) for window in batch]
+    parts = [torch.from_numpy(window.ids) for window in batch]
     input_ids = pad_sequence([ids[:-1] for ids in parts], batch_first=True)  # id 0 as padding: every vocabulary has it
     labels = pad_sequence([ids[1:] for ids in parts], batch_first=True, padding_value=IGNORED)
-    unscored = [window.first - 1 - window.start for window in batch]  # positions that only show the text before
-    for row, count in zip(labels, unscored, strict=True):
-        row[:count] = IGNORED
-    kept = input_ids.shape[1] - min(unscored)
+    for row, window in zip(labels, batch, strict=True):
+        row[: window.first - 1] = IGNORED
+    kept = input_ids.shape[1] + 1 - min(window.first for window in batch)  # the positions before are not scored
     extra = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     logits = model(input_ids=input_ids.to(model.device), use_cache=False, **extra).logits[:, -kept:]
     rows, targets = logits.flatten(0, 1), labels[:, -kept:].flatten().to(logits.device)
@@ -156,6 +155,6 @@ def _batch_nll(model: PreTrainedModel, documents: list[np.ndarray], batch: list[
     values = torch.cat(nll).cpu().double().view(len(batch), kept).sum(dim=1).tolist()
     for value, window in zip(values, batch, strict=True):
         if not np.isfinite(value):
-            raise FloatingPointError(f"document {window.document}: the log-likelihood of its tokens {window.first} to "
-                                     f"{window.stop - 1} is {value}")
+            raise FloatingPointError(f"document {window.document}: the log-likelihood of {len(window.ids)} of its "
+                                     f"tokens is {value}")
     return values

@@ -21,9 +21,9 @@ def preference_metrics(model: PreTrainedModel, reference: PreTrainedModel, pairs
     """
     rewards = []
     for name in ("chosen_ids", "rejected_ids"):
-        documents = [np.array(row["prompt_ids"] + row[name]) for row in pairs]
-        windows = [Window(i, 0, len(row["prompt_ids"]), len(documents[i])) for i, row in enumerate(pairs)]
-        after, before = (score_windows(side, documents, windows, batch_size) for side in (model, reference))
+        windows = [Window(np.array(row["prompt_ids"] + row[name]), len(row["prompt_ids"]), i)
+                   for i, row in enumerate(pairs)]
+        after, before = (score_windows(side, windows, batch_size) for side in (model, reference))
         rewards.append(beta * (np.array(before) - np.array(after)))
     chosen, rejected = rewards
     columns = np.stack([chosen > rejected, chosen - rejected, chosen, rejected, np.ones(len(pairs))], axis=1)

@@ -76,25 +76,24 @@ def score_choices(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ex
             raise InputError(f"accuracy: item {i} has the choices {choices!r}; expected texts that are not empty")
         whole_texts += [prompt + spaced_choice(prompt, choice) for choice in choices]
         contexts += [prompt.rstrip()] * len(choices)
-    documents, windows, limit = [], [], context_limit(model) or 2**31
+    windows, cut, limit = [], [], context_limit(model) or 2**31
     for whole, context in zip(encode_texts(whole_texts, tokenizer), encode_texts(contexts, tokenizer), strict=True):
         ids = np.array(whole if context and len(whole) > 1 else prefix_ids(tokenizer) + whole)
-        begin = max(0, len(ids) - 1 - limit)
-        windows.append(Window(len(documents), begin, max(begin + 1, min(len(context), len(ids) - 1)), len(ids)))
-        documents.append(ids)
-    check_token_ids(model, (ids.max() for ids in documents), f"tokenizer of {len(tokenizer)} tokens")
+        cut.append(max(0, len(ids) - 1 - limit))
+        first = min(len(context), len(ids) - 1) - cut[-1]
+        windows.append(Window(ids[cut[-1] :], max(1, first), len(windows)))
+    check_token_ids(model, (window.ids.max() for window in windows), f"tokenizer of {len(tokenizer)} tokens")
 
     def per_item(values: Iterable) -> list[list]:
         left = iter(values)
         return [list(islice(left, len(choices))) for choices in examples["choices"]]
 
-    nll = score_windows(model, documents, windows, batch_size, journal=journal, progress=progress)
+    nll = score_windows(model, windows, batch_size, journal=journal, progress=progress)
     logliks = per_item(-value for value in nll)
     num_bytes = [[len(choice.lstrip().encode()) for choice in choices] for choices in examples["choices"]]
-    tokens = per_item(window.stop - window.first for window in windows)
-    cut = map(max, per_item(window.start for window in windows))
+    tokens = per_item(len(window.ids) - window.first for window in windows)
     return (choice_statistics(logliks, tokens, num_bytes, examples["answer"][:]),
-            [{"logliks": values, "cut_tokens": n} for values, n in zip(logliks, cut, strict=True)])
+            [{"logliks": values, "cut_tokens": max(n)} for values, n in zip(logliks, per_item(cut), strict=True)])
 
 
 def answer_task(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Dataset, args: TaskArguments, *,

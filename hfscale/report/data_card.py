@@ -21,10 +21,10 @@ def write_data_card(folder: Path, ledger: Ledger, splits: DatasetDict, *, config
     """Write `data_card.json`, `data_card.md` and `funnel.png` into `folder`; returns the card."""
     words = [len(text.split()) for part in splits.values() for text in part["text"]]
     counts, _ = np.histogram(words, LENGTH_EDGES_WORDS)
-    clusters = [{"stage": stage["stage"], **cluster} for stage in ledger.stages for cluster in stage.get("largest", ())]
+    clusters = [{"stage": s["stage"], **cluster} for s in ledger.stages for cluster in s.get("largest", ())]
     card = {
         "schema_version": 1, "config": config,
-        "stages": [{name: value for name, value in stage.items() if name not in OWN_TABLES} for stage in ledger.stages],
+        "stages": [{key: stage[key] for key in stage if key not in OWN_TABLES} for stage in ledger.stages],
         "splits": {name: {"documents": len(part), "bytes": num_bytes(part)} for name, part in splits.items()},
         "length_words": {_bin(i): int(n) for i, n in enumerate(counts)},
         "languages": next((stage["languages"] for stage in ledger.stages if "languages" in stage), None),
