@@ -71,10 +71,12 @@ def _read(journal: Journal, desc: str) -> dict[int, Any]:
     for path in sorted(journal.folder.glob(f"{desc}.rank*.jsonl")):
         first, *lines = path.read_text("utf-8").split("\n")
         before = read_json(first)
-        if before is not None and before != now:
+        if before is None:  # cut short by a kill
+            continue
+        if before != now:
             changed = [f"{name} was {before.get(name)}, is {now.get(name)}"
                        for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
             raise InputError(f"--resume auto: {journal.folder} is of a run with other settings "
                              f"({'; '.join(changed)}); put them back, or pass --overwrite instead")
-        done |= dict(result for result in map(read_json, lines) if before is not None and result is not None)
+        done |= dict(filter(None, map(read_json, lines)))
     return done
