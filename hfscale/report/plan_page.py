@@ -3,28 +3,21 @@
 from pathlib import Path
 from typing import Any
 
-from rich.text import Text
-
 from hfscale.report.pictures import bars
-from hfscale.report.tables import number, show_records, show_table
+from hfscale.report.tables import number, show_records
 from hfscale.scaling.plan import Accelerator
-
-COLORS = {"weights": "#4878a8", "bf16 copies": "#9ac1e0", "gradients": "#d98c40", "optimizer": "#7a5ba6",
-          "activations": "#5ba66b", "logits": "#c95d5d", "communication": "#8c8c8c"}
-TERMINAL_BAR = 30  # characters
 
 
 def show_plan(facts: dict[str, float], plans: dict[str, dict[str, Any]], best: str | None, device: Accelerator, *,
               efficiency: float, processes: int, kwh_price: float | None, hour_price: float | None) -> None:
-    """Print the model's facts, memory by launch config as bars, and what each costs in time, energy and money."""
+    """Print the model's facts, memory by launch config and part, and what each costs in time, energy and money."""
     for name, value in facts.items():
         print(f"{name:<24}{number(value)}")
-    legend = [f"[{color}]█[/] {part}" for part, color in COLORS.items()]
-    rows = [(name, _memory_bar(plan["memory_bytes"], device), f"{sum(plan['memory_bytes'].values()) / 1e9:.1f}",
-             f"{plan['batch_size']} x {plan['gradient_accumulation_steps']}",
-             str(plan["largest_batch_size"] or "does not fit")) for name, plan in plans.items()]
-    show_table(("config", f"memory per GPU, of {device.memory_gb:g} GB", "GB", "micro-batch", "largest"), rows,
-               caption="  ".join(legend[:4]) + "\n" + "  ".join(legend[4:]))
+    show_records([{"config": name, **{part: size / 1e9 for part, size in plan["memory_bytes"].items()},
+                   "all": sum(plan["memory_bytes"].values()) / 1e9,
+                   "micro-batch": f"{plan['batch_size']} x {plan['gradient_accumulation_steps']}",
+                   "largest": plan["largest_batch_size"] or "does not fit"} for name, plan in plans.items()],
+                 title=f"GB per GPU at the fullest moment, of {device.memory_gb:g}")
     costs = []
     for name, plan in plans.items():
         if plan["fits"]:
@@ -39,21 +32,14 @@ def show_plan(facts: dict[str, float], plans: dict[str, dict[str, Any]], best: s
                               "hidden")
 
 
-def _memory_bar(memory_bytes: dict[str, int], device: Accelerator) -> Text:
-    bar = Text()
-    for part, color in COLORS.items():
-        bar.append("█" * round(TERMINAL_BAR * memory_bytes[part] / device.memory_gb / 1e9), color)
-    bar.truncate(TERMINAL_BAR + 10, overflow="ellipsis")
-    return bar
-
-
 def draw_memory(path: Path, plans: dict[str, dict[str, Any]], device: Accelerator, title: str) -> None:
     """Save a PNG: one stacked bar per launch config, and the device's memory as a line."""
-    gb = {part: [plan["memory_bytes"][part] / 1e9 for plan in plans.values()] for part in COLORS}
+    parts = next(iter(plans.values()))["memory_bytes"]
+    gb = {part: [plan["memory_bytes"][part] / 1e9 for plan in plans.values()] for part in parts}
     totals = [sum(sizes) for sizes in zip(*gb.values(), strict=True)]
     labels = [f" {total:.1f} GB, micro-batch {plan['batch_size']}"
               for total, plan in zip(totals, plans.values(), strict=True)]
-    figure, axes = bars(list(plans), gb, labels, list(COLORS.values()))
+    figure, axes = bars(list(plans), gb, labels)
     axes.axvline(device.memory_gb, color="black", linestyle="--", linewidth=1, label="memory of the device")
     axes.set(title=title, xlabel="GB per GPU at the fullest moment", xlim=(0, 1.35 * max(device.memory_gb, *totals)))
     axes.legend(fontsize=8, loc="lower right")
