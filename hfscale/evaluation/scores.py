@@ -90,7 +90,7 @@ def load_score_data(args: Any) -> Dataset | None:
     Raises InputError also for references that a metric cannot score against: not after hours of generating."""
     if args.task_source:
         examples = load_task(args, seed=args.seed)["validation"]
-        for metric in (metric for metric in args.metrics if metric in TEXT_METRICS):
+        for metric in set(args.metrics) & {*TEXT_METRICS}:
             check_references(metric, examples["references"][:], **args.metric_options.get(metric, {}))
         return examples
     if args.lm_eval or args.predictions:

@@ -40,7 +40,7 @@ def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
         raise InputError(f"also: {missing[0]} holds none of {', '.join(RECORDS)}; name the output of another recipe")
     data = [source for record in records for source in record["data"].get("source", ())]
     folders = [*runs, *also, *(folder for folder in data if Path(folder, "data_card.json").is_file())]
-    curves = {record["name"]: _history(Path(record["name"])) for record in records}
+    curves = {run: _read(path)["log_history"] for run in runs if (path := Path(run, "trainer_state.json")).is_file()}
     metrics = [name for record in records for name, value in record["metrics"].items() if isinstance(value, Number)]
     page = template("page.html.j2")
     parts = {"runs": records, "metrics": list(dict.fromkeys(metrics)), "found": found,
@@ -69,12 +69,6 @@ def _read(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
 def _record(path: Path) -> tuple[str, dict[str, Any]]:
     """The record without what is long, such as every point or item."""
     return path.name, {key: value for key, value in _read(path).items() if len(json.dumps(value)) < 20_000}
-
-
-def _history(run: Path) -> list[dict[str, float]]:
-    """What the run logged; empty where it kept no trainer_state.json."""
-    path = run / "trainer_state.json"
-    return _read(path)["log_history"] if path.is_file() else []
 
 
 def _chart(curves: dict[str, list[dict[str, float]]], key: str, label: str) -> str | None:

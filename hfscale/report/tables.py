@@ -15,7 +15,7 @@ def number(value: Any, digits: int = 4) -> str:
         return "none" if value is None else str(value)
     if isinstance(value, int) or value.is_integer() and abs(value) < 1e15:
         return f"{value:,.0f}"
-    return f"{value:,.1f}" if 1000 <= abs(value) < 1e6 else f"{value:.{digits}g}"
+    return f"{value:,.{max(1, digits - 4)}f}" if 1000 <= abs(value) < 1e6 else f"{value:.{digits}g}"
 
 
 def cell(record: dict[str, Any], name: str, digits: int = 4) -> str:
