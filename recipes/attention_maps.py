@@ -43,6 +43,7 @@ def write_maps(args: AttentionMapsArguments, folder: Path) -> str:
     from hfscale.evaluation import attention
     from hfscale.models import count_parameters, load_model
     from hfscale.report import attention_page
+    from hfscale.report.page import template
     from hfscale.run_record import versions
 
     model = load_model(args.model, attn_implementation="eager")
@@ -75,7 +76,7 @@ def write_maps(args: AttentionMapsArguments, folder: Path) -> str:
     np.savez_compressed(folder / "attention.npz", weights=weights, rollout=rollout)
     attention_page.draw_maps(weights, folder / "attention_maps.png")
     attention_page.draw_scores(scores, folder / "head_scores.png")
-    text = attention_page.report_text(record)
+    text = template("attention.txt.j2").render(record)
     write_text(folder / "attention.txt", text)
     attention_page.write_page(folder / "attention.html", record, np.hstack([weights, rollout[:, None]]))
     for step in explained["steps"] if explained else []:

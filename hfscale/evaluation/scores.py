@@ -20,18 +20,12 @@ from hfscale.config import InputError, write_text
 from hfscale.data.corpus import load_documents, load_run_splits, text_fingerprint
 from hfscale.data.supervised import fit_examples, set_chat_template
 from hfscale.data.tasks import load_task
+from hfscale.evaluation import metrics
 from hfscale.evaluation.batches import Journal
 from hfscale.evaluation.intervals import compare, interval_notes
 from hfscale.evaluation.json_lines import read_rows
 from hfscale.evaluation.lm_harness import run_lm_eval
-from hfscale.evaluation.metrics import (
-    TEXT_METRICS,
-    check_references,
-    judge,
-    metric_values,
-    signature,
-    text_statistics,
-)
+from hfscale.evaluation.metrics import TEXT_METRICS
 from hfscale.evaluation.perplexity import perplexity_metrics, score_documents
 from hfscale.evaluation.tasks import answer_task
 from hfscale.models import context_limit, count_parameters
@@ -91,7 +85,7 @@ def load_score_data(args: Any) -> Dataset | None:
     if args.task_source:
         examples = load_task(args, seed=args.seed)["validation"]
         for metric in set(args.metrics) & {*TEXT_METRICS}:
-            check_references(metric, examples["references"][:], **args.metric_options.get(metric, {}))
+            metrics.check_references(metric, examples["references"][:], **args.metric_options.get(metric, {}))
         return examples
     if args.lm_eval or args.predictions:
         return None
@@ -166,9 +160,21 @@ def _score_lm_eval(system: System, model: PreTrainedModel, tokenizer: PreTrained
 
 
 def score_file(path: str, examples: Dataset | None, args: Any) -> System:
-    """Predictions that were saved before, here or elsewhere; all text metrics unless some are named."""
-    predictions, references = read_predictions(path, None if examples is None else examples["references"][:])
-    columns = text_statistics(predictions, references, args.metrics or TEXT_METRICS, args.metric_options)
+    """What saved predictions score, by all text metrics unless some are named. The file's lines have `prediction` and
+    `references`, or `reference`; where these are missing, those of the examples count, in order.
+
+    Raises InputError: not such a file, a missing column, another number of lines than of examples."""
+    given = None if examples is None else examples["references"][:]
+    rows = read_rows("predictions", path, lambda row: isinstance(row.get("prediction"), str) and (
+        given or row.get("references") or "reference" in row),
+        "the texts prediction and reference, or references (a list), unless a task gives these")
+    if given is not None and len(given) != len(rows):
+        raise InputError(f"predictions {path}: {len(rows)} lines for {len(given)} examples of the task; give one line "
+                         "per example, in their order")
+    predictions = [row["prediction"] for row in rows]
+    references = [row.get("references") or ([row["reference"]] if "reference" in row else given[i])
+                  for i, row in enumerate(rows)]
+    columns = metrics.text_statistics(predictions, references, args.metrics or TEXT_METRICS, args.metric_options)
     system = System(path, {"fingerprint": _digest(predictions), "references": _digest(references)})
     _judge_items(system, columns, references, args)
     return system
@@ -178,12 +184,11 @@ def _judge_items(system: System, columns: dict[str, np.ndarray], references: Seq
                  args: Any) -> None:
     """Metrics from the statistics of the items, and what the value of each depends on."""
     system.columns, system.options = columns, args.metric_options | {"pass_at_k": {"ks": args.pass_at}}
-    system.metrics = judge(columns, system.options, args.seed)
+    system.metrics = metrics.judge(columns, system.options, args.seed)
     system.notes = interval_notes(system.metrics)
     system.metrics["items"] = len(references)
-    system.settings["signatures"] = {
-        metric: signature(metric, references if metric in TEXT_METRICS else (), **system.options.get(metric, {}))
-        for metric in columns}
+    system.settings["signatures"] = {metric: metrics.signature(metric, references, **system.options.get(metric, {}))
+                                     for metric in columns}
 
 
 def data_fingerprint(data: Dataset | None, args: Any) -> str | None:
@@ -195,23 +200,6 @@ def data_fingerprint(data: Dataset | None, args: Any) -> str | None:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def read_predictions(path: str, references: Sequence[Sequence[str]] | None) -> tuple[list[str], list[list[str]]]:
-    """Predictions and references of a JSONL file: columns `prediction` and `references`, or `reference`; where they
-    are missing, the given ones in their order.
-
-    Raises InputError: not such a file, a missing column, another number of lines than of given references.
-    """
-    rows = read_rows("predictions", path, lambda row: isinstance(row.get("prediction"), str) and (
-        references or row.get("references") or "reference" in row),
-        "the texts prediction and reference, or references (a list), unless a task gives these")
-    if references is not None and len(references) != len(rows):
-        raise InputError(f"predictions {path}: {len(rows)} lines for {len(references)} examples of the task; give "
-                         "one line per example, in their order")
-    golds = [row.get("references") or ([row["reference"]] if "reference" in row else references[i])
-             for i, row in enumerate(rows)]
-    return [row["prediction"] for row in rows], golds
 
 
 def compare_systems(systems: Sequence[System], seed: int) -> list[dict[str, Any]]:
@@ -226,7 +214,7 @@ def compare_systems(systems: Sequence[System], seed: int) -> list[dict[str, Any]
         for metric, columns in first.columns.items():
             other = second.columns[metric]
             left_out = () if metric != "perplexity" or np.array_equal(columns[:, 1], other[:, 1]) else PER_TOKEN
-            values = partial(metric_values, metric, **first.options.get(metric, {}))
+            values = partial(metrics.metric_values, metric, **first.options.get(metric, {}))
             with np.errstate(all="ignore"):
                 results = compare(columns, other, values, seed=seed)
             found += [{"metric": f"eval_{name}", "first": first.name, "second": second.name, **result}

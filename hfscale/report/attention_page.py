@@ -1,4 +1,4 @@
-"""What `hfscale.evaluation.attention` found, as pictures, as text, and as one page that opens from disk."""
+"""What `hfscale.evaluation.attention` found, as pictures and as one page that opens from disk."""
 
 import base64
 import json
@@ -10,7 +10,6 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from hfscale.config import write_text
-from hfscale.report.page import template
 
 MAP_BYTES = 2_000_000  # of weights on the page; with the rest it stays below 3 MB
 SHOWN = 24  # rows and columns of each matrix that explains a head
@@ -42,12 +41,6 @@ def draw_scores(scores: dict[str, np.ndarray], path: Path) -> None:
         axes.locator_params(integer=True)
         figure.colorbar(image)
     figure.savefig(path, dpi=120)
-
-
-def report_text(record: dict[str, Any]) -> str:
-    """The steps of one head with their first rows and columns, the loss, the heads that stand out by each score, and
-    what each layer would predict next."""
-    return template("attention.txt.j2").render(record)
 
 
 def conclusion(explained: dict[str, Any]) -> str:
