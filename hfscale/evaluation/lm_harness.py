@@ -1,8 +1,6 @@
 """lm-eval's benchmarks on a loaded model, and its tasks that ship with hfscale and read a file of the user's own."""
 
 import contextlib
-import hashlib
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -13,6 +11,7 @@ from pathlib import Path
 import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
+from datasets.fingerprint import Hasher
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError
@@ -66,8 +65,8 @@ def run_lm_eval(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task
         for task in loaded["tasks"].values():
             task.set_fewshot_seed(seed)
         if journal:
-            digest = hashlib.sha256(json.dumps(journal.settings).encode()).hexdigest()[:16]
-            lm = CachingLM(lm, str(journal.folder / f"lm_eval-{digest}.rank{state.process_index}.db"))
+            name = f"lm_eval-{Hasher.hash(journal.settings)}.rank{state.process_index}.db"
+            lm = CachingLM(lm, str(journal.folder / name))
         results = lm_eval.evaluate(lm, loaded, limit=limit, log_samples=False, bootstrap_iters=1000)
     found = [_read(results) if state.is_main_process else None]
     return broadcast_object_list(found)[0]

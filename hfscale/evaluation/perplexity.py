@@ -73,9 +73,8 @@ def score_documents(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         raise InputError(f"text: {len(texts)} documents hold no token to score; give longer text")
     sums = np.array([[0.0, max(0, len(ids) - 1), len(text.encode()), len(re.split(r"\s+", text))]
                      for ids, text in zip(documents, texts, strict=True)])
-    values = score_windows(model, windows, batch_size, journal=journal, progress=progress)
-    for window, value in zip(windows, values, strict=True):
-        sums[window.document, 0] += value
+    nll = score_windows(model, windows, batch_size, journal=journal, progress=progress)
+    np.add.at(sums[:, 0], [window.document for window in windows], nll)
     unknown = {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, tokenizer.eos_token_id}  # GPT-2's is its EOS
     num_unknown = sum(int(np.isin(ids, list(unknown)).sum()) for ids in documents)
     prefix = tokenizer.convert_ids_to_tokens(before[0]) if before else None

@@ -225,25 +225,22 @@ def compare_systems(systems: Sequence[System], seed: int) -> list[dict[str, Any]
 
 def write_scores(args: Any, argv: list[str] | None, data: Dataset | None, systems: Sequence[System]) -> dict[str, Any]:
     """Write the predictions and, last, `scores.json`; returns what it holds. Metrics get the prefix `eval_`."""
-    folder, shown, files = Path(args.output_dir), [], {}
+    comparisons, folder, shown = compare_systems(systems, args.seed), Path(args.output_dir), []
+    folder.mkdir(parents=True, exist_ok=True)
     for number, system in enumerate(systems, 1):
         name = "predictions.jsonl" if len(systems) == 1 else f"predictions-{number}.jsonl"
         if system.records:
-            files[name] = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in system.records)
+            write_text(folder / name, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in system.records))
         shown.append({"name": system.name, **system.settings, "predictions": name if system.records else None,
                       "metrics": {f"eval_{key}": value for key, value in system.metrics.items()},
                       "notes": {f"eval_{key}": note for key, note in system.notes.items()}})
-    references = systems[0].settings.get("references")
     source = args.task_source or args.source or args.lm_eval or args.predictions or f"held out by {args.model[0]}"
+    fingerprint = data_fingerprint(data, args) or systems[0].settings.get("references")
     record = {"schema_version": 1, "recipe": "score",
               "command": shlex.join(["score.py", *(sys.argv[1:] if argv is None else argv)]), "config": asdict(args),
-              "data": {"source": source, "fingerprint": data_fingerprint(data, args) or references},
-              "versions": versions(),
-              "systems": shown, "comparisons": compare_systems(systems, args.seed)}
-    folder.mkdir(parents=True, exist_ok=True)
-    files["scores.json"] = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    for name, text in files.items():
-        write_text(folder / name, text)
+              "data": {"source": source, "fingerprint": fingerprint}, "versions": versions(), "systems": shown,
+              "comparisons": comparisons}
+    write_text(folder / "scores.json", json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     shutil.rmtree(folder / "unfinished", ignore_errors=True)
     return record
 
@@ -256,12 +253,8 @@ def show_scores(record: dict[str, Any], path: Path) -> None:
     names = [name for name in columns[0] if not name.endswith(("_ci95", "_stderr"))]
     show_table(["", *(system["name"] for system in systems)],
                ([name, *(cell(column, name, digits=6) for column in columns)] for name in names))
-    better = {"second": "yes", "first": "no, the first is", None: "not shown"}
     if record["comparisons"]:
-        show_records([{"metric": row["metric"], "second - first": f"{row['second']} - {row['first']}",
-                       "difference": row["difference"], "difference_ci95": row["difference_ci95"],
-                       "p": row["p_value"], "second is better": better[row["better"]]}
-                      for row in record["comparisons"]])
+        show_records(record["comparisons"])
     for system in systems:
         for name, note in system["notes"].items():
             print(f"{system['name']}: {name}: {note}")

@@ -43,11 +43,10 @@ def _draw_losses(axis: Axes, fit: Fit, points: Sequence[tuple], forecasts: Seque
         axis.plot(mine[:, over], mine[:, 2], "o", color=color, ms=4,
                   label=f"{'N' if over else 'D'} = {value:.3g}" if len(lines) <= 12 else None)
     for forecast in forecasts:
-        low, high = forecast["loss_ci90"]
         x = forecast["tokens" if over else "parameters"]
-        axis.errorbar([x], [forecast["loss"]], [[forecast["loss"] - low], [high - forecast["loss"]]], fmt="_",
-                      color="black", capsize=4, label="forecast, 90 %")
-        if forecast.get("measured") is not None:
+        axis.vlines(x, *forecast["loss_ci90"], color="black", label="forecast, 90 %")
+        axis.plot([x], [forecast["loss"]], "_", color="black")
+        if forecast["measured"] is not None:
             axis.plot([x], [forecast["measured"]], "*", color="crimson", ms=10, label="held out, measured")
     axis.set(xscale="log", xlabel=f"{'training tokens D' if over else 'parameters N'}", ylabel="loss, nats per token")
     if len(lines) <= 12 or forecasts:
