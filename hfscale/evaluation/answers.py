@@ -36,7 +36,7 @@ def measure_answers(answerer: Trainer | Sequence[str], examples: Dataset, args: 
 def sample_texts(examples: Dataset, answers: Sequence[str]) -> list[str]:
     """The first few answers, with prompt and reference."""
     return [f"{example['prompt'].strip()}\n--- answer: {answer}\n--- reference: {example['target']}"
-            for example, answer in zip(examples.select(range(min(SAMPLES, len(examples)))), answers, strict=False)]
+            for example, answer in zip(examples.take(min(SAMPLES, len(examples))), answers, strict=False)]
 
 
 def show_answers(metrics: dict, baseline: str, samples: Sequence[str]) -> None:
@@ -61,8 +61,7 @@ class GenerationMetrics(TrainerCallback):
     def __init__(self, trainer: Trainer, examples: Dataset, args: TaskArguments, *, max_examples: int = 64,
                  seed: int = 0):
         self.trainer, self.args, self.samples = trainer, args, []
-        order = examples.shuffle(seed=seed).select(range(min(max_examples, len(examples))))
-        self.examples = order.flatten_indices()
+        self.examples = examples.shuffle(seed=seed).take(min(max_examples, len(examples))).flatten_indices()
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         found, answers = measure_answers(self.trainer, self.examples, self.args, "eval")
