@@ -140,7 +140,7 @@ def show_probe(record: dict[str, Any]) -> None:
     for name, parts in tables:
         show_records([{key: row[key] for key in ("group", "items", "clusters")}
                       | {key: value for key, value in part.items() if not key.startswith("likelihood_diff")}
-                      for row, part in zip(groups, parts, strict=True)], title=name)
+                      for row, part in zip(groups, parts, strict=True)], title=name, joint="\n")
     if record["toxicity"]:
         show_records([{"model": name, **part} for name, part in zip(models, record["toxicity"], strict=True)])
     print(template("bias.txt.j2").render(record))

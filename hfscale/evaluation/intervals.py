@@ -36,9 +36,11 @@ def estimate(columns: np.ndarray, values: Callable, resamples: int = 1000, seed:
 
     `columns` is (items, k). One item leaves nothing to resample: its interval is None.
     """
-    resampled = values(bootstrap_sums(columns, resamples, seed)) if len(columns) > 1 else {}
-    return {key: number for name, value in values(np.sum(columns, axis=0)).items() for key, number in (
-        (name, float(value)), (f"{name}_ci95", percentile_interval(resampled[name]) if resampled else None))}
+    drawn, found = values(bootstrap_sums(columns, resamples, seed)) if len(columns) > 1 else {}, {}
+    for name, value in values(np.sum(columns, axis=0)).items():
+        found[name] = float(value)
+        found[f"{name}_ci95"] = percentile_interval(drawn[name]) if drawn else None
+    return found
 
 
 def interval_notes(metrics: dict) -> dict[str, str]:

@@ -69,11 +69,12 @@ def print_law(record: dict[str, Any]) -> None:
     """What `law.json` says, as tables."""
     laws = record["laws"].items()
     show_records([{"law": name, **{key: law[key] for key in law if key not in LISTS}} for name, law in laws],
-                 title="L = E + A / N^alpha + B / D^beta, with 95 % intervals")
+                 title="L = E + A / N^alpha + B / D^beta, with 95 % intervals", joint="\n")
     show_records([{"law": name, **split} for name, law in laws for split in law["splits"]],
-                 title="compute-optimal split, with 95 % intervals")
+                 title="compute-optimal split, with 95 % intervals", joint="\n")
     if record["forecasts"]:
-        show_records(record["forecasts"], title="forecasts, with 90 % intervals")
+        show_records([{**forecast, "measured": forecast["measured"] or "not run"} for forecast in record["forecasts"]],
+                     title="forecasts, with 90 % intervals")
     for line in [f"warning: {name}: {warning}" for name, law in laws for warning in law["warnings"]]:
         print(line)
     for line in record["dropped"]:

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from hfscale.report.pictures import bars
 from hfscale.report.tables import number, show_records
 from hfscale.scaling.plan import Accelerator
 
@@ -34,6 +33,8 @@ def show_plan(facts: dict[str, float], plans: dict[str, dict[str, Any]], best: s
 
 def draw_memory(path: Path, plans: dict[str, dict[str, Any]], device: Accelerator, title: str) -> None:
     """Save a PNG: one stacked bar per launch config, and the device's memory as a line."""
+    from hfscale.report.pictures import bars  # NumPy and all: a plan without a picture is quick
+
     parts = next(iter(plans.values()))["memory_bytes"]
     gb = {part: [plan["memory_bytes"][part] / 1e9 for plan in plans.values()] for part in parts}
     totals = [sum(sizes) for sizes in zip(*gb.values(), strict=True)]
