@@ -12,11 +12,12 @@ def show_plan(facts: dict[str, float], plans: dict[str, dict[str, Any]], best: s
     """Print the model's facts, memory by launch config and part, and what each costs in time, energy and money."""
     for name, value in facts.items():
         print(f"{name:<24}{number(value)}")
-    show_records([{"config": name, **{part: size / 1e9 for part, size in plan["memory_bytes"].items()},
-                   "all": sum(plan["memory_bytes"].values()) / 1e9,
+    show_records([{"config": name, "GB": sum(plan["memory_bytes"].values()) / 1e9,
+                   "of which": ", ".join(f"{part} {size / 1e9:.1f}" for part, size in sorted(
+                       plan["memory_bytes"].items(), key=lambda part: -part[1]) if size >= 5e7),
                    "micro-batch": f"{plan['batch_size']} x {plan['gradient_accumulation_steps']}",
                    "largest": plan["largest_batch_size"] or "does not fit"} for name, plan in plans.items()],
-                 title=f"GB per GPU at the fullest moment, of {device.memory_gb:g}")
+                 title=f"memory per GPU at the fullest moment, of {device.memory_gb:g} GB")
     costs = []
     for name, plan in plans.items():
         if plan["fits"]:
