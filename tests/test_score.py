@@ -227,7 +227,8 @@ def better(folder, tmp_path_factory):
     return path
 
 
-def test_the_better_model_is_named_with_its_difference(recipe, folder, better, tmp_path, capsys):
+def test_the_better_model_is_named_with_its_difference(recipe, folder, better, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")  # the folders' names are long
     recipe("--model", str(folder), str(better), "--output_dir", "out")
     record = json.loads((tmp_path / "out" / "scores.json").read_text())
     first, second = (system["metrics"] for system in record["systems"])
