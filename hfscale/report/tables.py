@@ -40,5 +40,4 @@ def show_table(heads: Sequence[str], rows: Iterable[Sequence[RenderableType]], *
 def show_records(records: Sequence[dict[str, Any]], *, joint: str = " ", **kwargs) -> None:
     """Print a row per record and a column per name, intervals (`<name>_ci95`, `_ci90`) after `joint` and the value."""
     names = dict.fromkeys(name for record in records for name in record if not name.endswith(INTERVALS))
-    show_table([name.replace("_", " ") for name in names],
-               ([cell(record, name, joint=joint) for name in names] for record in records), **kwargs)
+    show_table(list(names), ([cell(record, name, joint=joint) for name in names] for record in records), **kwargs)
