@@ -1,16 +1,15 @@
-"""Text from prompts, in batches: `generate` with its traps closed (padding, context limit, stops, random state)."""
+"""Text from prompts: transformers' text-generation pipeline with its traps closed (padding, context limit, stops)."""
 
+import copy
 from collections.abc import Sequence
 from itertools import groupby
 
 import torch
 from accelerate.utils import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer, pipeline
 
 from hfscale.config import InputError
 from hfscale.models import check_token_ids, context_limit
-
-SAMPLING = ("temperature", "top_k", "top_p")  # upstream warns where they are given but nothing is drawn
 
 
 def generate_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *,
@@ -29,34 +28,42 @@ def generate_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, p
     Raises:
         InputError: a value that generation does not allow, or a prompt that leaves no room in the context.
     """
-    settings = {"num_beams": num_beams, "num_return_sequences": num_return_sequences, "temperature": temperature,
-                "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty, "do_sample": do_sample}
-    _check_settings(**settings, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    if "" in (stop_strings or []):
-        raise InputError("stop_strings: an empty string would stop at once; leave it out")
+    settings = {"num_beams": num_beams, "num_return_sequences": num_return_sequences, "batch_size": batch_size,
+                "repetition_penalty": repetition_penalty}
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    _check_settings(do_sample, stop_strings, **settings, **sampling, max_new_tokens=max_new_tokens)
     if stream and (len(prompts), num_beams, num_return_sequences) != (1, 1, 1):
         raise InputError("stream: works for one prompt, one sequence and num_beams 1; leave it off")
-    if stream:
-        settings["streamer"] = TextStreamer(tokenizer, skip_prompt, skip_special_tokens=True)
-    rows, limit = fit_prompts(model, tokenizer, prompts), context_limit(model) or 2**31
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    completions: dict[int, list[str]] = {}
-    with tqdm(total=len(rows), desc="generating", disable=not progress or stream) as bar:
+    tokenizer = copy.deepcopy(tokenizer)  # the pipeline turns its padding side
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= model.config.get_text_config().vocab_size:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)  # any known id: it is masked
+    settings |= {"do_sample": do_sample, "stop_sequence": list(stop_strings) if stop_strings else None,
+                 "streamer": TextStreamer(tokenizer, skip_prompt, skip_special_tokens=True) if stream else None}
+    settings |= sampling if do_sample else {}  # upstream warns about these otherwise
+    prompts, rooms = fit_prompts(model, tokenizer, prompts)
+    order = sorted(range(len(prompts)), key=lambda i: -rooms[i])  # shortest first
+    completions: list[list[str]] = [[] for _ in prompts]
+    bar = tqdm(total=len(prompts), desc="generating", disable=not progress or stream)
+    was_training = model.training
+    model.eval()
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), bar:
+        torch.manual_seed(seed)
+        pipe = pipeline("text-generation", model=model, tokenizer=tokenizer, device=model.device)
         # `generate` takes one limit for all that it is given: a prompt with less room must not shorten the others.
-        for new_tokens, group in groupby(order, key=lambda i: min(max_new_tokens, limit - len(rows[i]))):
+        for limit, group in groupby(order, key=lambda i: min(max_new_tokens, rooms[i])):
             indices = list(group)
-            for batch in (indices[at : at + batch_size] for at in range(0, len(indices), batch_size)):
-                found = iter(complete(model, tokenizer, [rows[i] for i in batch], max_new_tokens=new_tokens,
-                                      stop_strings=stop_strings, seed=seed + batch[0], **settings))
-                completions |= {i: [next(found)[0] for _ in range(num_return_sequences)] for i in batch}
-                bar.update(len(batch))
-    return [completions[i] for i in range(len(rows))]
+            outputs = pipe((prompts[i] for i in indices), max_new_tokens=limit, return_full_text=False, **settings)
+            for i, records in zip(indices, outputs, strict=True):
+                completions[i] = [cut_at_stop(record["generated_text"], stop_strings) for record in records]
+                bar.update()
+    model.train(was_training)
+    return completions
 
 
-def _check_settings(*, top_k: int, top_p: float, num_return_sequences: int, num_beams: int, do_sample: bool,
-                    **positive: float) -> None:
+def _check_settings(do_sample: bool, stop_strings: Sequence[str] | None, *, num_beams: int, num_return_sequences: int,
+                    top_k: int, top_p: float, **positive: float) -> None:
     """Refuse what `generate` would answer with a traceback or, worse, with other text than asked for."""
-    for name, value in {"num_return_sequences": num_return_sequences, "num_beams": num_beams, **positive}.items():
+    for name, value in {**positive, "num_beams": num_beams, "num_return_sequences": num_return_sequences}.items():
         if value <= 0:
             raise InputError(f"{name}: got {value}, must be above 0")
     if top_k < 0 or not 0 < top_p <= 1:
@@ -64,33 +71,8 @@ def _check_settings(*, top_k: int, top_p: float, num_return_sequences: int, num_
     if num_return_sequences > num_beams and (num_beams > 1 or not do_sample):
         raise InputError(f"num_return_sequences: got {num_return_sequences}, without sampling at most num_beams "
                          f"({num_beams}); set do_sample true and num_beams 1, or raise num_beams")
-
-
-def complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[list[int]], *, seed: int,
-             do_sample: bool, stop_strings: Sequence[str] | None = None, **settings) -> list[tuple[str, bool]]:
-    """What follows each of the rows of token ids, up to a stop string, and whether EOS or a stop string ended it.
-
-    The rows are one batch, padded on the left; `settings` go to `model.generate`. With `num_return_sequences` those
-    of a row stand together. Model and random state are left as found.
-    """
-    length, eos = max(map(len, rows)), tokenizer.eos_token_id
-    pad = eos or 0  # any id: it is masked
-    input_ids = torch.tensor([[pad] * (length - len(ids)) + ids for ids in rows], device=model.device)
-    mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in rows], device=model.device)
-    if not do_sample:
-        settings = {name: value for name, value in settings.items() if name not in SAMPLING}
-    was_training = model.training
-    model.eval()
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        output = model.generate(input_ids, attention_mask=mask, pad_token_id=pad, do_sample=do_sample,
-                                stop_strings=list(stop_strings) if stop_strings else None, tokenizer=tokenizer,
-                                **settings)[:, length:]
-    model.train(was_training)
-    texts = tokenizer.batch_decode(output, skip_special_tokens=True)
-    kept = [cut_at_stop(text, stop_strings) for text in texts]
-    return [(answer, answer != text or eos in ids)
-            for text, answer, ids in zip(texts, kept, output.tolist(), strict=True)]
+    if "" in (stop_strings or []):
+        raise InputError("stop_strings: an empty string would stop at once; leave it out")
 
 
 def cut_at_stop(text: str, stop_strings: Sequence[str] | None) -> str:
@@ -98,25 +80,25 @@ def cut_at_stop(text: str, stop_strings: Sequence[str] | None) -> str:
     return text[: min((at for stop in stop_strings or [] if (at := text.find(stop)) >= 0), default=None)]
 
 
-def prefix_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token that starts a text: BOS, else EOS; none if the tokenizer has neither."""
-    return [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None][:1]
-
-
-def fit_prompts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of the prompts, at least one each.
+def fit_prompts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
+                prompts: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The prompts, empty ones replaced by the token that starts a text, and the room in tokens that each leaves.
 
     Raises:
-        InputError: a prompt leaves no room in the context or has a token id outside the model's vocabulary; it gives
-            the prompt's index, from 0.
+        InputError: no room, or a token id outside the model's vocabulary; it gives the prompt's index, from 0.
     """
-    limit = context_limit(model) or 2**31
-    rows = [tokenizer(prompt, verbose=False)["input_ids"] or prefix_ids(tokenizer) for prompt in prompts]
-    for i, ids in enumerate(rows):
-        if not ids:
+    limit, start = context_limit(model) or 2**31, tokenizer.bos_token or tokenizer.eos_token
+    fitted, rooms = [], []
+    for i, prompt in enumerate(prompts):
+        ids = tokenizer(prompt, verbose=False)["input_ids"]
+        if not ids and start is None:
             raise InputError(f"prompt {i}: it is empty and the tokenizer has neither BOS nor EOS; write a prompt")
+        if not ids:
+            prompt, ids = start, tokenizer(start)["input_ids"]
         check_token_ids(model, ids, f"prompt {i}")
         if len(ids) >= limit:
             raise InputError(f"prompt {i}: {len(ids)} tokens leave no room in the model's context of {limit}; "
                              f"shorten it to at most {limit - 1}")
-    return rows
+        fitted.append(prompt)
+        rooms.append(limit - len(ids))
+    return fitted, rooms

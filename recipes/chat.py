@@ -50,8 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     first = [{"role": "system", "content": args.system}] if args.system else []
     messages = list(first)
     render = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
-    limit = context_limit(model) or 2**31
-    needed = min(args.max_new_tokens, limit // 4)  # room that an answer must have
+    needed = min(args.max_new_tokens, (context_limit(model) or 2**31) // 4)  # room that an answer must have
     asks = args.prompts is None and sys.stdin.isatty()
     if asks:
         print(f"{args.model}: type and press Enter; /reset forgets the conversation, /exit or Ctrl-D ends it")
@@ -65,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         prompt, room = render(messages), 0
         while len(messages) > len(first) + 1:
             with contextlib.suppress(InputError):
-                room = limit - len(fit_prompts(model, tokenizer, [prompt])[0])
+                room = fit_prompts(model, tokenizer, [prompt])[1][0]
             if room >= needed:
                 break
             del messages[len(first) : len(first) + 2]

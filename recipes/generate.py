@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     one = (len(prompts), args.num_beams, args.num_return_sequences) == (1, 1, 1)
     stream = one and sys.stdout.isatty() if args.stream is None else args.stream
     with state.split_between_processes(prompts) as share:  # ranks must not draw the same random numbers
-        own = settings | {"seed": args.seed + state.process_index * len(prompts)}
+        own = settings | {"seed": args.seed + state.process_index}
         completions = gather_object(generate_texts(model, tokenizer, share, progress=True,
                                                    stream=stream and state.is_main_process, **own))
     lines = [json.dumps({"prompt": prompt, "completions": texts, "settings": settings | {"dtype": args.dtype},

@@ -15,8 +15,7 @@ from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBa
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
 from hfscale.config import InputError
-from hfscale.generation import prefix_ids
-from hfscale.models import check_token_ids, context_limit
+from hfscale.models import check_token_ids, context_limit, prefix_ids
 
 TOKENS_AT_ONCE = 1024  # of which an ablation holds all logits
 TOLERANCE = 1e-5  # within which a step-by-step result counts as the model's

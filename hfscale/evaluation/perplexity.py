@@ -21,8 +21,7 @@ from hfscale.data.packing import IGNORED, encode_texts
 from hfscale.evaluation.batches import Journal, run_sorted
 from hfscale.evaluation.intervals import interval_notes
 from hfscale.evaluation.metrics import judge
-from hfscale.generation import prefix_ids
-from hfscale.models import check_token_ids, context_limit
+from hfscale.models import check_token_ids, context_limit, prefix_ids
 
 LOGITS_AT_ONCE = 2**21  # per log-softmax: its float32 copies (8 MB) stay in the cache; three times faster on a CPU
 TOO_LARGE = "larger than a float can hold"

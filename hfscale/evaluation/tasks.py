@@ -17,19 +17,19 @@ from hfscale.evaluation.batches import Journal, run_batches, run_sorted
 from hfscale.evaluation.code import run_program
 from hfscale.evaluation.metrics import TEXT_METRICS, choice_statistics, pass_at_k_statistics, text_statistics
 from hfscale.evaluation.perplexity import Window, score_windows
-from hfscale.generation import complete, prefix_ids
-from hfscale.models import check_token_ids, context_limit
+from hfscale.generation import cut_at_stop
+from hfscale.models import check_token_ids, context_limit, prefix_ids
 
 
 def predict(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Dataset, *, max_new_tokens: int,
-            batch_size: int = 8, seed: int = 0, do_sample: bool = False, journal: Journal | None = None,
-            progress: bool = False, **settings) -> list[dict]:
+            stop_strings: Sequence[str] | None = None, batch_size: int = 8, seed: int = 0, do_sample: bool = False,
+            journal: Journal | None = None, progress: bool = False, **sampling) -> list[dict]:
     """{"prediction", "finished", "cut_tokens"} for each `prompt` of the examples, in their order, on every rank.
 
-    Prompts of similar length share a batch. One that leaves no room for `max_new_tokens` in the model's context loses
-    its first tokens; `cut_tokens` counts them. `finished`: EOS or a stop string ended the answer, not
-    `max_new_tokens`. Samples repeat for equal `seed` and `batch_size`, on any number of ranks. The model may be
-    sharded over the ranks (ZeRO-3, FSDP2). `settings` (`stop_strings`, `temperature`, ...) go to `complete`.
+    Prompts of similar length share a batch, padded on the left. One that leaves no room for `max_new_tokens` in the
+    model's context loses its first tokens; `cut_tokens` counts them. `finished`: EOS or a stop string ended the
+    answer, not `max_new_tokens`. Samples repeat for equal `seed` and `batch_size`, on any number of ranks; `sampling`
+    (`temperature`, ...) goes to `generate` with `do_sample`. The model may be sharded over the ranks (ZeRO-3, FSDP2).
 
     Raises:
         InputError: `max_new_tokens` fills the context, or a token id outside the model's vocabulary.
@@ -42,6 +42,9 @@ def predict(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples
     prompts = [ids or prefix_ids(tokenizer) for ids in encode_texts(examples["prompt"][:], tokenizer)]
     check_token_ids(model, map(max, prompts), f"tokenizer of {len(tokenizer)} tokens")
     sharded = any(hasattr(p, "ds_id") or isinstance(p, DTensor) for p in model.parameters())
+    settings = {"max_new_tokens": max_new_tokens, "do_sample": do_sample, "num_beams": 1,
+                "synced_gpus": sharded and PartialState().num_processes > 1,
+                "stop_strings": list(stop_strings) if stop_strings else None, **(sampling if do_sample else {})}
 
     def answer(batch: list[int]) -> list[dict]:
         def refuse_nan(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -49,15 +52,33 @@ def predict(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples
                 raise FloatingPointError(f"the model gives NaN for a prompt among the examples {sorted(batch)}")
             return scores
 
-        found = complete(model, tokenizer, [prompts[i][-room:] for i in batch], max_new_tokens=max_new_tokens,
-                         seed=seed + batch[0], do_sample=do_sample, num_beams=1, eos_token_id=tokenizer.eos_token_id,
-                         synced_gpus=sharded and PartialState().num_processes > 1, logits_processor=[refuse_nan],
-                         **settings)
+        torch.manual_seed(seed + batch[0])
+        found = _generate(model, tokenizer, [prompts[i][-room:] for i in batch], logits_processor=[refuse_nan],
+                          **settings)
         return [{"prediction": text, "finished": finished, "cut_tokens": max(0, len(prompts[i]) - room)}
                 for i, (text, finished) in zip(batch, found, strict=True)]
 
-    return run_sorted(prompts, lambda ids: -len(ids), batch_size, answer, desc="generating", progress=progress,
-                      in_step=sharded, journal=journal)
+    was_training = model.training
+    model.eval()
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        answers = run_sorted(prompts, lambda ids: -len(ids), batch_size, answer, desc="generating",
+                             progress=progress, in_step=sharded, journal=journal)
+    model.train(was_training)
+    return answers
+
+
+def _generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[list[int]],
+              **settings) -> list[tuple[str, bool]]:
+    """What follows each of the rows of token ids, up to a stop string, and whether EOS or a stop string ended it."""
+    length, eos = max(map(len, rows)), tokenizer.eos_token_id
+    input_ids = torch.tensor([[eos] * (length - len(ids)) + ids for ids in rows], device=model.device)
+    mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in rows], device=model.device)
+    output = model.generate(input_ids, attention_mask=mask, eos_token_id=eos, pad_token_id=eos, tokenizer=tokenizer,
+                            **settings)[:, length:]
+    texts = tokenizer.batch_decode(output, skip_special_tokens=True)
+    kept = [cut_at_stop(text, settings["stop_strings"]) for text in texts]
+    return [(answer, answer != text or eos in ids)
+            for text, answer, ids in zip(texts, kept, output.tolist(), strict=True)]
 
 
 def score_choices(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Dataset, *,

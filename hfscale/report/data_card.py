@@ -47,7 +47,8 @@ def draw_funnel(stages: list[dict[str, Any]], path: Path) -> None:
     source_bytes = max(1, stages[0]["bytes_out"])
     labels = [f" {stage['documents_out']:,} documents, {stage['bytes_out'] / source_bytes:.1%} of the bytes"
               for stage in stages]
-    figure, axes = bars([stage["stage"] for stage in stages], {"": [s["bytes_out"] / 2**20 for s in stages]}, labels)
+    figure, axes = bars([stage["stage"] for stage in stages], {"": [s["bytes_out"] / 2**20 for s in stages]}, labels,
+                        {"": "#4878a8"})
     axes.set(xlabel="MiB of text", title="What is left after each stage", xlim=(0, 1.7 * source_bytes / 2**20))
     figure.savefig(path, dpi=120)
 

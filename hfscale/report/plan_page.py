@@ -3,21 +3,26 @@
 from pathlib import Path
 from typing import Any
 
-from hfscale.report.tables import number, show_records
+from rich.text import Text
+
+from hfscale.report.tables import number, show_records, show_table
 from hfscale.scaling.plan import Accelerator
+
+COLORS = {"weights": "#4878a8", "bf16 copies": "#9ac1e0", "gradients": "#d98c40", "optimizer": "#7a5ba6",
+          "activations": "#5ba66b", "logits": "#c95d5d", "communication": "#8c8c8c"}
+TERMINAL_BAR = 30  # characters for all of the device's memory
 
 
 def show_plan(facts: dict[str, float], plans: dict[str, dict[str, Any]], best: str | None, device: Accelerator, *,
               efficiency: float, processes: int, kwh_price: float | None, hour_price: float | None) -> None:
-    """Print the model's facts, memory by launch config and part, and what each costs in time, energy and money."""
+    """Print the model's facts, memory by launch config as bars, and what each costs in time, energy and money."""
     for name, value in facts.items():
         print(f"{name:<24}{number(value)}")
-    show_records([{"config": name, "GB": sum(plan["memory_bytes"].values()) / 1e9,
-                   "of which": ", ".join(f"{part} {size / 1e9:.1f}" for part, size in sorted(
-                       plan["memory_bytes"].items(), key=lambda part: -part[1]) if size >= 5e7),
-                   "micro-batch": f"{plan['batch_size']} x {plan['gradient_accumulation_steps']}",
-                   "largest": plan["largest_batch_size"] or "does not fit"} for name, plan in plans.items()],
-                 title=f"memory per GPU at the fullest moment, of {device.memory_gb:g} GB")
+    legend = "  ".join(f"[{color}]█[/] {part}" for part, color in COLORS.items())
+    show_table(("config", f"memory per GPU, of {device.memory_gb:g} GB", "GB", "micro-batch", "largest"), [
+        (name, _bar(plan["memory_bytes"], device), number(sum(plan["memory_bytes"].values()) / 1e9),
+         f"{plan['batch_size']} x {plan['gradient_accumulation_steps']}",
+         str(plan["largest_batch_size"] or "does not fit")) for name, plan in plans.items()], caption=legend)
     costs = []
     for name, plan in plans.items():
         if plan["fits"]:
@@ -32,16 +37,23 @@ def show_plan(facts: dict[str, float], plans: dict[str, dict[str, Any]], best: s
                               "hidden")
 
 
+def _bar(memory_bytes: dict[str, int], device: Accelerator) -> Text:
+    bar = Text()
+    for part, color in COLORS.items():
+        bar.append("█" * round(TERMINAL_BAR * memory_bytes[part] / device.memory_gb / 1e9), color)
+    bar.truncate(TERMINAL_BAR + 10, overflow="ellipsis")
+    return bar
+
+
 def draw_memory(path: Path, plans: dict[str, dict[str, Any]], device: Accelerator, title: str) -> None:
     """Save a PNG: one stacked bar per launch config, and the device's memory as a line."""
     from hfscale.report.pictures import bars  # NumPy and all: a plan without a picture is quick
 
-    parts = next(iter(plans.values()))["memory_bytes"]
-    gb = {part: [plan["memory_bytes"][part] / 1e9 for plan in plans.values()] for part in parts}
+    gb = {part: [plan["memory_bytes"][part] / 1e9 for plan in plans.values()] for part in COLORS}
     totals = [sum(sizes) for sizes in zip(*gb.values(), strict=True)]
     labels = [f" {total:.1f} GB, micro-batch {plan['batch_size']}"
               for total, plan in zip(totals, plans.values(), strict=True)]
-    figure, axes = bars(list(plans), gb, labels)
+    figure, axes = bars(list(plans), gb, labels, COLORS)
     axes.axvline(device.memory_gb, color="black", linestyle="--", linewidth=1, label="memory of the device")
     axes.set(title=title, xlabel="GB per GPU at the fullest moment", xlim=(0, 1.35 * max(device.memory_gb, *totals)))
     axes.legend(fontsize=8, loc="lower right")
