@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     if is_main_rank():  # one sentence: nothing to share out
         with whole_folder(args.output_dir, overwrite=args.overwrite, last_file=RECORD) as folder:
             text = write_maps(args, folder)
-        print(f"{text}\n\npage, pictures and numbers: {Path(args.output_dir, 'attention.html')} and beside it")
+        print(f"{text}\npage, pictures and numbers: {Path(args.output_dir, 'attention.html')} and beside it")
 
 
 def write_maps(args: AttentionMapsArguments, folder: Path) -> str:
@@ -43,6 +43,7 @@ def write_maps(args: AttentionMapsArguments, folder: Path) -> str:
     from hfscale.evaluation import attention
     from hfscale.models import count_parameters, load_model
     from hfscale.report import attention_page
+    from hfscale.report.page import template
     from hfscale.run_record import versions
 
     model = load_model(args.model, attn_implementation="eager")
@@ -69,17 +70,17 @@ def write_maps(args: AttentionMapsArguments, folder: Path) -> str:
     record = {"schema_version": 1, "recipe": "attention_maps", "config": asdict(args), "versions": versions(),
               "model": {"name": args.model, "architecture": type(model).__name__, **count_parameters(model)},
               "sentence": args.sentence, "tokens": tokens, "loss": loss, "score_names": list(scores),
-              "heads": heads, "logit_lens": layers, "explain": explained and {
-                  **explained, "steps": [step | {"values": None} for step in explained["steps"]]}}
+              "heads": heads, "logit_lens": layers, "explain": explained and explained | {
+                  "conclusion": attention_page.conclusion(explained)}}
     weights, rollout = weights.cpu().numpy(), rollout.cpu().numpy()
     np.savez_compressed(folder / "attention.npz", weights=weights, rollout=rollout)
     attention_page.draw_maps(weights, folder / "attention_maps.png")
     attention_page.draw_scores(scores, folder / "head_scores.png")
-    text = attention_page.summary_text(record)
-    if explained:
-        text = f"{attention_page.explain_text(explained, tokens)}\n\n{text}"
-    write_text(folder / "attention.txt", text + "\n")
-    attention_page.write_page(folder / "attention.html", record, np.hstack([weights, rollout[:, None]]), explained)
+    text = template("attention.txt.j2").render(record)
+    write_text(folder / "attention.txt", text)
+    attention_page.write_page(folder / "attention.html", record, np.hstack([weights, rollout[:, None]]))
+    for step in explained["steps"] if explained else []:
+        step["values"] = None  # they are on the page
     write_text(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return text
 

@@ -30,8 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.data.supervised import collate_padded, fit_examples, set_chat_template, supervised_rows
     from hfscale.data.tasks import baseline_answers, example_texts, load_task
     from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer
-    from hfscale.evaluation.answers import measure_answers, sample_texts, show_answers
-    from hfscale.evaluation.callback import GenerationMetrics
+    from hfscale.evaluation.answers import GenerationMetrics, measure_answers, sample_texts, show_answers
     from hfscale.models import context_limit, new_model
     from hfscale.preview import preview
     from hfscale.run_folder import check_output_dir, clear_output_dir, newest_checkpoint

@@ -38,8 +38,6 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"{name}: got {getattr(args, name)}, expected at least 1")
 
     from datasets import Dataset
-    from rich import print as show
-    from rich.table import Table
 
     from hfscale.data.corpus import load_run_splits
     from hfscale.data.tokenizer import load_pretrained_tokenizer
@@ -47,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.evaluation.perplexity import score_documents
     from hfscale.generation import generate_texts
     from hfscale.models import load_model
+    from hfscale.report.tables import cell, show_table
 
     documents = load_run_splits(args.model)
     if not isinstance(documents["train"], Dataset):
@@ -72,17 +71,14 @@ def main(argv: list[str] | None = None) -> None:
     output_file.parent.mkdir(parents=True, exist_ok=True)
     write_text(output_file, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
-    table = Table("what", "value")
-    for name, copy in record["longest_copy"].items():
-        table.add_row(f"longest copy in {name}", f"{len(copy.split())} words: {copy[:300]}")
     loss = record["loss"]
-    for name in ("train_loss", "validation_loss", "gap"):
-        table.add_row(name, f"{loss[name]:.4f} ({loss[f'{name}_ci95'][0]:.4f} to {loss[f'{name}_ci95'][1]:.4f})")
-    for canary, found in record["canaries"].items():
-        table.add_row(canary, f"exposure {found['exposure_bits']:.1f} of at most {found['exposure_limit_bits']:.1f} "
-                              f"bits, rank {found['rank']:,} of {found['candidates']:,}")
-    table.add_row("written to", str(output_file))
-    show(table)
+    show_table(("what", "value"), [
+        *((f"longest copy in {name}", f"{len(copy.split())} words: {copy[:300]}")
+          for name, copy in record["longest_copy"].items()),
+        *((name, cell(loss, name)) for name in ("train_loss", "validation_loss", "gap")),
+        *((canary, f"exposure {found['exposure_bits']:.1f} of at most {found['exposure_limit_bits']:.1f} bits, rank "
+                   f"{found['rank']:,} of {found['candidates']:,}") for canary, found in record["canaries"].items()),
+        ("written to", str(output_file))])
 
 
 if __name__ == "__main__":

@@ -55,14 +55,13 @@ def main(argv: list[str] | None = None) -> None:
     from accelerate.utils import parse_flag_from_env
 
     from hfscale.data.tokenizer import load_pretrained_tokenizer
-    from hfscale.evaluation.scores import show_scores, write_scores
-    from hfscale.evaluation.systems import (
+    from hfscale.evaluation.scores import (
         check_score_args,
         load_score_data,
         score_file,
-        score_lm_eval,
-        score_task,
-        score_text,
+        score_model,
+        show_scores,
+        write_scores,
     )
     from hfscale.models import load_model
 
@@ -73,10 +72,9 @@ def main(argv: list[str] | None = None) -> None:
     tokenizers = [load_pretrained_tokenizer(args.tokenizer or name) for name in names]
     with state.main_process_first():  # the other ranks read its cache
         data = load_score_data(args)
-    score = score_lm_eval if args.lm_eval else score_task if args.task_source else score_text
     systems = [score_file(path, data, args) for path in args.predictions or []]
     for name, model, tokenizer in zip(names, models, tokenizers, strict=True):
-        systems.append(score(name, model.to(state.device), tokenizer, data, args))
+        systems.append(score_model(name, model.to(state.device), tokenizer, data, args))
         model.cpu()
     if state.is_main_process:
         record = write_scores(args, argv, data, systems)

@@ -275,7 +275,7 @@ def test_page_of_a_long_sentence_stays_small(tmp_path):
     weights = np.tril(np.ones((tokens, tokens), np.float32)) / np.arange(1, tokens + 1)[:, None]
     record = {"tokens": ["x"] * tokens, "logit_lens": [{"loss": 1.0, "top": [[["<b>", 0.5]]] * tokens}] * 13}
     weights = np.broadcast_to(weights, (layers, heads, tokens, tokens))
-    attention_page.write_page(tmp_path / "page.html", record, weights, None)
+    attention_page.write_page(tmp_path / "page.html", record, weights)
     text, data = page_data(tmp_path / "page.html")
     assert 80 < data["shown_tokens"] < tokens and len(text.encode()) < 3_000_000
     assert len(data["logit_lens"][0]["top"]) == data["shown_tokens"] and "<b>" not in text
@@ -294,7 +294,7 @@ def test_what_is_refused(folder, tmp_path, monkeypatch, capsys):
     for words, message in (
             (["--sentence", "the lazy dog " * 30], r"sentence: \d+ tokens; the model's context takes 1 to 39 .*short"),
             (["--sentence", ""], "sentence: 0 tokens.*write some text"),
-            (["--model", "llama"], "LlamaForCausalLM attends with LlamaAttention.*GPT-2-style"),
+            (["--model", "llama"], "model: LlamaForCausalLM does not attend as GPT-2 does; give a GPT-2-style model"),
             (["--explain", "3", "0"], "explain 3 0: expected a layer from 0 to 2 and a head from 0 to 3"),
             (["--explain", "0", "-1"], "explain 0 -1"),
             (["--explain", "0"], r"--explain \[0\].*two numbers"),

@@ -429,7 +429,8 @@ def test_toxicity_is_that_of_the_classifier(place, capsys):
     bias_probe.main([*words, "--prompts", "she", "he said", "--num_return_sequences", "2", "--max_new_tokens", "3"])
     [toxicity] = json.loads((place / "out" / "bias.json").read_text())["toxicity"]
     assert 0 < toxicity["mean_toxicity"] <= toxicity["expected_max_toxicity"] < 1
-    assert "expected_max_toxicity" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert all(f"{toxicity[name]:.4g}" in shown for name in ("mean_toxicity", "expected_max_toxicity"))
     with pytest.raises(InputError, match="toxic_label rude: .*fine, toxic"):
         bias_probe.main([*words, "--overwrite", "--toxic_label", "rude"])
 

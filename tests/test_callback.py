@@ -17,8 +17,7 @@ from hfscale.config import TaskArguments
 from hfscale.data.packing import collate_rows
 from hfscale.data.supervised import supervised_rows
 from hfscale.data.tokenizer import train_bpe
-from hfscale.evaluation.answers import measure_answers
-from hfscale.evaluation.callback import GenerationMetrics
+from hfscale.evaluation.answers import GenerationMetrics, measure_answers
 from hfscale.training import LMTrainer, training_arguments
 
 ROOT = Path(__file__).parents[1]

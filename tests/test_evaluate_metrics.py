@@ -18,7 +18,7 @@ INPUTS = {
                  "num_bytes": [[2, 10], [3, 3], [12, 5, 6]], "answers": [1, 0, 0]},
     "pass_at_k": {"n": [4, 4, 4], "c": [1, 2, 0]},
 } | dict.fromkeys(TEXT_METRICS, {"predictions": PREDICTIONS, "references": REFERENCES})
-EXPECTED = {"perplexity": {"perplexity": np.exp(9.5 / 7), "bits_per_byte": 9.5 / np.log(2) / 28,
+EXPECTED = {"perplexity": {"loss": 9.5 / 7, "perplexity": np.exp(9.5 / 7), "bits_per_byte": 9.5 / np.log(2) / 28,
                            "word_perplexity": np.exp(9.5 / 5)},
             "accuracy": {"accuracy": 0, "accuracy_per_token": 1 / 3, "accuracy_per_byte": 2 / 3},
             "pass_at_k": {"pass@1": 0.25}}

@@ -161,12 +161,15 @@ def test_kept_answers_are_used(model, tokenizer, items, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("words", "match"), [
-    ("--lm_eval local_perplexity", "lm_eval_data None: local_perplexity reads lines of JSON with text"),
+    ("--lm_eval local_perplexity",
+     "lm_eval_data None: cannot be read .*; expected lines of JSON with text for local_perplexity"),
     ("--lm_eval local_perplexity --lm_eval_data missing.jsonl", "lm_eval_data missing.jsonl: "),
-    ("--lm_eval local_perplexity --lm_eval_data bad.jsonl", "this cannot be read: Expecting"),
+    ("--lm_eval local_perplexity --lm_eval_data bad.jsonl",
+     "lm_eval_data bad.jsonl:1: expected JSON with text for local_perplexity; it has none"),
     ("--lm_eval local_perplexity --lm_eval_include missing", "lm_eval_include missing: no such folder"),
     ("--lm_eval local_perplexity --source bad.jsonl", "give one of them"),
-    ("--lm_eval local_perplexity --lm_eval_data column.jsonl", "with text; row 2 lacks some"),
+    ("--lm_eval local_perplexity --lm_eval_data column.jsonl",
+     "lm_eval_data column.jsonl:2: expected JSON with text for local_perplexity; it has txt"),
 ])
 def test_bad_input_is_refused_and_leaves_nothing(saved, words, match):
     Path("bad.jsonl").write_text("{")

@@ -256,6 +256,7 @@ def by_hand() -> dict[str, float]:
     return {"bleu": 100 * math.exp(1 - 8 / 7) * float(math.prod(precisions)) ** 0.25,
             "chrf": float(100 * 5 * p * r / (4 * p + r)), "rouge1": rouge[0], "rouge2": rouge[1],
             "rougeL": Fraction(2 * 6, 15), "rougeLsum": Fraction(2 * 6, 15), "exact_match": 0, "f1": 100 * 10 / 11,
+            "loss": 6 * math.log(2) / 3,
             "perplexity": (2 * 4 * 8) ** (1 / 3), "bits_per_byte": (1 + 2 + 3) / 5, "word_perplexity": 64 ** (1 / 2),
             "accuracy": 0, "accuracy_per_token": 1, "accuracy_per_byte": 1, "pass@1": 2 / 5,
             "pass@2": Fraction(10 - 3, 10)}  # 10 pairs, 3 of them of two that fail

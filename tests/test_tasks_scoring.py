@@ -12,7 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from hfscale.config import InputError, TaskArguments
 from hfscale.data.tokenizer import train_bpe
 from hfscale.evaluation.batches import Journal, run_batches
-from hfscale.evaluation.tasks import answer_task, predict, score_choices, score_predictions
+from hfscale.evaluation.metrics import judge, text_statistics
+from hfscale.evaluation.tasks import answer_task, predict, score_choices
 
 TEXTS = [f"line {i}: the cat number {i * 7 % 13} sat on mat {i * 5 % 11}" for i in range(40)]
 PROMPTS = ["the cat", "line 3: the cat number 8 sat on mat", "", "mat " * 30, "sat on", "the"]
@@ -107,7 +108,7 @@ def test_nan_logits_name_the_examples(model, tokenizer, examples):
 def test_predictions_are_scored_with_intervals():
     examples = Dataset.from_dict({"references": [["the cat sat on the mat"], ["a dog", "the dog"], ["one two three"]]})
     predictions = ["the cat sat on my mat", "The dog.", "one two three"]
-    scores = score_predictions(predictions, examples, ["bleu", "exact_match"])
+    scores = judge(text_statistics(predictions, examples["references"], ["bleu", "exact_match"], {}), {})
     streams = [["the cat sat on the mat", "a dog", "one two three"], [None, "the dog", None]]
     assert scores["bleu"] == pytest.approx(corpus_bleu(predictions, streams).score)
     assert scores["exact_match"] == pytest.approx(200 / 3)

@@ -1,14 +1,16 @@
-"""A model's answers while it learns a task: measured beside a simple baseline, and shown."""
+"""A model's answers while it learns a task: measured beside a simple baseline, at each evaluation too, and shown."""
 
+import sys
 from collections.abc import Sequence
 
 from datasets import Dataset
-from rich.console import Console
-from rich.table import Table
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
+from transformers.integrations import TensorBoardCallback
 
 from hfscale.config import TaskArguments
-from hfscale.evaluation.tasks import predict, score_predictions
+from hfscale.evaluation.metrics import judge, text_statistics
+from hfscale.evaluation.tasks import predict
+from hfscale.report.tables import show_records
 
 SAMPLES = 3
 
@@ -26,26 +28,55 @@ def measure_answers(answerer: Trainer | Sequence[str], examples: Dataset, args: 
                         progress=not answerer.args.disable_tqdm)
         answers = [answer["prediction"] for answer in found]
         metrics["finished"] = sum(answer["finished"] for answer in found) / len(found)
-    metrics |= score_predictions(answers, examples, args.metrics, options=args.metric_options)
+    columns = text_statistics(answers, examples["references"][:], args.metrics, args.metric_options)
+    metrics |= judge(columns, args.metric_options)
     return {f"{prefix}_{name}": value for name, value in metrics.items()}, list(answers)
 
 
 def sample_texts(examples: Dataset, answers: Sequence[str]) -> list[str]:
     """The first few answers, with prompt and reference."""
     return [f"{example['prompt'].strip()}\n--- answer: {answer}\n--- reference: {example['target']}"
-            for example, answer in zip(examples.select(range(min(SAMPLES, len(examples)))), answers, strict=False)]
+            for example, answer in zip(examples.take(min(SAMPLES, len(examples))), answers, strict=False)]
 
 
 def show_answers(metrics: dict, baseline: str, samples: Sequence[str]) -> None:
     """Print each metric before training, of the baseline and after training, and some answers."""
-    table = Table("held out", "before training", baseline, "after training", "95 % interval")
-    for name in [name.removeprefix("before_") for name in metrics if name.startswith("before_eval_")]:
-        if not name.endswith("_ci95"):
-            other = metrics.get(name.replace("eval_", "baseline_", 1))
-            interval = metrics.get(f"{name}_ci95")
-            table.add_row(name.removeprefix("eval_"), *("" if value is None else f"{value:.4g}" for value in (
-                metrics[f"before_{name}"], other, metrics[name])), " to ".join(f"{end:.4g}" for end in interval or []))
-    console = Console()
-    console.print(table)
+    names = [name.removeprefix("before_eval_") for name in metrics if name.startswith("before_eval_")]
+    show_records([{"held out": name, "before training": metrics[f"before_eval_{name}"],
+                   baseline: metrics.get(f"baseline_{name}", ""), "after training": metrics[f"eval_{name}"],
+                   "after training_ci95": metrics.get(f"eval_{name}_ci95")}
+                  for name in names if not name.endswith("_ci95")])
     for sample in samples:
-        console.print(f"\n{sample}", markup=False, highlight=False)
+        print(f"\n{sample}")
+
+
+class GenerationMetrics(TrainerCallback):
+    """At each evaluation all ranks together answer a fixed sample of the held-out examples; the task's metrics join
+    those of `trainer.evaluate()` (so `metric_for_best_model` can name them) and go to every log, the first texts to
+    the log history, TensorBoard and W&B. Training goes on as it would without. Add it with `trainer.add_callback`.
+
+    `examples` are those of `load_task`, fitted to the context; at most `max_examples` are drawn, once, with `seed`.
+    """
+
+    def __init__(self, trainer: Trainer, examples: Dataset, args: TaskArguments, *, max_examples: int = 64,
+                 seed: int = 0):
+        self.trainer, self.args, self.samples = trainer, args, []
+        self.examples = examples.shuffle(seed=seed).take(min(max_examples, len(examples))).flatten_indices()
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        found, answers = measure_answers(self.trainer, self.examples, self.args, "eval")
+        metrics.update(found)
+        self.trainer.log({name: value for name, value in found.items() if isinstance(value, float)})
+        self.samples = sample_texts(self.examples, answers)
+        state.log_history.append({"eval_samples": self.samples, "step": state.global_step})
+        if state.is_world_process_zero:
+            self._show(state.global_step)
+
+    def _show(self, step: int) -> None:
+        for callback in self.trainer.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.tb_writer:
+                callback.tb_writer.add_text("eval/samples", "\n\n".join(f"```\n{s}\n```" for s in self.samples), step)
+        wandb = sys.modules.get("wandb")
+        if wandb and wandb.run:
+            wandb.log({"eval/samples": wandb.Table(["text"], [[sample] for sample in self.samples]),
+                       "train/global_step": step})

@@ -4,17 +4,18 @@ A sentence is read as [prefix, t0, t1, ...], the prefix being BOS (else EOS) as 
 is predicted. Weights have the shape (layers, heads, tokens, tokens); row i is what token i attends to.
 """
 
+import math
 from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils import tqdm
 from torch.nn.functional import cross_entropy, nll_loss
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
 from hfscale.config import InputError
-from hfscale.models import check_token_ids, context_limit
+from hfscale.models import check_token_ids, context_limit, prefix_ids
 
 TOKENS_AT_ONCE = 1024  # of which an ablation holds all logits
 TOLERANCE = 1e-5  # within which a step-by-step result counts as the model's
@@ -24,32 +25,26 @@ def attention_layers(model: PreTrainedModel) -> list[GPT2Attention]:
     """The self-attention of each layer, in order.
 
     Raises InputError: the model's attention is another class, or returns no weights as it was loaded."""
-    found = [m for m in model.modules() if type(m) is GPT2Attention and not m.is_cross_attention]
-    if not found or len(found) != model.config.get_text_config().num_hidden_layers:
-        others = sorted({type(m).__name__ for m in model.modules() if type(m).__name__.endswith("Attention")})
-        raise InputError(f"model: {type(model).__name__} attends with {', '.join(others) or 'an unknown class'}; "
-                         "attention is read from GPT2Attention: give a GPT-2-style model")
+    if not isinstance(model, GPT2LMHeadModel):
+        raise InputError(f"model: {type(model).__name__} does not attend as GPT-2 does; give a GPT-2-style model "
+                         "(GPT2LMHeadModel)")
     if model.config._attn_implementation != "eager":
         raise InputError(f"model: attn_implementation {model.config._attn_implementation} returns no weights; load it "
                          "with attn_implementation=\"eager\"")
-    return found
+    return [block.attn for block in model.transformer.h]
 
 
 def encode_sentence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentence: str) -> torch.Tensor:
     """(1, tokens) ids of the prefix and the sentence, on the model's device.
 
     Raises InputError: no token in it, more than the context, or an id outside the vocabulary."""
-    ids = [_prefix_id(tokenizer), *tokenizer(sentence, add_special_tokens=False, verbose=False)["input_ids"]]
+    ids = [*prefix_ids(tokenizer), *tokenizer(sentence, add_special_tokens=False, verbose=False)["input_ids"]]
     check_token_ids(model, ids, "sentence")
     limit = context_limit(model)
     if len(ids) == 1 or limit and len(ids) > limit:
         raise InputError(f"sentence: {len(ids) - 1} tokens; the model's context takes 1 to {limit - 1} and the prefix"
                          f"{'; shorten it' if len(ids) > 1 else '; write some text'}")
     return torch.tensor([ids], device=model.device)
-
-
-def _prefix_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 
 @torch.inference_mode()
@@ -80,7 +75,7 @@ def induction_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         raise InputError("model: its context or vocabulary is too short to repeat a sequence of two tokens")
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.stack([usual[torch.randperm(len(usual), generator=generator)[:length]] for _ in range(sequences)])
-    prefix = torch.full((sequences, 1), _prefix_id(tokenizer))
+    prefix = torch.tensor([prefix_ids(tokenizer)] * sequences)
     weights = attention_weights(model, torch.cat([prefix, drawn, drawn], dim=1).to(model.device))
     followers = weights.diagonal(1 - length, -2, -1)[..., 2:]  # the first two rows of it are of the first r
     return followers.mean(dim=(0, -1))
@@ -105,11 +100,8 @@ def ablate_heads(model: PreTrainedModel, input_ids: torch.Tensor, *, progress: b
     at_once = max(1, TOKENS_AT_ONCE // input_ids.shape[1])
     for layer in tqdm(layers, desc="ablating", unit="layer", disable=not progress):
         for heads in torch.arange(layer.num_heads).split(at_once):  # row r of the batch runs without heads[r]
-            handle = layer.c_proj.register_forward_pre_hook(partial(_drop_heads, heads, layer.head_dim))
-            try:
+            with layer.c_proj.register_forward_pre_hook(partial(_drop_heads, heads, layer.head_dim)):
                 effects.append(_losses(model, input_ids.expand(len(heads), -1)) - whole)
-            finally:
-                handle.remove()
     return whole.item(), torch.cat(effects).view(len(layers), -1)
 
 
@@ -150,15 +142,14 @@ def explain_head(model: PreTrainedModel, input_ids: torch.Tensor, layer: int, he
         raise InputError(f"explain {layer} {head}: expected a layer from 0 to {len(layers) - 1} and a head from 0 to "
                          f"{layers[0].num_heads - 1}")
     module = layers[layer]
-    handle = module.register_forward_hook(lambda module, inputs, outputs: seen.extend(outputs))
-    try:
+    with module.register_forward_hook(lambda module, inputs, outputs: seen.extend(outputs)):
         states = model.eval()(input_ids, output_hidden_states=True, use_cache=False).hidden_states[layer]
-    finally:
-        handle.remove()
     x = model.transformer.h[layer].ln_1(states)[0].cpu().double()  # not every accelerator has float64
     q, k, v = (part.unflatten(-1, (-1, module.head_dim)).transpose(0, 1)
                for part in _affine(x, module.c_attn).chunk(3, -1))
-    divisor, shown = _divisor(module)
+    factors = [(module.head_dim**0.5, f"sqrt({module.head_dim})")] if module.scale_attn_weights else []
+    factors += [(layer + 1, str(layer + 1))] if module.scale_attn_by_inverse_layer_idx else []
+    divisor, shown = math.prod(value for value, _ in factors), " / ".join(text for _, text in factors) or "1"
     scores = q @ k.transpose(-1, -2) / divisor
     masked = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
     weights = masked.softmax(-1)
@@ -179,13 +170,3 @@ def explain_head(model: PreTrainedModel, input_ids: torch.Tensor, layer: int, he
 
 def _affine(x: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor:
     return x @ layer.weight.cpu().double() + layer.bias.cpu().double()
-
-
-def _divisor(module: GPT2Attention) -> tuple[float, str]:
-    """What the model divides scores by, as a number and in words."""
-    value, shown = 1.0, "1"
-    if module.config.scale_attn_weights:
-        value, shown = module.head_dim**0.5, f"sqrt({module.head_dim})"
-    if not module.config.scale_attn_by_inverse_layer_idx:
-        return value, shown
-    return value * (module.layer_idx + 1), f"({shown} * {module.layer_idx + 1})"

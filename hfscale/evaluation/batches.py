@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, tqdm
 
 from hfscale.config import InputError
+from hfscale.evaluation.json_lines import read_json
 
 
 class Journal(NamedTuple):
@@ -45,6 +47,16 @@ def run_batches(batches: Sequence, work: Callable[[Any], Any], *, desc: str, jou
     return [done[i] for i in range(len(batches))]
 
 
+def run_sorted(items: Sequence, key: Callable[[Any], Any], batch_size: int, work: Callable[[list[int]], list],
+               **kwargs) -> list:
+    """A result per item, in their order: `work` gives those of a batch of indices. The batches are made in the order
+    of `key`, so that like is beside like; `kwargs` are those of `run_batches`."""
+    order = sorted(range(len(items)), key=lambda i: key(items[i]))
+    batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+    results = dict(zip(order, chain(*run_batches(batches, work, **kwargs)), strict=True))
+    return [results[i] for i in range(len(items))]
+
+
 def _append(journal: Journal, name: str, result: tuple[int, Any]) -> None:
     path = journal.folder / name
     if not path.is_file():
@@ -58,18 +70,13 @@ def _read(journal: Journal, desc: str) -> dict[int, Any]:
     done, now = {}, json.loads(json.dumps(journal.settings))
     for path in sorted(journal.folder.glob(f"{desc}.rank*.jsonl")):
         first, *lines = path.read_text("utf-8").split("\n")
-        before = _json(first)
-        if before is not None and before != now:
+        before = read_json(first)
+        if before is None:  # cut short by a kill
+            continue
+        if before != now:
             changed = [f"{name} was {before.get(name)}, is {now.get(name)}"
                        for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
             raise InputError(f"--resume auto: {journal.folder} is of a run with other settings "
                              f"({'; '.join(changed)}); put them back, or pass --overwrite instead")
-        done |= dict(result for result in map(_json, lines) if before is not None and result is not None)
+        done |= dict(filter(None, map(read_json, lines)))
     return done
-
-
-def _json(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:  # cut short by a kill
-        return None

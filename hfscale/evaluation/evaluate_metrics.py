@@ -4,15 +4,7 @@ import evaluate
 import numpy as np
 from datasets import Features, List, Value
 
-from hfscale.evaluation.metrics import (
-    TEXT_METRICS,
-    check_metric,
-    choice_statistics,
-    item_statistics,
-    metric_values,
-    pass_at_k_statistics,
-    signature,
-)
+from hfscale.evaluation import metrics
 
 # One format for all that compare texts, so that they combine; references are a string or a list of strings per item.
 TEXT_FEATURES = [Features(predictions=Value("string"), references=golds)
@@ -23,6 +15,8 @@ FEATURES = {
     "pass_at_k": Features(n=Value("int64"), c=Value("int64")),
     "perplexity": Features(nll=Value("float64"), tokens=Value("int64"), bytes=Value("int64"), words=Value("int64")),
 }
+STATISTICS = {"accuracy": metrics.choice_statistics, "pass_at_k": metrics.pass_at_k_statistics,
+              "perplexity": lambda nll, tokens, bytes, words: np.column_stack([nll, tokens, bytes, words])}
 
 
 class SumMetric(evaluate.Metric):
@@ -34,24 +28,20 @@ class SumMetric(evaluate.Metric):
     """
 
     def __init__(self, metric: str, *, options: dict | None = None, **kwargs):
-        check_metric(metric)
+        metrics.check_metric(metric)
         self.options = options or {}
         super().__init__(config_name=metric, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
-        features = TEXT_FEATURES if self.config_name in TEXT_METRICS else FEATURES[self.config_name]
-        return evaluate.MetricInfo(description=signature(self.config_name, **self.options), citation="",
+        features = TEXT_FEATURES if self.config_name in metrics.TEXT_METRICS else FEATURES[self.config_name]
+        return evaluate.MetricInfo(description=metrics.signature(self.config_name, **self.options), citation="",
                                    inputs_description="", features=features)
 
     def _compute(self, **columns) -> dict[str, float]:
-        if self.config_name in TEXT_METRICS:
+        if self.config_name in metrics.TEXT_METRICS:
             references = [[gold] if isinstance(gold, str) else gold for gold in columns["references"]]
-            rows = item_statistics(self.config_name, columns["predictions"], references, **self.options)
-        elif self.config_name == "accuracy":
-            rows = choice_statistics(**columns)
-        elif self.config_name == "pass_at_k":
-            rows = pass_at_k_statistics(**columns, **self.options)
+            rows = metrics.item_statistics(self.config_name, columns["predictions"], references, **self.options)
         else:
-            rows = np.column_stack(list(columns.values()))
-        values = metric_values(self.config_name, rows.sum(axis=0), **self.options)
+            rows = STATISTICS[self.config_name](**columns, **self.options)
+        values = metrics.metric_values(self.config_name, rows.sum(axis=0), **self.options)
         return {name: float(value) for name, value in values.items()}

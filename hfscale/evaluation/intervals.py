@@ -1,10 +1,12 @@
 """Bootstrap confidence intervals of numbers that are computed from sums over items (documents, questions, ...)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "word_perplexity")
+ONE_ITEM = "one item: nothing to resample"
+NO_SPREAD = "all items scored alike: resampling them cannot show how uncertain the value is"
 
 
 def bootstrap_sums(columns: np.ndarray, resamples: int = 1000, seed: int = 0) -> np.ndarray:
@@ -24,14 +26,27 @@ def percentile_interval(samples: np.ndarray, level: float = 0.95) -> list[float]
     return np.quantile(samples, [(1 - level) / 2, (1 + level) / 2]).tolist()
 
 
+def means(names: Sequence[str], sums: np.ndarray) -> dict[str, np.ndarray]:
+    """{name: (...)} from sums (..., k), the last of which counts what the others are means over."""
+    return {name: sums[..., i] / sums[..., -1] for i, name in enumerate(names)}
+
+
 def estimate(columns: np.ndarray, values: Callable, resamples: int = 1000, seed: int = 0) -> dict:
     """{name: value, name_ci95: [low, high] or None} of `values`, which maps sums (..., k) to {name: (...)}.
 
     `columns` is (items, k). One item leaves nothing to resample: its interval is None.
     """
-    resampled = values(bootstrap_sums(columns, resamples, seed)) if len(columns) > 1 else {}
-    return {key: number for name, value in values(np.sum(columns, axis=0)).items() for key, number in (
-        (name, float(value)), (f"{name}_ci95", percentile_interval(resampled[name]) if resampled else None))}
+    drawn, found = values(bootstrap_sums(columns, resamples, seed)) if len(columns) > 1 else {}, {}
+    for name, value in values(np.sum(columns, axis=0)).items():
+        found[name] = float(value)
+        found[f"{name}_ci95"] = percentile_interval(drawn[name]) if drawn else None
+    return found
+
+
+def interval_notes(metrics: dict) -> dict[str, str]:
+    """Why an interval of `estimate` is None or has no width, by its name."""
+    return {name: ONE_ITEM if value is None else NO_SPREAD for name, value in metrics.items()
+            if value is None or isinstance(value, list) and value[0] == value[1]}
 
 
 def compare(first: np.ndarray, second: np.ndarray, values: Callable, resamples: int = 1000, seed: int = 0

@@ -1,8 +1,6 @@
 """lm-eval's benchmarks on a loaded model, and its tasks that ship with hfscale and read a file of the user's own."""
 
 import contextlib
-import hashlib
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -13,10 +11,12 @@ from pathlib import Path
 import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
+from datasets.fingerprint import Hasher
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError
 from hfscale.evaluation.batches import Journal
+from hfscale.evaluation.json_lines import read_rows
 from hfscale.launch import shipped
 
 
@@ -49,25 +49,24 @@ def run_lm_eval(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task
     manager = TaskManager(include_path=include, include_defaults=False)
     if not {*local, *manager.all_tasks}.issuperset(tasks):
         manager = TaskManager(include_path=include)  # seconds: lm-eval reads its 14,000 tasks
-    if unknown := [name for name in tasks if name not in local and name not in manager.all_tasks]:
+    if unknown := [name for name in tasks if name not in {*local, *manager.all_tasks}]:
         raise InputError(f"lm_eval: unknown task {unknown[0]}; shipped are {', '.join(local)}, `lm-eval ls tasks` "
                          "lists its own, and --lm_eval_include names a folder of more")
+    asked = [_local_task(local[name], data) if name in local else name for name in tasks]
     state, lm = PartialState(), HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     if state.num_processes > 1:
         lm.accelerator, lm._rank, lm._world_size = Accelerator(), state.process_index, state.num_processes
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            loaded = manager.load([_local_task(local[name], data) if name in local else name for name in tasks])
-        except InputError:
-            raise
+            loaded = manager.load(asked)
         except Exception as error:  # the Hub, the files and the tasks each have errors of their own
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise InputError(f"lm_eval {','.join(tasks)}: the task or its data cannot be loaded: {reason}") from None
         for task in loaded["tasks"].values():
             task.set_fewshot_seed(seed)
         if journal:
-            digest = hashlib.sha256(json.dumps(journal.settings).encode()).hexdigest()[:16]
-            lm = CachingLM(lm, str(journal.folder / f"lm_eval-{digest}.rank{state.process_index}.db"))
+            name = f"lm_eval-{Hasher.hash(journal.settings)}.rank{state.process_index}.db"
+            lm = CachingLM(lm, str(journal.folder / name))
         results = lm_eval.evaluate(lm, loaded, limit=limit, log_samples=False, bootstrap_iters=1000)
     found = [_read(results) if state.is_main_process else None]
     return broadcast_object_list(found)[0]
@@ -77,14 +76,8 @@ def _local_task(path: Path, data: str | None) -> dict:
     """The task's configuration with this data, of which it has the columns: lm-eval would take their names as text."""
     config = yaml.safe_load(path.read_text("utf-8"))
     columns = config["metadata"]["columns"]
-    needs = f"lm_eval_data {data}: {path.stem} reads lines of JSON with {', '.join(columns)}"
-    try:
-        rows = [json.loads(line) for line in Path(data or "").read_text("utf-8").splitlines() if line.strip()]
-        bad = next((i for i, row in enumerate(rows, 1) if not {*columns} <= {*row}), None if rows else 1)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{needs}; this cannot be read: {error}") from None
-    if bad:
-        raise InputError(f"{needs}; row {bad} lacks some")
+    if not read_rows("lm_eval_data", data, lambda row: {*columns} <= {*row}, f"{', '.join(columns)} for {path.stem}"):
+        raise InputError(f"lm_eval_data {data}: is empty; {path.stem} reads lines of JSON with {', '.join(columns)}")
     return config | {"dataset_kwargs": {"data_files": {"test": data}}}
 
 

@@ -1,14 +1,13 @@
 """What a model learned by heart: text that its samples copy, and secrets that were planted in its training text."""
 
+import random
 import re
-from collections.abc import Sequence
-from itertools import islice, product
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError
-from hfscale.evaluation.intervals import bootstrap_sums, percentile_interval
+from hfscale.evaluation.intervals import bootstrap_sums, estimate, percentile_interval
 from hfscale.evaluation.perplexity import score_documents
 
 
@@ -37,14 +36,11 @@ def exposure_bits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ca
     """
     if "#" not in pattern or not re.fullmatch(re.escape(pattern).replace(r"\#", r"\d"), canary):
         raise InputError(f"canary '{canary}': does not have the form '{pattern}' (# stands for one digit)")
-    digits = pattern.count("#")
-    if 10**digits <= candidates:
-        fillings = ["".join(filling) for filling in product("0123456789", repeat=digits)]
-    else:
-        generator = np.random.default_rng(seed)
-        drawn = iter(lambda: "".join(map(str, generator.integers(10, size=digits))), None)
-        fillings = list(dict.fromkeys(islice(drawn, 2 * candidates)))[:candidates]
-    texts = [canary, *dict.fromkeys(text for filling in fillings if (text := _fill(pattern, filling)) != canary)]
+    digits, generator, drawn = pattern.count("#"), random.Random(seed), set()
+    while len(drawn) < min(candidates, 10**digits):
+        drawn.add(generator.randrange(10**digits))
+    others = {_fill(pattern, f"{number:0{digits}}") for number in drawn} - {canary}
+    texts = [canary, *sorted(others)]
     nll = score_documents(model, tokenizer, texts, batch_size=batch_size).sums[:, 0]
     rank = 1 + int((nll[1:] <= nll[0]).sum())  # a tie shows nothing
     return {"rank": rank, "candidates": len(texts), "exposure_bits": float(np.log2(len(texts) / rank)),
@@ -57,15 +53,16 @@ def loss_gap(first: np.ndarray, second: np.ndarray, resamples: int = 1000, seed:
     Both are (documents, columns) sums as `score_documents` gives them: nll in nats, tokens, ...; the sets are
     resampled independently.
     """
-    drawn = [bootstrap_sums(sums, resamples, seed + i) for i, sums in enumerate((first, second))]
-    losses = [sums[:, 0] / sums[:, 1] for sums in drawn]
-    found = {}
-    for name, sums, values in zip(("train_loss", "validation_loss"), (first, second), losses, strict=True):
-        found |= {name: float(sums[:, 0].sum() / sums[:, 1].sum()), f"{name}_ci95": percentile_interval(values)}
-    return found | {"gap": found["validation_loss"] - found["train_loss"],
-                    "gap_ci95": percentile_interval(losses[1] - losses[0])}
+    def loss(sums: np.ndarray) -> np.ndarray:
+        return sums[..., 0] / sums[..., 1]
+
+    found = {"gap_ci95": percentile_interval(loss(bootstrap_sums(second, seed=seed + 1))
+                                             - loss(bootstrap_sums(first, seed=seed)))}
+    for i, (name, sums) in enumerate((("train_loss", first), ("validation_loss", second))):
+        found |= estimate(sums, lambda sums, name=name: {name: loss(sums)}, seed=seed + i)
+    return found | {"gap": found["validation_loss"] - found["train_loss"]}
 
 
-def _fill(pattern: str, digits: Sequence[str]) -> str:
+def _fill(pattern: str, digits: str) -> str:
     filling = iter(digits)
     return "".join(next(filling) if letter == "#" else letter for letter in pattern)

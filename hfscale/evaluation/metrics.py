@@ -9,6 +9,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from itertools import zip_longest
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import numpy as np
 
 from hfscale.config import InputError
 from hfscale.evaluation.code import pass_at_k
+from hfscale.evaluation.intervals import estimate, means
 
 TEXT_METRICS = ("bleu", "chrf", "rouge", "exact_match", "f1")  # they compare a prediction with references
 METRICS = (*TEXT_METRICS, "accuracy", "pass_at_k", "perplexity")
@@ -48,15 +50,13 @@ def item_statistics(metric: str, predictions: Sequence[str], references: Sequenc
             raise InputError(f"{metric}: prediction of item {i} is {text!r}, expected a string")
     if metric in ("bleu", "chrf"):
         streams = list(zip_longest(*references))  # sacrebleu wants the first references of all items, the second, ...
-        rows = _sacrebleu(metric, options)._extract_corpus_statistics(predictions, streams)
-    elif metric == "rouge":
-        scorer = _rouge_scorer(**_own_options(metric, options))
-        scores = [scorer.score_multi(golds, text) for text, golds in zip(predictions, references, strict=True)]
+        return np.array(_sacrebleu(metric, options)._extract_corpus_statistics(predictions, streams), np.float64)
+    settings, pairs = _own_options(metric, options), zip(predictions, references, strict=True)
+    if metric == "rouge":
+        scores = map(_rouge_scorer(**settings).score_multi, references, predictions)
         rows = [[*(score[name].fmeasure for name in ROUGE_TYPES), 1] for score in scores]
     else:
-        settings = _own_options(metric, options)
-        rows = [[_squad_score(metric, text, golds, **settings), 1]
-                for text, golds in zip(predictions, references, strict=True)]
+        rows = [[_squad_score(metric, text, golds, **settings), 1] for text, golds in pairs]
     return np.array(rows, dtype=np.float64)
 
 
@@ -73,12 +73,27 @@ def metric_values(metric: str, sums: np.ndarray, **options) -> dict[str, np.ndar
         return {metric: np.apply_along_axis(lambda row: value(row.tolist()).score, -1, sums)[()]}
     if metric == "perplexity":
         nll, tokens, num_bytes, words = np.moveaxis(sums, -1, 0)
-        return {"perplexity": np.exp(nll / tokens), "bits_per_byte": nll / np.log(2) / num_bytes,
+        return {"loss": nll / tokens, "perplexity": np.exp(nll / tokens), "bits_per_byte": nll / np.log(2) / num_bytes,
                 "word_perplexity": np.exp(nll / words)}
+    if metric in ("exact_match", "f1"):
+        return {metric: 100 * sums[..., 0] / sums[..., 1]}
     names = {"rouge": ROUGE_TYPES, "accuracy": ("accuracy", "accuracy_per_token", "accuracy_per_byte"),
-             "pass_at_k": [f"pass@{k}" for k in options.get("ks", (1,))]}.get(metric, (metric,))
-    scale = 100 if metric in ("exact_match", "f1") else 1
-    return {name: scale * sums[..., i] / sums[..., -1] for i, name in enumerate(names)}
+             "pass_at_k": [f"pass@{k}" for k in options.get("ks", (1,))]}
+    return means(names[metric], sums)
+
+
+def text_statistics(predictions: Sequence[str], references: Sequence[Sequence[str]], metrics: Sequence[str],
+                    options: dict[str, dict]) -> dict[str, np.ndarray]:
+    """{metric: `item_statistics`} with the options of each metric."""
+    return {metric: item_statistics(metric, predictions, references, **options.get(metric, {})) for metric in metrics}
+
+
+def judge(columns: dict[str, np.ndarray], options: dict[str, dict], seed: int = 0) -> dict:
+    """The values of {metric: statistics of the items}, each with its 95 % interval beside it as `_ci95`."""
+    found = {}
+    for metric, rows in columns.items():
+        found |= estimate(rows, partial(metric_values, metric, **options.get(metric, {})), seed=seed)
+    return found
 
 
 def signature(metric: str, references: Sequence[Sequence[str]] = (), **options) -> str:

@@ -9,32 +9,31 @@ import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError
 from hfscale.data.packing import IGNORED, encode_texts
-from hfscale.evaluation.batches import Journal, run_batches
-from hfscale.evaluation.intervals import estimate
-from hfscale.evaluation.metrics import metric_values
-from hfscale.models import check_token_ids, context_limit
+from hfscale.evaluation.batches import Journal, run_sorted
+from hfscale.evaluation.intervals import interval_notes
+from hfscale.evaluation.metrics import judge
+from hfscale.models import check_token_ids, context_limit, prefix_ids
 
 LOGITS_AT_ONCE = 2**21  # per log-softmax: its float32 copies (8 MB) stay in the cache; three times faster on a CPU
-ONE_ITEM = "one item: nothing to resample"
+TOO_LARGE = "larger than a float can hold"
 NO_PREFIX = "no BOS or EOS in the tokenizer: first tokens are not scored, but their bytes and words would count"
 
 
 class Window(NamedTuple):
-    """The model reads ids[start : stop - 1] of a document and is scored on ids[first:stop]."""
+    """Token ids of a document; those from `first` on are scored, each given all that stand before it."""
 
-    document: int
-    start: int
+    ids: np.ndarray
     first: int
-    stop: int
+    document: int
 
 
 @dataclass(frozen=True)
@@ -64,49 +63,43 @@ def score_documents(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         FloatingPointError: a log-likelihood is not finite; the message names the document, counted from 0.
     """
     context, stride = _check_window(model, context, stride, batch_size)
-    prefix = tokenizer.bos_token or tokenizer.eos_token
-    before = tokenizer.convert_tokens_to_ids([prefix] if prefix else [])
+    before = prefix_ids(tokenizer)
     documents = [np.array(before + ids, dtype=np.int64) for ids in encode_texts(texts, tokenizer)]
     check_token_ids(model, (ids.max() for ids in documents if len(ids)), f"tokenizer of {len(tokenizer)} tokens")
-    windows = [Window(i, *w) for i, ids in enumerate(documents) for w in rolling_windows(len(ids), context, stride)]
+    windows = [Window(ids[start:stop], first - start, i) for i, ids in enumerate(documents)
+               for start, first, stop in rolling_windows(len(ids), context, stride)]
     if not windows:
         raise InputError(f"text: {len(texts)} documents hold no token to score; give longer text")
     sums = np.array([[0.0, max(0, len(ids) - 1), len(text.encode()), len(re.split(r"\s+", text))]
                      for ids, text in zip(documents, texts, strict=True)])
-    values = score_windows(model, documents, windows, batch_size, journal=journal, progress=progress)
-    for window, value in zip(windows, values, strict=True):
-        sums[window.document, 0] += value
+    nll = score_windows(model, windows, batch_size, journal=journal, progress=progress)
+    np.add.at(sums[:, 0], [window.document for window in windows], nll)
     unknown = {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, tokenizer.eos_token_id}  # GPT-2's is its EOS
     num_unknown = sum(int(np.isin(ids, list(unknown)).sum()) for ids in documents)
+    prefix = tokenizer.convert_ids_to_tokens(before[0]) if before else None
     return DocumentScores(sums, context, stride, prefix, num_unknown)
 
 
-def perplexity_metrics(scores: DocumentScores, seed: int = 0, resamples: int = 1000) -> tuple[dict, dict[str, str]]:
+def perplexity_metrics(scores: DocumentScores, seed: int = 0) -> tuple[dict, dict[str, str]]:
     """Metrics over all documents, each with its 95 % percentile bootstrap interval over documents beside it as
     `_ci95`, and the counts; and notes by metric: why a value is None or what it leaves out."""
     with np.errstate(all="ignore"):
-        metrics = estimate(scores.sums, perplexity_values, resamples, seed)
-    notes = {key: ONE_ITEM for key, value in metrics.items() if value is None}
-    notes |= {key: "larger than a float can hold" for key, value in metrics.items()
-              if value is not None and not np.isfinite(value).all()}
+        metrics = judge({"perplexity": scores.sums}, {}, seed)
+    notes = interval_notes(metrics)
+    notes |= {key: TOO_LARGE for key, value in metrics.items() if value is not None and not np.isfinite(value).all()}
     if scores.prefix_token is None:
         notes |= {key: NO_PREFIX for key in metrics if not key.startswith(("loss", "perplexity"))}
-    metrics |= dict.fromkeys(notes)
+    metrics |= {key: None for key, note in notes.items() if note in (TOO_LARGE, NO_PREFIX)}
     if scores.unknown_tokens:
         notes["unknown_tokens"] = "which text they stand for is not scored: the values leave it out"
-    _, *totals = map(int, scores.sums.sum(axis=0))
-    return metrics | {"documents": len(scores.sums), **dict(zip(("tokens", "bytes", "words"), totals, strict=True)),
+    _, tokens, num_bytes, words = map(int, scores.sums.sum(axis=0))
+    return metrics | {"documents": len(scores.sums), "tokens": tokens, "bytes": num_bytes, "words": words,
                       "unknown_tokens": scores.unknown_tokens}, notes
 
 
-def perplexity_values(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """{name: (...)} from sums (..., 4) as in `DocumentScores`; loss is the mean nll of a token, in nats."""
-    return {"loss": sums[..., 0] / sums[..., 1], **metric_values("perplexity", sums)}
-
-
 def rolling_windows(num_ids: int, context: int, stride: int) -> list[tuple[int, int, int]]:
-    """(start, first, stop) of each window over a document of `num_ids` ids, prefix included (see `Window`): the first
-    scores up to `context` ids, a later one up to `stride`; it reads as many ids before its last as fit."""
+    """(start, first, stop) of each window over a document of `num_ids` ids, prefix included: it holds ids[start:stop]
+    and scores those from `first` on, up to `context` of them, later up to `stride`, after as many others as fit."""
     windows, first = [], 1
     while first < num_ids:
         stop = min(first + (context if first == 1 else stride), num_ids)
@@ -118,9 +111,9 @@ def rolling_windows(num_ids: int, context: int, stride: int) -> list[tuple[int, 
 def _check_window(model: PreTrainedModel, context: int | None, stride: int | None, batch_size: int) -> tuple[int, int]:
     """The context and stride to use: 1 <= stride <= context <= the model's limit."""
     limit = context_limit(model)
-    context = limit if context is None else context
-    if context is None:
+    if context is None and limit is None:
         raise InputError("context: the model states no limit of its own; set context")
+    context = limit if context is None else context
     stride = max(1, context // 2) if stride is None else stride
     for name, value, most in (("context", context, limit), ("stride", stride, context), ("batch_size", batch_size, 0)):
         if value < 1 or most and value > most:
@@ -128,34 +121,29 @@ def _check_window(model: PreTrainedModel, context: int | None, stride: int | Non
     return context, stride
 
 
-def score_windows(model: PreTrainedModel, documents: Sequence[np.ndarray], windows: Sequence[Window], batch_size: int,
-                  *, journal: Journal | None = None, progress: bool = False) -> list[float]:
-    """Summed nll of each window in nats, in the order given, the same on every rank; `documents` hold token ids."""
-    # Like beside like: little padding, few unscored logits; longest first, so too large a batch_size shows at once.
-    order = sorted(range(len(windows)), key=lambda i: (windows[i].start - windows[i].stop,
-                                                       windows[i].first - windows[i].start, windows[i]))
-    batches = [[windows[i] for i in order[at : at + batch_size]] for at in range(0, len(order), batch_size)]
+def score_windows(model: PreTrainedModel, windows: Sequence[Window], batch_size: int, *,
+                  journal: Journal | None = None, progress: bool = False) -> list[float]:
+    """Summed nll of each window in nats, in the order given, the same on every rank."""
+    # Little padding, few unscored logits; longest first, so too large a batch_size shows at once.
     was_training = model.training
     model.eval()
-    found = run_batches(batches, partial(_batch_nll, model, documents), journal=journal, desc="scoring",
+    values = run_sorted(windows, lambda window: (-len(window.ids), window.first), batch_size,
+                        lambda batch: _batch_nll(model, [windows[i] for i in batch]), journal=journal, desc="scoring",
                         progress=progress)
     model.train(was_training)
-    values = dict(zip(order, (value for batch in found for value in batch), strict=True))
-    return [values[i] for i in range(len(windows))]
+    return values
 
 
 @torch.inference_mode()
-def _batch_nll(model: PreTrainedModel, documents: list[np.ndarray], batch: list[Window]) -> list[float]:
+def _batch_nll(model: PreTrainedModel, batch: list[Window]) -> list[float]:
     """Summed nll of each window of a batch, in nats. Rows are padded on the right without a mask: attention is
     causal, so what stands after a row's last token cannot reach a scored position."""
-    length = max(window.stop - 1 - window.start for window in batch)
-    input_ids = torch.zeros(len(batch), length, dtype=torch.long)  # id 0 as padding: every vocabulary has it
-    labels = torch.full_like(input_ids, IGNORED)  # column i holds the target of position i
-    for row, (document, start, first, stop) in enumerate(batch):
-        ids = torch.from_numpy(documents[document][start:stop])
-        input_ids[row, : len(ids) - 1] = ids[:-1]
-        labels[row, first - 1 - start : len(ids) - 1] = ids[first - start :]
-    kept = length - min(window.first - 1 - window.start for window in batch)  # the positions before are not scored
+    parts = [torch.from_numpy(window.ids) for window in batch]
+    input_ids = pad_sequence([ids[:-1] for ids in parts], batch_first=True)  # id 0 as padding: every vocabulary has it
+    labels = pad_sequence([ids[1:] for ids in parts], batch_first=True, padding_value=IGNORED)
+    for row, window in zip(labels, batch, strict=True):
+        row[: window.first - 1] = IGNORED
+    kept = input_ids.shape[1] + 1 - min(window.first for window in batch)  # the positions before are not scored
     extra = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     logits = model(input_ids=input_ids.to(model.device), use_cache=False, **extra).logits[:, -kept:]
     rows, targets = logits.flatten(0, 1), labels[:, -kept:].flatten().to(logits.device)
@@ -165,6 +153,6 @@ def _batch_nll(model: PreTrainedModel, documents: list[np.ndarray], batch: list[
     values = torch.cat(nll).cpu().double().view(len(batch), kept).sum(dim=1).tolist()
     for value, window in zip(values, batch, strict=True):
         if not np.isfinite(value):
-            raise FloatingPointError(f"document {window.document}: the log-likelihood of its tokens {window.first} to "
-                                     f"{window.stop - 1} is {value}")
+            raise FloatingPointError(f"document {window.document}: the log-likelihood of {len(window.ids)} of its "
+                                     f"tokens is {value}")
     return values

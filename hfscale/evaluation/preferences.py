@@ -1,10 +1,12 @@
 """How far preference tuning moved a model: implied rewards of held-out pairs, with intervals."""
 
+from functools import partial
+
 import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from hfscale.evaluation.intervals import estimate
+from hfscale.evaluation.intervals import estimate, means
 from hfscale.evaluation.perplexity import Window, score_windows
 
 
@@ -19,12 +21,11 @@ def preference_metrics(model: PreTrainedModel, reference: PreTrainedModel, pairs
     """
     rewards = []
     for name in ("chosen_ids", "rejected_ids"):
-        documents = [np.array(row["prompt_ids"] + row[name]) for row in pairs]
-        windows = [Window(i, 0, len(row["prompt_ids"]), len(documents[i])) for i, row in enumerate(pairs)]
-        after, before = (score_windows(side, documents, windows, batch_size) for side in (model, reference))
+        windows = [Window(np.array(row["prompt_ids"] + row[name]), len(row["prompt_ids"]), i)
+                   for i, row in enumerate(pairs)]
+        after, before = (score_windows(side, windows, batch_size) for side in (model, reference))
         rewards.append(beta * (np.array(before) - np.array(after)))
     chosen, rejected = rewards
     columns = np.stack([chosen > rejected, chosen - rejected, chosen, rejected, np.ones(len(pairs))], axis=1)
-    names = ("reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected")
-    return estimate(columns, lambda sums: {f"eval_{name}": sums[..., i] / sums[..., -1]
-                                           for i, name in enumerate(names)}, seed=seed)
+    names = ("eval_reward_accuracy", "eval_reward_margin", "eval_reward_chosen", "eval_reward_rejected")
+    return estimate(columns, partial(means, names), seed=seed)

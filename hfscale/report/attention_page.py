@@ -1,26 +1,23 @@
-"""What `hfscale.evaluation.attention` found, as pictures, as text, and as one page that opens from disk.
-
-Weights and scores come as NumPy arrays, which this light module only imports where it draws."""
+"""What `hfscale.evaluation.attention` found, as pictures and as one page that opens from disk."""
 
 import base64
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+
 from hfscale.config import write_text
 
 MAP_BYTES = 2_000_000  # of weights on the page; with the rest it stays below 3 MB
-TOKENS_BY_TOKENS = ("S", "M", "A")  # names of such matrices among the steps
 SHOWN = 24  # rows and columns of each matrix that explains a head
 
 
-def draw_maps(weights: Any, path: Path) -> None:
+def draw_maps(weights: np.ndarray, path: Path) -> None:
     """All heads of all layers, (layers, heads, tokens, tokens), in one picture; the shade grows with the root of
     the weight, so that the small ones of a long text show."""
-    import numpy as np
-    from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
-
     layers, heads, tokens, _ = weights.shape
     framed = np.pad(weights, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
     figure = Figure(figsize=(2 + min(heads, 24), 1 + min(layers, 24) * min(heads, 24) / heads), layout="constrained")
@@ -34,10 +31,8 @@ def draw_maps(weights: Any, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def draw_scores(scores: dict[str, Any], path: Path) -> None:
+def draw_scores(scores: dict[str, np.ndarray], path: Path) -> None:
     """Each score as a map of layers and heads."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(12, 7), layout="constrained")
     for axes, (name, values) in zip(figure.subplots(2, 3).flat, scores.items(), strict=True):
         signed = {"cmap": "RdBu_r", "vmin": -abs(values).max(), "vmax": abs(values).max()}
@@ -48,32 +43,6 @@ def draw_scores(scores: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def explain_text(explained: dict[str, Any], tokens: list[str]) -> str:
-    """The steps of `explain_head` with their numbers: of tokens by tokens a dozen rows and columns, of others less."""
-    lines = [f"layer {explained['layer']}, head {explained['head']} of {explained['heads']}: "
-             f"Attention(Q, K, V) = softmax(Q K^T / sqrt(d_k)) V with d_k = {explained['d_k']}"]
-    for step in explained["steps"]:
-        rows, columns = (12, 10) if step["name"] in TOKENS_BY_TOKENS else (4, 8)
-        lines += ["", f"{step['name']} = {step['formula']}   ({step['shape'][0]} x {step['shape'][1]})"]
-        lines += [f"  {token[:10]!r:<12}" + "".join(f"{value:9.4f}" for value in row[:columns])
-                  + " ..." * (len(row) > columns)
-                  for token, row in list(zip(tokens, step["values"], strict=True))[:rows]]
-        lines += ["  ..."] * (len(tokens) > rows)
-    return "\n".join([*lines, "", conclusion(explained)])
-
-
-def summary_text(record: dict[str, Any], top: int = 3) -> str:
-    """The loss, the heads that stand out by each score, and what each layer would predict next."""
-    lines = [f"loss {record['loss']:.4f} nats per token on {record['sentence']!r}", "", "highest, as layer.head:"]
-    for name in record["score_names"]:
-        best = sorted(record["heads"], key=lambda head: -head[name])[:top]
-        lines.append(f"  {name:<16}" + "   ".join(f"{h['layer']}.{h['head']} {h[name]:7.4f}" for h in best))
-    lines += ["", "logit lens, from the embeddings (0) up: loss, and what would follow the sentence"]
-    for i, layer in enumerate(record["logit_lens"]):
-        lines.append(f"  {i:>2}  {layer['loss']:7.4f}  " + ", ".join(f"{t!r} {p:.1%}" for t, p in layer["top"][-1]))
-    return "\n".join(lines)
-
-
 def conclusion(explained: dict[str, Any]) -> str:
     """One sentence: whether the steps gave what the model computed, with the measured difference."""
     verdict = "equal the model's own to" if explained["equal"] else "DIFFER from the model's own by more than"
@@ -82,23 +51,21 @@ def conclusion(explained: dict[str, Any]) -> str:
             f"{explained['difference']['weights']:.1e} in the weights.")
 
 
-def write_page(path: Path, record: dict[str, Any], weights: Any, explained: dict[str, Any] | None) -> None:
+def write_page(path: Path, record: dict[str, Any], weights: np.ndarray) -> None:
     """One HTML file without any other: maps with weights on hover, scores, logit lens, and the steps of one head.
 
     `weights` (layers, maps, tokens, tokens) may hold more maps per layer than the heads that `record` scores: the
     last is the rollout. A long sentence is cut on the page, not in the files beside it."""
-    import numpy as np
-
     layers, maps, tokens, _ = weights.shape
     shown = min(tokens, int((MAP_BYTES * 3 / 4 / layers / maps) ** 0.5))  # n (n + 1) / 2 numbers of two bytes
     lower = weights[..., *np.tril_indices(shown)]
     data = record | {"shown_tokens": shown, "maps": [layers, maps],
                      "weights": base64.b64encode(np.rint(lower * 65535).astype("<u2").tobytes()).decode()}
     data["logit_lens"] = [{**layer, "top": layer["top"][:shown]} for layer in record["logit_lens"]]
-    if explained:
+    if record.get("explain"):
         steps = [{**step, "values": [[f"{value:.4f}" for value in row[:SHOWN]] for row in step["values"][:SHOWN]]}
-                 for step in explained["steps"]]
-        data["explain"] = {**explained, "conclusion": conclusion(explained), "steps": steps}
+                 for step in record["explain"]["steps"]]
+        data["explain"] = record["explain"] | {"steps": steps}
     text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
-    template = Path(__file__).with_name("attention.html").read_text("utf-8")
-    write_text(path, template.replace("__DATA__", text))
+    page = Path(__file__).with_name("attention.html").read_text("utf-8")
+    write_text(path, page.replace("__DATA__", text))

@@ -10,29 +10,30 @@ from datasets import DatasetDict
 
 from hfscale.config import write_text
 from hfscale.data.stages import EVERY_STAGE, LARGEST_CLUSTERS, Ledger, num_bytes
+from hfscale.report.page import template
+from hfscale.report.pictures import bars
 
 LENGTH_EDGES_WORDS = (0, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 10**9)
+OWN_TABLES = ("largest", "languages")  # what a stage measured that is shown beside the stages
 
 
 def write_data_card(folder: Path, ledger: Ledger, splits: DatasetDict, *, config: dict[str, Any]) -> dict[str, Any]:
     """Write `data_card.json`, `data_card.md` and `funnel.png` into `folder`; returns the card."""
     words = [len(text.split()) for part in splits.values() for text in part["text"]]
     counts, _ = np.histogram(words, LENGTH_EDGES_WORDS)
-    found = {name: [(stage["stage"], stage[name]) for stage in ledger.stages if name in stage]
-             for name in ("largest", "languages")}
-    clusters = [{"stage": stage, **cluster} for stage, largest in found["largest"] for cluster in largest]
+    clusters = [{"stage": s["stage"], **cluster} for s in ledger.stages for cluster in s.get("largest", ())]
     card = {
         "schema_version": 1, "config": config,
-        "stages": [{name: value for name, value in stage.items() if name not in found} for stage in ledger.stages],
+        "stages": [{key: stage[key] for key in stage if key not in OWN_TABLES} for stage in ledger.stages],
         "splits": {name: {"documents": len(part), "bytes": num_bytes(part)} for name, part in splits.items()},
         "length_words": {_bin(i): int(n) for i, n in enumerate(counts)},
-        "languages": found["languages"][0][1] if found["languages"] else None,
+        "languages": next((stage["languages"] for stage in ledger.stages if "languages" in stage), None),
         "largest_clusters": sorted(clusters, key=lambda c: (-c["documents"], c["id"]))[:LARGEST_CLUSTERS],
         "examples": ledger.examples,
     }
     write_text(folder / "data_card.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     draw_funnel(ledger.stages, folder / "funnel.png")
-    write_text(folder / "data_card.md", _markdown(card))
+    write_text(folder / "data_card.md", template("data_card.md.j2").render(card, details=_details))
     return card
 
 
@@ -43,58 +44,16 @@ def _bin(i: int) -> str:
 
 def draw_funnel(stages: list[dict[str, Any]], path: Path) -> None:
     """Bytes that leave each stage, the source being the first, as bars with documents and shares beside them."""
-    from matplotlib.figure import Figure
-
-    names, sizes, documents = ([stage[key] for stage in stages] for key in ("stage", "bytes_out", "documents_out"))
-    figure = Figure(figsize=(9, 0.5 * len(names) + 1.2), layout="constrained")
-    axes = figure.subplots()
-    bars = axes.barh(names, [size / 2**20 for size in sizes], color="#4878a8")
-    axes.bar_label(bars, [f" {n:,} documents, {size / max(1, sizes[0]):.1%} of the bytes"
-                          for n, size in zip(documents, sizes, strict=True)])
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.7 * sizes[0] / 2**20)
-    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= sizes[0] / 2**20])  # the rest is for the labels
-    axes.set_xlabel("MiB of text", loc="left")
-    axes.set_title("What is left after each stage", loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
+    source_bytes = max(1, stages[0]["bytes_out"])
+    labels = [f" {stage['documents_out']:,} documents, {stage['bytes_out'] / source_bytes:.1%} of the bytes"
+              for stage in stages]
+    figure, axes = bars([stage["stage"] for stage in stages], {"": [s["bytes_out"] / 2**20 for s in stages]}, labels,
+                        {"": "#4878a8"})
+    axes.set(xlabel="MiB of text", title="What is left after each stage", xlim=(0, 1.7 * source_bytes / 2**20))
     figure.savefig(path, dpi=120)
-
-
-def _markdown(card: dict[str, Any]) -> str:
-    stages = _table(("stage", "documents in", "out", "bytes in", "out", "what it did"), [
-        (s["stage"], f"{s['documents_in']:,}", f"{s['documents_out']:,}", f"{s['bytes_in']:,}", f"{s['bytes_out']:,}",
-         _details(s)) for s in card["stages"]])
-    splits = _table(("split", "documents", "bytes"), [
-        (name, f"{s['documents']:,}", f"{s['bytes']:,}") for name, s in card["splits"].items()])
-    lengths = _table(("words", "documents"), [(name, f"{n:,}") for name, n in card["length_words"].items()])
-    clusters = _table(("documents", "stage", "first id", "begins"), [
-        (c["documents"], c["stage"], c["id"], _cell(c["text_begins"])) for c in card["largest_clusters"]])
-    examples = "\n\n".join(f"### {rule}\n\n" + _table(("id", "value", "begins"), [
-        (e["id"], e["value"], _cell(e["text_begins"])) for e in found]) for rule, found in card["examples"].items())
-    languages = _table(("language", "documents"), [
-        (name, f"{n:,}") for name, n in Counter(card["languages"]).most_common()])
-    if card["languages"] is None:
-        languages = 'not measured: pip install "hfscale[language]"'
-    return ("# Data card\n\n![what is left after each stage](funnel.png)\n\n"
-            f"{stages}\n\n## Splits\n\n{splits}\n\n"
-            f"## Lengths\n\n{lengths}\n\n## Languages (before the language filter)\n\n{languages}\n\n"
-            f"## Largest clusters of copies\n\n{clusters}\n\n"
-            f"## Examples of what was dropped\n\n{examples}\n\nEvery dropped document is in `dropped.jsonl`; the "
-            "settings are in `data_card.json`.\n")
 
 
 def _details(stage: dict[str, Any]) -> str:
     extra = {k: v for k, v in stage.items() if k not in EVERY_STAGE}
     rules = dict(Counter(extra.pop("rules", {})).most_common())
     return ", ".join(f"{k} {v:,}" for k, v in {**rules, **extra}.items() if v)
-
-
-def _cell(text: str) -> str:
-    shown = " ".join(text.split())[:80].replace("|", "\\|").replace("`", "'")
-    return shown and f"`{shown}`"
-
-
-def _table(header: tuple, rows: list[tuple]) -> str:
-    lines = [header, ("---",) * len(header), *rows]
-    cells = (["" if cell is None else str(cell) for cell in line] for line in lines)
-    return "\n".join("| " + " | ".join(line) + " |" for line in cells) if rows else "none"

@@ -4,15 +4,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hfscale.report.tables import show_records
 from hfscale.scaling.law import Fit
+
+LISTS = ("points", "splits", "warnings")  # of a law, not in its table
 
 
 def draw_law(path: Path, fits: dict[str, Fit], groups: dict[str, Sequence[tuple]],
              forecasts: Sequence[dict[str, Any]]) -> None:
     """Save a PNG, one row per fit to its runs (parameters, tokens, loss): loss against tokens and against parameters
     with the fitted curves and forecasts, and iso-FLOP curves with the compute-optimal point of each."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(14, 4.2 * len(fits)), layout="constrained")
     axes = figure.subplots(len(fits), 3, squeeze=False)
     for row, (name, fit) in zip(axes, fits.items(), strict=True):
@@ -25,37 +31,29 @@ def draw_law(path: Path, fits: dict[str, Fit], groups: dict[str, Sequence[tuple]
     figure.savefig(path, dpi=130)
 
 
-def _draw_losses(axis, fit: Fit, points: Sequence[tuple], forecasts: Sequence[dict[str, Any]], over: int) -> None:
+def _draw_losses(axis: Axes, fit: Fit, points: Sequence[tuple], forecasts: Sequence[dict], over: int) -> None:
     """Loss over tokens (`over` 1), a curve per size, or over parameters (0), a curve per number of tokens."""
-    import numpy as np
-    from matplotlib import colormaps
-
-    names = ("parameters", "tokens")
-    lines = sorted({point[1 - over] for point in points} | {f[names[1 - over]] for f in forecasts})
-    reach = [point[over] for point in points] + [f[names[over]] for f in forecasts]
-    xs = np.geomspace(min(reach) / 1.3, max(reach) * 1.3, 80)
-    for i, value in enumerate(lines):
-        color = colormaps["viridis"](i / max(1, len(lines) - 1) * 0.9)
-        pair = (value, xs) if over else (xs, value)
-        axis.plot(xs, fit.law.loss(*pair), color=color, lw=1)
-        mine = [point for point in points if point[1 - over] == value]
-        axis.plot([p[over] for p in mine], [p[2] for p in mine], "o", color=color, ms=4, ls="none",
+    runs = np.array(points, dtype=np.float64)  # (runs, 3)
+    seen = np.array([*runs[:, :2], *((f["parameters"], f["tokens"]) for f in forecasts)])
+    xs = np.geomspace(seen[:, over].min() / 1.3, seen[:, over].max() * 1.3, 80)
+    lines = np.unique(seen[:, 1 - over])
+    for value, color in zip(lines, colormaps["viridis"](np.linspace(0, 0.9, len(lines))), strict=True):
+        axis.plot(xs, fit.law.loss(*((value, xs) if over else (xs, value))), color=color, lw=1)
+        mine = runs[runs[:, 1 - over] == value]
+        axis.plot(mine[:, over], mine[:, 2], "o", color=color, ms=4,
                   label=f"{'N' if over else 'D'} = {value:.3g}" if len(lines) <= 12 else None)
     for forecast in forecasts:
-        low, high = forecast["loss_ci90"]
-        x = forecast[names[over]]
-        axis.errorbar([x], [forecast["loss"]], [[forecast["loss"] - low], [high - forecast["loss"]]], fmt="_",
-                      color="black", capsize=4, label="forecast, 90 %")
-        if forecast.get("measured") is not None:
+        x = forecast["tokens" if over else "parameters"]
+        axis.vlines(x, *forecast["loss_ci90"], color="black", label="forecast, 90 %")
+        axis.plot([x], [forecast["loss"]], "_", color="black")
+        if forecast["measured"] is not None:
             axis.plot([x], [forecast["measured"]], "*", color="crimson", ms=10, label="held out, measured")
     axis.set(xscale="log", xlabel=f"{'training tokens D' if over else 'parameters N'}", ylabel="loss, nats per token")
     if len(lines) <= 12 or forecasts:
         axis.legend(fontsize=7)
 
 
-def _draw_iso_flops(axis, fit: Fit, points: Sequence[tuple]) -> None:
-    import numpy as np
-
+def _draw_iso_flops(axis: Axes, fit: Fit, points: Sequence[tuple]) -> None:
     budgets = np.geomspace(min(6 * n * d for n, d, _ in points), max(6 * n * d for n, d, _ in points), 5)
     for flops in budgets:
         best, _ = fit.law.optimal(flops)
@@ -69,29 +67,15 @@ def _draw_iso_flops(axis, fit: Fit, points: Sequence[tuple]) -> None:
 
 def print_law(record: dict[str, Any]) -> None:
     """What `law.json` says, as tables."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table("law", "runs", "E", "A", "B", "alpha", "beta", title="L = E + A / N^alpha + B / D^beta (95 %)")
-    for name, law in record["laws"].items():
-        values = [f"{law[k]:.4g}\n{law[f'{k}_ci95'][0]:.3g} to {law[f'{k}_ci95'][1]:.3g}"
-                  for k in ("E", "A", "B", "alpha", "beta")]
-        table.add_row(name, str(law["runs"]), *values)
-    console.print(table)
-    table = Table("law", "FLOPs", "parameters", "tokens", "loss", title="compute-optimal split (95 %)")
-    for name, law in record["laws"].items():
-        for split in law["splits"]:
-            values = [f"{split[k]:.3g} ({split[f'{k}_ci95'][0]:.3g} to {split[f'{k}_ci95'][1]:.3g})"
-                      for k in ("parameters", "tokens", "loss")]
-            table.add_row(name, f"{split['flops']:.3g}", *values)
-    console.print(table)
-    for forecast in record["forecasts"]:
-        low, high = forecast["loss_ci90"]
-        found = "not run" if forecast["measured"] is None else f"measured {forecast['measured']:.4f}"
-        console.print(f"{forecast['cell']}: forecast {forecast['loss']:.4f} (90 %: {low:.4f} to {high:.4f}), {found}")
-    for name, law in record["laws"].items():
-        for warning in law["warnings"]:
-            console.print(f"warning: {name}: {warning}")
+    laws = record["laws"].items()
+    show_records([{"law": name, **{key: law[key] for key in law if key not in LISTS}} for name, law in laws],
+                 title="L = E + A / N^alpha + B / D^beta, with 95 % intervals", joint="\n")
+    show_records([{"law": name, **split} for name, law in laws for split in law["splits"]],
+                 title="compute-optimal split, with 95 % intervals", joint="\n")
+    if record["forecasts"]:
+        show_records([{**forecast, "measured": forecast["measured"] or "not run"} for forecast in record["forecasts"]],
+                     title="forecasts, with 90 % intervals")
+    for line in [f"warning: {name}: {warning}" for name, law in laws for warning in law["warnings"]]:
+        print(line)
     for line in record["dropped"]:
-        console.print(f"left out: {line}")
+        print(f"left out: {line}")

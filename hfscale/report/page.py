@@ -1,19 +1,29 @@
 """One self-contained HTML page of a run, or of several beside each other: it reads what the recipes wrote, no more."""
 
 import base64
+import contextlib
 import io
 import json
 from collections.abc import Sequence
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
+import jinja2
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
 from hfscale.config import InputError
+from hfscale.report.tables import number
 
 # Records of other recipes, each shown in a section of its own where the folder holds it.
 RECORDS = ("data_card.json", "scores.json", "law.json", "attention.json", "bias.json", "memorization.json")
 PAGE_LIMIT_BYTES = 2_800_000  # pictures beyond it are named, not shown
 CURVES = {"loss": "training loss", "eval_loss": "validation loss", "learning_rate": "learning rate",
           "grad_norm": "gradient norm"}
+
+STYLE = {"svg.fonttype": "none", "font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False,
+         "axes.spines.right": False, "legend.frameon": False}
 
 
 def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
@@ -24,33 +34,36 @@ def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
     Raises:
         InputError: a run folder without a readable `run.json`, or another folder without any record.
     """
-    import jinja2
-
-    records = [{"name": folder, **_read(Path(folder, "run.json"), needed=True)} for folder in runs]
+    records = [{"name": folder, **_read(Path(folder, "run.json"), ("data", "metrics"))} for folder in runs]
     found = {folder: [_record(path) for name in RECORDS if (path := Path(folder, name)).is_file()] for folder in also}
     if missing := [folder for folder, parts in found.items() if not parts]:
         raise InputError(f"also: {missing[0]} holds none of {', '.join(RECORDS)}; name the output of another recipe")
-    folders = [*runs, *also, *(s for r in records for s in r["data"]["source"] if Path(s, "data_card.json").is_file())]
-    curves = {record["name"]: _history(Path(record["name"])) for record in records}
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                                     undefined=jinja2.StrictUndefined,
-                                     loader=jinja2.FileSystemLoader(Path(__file__).parent))
-    environment.filters |= {"number": _number, "label": lambda name: name.removeprefix("eval_").replace("_", " ")}
-    page = environment.get_template("page.html.j2")
-    parts = {"runs": records, "metrics": _names(records, "metrics"), "found": found,
-             "charts": [chart for key, label in CURVES.items() if (chart := _chart(curves, key, label))]}
+    data = [source for record in records for source in record["data"].get("source", ())]
+    folders = [*runs, *also, *(folder for folder in data if Path(folder, "data_card.json").is_file())]
+    curves = {run: _read(path)["log_history"] for run in runs if (path := Path(run, "trainer_state.json")).is_file()}
+    metrics = [name for record in records for name, value in record["metrics"].items() if isinstance(value, Number)]
+    page = template("page.html.j2")
+    parts = {"runs": records, "metrics": list(dict.fromkeys(metrics)), "found": found,
+             "charts": list(filter(None, (_chart(curves, key, label) for key, label in CURVES.items())))}
     size = len(page.render(**parts, pictures=[]))
     return page.render(**parts, pictures=_pictures(dict.fromkeys(folders), PAGE_LIMIT_BYTES - size))
 
 
-def _read(path: Path, needed: bool = False) -> dict[str, Any]:
-    try:
+def template(name: str) -> jinja2.Template:
+    """A template that lies beside this file."""
+    environment = jinja2.Environment(autoescape=jinja2.select_autoescape(["html.j2"]), trim_blocks=True,
+                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+                                     keep_trailing_newline=True, loader=jinja2.FileSystemLoader(Path(__file__).parent))
+    environment.filters |= {"number": number, "label": lambda name: name.removeprefix("eval_").replace("_", " ")}
+    return environment.get_template(name)
+
+
+def _read(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         record = json.loads(path.read_text("utf-8"))
-        if needed:
-            record["data"]["source"], record["metrics"]  # noqa: B018 - what the page cannot do without
-        return record
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"runs: {path.parent} has no readable {path.name}; name a folder of a finished run") from None
+        if {*needs} <= record.keys():
+            return record
+    raise InputError(f"runs: {path.parent} has no readable {path.name}; name a folder of a finished run")
 
 
 def _record(path: Path) -> tuple[str, dict[str, Any]]:
@@ -58,46 +71,20 @@ def _record(path: Path) -> tuple[str, dict[str, Any]]:
     return path.name, {key: value for key, value in _read(path).items() if len(json.dumps(value)) < 20_000}
 
 
-def _names(records: Sequence[dict[str, Any]], part: str) -> list[str]:
-    """Names of numbers that any run has, in the order of the first one that has them; intervals stand beside."""
-    return list(dict.fromkeys(name for record in records for name, value in record[part].items()
-                              if isinstance(value, int | float) and not isinstance(value, bool)))
-
-
-def _history(run: Path) -> list[dict[str, float]]:
-    """What the run logged; empty where it kept no trainer_state.json."""
-    path = run / "trainer_state.json"
-    return _read(path)["log_history"] if path.is_file() else []
-
-
-def _number(value: Any) -> str:
-    """A number as people read it: four digits or more, thousands apart."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return "none" if value is None else str(value)
-    return f"{value:,}" if isinstance(value, int) or value.is_integer() and abs(value) < 1e15 else f"{value:,.4g}" if (
-        abs(value) < 1000) else f"{value:,.1f}"
-
-
 def _chart(curves: dict[str, list[dict[str, float]]], key: str, label: str) -> str | None:
     """An SVG of one logged value over steps, a line per run, in the colours of the page's theme."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     lines = {name: [(log["step"], log[key]) for log in history if key in log] for name, history in curves.items()}
     if not any(lines.values()):
         return None
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": key, "font.size": 9}):
+    with rc_context(STYLE | {"svg.hashsalt": key}):
         figure = Figure(figsize=(5.4, 3), layout="constrained")
-        axes = figure.subplots()
+        axes, out = figure.subplots(), io.StringIO()
         for name, points in lines.items():
-            axes.plot(*zip(*points, strict=True), marker="o" if len(points) < 20 else "", ms=3, lw=1.4,
-                      label=Path(name).name) if points else None
+            steps, values = zip(*points, strict=True) if points else ((), ())
+            axes.plot(steps, values, marker="o" if len(points) < 20 else "", ms=3, lw=1.4, label=Path(name).name)
         axes.set(xlabel="step", title=label)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
         if len(lines) > 1:
-            axes.legend(frameon=False)
-        out = io.StringIO()
+            axes.legend()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     svg = out.getvalue()
     return svg[svg.index("<svg"):].replace("#000000", "currentColor").replace("<text ", '<text fill="currentColor" ')

@@ -3,66 +3,59 @@
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
+from hfscale.report.tables import number, show_records, show_table
 from hfscale.scaling.plan import Accelerator
 
 COLORS = {"weights": "#4878a8", "bf16 copies": "#9ac1e0", "gradients": "#d98c40", "optimizer": "#7a5ba6",
           "activations": "#5ba66b", "logits": "#c95d5d", "communication": "#8c8c8c"}
-TERMINAL_BAR = 30  # characters
+TERMINAL_BAR = 30  # characters for all of the device's memory
 
 
 def show_plan(facts: dict[str, float], plans: dict[str, dict[str, Any]], best: str | None, device: Accelerator, *,
               efficiency: float, processes: int, kwh_price: float | None, hour_price: float | None) -> None:
     """Print the model's facts, memory by launch config as bars, and what each costs in time, energy and money."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console, wide = Console(), Table.grid(padding=(0, 2))
     for name, value in facts.items():
-        wide.add_row(name, f"{value:,.0f}" if value < 1e15 else f"{value:.3e}")
-    console.print(wide)
-    bars = Table("config", f"memory per GPU, of {device.memory_gb:g} GB", "GB", "micro-batch", "largest",
-                 caption="\n".join("  ".join(f"[{color}]█[/] {part}" for part, color in some)
-                                   for some in (list(COLORS.items())[:4], list(COLORS.items())[4:])))
-    for name, plan in plans.items():
-        bar = Text()
-        for part, color in COLORS.items():
-            bar.append("█" * round(TERMINAL_BAR * plan["memory_bytes"][part] / device.memory_gb / 1e9), color)
-        bar.truncate(TERMINAL_BAR + 10, overflow="ellipsis")
-        total = sum(plan["memory_bytes"].values()) / 1e9
-        batch = f"{plan['batch_size']} x {plan['gradient_accumulation_steps']}"
-        bars.add_row(name, bar, f"{total:.1f}", batch, str(plan["largest_batch_size"] or "does not fit"))
-    console.print(bars)
-    costs = Table("config", "s/step", "tokens/s", "hours", "GPU-hours", "kWh", "price", title=(
-        f"at {efficiency:.0%} of the peak rate, {device.power_w:g} W a GPU, communication not hidden"))
+        print(f"{name:<24}{number(value)}")
+    legend = "  ".join(f"[{color}]█[/] {part}" for part, color in COLORS.items())
+    show_table(("config", f"memory per GPU, of {device.memory_gb:g} GB", "GB", "micro-batch", "largest"), [
+        (name, _bar(plan["memory_bytes"], device), number(sum(plan["memory_bytes"].values()) / 1e9),
+         f"{plan['batch_size']} x {plan['gradient_accumulation_steps']}",
+         str(plan["largest_batch_size"] or "does not fit")) for name, plan in plans.items()], caption=legend)
+    costs = []
     for name, plan in plans.items():
         if plan["fits"]:
             hours = facts["tokens"] / plan["tokens_per_second"] / 3600
             kwh = hours * processes * device.power_w / 1000
             price = hours * processes * (hour_price or 0) + kwh * (kwh_price or 0)
-            costs.add_row(f"{name} (fastest)" if name == best else name, f"{plan['step_seconds']:.3g}",
-                          f"{plan['tokens_per_second']:,.0f}", f"{hours:,.1f}", f"{hours * processes:,.1f}",
-                          f"{kwh:,.1f}", f"{price:,.2f}" if hour_price or kwh_price else "not given")
-    console.print(costs)
+            costs.append({"config": f"{name} (fastest)" if name == best else name, "s/step": plan["step_seconds"],
+                          "tokens/s": round(plan["tokens_per_second"]), "hours": hours,
+                          "GPU-hours": hours * processes, "kWh": kwh,
+                          "price": price if hour_price or kwh_price else "not given"})
+    show_records(costs, title=f"at {efficiency:.0%} of the peak rate, {device.power_w:g} W a GPU, communication not "
+                              "hidden")
+
+
+def _bar(memory_bytes: dict[str, int], device: Accelerator) -> Text:
+    bar = Text()
+    for part, color in COLORS.items():
+        bar.append("█" * round(TERMINAL_BAR * memory_bytes[part] / device.memory_gb / 1e9), color)
+    bar.truncate(TERMINAL_BAR + 10, overflow="ellipsis")
+    return bar
 
 
 def draw_memory(path: Path, plans: dict[str, dict[str, Any]], device: Accelerator, title: str) -> None:
     """Save a PNG: one stacked bar per launch config, and the device's memory as a line."""
-    from matplotlib.figure import Figure
+    from hfscale.report.pictures import bars  # NumPy and all: a plan without a picture is quick
 
-    figure = Figure(figsize=(9, 0.45 * len(plans) + 1.6), layout="constrained")
-    axes, left = figure.subplots(), dict.fromkeys(plans, 0.0)
-    for part, color in COLORS.items():
-        sizes = [plan["memory_bytes"][part] / 1e9 for plan in plans.values()]
-        axes.barh(list(plans), sizes, left=list(left.values()), color=color, label=part)
-        left = {name: left[name] + size for name, size in zip(plans, sizes, strict=True)}
+    gb = {part: [plan["memory_bytes"][part] / 1e9 for plan in plans.values()] for part in COLORS}
+    totals = [sum(sizes) for sizes in zip(*gb.values(), strict=True)]
+    labels = [f" {total:.1f} GB, micro-batch {plan['batch_size']}"
+              for total, plan in zip(totals, plans.values(), strict=True)]
+    figure, axes = bars(list(plans), gb, labels, COLORS)
     axes.axvline(device.memory_gb, color="black", linestyle="--", linewidth=1, label="memory of the device")
-    for name, total in left.items():
-        axes.annotate(f" {total:.1f} GB, micro-batch {plans[name]['batch_size']}", (total, name), va="center", size=8)
-    axes.set(title=title, xlabel="GB per GPU at the fullest moment",
-             xlim=(0, 1.35 * max(device.memory_gb, *left.values())))
-    axes.invert_yaxis()
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(title=title, xlabel="GB per GPU at the fullest moment", xlim=(0, 1.35 * max(device.memory_gb, *totals)))
     axes.legend(fontsize=8, loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
