@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from hfscale.config import InputError, check_recipe_args
 from hfscale.launch import shipped, split_flags
+from hfscale.scaling.flops import Shape
 
 HEAD_WIDTH = 32  # tokens of small models; n_head follows from the width
 QUIET = ["--eval_on_start", "false", "--eval_strategy", "no", "--save_strategy", "no", "--report_to", "none"]
@@ -35,9 +36,9 @@ class Cell(NamedTuple):
     def parameters(self, like: dict[str, Any], count: str) -> int:
         """Parameters of the cell's model, before it is built, from the `run.json` of a cell that shares its vocabulary
         and context; `count` as in `run.json`'s `model`."""
-        blocks = self.n_layer * (12 * self.n_embd**2 + 13 * self.n_embd) + 2 * self.n_embd
         embeddings = like["model"]["parameters"] - like["model"]["parameters_without_embeddings"]
-        return blocks + (count == "parameters") * embeddings // like["config"]["n_embd"] * self.n_embd
+        rows = embeddings // like["config"]["n_embd"] if count == "parameters" else 0  # of words and positions
+        return Shape(self.n_layer, 1, self.n_embd, 0, rows).parameters()
 
 
 def parse_held_out(names: Sequence[str]) -> list[Cell]:
