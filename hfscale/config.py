@@ -224,18 +224,27 @@ def _checked_values(cls: type, argv: list[str], recipe: Path) -> dict[str, Any]:
         print(_help_text(cls, recipe, own, [name for name in upstream if name not in own and name not in REFUSED]))
         raise SystemExit(0)
     kinds = {**upstream, **own}
-    configs, flags = pick_flags(argv, ["config"])
-    values: dict[str, Any] = {}
-    for _, words in _split_flags(configs):
-        for word in words or [""]:
+    given, values = read_flags(argv, {**kinds, "config": list[str]}), {}
+    if "config" in given:
+        for word in given.pop("config") or [""]:
             values |= _read_yaml(_find_config(word, recipe), kinds)
-    return values | read_flags(flags, kinds)
+    return values | given
 
 
 def read_flags(argv: list[str], kinds: dict[str, Any]) -> dict[str, Any]:
-    """Checked values of --name word ...; a list given several times is one list. Raises as `parse_args`."""
+    """Checked values of --name, --name word word and --name=word; a list given several times is one list. Raises as
+    `parse_args`."""
+    flags: list[tuple[str, list[str]]] = []
+    for token in argv:
+        if token.startswith("--") and token != "--":
+            name, equals, word = token[2:].partition("=")
+            flags.append((name, [word] if equals else []))
+        elif not flags:
+            raise InputError(f"command line: '{token}' stands alone; arguments are given as --name value (see --help)")
+        else:
+            flags[-1][1].append(token)
     given: dict[str, Any] = {}
-    for name, words in _split_flags(argv):
+    for name, words in flags:
         value = _check("command line", f"--{name}", name, words, kinds, convert_text)
         given[name] = given[name] + value if isinstance(value, list) and name in given else value
     return given
@@ -250,20 +259,6 @@ def pick_flags(argv: list[str], names: Container[str]) -> tuple[list[str], list[
             words = picked if word[2:].partition("=")[0] in names else others
         words.append(word)
     return picked, others
-
-
-def _split_flags(argv: list[str]) -> list[tuple[str, list[str]]]:
-    """[("name", [words that follow]), ...] for --name, --name word word and --name=word."""
-    flags: list[tuple[str, list[str]]] = []
-    for token in argv:
-        if token.startswith("--") and token != "--":
-            name, equals, word = token[2:].partition("=")
-            flags.append((name, [word] if equals else []))
-        elif not flags:
-            raise InputError(f"command line: '{token}' stands alone; arguments are given as --name value (see --help)")
-        else:
-            flags[-1][1].append(token)
-    return flags
 
 
 def _check(place: str, shown: str, name: str, value: Any, kinds: dict[str, Any], converter: Callable) -> Any:
@@ -406,9 +401,14 @@ def check_output_folder(output_dir: str, *, overwrite: bool, last_file: str) -> 
     folder = Path(output_dir).absolute()
     if os.path.lexists(folder) and not (overwrite and (folder / last_file).is_file()):
         raise InputError(f"output_dir {output_dir}: exists; name another, or --overwrite one of this recipe")
-    above = next(path for path in folder.parents if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise InputError(f"output_dir {output_dir}: {above} is not a folder that can be written to")
+    check_writable(f"output_dir {output_dir}", folder.parent)
+
+
+def check_writable(place: str, folder: Path) -> None:
+    """Raise InputError unless the folder, or the lowest one above it that is there, can be written to."""
+    lowest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not lowest.is_dir() or not os.access(lowest, os.W_OK):
+        raise InputError(f"{place}: {lowest} is not a folder that can be written to")
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from accelerate.utils import gather
 from accelerate.utils.memory import should_reduce_batch_size
 
 from hfscale.config import InputError
@@ -29,13 +30,11 @@ def find_pieces(model: torch.nn.Module, inputs: Mapping[str, Any], try_piece: Ca
     rows, pieces = len(inputs["input_ids"]), 1
     while not _fits(model, split_batch(inputs, pieces)[0], try_piece) and pieces < 2 * rows:
         pieces *= 2
-    found = torch.tensor(pieces, device=inputs["input_ids"].device)
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-    if found.item() >= 2 * rows and rows > 0:
+    found = int(gather(torch.tensor([pieces], device=inputs["input_ids"].device)).max())
+    if found >= 2 * rows > 0:
         raise InputError("--auto_batch: not even one row fits into memory; take --activation_checkpointing, a shorter "
                          "--max_length or a launch config that splits the model (hfscale plan shows which)")
-    return int(found)
+    return found
 
 
 def _fits(model: torch.nn.Module, piece: dict[str, Any], try_piece: Callable[[dict[str, Any]], Any]) -> bool:

@@ -41,30 +41,17 @@ class Cell(NamedTuple):
         return Shape(self.n_layer, 1, self.n_embd, 0, rows).parameters()
 
 
-def parse_held_out(names: Sequence[str]) -> list[Cell]:
-    """Cells from their names, as in 6x192-4000000; InputError for another form."""
+def parse_cells(names: Sequence[str], place: str) -> list[Cell]:
+    """Cells from their names; InputError, beginning with `place`, for another form or a cell named twice."""
     cells = []
     for name in names:
-        size, _, tokens = name.partition("-")
-        if not tokens.isdigit():
-            raise InputError(f"hold_out: got '{name}', expected size-tokens, as in 6x192-4000000")
-        cells += parse_cells([size], [int(tokens)])
-    return cells
-
-
-def parse_cells(sizes: Sequence[str], tokens: Sequence[int]) -> list[Cell]:
-    """Every size ("layers x width", as in 4x128) with every number of tokens; InputError for another form."""
-    cells = []
-    for size in sizes:
-        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", size)
+        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)-([1-9]\d*)", name)
         if not match or int(match[2]) % HEAD_WIDTH:
-            raise InputError(f"sizes: got '{size}', expected layers x width, as in 4x128, the width a multiple of "
-                             f"{HEAD_WIDTH}")
-        cells += [Cell(int(match[1]), int(match[2]), count) for count in tokens]
-    if low := [count for count in tokens if count < 1]:
-        raise InputError(f"tokens: got {low[0]}, expected at least 1")
-    if twice := {cell.name for cell in cells if cells.count(cell) > 1}:
-        raise InputError(f"cells: {sorted(twice)[0]} is named twice; keep one")
+            raise InputError(f"{place}: got '{name}', expected layers x width - tokens, as in 4x128-1000000, none of "
+                             f"them 0, the width a multiple of {HEAD_WIDTH}")
+        cells.append(Cell(*map(int, match.groups())))
+        if cells.count(cells[-1]) > 1:
+            raise InputError(f"{place}: {name} is named twice; keep one")
     return cells
 
 
@@ -100,12 +87,12 @@ def run_cells(cells: Sequence[Cell], folder: Path, pretrain_args: Sequence[str],
     folder.mkdir(parents=True, exist_ok=True)
     failed = []
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(_train, commands[cell], folder / f"{cell.name}.log", retries): cell
+        waiting = {pool.submit(_train, commands[cell], folder / cell.name, retries): cell
                    for cell in cells if cell not in done}
         print(f"{len(done)} of {len(cells)} cells are finished; logs and runs: {folder}", flush=True)
         for number, future in enumerate(as_completed(waiting), len(done) + 1):
             cell = waiting[future]
-            if future.result() and (record := _finished(folder / cell.name, commands[cell])):
+            if record := future.result():
                 done[cell] = record
                 result = f"loss {record['metrics']['eval_loss']:.4f} after {record['train']['seconds']:.0f} s"
             else:
@@ -126,15 +113,16 @@ def _finished(run: Path, command: list[str]) -> dict[str, Any] | None:
     return record
 
 
-def _train(command: list[str], log: Path, retries: int) -> bool:
+def _train(command: list[str], run: Path, retries: int) -> dict[str, Any] | None:
+    """The record of the run; None: every try failed."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
     for _ in range(retries + 1):
         # --overwrite: the folder holds at most what a failed try left
         words = [sys.executable, "-m", "hfscale.cli", *command, "--overwrite", "true"]
-        with open(log, "a", encoding="utf-8") as out:
+        with open(f"{run}.log", "a", encoding="utf-8") as out:
             if subprocess.run(words, stdout=out, stderr=subprocess.STDOUT, env=env).returncode == 0:
-                return True
-    return False
+                return _finished(run, command)
+    return None
 
 
 def read_runs(path: str, n_column: str, d_column: str, loss_column: str, group_column: str | None = None
