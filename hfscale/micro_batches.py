@@ -13,11 +13,11 @@ BYTES_OF_ADAM = 8  # per parameter: two float32 moments
 
 
 def split_batch(inputs: Mapping[str, Any], pieces: int) -> list[dict[str, Any]]:
-    """The batch in at most this many parts of nearly equal size, each with at least one row."""
-    rows = len(inputs["input_ids"])
-    bounds = [round(i * rows / min(pieces, rows)) for i in range(min(pieces, rows) + 1)]
-    return [{name: value[start:end] if torch.is_tensor(value) and value.dim() else value
-             for name, value in inputs.items()} for start, end in zip(bounds, bounds[1:], strict=False)]
+    """The batch in at most this many parts of nearly equal size, the largest first, each with at least one row."""
+    pieces = min(pieces, len(inputs["input_ids"]))
+    parts = {name: value.tensor_split(pieces) if torch.is_tensor(value) and value.dim() else [value] * pieces
+             for name, value in inputs.items()}
+    return [{name: part[i] for name, part in parts.items()} for i in range(pieces)]
 
 
 def find_pieces(model: torch.nn.Module, inputs: Mapping[str, Any], try_piece: Callable[[dict[str, Any]], Any]) -> int:

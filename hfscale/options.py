@@ -78,20 +78,13 @@ def convert(value: Any, kind: Any) -> Any:
                 return value
         elif origin is list and isinstance(value, list):
             return [convert(item, arguments[0]) for item in value]
-        elif member is float:
-            if (number := _number(value)) is not None:
-                return number
+        elif member is float and type(value) in (int, float, str):
+            with contextlib.suppress(ValueError):  # text that is no number; YAML reads 1e-3 as text
+                if not math.isnan(number := float(value)):
+                    return number
         elif member is Any or type(value) is (origin or member):
             return value
     raise ValueError(f"expected {describe(kind)}{did_you_mean(str(value), choices)}")
-
-
-def _number(value: Any) -> float | None:
-    try:  # text too: YAML reads 1e-3 as text
-        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
-    except ValueError:
-        return None
-    return None if math.isnan(number) else number
 
 
 def convert_text(words: list[str], kind: Any) -> Any:

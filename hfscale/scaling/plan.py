@@ -44,8 +44,7 @@ def find_accelerator(name: str, own: str | None = None) -> Accelerator:
     if found is None:
         raise InputError(f"--gpu {name}: not known; known: {', '.join(table)}; --accelerators adds yours")
     for key, value in found._asdict().items():
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if key != "source" and value is not None and not (is_number and value > 0):
+        if key != "source" and value is not None and (type(value) not in (int, float) or value <= 0):
             raise InputError(f"--accelerators {own}: {name}: {key}: expected a number above 0")
     return found
 
@@ -72,10 +71,11 @@ def find_shape(model: str | None, sizes: dict[str, int], tokenizer: str, vocab_s
 
 
 def _saved_vocabulary(folder: str) -> int | None:
+    from tokenizers import Tokenizer
+
     try:
-        saved = json.loads(Path(folder, "tokenizer.json").read_text("utf-8"))
-        return 1 + max([*saved["model"]["vocab"].values(), *(token["id"] for token in saved["added_tokens"])])
-    except (OSError, ValueError, KeyError, AttributeError):
+        return Tokenizer.from_file(str(Path(folder, "tokenizer.json"))).get_vocab_size()
+    except Exception:  # not there, or broken: the library has no class of its own for either
         return None
 
 
