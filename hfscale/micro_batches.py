@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from hfscale.config import InputError
 
@@ -54,5 +54,4 @@ def _fits(model: torch.nn.Module, piece: dict[str, Any], try_piece: Callable[[di
         del reserved
         for parameter in trained:
             parameter.grad = None
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        clear_device_cache()

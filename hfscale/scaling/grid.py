@@ -83,23 +83,22 @@ def run_cells(cells: Sequence[Cell], folder: Path, pretrain_args: Sequence[str],
         InputError: a finished cell was trained with other arguments.
     """
     commands = {cell: cell_command(cell, folder, pretrain_args) for cell in cells}
-    done = {cell: record for cell in cells if (record := _finished(folder / cell.name, commands[cell]))}
+    records = {cell: _finished(folder / cell.name, commands[cell]) for cell in cells}
     folder.mkdir(parents=True, exist_ok=True)
-    failed = []
     with ThreadPoolExecutor(jobs) as pool:
         waiting = {pool.submit(_train, commands[cell], folder / cell.name, retries): cell
-                   for cell in cells if cell not in done}
-        print(f"{len(done)} of {len(cells)} cells are finished; logs and runs: {folder}", flush=True)
-        for number, future in enumerate(as_completed(waiting), len(done) + 1):
+                   for cell, record in records.items() if not record}
+        finished = len(cells) - len(waiting)
+        print(f"{finished} of {len(cells)} cells are finished; logs and runs: {folder}", flush=True)
+        for number, future in enumerate(as_completed(waiting), finished + 1):
             cell = waiting[future]
-            if record := future.result():
-                done[cell] = record
+            records[cell] = record = future.result()
+            result = f"failed {retries + 1} times; see {folder / cell.name}.log"
+            if record:
                 result = f"loss {record['metrics']['eval_loss']:.4f} after {record['train']['seconds']:.0f} s"
-            else:
-                failed.append(cell.name)
-                result = f"failed {retries + 1} times; see {folder / cell.name}.log"
             print(f"cell {number} of {len(cells)}, {cell.name}: {result}", flush=True)
-    return {cell: done[cell] for cell in cells if cell in done}, failed
+    done = {cell: record for cell, record in records.items() if record}
+    return done, [cell.name for cell in cells if cell not in done]
 
 
 def _finished(run: Path, command: list[str]) -> dict[str, Any] | None:
