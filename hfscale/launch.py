@@ -31,7 +31,8 @@ def launch(recipe: Path, argv: list[str]) -> int:
     if recipe.stem in ALONE:
         sys.argv = [str(recipe), *argv]
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is asked of the Hub
-        runpy.run_path(str(recipe), run_name="__main__")  # ends with SystemExit
+        runpy.run_path(str(recipe), run_name="__main__")  # ours end with SystemExit
+        return 0
     flags, recipe_args = split_flags(argv)
     use_cpu = check_recipe_args(recipe, recipe_args).get("use_cpu", False)
     import torch

@@ -173,6 +173,8 @@ def test_shipped_configs_go_by_name(parse, folder):
 @pytest.mark.parametrize(("words", "message"), [
     (["--countt", "1"], "command line: unknown name --countt; did you mean count?"),
     (["--zzz", "1"], "command line: unknown name --zzz; --help lists the names"),
+    (["--confg", "c.yaml"], "command line: unknown name --confg; did you mean config?"),
+    (["--config"], "--config : no such file; shipped with toy: none"),
     (["--training", "1"], "command line: unknown name --training; --help lists the names"),
     (["word"], "command line: 'word' stands alone; arguments are given as --name value (see --help)"),
     (["--count", "x"], "command line: --count: got 'x', expected int"),

@@ -148,6 +148,13 @@ def test_sizes_come_from_the_files_at_hand(tmp_path):
     tokenizer = train_bpe(Dataset.from_dict({"text": ["some words"]}), 270)
     tokenizer.save_pretrained(tmp_path)
     assert find_shape(None, sizes, str(tmp_path), None).vocab_size == len(tokenizer)
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -2.0)], 0)).save(str(tmp_path / "tokenizer.json"))
+    assert find_shape(None, sizes, str(tmp_path), None).vocab_size == 3
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match="its vocabulary is not known"):
+        find_shape(None, sizes, str(tmp_path), None)
 
 
 @pytest.mark.parametrize(("words", "says"), [
