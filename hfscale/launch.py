@@ -1,8 +1,5 @@
 """`hfscale <recipe> ...` as `accelerate launch ...`: picks a config, refuses what cannot run, keeps the status."""
 
-import argparse
-import contextlib
-import difflib
 import logging
 import os
 import runpy
@@ -14,26 +11,28 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from hfscale.config import InputError, check_recipe_args
+from hfscale.config import InputError, arguments_class, check_recipe_args, pick_flags, read_flags
+from hfscale.options import did_you_mean
 
 ALONE = ("plan",)  # recipes that compute nothing on a device: no launcher, and torch is not imported
-
-
-def run_alone(recipe: Path, argv: list[str]) -> int:
-    """Run a script in this process; returns its exit status."""
-    sys.argv = [str(recipe), *argv]
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is asked of the Hub
-    try:
-        runpy.run_path(str(recipe), run_name="__main__")
-    except SystemExit as stop:
-        return stop.code or 0
-    return 0
+# The flags that are the launcher's, not the recipe's: type and meaning.
+FLAGS = {
+    "accelerate": (str, "launch config (see hfscale recipes) or file; default: fits the machine"),
+    "num_processes": (int, "on all machines together; default: one per GPU"),
+    "num_machines": (int, "machines that take part; start the command on each"),
+    "machine_rank": (int, "this machine's number, from 0"),
+    "main_process_ip": (str, "address of machine 0"),
+    "main_process_port": (int, "a free port on machine 0"),
+}
 
 
 def launch(recipe: Path, argv: list[str]) -> int:
     """Run a script as `accelerate launch`: 0 or the first failed rank's status; InputError before anything starts."""
     if recipe.stem in ALONE:
-        return run_alone(recipe, argv)
+        sys.argv = [str(recipe), *argv]
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is asked of the Hub
+        runpy.run_path(str(recipe), run_name="__main__")  # ours end with SystemExit
+        return 0
     flags, recipe_args = split_flags(argv)
     use_cpu = check_recipe_args(recipe, recipe_args).get("use_cpu", False)
     import torch
@@ -45,27 +44,10 @@ def launch(recipe: Path, argv: list[str]) -> int:
     return run_launcher(words, env)
 
 
-def launcher_parser() -> argparse.ArgumentParser:
-    """The flags that are the launcher's, not the recipe's."""
-    parser = argparse.ArgumentParser(usage="hfscale RECIPE [launcher flags] [arguments]", add_help=False,
-                                     allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS)
-    flags = parser.add_argument_group("launcher flags")
-    flags.add_argument("--accelerate", help="launch config (see hfscale recipes) or file; default: fits the machine")
-    flags.add_argument("--num_processes", type=int, help="on all machines together; default: one per GPU")
-    flags.add_argument("--num_machines", type=int, help="machines that take part; start the command on each")
-    flags.add_argument("--machine_rank", type=int, help="this machine's number, from 0")
-    flags.add_argument("--main_process_ip", help="address of machine 0")
-    flags.add_argument("--main_process_port", type=int, help="a free port on machine 0")
-    return parser
-
-
 def split_flags(argv: list[str]) -> tuple[dict, list[str]]:
-    """The launcher's flags by name, and the words left for the recipe."""
-    try:
-        flags, rest = launcher_parser().parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise InputError(f"command line: {error}") from None
-    return vars(flags), rest
+    """The launcher's flags that are given, by name, and the words left for the recipe."""
+    own, rest = pick_flags(argv, FLAGS)
+    return read_flags(own, {name: kind for name, (kind, _) in FLAGS.items()}), rest
 
 
 def shipped(folder: str, pattern: str) -> dict[str, Path]:
@@ -94,9 +76,7 @@ def accelerate_command(recipe: Path, recipe_args: list[str], flags: dict, use_cp
     """The words after `accelerate launch`, and environment variables; raises InputError if it cannot work there."""
     from accelerate.commands.config.config_args import load_config_from_file
 
-    name, trains = flags.get("accelerate"), False
-    with contextlib.suppress(InputError):
-        trains = "use_cpu" in check_recipe_args(recipe, ["--use_cpu", "true"])
+    name, trains = flags.get("accelerate"), "training" in arguments_class(recipe).__dataclass_fields__
     if name is None:
         name = pick_config(0 if use_cpu else gpus, flags.get("num_processes"), trains)
         why = "--use_cpu is given" if use_cpu else f"GPUs on this machine: {gpus}"
@@ -138,13 +118,11 @@ def _check_keys(path: Path, config) -> None:
     """Raise InputError for a name inside fsdp_config or deepspeed_config that accelerate would silently pass over."""
     from accelerate.commands.launch import launch_command_parser
 
-    known = {action.dest for action in launch_command_parser()._actions}
+    known = [action.dest for action in launch_command_parser()._actions]
     for part, prefix in (("fsdp_config", "fsdp_"), ("deepspeed_config", "")):
-        for key in getattr(config, part, None) or {}:
-            if key not in known or not key.startswith(prefix):
-                near = difflib.get_close_matches(key, [name for name in known if name.startswith(prefix)], 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise InputError(f"{path}: {part}: unknown name {key}{hint}")
+        names = [name for name in known if name.startswith(prefix)]
+        if wrong := [key for key in getattr(config, part, None) or {} if key not in names]:
+            raise InputError(f"{path}: {part}: unknown name {wrong[0]}{did_you_mean(wrong[0], names)}")
 
 
 def _check_machines(machines: int, flags: dict) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils import gather
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from hfscale.config import InputError
 
@@ -12,11 +13,11 @@ BYTES_OF_ADAM = 8  # per parameter: two float32 moments
 
 
 def split_batch(inputs: Mapping[str, Any], pieces: int) -> list[dict[str, Any]]:
-    """The batch in at most this many parts of nearly equal size, each with at least one row."""
-    rows = len(inputs["input_ids"])
-    bounds = [round(i * rows / min(pieces, rows)) for i in range(min(pieces, rows) + 1)]
-    return [{name: value[start:end] if torch.is_tensor(value) and value.dim() else value
-             for name, value in inputs.items()} for start, end in zip(bounds, bounds[1:], strict=False)]
+    """The batch in at most this many parts of nearly equal size, the largest first, each with at least one row."""
+    pieces = min(pieces, len(inputs["input_ids"]))
+    parts = {name: value.tensor_split(pieces) if torch.is_tensor(value) and value.dim() else [value] * pieces
+             for name, value in inputs.items()}
+    return [{name: part[i] for name, part in parts.items()} for i in range(pieces)]
 
 
 def find_pieces(model: torch.nn.Module, inputs: Mapping[str, Any], try_piece: Callable[[dict[str, Any]], Any]) -> int:
@@ -29,13 +30,11 @@ def find_pieces(model: torch.nn.Module, inputs: Mapping[str, Any], try_piece: Ca
     rows, pieces = len(inputs["input_ids"]), 1
     while not _fits(model, split_batch(inputs, pieces)[0], try_piece) and pieces < 2 * rows:
         pieces *= 2
-    found = torch.tensor(pieces, device=inputs["input_ids"].device)
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-    if found.item() >= 2 * rows and rows > 0:
+    found = int(gather(torch.tensor([pieces], device=inputs["input_ids"].device)).max())
+    if found >= 2 * rows > 0:
         raise InputError("--auto_batch: not even one row fits into memory; take --activation_checkpointing, a shorter "
                          "--max_length or a launch config that splits the model (hfscale plan shows which)")
-    return int(found)
+    return found
 
 
 def _fits(model: torch.nn.Module, piece: dict[str, Any], try_piece: Callable[[dict[str, Any]], Any]) -> bool:
@@ -55,5 +54,4 @@ def _fits(model: torch.nn.Module, piece: dict[str, Any], try_piece: Callable[[di
         del reserved
         for parameter in trained:
             parameter.grad = None
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        clear_device_cache()

@@ -5,7 +5,7 @@ import socket
 import sys
 from pathlib import Path
 
-import torch
+from accelerate.utils import gather_object
 
 from hfscale.config import InputError
 from hfscale.run_record import versions
@@ -14,12 +14,8 @@ from hfscale.run_record import versions
 def check_same_software() -> None:
     """Raise InputError on every rank if one runs other versions, code or arguments than rank 0: such ranks train
     different models, or wait for each other forever. Collective."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return
-    mine = software()
-    everyone: list = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, (socket.gethostname(), mine))
-    (first_host, first), *_ = everyone
+    everyone = gather_object([(socket.gethostname(), software())])
+    first_host, first = everyone[0]
     for rank, (host, theirs) in enumerate(everyone):
         differing = [f"{name} is {theirs.get(name)} there and {first.get(name)} on rank 0 ({first_host})"
                      for name in first if theirs.get(name) != first[name]]

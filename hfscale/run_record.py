@@ -1,5 +1,6 @@
 """`run.json` and the model card: what was done, with which text, on what, and how well it went."""
 
+import contextlib
 import json
 import os
 import platform
@@ -12,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, Trainer
@@ -24,7 +26,6 @@ from hfscale.preview import memory_at_hand
 from hfscale.sharing import share_run
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "deepspeed", "peft")
-DATA_COLUMNS = ("documents", "bytes", "tokens", "fingerprint")
 
 
 def write_run(trainer: Trainer, recipe: str, args: Any, argv: list[str] | None, documents: DatasetDict,
@@ -94,67 +95,14 @@ def _device_name(device: torch.device) -> str:
 
 def versions() -> dict[str, str | None]:
     """Of Python, hfscale and the libraries that decide the numbers; None: not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "hfscale": __version__}
+    found = {"python": platform.python_version(), "hfscale": __version__, **dict.fromkeys(LIBRARIES)}
     for name in LIBRARIES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
     return found
 
 
 def _model_card(record: dict[str, Any]) -> str:
-    metrics = record["metrics"]
-    intervals = {name: " to ".join(f"{end:.4g}" for end in metrics.get(f"{name}_ci95") or []) for name in metrics}
-    numbers = "\n".join(f"| {name} | {value:.6g} | {intervals[name]} |" for name, value in metrics.items()
-                        if isinstance(value, int | float))
-    samples = "\n\n".join(f"```text\n{text}\n```" for text in record["samples"])
-    name, model, data = Path(record["config"]["output_dir"]).name, record["model"], record["data"]
-    splits = "\n".join(f"| {split} | {' | '.join(str(data[key][split]) for key in DATA_COLUMNS)} |"
-                       for split in data["documents"])
-    tuned = f", tuned from {model['base']}" if model["base"] else ""
-    kind = f"{model['adapter']} adapter for a {model['architecture']}" if model["adapter"] else model["architecture"]
-    use = f'from transformers import pipeline\n\npipe = pipeline("text-generation", model="{name}")'
-    if model["adapter"]:  # transformers' own loading of adapters gives other numbers for DoRA
-        use = ("from peft import AutoPeftModelForCausalLM\n\n"
-               f'model = AutoPeftModelForCausalLM.from_pretrained("{name}")')
-    return f"""---
-library_name: {"peft" if model["adapter"] else "transformers"}
-pipeline_tag: text-generation
-tags: [hfscale]
----
-
-# {name}
-
-{kind}{tuned}, with {model["parameters"]:,} parameters, of which {model["trained_parameters"]:,} were trained by
-hfscale's recipe `{record["recipe"]}` on {", ".join(data["source"])}.
-
-```python
-{use}
-```
-
-## Data
-
-| split | {" | ".join(DATA_COLUMNS)} |
-|---|---|---|---|---|
-{splits}
-
-## Held-out text
-
-| metric | value | 95 % interval |
-|---|---|---|
-{numbers}
-
-## Limits
-
-The numbers hold for text like the held-out one. The model repeats what its text says, its errors and prejudices
-included, and makes up facts. Nothing else was measured here, its safety not either.
-
-## Samples
-
-{samples}
-
-## How it was made
-
-`{record["command"]}`; every setting is in `run.json`.
-"""
+    template = jinja2.Template(Path(__file__).with_name("model_card.md.j2").read_text("utf-8"), trim_blocks=True,
+                               keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
+    return template.render(record, name=Path(record["config"]["output_dir"]).name)

@@ -1,11 +1,9 @@
 """Trackers and the Hub: what is asked for is checked before a run, and shown or pushed after it."""
 
 import json
-import netrc
 import os
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import huggingface_hub
 from huggingface_hub.constants import HF_HUB_OFFLINE
@@ -25,20 +23,16 @@ def check_sharing(args: TrainingArguments) -> None:
         InputError: `push_to_hub` without the Hub or a login.
     """
     if "wandb" in args.report_to:
+        from requests.utils import get_netrc_auth  # wandb brings it
+
         os.environ.setdefault("WANDB_DIR", str(Path(args.output_dir).absolute()))
         url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-        if "WANDB_MODE" not in os.environ and not (_has_wandb_login(url) and host_answers(url)):
+        has_login = "WANDB_API_KEY" in os.environ or get_netrc_auth(url)
+        if "WANDB_MODE" not in os.environ and not (has_login and host_answers(url)):
             os.environ["WANDB_MODE"] = "offline"
     if args.push_to_hub and (HF_HUB_OFFLINE or huggingface_hub.get_token() is None):
         problem = "the Hub is not reachable" if HF_HUB_OFFLINE else "no login (set HF_TOKEN, or run: hf auth login)"
         raise InputError(f"push_to_hub: {problem}; leave it out, and upload the run folder later: hf upload")
-
-
-def _has_wandb_login(url: str) -> bool:
-    try:
-        return "WANDB_API_KEY" in os.environ or netrc.netrc().authenticators(urlsplit(url).hostname) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def share_run(trainer: Trainer) -> None:

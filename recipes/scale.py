@@ -51,14 +51,15 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"{name}: got {getattr(args, name)}, expected at least 1")
 
     from hfscale.report.law_page import draw_law, print_law
-    from hfscale.scaling.grid import parse_cells, parse_held_out, read_runs, run_cells
+    from hfscale.scaling.grid import parse_cells, read_runs, run_cells
     from hfscale.scaling.law import fit_law
 
     held, dropped, forecasts = [], [], []
     if args.fit_csv:
         groups, dropped = read_runs(args.fit_csv, args.n_column, args.d_column, args.loss_column, args.group_column)
     else:
-        cells, held = parse_cells(args.sizes, args.tokens), parse_held_out(args.hold_out)
+        cells = parse_cells([f"{size}-{count}" for size in args.sizes for count in args.tokens], "sizes, tokens")
+        held = parse_cells(args.hold_out, "hold_out")
         if not cells or {*held} & {*cells}:
             raise InputError("sizes, tokens, hold_out: the grid is empty, or a cell of it is also held out")
         train = partial(run_cells, folder=folder / "cells", pretrain_args=args.pretrain_args, jobs=args.jobs,
@@ -95,8 +96,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _range(points: list[tuple]) -> list[float]:
     """The largest budget of the grid, and ten and a hundred times as much."""
-    largest = max(6 * n * d for n, d, _ in points)
-    return [largest, 10 * largest, 100 * largest]
+    return [factor * max(6 * n * d for n, d, _ in points) for factor in (1, 10, 100)]
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def test_recipe_help_shows_both_kinds_of_arguments(hfscale):
     (["pretrain", "--learning_rat", "1"], "learning_rate"),
     (["pretrain", "--config", "tiny_gpu"], "tiny_cpu"),
     (["pretrain", "--accelerate", "zero"], "zero1, zero2, zero3"),
-    (["pretrain", "--num_processes"], "expected one argument"),
+    (["pretrain", "--num_processes"], "--num_processes: got '', expected int"),
 ])
 def test_bad_input_is_one_line_and_status_2(hfscale, words, says):
     status, out, error = hfscale(*words)

@@ -17,7 +17,7 @@ import pytest
 
 from hfscale import config
 from hfscale.config import InputError, RunArguments, parse_args, run, write_text
-from hfscale.options import convert, training_options
+from hfscale.options import convert, training_types
 
 ROOT = Path(__file__).parents[1]
 
@@ -173,6 +173,8 @@ def test_shipped_configs_go_by_name(parse, folder):
 @pytest.mark.parametrize(("words", "message"), [
     (["--countt", "1"], "command line: unknown name --countt; did you mean count?"),
     (["--zzz", "1"], "command line: unknown name --zzz; --help lists the names"),
+    (["--confg", "c.yaml"], "command line: unknown name --confg; did you mean config?"),
+    (["--config"], "--config : no such file; shipped with toy: none"),
     (["--training", "1"], "command line: unknown name --training; --help lists the names"),
     (["word"], "command line: 'word' stands alone; arguments are given as --name value (see --help)"),
     (["--count", "x"], "command line: --count: got 'x', expected int"),
@@ -282,36 +284,36 @@ def test_training_names_are_checked_too(parse):
 
 # ---- the list of TrainingArguments' names is read from source: hold it against the class itself
 
-def test_training_options_agree_with_the_class():
+def test_training_types_agree_with_the_class():
     import transformers
 
     hints = typing.get_type_hints(transformers.TrainingArguments)
-    options = training_options()
+    kinds = training_types()
     fields = {f.name: f for f in dataclasses.fields(transformers.TrainingArguments) if f.init}
-    assert list(options) == list(fields)
-    for name, option in options.items():
+    assert list(kinds) == list(fields)
+    for name, kind in kinds.items():
         default = fields[name].default
-        if isinstance(default, enum.Enum):
-            assert option.default in (None, default.value), name
-        elif default is not dataclasses.MISSING and not (isinstance(default, str) and option.default is None):
-            assert option.default == default and type(option.default) is type(default), name
         enums = [e for e in get_args(hints[name]) or [hints[name]] if isinstance(e, type) and issubclass(e, enum.Enum)]
-        choices = [v for member in get_args(option.type) or [] if get_origin(member) is Literal
-                   for v in get_args(member)]
-        choices += get_args(option.type) if get_origin(option.type) is Literal else []
-        for kind in enums:
-            assert set(choices) == {member.value for member in kind}, name
-            assert str not in get_args(option.type), name
+        choices = [v for member in get_args(kind) or [] if get_origin(member) is Literal for v in get_args(member)]
+        choices += get_args(kind) if get_origin(kind) is Literal else []
+        for enumeration in enums:
+            assert set(choices) == {member.value for member in enumeration}, name
+            assert str not in get_args(kind), name
+        if not enums and name not in ("debug", "parallelism_config"):
+            assert kind == hints[name], name
         if default is not dataclasses.MISSING:  # upstream's own default passes the check
             value = default.value if isinstance(default, enum.Enum) else default
-            assert value is None or convert(value, option.type) == value, name
+            assert value is None or convert(value, kind) == value, name
 
 
 def test_every_training_default_can_be_written_down():
-    """TrainingArguments takes back what the options say, so no name is accepted that the class would refuse."""
+    """TrainingArguments takes back what passes the check, so no name is accepted that the class would refuse."""
     import transformers
 
-    given = {name: option.default for name, option in training_options().items() if option.default is not None}
+    kinds = training_types()
+    defaults = {f.name: f.default for f in dataclasses.fields(transformers.TrainingArguments) if f.init}
+    given = {name: convert(value.value if isinstance(value, enum.Enum) else value, kinds[name])
+             for name, value in defaults.items() if value is not None and value is not dataclasses.MISSING}
     args = transformers.TrainingArguments(**given | {"output_dir": "unused"})
     assert args.learning_rate == given["learning_rate"]
 

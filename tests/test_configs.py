@@ -106,6 +106,9 @@ def test_all_of_them_go_into_the_wheel():
     others = {path for folder in folders for path in (ROOT / "recipes" / folder).iterdir()}
     assert packed >= set(CONFIGS) | others
     assert "accelerators.yaml" in data["hfscale.scaling"]
+    templates = {path for name in ("hfscale", "hfscale.report") for pattern in data[name]
+                 for path in (ROOT / name.replace(".", "/")).glob(pattern)}
+    assert templates >= {*(ROOT / "hfscale").rglob("*.j2"), *(ROOT / "hfscale").rglob("*.html")}
     assert data["hfscale.accelerate_configs"] == ["*.yaml"]
     packages = {path.parent for path in (ROOT / "hfscale").rglob("__init__.py")}
     names = {".".join(path.relative_to(ROOT).parts) for path in packages}

@@ -72,7 +72,7 @@ def test_numbers_by_hand():
     seconds = flops / 50e12 + 4 * 124_439_808 / 100e9
     assert one["step_seconds"] == pytest.approx(seconds)
     assert one["tokens_per_second"] == pytest.approx(2 * 8 * 1024 / seconds)
-    assert one["batch_size"] == 4 and one["gradient_accumulation_steps"] == 2 and one["fits_as_asked"]
+    assert one["batch_size"] == 4 and one["gradient_accumulation_steps"] == 2 and one["fits"]
     assert one["memory_bytes"] == step_memory_bytes(SMALL, step._replace(accumulates=True), Sharding("ddp", 0, 2))
 
 
@@ -84,7 +84,7 @@ def test_largest_batch_is_the_largest_that_fits():
         parts = step_memory_bytes(SMALL, step._replace(batch_size=batch, accumulates=batch < 64), sharding)
         return sum(parts.values())
 
-    assert not found["fits_as_asked"] and found["batch_size"] == found["largest_batch_size"]
+    assert found["batch_size"] == found["largest_batch_size"] < 64
     assert 64 % found["largest_batch_size"] == 0
     assert used(found["largest_batch_size"]) + 1e9 <= 40e9 < used(2 * found["largest_batch_size"]) + 1e9
     assert found["batch_size"] * found["gradient_accumulation_steps"] == 64
@@ -162,6 +162,13 @@ def test_sizes_come_from_the_files_at_hand(tmp_path):
     tokenizer = train_bpe(Dataset.from_dict({"text": ["some words"]}), 270)
     tokenizer.save_pretrained(tmp_path)
     assert find_shape(None, sizes, str(tmp_path), None).vocab_size == len(tokenizer)
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -2.0)], 0)).save(str(tmp_path / "tokenizer.json"))
+    assert find_shape(None, sizes, str(tmp_path), None).vocab_size == 3
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match="its vocabulary is not known"):
+        find_shape(None, sizes, str(tmp_path), None)
 
 
 @pytest.mark.parametrize(("words", "says"), [

@@ -14,7 +14,7 @@ from scipy.special import logsumexp
 from hfscale.config import InputError
 from hfscale.launch import shipped, split_flags
 from hfscale.scaling import grid
-from hfscale.scaling.grid import Cell, cell_command, parse_cells, parse_held_out, read_runs, run_cells
+from hfscale.scaling.grid import Cell, cell_command, parse_cells, read_runs, run_cells
 from hfscale.scaling.law import Law, fit_law
 
 TRUE = Law(1.7, 400.0, 410.0, 0.34, 0.28)
@@ -135,15 +135,15 @@ def test_a_table_is_read_by_group_and_bad_lines_are_named(tmp_path):
 
 
 def test_cells_are_parsed_and_refused():
-    assert parse_cells(["2x64", "4x128"], [10, 20])[1:3] == [Cell(2, 64, 20), Cell(4, 128, 10)]
-    assert parse_held_out(["4x128-30"]) == [Cell(4, 128, 30)]
-    for call, message in ((lambda: parse_cells(["2by64"], [10]), "sizes: got '2by64'"),
-                          (lambda: parse_cells(["2x60"], [10]), "multiple of 32"),
-                          (lambda: parse_cells(["2x64"], [0]), "tokens: got 0"),
-                          (lambda: parse_cells(["2x64", "2x64"], [9]), "named twice"),
-                          (lambda: parse_held_out(["4x128"]), "expected size-tokens")):
+    assert parse_cells(["2x64-10", "4x128-20"], "hold_out") == [Cell(2, 64, 10), Cell(4, 128, 20)]
+    assert [cell.name for cell in parse_cells(["2x64-10"], "hold_out")] == ["2x64-10"]
+    for names, message in ((["2by64-10"], "^sizes: got '2by64-10', expected layers x width - tokens"),
+                           (["2x60-10"], "multiple of 32"), (["2x64-0"], "got '2x64-0'.*none of them 0"),
+                           (["2x64--1"], "got '2x64--1'"), (["0x64-9"], "got '0x64-9'"),
+                           (["2x64-9", "2x64-9"], "^sizes: 2x64-9 is named twice"),
+                           (["4x128"], "expected layers x width - tokens")):
         with pytest.raises(InputError, match=message):
-            call()
+            parse_cells(names, "sizes")
 
 
 def test_a_cell_trains_its_tokens_to_the_end_of_its_own_schedule(tmp_path):
@@ -186,7 +186,7 @@ def test_finished_cells_are_skipped_and_failed_ones_retried_and_named(tmp_path, 
         return subprocess.CompletedProcess(command, int(out.name == "4x64-100000"))
 
     monkeypatch.setattr(grid.subprocess, "run", fake_run)
-    cells, args = parse_cells(["2x64", "4x64"], [100_000]), ["config=tiny_cpu", "num_processes=1"]
+    cells, args = parse_cells(["2x64-100000", "4x64-100000"], "sizes"), ["config=tiny_cpu", "num_processes=1"]
     done, failed = run_cells(cells, tmp_path, args, retries=2)
     assert list(done) == cells[:1] and failed == ["4x64-100000"] and tried.count("4x64-100000") == 3
     assert "failed 3 times; see" in capsys.readouterr().out

@@ -41,13 +41,13 @@ def training_flops(shape: Shape, tokens: int, max_length: int, *, activation_che
     """Of forward and backward passes: a product's gradients take two of its size. Checkpointing computes the blocks
     once more, but for the MLP's second layer, whose result the backward pass does not use; frozen weights (LoRA) need
     no gradient of their own, adapters on all linear layers do."""
-    again = tokens * shape.n_layer * (_block_flops(shape, max_length) - 2 * 4 * shape.n_embd**2)
-    again = again if activation_checkpointing else 0
-    forward = forward_flops(shape, tokens, max_length)
-    if not lora_rank:
-        return 3 * forward + again
-    frozen = 2 * tokens * (shape.n_layer * 12 * shape.n_embd**2 + shape.vocab_size * shape.n_embd)
-    return 3 * forward - frozen + again + 6 * tokens * shape.lora_parameters(lora_rank)
+    flops = 3 * forward_flops(shape, tokens, max_length)
+    if activation_checkpointing:
+        flops += tokens * shape.n_layer * (_block_flops(shape, max_length) - 2 * 4 * shape.n_embd**2)
+    if lora_rank:
+        frozen = shape.n_layer * 12 * shape.n_embd**2 + shape.vocab_size * shape.n_embd
+        flops += tokens * (6 * shape.lora_parameters(lora_rank) - 2 * frozen)
+    return flops
 
 
 def _block_flops(shape: Shape, max_length: int) -> int:

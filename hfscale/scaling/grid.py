@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from hfscale.config import InputError, check_recipe_args
 from hfscale.launch import shipped, split_flags
+from hfscale.scaling.flops import Shape
 
 HEAD_WIDTH = 32  # tokens of small models; n_head follows from the width
 QUIET = ["--eval_on_start", "false", "--eval_strategy", "no", "--save_strategy", "no", "--report_to", "none"]
@@ -35,35 +36,22 @@ class Cell(NamedTuple):
     def parameters(self, like: dict[str, Any], count: str) -> int:
         """Parameters of the cell's model, before it is built, from the `run.json` of a cell that shares its vocabulary
         and context; `count` as in `run.json`'s `model`."""
-        blocks = self.n_layer * (12 * self.n_embd**2 + 13 * self.n_embd) + 2 * self.n_embd
         embeddings = like["model"]["parameters"] - like["model"]["parameters_without_embeddings"]
-        return blocks + (count == "parameters") * embeddings // like["config"]["n_embd"] * self.n_embd
+        rows = embeddings // like["config"]["n_embd"] if count == "parameters" else 0  # of words and positions
+        return Shape(self.n_layer, 1, self.n_embd, 0, rows).parameters()
 
 
-def parse_held_out(names: Sequence[str]) -> list[Cell]:
-    """Cells from their names, as in 6x192-4000000; InputError for another form."""
+def parse_cells(names: Sequence[str], place: str) -> list[Cell]:
+    """Cells from their names; InputError, beginning with `place`, for another form or a cell named twice."""
     cells = []
     for name in names:
-        size, _, tokens = name.partition("-")
-        if not tokens.isdigit():
-            raise InputError(f"hold_out: got '{name}', expected size-tokens, as in 6x192-4000000")
-        cells += parse_cells([size], [int(tokens)])
-    return cells
-
-
-def parse_cells(sizes: Sequence[str], tokens: Sequence[int]) -> list[Cell]:
-    """Every size ("layers x width", as in 4x128) with every number of tokens; InputError for another form."""
-    cells = []
-    for size in sizes:
-        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", size)
+        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)-([1-9]\d*)", name)
         if not match or int(match[2]) % HEAD_WIDTH:
-            raise InputError(f"sizes: got '{size}', expected layers x width, as in 4x128, the width a multiple of "
-                             f"{HEAD_WIDTH}")
-        cells += [Cell(int(match[1]), int(match[2]), count) for count in tokens]
-    if low := [count for count in tokens if count < 1]:
-        raise InputError(f"tokens: got {low[0]}, expected at least 1")
-    if twice := {cell.name for cell in cells if cells.count(cell) > 1}:
-        raise InputError(f"cells: {sorted(twice)[0]} is named twice; keep one")
+            raise InputError(f"{place}: got '{name}', expected layers x width - tokens, as in 4x128-1000000, none of "
+                             f"them 0, the width a multiple of {HEAD_WIDTH}")
+        cells.append(Cell(*map(int, match.groups())))
+        if cells.count(cells[-1]) > 1:
+            raise InputError(f"{place}: {name} is named twice; keep one")
     return cells
 
 
@@ -95,23 +83,22 @@ def run_cells(cells: Sequence[Cell], folder: Path, pretrain_args: Sequence[str],
         InputError: a finished cell was trained with other arguments.
     """
     commands = {cell: cell_command(cell, folder, pretrain_args) for cell in cells}
-    done = {cell: record for cell in cells if (record := _finished(folder / cell.name, commands[cell]))}
+    records = {cell: _finished(folder / cell.name, commands[cell]) for cell in cells}
     folder.mkdir(parents=True, exist_ok=True)
-    failed = []
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(_train, commands[cell], folder / f"{cell.name}.log", retries): cell
-                   for cell in cells if cell not in done}
-        print(f"{len(done)} of {len(cells)} cells are finished; logs and runs: {folder}", flush=True)
-        for number, future in enumerate(as_completed(waiting), len(done) + 1):
+        waiting = {pool.submit(_train, commands[cell], folder / cell.name, retries): cell
+                   for cell, record in records.items() if not record}
+        finished = len(cells) - len(waiting)
+        print(f"{finished} of {len(cells)} cells are finished; logs and runs: {folder}", flush=True)
+        for number, future in enumerate(as_completed(waiting), finished + 1):
             cell = waiting[future]
-            if future.result() and (record := _finished(folder / cell.name, commands[cell])):
-                done[cell] = record
+            records[cell] = record = future.result()
+            result = f"failed {retries + 1} times; see {folder / cell.name}.log"
+            if record:
                 result = f"loss {record['metrics']['eval_loss']:.4f} after {record['train']['seconds']:.0f} s"
-            else:
-                failed.append(cell.name)
-                result = f"failed {retries + 1} times; see {folder / cell.name}.log"
             print(f"cell {number} of {len(cells)}, {cell.name}: {result}", flush=True)
-    return {cell: done[cell] for cell in cells if cell in done}, failed
+    done = {cell: record for cell, record in records.items() if record}
+    return done, [cell.name for cell in cells if cell not in done]
 
 
 def _finished(run: Path, command: list[str]) -> dict[str, Any] | None:
@@ -125,15 +112,16 @@ def _finished(run: Path, command: list[str]) -> dict[str, Any] | None:
     return record
 
 
-def _train(command: list[str], log: Path, retries: int) -> bool:
+def _train(command: list[str], run: Path, retries: int) -> dict[str, Any] | None:
+    """The record of the run; None: every try failed."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
     for _ in range(retries + 1):
         # --overwrite: the folder holds at most what a failed try left
         words = [sys.executable, "-m", "hfscale.cli", *command, "--overwrite", "true"]
-        with open(log, "a", encoding="utf-8") as out:
+        with open(f"{run}.log", "a", encoding="utf-8") as out:
             if subprocess.run(words, stdout=out, stderr=subprocess.STDOUT, env=env).returncode == 0:
-                return True
-    return False
+                return _finished(run, command)
+    return None
 
 
 def read_runs(path: str, n_column: str, d_column: str, loss_column: str, group_column: str | None = None

@@ -6,7 +6,9 @@ Their grid of starts is over all five numbers; here it is over the two exponents
 and B follow from a linear problem.
 """
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +21,7 @@ from hfscale.config import InputError
 EXPONENTS = np.linspace(0.05, 1.5, 16)
 STARTS = 8  # of the best points of the grid, each polished; the lowest end wins
 TINY = 1e-12
+FIVE = [0, 1, 2, 3, -1]  # log E, log A, log B, alpha, beta of what is fitted: equal exponents are one number there
 
 
 class Law(NamedTuple):
@@ -40,6 +43,11 @@ class Law(NamedTuple):
         n = g * (np.asarray(flops) / 6) ** (self.beta / (self.alpha + self.beta))
         return n, np.asarray(flops) / 6 / n
 
+    def split(self, flops: float) -> dict[str, float]:
+        """N, D and loss of the optimum by name."""
+        n, d = self.optimal(flops)
+        return {"parameters": float(n), "tokens": float(d), "loss": float(self.loss(n, d))}
+
 
 class Fit(NamedTuple):
     """A fitted law and what surrounds it."""
@@ -47,35 +55,44 @@ class Fit(NamedTuple):
     law: Law
     draws: list[Law]  # refits to the fitted losses with noise of `noise_sd` anew
     noise_sd: float  # of log L around the law, widened for the few runs that the parameters leave over
-    warnings: list[str]
 
     def record(self) -> dict[str, float | list]:
         """The five numbers, each with its 95 % interval beside it, and the warnings: a part of `law.json`."""
-        found = {}
-        for name, value in self.law._asdict().items():
-            found |= {name: value, f"{name}_ci95": self.interval([getattr(draw, name) for draw in self.draws])}
-        return found | {"noise_sd": self.noise_sd, "warnings": self.warnings}
+        return {**self._with_intervals(Law._asdict), "noise_sd": self.noise_sd, "warnings": self.warnings}
 
     def split(self, flops: float) -> dict[str, float | list[float]]:
         """The compute-optimal N, D and loss for a budget of 6 N D FLOPs, each with its 95 % interval."""
-        def optimum(law: Law) -> tuple[float, float, float]:
-            n, d = law.optimal(flops)
-            return float(n), float(d), float(law.loss(n, d))
+        return {"flops": flops, **self._with_intervals(lambda law: law.split(flops))}
 
-        columns, found = list(zip(*map(optimum, self.draws), strict=True)), {"flops": flops}
-        for name, value, column in zip(("parameters", "tokens", "loss"), optimum(self.law), columns, strict=True):
-            found |= {name: value, f"{name}_ci95": self.interval(column)}
+    def _with_intervals(self, numbers_of: Callable[[Law], dict[str, float]]) -> dict[str, float | list[float]]:
+        draws, found = [numbers_of(draw) for draw in self.draws], {}
+        for name, value in numbers_of(self.law).items():
+            found |= {name: value, f"{name}_ci95": self.interval([draw[name] for draw in draws])}
         return found
 
     def interval(self, values: Sequence[float], level: float = 0.95) -> list[float]:
         """Percentile interval of a value computed from each of `draws`."""
         return np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
 
-    def forecast(self, n: float, d: float, level: float = 0.90, seed: int = 0) -> dict[str, float | list[float]]:
-        """Loss to expect of one new run: the law's value, and an interval that holds the run's own noise too."""
-        noise = np.random.default_rng(seed).normal(0, self.noise_sd, len(self.draws))
+    def forecast(self, n: float, d: float) -> dict[str, float | list[float]]:
+        """Loss to expect of one new run: the law's value, and a 90 % interval that holds the run's own noise too."""
+        noise = np.random.default_rng(0).normal(0, self.noise_sd, len(self.draws))
         runs = [law.loss(n, d) * np.exp(e) for law, e in zip(self.draws, noise, strict=True)]
-        return {"loss": float(self.law.loss(n, d)), f"loss_ci{round(100 * level)}": self.interval(runs, level)}
+        return {"loss": float(self.law.loss(n, d)), "loss_ci90": self.interval(runs, 0.90)}
+
+    @property
+    def warnings(self) -> list[str]:
+        """Why the grid may not determine the law."""
+        found = []
+        for name in ("alpha", "beta"):
+            exponent = getattr(self.law, name)
+            low, high = self.interval([getattr(draw, name) for draw in self.draws])
+            if high > 2 * exponent or low < exponent / 2:
+                found.append(f"{name} is not determined: its 95 % interval is {low:.3g} to {high:.3g}; widen the grid")
+        if self.law.E < 1e-3:
+            found.append("E came out as 0: these runs show no floor of the loss; forecasts far beyond them are "
+                         "guesses")
+        return found
 
 
 def fit_law(n: Sequence[float], d: Sequence[float], loss: Sequence[float], *, equal_exponents: bool = False,
@@ -96,12 +113,14 @@ def fit_law(n: Sequence[float], d: Sequence[float], loss: Sequence[float], *, eq
     parameters = 4 if equal_exponents else 5
     _check_points(n, d, loss, parameters)
     x, y, w = np.log(n), np.log(d), np.log(loss)
-    theta = _best_fit(x, y, w, _starts(x, y, w, equal_exponents), equal_exponents, delta)
-    fitted, free = _log_loss(theta, x, y), len(w) - parameters
+    centre = x.mean(), y.mean()  # about it the problem is well conditioned
+    x, y = x - centre[0], y - centre[1]
+    best = _best_fit(x, y, w, _starts(x, y, w, equal_exponents), delta)
+    law, free = _law(best, *centre), len(w) - parameters
+    fitted = np.log(law.loss(n, d))
     noise_sd = float(np.sqrt(np.sum((w - fitted) ** 2) / free) * student_t.ppf(0.975, free) / norm.ppf(0.975))
     noise = np.random.default_rng(seed).normal(0, noise_sd, (resamples, len(w)))
-    draws = [_law(_best_fit(x, y, fitted + row, [theta], equal_exponents, delta)) for row in noise]
-    return Fit(_law(theta), draws, noise_sd, _warnings(_law(theta), draws))
+    return Fit(law, [_law(_best_fit(x, y, fitted + row, [best], delta), *centre) for row in noise], noise_sd)
 
 
 def _check_points(n: np.ndarray, d: np.ndarray, loss: np.ndarray, parameters: int) -> None:
@@ -117,72 +136,39 @@ def _check_points(n: np.ndarray, d: np.ndarray, loss: np.ndarray, parameters: in
                              "to tell its floor from its slope: add cells to the grid")
 
 
-def _log_loss(theta: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """theta = (log E, log A, log B, alpha, beta)."""
-    e, a, b, alpha, beta = theta
-    return np.log(np.exp(e) + np.exp(a - alpha * x) + np.exp(b - beta * y))
-
-
-def _objective(theta: np.ndarray, x: np.ndarray, y: np.ndarray, w: np.ndarray, delta: float
+def _objective(free: np.ndarray, x: np.ndarray, y: np.ndarray, w: np.ndarray, delta: float
                ) -> tuple[float, np.ndarray]:
     """Summed Huber loss, scaled by 1 / delta^2 so that L-BFGS does not stop early, and its gradient."""
-    e, a, b, alpha, beta = theta
+    e, a, b, alpha, beta = free[FIVE]
     terms = np.exp(np.minimum(np.stack([np.full_like(x, e), a - alpha * x, b - beta * y]), 50.0))  # a wild step
     total = terms.sum(axis=0)
     error = (np.log(total) - w) / delta
     slope = np.clip(error, -1, 1)
     pull = terms * (slope / total / delta)
-    gradient = np.array([*pull.sum(axis=1), -(pull[1] * x).sum(), -(pull[2] * y).sum()])
-    return float((slope * (error - slope / 2)).sum()), gradient
+    exponents = [-(pull[1] * x).sum(), -(pull[2] * y).sum()]
+    gradient = [*pull.sum(axis=1), *(exponents if len(free) == 5 else [sum(exponents)])]
+    return float((slope * (error - slope / 2)).sum()), np.array(gradient)
 
 
 def _starts(x: np.ndarray, y: np.ndarray, w: np.ndarray, equal_exponents: bool) -> list[np.ndarray]:
     """The best points of a grid over the exponents; E, A, B by non-negative least squares of relative errors."""
     found = []
-    for alpha in EXPONENTS:
-        for beta in [alpha] if equal_exponents else EXPONENTS:
-            columns = np.stack([np.ones_like(x), np.exp(-alpha * (x - x.mean())), np.exp(-beta * (y - y.mean()))], 1)
-            (e, a, b), error = nnls(columns / np.exp(w)[:, None], np.ones_like(w))
-            logs = np.log(np.maximum([e, a, b], TINY)) + [0, alpha * x.mean(), beta * y.mean()]
-            found.append((error, np.array([*logs, alpha, beta])))
-    return [theta for _, theta in sorted(found, key=lambda item: item[0])[:STARTS]]
+    for exponents in itertools.product(EXPONENTS, repeat=1 if equal_exponents else 2):
+        terms = [np.ones_like(x), np.exp(-exponents[0] * x), np.exp(-exponents[-1] * y)]
+        scales, error = nnls(np.stack(terms, 1) / np.exp(w)[:, None], np.ones_like(w))
+        found.append((error, np.array([*np.log(np.maximum(scales, TINY)), *exponents])))
+    return [start for _, start in sorted(found, key=lambda item: item[0])[:STARTS]]
 
 
-def _best_fit(x: np.ndarray, y: np.ndarray, w: np.ndarray, starts: list[np.ndarray],
-              equal_exponents: bool, delta: float) -> np.ndarray:
-    """The lowest end over all starts. Size and data are centred, which makes the problem well conditioned."""
-    shift = np.array([x.mean(), y.mean()])
-    ends = []
-    for start in starts:
-        moved = start - [0, start[3] * shift[0], start[4] * shift[1], 0, 0]
-        ends.append(_descend(moved, x - shift[0], y - shift[1], w, equal_exponents, delta))
-    best = min(ends, key=lambda end: end.fun).x
-    best = np.array([*best[:4], best[3] if equal_exponents else best[4]])
-    return best + [0, best[3] * shift[0], best[4] * shift[1], 0, 0]
+def _best_fit(x: np.ndarray, y: np.ndarray, w: np.ndarray, starts: list[np.ndarray], delta: float) -> np.ndarray:
+    """The lowest end over all starts."""
+    bounds = [(np.log(TINY), None)] * 3 + [(1e-3, 3.0)] * (len(starts[0]) - 3)
+    ends = [minimize(_objective, start, (x, y, w, delta), jac=True, method="L-BFGS-B", bounds=bounds,
+                     options={"maxiter": 3000, "maxcor": 30, "ftol": 1e-12, "gtol": 1e-8}) for start in starts]
+    return min(ends, key=lambda end: end.fun).x
 
 
-def _descend(start: np.ndarray, x: np.ndarray, y: np.ndarray, w: np.ndarray, equal_exponents: bool, delta: float):
-    def tied(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = _objective(np.array([*theta, theta[3]]), x, y, w, delta)
-        return value, np.array([*gradient[:3], gradient[3] + gradient[4]])
-
-    args, objective = ((), tied) if equal_exponents else ((x, y, w, delta), _objective)
-    floor = [(np.log(TINY), None)] * 3 + [(1e-3, 3.0)] * (1 if equal_exponents else 2)
-    return minimize(objective, start[: len(floor)], args, jac=True, method="L-BFGS-B", bounds=floor,
-                    options={"maxiter": 3000, "maxcor": 30, "ftol": 1e-12, "gtol": 1e-8})
-
-
-def _law(theta: np.ndarray) -> Law:
-    return Law(*np.exp(theta[:3]).tolist(), *theta[3:].tolist())
-
-
-def _warnings(law: Law, draws: list[Law]) -> list[str]:
-    """Why the grid may not determine the law."""
-    found = []
-    for name, exponent in (("alpha", law.alpha), ("beta", law.beta)):
-        low, high = np.quantile([getattr(draw, name) for draw in draws], [0.025, 0.975])
-        if high > 2 * exponent or low < exponent / 2:
-            found.append(f"{name} is not determined: its 95 % interval is {low:.3g} to {high:.3g}; widen the grid")
-    if law.E < 1e-3:
-        found.append("E came out as 0: these runs show no floor of the loss; forecasts far beyond them are guesses")
-    return found
+def _law(free: np.ndarray, log_n: float, log_d: float) -> Law:
+    """From what was fitted about the centre (log_n, log_d)."""
+    e, a, b, alpha, beta = free[FIVE].tolist()
+    return Law(math.exp(e), math.exp(a + alpha * log_n), math.exp(b + beta * log_d), alpha, beta)

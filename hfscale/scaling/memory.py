@@ -53,8 +53,7 @@ def step_memory_bytes(shape: Shape, step: Step, sharding: Sharding) -> dict[str,
     """
     state = _state(shape, step, sharding)
     gradients = state.pop("gradients")
-    moments = [_forward(shape, step, sharding, at_loss=False), _forward(shape, step, sharding, at_loss=True),
-               _last_block(shape, step, sharding), _end(shape, step, sharding, gradients), _evaluation(shape, step)]
+    moments = _moments(shape, step, sharding, gradients)
     if step.accumulates:  # the gradients of the passes before are there all along
         moments = [{**moment, "gradients": max(gradients, moment.get("gradients", 0))} for moment in moments]
     fullest = max(moments, key=lambda moment: sum(moment.values()))
@@ -85,86 +84,47 @@ def _width(step: Step) -> int:
     return 2 if step.bf16 else 4
 
 
-def _residual_width(step: Step, sharding: Sharding) -> int:
-    """Bytes of a value between blocks: autocast keeps it in float32, FSDP and DeepSpeed run all in bf16."""
-    return _width(step) if sharding.engine in ("fsdp", "deepspeed") else 4
-
-
-def _mlp_width(step: Step, sharding: Sharding) -> int:
-    """Bytes of a value before the activation: 4-bit layers answer in the type of what they read, a norm's output."""
-    return _residual_width(step, sharding) if step.load_in_4bit else _width(step)
-
-
-def _unpacked(shape: Shape, step: Step) -> int:
-    """The largest layer's weights while it computes: in 4 bits they are made float32, by autocast bf16 from that."""
-    return 4 * shape.n_embd**2 * (6 if step.bf16 else 4) if step.load_in_4bit else 0
-
-
-def _block(shape: Shape, step: Step, sharding: Sharding) -> int:
-    """Kept of one block: both layer norms' inputs and outputs, query, key, value, attention's result, the MLP before
-    and after its activation (16 vectors a token), a few numbers per head, and the mask that keeps documents apart."""
-    width = _width(step)
-    vectors = shape.n_embd * (2 * _residual_width(step, sharding) + 10 * width + 4 * _mlp_width(step, sharding))
+def _moments(shape: Shape, step: Step, sharding: Sharding, gradients: float) -> list[dict[str, float]]:
+    """What comes on top of the state, by part, at each of the moments that `step_memory_bytes` names."""
+    n, layers, words, width = shape.n_embd, shape.n_layer, shape.vocab_size, _width(step)
+    tokens, eval_tokens = (rows * step.max_length for rows in (step.batch_size, step.eval_batch_size))
+    # A vector for each token, inside a block and between blocks: autocast keeps the latter in float32, FSDP and
+    # DeepSpeed run all in bf16.
+    residual = width if sharding.engine in ("fsdp", "deepspeed") else 4
+    inside, between = tokens * n * width, tokens * n * residual
+    mlp = between if step.load_in_4bit else inside  # 4-bit layers answer in the type of what they read, a norm's output
+    # Kept of one block: both layer norms' inputs and outputs, query, key, value, attention's result, the MLP before
+    # and after its activation (16 vectors), a few numbers per head, and the mask that keeps documents apart.
     mask = step.max_length * width if step.masked else 0
-    return step.batch_size * step.max_length * (vectors + 4 * shape.n_head + 16 + mask)
-
-
-def _copies(shape: Shape, step: Step, sharding: Sharding, blocks: int) -> int:
-    """Autocast's bf16 copies of the weights of some blocks and of the output layer, which backward needs again (those
-    of 4-bit layers are made anew)."""
+    block = 10 * inside + 4 * mlp + 2 * between + tokens * (4 * shape.n_head + 16 + mask)
+    again = step.activation_checkpointing  # only the blocks' inputs are kept
+    kept = layers * (between if again else block)
+    # Autocast's bf16 copies of weights, which backward needs again. Those of 4-bit layers are made anew, the largest
+    # layer's while it computes: float32, by autocast bf16 from that.
     autocast = step.bf16 and sharding.engine in ("none", "ddp")
-    blocks = 0 if step.load_in_4bit else blocks
-    return 2 * (blocks * 12 * shape.n_embd**2 + shape.vocab_size * shape.n_embd) if autocast else 0
-
-
-def _kept(shape: Shape, step: Step, sharding: Sharding) -> int:
-    """Activations of all blocks: with checkpointing their inputs alone."""
-    if not step.activation_checkpointing:
-        return shape.n_layer * _block(shape, step, sharding)
-    width = _residual_width(step, sharding)
-    return shape.n_layer * step.batch_size * step.max_length * shape.n_embd * width
-
-
-def _forward(shape: Shape, step: Step, sharding: Sharding, *, at_loss: bool) -> dict[str, int]:
-    """When the loss is computed: the logits as they come, in float32, and their log-probabilities; when its backward
-    pass begins: the log-probabilities and two gradients in float32."""
-    tokens, width, residual = step.batch_size * step.max_length, _width(step), _residual_width(step, sharding)
-    final = tokens * shape.n_embd * (residual + width + (0 if at_loss else residual))
-    per_logit = 12 if at_loss else 10 if step.bf16 else 8
-    blocks = 0 if at_loss and step.activation_checkpointing else shape.n_layer
-    return {"activations": _kept(shape, step, sharding) + final, "logits": tokens * shape.vocab_size * per_logit,
-            "bf16 copies": _copies(shape, step, sharding, blocks),
-            "communication": _gathered(shape, step, sharding, 2)}
-
-
-def _last_block(shape: Shape, step: Step, sharding: Sharding) -> dict[str, int]:
-    """Backward has reached the last block's MLP: with checkpointing the block is there once more."""
-    tokens, width, residual = step.batch_size * step.max_length, _width(step), _residual_width(step, sharding)
-    again = step.activation_checkpointing
-    one = _block(shape, step, sharding) - tokens * shape.n_embd * residual if again else 0
-    mlp = 4 * _mlp_width(step, sharding)
-    passing = tokens * shape.n_embd * (residual + (width if width != residual else 0) + mlp + width)
-    first = 0 if step.lora_rank else 4 * (shape.vocab_size * shape.n_embd + 4 * shape.n_embd**2)
+    block_copy, output_copy = (0 if step.load_in_4bit else 2 * 12 * n**2, 2 * words * n) if autocast else (0, 0)
+    unpacked = 4 * n**2 * (6 if step.bf16 else 4) if step.load_in_4bit else 0
     bucket = DEEPSPEED_BUCKET * width if sharding.engine == "deepspeed" else 0
-    return {"activations": _kept(shape, step, sharding) + one + passing + _unpacked(shape, step), "gradients": first,
-            "bf16 copies": _copies(shape, step, sharding, 1 if again else shape.n_layer),
-            "communication": bucket + _gathered(shape, step, sharding, FSDP_BLOCKS)}
-
-
-def _end(shape: Shape, step: Step, sharding: Sharding, gradients: float) -> dict[str, float]:
-    """Every gradient is there, that of the tied embedding twice, and little else."""
-    twice = 0 if step.lora_rank else 4 * shape.vocab_size * shape.n_embd
-    passing = 2 * step.batch_size * step.max_length * shape.n_embd * _residual_width(step, sharding)
-    bucket = DEEPSPEED_BUCKET * _width(step) if sharding.engine == "deepspeed" else 0
-    return {"gradients": gradients + twice, "activations": passing + _unpacked(shape, step),
-            "communication": bucket + _gathered(shape, step, sharding, 2)}
-
-
-def _evaluation(shape: Shape, step: Step) -> dict[str, int]:
-    """Logits of a whole batch, in bf16 also in float32, and one block's vectors."""
-    tokens, width = step.eval_batch_size * step.max_length, _width(step)
-    per_logit = 6 if step.bf16 else 4
-    return {"logits": tokens * shape.vocab_size * per_logit, "activations": tokens * shape.n_embd * (4 + 4 * width)}
+    few, many = (_gathered(shape, step, sharding, blocks) for blocks in (2, FSDP_BLOCKS))
+    return [
+        # The loss is computed: logits as they come, in float32, and their log-probabilities.
+        {"activations": kept + inside + 2 * between, "logits": tokens * words * (10 if step.bf16 else 8),
+         "bf16 copies": output_copy + layers * block_copy, "communication": few},
+        # Its backward pass begins: log-probabilities and two gradients, in float32.
+        {"activations": kept + inside + between, "logits": tokens * words * 12,
+         "bf16 copies": output_copy + (0 if again else layers) * block_copy, "communication": few},
+        # Backward has reached the last block's MLP; with checkpointing the block is there once more. Its gradients
+        # are five vectors, and a sixth where the residual's must be cast.
+        {"activations": kept + (block if again else between) + (1 if width == residual else 2) * inside + 4 * mlp
+         + unpacked,
+         "gradients": 0 if step.lora_rank else 4 * (words * n + 4 * n**2),
+         "bf16 copies": output_copy + (1 if again else layers) * block_copy, "communication": bucket + many},
+        # Every gradient is there, that of the tied embedding twice, and little else.
+        {"activations": 2 * between + unpacked, "gradients": gradients + (0 if step.lora_rank else 4 * words * n),
+         "communication": bucket + few},
+        # Evaluation: logits of a whole batch, in bf16 also in float32, and one block's vectors.
+        {"activations": eval_tokens * n * (4 + 4 * width), "logits": eval_tokens * words * (6 if step.bf16 else 4)},
+    ]
 
 
 def _gathered(shape: Shape, step: Step, sharding: Sharding, blocks: int) -> int:

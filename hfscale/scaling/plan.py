@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hfscale.config import InputError
+from hfscale.config import InputError, pick_flags
 from hfscale.launch import shipped
 from hfscale.scaling.flops import PUBLISHED, Shape, training_flops
 from hfscale.scaling.memory import Sharding, Step, sharding_of, step_memory_bytes
@@ -33,22 +33,20 @@ def find_accelerator(name: str, own: str | None = None) -> Accelerator:
     """A known accelerator, or one of the file `own`; InputError for an unknown name or a file of another form."""
     import yaml
 
+    table: dict[str, Any] = {}
     try:
-        table = {}
         for path in [Path(__file__).with_name("accelerators.yaml"), *([Path(own)] if own else [])]:
             table |= yaml.safe_load(path.read_text("utf-8"))
-        if name not in table:
-            raise InputError(f"--gpu {name}: not known; known: {', '.join(table)}; --accelerators adds yours")
-        found = Accelerator(**table[name])
-        if wrong := [key for key, value in found._asdict().items() if key != "source" and value is not None
-                     and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0)]:
-            raise InputError(f"--accelerators {own}: {name}: {wrong[0]}: expected a number above 0")
-        return found
+        found = Accelerator(**table[name]) if name in table else None
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"--accelerators {own}: {name}: not of the form of accelerators.yaml: "
                          f"{' '.join(str(error).split())}") from None
+    if found is None:
+        raise InputError(f"--gpu {name}: not known; known: {', '.join(table)}; --accelerators adds yours")
+    for key, value in found._asdict().items():
+        if key != "source" and value is not None and (type(value) not in (int, float) or value <= 0):
+            raise InputError(f"--accelerators {own}: {name}: {key}: expected a number above 0")
+    return found
 
 
 def find_shape(model: str | None, sizes: dict[str, int], tokenizer: str, vocab_size: int | None) -> Shape:
@@ -73,10 +71,11 @@ def find_shape(model: str | None, sizes: dict[str, int], tokenizer: str, vocab_s
 
 
 def _saved_vocabulary(folder: str) -> int | None:
+    from tokenizers import Tokenizer
+
     try:
-        saved = json.loads(Path(folder, "tokenizer.json").read_text("utf-8"))
-        return 1 + max([*saved["model"]["vocab"].values(), *(token["id"] for token in saved["added_tokens"])])
-    except (OSError, ValueError, KeyError, AttributeError):
+        return Tokenizer.from_file(str(Path(folder, "tokenizer.json"))).get_vocab_size()
+    except Exception:  # not there, or broken: the library has no class of its own for either
         return None
 
 
@@ -88,24 +87,21 @@ def plan_launch(shape: Shape, step: Step, sharding: Sharding, device: Accelerato
     `efficiency` is the share of the peak rate that the matrix products reach; talking with the other devices is added
     in full (none of it hidden behind computing), at the link's rate.
     """
-    def at(batch: int) -> Step:
-        return step._replace(batch_size=batch, accumulates=batch < rows)
+    def memory(batch: int) -> dict[str, int]:
+        return step_memory_bytes(shape, step._replace(batch_size=batch, accumulates=batch < rows), sharding)
 
     def fits(batch: int) -> bool:
-        used = sum(step_memory_bytes(shape, at(batch), sharding).values())
-        return used + RESERVED_BYTES <= device.memory_gb * 1e9
+        return sum(memory(batch).values()) + RESERVED_BYTES <= device.memory_gb * 1e9
 
     largest = next((b for b in range(rows, 0, -1) if rows % b == 0 and fits(b)), None)
-    asked = fits(step.batch_size)
-    batch = step.batch_size if asked or not largest else largest
+    batch = largest if largest and not fits(step.batch_size) else step.batch_size
     tokens = rows * step.max_length
     flops = training_flops(shape, tokens, step.max_length, lora_rank=step.lora_rank,
                            activation_checkpointing=step.activation_checkpointing)
     peak = (device.bf16_tflops if step.bf16 else device.fp32_tflops) * 1e12
     seconds = flops / (efficiency * peak) + _communication_seconds(shape, step, sharding, device, rows // batch)
-    return {"memory_bytes": step_memory_bytes(shape, at(batch), sharding), "batch_size": batch, "fits": bool(largest),
-            "fits_as_asked": asked, "largest_batch_size": largest, "gradient_accumulation_steps": rows // batch,
-            "stage": sharding.stage, "step_seconds": seconds,
+    return {"memory_bytes": memory(batch), "batch_size": batch, "gradient_accumulation_steps": rows // batch,
+            "fits": bool(largest), "largest_batch_size": largest, "stage": sharding.stage, "step_seconds": seconds,
             "tokens_per_second": tokens * sharding.processes / seconds}
 
 
@@ -154,11 +150,9 @@ def plan_launches(shape: Shape, step: Step, device: Accelerator, processes: int,
 def launch_words(argv: list[str], plan: dict[str, Any], name: str, *, recipe: str, processes: int, batch_size: int,
                  not_passed: set[str]) -> str:
     """The command that trains as planned: the words given to `plan`, without its own flags."""
-    words, keep = ["hfscale", recipe], True
-    for word in argv:
-        keep = word[2:].partition("=")[0] not in not_passed if word.startswith("--") else keep
-        words += [word] if keep else []
-    words += ["--accelerate", name] + (["--num_processes", str(processes)] if processes > 1 else [])
+    words = ["hfscale", recipe, *pick_flags(argv, not_passed)[1], "--accelerate", name]
+    if processes > 1:
+        words += ["--num_processes", str(processes)]
     if plan["batch_size"] != batch_size:
         words += ["--per_device_train_batch_size", str(plan["batch_size"]),
                   "--gradient_accumulation_steps", str(plan["gradient_accumulation_steps"])]
