@@ -92,7 +92,7 @@ def _moments(shape: Shape, step: Step, sharding: Sharding, gradients: float) -> 
     # DeepSpeed run all in bf16.
     residual = width if sharding.engine in ("fsdp", "deepspeed") else 4
     inside, between = tokens * n * width, tokens * n * residual
-    mlp = between if step.load_in_4bit else inside  # 4-bit layers answer in the type of what they read, a norm's output
+    mlp = between if step.load_in_4bit else inside  # 4-bit layers answer in the type of what they read
     # Kept of one block: both layer norms' inputs and outputs, query, key, value, attention's result, the MLP before
     # and after its activation (16 vectors), a few numbers per head, and the mask that keeps documents apart.
     mask = step.max_length * width if step.masked else 0
