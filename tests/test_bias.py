@@ -338,7 +338,7 @@ def test_templates_that_cannot_work_are_refused(change, message):
     ("sent_more,sent_less,bias_type\na\n", "crows_pairs", "pairs.csv:2 has an empty text"),
     ("sent_more,sent_less,bias_type\na,b\n", "crows_pairs", "pairs.csv:2 has an empty text"),
     ("[]", "stereoset", "not in the format stereoset"),
-    ("{", "stereoset", "pairs.csv: not JSON"),
+    ("{", "stereoset", "pairs.csv:1: not JSON"),
     ('{"context": "a"}', "bbq", "not in the format bbq"),
     ("", "bbq", "no pairs in it"),
     ("sentid\tsentence\n", "winogender", "occupations-stats.tsv"),

@@ -18,8 +18,9 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from hfscale.config import InputError, clear_disk_errors, whole_folder
 from hfscale.data.clean import detect_language, mask_personal_data, quality_problem, repair_text
-from hfscale.data.corpus import find_files, load_documents
+from hfscale.data.corpus import load_documents
 from hfscale.data.dedup import connect, first_of_equal, near_links, sketch, text_digests
+from hfscale.data.files import find_files
 from hfscale.data.rules import CleaningArguments, QualityRules
 from hfscale.data.stages import Ledger, change, check_contamination, drop_rows, judge, keep_first, split_by_cluster
 from hfscale.report.data_card import write_data_card

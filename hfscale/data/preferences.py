@@ -1,16 +1,15 @@
 """Pairs of a better and a worse answer to a prompt, from JSON lines or made here, split into train and validation."""
 
 import itertools
-import json
 import random
-from collections.abc import Iterable
 from typing import Any
 
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from hfscale.config import InputError
-from hfscale.data.corpus import find_files, open_bytes, reading, split_documents
+from hfscale.data.corpus import split_documents
+from hfscale.data.files import find_files, json_lines
 
 COLUMNS = ("prompt", "chosen", "rejected")
 EVASIONS = (" Who knows.", " Look it up yourself.", " I do not feel like it.", " Numbers are boring.")
@@ -27,8 +26,7 @@ def load_preferences(source: str, tokenizer: PreTrainedTokenizerBase, *, max_len
         InputError: nothing there; with file and line: wrong JSON, a column that is missing (the ones there are named),
             not text or empty, two equal answers; no pair that fits.
     """
-    pairs = made_pairs(seed) if source == "embedded:preferences" else [
-        _checked(row, place) for place, row in _read(source)]
+    pairs = made_pairs(seed) if source == "embedded:preferences" else _read(source)
     kept = []
     for pair in pairs:
         prompt, *answers = (len(tokenizer(pair[name], verbose=False)["input_ids"]) for name in COLUMNS)
@@ -54,26 +52,17 @@ def made_pairs(seed: int, count: int = 400) -> list[dict[str, str]]:
     return pairs
 
 
-def _read(source: str) -> Iterable[tuple[str, Any]]:
+def _read(source: str) -> list[dict[str, str]]:
     if not (files := find_files(source)):
         raise InputError(f"source {source}: no such file; give .jsonl files of pairs, or embedded:preferences")
-    for path in files:
-        with reading(str(path)), open_bytes(path) as file:
-            lines = file.read().decode("utf-8-sig").split("\n")
-        for i, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield f"{path}:{i}", json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise InputError(f"{path}:{i}: not JSON ({error.msg} at column {error.colno}); mend or remove the "
-                                     "line") from None
+    return [_checked(row, f"{path}:{number}") for path in files for number, row in json_lines(path)]
 
 
 def _checked(row: Any, place: str) -> dict[str, str]:
-    if not isinstance(row, dict) or (missing := [name for name in COLUMNS if name not in row]):
-        there = ", ".join(row) if isinstance(row, dict) else "no columns"
-        raise InputError(f"{place}: no column '{missing[0] if isinstance(row, dict) else COLUMNS[0]}'; it has {there}")
+    columns = list(row) if isinstance(row, dict) else []
     for name in COLUMNS:
+        if name not in columns:
+            raise InputError(f"{place}: no column '{name}'; it has {', '.join(columns) or 'no columns'}")
         if not isinstance(row[name], str) or not row[name].strip():
             raise InputError(f"{place}: the {name} is {'empty' if row[name] in ('', None) else 'not text'}; mend or "
                              "remove the line")

@@ -1,22 +1,20 @@
 """Examples of a task: any source -> prompt, target and references, split into train and validation."""
 
-import csv
 import hashlib
-import io
 import json
 import random
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from datasets import Dataset, DatasetDict
 
 from hfscale.config import InputError, TaskArguments, is_main_rank
-from hfscale.data.corpus import find_files, load_saved, open_bytes, reading, suffix_of
+from hfscale.data.corpus import load_saved
 from hfscale.data.embedded_tasks import embedded_examples
+from hfscale.data.files import find_files, json_lines, parse_json, read_text, reading, suffix_of, table_rows
 
 UNANSWERABLE = "no answer"  # what a model should say to a SQuAD v2 question that its text does not answer
 FIELD = re.compile(r"\{([\w.]+)\}")
@@ -113,21 +111,18 @@ def _checked(rows: Iterable[tuple[str, Any]]) -> Iterator[Row]:
         yield place, row
 
 
-def _records(source: str) -> Iterator[Row]:
+def _records(source: str) -> Iterator[tuple[str, Any]]:
     """Rows of JSON lines, of JSON (a list, or one object), of CSV, or of what `datasets` loads."""
     files = find_files(source) if source else []
     for path in files:
         kind = suffix_of(path)
-        if kind == ".jsonl":
-            lines = enumerate(_text(path).split("\n"), 1)
-            yield from ((f"{path}:{i}", _json(line, path, i)) for i, line in lines if line.strip())
-        elif kind == ".json":
-            value = _json(_text(path), path, 1)
-            rows = value if isinstance(value, list) else [value]
-            yield from ((f"{path}: record {i}", row) for i, row in enumerate(rows))
-        elif kind == ".csv":
-            table = csv.DictReader(io.StringIO(_text(path), newline=""))
-            yield from ((f"{path}:{table.line_num}", row) for row in table)
+        if kind == ".json":
+            value = parse_json(read_text(path), path)
+            records = value if isinstance(value, list) else [value]
+            yield from ((f"{path}: record {i}", record) for i, record in enumerate(records))
+        elif kind in (".jsonl", ".csv"):
+            numbered = json_lines(path) if kind == ".jsonl" else table_rows(path)
+            yield from ((f"{path}:{number}", row) for number, row in numbered)
         else:
             raise InputError(f"task_source {path}: a task is read from .jsonl, .json, .csv (also .gz, .zst), a saved "
                              "data set or a Hub id, and with --task_format parallel from two text files")
@@ -136,25 +131,12 @@ def _records(source: str) -> Iterator[Row]:
             yield from ((f"{source}: row {i}", row) for i, row in enumerate(load_saved(source, None, "train")))
 
 
-def _text(path: Path) -> str:
-    with reading(str(path)), open_bytes(path) as file:
-        return file.read().decode("utf-8-sig")
-
-
-def _json(text: str, path: Path, line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{line + error.lineno - 1}: not JSON ({error.msg} at column {error.colno}); mend or "
-                         "remove the line") from None
-
-
 def _parallel(sources: list[str]) -> Iterator[Row]:
     files = [file for source in sources for file in find_files(source)]
     if len(files) != 2:
         raise InputError(f"task_source {' '.join(sources)}: {len(files)} files; parallel text is two, "
                          "the source first")
-    sides = [[line.rstrip("\r") for line in _text(path).removesuffix("\n").split("\n")] for path in files]
+    sides = [[line.rstrip("\r") for line in read_text(path).removesuffix("\n").split("\n")] for path in files]
     if len(sides[0]) != len(sides[1]):
         raise InputError(f"task_source: {files[0]} has {len(sides[0])} lines and {files[1]} {len(sides[1])}; parallel "
                          "files have the same number, line by line")
