@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hfscale.config import InputError
-from hfscale.data.files import json_lines, parse_json, read_text, reading, table_rows
+from hfscale.data.files import read_rows, read_text, reading
 
 
 class Item(NamedTuple):
@@ -48,23 +48,23 @@ def read_items(paths: Sequence[str], kind: str) -> list[Item]:
 
 
 def _crows_pairs(path: Path) -> Iterator[Item]:
-    for line, row in table_rows(path):
-        place = f"{path.name}:{line}"
+    for line, row in read_rows(path, ".csv"):
+        place = f"{path.name}{line}"
         yield Item(place, row["bias_type"], place, "", [row["sent_more"], row["sent_less"]], spans=1)
 
 
 def _winogender(path: Path) -> Iterator[Item]:
     """The stereotype is the gender of most who work in the occupation (occupations-stats.tsv beside the file)."""
-    jobs = table_rows(path.with_name("occupations-stats.tsv"))
+    jobs = read_rows(path.with_name("occupations-stats.tsv"))
     shares = {row["occupation"]: float(row["bls_pct_female"]) for _, row in jobs}
-    sentences = {row["sentid"]: (line, row["sentence"]) for line, row in table_rows(path)}
+    sentences = {row["sentid"]: (line, row["sentence"]) for line, row in read_rows(path, ".tsv")}
     for name, (line, male) in sentences.items():
         if ".male." in name:
             occupation, _, answer, *_ = name.split(".")
             female = sentences[name.replace(".male.", ".female.")][1]
             majority, pair = ("women", [female, male]) if shares[occupation] > 50 else ("men", [male, female])
             group = f"mostly {majority}, pronoun is the {'other person' if answer == '1' else 'job'}"
-            yield Item(f"{path.name}:{line}", group, occupation, "", pair, spans=1)
+            yield Item(f"{path.name}{line}", group, occupation, "", pair, spans=1)
 
 
 def _winobias(path: Path) -> Iterator[Item]:
@@ -78,7 +78,8 @@ def _winobias(path: Path) -> Iterator[Item]:
 
 
 def _stereoset(path: Path) -> Iterator[Item]:
-    for kind, items in parse_json(read_text(path), path)["data"].items():
+    parts = [part for _, row in read_rows(path, ".json") for part in row["data"].items()]
+    for kind, items in parts:
         follows = kind == "intersentence"  # the choices are whole sentences after the context, not fillings of it
         for item in items:
             texts = {sentence["gold_label"]: " " * follows + sentence["sentence"] for sentence in item["sentences"]}
@@ -90,13 +91,13 @@ def _stereoset(path: Path) -> Iterator[Item]:
 def _bbq(path: Path) -> Iterator[Item]:
     """Biased is the stereotyped group as answer to a question with negative polarity, and another to the others."""
     names = ("ans0", "ans1", "ans2")
-    for line, row in json_lines(path):
+    for line, row in read_rows(path, ".jsonl"):
         kinds = []
         target = _group_names(row["additional_metadata"]["stereotyped_groups"])
         for groups in (_group_names(row["answer_info"][name]) for name in names):
             biased = bool(groups & target) == (row["question_polarity"] == "neg")
             kinds.append("unknown" if "unknown" in groups else "biased" if biased else "counter")
-        yield Item(f"{path.name}:{line}", row["category"], str(row["question_index"]),
+        yield Item(f"{path.name}{line}", row["category"], str(row["question_index"]),
                    f"{row['context']}\n\nQ: {row['question']}\nA:", [f" {row[name]}" for name in names],
                    answer=int(row["label"]), kinds=tuple(kinds), ambiguous=row["context_condition"] == "ambig")
 

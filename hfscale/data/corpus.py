@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import datasets
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets
 
 from hfscale import __version__
-from hfscale.config import DataArguments, InputError, StreamArguments, is_main_rank
+from hfscale.config import DataArguments, InputError, SourceArguments, StreamArguments, is_main_rank
 from hfscale.data.files import ARCHIVES, BUILDERS, builder_of, find_files, open_bytes, reading, reason
 
 EMBEDDED = ("embedded:python-docs", "embedded:python-code")
@@ -68,17 +69,16 @@ def load_documents(source: str | list[str], *, text_column: str = "text", sample
 
 def _keep_texts(parts: list[Dataset], dropped: dict[str, int] | None, problems: list[str] | None) -> Dataset:
     """One data set without empty texts; what is left out is counted and named."""
-    unreadable = [problem for part in parts if "problem" in part.column_names
-                  for problem in part.data.column("problem").drop_null().to_pylist()]
-    everything = concatenate_datasets([part.select_columns("text") for part in parts])
-    documents = everything.filter(_has_text, input_columns="text", desc="Looking for empty texts")
+    rows = concatenate_datasets(parts)
+    unreadable = rows.data.column("problem").drop_null().to_pylist() if "problem" in rows.column_names else []
+    documents = rows.select_columns("text").filter(_has_text, input_columns="text", desc="Looking for empty texts")
     if is_main_rank():
         for problem in unreadable[:SHOWN_PROBLEMS]:
             print(f"left out: {problem}", file=sys.stderr)
         if len(unreadable) > SHOWN_PROBLEMS:
             print(f"left out: {len(unreadable):,} in all that could not be read", file=sys.stderr)
     if dropped is not None:
-        empty = len(everything) - len(documents) - len(unreadable)
+        empty = len(rows) - len(documents) - len(unreadable)
         dropped |= Counter(dropped) + Counter(unreadable=len(unreadable), empty=empty)
     if problems is not None:
         problems += unreadable
@@ -87,13 +87,10 @@ def _keep_texts(parts: list[Dataset], dropped: dict[str, int] | None, problems: 
 
 def _stream(parts: list[Dataset | IterableDataset]) -> IterableDataset:
     """One stream without empty texts; what is left out is named when it is met."""
-    streams = []
-    for part in parts:
-        if isinstance(part, Dataset):
-            part = part.to_iterable_dataset(num_shards=min(len(part), STREAM_SHARDS))
-        columns = ["text", "problem"] if part.features and "problem" in part.features else ["text"]
-        streams.append(part.filter(_has_text, input_columns=columns).select_columns("text"))
-    return concatenate_datasets(streams)
+    rows = concatenate_datasets([
+        part if isinstance(part, IterableDataset) else part.to_iterable_dataset(min(len(part), STREAM_SHARDS))
+        for part in parts])
+    return rows.filter(_has_text, input_columns=list(rows.features)).select_columns("text")
 
 
 def _has_text(text: str | None, problem: str | None = None) -> bool:
@@ -102,13 +99,18 @@ def _has_text(text: str | None, problem: str | None = None) -> bool:
     return bool(text and text.strip())
 
 
+def read_source(args: SourceArguments, source: list[str], **how: Any) -> Dataset | IterableDataset:
+    """`load_documents` as a recipe's arguments say."""
+    return load_documents(source, text_column=args.text_column, sample_by=args.sample_by, on_error=args.on_error,
+                          dataset_config_name=args.dataset_config_name, **how)
+
+
 def load_splits(args: DataArguments, *, seed: int, streaming: bool = False,
                 dropped: dict[str, int] | None = None) -> DatasetDict:
     """The documents that `args` name, as `train` and `validation`; raises as the functions that it calls."""
-    how = {name: getattr(args, name) for name in ("text_column", "sample_by", "dataset_config_name", "on_error")}
-    documents = load_documents(args.source, streaming=streaming, dropped=dropped, **how)
+    documents = read_source(args, args.source, streaming=streaming, dropped=dropped)
     if args.validation_source:
-        return DatasetDict(train=documents, validation=load_documents(args.validation_source, **how))
+        return DatasetDict(train=documents, validation=read_source(args, args.validation_source))
     return split_documents(documents, split_by=args.split_by, validation_fraction=args.validation_fraction, seed=seed)
 
 

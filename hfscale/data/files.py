@@ -52,33 +52,40 @@ def open_bytes(path: str | Path) -> io.BufferedReader:
 
 
 def read_text(path: Path) -> str:
-    """The whole of a UTF-8 file, its line ends as they are; raises InputError, as all below."""
+    """The whole of a UTF-8 file, its line ends as they are; raises InputError if that cannot be read."""
     with reading(str(path)), open_bytes(path) as file:
         return file.read().decode("utf-8-sig")
 
 
-def parse_json(text: str, path: Path, line: int = 1) -> Any:
-    """The value of `text`, which begins at this line of the file."""
+def read_rows(path: Path, kind: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows with named columns, each after its place in the file: ":12" is line 12, ": record 3" one of a list.
+
+    `kind` is .jsonl, .json (a list of rows, or one), .csv or .tsv; default: the file's ending.
+
+    Raises InputError: a file that cannot be read; with the line, wrong JSON or a row without named columns.
+    """
+    text, kind = read_text(path), kind or suffix_of(path)
+    if kind in (".csv", ".tsv"):
+        table = csv.DictReader(io.StringIO(text, newline=""), delimiter="," if kind == ".csv" else "\t")
+        rows = ((f":{table.line_num}", row) for row in table)
+    elif kind == ".json":
+        value = _parse_json(text, path, 1)
+        rows = ((f": record {i}", row) for i, row in enumerate(value if isinstance(value, list) else [value]))
+    else:
+        lines = enumerate(text.split("\n"), 1)
+        rows = ((f":{number}", _parse_json(line, path, number)) for number, line in lines if line.strip())
+    for place, row in rows:
+        if not isinstance(row, dict):
+            raise InputError(f"{path}{place}: holds {str(row)[:40]!r}, not named columns; a row is a JSON object")
+        yield place, row
+
+
+def _parse_json(text: str, path: Path, line: int) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{line + error.lineno - 1}: not JSON ({error.msg} at column {error.colno}); mend or "
                          "remove the line") from None
-
-
-def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Number and value of each line that is not blank."""
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if line.strip():
-            yield number, parse_json(line, path, number)
-
-
-def table_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Number of the last line and columns of each row of a .csv or .tsv file."""
-    delimiter = "\t" if ".tsv" in path.suffixes else ","
-    table = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
-    for row in table:
-        yield table.line_num, row
 
 
 @contextmanager

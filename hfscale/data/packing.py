@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -139,37 +139,35 @@ def _stream_layout(ends: np.ndarray, max_length: int) -> tuple[np.ndarray, np.nd
 
 def _best_fit_layout(ends: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `_stream_layout`. Segments are a document's full rows and its rest, each with one token of context first."""
-    stride = max_length - 1
-    starts = np.concatenate([[0], ends[:-1]])  # index of each opening EOS
-    pieces = -(-(ends - starts) // stride)
-    last = np.cumsum(pieces) - 1  # each document's last segment
-    number = np.arange(last[-1] + 1) - np.repeat(last + 1 - pieces, pieces)  # of the segment in its document
-    first = np.repeat(starts, pieces) + number * stride
-    sizes = np.minimum(np.repeat(ends, pieces) - first, stride) + 1
-    row, offset = best_fit(sizes, max_length)
-    index = np.full((row.max() + 1, max_length), -1)
-    opens = np.zeros(index.shape, bool)
-    opens[row, offset] = True
-    within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    index.reshape(-1)[np.repeat(row * max_length + offset, sizes) + within] = np.repeat(first, sizes) + within
-    return index, opens, row[last]
+    segments = [range(first, min(first + max_length, end + 1)) for start, end in pairwise([0, *ends.tolist()])
+                for first in range(start, end, max_length - 1)]
+    rows = best_fit([len(segment) for segment in segments], max_length)
+    index = np.full((len(rows), max_length), -1)
+    opens, row_of_stop = np.zeros(index.shape, bool), {}
+    for row, held in enumerate(rows):
+        at = 0
+        for segment in (segments[i] for i in held):
+            index[row, at:at + len(segment)] = np.arange(segment.start, segment.stop)
+            opens[row, at] = True
+            at += len(segment)
+            row_of_stop[segment.stop] = row
+    return index, opens, np.array([row_of_stop[end + 1] for end in ends.tolist()])
 
 
-def best_fit(sizes: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row and offset of each segment by best-fit decreasing; rows are numbered by the first segment they hold."""
-    row, offset = np.empty_like(sizes), np.empty_like(sizes)
+def best_fit(sizes: Sequence[int], max_length: int) -> list[list[int]]:
+    """The segments in each row by best-fit decreasing: largest first, into the fullest row with room. Rows are in the
+    order of the first segment that each holds."""
+    rows: list[list[int]] = []
     space: list[tuple[int, int]] = []  # (free places, row), sorted
-    num_rows = 0
-    for segment in np.argsort(-sizes, kind="stable").tolist():
-        size = int(sizes[segment])
-        at = bisect_left(space, (size, 0))
-        free, here = space.pop(at) if at < len(space) else (max_length, num_rows)
-        num_rows = max(num_rows, here + 1)
-        row[segment], offset[segment] = here, max_length - free
-        if free - size >= 2:  # no segment is smaller
-            insort(space, (free - size, here))
-    order = np.unique(row, return_index=True)[1].argsort()
-    return order.argsort()[row], offset
+    for segment in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        at = bisect_left(space, (sizes[segment], 0))
+        if at == len(space):
+            rows.append([])
+        free, row = space.pop(at) if at < len(space) else (max_length, len(rows) - 1)
+        rows[row].append(segment)
+        if free - sizes[segment] >= 2:  # no segment is smaller
+            insort(space, (free - sizes[segment], row))
+    return sorted(rows, key=min)
 
 
 def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:

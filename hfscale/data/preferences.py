@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfscale.config import InputError
 from hfscale.data.corpus import split_documents
-from hfscale.data.files import find_files, json_lines
+from hfscale.data.files import find_files, read_rows
 
 COLUMNS = ("prompt", "chosen", "rejected")
 EVASIONS = (" Who knows.", " Look it up yourself.", " I do not feel like it.", " Numbers are boring.")
@@ -55,14 +55,13 @@ def made_pairs(seed: int, count: int = 400) -> list[dict[str, str]]:
 def _read(source: str) -> list[dict[str, str]]:
     if not (files := find_files(source)):
         raise InputError(f"source {source}: no such file; give .jsonl files of pairs, or embedded:preferences")
-    return [_checked(row, f"{path}:{number}") for path in files for number, row in json_lines(path)]
+    return [_checked(row, f"{path}{place}") for path in files for place, row in read_rows(path, ".jsonl")]
 
 
-def _checked(row: Any, place: str) -> dict[str, str]:
-    columns = list(row) if isinstance(row, dict) else []
+def _checked(row: dict[str, Any], place: str) -> dict[str, str]:
     for name in COLUMNS:
-        if name not in columns:
-            raise InputError(f"{place}: no column '{name}'; it has {', '.join(columns) or 'no columns'}")
+        if name not in row:
+            raise InputError(f"{place}: no column '{name}'; it has {', '.join(row)}")
         if not isinstance(row[name], str) or not row[name].strip():
             raise InputError(f"{place}: the {name} is {'empty' if row[name] in ('', None) else 'not text'}; mend or "
                              "remove the line")

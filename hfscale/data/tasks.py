@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict
 from hfscale.config import InputError, TaskArguments, is_main_rank
 from hfscale.data.corpus import load_saved
 from hfscale.data.embedded_tasks import embedded_examples
-from hfscale.data.files import find_files, json_lines, parse_json, read_text, reading, suffix_of, table_rows
+from hfscale.data.files import find_files, read_rows, read_text, reading, suffix_of
 
 UNANSWERABLE = "no answer"  # what a model should say to a SQuAD v2 question that its text does not answer
 FIELD = re.compile(r"\{([\w.]+)\}")
@@ -99,33 +99,19 @@ def _hash(row: Row) -> str:
 def _read(sources: list[str], args: TaskArguments) -> Iterator[Row]:
     if args.task_format == "parallel":
         return _parallel(sources)
-    rows = _checked(row for source in sources for row in _records(source))
+    rows = (row for source in sources for row in _records(source))
     readers = {"squad": _squad, "instructions": _instructions}
     return readers[args.task_format](rows) if args.task_format in readers else rows
 
 
-def _checked(rows: Iterable[tuple[str, Any]]) -> Iterator[Row]:
-    for place, row in rows:
-        if not isinstance(row, dict):
-            raise InputError(f"{place}: holds {str(row)[:40]!r}, not named columns; a row is a JSON object")
-        yield place, row
-
-
-def _records(source: str) -> Iterator[tuple[str, Any]]:
+def _records(source: str) -> Iterator[Row]:
     """Rows of JSON lines, of JSON (a list, or one object), of CSV, or of what `datasets` loads."""
     files = find_files(source) if source else []
     for path in files:
-        kind = suffix_of(path)
-        if kind == ".json":
-            value = parse_json(read_text(path), path)
-            records = value if isinstance(value, list) else [value]
-            yield from ((f"{path}: record {i}", record) for i, record in enumerate(records))
-        elif kind in (".jsonl", ".csv"):
-            numbered = json_lines(path) if kind == ".jsonl" else table_rows(path)
-            yield from ((f"{path}:{number}", row) for number, row in numbered)
-        else:
+        if suffix_of(path) not in (".jsonl", ".json", ".csv"):
             raise InputError(f"task_source {path}: a task is read from .jsonl, .json, .csv (also .gz, .zst), a saved "
                              "data set or a Hub id, and with --task_format parallel from two text files")
+        yield from ((f"{path}{place}", row) for place, row in read_rows(path))
     if not files:
         with reading(f"task_source {source}"):
             yield from ((f"{source}: row {i}", row) for i, row in enumerate(load_saved(source, None, "train")))
