@@ -78,8 +78,7 @@ def _winobias(path: Path) -> Iterator[Item]:
 
 
 def _stereoset(path: Path) -> Iterator[Item]:
-    parts = [part for _, row in read_rows(path, ".json") for part in row["data"].items()]
-    for kind, items in parts:
+    for kind, items in (part for _, row in read_rows(path, ".json") for part in row["data"].items()):
         follows = kind == "intersentence"  # the choices are whole sentences after the context, not fillings of it
         for item in items:
             texts = {sentence["gold_label"]: " " * follows + sentence["sentence"] for sentence in item["sentences"]}

@@ -273,19 +273,13 @@ def _load_files(files: list[Path], name: str, text_column: str, sample_by: str, 
             make = IterableDataset.from_generator if streaming else Dataset.from_generator
             parts.append(make(_read_files, gen_kwargs=how, features=READ_FEATURES))
         else:
-            for path in paths:
-                _check_archive(path)
+            for path in (path for path in paths if path.endswith(ARCHIVES)):  # the builders take a cut one for whole
+                with reading(path), open_bytes(path) as file:
+                    while file.read(2**20):
+                        pass
             data = datasets.load_dataset(builder, data_files=paths, split="train", streaming=streaming)
             parts.append(_text_only(data, text_column, name))
     return parts
-
-
-def _check_archive(path: str) -> None:
-    """The builders take what is left of a cut archive for the whole."""
-    if path.endswith(ARCHIVES):
-        with reading(path), open_bytes(path) as file:
-            while file.read(2**20):
-                pass
 
 
 def _read_files(files: list[str], stamps: list, unit: str, text_column: str, on_error: str | None) -> Iterator[dict]:

@@ -55,14 +55,10 @@ def mix(sources: list[Dataset], weights: list[float] | None = None, *, temperatu
     A share counts rows. Mix packed rows to weigh by tokens, or texts to weigh by documents. Counts are exact rather
     than drawn: a source gives each of its rows once per whole epoch, and the rest from one more permutation.
 
-    Args:
-        sources: data sets with the same columns.
-        weights: one for each source; default: n^(1/temperature) of its n rows, so at temperature 1 (the default) the
-            shares are as the sizes are, at larger ones nearer to equal.
-        seed: of the permutations and of the final order.
+    There is a weight for each source; default: n^(1/temperature) of its n rows, so at temperature 1 (the default) the
+    shares are as the sizes are, at larger ones nearer to equal. `seed` draws the permutations and the final order.
 
-    Raises:
-        InputError: an empty source, weights that are none, or a temperature not above 0.
+    Raises InputError: an empty source, weights that are none, or a temperature not above 0.
     """
     lengths = np.array([len(rows) for rows in sources])
     if not lengths.all():

@@ -22,11 +22,15 @@ def load_preferences(source: str, tokenizer: PreTrainedTokenizerBase, *, max_len
 
     `source` is `embedded:preferences` (see `made_pairs`) or .jsonl files, also as .gz or .zst.
 
-    Raises:
-        InputError: nothing there; with file and line: wrong JSON, a column that is missing (the ones there are named),
-            not text or empty, two equal answers; no pair that fits.
+    Raises InputError: nothing there; with file and line, wrong JSON, a column that is missing, not text or empty, two
+    equal answers; fewer than two pairs that fit.
     """
-    pairs = made_pairs(seed) if source == "embedded:preferences" else _read(source)
+    if source == "embedded:preferences":
+        pairs = made_pairs(seed)
+    elif files := find_files(source):
+        pairs = [_checked(row, f"{path}{place}") for path in files for place, row in read_rows(path, ".jsonl")]
+    else:
+        raise InputError(f"source {source}: no such file; give .jsonl files of pairs, or embedded:preferences")
     kept = []
     for pair in pairs:
         prompt, *answers = (len(tokenizer(pair[name], verbose=False)["input_ids"]) for name in COLUMNS)
@@ -41,21 +45,15 @@ def load_preferences(source: str, tokenizer: PreTrainedTokenizerBase, *, max_len
     return splits, len(pairs) - len(kept)
 
 
-def made_pairs(seed: int, count: int = 400) -> list[dict[str, str]]:
+def made_pairs(seed: int) -> list[dict[str, str]]:
     """Sums and differences of small numbers: the right answer in a sentence is better than an evasive one. They show
     that the recipe works, and teach nothing else."""
     draw, pairs = random.Random(seed), []
-    for a, b in draw.sample(list(itertools.product(range(10, 60), range(1, 10))), count):
+    for a, b in draw.sample(list(itertools.product(range(10, 60), range(1, 10))), 400):
         word, result = draw.choice((("plus", a + b), ("minus", a - b)))
         pairs.append({"prompt": f"What is {a} {word} {b}?", "chosen": f" {a} {word} {b} is {result}.",
                       "rejected": draw.choice(EVASIONS)})
     return pairs
-
-
-def _read(source: str) -> list[dict[str, str]]:
-    if not (files := find_files(source)):
-        raise InputError(f"source {source}: no such file; give .jsonl files of pairs, or embedded:preferences")
-    return [_checked(row, f"{path}{place}") for path in files for place, row in read_rows(path, ".jsonl")]
 
 
 def _checked(row: dict[str, Any], place: str) -> dict[str, str]:

@@ -34,11 +34,7 @@ class Ledger:
         write_text(self.dropped_file, "")  # there also when nothing is dropped
 
     def add(self, stage: str, before: Dataset, after: Dataset, **counts: Any) -> None:
-        """Documents and bytes in and out of a stage, and its own counts.
-
-        Raises:
-            InputError: the stage left no document.
-        """
+        """Documents and bytes in and out of a stage, and its own counts; raises InputError if no document is left."""
         self._add({"stage": stage, "documents_in": len(before), "documents_out": len(after),
                    "bytes_in": num_bytes(before), "bytes_out": num_bytes(after), **counts})
 

@@ -23,8 +23,7 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
     """Give the tokenizer `chatml` (see `CHATML`) or the template in a file; None: it keeps its own. It is saved with
     the tokenizer.
 
-    Raises:
-        InputError: none given and the tokenizer has none, no such file, or the template does not mark the answers.
+    Raises InputError: none given and the tokenizer has none, no such file, or it does not mark the answers.
     """
     if chat_template is not None and chat_template != "chatml" and not Path(chat_template).is_file():
         raise InputError(f"chat_template {chat_template}: no such file; give chatml or a Jinja file")
@@ -46,11 +45,9 @@ def fit_examples(examples: DatasetDict, tokenizer: PreTrainedTokenizerBase, args
     has after its last column; of a conversation the oldest turns (after a system's). The target is never cut. The
     prompt of a conversation is written here, in the chat template.
 
-    Returns:
-        The examples, and for each split how many `prompts` were shortened and how many `tokens` that took.
+    Returns the examples, and for each split how many `prompts` were shortened and how many `tokens` that took.
 
-    Raises:
-        InputError: a target that does not fit, or that more than the whole prompt would have to go.
+    Raises InputError: a target that does not fit, or that more than the whole prompt would have to go.
     """
     if not 1 <= args.max_new_tokens < max_length:
         raise InputError(f"max_new_tokens: got {args.max_new_tokens}; expected at least 1 and, to leave room for a "
@@ -84,6 +81,8 @@ def _prompts(example: dict, tokenizer: PreTrainedTokenizerBase, room: int, args:
     """The example, then with ever shorter prompts: a text that was cut can take more tokens than were left of it."""
     yield example
     cue = args.prompt[args.prompt.rfind("}") + 1:] if args.prompt and args.shorten == "end" else ""
+    if not example["prompt"].endswith(cue):
+        cue = cue.rstrip(" ")  # before a choice
     body = example["prompt"].removesuffix(cue)
     while body:
         spans = tokenizer(body, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]

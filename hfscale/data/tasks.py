@@ -1,6 +1,7 @@
 """Examples of a task: any source -> prompt, target and references, split into train and validation."""
 
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -29,13 +30,12 @@ def load_task(args: TaskArguments, *, seed: int) -> DatasetDict:
 
     Columns: `prompt`, `target` (the answer to learn, without EOS), `references` (all right answers, the target
     first), `source` (what a baseline copies); with multiple choice `choices` and `answer` (index), with programs
-    `test`. Conversations have `messages`; their target is the last answer, their prompt is empty until
-    `hfscale.data.supervised.fit_examples` writes it in the tokenizer's chat template. `seed` draws the examples of a
-    made set, and which ones `train_examples` keeps; what is held out never depends on it.
+    `test`. Conversations have `messages`; their target is the last answer, their prompt is empty until `fit_examples`
+    writes it. `seed` draws the examples of a made set, and which ones `train_examples` keeps; what is held out never
+    depends on it.
 
-    Raises:
-        InputError: a source or file that cannot be read, wrong JSON (file and line), a column that is not there (the
-            ones there are listed), an empty prompt or target, roles out of order, too few examples.
+    Raises InputError: a source that cannot be read; with the place, a missing column, an empty prompt or target, roles
+    out of order; too few examples.
     """
     if not args.task_source:
         raise InputError("task_source: missing; give embedded:<task>, files or a Hub id")
@@ -99,9 +99,8 @@ def _hash(row: Row) -> str:
 def _read(sources: list[str], args: TaskArguments) -> Iterator[Row]:
     if args.task_format == "parallel":
         return _parallel(sources)
-    rows = (row for source in sources for row in _records(source))
-    readers = {"squad": _squad, "instructions": _instructions}
-    return readers[args.task_format](rows) if args.task_format in readers else rows
+    rows = itertools.chain.from_iterable(map(_records, sources))
+    return {"squad": _squad, "instructions": _instructions}.get(args.task_format, iter)(rows)
 
 
 def _records(source: str) -> Iterator[Row]:
@@ -160,28 +159,29 @@ def _instructions(rows: Iterable[Row]) -> Iterator[Row]:
 def _example(place: str, row: dict[str, Any], args: TaskArguments) -> dict[str, Any] | None:
     if args.task_format == "chat":
         messages = _messages(place, row, args.assistant_role)
-        return {"prompt": "", "target": messages[-1]["content"], "references": [messages[-1]["content"]],
-                "source": messages[-2]["content"], "messages": messages}
+        question, answer = (message["content"] for message in messages[-2:])
+        return {"prompt": "", "target": answer, "references": [answer], "source": question, "messages": messages}
     if args.prompt is None or args.target is None and args.choices is None:
         raise InputError("prompt, target: missing; give templates in which {name} stands for a column; "
                          f"{place} has {', '.join(row)}")
-    [prompt] = _fill(args.prompt, row, place)
-    made = {"prompt": prompt, "source": _fill(args.copied or args.prompt, row, place)[0]}
+    [prompt], [source] = (_fill(template, row, place) for template in (args.prompt, args.copied or args.prompt))
+    references, more = _fill(args.target, row, place, each=True) if args.target else [], {}
     if args.choices:
-        made |= {"choices": _column(args.choices, row, place), "answer": _column(args.answer or "answer", row, place)}
-        if not (isinstance(made["answer"], int) and 0 <= made["answer"] < len(made["choices"])):
-            raise InputError(f"{place}: the answer {made['answer']!r} is not an index, from 0, of "
-                             f"{len(made['choices'])} choices")
-        made["prompt"] = prompt.rstrip(" ") or prompt
-    references = (_fill(args.target, row, place, each=True) if args.target else
-                  [spaced_choice(made["prompt"], made["choices"][made["answer"]])])
-    made |= {"target": references[0] if references else "", "references": references}
-    for name in ("prompt", "target"):
-        if not made[name].strip():
+        choices, answer = (_column(name, row, place) for name in (args.choices, args.answer or "answer"))
+        if not (isinstance(answer, int) and 0 <= answer < len(choices)):
+            raise InputError(f"{place}: the answer {answer!r} is not an index, from 0, of {len(choices)} choices")
+        prompt = prompt.rstrip(" ") or prompt
+        references = references if args.target else [spaced_choice(prompt, choices[answer])]
+        more = {"choices": choices, "answer": answer}
+    target = references[0] if references else ""
+    for name, text in (("prompt", prompt), ("target", target)):
+        if not text.strip():
             if args.drop_empty:
                 return None
             raise InputError(f"{place}: the {name} is empty; mend it, or leave such examples out with --drop_empty")
-    return made | ({"test": _fill(args.test, row, place, joint="\n")[0]} if args.test else {})
+    if args.test:
+        [more["test"]] = _fill(args.test, row, place, joint="\n")
+    return {"prompt": prompt, "source": source, "target": target, "references": references, **more}
 
 
 def _column(name: str, row: dict[str, Any], place: str) -> Any:
@@ -225,7 +225,7 @@ def _messages(place: str, row: dict[str, Any], assistant_role: str) -> list[dict
         messages.append({"role": known.get(role, role), "content": content})
     roles = [message["role"] for message in messages]
     expected = (["system"] if roles[:1] == ["system"] else []) + ["user", "assistant"] * len(roles)
-    if roles != expected[:len(roles)] or not roles or roles[-1] != "assistant":
+    if roles != expected[:len(roles)] or roles[-1:] != ["assistant"]:
         raise InputError(f"{place}: the roles are {', '.join(roles) or 'none'}; expected system or nothing, then user "
                          "and assistant in turn, the assistant last (--assistant_role names it)")
     return messages
