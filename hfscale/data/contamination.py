@@ -1,7 +1,6 @@
 """Word n-grams that evaluation items share with training text (13 words as in Brown et al. 2020, appendix C)."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -10,15 +9,9 @@ from hfscale.data.dedup import hash_words, ngrams
 NGRAM_SIZE = 13  # words
 
 
-class Contamination(NamedTuple):
-    """What training documents hold of one evaluation item."""
-
-    share: float  # of the item's distinct n-grams that occur in training text, 0 to 1
-    document: int | None  # index of the first training document that holds one
-
-
-def contaminated_items(train: Iterable[dict], items: Sequence[str]) -> list[Contamination]:
-    """For each evaluation item, how much of it stands in the training documents, and where first.
+def contaminated_items(train: Iterable[dict], items: Sequence[str]) -> list[tuple[float, int | None]]:
+    """For each evaluation item the share of its distinct n-grams, 0 to 1, that occurs in the training documents, and
+    the index of the first document that holds one.
 
     Words are compared in lower case and without punctuation. An item shorter than 13 words is looked for whole: its
     share is 0 or 1. `train` (rows with `text`: a Dataset, a stream, a list) is read once; only hashes of the items'
@@ -29,7 +22,7 @@ def contaminated_items(train: Iterable[dict], items: Sequence[str]) -> list[Cont
     for index, size, found in _matches(train, wanted):
         first[size][found] = np.where(first[size][found] < 0, index, first[size][found])
     places = [first[size][np.searchsorted(wanted[size], own)] for size, own in grams]
-    return [Contamination(float((at >= 0).mean()), min(at[at >= 0].tolist(), default=None)) for at in places]
+    return [(float((at >= 0).mean()), min(at[at >= 0].tolist(), default=None)) for at in places]
 
 
 def contaminated_documents(train: Iterable[dict], items: Sequence[str]) -> list[int]:

@@ -37,7 +37,7 @@ def load_source(args: CleaningArguments, ledger: Ledger, groups: Sequence[tuple[
         part = read_source(args, source, may_be_empty=ledger.shard, **named)
         parts.append(part.select(np.array_split(np.arange(len(part)), pieces)[piece]))
     documents = concatenate_datasets(parts)
-    nothing = [{"id": None, "text": ""}] * len(problems)
+    nothing = Dataset.from_dict({"id": [None] * len(problems), "text": [""] * len(problems)})
     ledger.drop(nothing, "source", {i: ("unreadable", problem) for i, problem in enumerate(problems)})
     ledger.add("source", documents, documents, **dropped)
     return documents.add_column("id", np.arange(len(documents)))

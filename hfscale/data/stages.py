@@ -47,8 +47,9 @@ class Ledger:
 
     def drop(self, documents: Dataset, stage: str, broken: dict[int, tuple[str, Any]]) -> None:
         """A line of `dropped.jsonl` for each of these rows: id, stage, rule, measured value, how the text begins."""
-        self._drop({"id": documents[i]["id"], "stage": stage, "rule": rule, "value": value,
-                    "text_begins": _preview(documents[i])} for i, (rule, value) in broken.items())
+        rows = zip(documents.select(list(broken)), broken.values(), strict=True)
+        self._drop({"id": row["id"], "stage": stage, "rule": rule, "value": value, "text_begins": _preview(row)}
+                   for row, (rule, value) in rows)
 
     def _drop(self, lines: Iterable[dict]) -> None:
         with self.dropped_file.open("a", encoding="utf-8") as file:
