@@ -23,7 +23,8 @@ from hfscale.data.rules import LEAST_THRESHOLD
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so no bit of a hash is lost
 NGRAM_SIZE = 5  # words of a shingle
-NUM_PERM, SEED = 128, 0  # of MinHash
+NUM_PERM = 128  # hashes of a signature
+SEED = 0  # of these
 RECALL_AT_THRESHOLD = 0.98  # least probability that banding meets a pair whose similarity is just the threshold
 WINDOW = 200  # neighbours compared per document in one bucket: keeps one huge bucket from costing its square
 SLICE = 8192  # pairs, or shingles of one document, worked on at once
