@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
             "finish": pipeline.finish_shard, "publish": publish}
     last, workers = None, os.cpu_count() if args.executor == "local" and args.workers == -1 else args.workers
     for name, job in jobs.items():
-        step = pipeline.ShardStep(name, job, cleaning, work, args.tasks)
+        step = partial(pipeline.run_job, job=job, args=cleaning, work=work, tasks=args.tasks)
         more = {"workers": workers, "depends": last, "logging_dir": str(work / "logs" / name)}
         if args.executor == "slurm":
             same_python = f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"

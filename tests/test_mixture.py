@@ -34,10 +34,10 @@ def test_temperature(sources):
     assert max(Counter(text for text in rows["text"] if text[0] == "b").values()) == 2
 
 
-def test_weights_and_size(sources):
-    rows, epochs = mix(sources, [3, 0, 1], size=10)  # 7.5 and 2.5: the earlier source wins the tie
-    assert counts(rows) == {"a": 8, "c": 2}
-    assert epochs == [0.5, 0.0, 2.0]
+def test_weights(sources):
+    rows, epochs = mix(sources, [1, 0, 1])  # 10.5 and 10.5 of 21 rows: the earlier source wins the tie
+    assert counts(rows) == {"a": 11, "c": 10}
+    assert epochs == [11 / 16, 0.0, 10.0]
 
 
 def test_a_seed_fixes_the_order(sources):

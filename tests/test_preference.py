@@ -77,7 +77,7 @@ GOOD = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
 @pytest.mark.parametrize(("line", "says"), [
     ('{"prompt": "p", "chosen": ', "pairs.jsonl:3: not JSON"),
     ('{"prompt": "p", "answer": "a", "rejected": "b"}', "pairs.jsonl:3: no column 'chosen'; it has prompt, ans"),
-    ('["p", "a", "b"]', "pairs.jsonl:3: no column 'prompt'; it has no columns"),
+    ('["p", "a", "b"]', r"pairs.jsonl:3: holds .*, not named columns; a row is a JSON object"),
     ('{"prompt": "p", "chosen": " ", "rejected": "b"}', "pairs.jsonl:3: the chosen is not text|is empty"),
     ('{"prompt": "p", "chosen": "a", "rejected": ""}', "pairs.jsonl:3: the rejected is empty"),
     ('{"prompt": "p", "chosen": 3, "rejected": "b"}', "pairs.jsonl:3: the chosen is not text"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from hfscale.data.stages import Ledger, change, judge, keep_first, num_bytes, split_by_cluster
+from hfscale.data.stages import Ledger, change, draw_splits, judge, keep_first, num_bytes
 
 TEXTS = ["one", "two words", "ünïcode text", "gone", "two words", "last of all"]
 
@@ -57,13 +57,11 @@ def test_keep_first_of_each_cluster(documents, ledger):
     assert ledger.stages[0]["largest"] == [{"id": 11, "documents": 2, "text_begins": "two words"}]
 
 
-def test_split_is_a_partition_and_keeps_clusters_whole():
+def test_split_is_a_partition():
     documents = Dataset.from_dict({"text": [str(i) for i in range(400)], "id": list(range(400))})
-    clusters = np.arange(400) // 4 * 4
-    parts = split_by_cluster(documents, clusters, validation_fraction=0.1, test_fraction=0.05, seed=1)
+    parts = draw_splits(documents, validation_fraction=0.1, test_fraction=0.05, seed=1)
     assert {name: len(part) for name, part in parts.items()} == {"test": 20, "validation": 40, "train": 340}
     assert sorted(i for part in parts.values() for i in part["id"]) == list(range(400))
-    for a, b in (("train", "test"), ("train", "validation"), ("test", "validation")):
-        assert not {i // 4 for i in parts[a]["id"]} & {i // 4 for i in parts[b]["id"]}
-    again = split_by_cluster(documents, clusters, validation_fraction=0.1, test_fraction=0.05, seed=1)
+    assert all(sorted(part["id"]) == part["id"][:] for part in parts.values())
+    again = draw_splits(documents, validation_fraction=0.1, test_fraction=0.05, seed=1)
     assert again["test"]["id"][:] == parts["test"]["id"][:]

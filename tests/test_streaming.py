@@ -15,7 +15,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from hfscale.config import InputError, StreamArguments, run
-from hfscale.data.corpus import load_documents, load_parts, split_stream, text_fingerprint
+from hfscale.data.corpus import load_documents, load_parts, split_documents, text_fingerprint
 from hfscale.data.mixture import check_shares, join_rows
 from hfscale.data.packing import IGNORED, pack_documents
 from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer, train_char
@@ -121,21 +121,21 @@ def test_a_pass_without_a_buffer_is_in_order(rows):
 
 def test_the_split_of_a_stream(folder):
     texts = load_documents(str(folder))["text"][:]
-    parts = split_stream(load_documents(str(folder), streaming=True), split_by="document", validation_fraction=0.1,
-                         seed=0)
+    parts = split_documents(load_documents(str(folder), streaming=True), split_by="document", validation_fraction=0.1,
+                            seed=0)
     train, held_out = [row["text"] for row in parts["train"]], parts["validation"]["text"][:]
     assert sorted(train + held_out) == sorted(texts)
     assert 0.04 < len(held_out) / len(texts) < 0.16
     assert [text for text in texts if text in set(held_out)] == held_out  # order kept, copies on one side
-    other = split_stream(load_documents(str(folder), streaming=True), split_by="document", validation_fraction=0.1,
-                         seed=1)
+    other = split_documents(load_documents(str(folder), streaming=True), split_by="document", validation_fraction=0.1,
+                            seed=1)
     assert other["validation"]["text"][:] != held_out
 
 
 def test_held_out_text_of_a_stream_is_bounded(folder, monkeypatch):
     monkeypatch.setattr("hfscale.data.corpus.HELD_OUT_CHARACTERS", 100)
-    parts = split_stream(load_documents(str(folder), streaming=True), split_by="document", validation_fraction=0.3,
-                         seed=0)
+    parts = split_documents(load_documents(str(folder), streaming=True), split_by="document", validation_fraction=0.3,
+                            seed=0)
     sizes = [len(text) for text in parts["validation"]["text"]]
     assert sum(sizes) >= 100 > sum(sizes[:-1])
 

@@ -152,8 +152,8 @@ def test_the_last_label_of_every_answer_is_eos(made):
 
 # ---- what does not fit
 
-def fitted(prompt: str, target: str, max_length: int, **settings):
-    args = TaskArguments(prompt="{a}?\n", target="{b}", **{"max_new_tokens": 4, **settings})
+def fitted(prompt: str, target: str, max_length: int, template: str = "{a}?\n", **settings):
+    args = TaskArguments(prompt=template, target="{b}", **{"max_new_tokens": 4, **settings})
     row = {"prompt": prompt, "target": target, "references": [target], "source": prompt}
     examples, cut = fit_examples(DatasetDict(train=Dataset.from_list([row])), char_tokenizer("abcdefgh?\n"), args,
                                  max_length)
@@ -164,6 +164,12 @@ def fitted(prompt: str, target: str, max_length: int, **settings):
 def test_a_long_prompt_is_shortened_by_rule_and_counted(shorten, kept):
     prompt, cut = fitted("abcdefg?\n", "ab", 9, shorten=shorten)  # 9 - 4 new tokens leave 5
     assert (prompt, cut) == (kept, {"prompts": 1, "tokens": 4})
+
+
+@pytest.mark.parametrize("length, kept", [(13, "abcdefg?"), (9, "abcd?")])
+def test_a_prompt_without_the_templates_last_space_keeps_its_end_once(length, kept):
+    """So a prompt stands before choices (see `load_task`)."""
+    assert fitted("abcdefg?", "ab", length, "{a}? ")[0] == kept
 
 
 def test_a_long_target_takes_room_from_the_prompt_but_is_never_cut():

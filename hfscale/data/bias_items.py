@@ -1,17 +1,14 @@
 """Sentence pairs and questions that probe social bias, from the formats in use and from templates."""
 
-import csv
 import difflib
-import io
 import itertools
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hfscale.config import InputError
-from hfscale.data.corpus import open_bytes, reading
+from hfscale.data.files import read_rows, read_text, reading
 
 
 class Item(NamedTuple):
@@ -50,38 +47,29 @@ def read_items(paths: Sequence[str], kind: str) -> list[Item]:
     return items
 
 
-def _text(path: Path) -> str:
-    with open_bytes(path) as file:
-        return file.read().decode("utf-8-sig")
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    table = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter="\t" if ".tsv" in path.suffixes else ",")
-    return ((f"{path.name}:{table.line_num}", row) for row in table)
-
-
 def _crows_pairs(path: Path) -> Iterator[Item]:
-    for place, row in _rows(path):
+    for line, row in read_rows(path, ".csv"):
+        place = f"{path.name}{line}"
         yield Item(place, row["bias_type"], place, "", [row["sent_more"], row["sent_less"]], spans=1)
 
 
 def _winogender(path: Path) -> Iterator[Item]:
     """The stereotype is the gender of most who work in the occupation (occupations-stats.tsv beside the file)."""
-    shares = {row["occupation"]: float(row["bls_pct_female"])
-              for _, row in _rows(path.with_name("occupations-stats.tsv"))}
-    sentences = {row["sentid"]: (place, row["sentence"]) for place, row in _rows(path)}
-    for name, (place, male) in sentences.items():
+    jobs = read_rows(path.with_name("occupations-stats.tsv"))
+    shares = {row["occupation"]: float(row["bls_pct_female"]) for _, row in jobs}
+    sentences = {row["sentid"]: (line, row["sentence"]) for line, row in read_rows(path, ".tsv")}
+    for name, (line, male) in sentences.items():
         if ".male." in name:
             occupation, _, answer, *_ = name.split(".")
-            majority = "women" if shares[occupation] > 50 else "men"
-            pair = [male, sentences[name.replace(".male.", ".female.")][1]]
-            yield Item(place, f"mostly {majority}, pronoun is the {'other person' if answer == '1' else 'job'}",
-                       occupation, "", pair if majority == "men" else pair[::-1], spans=1)
+            female = sentences[name.replace(".male.", ".female.")][1]
+            majority, pair = ("women", [female, male]) if shares[occupation] > 50 else ("men", [male, female])
+            group = f"mostly {majority}, pronoun is the {'other person' if answer == '1' else 'job'}"
+            yield Item(f"{path.name}{line}", group, occupation, "", pair, spans=1)
 
 
 def _winobias(path: Path) -> Iterator[Item]:
     """pro_stereotyped_*, with anti_stereotyped_* beside it, line by line; [brackets] mark persons and pronouns."""
-    sides = [_text(path.with_name(path.name.replace("pro_", side, 1))).splitlines() for side in ("pro_", "anti_")]
+    sides = [read_text(path.with_name(path.name.replace("pro_", side, 1))).splitlines() for side in ("pro_", "anti_")]
     for i, lines in enumerate(zip(*sides, strict=True), 1):
         marks = [re.findall(r"\[(?:[Tt]he )?(.*?)\]", line) for line in lines]
         texts = [re.sub(r"^\d+ |[\[\]]", "", line) for line in lines]
@@ -90,7 +78,7 @@ def _winobias(path: Path) -> Iterator[Item]:
 
 
 def _stereoset(path: Path) -> Iterator[Item]:
-    for kind, items in json.loads(_text(path))["data"].items():
+    for kind, items in (part for _, row in read_rows(path, ".json") for part in row["data"].items()):
         follows = kind == "intersentence"  # the choices are whole sentences after the context, not fillings of it
         for item in items:
             texts = {sentence["gold_label"]: " " * follows + sentence["sentence"] for sentence in item["sentences"]}
@@ -101,13 +89,14 @@ def _stereoset(path: Path) -> Iterator[Item]:
 
 def _bbq(path: Path) -> Iterator[Item]:
     """Biased is the stereotyped group as answer to a question with negative polarity, and another to the others."""
-    for i, line in enumerate(filter(str.strip, _text(path).splitlines()), 1):
-        row, names, kinds = json.loads(line), ("ans0", "ans1", "ans2"), []
+    names = ("ans0", "ans1", "ans2")
+    for line, row in read_rows(path, ".jsonl"):
+        kinds = []
         target = _group_names(row["additional_metadata"]["stereotyped_groups"])
         for groups in (_group_names(row["answer_info"][name]) for name in names):
             biased = bool(groups & target) == (row["question_polarity"] == "neg")
             kinds.append("unknown" if "unknown" in groups else "biased" if biased else "counter")
-        yield Item(f"{path.name}:{i}", row["category"], str(row["question_index"]),
+        yield Item(f"{path.name}{line}", row["category"], str(row["question_index"]),
                    f"{row['context']}\n\nQ: {row['question']}\nA:", [f" {row[name]}" for name in names],
                    answer=int(row["label"]), kinds=tuple(kinds), ambiguous=row["context_condition"] == "ambig")
 

@@ -2,7 +2,7 @@
 
 import ast
 import codecs
-import glob
+import contextlib
 import hashlib
 import io
 import json
@@ -11,21 +11,20 @@ import math
 import os
 import sys
 import sysconfig
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import datasets
-import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets
 
 from hfscale import __version__
-from hfscale.config import DataArguments, InputError, StreamArguments, is_main_rank
+from hfscale.config import DataArguments, InputError, SourceArguments, StreamArguments, is_main_rank
+from hfscale.data.files import ARCHIVES, BUILDERS, builder_of, find_files, open_bytes, reading, reason
 
-BUILDERS = {".txt": "text", ".md": "text", ".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet",
-            ".arrow": "arrow"}
-ARCHIVES = (".gz", ".zst")
 EMBEDDED = ("embedded:python-docs", "embedded:python-code")
 TEXT_FEATURES = Features({"text": Value("string")})
 READ_FEATURES = Features({"text": Value("string"), "problem": Value("string")})  # one of the two; none: empty
@@ -50,7 +49,7 @@ def load_documents(source: str | list[str], *, text_column: str = "text", sample
 
     Raises InputError: nothing there, nothing readable, a missing column, or (unless it `may_be_empty`) no text at all.
     """
-    parts, names = [], [source] if isinstance(source, str) else source
+    names, parts = [source] if isinstance(source, str) else source, []
     for name in names:
         with reading(f"source {name}"):
             if name.startswith("embedded:"):
@@ -68,34 +67,30 @@ def load_documents(source: str | list[str], *, text_column: str = "text", sample
     return documents
 
 
-def _keep_texts(parts: list[Dataset], dropped: dict[str, int] | None, places: list[str] | None) -> Dataset:
+def _keep_texts(parts: list[Dataset], dropped: dict[str, int] | None, problems: list[str] | None) -> Dataset:
     """One data set without empty texts; what is left out is counted and named."""
-    problems = [problem for part in parts if "problem" in part.column_names
-                for problem in part.data.column("problem").drop_null().to_pylist()]
-    everything = concatenate_datasets([part.select_columns("text") for part in parts])
-    documents = everything.filter(_has_text, input_columns="text", desc="Looking for empty texts")
+    rows = concatenate_datasets(parts)
+    unreadable = rows.data.column("problem").drop_null().to_pylist() if "problem" in rows.column_names else []
+    documents = rows.select_columns("text").filter(_has_text, input_columns="text", desc="Looking for empty texts")
     if is_main_rank():
-        for problem in problems[:SHOWN_PROBLEMS]:
+        for problem in unreadable[:SHOWN_PROBLEMS]:
             print(f"left out: {problem}", file=sys.stderr)
-        if len(problems) > SHOWN_PROBLEMS:
-            print(f"left out: {len(problems):,} in all that could not be read", file=sys.stderr)
-    counts = {"unreadable": len(problems), "empty": len(everything) - len(documents) - len(problems)}
+        if len(unreadable) > SHOWN_PROBLEMS:
+            print(f"left out: {len(unreadable):,} in all that could not be read", file=sys.stderr)
     if dropped is not None:
-        dropped |= {reason: dropped.get(reason, 0) + count for reason, count in counts.items() if count}
-    if places is not None:
-        places += problems
+        empty = len(rows) - len(documents) - len(unreadable)
+        dropped |= Counter(dropped) + Counter(unreadable=len(unreadable), empty=empty)
+    if problems is not None:
+        problems += unreadable
     return documents
 
 
 def _stream(parts: list[Dataset | IterableDataset]) -> IterableDataset:
     """One stream without empty texts; what is left out is named when it is met."""
-    streams = []
-    for part in parts:
-        if isinstance(part, Dataset):
-            part = part.to_iterable_dataset(num_shards=min(len(part), STREAM_SHARDS))
-        columns = ["text", "problem"] if part.features and "problem" in part.features else ["text"]
-        streams.append(part.filter(_has_text, input_columns=columns).select_columns("text"))
-    return concatenate_datasets(streams)
+    rows = concatenate_datasets([
+        part if isinstance(part, IterableDataset) else part.to_iterable_dataset(min(len(part), STREAM_SHARDS))
+        for part in parts])
+    return rows.filter(_has_text, input_columns=list(rows.features)).select_columns("text")
 
 
 def _has_text(text: str | None, problem: str | None = None) -> bool:
@@ -104,15 +99,19 @@ def _has_text(text: str | None, problem: str | None = None) -> bool:
     return bool(text and text.strip())
 
 
+def read_source(args: SourceArguments, source: list[str], **how: Any) -> Dataset | IterableDataset:
+    """`load_documents` as a recipe's arguments say."""
+    return load_documents(source, text_column=args.text_column, sample_by=args.sample_by, on_error=args.on_error,
+                          dataset_config_name=args.dataset_config_name, **how)
+
+
 def load_splits(args: DataArguments, *, seed: int, streaming: bool = False,
                 dropped: dict[str, int] | None = None) -> DatasetDict:
     """The documents that `args` name, as `train` and `validation`; raises as the functions that it calls."""
-    how = {name: getattr(args, name) for name in ("text_column", "sample_by", "dataset_config_name", "on_error")}
-    documents = load_documents(args.source, streaming=streaming, dropped=dropped, **how)
+    documents = read_source(args, args.source, streaming=streaming, dropped=dropped)
     if args.validation_source:
-        return DatasetDict(train=documents, validation=load_documents(args.validation_source, **how))
-    split = split_stream if streaming else split_documents
-    return split(documents, split_by=args.split_by, validation_fraction=args.validation_fraction, seed=seed)
+        return DatasetDict(train=documents, validation=read_source(args, args.validation_source))
+    return split_documents(documents, split_by=args.split_by, validation_fraction=args.validation_fraction, seed=seed)
 
 
 def load_parts(args: StreamArguments, *, seed: int, dropped: dict[str, int] | None = None) -> list[DatasetDict]:
@@ -163,13 +162,19 @@ def load_run_splits(run_folder: str) -> DatasetDict:
     return documents
 
 
-def split_documents(documents: Dataset, *, split_by: str, validation_fraction: float, seed: int) -> DatasetDict:
+def split_documents(documents: Dataset | IterableDataset, *, split_by: str, validation_fraction: float,
+                    seed: int) -> DatasetDict:
     """Train and validation parts: documents drawn at random with `seed`, or the last part of the text by characters.
 
-    Raises InputError: the fraction is outside (0, 1), or too few documents to draw from.
+    Of a stream a hash of text and seed says on which side a document is, so equal texts are on the same. Its train
+    part is a stream; of the other the first 2 million characters are kept in memory.
+
+    Raises InputError: the fraction is outside (0, 1), too few documents to draw from, or a stream's last part.
     """
     if not 0 < validation_fraction < 1:
         raise InputError(f"validation_fraction: got {validation_fraction}, expected a number between 0 and 1")
+    if isinstance(documents, IterableDataset):
+        return _split_stream(documents, split_by, validation_fraction, seed)
     if split_by == "position":
         return _split_by_position(documents, validation_fraction)
     held_out = max(1, round(len(documents) * validation_fraction))
@@ -180,19 +185,12 @@ def split_documents(documents: Dataset, *, split_by: str, validation_fraction: f
     return DatasetDict(train=parts["train"], validation=parts["test"])
 
 
-def split_stream(documents: IterableDataset, *, split_by: str, validation_fraction: float, seed: int) -> DatasetDict:
-    """As `split_documents`, for a stream: a hash of text and seed says on which side a document is, so equal texts
-    are on the same. The train part is a stream; of the other the first 2 million characters are kept in memory.
-
-    Raises InputError: as there, or splitting by position.
-    """
-    if not 0 < validation_fraction < 1:
-        raise InputError(f"validation_fraction: got {validation_fraction}, expected a number between 0 and 1")
+def _split_stream(documents: IterableDataset, split_by: str, fraction: float, seed: int) -> DatasetDict:
     if split_by == "position":
         raise InputError("split_by position: a stream has no last part; use --split_by document or "
                          "--validation_source")
     train, held_out = (documents.filter(_is_held_out, input_columns="text", fn_kwargs={
-        "wanted": wanted, "fraction": validation_fraction, "seed": seed}) for wanted in (False, True))
+        "wanted": wanted, "fraction": fraction, "seed": seed}) for wanted in (False, True))
     texts, room = [], HELD_OUT_CHARACTERS
     for document in held_out:
         texts.append(document["text"])
@@ -200,9 +198,9 @@ def split_stream(documents: IterableDataset, *, split_by: str, validation_fracti
         if room <= 0:
             break
     if not texts:
-        raise InputError(f"validation_fraction: {validation_fraction} holds out none of the stream's documents; "
-                         "raise it, or give a --validation_source")
-    return DatasetDict(train=train, validation=Dataset.from_dict({"text": texts}, features=TEXT_FEATURES))
+        raise InputError(f"validation_fraction: {fraction} holds out none of the stream's documents; raise it, or "
+                         "give a --validation_source")
+    return DatasetDict(train=train, validation=_documents(texts))
 
 
 def _is_held_out(text: str, wanted: bool, fraction: float, seed: int) -> bool:
@@ -219,17 +217,19 @@ def text_fingerprint(documents: Dataset | IterableDataset) -> str:
     return digest.hexdigest()[:16]
 
 
-def _split_by_position(documents: Dataset, validation_fraction: float) -> DatasetDict:
+def _split_by_position(documents: Dataset, fraction: float) -> DatasetDict:
     """Documents keep their order; the one that holds the boundary is cut there."""
-    texts = documents["text"][:]
-    left = int(sum(map(len, texts)) * (1 - validation_fraction))
-    train, validation = [], []
+    texts, train, validation = documents["text"][:], [], []
+    left = int(sum(map(len, texts)) * (1 - fraction))
     for text in texts:
-        train.append(text[:max(left, 0)])
-        validation.append(text[max(left, 0):])
-        left -= len(text)
-    return DatasetDict({name: Dataset.from_dict({"text": [text for text in part if text]}, features=TEXT_FEATURES)
-                        for name, part in (("train", train), ("validation", validation))})
+        train.append(text[:left])
+        validation.append(text[left:])
+        left = max(0, left - len(text))
+    return DatasetDict(train=_documents(train), validation=_documents(validation))
+
+
+def _documents(texts: list[str]) -> Dataset:
+    return Dataset.from_dict({"text": list(filter(None, texts))}, features=TEXT_FEATURES)
 
 
 def _read_embedded(name: str, python: str, hfscale: str) -> Iterator[dict]:
@@ -248,11 +248,9 @@ def _read_embedded(name: str, python: str, hfscale: str) -> Iterator[dict]:
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
         if skipped.isdisjoint(parts) and not parts[0].startswith(("config-", "_sysconfigdata")):
-            try:
+            with contextlib.suppress(UnicodeDecodeError):  # the few files that declare another encoding
                 code = path.read_text("utf-8")
-            except UnicodeDecodeError:  # the few files that declare another encoding
-                continue
-            yield {"text": _docstrings(code) if docs else code}
+                yield {"text": _docstrings(code) if docs else code}
 
 
 def _docstrings(code: str) -> str:
@@ -261,81 +259,45 @@ def _docstrings(code: str) -> str:
     return "\n\n".join(text for text in docstrings if text)
 
 
-def suffix_of(path: Path) -> str:
-    """What tells the kind of file, without .gz or .zst."""
-    return path.with_suffix("").suffix if path.suffix in ARCHIVES else path.suffix
-
-
-def find_files(name: str) -> list[Path]:
-    """By kind, then by name; none if nothing is there or the folder is a data set made by `save_to_disk`."""
-    path = Path(name)
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        return sorted((Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file()), key=_by_kind)
-    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        return []
-    files = sorted((p for p in path.rglob("*") if p.is_file() and suffix_of(p) in BUILDERS), key=_by_kind)
-    if not files:
-        raise InputError(f"source {name}: no file in this folder ends in {', '.join(BUILDERS)} (or with .gz, .zst)")
-    return files
-
-
-def _by_kind(path: Path) -> tuple[int, Path]:
-    return list(BUILDERS.values()).index(BUILDERS.get(suffix_of(path), "text")), path
-
-
-def open_bytes(path: str | Path) -> io.BufferedReader:
-    """A file to read from, unpacked if it is a .gz or .zst; a cut archive raises OSError, it is not a short file."""
-    return io.BufferedReader(pa.input_stream(str(path)))
-
-
 def _load_files(files: list[Path], name: str, text_column: str, sample_by: str, on_error: str | None,
                 streaming: bool) -> list[Dataset | IterableDataset]:
     """Text (also of unknown kinds) and .jsonl as `_read_files` does, others by the `datasets` builder for each."""
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # they log what the error says
     parts = []
-    for builder in dict.fromkeys(BUILDERS.values()):
-        group = [str(p.absolute()) for p in files if BUILDERS.get(suffix_of(p), "text") == builder]
-        if group and builder in ("text", "jsonl"):
-            stamps = [(os.stat(p).st_size, os.stat(p).st_mtime_ns) for p in group]  # a changed file is read again
-            how = {"files": group, "stamps": stamps, "unit": "json" if builder == "jsonl" else sample_by,
+    for builder, group in groupby(files, builder_of):
+        paths = [str(path.absolute()) for path in group]
+        if builder in ("text", "jsonl"):
+            stamps = [(os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]  # changed: read again
+            how = {"files": paths, "stamps": stamps, "unit": "json" if builder == "jsonl" else sample_by,
                    "text_column": text_column, "on_error": on_error}
             make = IterableDataset.from_generator if streaming else Dataset.from_generator
             parts.append(make(_read_files, gen_kwargs=how, features=READ_FEATURES))
-        elif group:
-            for path in group:
-                _check_archive(path)
-            data = datasets.load_dataset(builder, data_files=group, split="train", streaming=streaming)
+        else:
+            for path in (path for path in paths if path.endswith(ARCHIVES)):  # the builders take a cut one for whole
+                with reading(path), open_bytes(path) as file:
+                    while file.read(2**20):
+                        pass
+            data = datasets.load_dataset(builder, data_files=paths, split="train", streaming=streaming)
             parts.append(_text_only(data, text_column, name))
     return parts
-
-
-def _check_archive(path: str) -> None:
-    """The builders take what is left of a cut archive for the whole."""
-    if path.endswith(ARCHIVES):
-        with reading(path), open_bytes(path) as file:
-            while file.read(2**20):
-                pass
 
 
 def _read_files(files: list[str], stamps: list, unit: str, text_column: str, on_error: str | None) -> Iterator[dict]:
     """Documents of UTF-8 files, newlines normalised. One that cannot be read stops, or is a row that says why."""
     for name in files:
-        found = False
+        line = 0
         with reading(name), open_bytes(name) as file:
             for line, data in _pieces(file, unit):
                 text = problem = None
                 try:
                     text = _parse(data.removeprefix(codecs.BOM_UTF8) if line == 1 else data, unit, text_column)
                 except ValueError as error:
-                    problem = f"{name if unit == 'document' else f'{name}:{line}'}: {_reason(error)}"
+                    problem = f"{name if unit == 'document' else f'{name}:{line}'}: {reason(error)}"
                     if on_error != "skip":
                         advice = "; --on_error skip leaves it out" if on_error else ""  # not every recipe has it
                         raise InputError(problem + advice) from None
                 yield {"text": text, "problem": problem}
-                found = True
-        if not found:
+        if line == 0:  # nothing in it: an empty document
             yield {"text": None, "problem": None}
 
 
@@ -344,17 +306,13 @@ def _pieces(file: io.BufferedReader, unit: str) -> Iterator[tuple[int, bytes]]:
     whole file in memory."""
     if unit == "document":
         yield 1, file.read()
-        return
-    lines, first = [], 1
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            first = first if lines else number
-            lines.append(line)
-        if lines and (unit != "paragraph" or not line.strip()):
-            yield first, b"".join(lines)
-            lines = []
-    if lines:
-        yield first, b"".join(lines)
+    elif unit == "paragraph":
+        for is_text, group in groupby(enumerate(file, 1), lambda numbered: bool(numbered[1].strip())):
+            if is_text:
+                numbers, lines = zip(*group, strict=True)
+                yield numbers[0], b"".join(lines)
+    else:
+        yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
 
 
 def _parse(data: bytes, unit: str, text_column: str) -> str | None:
@@ -406,26 +364,3 @@ def _text_only(data: Dataset | IterableDataset, text_column: str, name: str) -> 
         raise InputError(f"source {name}: column '{text_column}' holds {kind}, not text")
     data = data.select_columns([text_column])
     return (data if text_column == "text" else data.rename_column(text_column, "text")).cast(TEXT_FEATURES)
-
-
-@contextmanager
-def reading(place: str) -> Iterator[None]:
-    """Whatever a reader raises (they share no base class) becomes one line that names the place."""
-    try:
-        yield
-    except Exception as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, InputError):
-            raise cause from None
-        empty = isinstance(cause, StopIteration) or "corresponds to no data" in str(cause)
-        raise InputError(f"{place}: {'no rows in it' if empty else _reason(cause)}") from None
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return (f"not UTF-8 (byte 0x{error.object[error.start]:02x} at offset {error.start}); convert it first, for "
-                "example: iconv -f cp1252 -t utf-8")
-    if isinstance(error, json.JSONDecodeError):
-        return f"not JSON ({error.msg} at character {error.pos})"
-    said = " ".join(str(error).split())[:200] or type(error).__name__
-    return said if isinstance(error, InputError) else f"cannot be read: {said}"

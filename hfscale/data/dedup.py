@@ -12,14 +12,19 @@ from collections.abc import Iterator
 
 import numpy as np
 from datasets import Dataset, Features, List, Value
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from xxhash import xxh3_64_intdigest
 
 from hfscale.config import InputError
+from hfscale.data.rules import LEAST_THRESHOLD
 
 # Letters and digits; each Chinese or Japanese character is a word, since no spaces part them.
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so no bit of a hash is lost
-NUM_PERM = 128
+NGRAM_SIZE = 5  # words of a shingle
+NUM_PERM = 128  # hashes of a signature
+SEED = 0  # of these
 RECALL_AT_THRESHOLD = 0.98  # least probability that banding meets a pair whose similarity is just the threshold
 WINDOW = 200  # neighbours compared per document in one bucket: keeps one huge bucket from costing its square
 SLICE = 8192  # pairs, or shingles of one document, worked on at once
@@ -43,36 +48,32 @@ def first_of_equal(values: np.ndarray) -> np.ndarray:
     return first[which]
 
 
-def near_clusters(documents: Dataset, *, threshold: float = 0.52, ngram_size: int = 5, num_perm: int = NUM_PERM,
-                  seed: int = 0, num_proc: int | None = None) -> np.ndarray:
+def near_clusters(documents: Dataset, *, threshold: float = 0.52, num_proc: int | None = None) -> np.ndarray:
     """For each row the index (int64) of the first document of its cluster, its own when it is alone.
 
-    A pair is linked when the Jaccard similarity of its sets of word n-grams is >= `threshold`; clusters are what links
-    connect. Case and punctuation do not count; a document shorter than `ngram_size` words matches only the same words.
-    The result does not depend on `num_proc`. In memory: 4 bytes x `num_perm` per document, shingles of 128 documents.
+    A pair is linked when the Jaccard similarity of its sets of word 5-grams is >= `threshold`; clusters are what links
+    connect. Case and punctuation do not count; a document shorter than 5 words matches only the same words. The result
+    does not depend on `num_proc`. In memory: 512 bytes per document, shingles of 128 documents.
 
-    Raises:
-        InputError: a threshold outside (0, 1], an `ngram_size` below 1, or a `num_perm` too small for the threshold.
+    Raises InputError: see `rows_per_band`.
     """
-    if ngram_size < 1:
-        raise InputError(f"near duplicates: got ngram_size {ngram_size}, expected at least 1 word")
-    rows_per_band(threshold, num_perm)  # before the long work
-    signatures = sketch(documents, ngram_size=ngram_size, num_perm=num_perm, seed=seed, num_proc=num_proc)
-    return connect(len(documents), near_links(documents, signatures, threshold=threshold, ngram_size=ngram_size))
+    rows_per_band(threshold)  # before the long work
+    signatures = sketch(documents, num_proc=num_proc)
+    return connect(len(documents), near_links(documents, signatures, threshold=threshold))
 
 
-def near_links(documents: Dataset, signatures: np.ndarray, *, threshold: float, ngram_size: int = 5, part: int = 0,
+def near_links(documents: Dataset, signatures: np.ndarray, *, threshold: float, part: int = 0,
                parts: int = 1) -> np.ndarray:
     """Pairs of rows (int64, shape (pairs, 2)) that connect the clusters of `near_clusters`; `signatures` by `sketch`.
 
     Looks at the bands `part`, `part + parts`, ... only: the pairs of all parts together connect the same clusters.
     """
-    rows = rows_per_band(threshold, signatures.shape[1])
-    likely = threshold - 1.5 / signatures.shape[1]**0.5  # an estimate lower by three standard errors is believed
+    rows = rows_per_band(threshold)
+    likely = threshold - 1.5 / NUM_PERM**0.5  # an estimate lower by three standard errors is believed
 
     @functools.lru_cache(maxsize=128)
     def shingles(row: int) -> np.ndarray:
-        return np.unique(ngrams(hash_words(documents[row]["text"]), ngram_size))
+        return np.unique(ngrams(hash_words(documents[row]["text"]), NGRAM_SIZE))
 
     @functools.lru_cache(maxsize=100_000)
     def same(i: int, j: int) -> bool:
@@ -85,31 +86,36 @@ def near_links(documents: Dataset, signatures: np.ndarray, *, threshold: float, 
         left, right = left[apart], right[apart]
         alike = (signatures[left] == signatures[right]).mean(axis=1) >= likely
         for i, j in zip(left[alike].tolist(), right[alike].tolist(), strict=True):
-            if _root(parent, i) != _root(parent, j) and same(i, j):
-                _join(parent, i, j)
+            roots = _root(parent, i), _root(parent, j)
+            if roots[0] != roots[1] and same(i, j):
+                parent[max(roots)] = min(roots)
                 links.append((i, j))
     return np.array(links, np.int64).reshape(-1, 2)
 
 
+def _root(parent: np.ndarray, i: int) -> int:
+    """Halves the path on its way; a parent's index is never above its child's."""
+    while parent[i] != i:
+        parent[i] = parent[parent[i]]
+        i = int(parent[i])
+    return i
+
+
 def connect(count: int, links: np.ndarray) -> np.ndarray:
     """For each of `count` rows the index of the first that links lead to, its own when none do."""
-    parent = np.arange(count)
-    for i, j in links.tolist():
-        _join(parent, i, j)
-    return np.array([_root(parent, i) for i in range(count)], np.int64)
+    graph = coo_array((np.ones(len(links)), links.T), shape=(count, count))
+    return first_of_equal(connected_components(graph, directed=False)[1])
 
 
-def rows_per_band(threshold: float, num_perm: int) -> int:
+def rows_per_band(threshold: float) -> int:
     """Hashes per band: the most, so the fewest false candidates, that still meet pairs at the threshold.
 
-    Raises InputError: a threshold outside (0, 1], or too few hashes for it.
+    Raises InputError: a threshold above 1, or one too low for 128 hashes.
     """
-    if not 0 < threshold <= 1:
-        raise InputError(f"near duplicates: got threshold {threshold}, expected one above 0 and up to 1")
-    for rows in range(num_perm, 0, -1):
-        if 1 - (1 - threshold**rows) ** (num_perm // rows) >= RECALL_AT_THRESHOLD:
-            return rows
-    raise InputError(f"near duplicates: {num_perm} hashes are too few for threshold {threshold}; raise num_perm")
+    if not LEAST_THRESHOLD <= threshold <= 1:
+        raise InputError(f"near duplicates: got threshold {threshold}, expected {LEAST_THRESHOLD} to 1")
+    return next(rows for rows in range(NUM_PERM, 0, -1)
+                if 1 - (1 - threshold**rows) ** (NUM_PERM // rows) >= RECALL_AT_THRESHOLD)
 
 
 def hash_words(text: str) -> np.ndarray:
@@ -125,29 +131,27 @@ def ngrams(words: np.ndarray, size: int) -> np.ndarray:
     return functools.reduce(lambda total, at: total * MULTIPLIER + words[at:at + count], range(1, size), words[:count])
 
 
-def sketch(documents: Dataset, *, ngram_size: int = 5, num_perm: int = NUM_PERM, seed: int = 0,
-           num_proc: int | None = None) -> np.ndarray:
-    """MinHash signatures of the word n-grams, uint32, shape (documents, num_perm); by rensa where it is installed."""
-    settings = {"ngram_size": ngram_size, "num_perm": num_perm, "seed": seed,
-                "with_rensa": importlib.util.find_spec("rensa") is not None}
+def sketch(documents: Dataset, *, num_proc: int | None = None) -> np.ndarray:
+    """MinHash signatures of the word n-grams, uint32, shape (documents, 128); by rensa where it is installed."""
     rows = documents.select_columns("text").map(
-        _sketch, batched=True, batch_size=200, num_proc=num_proc, remove_columns="text", fn_kwargs=settings,
-        features=Features({"signature": List(Value("uint32"), length=num_perm)}), desc="Hashing shingles")
+        _sketch, batched=True, batch_size=200, num_proc=num_proc, remove_columns="text", desc="Hashing shingles",
+        fn_kwargs={"with_rensa": importlib.util.find_spec("rensa") is not None},
+        features=Features({"signature": List(Value("uint32"), length=NUM_PERM)}))
     parts = [part["signature"].combine_chunks().flatten().to_numpy() for part in rows.with_format("arrow").iter(1000)]
-    return np.concatenate([np.zeros(0, np.uint32), *parts]).reshape(-1, num_perm)
+    return np.concatenate([np.zeros(0, np.uint32), *parts]).reshape(-1, NUM_PERM)
 
 
-def _sketch(batch: dict, ngram_size: int, num_perm: int, seed: int, with_rensa: bool) -> dict[str, np.ndarray]:
-    shingles = [ngrams(hash_words(text), ngram_size) for text in batch["text"]]
+def _sketch(batch: dict, with_rensa: bool) -> dict[str, np.ndarray]:
+    shingles = [ngrams(hash_words(text), NGRAM_SIZE) for text in batch["text"]]
     if with_rensa:
         from rensa import RMinHash
 
         ends = np.cumsum([0, *map(len, shingles)]).astype(np.uint64)
         flat = np.concatenate(shingles)
-        return {"signature": RMinHash.digest_matrix_from_flat_token_hashes(flat, ends, num_perm, seed).to_rows()}
+        return {"signature": RMinHash.digest_matrix_from_flat_token_hashes(flat, ends, NUM_PERM, SEED).to_rows()}
     from datasketch import MinHash
 
-    sketches = [MinHash(num_perm, seed, hashfunc=int, scheme="affine32")]
+    sketches = [MinHash(NUM_PERM, SEED, hashfunc=int, scheme="affine32")]
     sketches += [sketches[0].copy() for _ in shingles[1:]]
     for sketch, hashes in zip(sketches, shingles, strict=True):
         for start in range(0, len(hashes), SLICE):
@@ -166,16 +170,3 @@ def _candidates(signatures: np.ndarray, rows: int, part: int, parts: int) -> Ite
             at = at[keys[at] == keys[at + gap]]
             for start in range(0, len(at), SLICE):
                 yield order[at[start:start + SLICE]], order[at[start:start + SLICE] + gap]
-
-
-def _root(parent: np.ndarray, i: int) -> int:
-    """Halves the path on its way; a parent's index is never above its child's."""
-    while parent[i] != i:
-        parent[i] = parent[parent[i]]
-        i = int(parent[i])
-    return i
-
-
-def _join(parent: np.ndarray, i: int, j: int) -> None:
-    first, second = sorted((_root(parent, i), _root(parent, j)))
-    parent[second] = first

@@ -4,7 +4,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets, interleave_datasets
 
 from hfscale.config import InputError, StreamArguments
-from hfscale.data.corpus import check_weights
+from hfscale.data.corpus import check_weights, join_parts
 
 
 def join_rows(parts: list[DatasetDict], args: StreamArguments, *, seed: int) -> tuple[DatasetDict, list[float]]:
@@ -16,15 +16,13 @@ def join_rows(parts: list[DatasetDict], args: StreamArguments, *, seed: int) -> 
 
     Raises InputError: see `mix`.
     """
-    sources, epochs = [part["train"] for part in parts], []
-    validation = [part["validation"] for part in (parts[:1] if args.validation_source else parts)]
+    rows, epochs = join_parts(parts, args), []
+    sources = [part["train"] for part in parts]
     if args.streaming:
-        train = _endless(sources, args, seed)
-    elif len(sources) == 1:
-        train = sources[0]
-    else:
-        train, epochs = mix(sources, args.source_weights, temperature=args.source_temperature or 1.0, seed=seed)
-    return DatasetDict(train=train, validation=concatenate_datasets(validation)), epochs
+        rows["train"] = _endless(sources, args, seed)
+    elif len(sources) > 1:
+        rows["train"], epochs = mix(sources, args.source_weights, temperature=args.source_temperature, seed=seed)
+    return rows, epochs
 
 
 def check_shares(documents: IterableDataset, processes: int) -> None:
@@ -50,36 +48,31 @@ def _endless(sources: list[IterableDataset], args: StreamArguments, seed: int) -
     return interleave_datasets(sources, probabilities=shares, seed=seed)
 
 
-def mix(sources: list[Dataset], weights: list[float] | None = None, *, temperature: float = 1.0,
-        size: int | None = None, seed: int = 42) -> tuple[Dataset, list[float]]:
-    """Shuffled rows of all sources in the wanted shares, and the epochs of each source that they hold.
+def mix(sources: list[Dataset], weights: list[float] | None = None, *, temperature: float | None = None,
+        seed: int = 42) -> tuple[Dataset, list[float]]:
+    """Shuffled rows of all sources in the wanted shares, as many as there are, and the epochs of each that they hold.
 
     A share counts rows. Mix packed rows to weigh by tokens, or texts to weigh by documents. Counts are exact rather
     than drawn: a source gives each of its rows once per whole epoch, and the rest from one more permutation.
 
-    Args:
-        sources: data sets with the same columns.
-        weights: one for each source; default: n^(1/temperature) of its n rows, so at temperature 1 the shares are as
-            the sizes are, at larger ones nearer to equal.
-        size: rows of the mixture; default: as many as the sources hold together.
-        seed: of the permutations and of the final order.
+    There is a weight for each source; default: n^(1/temperature) of its n rows, so at temperature 1 (the default) the
+    shares are as the sizes are, at larger ones nearer to equal. `seed` draws the permutations and the final order.
 
-    Raises:
-        InputError: an empty source, weights that are none, or a temperature not above 0.
+    Raises InputError: an empty source, weights that are none, or a temperature not above 0.
     """
     lengths = np.array([len(rows) for rows in sources])
     if not lengths.all():
         raise InputError(f"mixture: source {int(lengths.argmin()) + 1} has no rows; give sources that hold text")
+    temperature = 1.0 if temperature is None else temperature
     if not temperature > 0:
         raise InputError(f"source_temperature: got {temperature}, expected a number above 0")
     if weights is not None:
         check_weights(weights, len(sources))
-    shares = lengths ** (1 / temperature) if weights is None else np.array(weights)
-    counts = _counts(shares, lengths.sum() if size is None else size)
+    counts = _counts(lengths ** (1 / temperature) if weights is None else np.array(weights), lengths.sum())
     generator = np.random.default_rng(seed)
     parts = []
-    for rows, count in zip(sources, counts, strict=True):
-        order = [generator.permutation(len(rows)) for _ in range(-(-int(count) // len(rows)))]
+    for rows, count in zip(sources, counts.tolist(), strict=True):
+        order = [generator.permutation(len(rows)) for _ in range(-(-count // len(rows)))]
         parts.append(rows.select(np.concatenate([np.empty(0, int), *order])[:count]))
     return concatenate_datasets(parts).shuffle(seed=seed), (counts / lengths).tolist()
 

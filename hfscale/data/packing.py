@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +28,7 @@ def pack_splits(documents: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_
                 packing: str = "stream") -> DatasetDict:
     """Every split through `pack_documents`, for a model that exists already or one made for this tokenizer.
 
-    Raises:
-        InputError: as there, rows longer than the model's context, or training text that does not fill one row.
+    Raises InputError: as there, rows longer than the model's context, or training text that does not fill one row.
     """
     vocab_size = len(tokenizer) if model is None else model.config.get_text_config().vocab_size
     context = None if model is None else context_limit(model)
@@ -49,25 +48,20 @@ def pack_documents(documents: Dataset | IterableDataset, tokenizer: PreTrainedTo
                    num_proc: int | None = None) -> Dataset | IterableDataset:
     """Tokenize and pack the column `text` into rows of `max_length` tokens.
 
-    `packing="stream"`: EOS d1 EOS d2 EOS ... is cut into rows. An EOS is the target that ends one document and the
-    context that opens the next. A row that does not begin a stream begins with the last token of the row before, as
+    `packing="stream"`: EOS d1 EOS d2 EOS ... is cut into rows. A row begins with the last token of the row before, as
     context only (its label is never scored, the loss shifts by one), so no target is lost at the seams.
     `packing="best_fit"`: each document is EOS d EOS of its own and is never cut when that fits into a row; a longer
-    one gives full rows as above and a rest. Documents and rests go, largest first, into the fullest row with room.
-    The first token of each has label -100, so no label crosses a boundary.
+    one gives full rows as above and a rest. The first token of each has label -100.
 
-    Position ids restart where a document (or rest) begins, which keeps packed documents from attending to each other
-    (transformers builds the mask from them when there is no attention mask and no cache); with
-    `cross_document_attention` they run through. Unused space at a row's end holds EOS under label -100. Every 1,000
-    documents (fewer where the first 100 are long, to hold some 4 million characters) are packed by themselves, so
-    `datasets` can cache and stream them, and `num_proc` processes, which share out whole batches, make the same rows.
+    Position ids restart where a document (or rest) begins, from which transformers builds the mask when there is no
+    attention mask and no cache; with `cross_document_attention` they run through. Unused space at a row's end holds
+    EOS under label -100. Batches (see `BATCH_DOCUMENTS`) are packed by themselves: any `num_proc` gives the same rows.
 
     Returns:
         Rows of `input_ids`, `labels`, `position_ids` (each `max_length` integers), `num_tokens` (targets scored in the
         row) and `num_bytes` (UTF-8 bytes of the documents that end in it); both columns sum to the whole text's.
 
-    Raises:
-        InputError: rows of fewer than 2 tokens, or a token id beyond the vocabulary (default: the tokenizer's).
+    Raises InputError: rows of fewer than 2 tokens, or a token id beyond the vocabulary (default: the tokenizer's).
     """
     if max_length < 2:
         raise InputError(f"max_length: got {max_length}, expected at least 2")
@@ -86,20 +80,16 @@ def pack_documents(documents: Dataset | IterableDataset, tokenizer: PreTrainedTo
     fingerprint = Hasher.hash([documents._fingerprint, settings, __version__])
     files = documents.cache_files  # none: the documents are in memory, and so will the rows be
     cache = str(Path(files[0]["filename"]).with_name(f"cache-{fingerprint}.arrow")) if files else None
-    return batches.map(_pack_slice, batched=True, batch_size=1, remove_columns=["start"], features=features,
-                       fn_kwargs=settings | {"documents": documents, "size": size}, num_proc=num_proc,
-                       cache_file_name=cache, new_fingerprint=fingerprint, desc="Tokenizing and packing")
+    return batches.map(lambda start: _pack_batch(documents[start[0]:start[0] + size], **settings), batched=True,
+                       batch_size=1, input_columns="start", remove_columns="start", features=features,
+                       num_proc=num_proc, cache_file_name=cache, new_fingerprint=fingerprint,
+                       desc="Tokenizing and packing")
 
 
 def collate_rows(rows: list[dict]) -> dict[str, torch.Tensor]:
     """A batch of packed rows as int64 tensors, rows x length. No attention mask: the position ids say it all."""
     names = ("input_ids", "labels", "position_ids")
     return {name: torch.from_numpy(np.array([row[name] for row in rows], dtype=np.int64)) for name in names}
-
-
-def _pack_slice(batch: dict, documents: Dataset, size: int, **settings) -> dict[str, np.ndarray]:
-    [start] = batch["start"]
-    return _pack_batch(documents[start:start + size], **settings)
 
 
 def _pack_batch(batch: dict, tokenizer: PreTrainedTokenizerBase, max_length: int, cross_document_attention: bool,
@@ -139,37 +129,35 @@ def _stream_layout(ends: np.ndarray, max_length: int) -> tuple[np.ndarray, np.nd
 
 def _best_fit_layout(ends: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `_stream_layout`. Segments are a document's full rows and its rest, each with one token of context first."""
-    stride = max_length - 1
-    starts = np.concatenate([[0], ends[:-1]])  # index of each opening EOS
-    pieces = -(-(ends - starts) // stride)
-    last = np.cumsum(pieces) - 1  # each document's last segment
-    number = np.arange(last[-1] + 1) - np.repeat(last + 1 - pieces, pieces)  # of the segment in its document
-    first = np.repeat(starts, pieces) + number * stride
-    sizes = np.minimum(np.repeat(ends, pieces) - first, stride) + 1
-    row, offset = best_fit(sizes, max_length)
-    index = np.full((row.max() + 1, max_length), -1)
-    opens = np.zeros(index.shape, bool)
-    opens[row, offset] = True
-    within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    index.reshape(-1)[np.repeat(row * max_length + offset, sizes) + within] = np.repeat(first, sizes) + within
-    return index, opens, row[last]
+    segments = [range(first, min(first + max_length, end + 1)) for start, end in pairwise([0, *ends.tolist()])
+                for first in range(start, end, max_length - 1)]
+    rows = best_fit([len(segment) for segment in segments], max_length)
+    index = np.full((len(rows), max_length), -1)
+    opens, row_of_stop = np.zeros(index.shape, bool), {}
+    for row, held in enumerate(rows):
+        at = 0
+        for segment in (segments[i] for i in held):
+            index[row, at:at + len(segment)] = np.arange(segment.start, segment.stop)
+            opens[row, at] = True
+            at += len(segment)
+            row_of_stop[segment.stop] = row
+    return index, opens, np.array([row_of_stop[end + 1] for end in ends.tolist()])
 
 
-def best_fit(sizes: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row and offset of each segment by best-fit decreasing; rows are numbered by the first segment they hold."""
-    row, offset = np.empty_like(sizes), np.empty_like(sizes)
+def best_fit(sizes: Sequence[int], max_length: int) -> list[list[int]]:
+    """The segments in each row by best-fit decreasing: largest first, into the fullest row with room. Rows are in the
+    order of the first segment that each holds."""
+    rows: list[list[int]] = []
     space: list[tuple[int, int]] = []  # (free places, row), sorted
-    num_rows = 0
-    for segment in np.argsort(-sizes, kind="stable").tolist():
-        size = int(sizes[segment])
-        at = bisect_left(space, (size, 0))
-        free, here = space.pop(at) if at < len(space) else (max_length, num_rows)
-        num_rows = max(num_rows, here + 1)
-        row[segment], offset[segment] = here, max_length - free
-        if free - size >= 2:  # no segment is smaller
-            insort(space, (free - size, here))
-    order = np.unique(row, return_index=True)[1].argsort()
-    return order.argsort()[row], offset
+    for segment in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        at = bisect_left(space, (sizes[segment], 0))
+        if at == len(space):
+            rows.append([])
+        free, row = space.pop(at) if at < len(space) else (max_length, len(rows) - 1)
+        rows[row].append(segment)
+        if free - sizes[segment] >= 2:  # no segment is smaller
+            insort(space, (free - sizes[segment], row))
+    return sorted(rows, key=min)
 
 
 def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:

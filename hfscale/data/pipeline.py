@@ -7,10 +7,9 @@ what a later job needs of all shards (digests, signatures, links) is small besid
 import importlib.util
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -18,31 +17,30 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from hfscale.config import InputError, clear_disk_errors, whole_folder
 from hfscale.data.clean import detect_language, mask_personal_data, quality_problem, repair_text
-from hfscale.data.corpus import find_files, load_documents
+from hfscale.data.corpus import read_source
 from hfscale.data.dedup import connect, first_of_equal, near_links, sketch, text_digests
+from hfscale.data.files import find_files
 from hfscale.data.rules import CleaningArguments, QualityRules
-from hfscale.data.stages import Ledger, change, check_contamination, drop_rows, judge, keep_first, split_by_cluster
+from hfscale.data.stages import Ledger, change, check_contamination, draw_splits, drop_rows, judge, keep_first
 from hfscale.report.data_card import write_data_card
 
 
-def load_source(args: CleaningArguments, ledger: Ledger) -> Dataset:
-    """Documents with their number as `id`; what was empty is counted, what could not be read is named."""
-    dropped, problems = {}, []
-    documents = _read(args.source, args, dropped=dropped, problems=problems)
-    documents = documents.add_column("id", np.arange(len(documents)))
-    return _start(documents, ledger, dropped, problems)
+def load_source(args: CleaningArguments, ledger: Ledger, groups: Sequence[tuple[list[str], int]] = (),
+                pieces: int = 1) -> Dataset:
+    """Documents with their number as `id`; what was empty is counted, what could not be read is named.
 
-
-def _read(source: list[str], args: CleaningArguments, **more: Any) -> Dataset:
-    return load_documents(source, text_column=args.text_column, sample_by=args.sample_by, on_error=args.on_error,
-                          dataset_config_name=args.dataset_config_name, **more)
-
-
-def _start(documents: Dataset, ledger: Ledger, dropped: dict[str, int], problems: list[str]) -> Dataset:
-    for problem in problems:
-        ledger.drop({"id": None, "text": ""}, "source", "unreadable", problem)
+    `groups` are the sources of a shard, and which of so many `pieces` of each are its own.
+    """
+    parts, dropped, problems = [], {}, []
+    for source, piece in groups or [(args.source, 0)]:
+        named = {} if piece else {"dropped": dropped, "problems": problems}  # with a file's first piece
+        part = read_source(args, source, may_be_empty=ledger.shard, **named)
+        parts.append(part.select(np.array_split(np.arange(len(part)), pieces)[piece]))
+    documents = concatenate_datasets(parts)
+    nothing = Dataset.from_dict({"id": [None] * len(problems), "text": [""] * len(problems)})
+    ledger.drop(nothing, "source", {i: ("unreadable", problem) for i, problem in enumerate(problems)})
     ledger.add("source", documents, documents, **dropped)
-    return documents
+    return documents.add_column("id", np.arange(len(documents)))
 
 
 def clean_texts(documents: Dataset, args: CleaningArguments, ledger: Ledger) -> Dataset:
@@ -70,37 +68,26 @@ def finish_texts(documents: Dataset, args: CleaningArguments, ledger: Ledger) ->
 def write_data_set(documents: Dataset, args: CleaningArguments, ledger: Ledger, folder: Path) -> None:
     """Contamination, split, data set and card, into `folder`."""
     if args.evaluation_source:
-        items = _read(args.evaluation_source, args)["text"][:]
+        items = read_source(args, args.evaluation_source)["text"][:]
         documents = check_contamination(documents, items, ledger, drop=args.drop_contaminated)
-    splits = split_by_cluster(documents, np.arange(len(documents)), seed=args.seed,
-                              validation_fraction=args.validation_fraction, test_fraction=args.test_fraction)
+    splits = draw_splits(documents, validation_fraction=args.validation_fraction, test_fraction=args.test_fraction,
+                         seed=args.seed)
     splits.save_to_disk(folder)
     write_data_card(folder, ledger, splits, config=asdict(args))
 
 
-class ShardStep:
-    """A step of a datatrove pipeline, called by its executors for each rank; `job` is one of the functions below."""
+def run_job(data: None, rank: int, world_size: int, *, job: Callable, args: CleaningArguments, work: Path,
+            tasks: int) -> None:
+    """One of the jobs below as a step of a datatrove pipeline; raises InputError, also for a full disk."""
+    from loguru import logger
 
-    def __init__(self, name: str, job: Callable, args: CleaningArguments, work: Path, tasks: int):
-        from datatrove.utils.stats import Stats
-
-        self.name, self.job, self.args, self.work, self.tasks = name, job, args, work, tasks
-        self.stats = Stats(repr(self))
-
-    def __repr__(self) -> str:
-        return f"hfscale: {self.name}"
-
-    def __call__(self, data: None, rank: int = 0, world_size: int = 1) -> None:
-        """Raises InputError, also for a full disk."""
-        from loguru import logger
-
-        datasets.disable_progress_bars()
-        try:
-            with self.stats.time_stats, clear_disk_errors(str(self.work), "finished tasks are kept for another run"):
-                self.job(rank, self.args, self.work, self.tasks)
-        except InputError:
-            logger.remove()  # datatrove would show a traceback beside our line
-            raise
+    datasets.disable_progress_bars()
+    try:
+        with clear_disk_errors(str(work), "finished tasks are kept for another run"):
+            job(rank, args, work, tasks)
+    except InputError:
+        logger.remove()  # datatrove would show a traceback beside our line
+        raise
 
 
 def read_shard(rank: int, args: CleaningArguments, work: Path, tasks: int) -> None:
@@ -109,33 +96,26 @@ def read_shard(rank: int, args: CleaningArguments, work: Path, tasks: int) -> No
     pieces = -(-tasks // len(names))
     mine = range(rank * len(names) * pieces // tasks, (rank + 1) * len(names) * pieces // tasks)
     groups = [([names[i // pieces]], i % pieces) for i in mine] if pieces > 1 else [([names[i] for i in mine], 0)]
-    ledger, dropped, problems, parts = Ledger(_file(work, "read", rank, ".jsonl"), shard=True), {}, [], []
-    for group, piece in groups:  # what a file lacks is named with its first piece
-        named = {} if piece else {"dropped": dropped, "problems": problems}
-        part = _read(group, args, may_be_empty=True, **named)
-        parts.append(part.select(np.array_split(np.arange(len(part)), pieces)[piece]))
-    _save(_start(concatenate_datasets(parts), ledger, dropped, problems), work, "read", rank)
-    ledger.save()
+    ledger = Ledger(_file(work, "read", rank, ".jsonl"), shard=True)
+    _save(load_source(args, ledger, groups, pieces), ledger, work, "read", rank)
 
 
 def clean_shard(rank: int, args: CleaningArguments, work: Path, tasks: int) -> None:
     """`clean_texts`, and what the search for copies needs."""
-    documents = _load(work, "read", rank)
-    start = sum(len(_load(work, "read", before)) for before in range(rank))
-    documents = documents.add_column("id", np.arange(start, start + len(documents)))
-    ledger = Ledger(_file(work, "clean", rank, ".jsonl"), shard=True)
-    documents = clean_texts(documents, args, ledger)
-    ledger.save()
-    _save(documents, work, "clean", rank)
-    np.savez(_file(work, "clean", rank, ".npz"), ids=np.array(documents["id"][:], np.int64),
-             digests=text_digests(documents), signatures=sketch(documents) if args.near_duplicates else [])
+    ledger, documents = Ledger(_file(work, "clean", rank, ".jsonl"), shard=True), _load(work, "read", [rank])
+    ids = np.arange(len(documents)) + sum(len(_load(work, "read", [before])) for before in range(rank))
+    documents = clean_texts(documents.remove_columns("id").add_column("id", ids), args, ledger)
+    _save(documents, ledger, work, "clean", rank)
+    ids = np.array(documents["id"][:], np.int64)
+    np.savez(_file(work, "clean", rank, ".npz"), ids=ids, signatures=sketch(documents) if args.near_duplicates else [],
+             digests=text_digests(documents) if args.exact_duplicates else ids)
 
 
 def link_shards(rank: int, args: CleaningArguments, work: Path, tasks: int) -> None:
     """Near copies among all shards' documents that are no exact copies, in this task's share of the bands."""
     if args.near_duplicates:
-        kept = _originals(_exact_clusters(args, work, tasks))
-        documents = concatenate_datasets([_load(work, "clean", i) for i in range(tasks)]).select(kept)
+        kept = np.unique(first_of_equal(_array(work, "clean", "digests", tasks)))
+        documents = _load(work, "clean", range(tasks)).select(kept)
         signatures = _array(work, "clean", "signatures", tasks)[kept]
         links = near_links(documents, signatures, threshold=args.near_duplicate_threshold, part=rank, parts=tasks)
         np.savez(_file(work, "link", rank, ".npz"), links=links)
@@ -143,20 +123,16 @@ def link_shards(rank: int, args: CleaningArguments, work: Path, tasks: int) -> N
 
 def finish_shard(rank: int, args: CleaningArguments, work: Path, tasks: int) -> None:
     """Drop this shard's copies of any document, then `finish_texts`."""
-    documents, ids = _load(work, "clean", rank), _array(work, "clean", "ids", tasks)
-    start = np.searchsorted(ids, documents["id"][0]) if len(documents) else 0
-    ledger = Ledger(_file(work, "finish", rank, ".jsonl"), shard=True)
+    ledger, documents = Ledger(_file(work, "finish", rank, ".jsonl"), shard=True), _load(work, "clean", [rank])
+    ids = _array(work, "clean", "ids", tasks)
     if args.exact_duplicates:
-        clusters = _exact_clusters(args, work, tasks)
-        documents = keep_first(documents, "exact duplicates", clusters, ledger, ids=ids, start=start)
-        kept = _originals(clusters)
-        ids, start = ids[kept], np.searchsorted(kept, start)
+        clusters = first_of_equal(_array(work, "clean", "digests", tasks))
+        documents = keep_first(documents, "exact duplicates", clusters, ledger, ids)
+        ids = ids[np.unique(clusters)]
     if args.near_duplicates:
         clusters = connect(len(ids), _array(work, "link", "links", tasks))
-        documents = keep_first(documents, "near duplicates", clusters, ledger, ids=ids, start=start)
-    documents = finish_texts(documents, args, ledger)
-    ledger.save()
-    _save(documents, work, "finish", rank)
+        documents = keep_first(documents, "near duplicates", clusters, ledger, ids)
+    _save(finish_texts(documents, args, ledger), ledger, work, "finish", rank)
 
 
 def publish_shards(rank: int, args: CleaningArguments, work: Path, tasks: int, *, output_dir: str,
@@ -166,19 +142,9 @@ def publish_shards(rank: int, args: CleaningArguments, work: Path, tasks: int, *
         ledger = Ledger(part / "dropped.jsonl")
         for job in ("read", "clean", "finish"):
             ledger.merge([_file(work, job, i, ".jsonl") for i in range(tasks)])
-        documents = concatenate_datasets([_load(work, "finish", i) for i in range(tasks)])
-        write_data_set(documents, args, ledger, part)
+        write_data_set(_load(work, "finish", range(tasks)), args, ledger, part)
     for job in ("read", "clean", "link", "finish"):
         shutil.rmtree(work / job, ignore_errors=True)
-
-
-def _exact_clusters(args: CleaningArguments, work: Path, tasks: int) -> np.ndarray:
-    digests = _array(work, "clean", "digests", tasks)
-    return first_of_equal(digests) if args.exact_duplicates else np.arange(len(digests))
-
-
-def _originals(clusters: np.ndarray) -> np.ndarray:
-    return np.flatnonzero(clusters == np.arange(len(clusters)))
 
 
 def _file(work: Path, job: str, rank: int, suffix: str = "") -> Path:
@@ -186,13 +152,14 @@ def _file(work: Path, job: str, rank: int, suffix: str = "") -> Path:
     return work / job / f"{rank:05d}{suffix}"
 
 
-def _save(documents: Dataset, work: Path, job: str, rank: int) -> None:
+def _save(documents: Dataset, ledger: Ledger, work: Path, job: str, rank: int) -> None:
     shutil.rmtree(_file(work, job, rank), ignore_errors=True)  # of a task that was stopped
     documents.save_to_disk(_file(work, job, rank), num_shards=1)  # also of no documents
+    ledger.save()
 
 
-def _load(work: Path, job: str, rank: int) -> Dataset:
-    return load_from_disk(str(_file(work, job, rank)))
+def _load(work: Path, job: str, ranks: Iterable[int]) -> Dataset:
+    return concatenate_datasets([load_from_disk(str(_file(work, job, rank))) for rank in ranks])
 
 
 def _array(work: Path, job: str, name: str, tasks: int) -> np.ndarray:

@@ -1,16 +1,15 @@
 """Pairs of a better and a worse answer to a prompt, from JSON lines or made here, split into train and validation."""
 
 import itertools
-import json
 import random
-from collections.abc import Iterable
 from typing import Any
 
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from hfscale.config import InputError
-from hfscale.data.corpus import find_files, open_bytes, reading, split_documents
+from hfscale.data.corpus import split_documents
+from hfscale.data.files import find_files, read_rows
 
 COLUMNS = ("prompt", "chosen", "rejected")
 EVASIONS = (" Who knows.", " Look it up yourself.", " I do not feel like it.", " Numbers are boring.")
@@ -23,12 +22,15 @@ def load_preferences(source: str, tokenizer: PreTrainedTokenizerBase, *, max_len
 
     `source` is `embedded:preferences` (see `made_pairs`) or .jsonl files, also as .gz or .zst.
 
-    Raises:
-        InputError: nothing there; with file and line: wrong JSON, a column that is missing (the ones there are named),
-            not text or empty, two equal answers; no pair that fits.
+    Raises InputError: nothing there; with file and line, wrong JSON, a column that is missing, not text or empty, two
+    equal answers; fewer than two pairs that fit.
     """
-    pairs = made_pairs(seed) if source == "embedded:preferences" else [
-        _checked(row, place) for place, row in _read(source)]
+    if source == "embedded:preferences":
+        pairs = made_pairs(seed)
+    elif files := find_files(source):
+        pairs = [_checked(row, f"{path}{place}") for path in files for place, row in read_rows(path, ".jsonl")]
+    else:
+        raise InputError(f"source {source}: no such file; give .jsonl files of pairs, or embedded:preferences")
     kept = []
     for pair in pairs:
         prompt, *answers = (len(tokenizer(pair[name], verbose=False)["input_ids"]) for name in COLUMNS)
@@ -43,37 +45,21 @@ def load_preferences(source: str, tokenizer: PreTrainedTokenizerBase, *, max_len
     return splits, len(pairs) - len(kept)
 
 
-def made_pairs(seed: int, count: int = 400) -> list[dict[str, str]]:
+def made_pairs(seed: int) -> list[dict[str, str]]:
     """Sums and differences of small numbers: the right answer in a sentence is better than an evasive one. They show
     that the recipe works, and teach nothing else."""
     draw, pairs = random.Random(seed), []
-    for a, b in draw.sample(list(itertools.product(range(10, 60), range(1, 10))), count):
+    for a, b in draw.sample(list(itertools.product(range(10, 60), range(1, 10))), 400):
         word, result = draw.choice((("plus", a + b), ("minus", a - b)))
         pairs.append({"prompt": f"What is {a} {word} {b}?", "chosen": f" {a} {word} {b} is {result}.",
                       "rejected": draw.choice(EVASIONS)})
     return pairs
 
 
-def _read(source: str) -> Iterable[tuple[str, Any]]:
-    if not (files := find_files(source)):
-        raise InputError(f"source {source}: no such file; give .jsonl files of pairs, or embedded:preferences")
-    for path in files:
-        with reading(str(path)), open_bytes(path) as file:
-            lines = file.read().decode("utf-8-sig").split("\n")
-        for i, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield f"{path}:{i}", json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise InputError(f"{path}:{i}: not JSON ({error.msg} at column {error.colno}); mend or remove the "
-                                     "line") from None
-
-
-def _checked(row: Any, place: str) -> dict[str, str]:
-    if not isinstance(row, dict) or (missing := [name for name in COLUMNS if name not in row]):
-        there = ", ".join(row) if isinstance(row, dict) else "no columns"
-        raise InputError(f"{place}: no column '{missing[0] if isinstance(row, dict) else COLUMNS[0]}'; it has {there}")
+def _checked(row: dict[str, Any], place: str) -> dict[str, str]:
     for name in COLUMNS:
+        if name not in row:
+            raise InputError(f"{place}: no column '{name}'; it has {', '.join(row)}")
         if not isinstance(row[name], str) or not row[name].strip():
             raise InputError(f"{place}: the {name} is {'empty' if row[name] in ('', None) else 'not text'}; mend or "
                              "remove the line")

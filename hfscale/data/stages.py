@@ -34,11 +34,7 @@ class Ledger:
         write_text(self.dropped_file, "")  # there also when nothing is dropped
 
     def add(self, stage: str, before: Dataset, after: Dataset, **counts: Any) -> None:
-        """Documents and bytes in and out of a stage, and its own counts.
-
-        Raises:
-            InputError: the stage left no document.
-        """
+        """Documents and bytes in and out of a stage, and its own counts; raises InputError if no document is left."""
         self._add({"stage": stage, "documents_in": len(before), "documents_out": len(after),
                    "bytes_in": num_bytes(before), "bytes_out": num_bytes(after), **counts})
 
@@ -49,10 +45,11 @@ class Ledger:
             raise InputError(f"no document is left after the stage '{record['stage']}' ({counts}); loosen the rule "
                              "that dropped most, or switch the stage off")
 
-    def drop(self, document: dict, stage: str, rule: str, value: Any) -> None:
-        """One line of `dropped.jsonl`: id, stage, rule, measured value, and how the text begins."""
-        self._drop([{"id": document["id"], "stage": stage, "rule": rule, "value": value,
-                     "text_begins": document["text"][:PREVIEW_CHARACTERS]}])
+    def drop(self, documents: Dataset, stage: str, broken: dict[int, tuple[str, Any]]) -> None:
+        """A line of `dropped.jsonl` for each of these rows: id, stage, rule, measured value, how the text begins."""
+        rows = zip(documents.select(list(broken)), broken.values(), strict=True)
+        self._drop({"id": row["id"], "stage": stage, "rule": rule, "value": value, "text_begins": _preview(row)}
+                   for row, (rule, value) in rows)
 
     def _drop(self, lines: Iterable[dict]) -> None:
         with self.dropped_file.open("a", encoding="utf-8") as file:
@@ -85,6 +82,10 @@ def _sum(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
             for name in one | other}
 
 
+def _preview(document: dict[str, Any]) -> str:
+    return document["text"][:PREVIEW_CHARACTERS]
+
+
 def num_bytes(documents: Dataset) -> int:
     """UTF-8 bytes of all texts."""
     return sum(len(text.encode()) for batch in documents.iter(1000) for text in batch["text"])
@@ -95,27 +96,22 @@ def change(documents: Dataset, stage: str, function: Callable[[str], tuple[str, 
     """Rewrite each text; `function` returns it with counts of what was done. Documents left empty are dropped."""
     def rewrite(text: str) -> dict:
         new, counts = function(text)
-        return {"text": new, "counts": json.dumps({"changed": int(new != text), **counts})}
+        return {"text": new, "changed": int(new != text), **counts}
 
-    if len(documents) == 0:  # of a shard; `map` would add no column
-        ledger.add(stage, documents, documents)
-        return documents
     rewritten = documents.map(rewrite, input_columns="text", num_proc=num_proc, desc=stage)
-    counts = sum((Counter(json.loads(line)) for line in rewritten["counts"]), Counter())
-    rewritten = rewritten.remove_columns("counts")
-    kept = np.array([bool(text.strip()) for text in rewritten["text"]], dtype=bool)
-    for i in np.flatnonzero(~kept).tolist():
-        ledger.drop(documents[i], stage, "empty", 0)
-    after = rewritten.select(np.flatnonzero(kept))
-    ledger.add(stage, documents, after, **counts)
-    return after
+    counted = [name for name in rewritten.column_names if name not in documents.column_names]
+    counts = {name: sum(rewritten[name]) for name in counted}
+    empty = {i: ("empty", 0) for i, text in enumerate(rewritten["text"]) if not text.strip()}
+    return _leave_out(documents, rewritten.remove_columns(counted), stage, empty, ledger,
+                      **{name: count for name, count in counts.items() if count})
 
 
 def judge(documents: Dataset, stage: str, problem: Callable[[str], tuple[str, Any] | None], ledger: Ledger,
           num_proc: int | None) -> Dataset:
     """Drop each document for which `problem` names a rule and the measured value."""
-    verdicts = documents.map(lambda text: {"verdict": json.dumps(problem(text))}, input_columns="text",
-                             num_proc=num_proc, desc=stage)["verdict"] if len(documents) else []
+    judged = documents.map(lambda text: {"verdict": json.dumps(problem(text))}, input_columns="text",
+                           num_proc=num_proc, desc=stage)
+    verdicts = judged["verdict"] if len(documents) else []  # of a shard; `map` adds no column then
     broken = {i: tuple(json.loads(line)) for i, line in enumerate(verdicts) if line != "null"}
     return drop_rows(documents, stage, broken, ledger)
 
@@ -123,32 +119,33 @@ def judge(documents: Dataset, stage: str, problem: Callable[[str], tuple[str, An
 def drop_rows(documents: Dataset, stage: str, broken: dict[int, tuple[str, Any]], ledger: Ledger,
               **counts: Any) -> Dataset:
     """Drop the documents at these indices, for the rule and measured value given with each."""
-    for i, (rule, value) in broken.items():
-        ledger.drop(documents[i], stage, rule, value)
-    after = documents.select([i for i in range(len(documents)) if i not in broken])
-    ledger.add(stage, documents, after, rules=dict(Counter(rule for rule, _ in broken.values())),
-               **counts)
+    rules = Counter(rule for rule, _ in broken.values())
+    return _leave_out(documents, documents, stage, broken, ledger, rules=dict(rules), **counts)
+
+
+def _leave_out(before: Dataset, after: Dataset, stage: str, broken: dict[int, tuple[str, Any]], ledger: Ledger,
+               **counts: Any) -> Dataset:
+    ledger.drop(before, stage, broken)
+    after = after.select(np.delete(np.arange(len(after)), list(broken)))
+    ledger.add(stage, before, after, **counts)
     return after
 
 
-def keep_first(documents: Dataset, stage: str, clusters: np.ndarray, ledger: Ledger, *,
-               ids: np.ndarray | None = None, start: int = 0) -> Dataset:
+def keep_first(documents: Dataset, stage: str, clusters: np.ndarray, ledger: Ledger,
+               ids: np.ndarray | None = None) -> Dataset:
     """Keep each cluster's first document; `clusters` holds that document's index for every document.
 
-    Of a shard: `clusters` and `ids` are those of all shards' documents, and its own begin at `start`.
+    Of a shard: `clusters` and the ascending `ids` are those of all shards' documents.
     """
-    ids = (np.array(documents["id"][:]) if ids is None else ids).tolist()
-    rows = np.arange(start, start + len(documents))
-    first, texts = clusters[rows], documents["text"]
-    for i in np.flatnonzero(first != rows).tolist():
-        ledger.drop({"id": ids[start + i], "text": texts[i]}, stage, "copy of", ids[first[i]])
-    after = documents.select(np.flatnonzero(first == rows))
-    sizes = np.bincount(clusters, minlength=len(clusters))[rows] if len(rows) else rows
-    largest = sorted(np.flatnonzero(sizes > 1).tolist(), key=lambda i: (-sizes[i], i))[:LARGEST_CLUSTERS]
-    shown = [{"id": ids[start + i], "documents": int(sizes[i]), "text_begins": texts[i][:PREVIEW_CHARACTERS]}
-             for i in largest]
-    ledger.add(stage, documents, after, clusters=int((sizes > 1).sum()), largest=shown)
-    return after
+    own = np.array(documents["id"][:], np.int64)
+    ids = own if ids is None else ids
+    rows = np.searchsorted(ids, own)
+    first, sizes = ids[clusters[rows]], np.bincount(clusters, minlength=len(ids))[rows]
+    copies = {i: ("copy of", int(first[i])) for i in np.flatnonzero(first != own).tolist()}
+    shared = np.flatnonzero(sizes > 1).tolist()
+    largest = [{"id": int(own[i]), "documents": int(sizes[i]), "text_begins": _preview(documents[i])}
+               for i in sorted(shared, key=lambda i: (-sizes[i], i))[:LARGEST_CLUSTERS]]
+    return _leave_out(documents, documents, stage, copies, ledger, clusters=len(shared), largest=largest)
 
 
 def check_contamination(documents: Dataset, items: list[str], ledger: Ledger, *, drop: bool) -> Dataset:
@@ -162,14 +159,10 @@ def check_contamination(documents: Dataset, items: list[str], ledger: Ledger, *,
                      items_found=sum(item["share"] > 0 for item in found))
 
 
-def split_by_cluster(documents: Dataset, clusters: np.ndarray, *, validation_fraction: float, test_fraction: float,
-                     seed: int) -> DatasetDict:
-    """Train, validation and test, drawn cluster by cluster, so that no near copy is on both sides."""
-    order = np.random.default_rng(seed).permutation(np.unique(clusters))
-    rank = np.empty(len(documents), dtype=np.int64)
-    rank[order] = np.arange(len(order))
-    test = round(test_fraction * len(order))
-    validation = test + round(validation_fraction * len(order))
-    drawn = rank[clusters]
-    parts = {"test": drawn < test, "validation": (drawn >= test) & (drawn < validation), "train": drawn >= validation}
-    return DatasetDict({name: documents.select(np.flatnonzero(mask)) for name, mask in parts.items() if mask.any()})
+def draw_splits(documents: Dataset, *, validation_fraction: float, test_fraction: float, seed: int) -> DatasetDict:
+    """Train, validation and test, drawn at random; one that would be empty is left out."""
+    count, drawn = len(documents), np.random.default_rng(seed).permutation(len(documents))
+    test = round(test_fraction * count)
+    validation = test + round(validation_fraction * count)
+    parts = {"test": drawn[:test], "validation": drawn[test:validation], "train": drawn[validation:]}
+    return DatasetDict({name: documents.select(np.sort(rows)) for name, rows in parts.items() if len(rows)})

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
@@ -24,8 +23,7 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
     """Give the tokenizer `chatml` (see `CHATML`) or the template in a file; None: it keeps its own. It is saved with
     the tokenizer.
 
-    Raises:
-        InputError: none given and the tokenizer has none, no such file, or the template does not mark the answers.
+    Raises InputError: none given and the tokenizer has none, no such file, or it does not mark the answers.
     """
     if chat_template is not None and chat_template != "chatml" and not Path(chat_template).is_file():
         raise InputError(f"chat_template {chat_template}: no such file; give chatml or a Jinja file")
@@ -47,16 +45,13 @@ def fit_examples(examples: DatasetDict, tokenizer: PreTrainedTokenizerBase, args
     has after its last column; of a conversation the oldest turns (after a system's). The target is never cut. The
     prompt of a conversation is written here, in the chat template.
 
-    Returns:
-        The examples, and for each split how many `prompts` were shortened and how many `tokens` that took.
+    Returns the examples, and for each split how many `prompts` were shortened and how many `tokens` that took.
 
-    Raises:
-        InputError: a target that does not fit, or that more than the whole prompt would have to go.
+    Raises InputError: a target that does not fit, or that more than the whole prompt would have to go.
     """
     if not 1 <= args.max_new_tokens < max_length:
         raise InputError(f"max_new_tokens: got {args.max_new_tokens}; expected at least 1 and, to leave room for a "
                          f"prompt, less than max_length {max_length}")
-    cue = args.prompt[args.prompt.rfind("}") + 1:] if args.prompt else ""
     fitted, counts = DatasetDict(), {}
     for name, part in examples.items():
         targets, rows, cut = encode_texts(part["target"][:], tokenizer), [], []
@@ -66,42 +61,44 @@ def fit_examples(examples: DatasetDict, tokenizer: PreTrainedTokenizerBase, args
                 raise InputError(f"{name} example {i}: its target has {len(target)} tokens, which with EOS and a "
                                  f"prompt do not fit into {max_length}; it is never cut: raise max_length or leave "
                                  "the example out")
-            row, before, after = (_fit_conversation(example, tokenizer, room) if "messages" in example else
-                                  _fit_prompt(example, tokenizer, room, args.shorten, cue))
-            if after > room:
+            shorter = _chats(example, tokenizer) if "messages" in example else _prompts(example, tokenizer, room, args)
+            sizes = []
+            for row in shorter:
+                sizes.append(_length(row["prompt"], tokenizer))
+                if sizes[-1] <= room:
+                    break
+            else:
                 raise InputError(f"{name} example {i}: the {room} tokens beside its answer do not hold the least of "
                                  "its prompt (what follows the last column, or the last turn); raise max_length")
             rows.append(row)
-            cut.append(before - after)
+            cut.append(sizes[0] - sizes[-1])
         fitted[name] = Dataset.from_list(rows)
         counts[name] = {"prompts": sum(tokens > 0 for tokens in cut), "tokens": sum(cut)}
     return fitted, counts
 
 
-def _fit_prompt(example: dict, tokenizer: PreTrainedTokenizerBase, room: int, side: str,
-                cue: str) -> tuple[dict, int, int]:
-    """The example, and the tokens of its prompt before and after."""
-    cue = cue if side == "end" else ""
+def _prompts(example: dict, tokenizer: PreTrainedTokenizerBase, room: int, args: TaskArguments) -> Iterator[dict]:
+    """The example, then with ever shorter prompts: a text that was cut can take more tokens than were left of it."""
+    yield example
+    cue = args.prompt[args.prompt.rfind("}") + 1:] if args.prompt and args.shorten == "end" else ""
+    if not example["prompt"].endswith(cue):
+        cue = cue.rstrip(" ")  # before a choice
     body = example["prompt"].removesuffix(cue)
-    before = size = _length(body + cue, tokenizer)
-    while size > room and body:  # once more if the cut text happens to take more tokens than are left of it
+    while body:
         spans = tokenizer(body, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-        drop = min(size - room, len(spans))
-        body = (body[max(1, spans[drop - 1][1]):] if side == "start" else
+        drop = min(_length(body + cue, tokenizer) - room, len(spans))
+        body = (body[max(1, spans[drop - 1][1]):] if args.shorten == "start" else
                 body[:min(len(body) - 1, spans[-drop][0])])
-        size = _length(body + cue, tokenizer) if body else room + 1
-    return example | {"prompt": body + cue}, before, size
+        if body:
+            yield example | {"prompt": body + cue}
 
 
-def _fit_conversation(example: dict, tokenizer: PreTrainedTokenizerBase, room: int) -> tuple[dict, int, int]:
-    messages, before = example["messages"], None
-    first = messages[0]["role"] == "system"
-    while True:
+def _chats(example: dict, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict]:
+    """The example with its prompt written, then without its oldest turns, down to the last question."""
+    messages, first = example["messages"], example["messages"][0]["role"] == "system"
+    while len(messages) >= 2 + first:
         prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-        size = _length(prompt, tokenizer)
-        before = before or size
-        if size <= room or len(messages) <= 2 + first:
-            return example | {"prompt": prompt, "messages": messages}, before, size
+        yield example | {"prompt": prompt, "messages": messages}
         messages = messages[:first] + messages[first + 2:]
 
 
@@ -123,22 +120,25 @@ def supervised_rows(examples: DatasetDict, tokenizer: PreTrainedTokenizerBase, m
 
 def _rows(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, packing: str) -> Dataset:
     encoded = list(_encode(examples, tokenizer))
-    sizes = np.array([len(ids) for ids, *_ in encoded])
-    if sizes.max() > max_length:
-        raise InputError(f"example {sizes.argmax()}: {sizes.max()} tokens with its answers are more than max_length "
+    sizes = [len(ids) for ids, _, _ in encoded]
+    if (longest := max(sizes)) > max_length:
+        raise InputError(f"example {sizes.index(longest)}: {longest} tokens with its answers are more than max_length "
                          f"{max_length}; raise it or leave the example out")
-    row, offset = best_fit(sizes, max_length) if packing == "best_fit" else (np.arange(len(sizes)), 0 * sizes)
-    rows = [{"input_ids": np.full(n, tokenizer.eos_token_id), "labels": np.full(n, IGNORED),
-             "position_ids": np.arange(n), "num_tokens": 0, "num_bytes": 0}
-            for n in ([max_length] * (row.max() + 1) if packing == "best_fit" else sizes)]
-    for i in np.argsort(offset, kind="stable"):
-        (ids, labels, size), into, start = encoded[i], rows[row[i]], offset[i]
-        into["input_ids"][start:start + len(ids)] = ids
-        into["labels"][start:start + len(ids)] = labels
-        into["position_ids"][start:] = np.arange(len(into["labels"]) - start)  # also over what stays unused
-        into["num_tokens"] += sum(label != IGNORED for label in labels)
-        into["num_bytes"] += size
-    return Dataset.from_list(rows)
+    if packing == "pad":
+        return Dataset.from_list([_row([example], len(example[0]), tokenizer.eos_token_id) for example in encoded])
+    return Dataset.from_list([_row([encoded[i] for i in held], max_length, tokenizer.eos_token_id)
+                              for held in best_fit(sizes, max_length)])
+
+
+def _row(encoded: list[tuple[list[int], list[int], int]], length: int, eos: int) -> dict:
+    """Examples one after the other; positions restart with each, and run on over what stays unused."""
+    ids = [token for ids, _, _ in encoded for token in ids]
+    labels = [label for _, labels, _ in encoded for label in labels]
+    unused = length - len(ids)
+    *before, last = (len(ids) for ids, _, _ in encoded)
+    positions = [at for size in (*before, last + unused) for at in range(size)]
+    return {"input_ids": ids + [eos] * unused, "labels": labels + [IGNORED] * unused, "position_ids": positions,
+            "num_tokens": sum(label != IGNORED for label in labels), "num_bytes": sum(size for *_, size in encoded)}
 
 
 def collate_padded(rows: list[dict]) -> dict[str, torch.Tensor]:

@@ -1,22 +1,21 @@
 """Examples of a task: any source -> prompt, target and references, split into train and validation."""
 
-import csv
 import hashlib
-import io
+import itertools
 import json
 import random
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from datasets import Dataset, DatasetDict
 
 from hfscale.config import InputError, TaskArguments, is_main_rank
-from hfscale.data.corpus import find_files, load_saved, open_bytes, reading, suffix_of
+from hfscale.data.corpus import load_saved
 from hfscale.data.embedded_tasks import embedded_examples
+from hfscale.data.files import find_files, read_rows, read_text, reading, suffix_of
 
 UNANSWERABLE = "no answer"  # what a model should say to a SQuAD v2 question that its text does not answer
 FIELD = re.compile(r"\{([\w.]+)\}")
@@ -31,13 +30,12 @@ def load_task(args: TaskArguments, *, seed: int) -> DatasetDict:
 
     Columns: `prompt`, `target` (the answer to learn, without EOS), `references` (all right answers, the target
     first), `source` (what a baseline copies); with multiple choice `choices` and `answer` (index), with programs
-    `test`. Conversations have `messages`; their target is the last answer, their prompt is empty until
-    `hfscale.data.supervised.fit_examples` writes it in the tokenizer's chat template. `seed` draws the examples of a
-    made set, and which ones `train_examples` keeps; what is held out never depends on it.
+    `test`. Conversations have `messages`; their target is the last answer, their prompt is empty until `fit_examples`
+    writes it. `seed` draws the examples of a made set, and which ones `train_examples` keeps; what is held out never
+    depends on it.
 
-    Raises:
-        InputError: a source or file that cannot be read, wrong JSON (file and line), a column that is not there (the
-            ones there are listed), an empty prompt or target, roles out of order, too few examples.
+    Raises InputError: a source that cannot be read; with the place, a missing column, an empty prompt or target, roles
+    out of order; too few examples.
     """
     if not args.task_source:
         raise InputError("task_source: missing; give embedded:<task>, files or a Hub id")
@@ -101,52 +99,21 @@ def _hash(row: Row) -> str:
 def _read(sources: list[str], args: TaskArguments) -> Iterator[Row]:
     if args.task_format == "parallel":
         return _parallel(sources)
-    rows = _checked(row for source in sources for row in _records(source))
-    readers = {"squad": _squad, "instructions": _instructions}
-    return readers[args.task_format](rows) if args.task_format in readers else rows
-
-
-def _checked(rows: Iterable[tuple[str, Any]]) -> Iterator[Row]:
-    for place, row in rows:
-        if not isinstance(row, dict):
-            raise InputError(f"{place}: holds {str(row)[:40]!r}, not named columns; a row is a JSON object")
-        yield place, row
+    rows = itertools.chain.from_iterable(map(_records, sources))
+    return {"squad": _squad, "instructions": _instructions}.get(args.task_format, iter)(rows)
 
 
 def _records(source: str) -> Iterator[Row]:
     """Rows of JSON lines, of JSON (a list, or one object), of CSV, or of what `datasets` loads."""
     files = find_files(source) if source else []
     for path in files:
-        kind = suffix_of(path)
-        if kind == ".jsonl":
-            lines = enumerate(_text(path).split("\n"), 1)
-            yield from ((f"{path}:{i}", _json(line, path, i)) for i, line in lines if line.strip())
-        elif kind == ".json":
-            value = _json(_text(path), path, 1)
-            rows = value if isinstance(value, list) else [value]
-            yield from ((f"{path}: record {i}", row) for i, row in enumerate(rows))
-        elif kind == ".csv":
-            table = csv.DictReader(io.StringIO(_text(path), newline=""))
-            yield from ((f"{path}:{table.line_num}", row) for row in table)
-        else:
+        if suffix_of(path) not in (".jsonl", ".json", ".csv"):
             raise InputError(f"task_source {path}: a task is read from .jsonl, .json, .csv (also .gz, .zst), a saved "
                              "data set or a Hub id, and with --task_format parallel from two text files")
+        yield from ((f"{path}{place}", row) for place, row in read_rows(path))
     if not files:
         with reading(f"task_source {source}"):
             yield from ((f"{source}: row {i}", row) for i, row in enumerate(load_saved(source, None, "train")))
-
-
-def _text(path: Path) -> str:
-    with reading(str(path)), open_bytes(path) as file:
-        return file.read().decode("utf-8-sig")
-
-
-def _json(text: str, path: Path, line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{line + error.lineno - 1}: not JSON ({error.msg} at column {error.colno}); mend or "
-                         "remove the line") from None
 
 
 def _parallel(sources: list[str]) -> Iterator[Row]:
@@ -154,7 +121,7 @@ def _parallel(sources: list[str]) -> Iterator[Row]:
     if len(files) != 2:
         raise InputError(f"task_source {' '.join(sources)}: {len(files)} files; parallel text is two, "
                          "the source first")
-    sides = [[line.rstrip("\r") for line in _text(path).removesuffix("\n").split("\n")] for path in files]
+    sides = [[line.rstrip("\r") for line in read_text(path).removesuffix("\n").split("\n")] for path in files]
     if len(sides[0]) != len(sides[1]):
         raise InputError(f"task_source: {files[0]} has {len(sides[0])} lines and {files[1]} {len(sides[1])}; parallel "
                          "files have the same number, line by line")
@@ -192,28 +159,29 @@ def _instructions(rows: Iterable[Row]) -> Iterator[Row]:
 def _example(place: str, row: dict[str, Any], args: TaskArguments) -> dict[str, Any] | None:
     if args.task_format == "chat":
         messages = _messages(place, row, args.assistant_role)
-        return {"prompt": "", "target": messages[-1]["content"], "references": [messages[-1]["content"]],
-                "source": messages[-2]["content"], "messages": messages}
+        question, answer = (message["content"] for message in messages[-2:])
+        return {"prompt": "", "target": answer, "references": [answer], "source": question, "messages": messages}
     if args.prompt is None or args.target is None and args.choices is None:
         raise InputError("prompt, target: missing; give templates in which {name} stands for a column; "
                          f"{place} has {', '.join(row)}")
-    [prompt] = _fill(args.prompt, row, place)
-    made = {"prompt": prompt, "source": _fill(args.copied or args.prompt, row, place)[0]}
+    [prompt], [source] = (_fill(template, row, place) for template in (args.prompt, args.copied or args.prompt))
+    references, more = _fill(args.target, row, place, each=True) if args.target else [], {}
     if args.choices:
-        made |= {"choices": _column(args.choices, row, place), "answer": _column(args.answer or "answer", row, place)}
-        if not (isinstance(made["answer"], int) and 0 <= made["answer"] < len(made["choices"])):
-            raise InputError(f"{place}: the answer {made['answer']!r} is not an index, from 0, of "
-                             f"{len(made['choices'])} choices")
-        made["prompt"] = prompt.rstrip(" ") or prompt
-    references = (_fill(args.target, row, place, each=True) if args.target else
-                  [spaced_choice(made["prompt"], made["choices"][made["answer"]])])
-    made |= {"target": references[0] if references else "", "references": references}
-    for name in ("prompt", "target"):
-        if not made[name].strip():
+        choices, answer = (_column(name, row, place) for name in (args.choices, args.answer or "answer"))
+        if not (isinstance(answer, int) and 0 <= answer < len(choices)):
+            raise InputError(f"{place}: the answer {answer!r} is not an index, from 0, of {len(choices)} choices")
+        prompt = prompt.rstrip(" ") or prompt
+        references = references if args.target else [spaced_choice(prompt, choices[answer])]
+        more = {"choices": choices, "answer": answer}
+    target = references[0] if references else ""
+    for name, text in (("prompt", prompt), ("target", target)):
+        if not text.strip():
             if args.drop_empty:
                 return None
             raise InputError(f"{place}: the {name} is empty; mend it, or leave such examples out with --drop_empty")
-    return made | ({"test": _fill(args.test, row, place, joint="\n")[0]} if args.test else {})
+    if args.test:
+        [more["test"]] = _fill(args.test, row, place, joint="\n")
+    return {"prompt": prompt, "source": source, "target": target, "references": references, **more}
 
 
 def _column(name: str, row: dict[str, Any], place: str) -> Any:
@@ -257,7 +225,7 @@ def _messages(place: str, row: dict[str, Any], assistant_role: str) -> list[dict
         messages.append({"role": known.get(role, role), "content": content})
     roles = [message["role"] for message in messages]
     expected = (["system"] if roles[:1] == ["system"] else []) + ["user", "assistant"] * len(roles)
-    if roles != expected[:len(roles)] or not roles or roles[-1] != "assistant":
+    if roles != expected[:len(roles)] or roles[-1:] != ["assistant"]:
         raise InputError(f"{place}: the roles are {', '.join(roles) or 'none'}; expected system or nothing, then user "
                          "and assistant in turn, the assistant last (--assistant_role names it)")
     return messages
