@@ -162,10 +162,10 @@ def test_kept_answers_are_used(model, tokenizer, items, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("words", "match"), [
     ("--lm_eval local_perplexity",
-     "lm_eval_data None: cannot be read .*; expected lines of JSON with text for local_perplexity"),
+     "lm_eval_data: missing; expected a file of JSON lines with text for local_perplexity"),
     ("--lm_eval local_perplexity --lm_eval_data missing.jsonl", "lm_eval_data missing.jsonl: "),
     ("--lm_eval local_perplexity --lm_eval_data bad.jsonl",
-     "lm_eval_data bad.jsonl:1: expected JSON with text for local_perplexity; it has none"),
+     "bad.jsonl:1: not JSON .*; mend or remove the line"),
     ("--lm_eval local_perplexity --lm_eval_include missing", "lm_eval_include missing: no such folder"),
     ("--lm_eval local_perplexity --source bad.jsonl", "give one of them"),
     ("--lm_eval local_perplexity --lm_eval_data column.jsonl",

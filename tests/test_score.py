@@ -318,11 +318,11 @@ def test_task_from_model_to_predictions_and_back(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("words", "match"), [
-    ("--predictions missing.jsonl", "predictions missing.jsonl: cannot be read"),
-    ("--predictions bad.jsonl", r"bad\.jsonl:1: expected JSON with .* it has none"),
+    ("--predictions missing.jsonl", "missing.jsonl: cannot be read"),
+    ("--predictions bad.jsonl", r"bad\.jsonl:1: not JSON .*; mend or remove the line"),
     ("--predictions column.jsonl", r"column\.jsonl:2: expected JSON with .* it has predicted, reference"),
     ("--predictions bare.jsonl", r"bare\.jsonl:1: expected .* reference, or references .* it has prediction"),
-    ("--predictions empty.jsonl", "bleu: got 0 references"),
+    ("--predictions empty.jsonl", "predictions empty.jsonl: no rows in it; expected JSON with"),
     ("--predictions blank.jsonl", "references of item 0 are empty"),
     ("--predictions bare.jsonl --task_source task.jsonl --prompt {q} --target {q} --metrics chrf",
      r"bare\.jsonl: 1 lines for 2 examples"),

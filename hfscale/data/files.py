@@ -4,7 +4,7 @@ import csv
 import glob
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,19 @@ def read_rows(path: Path, kind: str | None = None) -> Iterator[tuple[str, dict[s
         if not isinstance(row, dict):
             raise InputError(f"{path}{place}: holds {str(row)[:40]!r}, not named columns; a row is a JSON object")
         yield place, row
+
+
+def read_checked_rows(place: str, path: str, fits: Callable[[dict], Any], expected: str) -> list[dict[str, Any]]:
+    """All rows of a file of JSON lines, at least one; raises InputError also, with what is `expected`, for a row that
+    does not fit."""
+    rows = []
+    for line, row in read_rows(Path(path), ".jsonl"):
+        if not fits(row):
+            raise InputError(f"{place} {path}{line}: expected JSON with {expected}; it has {', '.join(row) or 'none'}")
+        rows.append(row)
+    if not rows:
+        raise InputError(f"{place} {path}: no rows in it; expected JSON with {expected}")
+    return rows
 
 
 def _parse_json(text: str, path: Path, line: int) -> Any:

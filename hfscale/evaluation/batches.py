@@ -10,7 +10,6 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, tqdm
 
 from hfscale.config import InputError
-from hfscale.evaluation.json_lines import read_json
 
 
 class Journal(NamedTuple):
@@ -70,13 +69,20 @@ def _read(journal: Journal, desc: str) -> dict[int, Any]:
     done, now = {}, json.loads(json.dumps(journal.settings))
     for path in sorted(journal.folder.glob(f"{desc}.rank*.jsonl")):
         first, *lines = path.read_text("utf-8").split("\n")
-        before = read_json(first)
-        if before is None:  # cut short by a kill
+        before = _json(first)
+        if before is None:
             continue
         if before != now:
             changed = [f"{name} was {before.get(name)}, is {now.get(name)}"
                        for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
             raise InputError(f"--resume auto: {journal.folder} is of a run with other settings "
                              f"({'; '.join(changed)}); put them back, or pass --overwrite instead")
-        done |= dict(filter(None, map(read_json, lines)))
+        done |= dict(filter(None, map(_json, lines)))
     return done
+
+
+def _json(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:  # cut short by a kill
+        return None

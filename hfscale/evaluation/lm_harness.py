@@ -15,8 +15,8 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError
+from hfscale.data.files import read_checked_rows
 from hfscale.evaluation.batches import Journal
-from hfscale.evaluation.json_lines import read_rows
 from hfscale.launch import shipped
 
 
@@ -76,8 +76,10 @@ def _local_task(path: Path, data: str | None) -> dict:
     """The task's configuration with this data, of which it has the columns: lm-eval would take their names as text."""
     config = yaml.safe_load(path.read_text("utf-8"))
     columns = config["metadata"]["columns"]
-    if not read_rows("lm_eval_data", data, lambda row: {*columns} <= {*row}, f"{', '.join(columns)} for {path.stem}"):
-        raise InputError(f"lm_eval_data {data}: is empty; {path.stem} reads lines of JSON with {', '.join(columns)}")
+    expected = f"{', '.join(columns)} for {path.stem}"
+    if data is None:
+        raise InputError(f"lm_eval_data: missing; expected a file of JSON lines with {expected}")
+    read_checked_rows("lm_eval_data", data, lambda row: {*columns} <= {*row}, expected)
     return config | {"dataset_kwargs": {"data_files": {"test": data}}}
 
 

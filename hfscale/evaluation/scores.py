@@ -18,12 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError, write_text
 from hfscale.data.corpus import load_documents, load_run_splits, text_fingerprint
+from hfscale.data.files import read_checked_rows
 from hfscale.data.supervised import fit_examples, set_chat_template
 from hfscale.data.tasks import load_task
 from hfscale.evaluation import metrics
 from hfscale.evaluation.batches import Journal
 from hfscale.evaluation.intervals import compare, interval_notes
-from hfscale.evaluation.json_lines import read_rows
 from hfscale.evaluation.lm_harness import run_lm_eval
 from hfscale.evaluation.metrics import TEXT_METRICS
 from hfscale.evaluation.perplexity import perplexity_metrics, score_documents
@@ -165,7 +165,7 @@ def score_file(path: str, examples: Dataset | None, args: Any) -> System:
 
     Raises InputError: not such a file, a missing column, another number of lines than of examples."""
     given = None if examples is None else examples["references"][:]
-    rows = read_rows("predictions", path, lambda row: isinstance(row.get("prediction"), str) and (
+    rows = read_checked_rows("predictions", path, lambda row: isinstance(row.get("prediction"), str) and (
         given or row.get("references") or "reference" in row),
         "the texts prediction and reference, or references (a list), unless a task gives these")
     if given is not None and len(given) != len(rows):
