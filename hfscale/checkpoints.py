@@ -110,15 +110,15 @@ def _join_shards(shards: Path, into: Path, step: int, weights: dict[str, torch.T
                        keep_temp_folder=False, strict=True, inject_missing_state=True))
     groups = torch.load(into / "zero" / "optimizer_state.pt", weights_only=False)["param_groups"]
     model = torch.load(next(shards.glob("*model_states.pt")), weights_only=False, mmap=True)
-    state: dict[str, dict] = {}
-    for name, shape in (item for part in model["param_shapes"] for item in part.items()):
+    parts, state = model["param_shapes"], {}  # a group has several of them in ZeRO-3 beyond a billion weights
+    for name, shape in (item for part in parts for item in part.items()):
         state[name] = {"step": torch.tensor(float(step))}
         for key in ("fp32", "exp_avg", "exp_avg_sq"):
             value = torch.load(into / "zero" / name / f"{key}.pt", weights_only=False, mmap=True)
             state[name][key] = (value["param"] if isinstance(value, dict) else value).view(shape)
         weights[name] = state[name].pop("fp32")
-    for group, part in zip(groups, model["param_shapes"], strict=True):
-        group["params"] = list(part)
+    for group in groups:
+        group["params"] = [name for i in group["params"] for name in parts[i]]
     return {"state": state, "param_groups": groups}
 
 

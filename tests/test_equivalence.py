@@ -143,7 +143,7 @@ def test_a_checkpoint_is_a_whole_model(config, pretrained):
     same, model = (AutoModelForCausalLM.from_pretrained(pretrained(way) / half) for way in ("cpu", config))
     expected, end = same.state_dict(), AutoModelForCausalLM.from_pretrained(pretrained("cpu")).state_dict()
     assert max((w - expected[name]).abs().max() for name, w in model.state_dict().items()) < 5e-4
-    assert max((end[name] - w).abs().max() for name, w in expected.items()) > 1e-2  # of the end they differ
+    assert max((end[name] - w).abs().max() for name, w in expected.items()) > 5e-3  # the end is another model
 
 
 @pytest.fixture(scope="module")
