@@ -39,7 +39,7 @@ def convert_checkpoint(folder: Path, record: dict[str, Any], now: str, args: Tra
     """
     before, shards = record["config"]["optimizer_state"], next(folder.glob("global_step*"), None)
     to_shards, adapter = now.startswith("ZeRO"), (folder / "adapter_model.safetensors").exists()
-    obstacles = {"AdamW's state alone can": not args.optim.startswith("adamw_torch"),
+    obstacles = {"AdamW's state alone can": args.optim not in ("adamw_torch", "adamw_torch_fused"),
                  "the loss scale of fp16 cannot": args.fp16,
                  "load_best_model_at_end's choice cannot": args.load_best_model_at_end,
                  "an adapter can only between ZeRO's stages": adapter and not (shards and to_shards),

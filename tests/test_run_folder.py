@@ -140,7 +140,7 @@ def test_a_rewritten_checkpoint_is_none_of_the_run(finished, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(("obstacle", "reason"), [
-    ({"optim": "adafactor"}, "AdamW's state alone"), ({"fp16": True}, "loss scale of fp16"),
+    ({"optim": "adamw_torch_8bit"}, "AdamW's state alone"), ({"fp16": True}, "loss scale of fp16"),
     ({"load_best_model_at_end": True}, "load_best_model_at_end"), ("adapter_model.safetensors", "an adapter"),
     ("old", "does not name the parameters")])
 def test_what_another_engine_cannot_go_on_from(finished, tmp_path, obstacle, reason):
