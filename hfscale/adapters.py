@@ -7,14 +7,13 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from peft import PeftModel, get_peft_config, get_peft_model
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.pytorch_utils import Conv1D
 
 from hfscale.config import AdapterArguments, InputError
+from hfscale.launch import launched_engine
 from hfscale.models import is_adapter, load_model, load_saved_model
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -63,7 +62,7 @@ def _check(args: AdapterArguments, adapts: bool) -> None:
             raise InputError(f"{name}: works with --lora_rank or --peft_type; without one, all weights are trained")
     if args.add_tokens and (args.peft_type or args.freeze_layers and not adapts):
         raise InputError("add_tokens: their embeddings would not be trained; use --lora_rank or train all weights")
-    sharded = is_deepspeed_zero3_enabled() or parse_flag_from_env("ACCELERATE_USE_FSDP")
+    sharded = launched_engine() in ("ZeRO-3", "FSDP")
     if args.add_tokens and adapts and sharded:
         raise InputError("add_tokens: an adapter cannot hold new tokens where weights are sharded; take zero2 or ddp")
     if args.load_in_4bit and sharded:

@@ -114,6 +114,17 @@ def accelerate_command(recipe: Path, recipe_args: list[str], flags: dict, use_cp
     return ["--config_file", str(path), *words, str(recipe), *recipe_args, *extra], env
 
 
+def launched_engine() -> str:
+    """What accelerate's launcher told this process to train with: ZeRO-1, ZeRO-2, ZeRO-3, FSDP, one process or DDP."""
+    told = {name for name in ("DEEPSPEED", "FSDP") if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"}
+    if "DEEPSPEED" not in told:
+        return "FSDP" if told else "one process or DDP"
+    from transformers.integrations.deepspeed import deepspeed_config  # there once TrainingArguments are made
+
+    stage = (deepspeed_config() or {}).get("zero_optimization", {}).get("stage")  # also of the user's own file
+    return f"ZeRO-{stage or os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
+
+
 def _check_keys(path: Path, config) -> None:
     """Raise InputError for a name inside fsdp_config or deepspeed_config that accelerate would silently pass over."""
     from accelerate.commands.launch import launch_command_parser

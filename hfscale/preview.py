@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from hfscale.config import is_main_rank
 from hfscale.data.packing import IGNORED
+from hfscale.launch import launched_engine
 from hfscale.models import context_limit, count_parameters
 from hfscale.scaling.flops import Shape
 from hfscale.scaling.memory import Sharding, Step, sharding_of, step_memory_bytes
@@ -72,11 +73,11 @@ def memory_at_hand(model: PreTrainedModel, args: TrainingArguments, row: dict) -
 
 def launched_sharding(processes: int) -> Sharding:
     """What accelerate's launcher told this process."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        return Sharding("deepspeed", int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2)), processes,
+    engine, _, stage = launched_engine().partition("-")
+    if engine == "ZeRO":
+        return Sharding("deepspeed", int(stage), processes,
                         os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none"))
-    return sharding_of({"distributed_type": "FSDP"} if os.environ.get("ACCELERATE_USE_FSDP") == "true" else {},
-                       processes)
+    return sharding_of({"distributed_type": engine}, processes)
 
 
 def device_memory_bytes(args: TrainingArguments) -> int:

@@ -13,7 +13,9 @@ import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainingArguments
 
+from hfscale.checkpoints import convert_checkpoint, forget_converted, mend_converted, parameter_names
 from hfscale.config import InputError, is_main_rank, write_text
+from hfscale.launch import launched_engine
 
 MANIFEST = "manifest.json"
 # What may change between a run and its continuation: everything else would be silently ignored or mix two runs.
@@ -62,14 +64,21 @@ class CheckpointManifest(TrainerCallback):
     def __init__(self, rows_from: dict[str, Any] | None = None):
         self.rows_from = rows_from or {}
 
-    def on_save(self, args: TrainingArguments, state, control, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state, control, optimizer=None, **kwargs):
+        mend_converted(args, optimizer)
+
+    def on_step_end(self, args: TrainingArguments, state, control, **kwargs):  # every rank has read it by now
+        forget_converted(args)
+
+    def on_save(self, args: TrainingArguments, state, control, model=None, optimizer=None, **kwargs):
         PartialState().wait_for_everyone()  # every rank saves its own random state
         if state.is_world_process_zero:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
             files = {str(p.relative_to(folder)): _digest(p) for p in sorted(folder.rglob("*"))
                      if p.is_file() and p.name != MANIFEST}
             record = {"step": state.global_step, "world_size": args.world_size,
-                      "config": _config_of(args, self.rows_from), "files": files}
+                      "config": _config_of(args, self.rows_from), "parameters": parameter_names(model, optimizer),
+                      "files": files}
             write_text(folder / MANIFEST, json.dumps(record, indent=1))
 
 
@@ -80,20 +89,25 @@ def _digest(path: Path) -> dict[str, Any]:
 
 def newest_checkpoint(args: TrainingArguments, rows_from: dict[str, Any] | None = None) -> str | None:
     """The newest whole checkpoint in `output_dir`, or None; broken ones are passed over with a line on stderr.
-    `rows_from` is compared with what `CheckpointManifest` was given.
+    `rows_from` is compared with what `CheckpointManifest` was given. One of another engine is rewritten for this one
+    (`convert_checkpoint`), so that every rank calls this, before it makes its Trainer.
 
     Raises:
-        InputError: the arguments differ from the run's in what a continuation cannot change.
+        InputError: the arguments differ from the run's in what a continuation cannot change, or the optimizer's state
+            cannot go on here.
     """
+    forget_converted(args)  # which a continuation left that was broken off
     folders = [p for p in Path(args.output_dir).glob("checkpoint-*") if p.name.partition("-")[2].isdigit()]
     for folder in sorted(folders, key=lambda p: -int(p.name.partition("-")[2])):
         if problem := _problem(folder):
             if is_main_rank():
                 print(f"--resume auto: {folder} is not whole ({problem}); trying an older one", file=sys.stderr)
         else:
-            before = json.loads((folder / MANIFEST).read_text())["config"]
-            _check_same_config(before, _config_of(args, rows_from or {}), folder)
-            return str(folder)
+            record, now = json.loads((folder / MANIFEST).read_text()), _config_of(args, rows_from or {})
+            _check_same_config(record["config"], now, folder)
+            if record["config"]["optimizer_state"] == now["optimizer_state"]:
+                return str(folder)
+            return str(convert_checkpoint(folder, record, now["optimizer_state"], args))
     if is_main_rank():
         print(f"--resume auto: no whole checkpoint in {args.output_dir}; starting anew", file=sys.stderr)
     return None
@@ -123,16 +137,14 @@ def _config_of(args: TrainingArguments, rows_from: dict[str, Any]) -> dict[str, 
 
 
 def _optimizer_state(processes: int) -> str:
-    """In whose form a checkpoint holds it; only the same can be read. FSDP's is gathered, DeepSpeed's in shards."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-        return f"ZeRO-{stage} on {processes} processes"
-    return "FSDP" if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else "one process or DDP"
+    """In whose form a checkpoint holds it. DeepSpeed's is in shards, the others' whole."""
+    return (engine := launched_engine()) + f" on {processes} processes" * engine.startswith("ZeRO")
 
 
 def _check_same_config(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    changed = [f"{name} was {before.get(name)}, is {now.get(name)}"
-               for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    names = sorted((before.keys() | now.keys()) - {"optimizer_state"})
+    changed = [f"{name} was {before.get(name)}, is {now.get(name)}" for name in names
+               if before.get(name) != now.get(name)]
     if changed:
         raise InputError(f"--resume auto: {folder} belongs to a run with other settings ({'; '.join(changed)}); "
                          "put them back, or start a run in another output_dir")

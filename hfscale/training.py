@@ -17,6 +17,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from hfscale.config import InputError, is_main_rank
 from hfscale.data.packing import IGNORED
+from hfscale.launch import launched_engine
 from hfscale.micro_batches import find_pieces, split_batch
 from hfscale.ranks import check_same_software
 from hfscale.run_folder import CheckpointManifest, StopOnSignal
@@ -122,8 +123,7 @@ class LMTrainer(Trainer):
         if launched != self.args.world_size:
             raise InputError(f"{launched} processes were launched but each would train alone: this machine has no "
                              "device for them; add --use_cpu true or launch one process")
-        wants_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-        if wants_fsdp and self.accelerator.distributed_type != DistributedType.FSDP:
+        if launched_engine() == "FSDP" and self.accelerator.distributed_type != DistributedType.FSDP:
             raise InputError("the launch config asks for FSDP, which accelerate does not run on a CPU (it would train "
                              "unsharded); use --accelerate cpu_2proc or zero2 here")
 

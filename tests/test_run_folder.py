@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback, set_seed
 
+from hfscale.checkpoints import convert_checkpoint
 from hfscale.config import InputError
 from hfscale.data.packing import collate_rows, pack_documents
 from hfscale.data.tokenizer import train_bpe
@@ -105,6 +106,56 @@ def test_changed_settings_are_refused(finished, tmp_path):
         newest_checkpoint(arguments(folder, per_device_train_batch_size=8))
     same = arguments(folder, per_device_train_batch_size=2, gradient_accumulation_steps=2, logging_steps=5)
     assert newest_checkpoint(same).endswith("checkpoint-6")
+
+
+def test_a_checkpoint_in_the_form_of_another_engine(finished, tmp_path, monkeypatch):
+    """FSDP's names in place of numbers; the launched runs of test_equivalence.py read it."""
+    folder = copy_run(finished, tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert newest_checkpoint(arguments(folder)) == str(folder / "resuming")
+    optimizer = torch.load(folder / "resuming" / "optimizer.bin")
+    weights = torch.load(folder / "resuming" / "pytorch_model_fsdp.bin")
+    assert set(os.listdir(folder / "resuming")) == {"optimizer.bin", "pytorch_model_fsdp.bin", "trainer_state.json",
+                                                    "scheduler.pt", "rng_state.pth"}
+    model, inner = finished.model, finished.optimizer.optimizer
+    assert weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
+    for name, parameter in model.named_parameters():
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            assert torch.equal(optimizer["state"][name][key], inner.state[parameter][key])
+    for there, group in zip(optimizer["param_groups"], inner.param_groups, strict=True):
+        assert [dict(model.named_parameters())[name] is p for name, p in
+                zip(there["params"], group["params"], strict=True)] == [True] * len(group["params"])
+        assert there["weight_decay"] == group["weight_decay"]
+
+
+def test_a_rewritten_checkpoint_is_none_of_the_run(finished, tmp_path, monkeypatch):
+    """It is deleted by the next start, which may come because this one was broken off."""
+    folder = copy_run(finished, tmp_path)
+    with monkeypatch.context() as fsdp:
+        fsdp.setenv("ACCELERATE_USE_FSDP", "true")
+        newest_checkpoint(arguments(folder))
+    assert newest_checkpoint(arguments(folder)) == str(folder / "checkpoint-6")
+    assert not (folder / "resuming").exists()
+
+
+@pytest.mark.parametrize(("obstacle", "reason"), [
+    ({"optim": "adamw_torch_8bit"}, "AdamW's state alone"), ({"fp16": True}, "loss scale of fp16"),
+    ({"load_best_model_at_end": True}, "load_best_model_at_end"), ("adapter_model.safetensors", "an adapter"),
+    ("old", "does not name the parameters")])
+def test_what_another_engine_cannot_go_on_from(finished, tmp_path, obstacle, reason):
+    folder = copy_run(finished, tmp_path)
+    args, record = arguments(folder), json.loads((folder / "checkpoint-6" / "manifest.json").read_text())
+    if isinstance(obstacle, dict):  # set later: fp16 is refused on a CPU
+        vars(args).update(obstacle)
+    elif obstacle == "old":
+        del record["parameters"]
+    else:
+        (folder / "checkpoint-6" / obstacle).touch()
+    with pytest.raises(InputError, match=f"of one process or DDP and cannot go on under FSDP: .*{reason}.*; launch as "
+                                         "before, or start from its weights: hfscale finetune --model .*checkpoint-6"):
+        convert_checkpoint(folder / "checkpoint-6", record, "FSDP", args)
+    assert not (folder / "resuming").exists()
 
 
 def test_nothing_to_resume_starts_anew(tmp_path, capsys):
