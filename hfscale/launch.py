@@ -126,11 +126,12 @@ def launched_engine() -> str:
 
 
 def _check_keys(path: Path, config) -> None:
-    """Raise InputError for a name inside fsdp_config or deepspeed_config that accelerate would silently pass over."""
+    """Raise InputError for a name inside one of the file's parts that accelerate would silently pass over."""
     from accelerate.commands.launch import launch_command_parser
 
     known = [action.dest for action in launch_command_parser()._actions]
-    for part, prefix in (("fsdp_config", "fsdp_"), ("deepspeed_config", "")):
+    for part, prefix in (("fsdp_config", "fsdp_"), ("deepspeed_config", ""),
+                         ("parallelism_config", "parallelism_config_")):
         names = [name for name in known if name.startswith(prefix)]
         if wrong := [key for key in getattr(config, part, None) or {} if key not in names]:
             raise InputError(f"{path}: {part}: unknown name {wrong[0]}{did_you_mean(wrong[0], names)}")

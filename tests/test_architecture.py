@@ -121,7 +121,7 @@ def test_importing_a_module_has_no_effects(path):
 
 def test_the_library_stays_small():
     """Lines of code. Wanted are about 4,500 for all that it does; until it is there, it may shrink but not grow."""
-    assert sum(map(lines_of_code, MODULES)) < 5600
+    assert sum(map(lines_of_code, MODULES)) < 5400
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)

@@ -127,6 +127,8 @@ def test_launches_that_cannot_work_are_refused(words, gpus, says):
     ("distributed_type: FSDP\nfsdp_config: {fsdp_ofload_params: true}",
      "fsdp_config: unknown name fsdp_ofload_params; did you mean fsdp_offload_params?"),
     ("distributed_type: FSDP\nfsdp_config: {zero_stage: 3}", "fsdp_config: unknown name zero_stage"),
+    ("distributed_type: MULTI_GPU\nparallelism_config: {parallelism_config_tp_sise: 2}",
+     "parallelism_config: unknown name parallelism_config_tp_sise; did you mean parallelism_config_tp_size?"),
     ("", "not a launch config"),
 ])
 def test_broken_launch_configs_are_refused(text, says, tmp_path):
