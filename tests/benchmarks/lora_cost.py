@@ -1,6 +1,6 @@
 """What training an adapter costs beside training all weights: memory and step time, as ratios.
 
-    python tests/benchmarks/lora_cost.py --rounds 3 --steps 3
+    python tests/benchmarks/lora_cost.py --rounds 3 --steps 6
 
 GPT-2 small's shape with random weights, rows of 256 tokens. Time: the sides take turns in one process, each round in
 another order; medians of the rounds' ratios with their range, of wall time and of CPU time, which depends less on who
