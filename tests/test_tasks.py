@@ -224,7 +224,7 @@ def test_the_standard_librarys_functions_and_summaries():
     assert not define["train"] & define["validation"]
     for row in list(parts["validation"])[:50]:
         compile(f"def f():\n {row['body']}" if "await" not in row["body"] else "", "body", "exec")
-    parts = embedded("summarization", None, 300)
+    parts = embedded("summarization", None, 500)
     learned, held_out = (set(parts[name]["summary"]) for name in ("train", "validation"))
     real = {" ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split())
             for _, node in _functions(random.Random(0))}

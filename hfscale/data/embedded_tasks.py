@@ -178,7 +178,7 @@ def _signature(owner: str, node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
 def _summaries(rng: random.Random) -> Iterator[tuple[str, dict]]:
     """Names in words, signature, and the rest of the docstring (the code where there is no rest) -> the docstring's
     first sentence or line. The key is that summary."""
-    learned = []
+    learned, held_out = [], set()
     for owner, node in _functions(rng):
         summary, _, rest = (ast.get_docstring(node) or "").partition("\n\n")
         summary = " ".join(summary.split())
@@ -187,13 +187,18 @@ def _summaries(rng: random.Random) -> Iterator[tuple[str, dict]]:
             arguments = " ".join(item.arg for item in node.args.args if item.arg not in ("self", "cls"))
             row = {"signature": _signature(owner, node), "text": text, "summary": summary,
                    "words": " | ".join(map(_words_of, (node.name, owner, arguments)))}
-            learned += [] if _is_held_out(summary) else [(summary, row)]
+            if _is_held_out(summary):
+                held_out.add(summary)
+            else:
+                learned.append((summary, row))
             yield summary, row
     by_length = defaultdict(list)
     for word in sorted({word for _, row in learned for word in WORD.findall(row["words"])}):
         by_length[len(word)].append(word)
     for summary, row in learned * SWAPPED_COPIES:
-        yield summary, _swap_words(row, by_length, rng)
+        swapped = _swap_words(row, by_length, rng)
+        if swapped["summary"] not in held_out:
+            yield summary, swapped
 
 
 def _words_of(names: str) -> str:
