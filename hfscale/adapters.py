@@ -12,7 +12,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from hfscale.config import AdapterArguments, InputError
+from hfscale.config import AdapterArguments, InputError, show_bitsandbytes
 from hfscale.launch import launched_engine
 from hfscale.models import is_adapter, load_model, load_saved_model
 
@@ -78,6 +78,7 @@ def _load_in_4bit(name: str) -> PreTrainedModel:
     They compute in float32, which autocast makes bf16 where the run is in bf16: told to compute in bf16 at all times,
     bitsandbytes would round their biases for good.
     """
+    show_bitsandbytes()
     if find_spec("bitsandbytes") is None:
         raise InputError('load_in_4bit: bitsandbytes is not installed: pip install "hfscale[quantization]"')
     from bitsandbytes.nn import Linear4bit

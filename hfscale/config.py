@@ -198,6 +198,8 @@ def parse_args(cls: type, argv: list[str] | None = None, *, recipe: str) -> Any:
     """
     values = _checked_values(cls, sys.argv[1:] if argv is None else argv, Path(recipe))
     go_offline_if_unreachable()
+    if not values.get("load_in_4bit"):
+        hide_bitsandbytes()
     own = cls.__dataclass_fields__
     if "training" in own:
         values["training"] = {name: values.pop(name) for name in list(values) if name not in own}
@@ -360,6 +362,23 @@ def go_offline_if_unreachable() -> None:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
         os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
+
+
+def hide_bitsandbytes() -> None:
+    """Keep peft from importing bitsandbytes wherever it lies, as peft does at each start: on CPUs with bf16
+    instructions that prints a warning, and it costs a second. `show_bitsandbytes` brings it back."""
+    sys.modules.setdefault("bitsandbytes", None)  # to Python's import system: not there
+
+
+def show_bitsandbytes() -> None:
+    """Let peft and transformers, which asked once and remember the answer, find bitsandbytes again."""
+    from peft import import_utils
+    from transformers.utils import is_bitsandbytes_available
+
+    if sys.modules.get("bitsandbytes", True) is None:
+        del sys.modules["bitsandbytes"]
+    for check in (is_bitsandbytes_available, import_utils.is_bnb_available, import_utils.is_bnb_4bit_available):
+        check.cache_clear()
 
 
 def is_main_rank() -> bool:

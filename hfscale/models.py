@@ -7,12 +7,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.activations import NewGELUActivation
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 from transformers.utils import find_adapter_config_file
 
-from hfscale.config import InputError
+from hfscale.config import InputError, show_bitsandbytes
 
 # What GPT-2's own configuration has otherwise: the same GELU, but in one kernel, and no dropout, since pretraining
 # seldom repeats its text.
@@ -55,6 +62,8 @@ def load_model(name: str, **kwargs) -> PreTrainedModel:
         hint = f"; the last checkpoint in it is {newest[-1].parent}" if newest else ""
         raise InputError(f"model {name}: this folder holds no config.json, so it is not a saved model{hint}")
     try:
+        if "quantization_config" in PreTrainedConfig.get_config_dict(name)[0]:
+            show_bitsandbytes()
         model, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True,
                                                            ignore_mismatched_sizes=True, **kwargs)
     except Exception as error:  # file, format and Hub errors have no common base

@@ -5,13 +5,16 @@ Equalities are against the same model in float32 whose linear weights were sent 
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
 
 from hfscale.adapters import load_for_training, merge_saved_adapter
 from hfscale.config import AdapterArguments, InputError
@@ -23,6 +26,7 @@ from tests.test_adapters import METHODS, SHAPE, save_base
 from tests.test_finetune import QUIET, TUNE
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="the extra hfscale[quantization] is missing")
+ROOT = Path(__file__).parents[1]
 IDS = torch.arange(3, 63).reshape(4, 15)
 LARGEST_GAP = 0.152  # half the widest step of NF4's 16 values, as a share of a block's largest weight
 NF4_ERROR = 0.092  # root mean square for normal weights in blocks of 64, as a share of their spread
@@ -246,6 +250,36 @@ def test_missing_package(base, monkeypatch):
     monkeypatch.setattr("hfscale.adapters.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r'bitsandbytes is not installed: pip install "hfscale\[quantization\]"'):
         four_bits(base)
+
+
+ONE_PROCESS = """
+import sys
+from recipes import generate
+
+plain, four_bits, texts = sys.argv[1:]
+generate.main(["--model", plain, "--prompts", "a", "--max_new_tokens", "1", "--output_file", texts])
+from hfscale.adapters import load_for_training
+from hfscale.config import AdapterArguments
+from hfscale.models import load_model
+
+load_for_training(AdapterArguments(plain, lora_rank=2), None)
+print("not asked for:", sys.modules["bitsandbytes"])
+print("by the folder:", type(load_model(four_bits).transformer.h[0].mlp.c_fc).__name__)
+adapted = load_for_training(AdapterArguments(plain, lora_rank=2, load_in_4bit=True), None)
+print("by argument:", type(adapted.get_base_model().transformer.h[0].mlp.c_fc).__module__)
+"""
+
+
+def test_it_is_imported_only_where_four_bits_are_asked_for(base, tmp_path):
+    """Its import prints a warning on CPUs with bf16 instructions, and peft would import it at each start."""
+    config = BitsAndBytesConfig(load_in_4bit=True)
+    GPT2LMHeadModel.from_pretrained(base, quantization_config=config).save_pretrained(tmp_path / "four_bits")
+    words = [base, str(tmp_path / "four_bits"), str(tmp_path / "texts.jsonl")]
+    result = subprocess.run([sys.executable, "-c", ONE_PROCESS, *words], capture_output=True, text=True,
+                            env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-3:] == [
+        "not asked for: None", "by the folder: Linear4bit", "by argument: peft.tuners.lora.bnb"]
 
 
 # ---- memory
