@@ -18,8 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, TrainingArguments
 
 from hfscale.config import InputError, is_main_rank
-
-FOLDER = "resuming"  # in the run's: the rewritten checkpoint, until the first step after it is done
+from hfscale.folders import CONVERTED
 
 
 def parameter_names(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -47,7 +46,7 @@ def convert_checkpoint(folder: Path, record: dict[str, Any], now: str, args: Tra
     for obstacle in (obstacle for obstacle, there in obstacles.items() if there):
         raise InputError(f"--resume auto: {folder} is of {before} and cannot go on under {now}: {obstacle}; launch as "
                          f"before, or start from its weights: hfscale finetune --model {folder}")
-    into = Path(args.output_dir, FOLDER)
+    into = Path(args.output_dir, CONVERTED)
     if is_main_rank():
         print(f"--resume auto: rewriting {folder} of {before} for {now}", file=sys.stderr)
         into.mkdir()
@@ -82,7 +81,7 @@ def convert_checkpoint(folder: Path, record: dict[str, Any], now: str, args: Tra
 def mend_converted(args: TrainingArguments, optimizer) -> None:
     """Set right what ZeRO-3 just loaded wrong from a rewritten checkpoint: all groups of parameters got the first
     one's weight decay, and count their steps in one tensor, each adding its own. Otherwise without effect."""
-    for file in Path(args.output_dir, FOLDER).glob("global_step*/zero/optimizer_state.pt"):
+    for file in Path(args.output_dir, CONVERTED).glob("global_step*/zero/optimizer_state.pt"):
         saved, inner = torch.load(file, weights_only=True)["param_groups"], optimizer.optimizer.optimizer
         for group, before in zip(inner.param_groups, saved, strict=True):
             group.update((name, value) for name, value in before.items() if name != "params")
@@ -93,7 +92,7 @@ def mend_converted(args: TrainingArguments, optimizer) -> None:
 def forget_converted(args: TrainingArguments) -> None:
     """Delete the rewritten checkpoint, if there is one."""
     if is_main_rank():
-        shutil.rmtree(Path(args.output_dir, FOLDER), ignore_errors=True)
+        shutil.rmtree(Path(args.output_dir, CONVERTED), ignore_errors=True)
 
 
 def _renamed(optimizer: dict, names: dict) -> dict:

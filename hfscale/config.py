@@ -10,8 +10,9 @@ import sys
 import textwrap
 import threading
 import typing
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -415,13 +416,75 @@ def write_text(path: str | Path, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
-def check_output_folder(output_dir: str, *, overwrite: bool, last_file: str) -> None:
-    """Raises InputError: the path is taken (with `overwrite`: by something else than a folder with `last_file`), or
-    cannot be written to."""
+def check_output_folder(output_dir: str, *, overwrite: bool, last_file: str, written: Sequence[str]) -> None:
+    """`written` are the patterns of what this recipe writes, see `check_replaceable`.
+
+    Raises InputError: the path is taken (with `overwrite`: by something else than a folder with `last_file` and
+    nothing foreign in it), or cannot be written to.
+    """
     folder = Path(output_dir).absolute()
     if os.path.lexists(folder) and not (overwrite and (folder / last_file).is_file()):
         raise InputError(f"output_dir {output_dir}: exists; name another, or --overwrite one of this recipe")
+    if overwrite:
+        check_replaceable(f"output_dir {output_dir}", folder, written)
     check_writable(f"output_dir {output_dir}", folder.parent)
+
+
+def check_replaceable(place: str, folder: Path, written: Sequence[str]) -> None:
+    """Refuse to delete a folder that holds anything but files of the patterns `written`, or that people stand in.
+
+    The patterns are paths below the folder; each name in one is a pattern of `fnmatch`, a last `**` stands for all
+    that lies there.
+
+    Raises:
+        InputError: a link, the current folder or one above it, or files of other names, which are listed.
+    """
+    if folder.is_symlink():
+        raise InputError(f"{place}: is a link; --overwrite deletes no folder through a link, name the folder itself")
+    if not folder.is_dir():
+        return
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise InputError(f"{place}: is the current folder or one above it, which --overwrite never deletes; name "
+                         "another folder")
+    foreign = [path for path in _leaves(folder) if not _is_written(path.relative_to(folder), written)]
+    if foreign:
+        names = sorted(str(path.relative_to(folder)) for path in foreign)
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise InputError(f"{place}: --overwrite deletes only what a run wrote, and no run wrote {shown}; move it "
+                         "away, or name another folder")
+
+
+def remove_written(place: str, folder: Path, written: Sequence[str]) -> None:
+    """Delete a folder file by file, after `check_replaceable`, which see for what is raised."""
+    check_replaceable(place, folder, written)
+    for parent, folders, files in os.walk(folder, topdown=False):
+        for name in files:
+            Path(parent, name).unlink()
+        for name in folders:
+            path = Path(parent, name)
+            path.unlink() if path.is_symlink() else path.rmdir()
+    if folder.is_dir():
+        folder.rmdir()
+
+
+def _leaves(folder: Path) -> Iterator[Path]:
+    """Files, links and empty folders below a folder; no link is followed."""
+    for parent, folders, files in os.walk(folder):
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        yield from (Path(parent, name) for name in (*files, *links))
+        if not folders and not files and Path(parent) != folder:
+            yield Path(parent)
+
+
+def _is_written(path: Path, patterns: Sequence[str]) -> bool:
+    return any(_matches(path.parts, tuple(pattern.split("/"))) for pattern in patterns)
+
+
+def _matches(names: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    if pattern[-1] == "**":
+        pattern = pattern[:-1]
+        names = names[: len(pattern)]
+    return len(names) == len(pattern) and all(map(fnmatchcase, names, pattern))
 
 
 def check_writable(place: str, folder: Path) -> None:
@@ -432,12 +495,12 @@ def check_writable(place: str, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(output_dir: str, *, overwrite: bool, last_file: str) -> Iterator[Path]:
+def whole_folder(output_dir: str, *, overwrite: bool, last_file: str, written: Sequence[str]) -> Iterator[Path]:
     """An empty folder to write into, which becomes `output_dir` at the end, or is gone after any error.
 
     Raises InputError: as `check_output_folder`, or a disk is full.
     """
-    check_output_folder(output_dir, overwrite=overwrite, last_file=last_file)
+    check_output_folder(output_dir, overwrite=overwrite, last_file=last_file, written=written)
     folder = Path(output_dir).absolute()
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -445,8 +508,7 @@ def whole_folder(output_dir: str, *, overwrite: bool, last_file: str) -> Iterato
         with clear_disk_errors(f"output_dir {output_dir}", "nothing of it is left"):
             part.mkdir(parents=True)
             yield part
-            if folder.exists():
-                shutil.rmtree(folder)
+            remove_written(f"output_dir {output_dir}", folder, written)
             os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)

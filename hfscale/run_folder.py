@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +13,8 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainingArguments
 
 from hfscale.checkpoints import convert_checkpoint, forget_converted, mend_converted, parameter_names
-from hfscale.config import InputError, is_main_rank, write_text
+from hfscale.config import InputError, check_replaceable, is_main_rank, remove_written, write_text
+from hfscale.folders import RUN_FILES
 from hfscale.launch import launched_engine
 
 MANIFEST = "manifest.json"
@@ -28,7 +28,7 @@ def check_output_dir(output_dir: str, *, resume: str | None, overwrite: bool) ->
     """Refuse a folder that holds a run, unless it is to be continued or may be deleted. Nothing is changed here.
 
     Raises:
-        InputError: as said, or the path cannot become a folder.
+        InputError: as said, or the path cannot become a folder, or --overwrite would delete what no run wrote.
     """
     path = Path(output_dir)
     above = next(p for p in (path, *path.absolute().parents) if p.exists())
@@ -42,6 +42,8 @@ def check_output_dir(output_dir: str, *, resume: str | None, overwrite: bool) ->
         if not resume and not overwrite:
             raise InputError(f"output_dir {output_dir}: holds a run; --resume auto continues it, --overwrite deletes "
                              "it, or name another folder")
+    if overwrite:
+        check_replaceable(f"output_dir {output_dir}", path, RUN_FILES)
 
 
 def holds_run(path: Path) -> bool:
@@ -52,9 +54,13 @@ def holds_run(path: Path) -> bool:
 
 
 def clear_output_dir(output_dir: str, overwrite: bool) -> None:
-    """Delete the earlier run when asked to; called once everything else has been checked."""
-    if overwrite and is_main_rank() and Path(output_dir).is_dir() and holds_run(Path(output_dir)):
-        shutil.rmtree(output_dir)
+    """Delete the earlier run when asked to; called once everything else has been checked.
+
+    Raises:
+        InputError: something came into the folder that no run wrote; nothing is deleted.
+    """
+    if overwrite and is_main_rank():
+        remove_written(f"output_dir {output_dir}", Path(output_dir), RUN_FILES)
 
 
 class CheckpointManifest(TrainerCallback):

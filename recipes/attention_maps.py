@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hfscale.config import InputError, is_main_rank, parse_args, run, whole_folder, write_text
-
-RECORD = "attention.json"  # written last
+from hfscale.folders import ATTENTION_FILES, ATTENTION_RECORD
 
 
 @dataclass
@@ -30,7 +29,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.explain and len(args.explain) != 2 or args.top_k < 1:
         raise InputError(f"--explain {args.explain}, --top_k {args.top_k}: expected two numbers, and at least 1")
     if is_main_rank():  # one sentence: nothing to share out
-        with whole_folder(args.output_dir, overwrite=args.overwrite, last_file=RECORD) as folder:
+        with whole_folder(args.output_dir, overwrite=args.overwrite, last_file=ATTENTION_RECORD,
+                          written=ATTENTION_FILES) as folder:
             text = write_maps(args, folder)
         print(f"{text}\npage, pictures and numbers: {Path(args.output_dir, 'attention.html')} and beside it")
 
@@ -81,7 +81,7 @@ def write_maps(args: AttentionMapsArguments, folder: Path) -> str:
     attention_page.write_page(folder / "attention.html", record, np.hstack([weights, rollout[:, None]]))
     for step in explained["steps"] if explained else []:
         step["values"] = None  # they are on the page
-    write_text(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(folder / ATTENTION_RECORD, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return text
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 
 from hfscale.config import parse_args, run, whole_folder
 from hfscale.data.rules import CleaningArguments
+from hfscale.folders import DATA_CARD, PREPARED_FILES
 
 
 @dataclass
@@ -21,7 +22,8 @@ class PrepareDataArguments(CleaningArguments):
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(PrepareDataArguments, argv, recipe=__file__)
     cleaning = CleaningArguments(**{f.name: getattr(args, f.name) for f in fields(CleaningArguments)})
-    with whole_folder(args.output_dir, overwrite=args.overwrite, last_file="data_card.json") as folder:
+    with whole_folder(args.output_dir, overwrite=args.overwrite, last_file=DATA_CARD,
+                      written=PREPARED_FILES) as folder:
         from hfscale.data.dedup import exact_clusters, near_clusters
         from hfscale.data.pipeline import clean_texts, finish_texts, load_source, write_data_set
         from hfscale.data.stages import Ledger, keep_first

@@ -21,6 +21,7 @@ from typing import Literal
 
 from hfscale.config import InputError, check_output_folder, parse_args, run, write_text
 from hfscale.data.rules import CleaningArguments
+from hfscale.folders import DATA_CARD, PREPARED_FILES
 
 PUBLISHED = "logs/publish/completions/00000"
 
@@ -40,7 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(PrepareDataClusterArguments, argv, recipe=__file__)
     if args.tasks < 1 or args.workers == 0:
         raise InputError(f"tasks {args.tasks}, workers {args.workers}: expected at least 1 (workers: or -1)")
-    check_output_folder(args.output_dir, overwrite=args.overwrite, last_file="data_card.json")
+    check_output_folder(args.output_dir, overwrite=args.overwrite, last_file=DATA_CARD,
+                        written=PREPARED_FILES)
     executor_class = find_executor(args.executor)
     cleaning = CleaningArguments(**{f.name: getattr(args, f.name) for f in fields(CleaningArguments)})
     cleaning.num_proc = None  # here tasks are what runs side by side

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from hfscale.config import SplitArguments, check_output_folder, parse_args, run, whole_folder, write_text
-
-REPORT = "tokenizer_report.json"
+from hfscale.folders import TOKENIZER_REPORT, TRAINED_TOKENIZER_FILES
 
 
 @dataclass
@@ -28,7 +27,8 @@ class TrainTokenizerArguments(SplitArguments):
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(TrainTokenizerArguments, argv, recipe=__file__)
-    check_output_folder(args.output_dir, overwrite=args.overwrite, last_file=REPORT)
+    check_output_folder(args.output_dir, overwrite=args.overwrite, last_file=TOKENIZER_REPORT,
+                        written=TRAINED_TOKENIZER_FILES)
 
     from rich import print as show
     from rich.table import Column, Table
@@ -45,15 +45,16 @@ def main(argv: list[str] | None = None) -> None:
     report = {"schema_version": 1, "recipe": "train_tokenizer", "config": asdict(args),
               "special_tokens": dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)),
               "fingerprint": {name: text_fingerprint(part) for name, part in documents.items()}, "tokenizers": rows}
-    with whole_folder(args.output_dir, overwrite=args.overwrite, last_file=REPORT) as folder:
+    with whole_folder(args.output_dir, overwrite=args.overwrite, last_file=TOKENIZER_REPORT,
+                        written=TRAINED_TOKENIZER_FILES) as folder:
         tokenizer.save_pretrained(folder)
-        write_text(folder / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        write_text(folder / TOKENIZER_REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     table = Table(Column("on held-out text", overflow="fold"), "tokens", "bytes/token", "tokens/word", "round-trips")
     for row in rows:
         table.add_row(row["name"], f"{row['vocab_size']:,}", f"{row['bytes_per_token']:.3f}",
                       f"{row['tokens_per_word']:.3f}", f"{row['round_trip_share']:.4%}")
     show(table)
-    print(f"tokenizer and {REPORT}: {args.output_dir}")
+    print(f"tokenizer and {TOKENIZER_REPORT}: {args.output_dir}")
 
 
 if __name__ == "__main__":

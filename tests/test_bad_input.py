@@ -362,12 +362,12 @@ def test_an_earlier_run_is_only_deleted_once_all_else_is_right(refused, finished
 
 def test_overwrite_replaces_and_resume_continues(place, finished_run):
     shutil.copytree(finished_run, "out")
-    Path("out/old.txt").write_text("of the earlier run")
+    Path("out/notes.txt").write_text("mine")
     pretrain.main(command(pretrain, "--resume", "auto"))  # done already: nothing is trained, nothing is lost
-    assert Path("out/old.txt").is_file() and Path("out/checkpoint-2").is_dir()
+    assert Path("out/notes.txt").is_file() and Path("out/checkpoint-2").is_dir()
+    Path("out/notes.txt").rename("notes.txt")  # with it, --overwrite refuses
     pretrain.main(command(pretrain, "--overwrite"))
-    assert Path("out/run.json").is_file()
-    assert not Path("out/old.txt").exists() and not Path("out/checkpoint-2").exists()
+    assert Path("out/run.json").is_file() and not Path("out/checkpoint-2").exists()
 
 
 def test_resume_and_overwrite_contradict_each_other(refused, finished_run):

@@ -175,7 +175,8 @@ def test_output_dir_of_another_run(finished, tmp_path):
     (tmp_path / "thesis" / "chapter.tex").write_text("mine")
     with pytest.raises(InputError, match="no training run"):
         check_output_dir(str(tmp_path / "thesis"), resume=None, overwrite=True)
-    clear_output_dir(str(tmp_path / "thesis"), overwrite=True)
+    with pytest.raises(InputError, match="no run wrote chapter.tex"):
+        clear_output_dir(str(tmp_path / "thesis"), overwrite=True)
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "mine"
 
 

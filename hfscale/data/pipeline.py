@@ -22,6 +22,7 @@ from hfscale.data.dedup import connect, first_of_equal, near_links, sketch, text
 from hfscale.data.files import find_files
 from hfscale.data.rules import CleaningArguments, QualityRules
 from hfscale.data.stages import Ledger, change, check_contamination, draw_splits, drop_rows, judge, keep_first
+from hfscale.folders import DATA_CARD, PREPARED_FILES
 from hfscale.report.data_card import write_data_card
 
 
@@ -138,7 +139,8 @@ def finish_shard(rank: int, args: CleaningArguments, work: Path, tasks: int) -> 
 def publish_shards(rank: int, args: CleaningArguments, work: Path, tasks: int, *, output_dir: str,
                    overwrite: bool) -> None:
     """One task: all shards as one data set with one card; the shards go."""
-    with whole_folder(output_dir, overwrite=overwrite, last_file="data_card.json") as part:
+    with whole_folder(output_dir, overwrite=overwrite, last_file=DATA_CARD,
+                      written=PREPARED_FILES) as part:
         ledger = Ledger(part / "dropped.jsonl")
         for job in ("read", "clean", "finish"):
             ledger.merge([_file(work, job, i, ".jsonl") for i in range(tasks)])

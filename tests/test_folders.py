@@ -1,0 +1,130 @@
+"""--overwrite deletes what a recipe wrote, by name, and nothing that anybody else did."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hfscale.config import InputError, remove_written
+from hfscale.folders import RUN_FILES
+from recipes import (
+    attention_maps,
+    finetune,
+    finetune_preference,
+    finetune_task,
+    prepare_data,
+    prepare_data_cluster,
+    pretrain,
+    quickstart,
+    score,
+    train_tokenizer,
+)
+
+TRAINED = ["run.json", "model.safetensors", "checkpoint-2/optimizer.pt", "runs/Jan01_host/events.out.tfevents.1"]
+PREPARED = ["data_card.json", "train/data-00000-of-00001.arrow"]
+# What an earlier run of each recipe that deletes folders left.
+WRITTEN = {
+    pretrain: TRAINED,
+    finetune: TRAINED,
+    finetune_task: TRAINED,
+    finetune_preference: TRAINED,
+    quickstart: TRAINED,
+    prepare_data: PREPARED,
+    prepare_data_cluster: PREPARED,
+    train_tokenizer: ["tokenizer_report.json", "tokenizer.json"],
+    attention_maps: ["attention.json", "attention.html"],
+}
+
+
+def write(folder: Path, names: list[str]) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+
+
+def contents(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def recipe_name(recipe) -> str:
+    return recipe.__name__.split(".")[-1]
+
+
+def overwrite(recipe, folder: str | Path) -> None:
+    recipe.main(["--output_dir", str(folder), "--overwrite"])
+
+
+@pytest.fixture(params=WRITTEN, ids=recipe_name)
+def recipe(request):
+    return request.param
+
+
+@pytest.fixture
+def earlier(recipe, tmp_path, monkeypatch) -> Path:
+    """The folder of an earlier run, below the current one."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "out", WRITTEN[recipe])
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    ["src/main.py", "notes.txt", "checkpoint-best/a", "checkpoint-2/src/a.py", ".git/config", "train/a.txt"],
+)
+def test_what_no_run_wrote_is_named_and_kept(recipe, earlier, foreign):
+    write(earlier, [foreign])
+    before = contents(earlier)
+    with pytest.raises(InputError, match=f"^output_dir .*out: .*no run wrote .*{foreign}") as error:
+        overwrite(recipe, "out")
+    assert "\n" not in str(error.value)
+    assert contents(earlier) == before
+
+
+def test_an_empty_folder_of_somebody_else_counts(recipe, earlier):
+    (earlier / "drafts").mkdir()
+    with pytest.raises(InputError, match="no run wrote drafts"):
+        overwrite(recipe, "out")
+    assert (earlier / "drafts").is_dir()
+
+
+@pytest.mark.parametrize("place", [".", "checkpoint-2"])
+def test_the_current_folder_and_those_above_it_stay(recipe, earlier, place, monkeypatch):
+    (earlier / place).mkdir(exist_ok=True)
+    monkeypatch.chdir(earlier / place)
+    for path in (earlier, os.path.relpath(earlier)):
+        with pytest.raises(InputError, match="current folder or one above it"):
+            overwrite(recipe, path)
+    assert set(WRITTEN[recipe]) <= set(contents(earlier))
+
+
+def test_a_link_is_not_followed(recipe, earlier):
+    Path("link").symlink_to(earlier)
+    with pytest.raises(InputError, match="link: is a link"):
+        overwrite(recipe, "link")
+    assert set(WRITTEN[recipe]) <= set(contents(earlier))
+
+
+def test_score_deletes_only_its_own_unfinished_work(tmp_path):
+    write(tmp_path / "out", ["unfinished/mine.txt", "src/main.py"])
+    write(tmp_path, ["text.txt"])
+    with pytest.raises(InputError, match="model .*nowhere: cannot be loaded"):
+        score.main(["--model", str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "out"), "--overwrite"])
+    assert {"unfinished/mine.txt", "src/main.py"} <= set(contents(tmp_path / "out"))
+
+
+def test_all_that_a_run_wrote_goes(tmp_path):
+    engines = ["checkpoint-2/global_step2/mp_rank_00_model_states.pt", "checkpoint-2/optimizer_0/.metadata",
+               "checkpoint-2/rng_state_1.pth", "checkpoint-2/manifest.json", "wandb/offline-run-1/files/a.json"]
+    write(tmp_path / "out", [*TRAINED, *engines])
+    (tmp_path / "out" / "wandb" / "latest-run").symlink_to("offline-run-1")
+    (tmp_path / "out" / "checkpoint-4").mkdir()  # killed at once
+    remove_written("output_dir out", tmp_path / "out", RUN_FILES)
+    assert contents(tmp_path) == []
+
+
+def test_a_link_in_a_run_goes_and_what_it_points_to_stays(tmp_path):
+    write(tmp_path, ["data/text.txt", "out/run.json"])
+    (tmp_path / "out" / "wandb").symlink_to(tmp_path / "data")
+    remove_written("output_dir out", tmp_path / "out", RUN_FILES)
+    assert contents(tmp_path) == ["data", "data/text.txt"]
