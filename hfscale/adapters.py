@@ -34,7 +34,7 @@ def load_for_training(args: AdapterArguments, tokenizer: PreTrainedTokenizerBase
     _check(args, adapts)
     if is_adapter(args.model):
         raise InputError(f"model {args.model}: is an adapter; make a plain model of it first (its run with --merge)")
-    model = _load_in_4bit(args.model) if args.load_in_4bit else load_model(args.model, dtype=torch.float32)
+    model = _load_float32(args)
     layers = model.config.get_text_config().num_hidden_layers
     if not 0 <= args.freeze_layers <= layers - adapts:
         raise InputError(f"freeze_layers: got {args.freeze_layers}, the model has {layers} blocks")
@@ -71,7 +71,13 @@ def _check(args: AdapterArguments, adapts: bool) -> None:
         raise InputError("load_in_4bit: GRALORA cannot be trained on 4-bit layers; take --lora_rank or another method")
 
 
-def _load_in_4bit(name: str) -> PreTrainedModel:
+def _load_float32(args: AdapterArguments) -> PreTrainedModel:
+    if args.load_in_4bit:
+        return _load_in_4bit(args.model, args.trust_remote_code)
+    return load_model(args.model, trust_remote_code=args.trust_remote_code, dtype=torch.float32)
+
+
+def _load_in_4bit(name: str, trust_remote_code: bool) -> PreTrainedModel:
     """A checkpoint with the linear layers of its blocks in 4 bits (NF4, scales in 8 bits; Dettmers et al. 2023,
     arXiv:2305.14314) on this process's device, the rest in float32.
 
@@ -85,7 +91,8 @@ def _load_in_4bit(name: str) -> PreTrainedModel:
 
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
     device = PartialState().device
-    model = load_model(name, dtype=torch.float32, quantization_config=config, device_map={"": device})
+    model = load_model(name, trust_remote_code=trust_remote_code, dtype=torch.float32, quantization_config=config,
+                       device_map={"": device})
     for layer_name, layer in model.named_modules():
         if isinstance(layer, Linear4bit):
             if device.type == "cpu" and layer.in_features % 64:  # its AVX-512 code reads other blocks' scales there
@@ -153,8 +160,9 @@ def _blocks(model: PreTrainedModel) -> nn.ModuleList:
     return next(module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == layers)
 
 
-def merge_saved_adapter(folder: str) -> None:
+def merge_saved_adapter(folder: str, *, trust_remote_code: bool = False) -> None:
     """Make a plain model of the adapter saved in `folder`: the adapter is added to its base model, in float32."""
-    load_saved_model(folder, dtype=torch.float32).merge_and_unload().save_pretrained(folder)
+    model = load_saved_model(folder, trust_remote_code=trust_remote_code, dtype=torch.float32)
+    model.merge_and_unload().save_pretrained(folder)
     for name in ADAPTER_FILES:
         Path(folder, name).unlink()

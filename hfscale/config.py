@@ -42,6 +42,14 @@ class InputError(ValueError):
 
 
 @dataclass
+class RemoteCodeArguments:
+    """Whether Python files that lie beside a model or tokenizer may run."""
+
+    trust_remote_code: bool = field(default=False, metadata={
+        "help": "run the Python code that a model's or tokenizer's folder or Hub id brings along"})
+
+
+@dataclass
 class SourceArguments:
     """Where text comes from."""
 
@@ -66,7 +74,7 @@ class SplitArguments(SourceArguments):
 
 
 @dataclass
-class DataArguments(SplitArguments):
+class DataArguments(SplitArguments, RemoteCodeArguments):
     """Where text comes from and how it becomes rows."""
 
     tokenizer: str = field(default="train:8192", metadata={
@@ -135,7 +143,7 @@ class TaskArguments:
 
 
 @dataclass
-class AdapterArguments:
+class AdapterArguments(RemoteCodeArguments):
     """A checkpoint to start from, and which weights are trained: all, the upper layers, or a small adapter's."""
 
     model: str = field(default="runs/quickstart", metadata={"help": "folder of a saved model, or a Hub id"})

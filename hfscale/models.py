@@ -45,8 +45,9 @@ def new_model(tokenizer: PreTrainedTokenizerBase, **architecture: int | float | 
         pad_token_id=tokenizer.pad_token_id, **(DEFAULTS | architecture)))
 
 
-def load_model(name: str, **kwargs) -> PreTrainedModel:
-    """A causal language model from a folder or Hub id; `kwargs` go to `from_pretrained`.
+def load_model(name: str, *, trust_remote_code: bool = False, **kwargs) -> PreTrainedModel:
+    """A causal language model from a folder or Hub id; `kwargs` go to `from_pretrained`. Code that it brings along is
+    run only with `trust_remote_code`.
 
     GPT-2's GELU runs as PyTorch's fused kernel (`fuse_gelu`); the configuration stays as it was saved. An adapter's
     folder or id gives its base model with the adapter on it, as a `peft.PeftModel`.
@@ -56,7 +57,7 @@ def load_model(name: str, **kwargs) -> PreTrainedModel:
             random), or the id is neither in the cache nor reachable; an adapter does not belong to its base model.
     """
     if is_adapter(name):
-        return _load_adapter(name, **kwargs)
+        return _load_adapter(name, trust_remote_code=trust_remote_code, **kwargs)
     if os.path.isdir(name) and not Path(name, "config.json").is_file():
         newest = sorted(Path(name).glob("checkpoint-*/config.json"), key=lambda p: p.stat().st_mtime)
         hint = f"; the last checkpoint in it is {newest[-1].parent}" if newest else ""
@@ -65,8 +66,10 @@ def load_model(name: str, **kwargs) -> PreTrainedModel:
         if "quantization_config" in PreTrainedConfig.get_config_dict(name)[0]:
             show_bitsandbytes()
         model, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True,
-                                                           ignore_mismatched_sizes=True, **kwargs)
+                                                           ignore_mismatched_sizes=True,
+                                                           trust_remote_code=trust_remote_code, **kwargs)
     except Exception as error:  # file, format and Hub errors have no common base
+        check_remote_code(f"model {name}", error)
         reason = " ".join(str(error).split())[:200]
         if not os.path.isdir(name) and os.environ.get("HF_HUB_OFFLINE") == "1":
             reason = "no such folder, not in the Hub cache, and the Hub is not reachable; give a saved model's folder"
@@ -75,6 +78,13 @@ def load_model(name: str, **kwargs) -> PreTrainedModel:
         raise InputError(f"model {name}: its files do not hold {len(wrong)} of the weights that its config.json "
                          f"describes, such as {wrong[0]}; is it another kind of model, or not whole?")
     return fuse_gelu(model)
+
+
+def check_remote_code(place: str, error: Exception) -> None:
+    """Raise InputError, beginning with `place`, if the error is upstream's refusal to run a folder's code."""
+    if "trust_remote_code" in str(error):
+        raise InputError(f"{place}: brings code of its own, which can do anything on this machine; read it, and pass "
+                         "--trust_remote_code if you trust it") from None
 
 
 def is_adapter(name: str) -> bool:

@@ -139,6 +139,7 @@ def _config_of(args: TrainingArguments, rows_from: dict[str, Any]) -> dict[str, 
     kept = {name: value for name, value in args.to_dict().items() if not name.startswith(MAY_CHANGE)}
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     now = {"global_batch_size": rows, "optimizer_state": _optimizer_state(args.world_size)}
+    rows_from = {name: value for name, value in rows_from.items() if name != "trust_remote_code"}
     return json.loads(json.dumps(kept | now | rows_from, default=str))
 
 

@@ -8,12 +8,20 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from hfscale.config import InputError, is_main_rank, parse_args, run, whole_folder, write_text
+from hfscale.config import (
+    InputError,
+    RemoteCodeArguments,
+    is_main_rank,
+    parse_args,
+    run,
+    whole_folder,
+    write_text,
+)
 from hfscale.folders import ATTENTION_FILES, ATTENTION_RECORD
 
 
 @dataclass
-class AttentionMapsArguments:
+class AttentionMapsArguments(RemoteCodeArguments):
     model: str = field(default="runs/quickstart", metadata={"help": "folder of a saved model, or a Hub id"})
     sentence: str = field(default="The quick brown fox jumps over the lazy dog", metadata={"help": "what it reads"})
     explain: list[int] | None = field(default=None, metadata={
@@ -46,10 +54,10 @@ def write_maps(args: AttentionMapsArguments, folder: Path) -> str:
     from hfscale.report.page import template
     from hfscale.run_record import versions
 
-    model = load_model(args.model, attn_implementation="eager")
+    model = load_model(args.model, attn_implementation="eager", trust_remote_code=args.trust_remote_code)
     model = getattr(model, "merge_and_unload", lambda: model)()  # an adapter's
     model.to(torch.accelerator.current_accelerator() or "cpu")
-    tokenizer = load_pretrained_tokenizer(args.model)
+    tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
     attention.attention_layers(model)
     ids = attention.encode_sentence(model, tokenizer, args.sentence)
     explained = attention.explain_head(model, ids, *args.explain) if args.explain else None

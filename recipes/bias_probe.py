@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hfscale.config import InputError, parse_args, run, write_text
+from hfscale.config import InputError, RemoteCodeArguments, parse_args, run, write_text
 
 
 @dataclass
-class BiasProbeArguments:
+class BiasProbeArguments(RemoteCodeArguments):
     model: list[str] = field(default_factory=lambda: ["runs/quickstart"], metadata={
         "help": "folder of a saved model or a Hub id; of two, the second is compared with the first"})
     pairs: list[str] | None = field(default=None, metadata={"help": "files of sentence pairs or questions"})
@@ -65,10 +65,14 @@ def main(argv: list[str] | None = None) -> None:
     columns_of, values = ((bias.bbq_columns, bias.bbq_values) if args.pairs_format == "bbq" else
                           (bias.pair_columns, bias.pair_values))
     examples = Dataset.from_list([{"prompt": i.prompt, "choices": i.choices, "answer": i.answer} for i in items])
-    judge = args.toxicity_classifier and bias.load_classifier(args.toxicity_classifier, args.toxic_label)
+    judge = args.toxicity_classifier and bias.load_classifier(
+        args.toxicity_classifier, args.toxic_label, trust_remote_code=args.trust_remote_code)
     scored, found, toxicity = [], [], []
-    for model, tokenizer in [(load_model(name, dtype=args.dtype).to(state.device), load_pretrained_tokenizer(name))
-                             for name in args.model]:  # all at first: a wrong name shows at once
+    # All at first: a wrong name shows at once.
+    models = [load_model(name, dtype=args.dtype, trust_remote_code=args.trust_remote_code).to(state.device)
+              for name in args.model]
+    tokenizers = [load_pretrained_tokenizer(name, trust_remote_code=args.trust_remote_code) for name in args.model]
+    for model, tokenizer in zip(models, tokenizers, strict=True):
         found.append(score_choices(model, tokenizer, examples, batch_size=args.batch_size, progress=True)[1])
         scored.append(columns_of(items, [each["logliks"] for each in found[-1]]))
         if judge:

@@ -9,11 +9,11 @@ import sys
 from dataclasses import dataclass, field
 from functools import partial
 
-from hfscale.config import InputError, parse_args, run
+from hfscale.config import InputError, RemoteCodeArguments, parse_args, run
 
 
 @dataclass
-class ChatArguments:
+class ChatArguments(RemoteCodeArguments):
     model: str = field(default="runs/task-dialogue", metadata={"help": "folder of a model or adapter, or a Hub id"})
     system: str | None = field(default=None, metadata={"help": "first message, which tells the model who it is"})
     prompts: list[str] | None = field(default=None, metadata={
@@ -29,7 +29,7 @@ class ChatArguments:
 
 
 # The rest goes to generate_texts.
-NOT_SETTINGS = ("model", "system", "prompts", "seed")
+NOT_SETTINGS = ("model", "system", "prompts", "seed", "trust_remote_code")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -41,8 +41,9 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.generation import fit_prompts, generate_texts
     from hfscale.models import context_limit, load_model
 
-    model = load_model(args.model).to(torch.accelerator.current_accelerator() or "cpu")
-    tokenizer = load_pretrained_tokenizer(args.model)
+    model = load_model(args.model, trust_remote_code=args.trust_remote_code)
+    model.to(torch.accelerator.current_accelerator() or "cpu")
+    tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
     if tokenizer.chat_template is None:
         raise InputError(f"model {args.model}: its tokenizer has no chat template, so it was not taught to talk; take "
                          "one made by finetune_task --config dialogue, or complete texts with generate")

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         check_output_dir(training_args.output_dir, resume=args.resume, overwrite=args.overwrite)
 
     set_seed(training_args.seed)
-    tokenizer = load_pretrained_tokenizer(args.tokenizer or args.model)
+    tokenizer = load_pretrained_tokenizer(args.tokenizer or args.model, trust_remote_code=args.trust_remote_code)
     model = load_for_training(args, tokenizer)
     max_length = min(context_limit(model) or 1024, 1024) if args.max_length is None else args.max_length
     with training_args.main_process_first(desc="preparing the data"):  # the other ranks read its cache
@@ -68,8 +68,8 @@ def main(argv: list[str] | None = None) -> None:
 
     if trainer.is_world_process_zero():
         if args.merge:
-            merge_saved_adapter(training_args.output_dir)
-        saved = load_saved_model(training_args.output_dir)
+            merge_saved_adapter(training_args.output_dir, trust_remote_code=args.trust_remote_code)
+        saved = load_saved_model(training_args.output_dir, trust_remote_code=args.trust_remote_code)
         texts = generate_texts(saved, tokenizer, [""], num_return_sequences=3, max_new_tokens=100)[0]
         write_run(trainer, __file__, args, argv, documents, rows, metrics, texts)
         for name in (f"eval_{part}loss" for part in ("", "forget_") if f"eval_{part}loss" in metrics):

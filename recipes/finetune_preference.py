@@ -56,8 +56,9 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("add_tokens: the model to compare with would not know them; add them with finetune first")
 
     set_seed(training_args.seed)
-    tokenizer = load_pretrained_tokenizer(args.model)
-    model, reference = load_for_training(args, tokenizer), load_model(args.model)
+    tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
+    model = load_for_training(args, tokenizer)
+    reference = load_model(args.model, trust_remote_code=args.trust_remote_code)
     limit = context_limit(model) or 1024
     max_length = min(limit, 1024) if args.max_length is None else args.max_length
     if not 2 <= max_length <= limit:
@@ -78,13 +79,14 @@ def main(argv: list[str] | None = None) -> None:
     trainer.save_model(_internal_call=True)  # pushed, if asked, with its record
     trainer.save_state()
     trainer.accelerator.wait_for_everyone()
-    saved = load_saved_model(training_args.output_dir)
-    metrics |= preference_metrics(saved.to(training_args.device), load_model(args.model).to(training_args.device),
+    saved = load_saved_model(training_args.output_dir, trust_remote_code=args.trust_remote_code)
+    reference = load_model(args.model, trust_remote_code=args.trust_remote_code)
+    metrics |= preference_metrics(saved.to(training_args.device), reference.to(training_args.device),
                                   trainer.eval_dataset, beta=args.beta)
 
     if trainer.is_world_process_zero():
         if args.merge:
-            merge_saved_adapter(training_args.output_dir)
+            merge_saved_adapter(training_args.output_dir, trust_remote_code=args.trust_remote_code)
         prompts = pairs["validation"]["prompt"][:3]
         texts = generate_texts(saved, tokenizer, prompts, do_sample=False, max_new_tokens=40)
         write_run(trainer, __file__, args, argv, pairs, pairs, metrics,

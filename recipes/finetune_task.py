@@ -50,11 +50,12 @@ def main(argv: list[str] | None = None) -> None:
     if is_new:
         if args.lora_rank or args.peft_type or args.freeze_layers:
             raise InputError("model new: random weights are trained whole; leave out adapters and freeze_layers")
-        tokenizer = load_tokenizer(args.tokenizer or "train:1024", texts["train"])
+        tokenizer = load_tokenizer(args.tokenizer or "train:1024", texts["train"],
+                                   trust_remote_code=args.trust_remote_code)
         tokenizer.add_tokens(args.add_tokens, special_tokens=True)
         model = new_model(tokenizer, **{f.name: getattr(args, f.name) for f in fields(ShapeArguments)})
     else:
-        tokenizer = load_pretrained_tokenizer(args.tokenizer or args.model)
+        tokenizer = load_pretrained_tokenizer(args.tokenizer or args.model, trust_remote_code=args.trust_remote_code)
         model = load_for_training(args, tokenizer)
     if args.task_format == "chat":
         set_chat_template(tokenizer, args.chat_template)
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
 
     if trainer.is_world_process_zero():
         if args.merge:
-            merge_saved_adapter(training_args.output_dir)
+            merge_saved_adapter(training_args.output_dir, trust_remote_code=args.trust_remote_code)
         samples = sample_texts(examples["validation"], answers)
         write_run(trainer, __file__, args, argv, texts, rows, metrics, samples, {"shortened": cut})
         show_answers(metrics, args.baseline, samples)

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hfscale.config import InputError, parse_args, run, write_text
+from hfscale.config import InputError, RemoteCodeArguments, parse_args, run, write_text
 
 
 @dataclass
-class GenerateArguments:
+class GenerateArguments(RemoteCodeArguments):
     model: str = field(default="runs/quickstart", metadata={"help": "folder of a saved model, or a Hub id"})
     prompts: list[str] | None = field(default=None, metadata={"help": "texts to continue; \"\" starts a new text"})
     prompt_file: str | None = field(default=None, metadata={
@@ -37,7 +37,8 @@ class GenerateArguments:
 
 
 # All others go to generate_texts, and into every output line.
-NOT_SETTINGS = ("model", "prompts", "prompt_file", "output_file", "overwrite", "stream", "dtype")
+NOT_SETTINGS = ("model", "prompts", "prompt_file", "output_file", "overwrite", "stream", "dtype",
+                "trust_remote_code")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -63,8 +64,8 @@ def main(argv: list[str] | None = None) -> None:
     prompts = args.prompts
     if prompts is None:
         prompts = load_documents(args.prompt_file, text_column="prompt", sample_by="line")["text"][:]
-    model = load_model(args.model, dtype=args.dtype).to(state.device)
-    tokenizer = load_pretrained_tokenizer(args.model)
+    model = load_model(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code).to(state.device)
+    tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
     fit_prompts(model, tokenizer, prompts)  # every rank checks all of them: an error stops every rank alike
 
     settings = {name: value for name, value in asdict(args).items() if name not in NOT_SETTINGS}

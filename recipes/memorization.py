@@ -8,11 +8,11 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from hfscale.config import InputError, parse_args, run, write_text
+from hfscale.config import InputError, RemoteCodeArguments, parse_args, run, write_text
 
 
 @dataclass
-class MemorizationArguments:
+class MemorizationArguments(RemoteCodeArguments):
     model: str = field(default="runs/quickstart", metadata={"help": "run folder; its run.json names its text"})
     num_samples: int = field(default=20, metadata={"help": "texts to generate and look for in the training text"})
     max_new_tokens: int = field(default=128, metadata={"help": "length of each"})
@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     documents = load_run_splits(args.model)
     if not isinstance(documents["train"], Dataset):
         raise InputError(f"model {args.model}: was trained on a stream, whose text cannot be searched")
-    model, tokenizer = load_model(args.model, dtype="float32"), load_pretrained_tokenizer(args.model)
+    model = load_model(args.model, dtype="float32", trust_remote_code=args.trust_remote_code)
+    tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
     training_text = "\0".join(documents["train"]["text"])
     samples = generate_texts(model, tokenizer, [""], num_return_sequences=args.num_samples, seed=args.seed,
                              max_new_tokens=args.max_new_tokens, progress=True)[0]

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         for part in parts if args.streaming else ():
             check_shares(part["train"], training_args.world_size)
         documents = join_parts(parts, args)
-        tokenizer = load_tokenizer(args.tokenizer, documents["train"])
+        tokenizer = load_tokenizer(args.tokenizer, documents["train"], trust_remote_code=args.trust_remote_code)
         packed = [pack_splits(part, tokenizer, max_length, args.cross_document_attention, packing=args.packing)
                   for part in parts]
         rows, epochs = join_rows(packed, args, seed=training_args.seed)
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.save_state()
 
     if trainer.is_world_process_zero():
-        saved = load_saved_model(training_args.output_dir)
+        saved = load_saved_model(training_args.output_dir, trust_remote_code=args.trust_remote_code)
         texts = generate_texts(saved, tokenizer, [""], num_return_sequences=3, max_new_tokens=100)[0]
         epochs = [epoch * trainer.state.epoch for epoch in epochs]
         data = {"dropped": None if args.streaming else dropped, "epochs": dict(zip(args.source, epochs, strict=False))}

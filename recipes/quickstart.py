@@ -41,10 +41,11 @@ def main(argv: list[str] | None = None) -> None:
 
     documents = load_splits(args, seed=training_args.seed)
     if new:
-        tokenizer = load_tokenizer(args.tokenizer, documents["train"])
+        tokenizer = load_tokenizer(args.tokenizer, documents["train"], trust_remote_code=args.trust_remote_code)
         model = new_model(tokenizer, n_layer=4, n_head=8, n_embd=256, n_positions=args.max_length)
     else:
-        model, tokenizer = load_model(args.model), load_pretrained_tokenizer(args.model)
+        model = load_model(args.model, trust_remote_code=args.trust_remote_code)
+        tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
     # Rows with labels, so that padding need not be masked and EOS stays learnable.
     rows = pack_splits(documents, tokenizer, args.max_length, args.cross_document_attention, model, args.packing)
 
@@ -56,7 +57,8 @@ def main(argv: list[str] | None = None) -> None:
     after = trainer.evaluate()
     trainer.save_model()
 
-    generator = pipeline("text-generation", model=training_args.output_dir)  # the folder that was really saved
+    generator = pipeline("text-generation", model=training_args.output_dir,
+                         trust_remote_code=args.trust_remote_code)  # the folder that was really saved
     samples = generator("The", max_new_tokens=args.max_length // 4, num_return_sequences=3, do_sample=True)
     write_run(trainer, __file__, args, argv, documents, rows, after, [s["generated_text"] for s in samples])
     print(*(f"\n--- sample\n{sample['generated_text']}" for sample in samples), sep="\n")

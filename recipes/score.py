@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hfscale.config import SourceArguments, TaskArguments, parse_args, run
+from hfscale.config import RemoteCodeArguments, SourceArguments, TaskArguments, parse_args, run
 
 
 @dataclass
-class ScoreArguments(TaskArguments, SourceArguments):
+class ScoreArguments(TaskArguments, SourceArguments, RemoteCodeArguments):
     model: list[str] = field(default_factory=lambda: ["runs/quickstart"], metadata={
         "help": "folders of saved models or adapters, or Hub ids; later ones are compared with the first"})
     predictions: list[str] | None = field(default=None, metadata={
@@ -68,8 +68,10 @@ def main(argv: list[str] | None = None) -> None:
     check_score_args(args)
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available()))
     names = [] if args.predictions else args.model
-    models = [load_model(name, dtype=args.dtype) for name in names]  # all of them first: a wrong name shows at once
-    tokenizers = [load_pretrained_tokenizer(args.tokenizer or name) for name in names]
+    # All of them first: a wrong name shows at once.
+    models = [load_model(name, dtype=args.dtype, trust_remote_code=args.trust_remote_code) for name in names]
+    tokenizers = [load_pretrained_tokenizer(args.tokenizer or name, trust_remote_code=args.trust_remote_code)
+                  for name in names]
     with state.main_process_first():  # the other ranks read its cache
         data = load_score_data(args)
     systems = [score_file(path, data, args) for path in args.predictions or []]

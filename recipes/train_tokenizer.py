@@ -8,12 +8,20 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from hfscale.config import SplitArguments, check_output_folder, parse_args, run, whole_folder, write_text
+from hfscale.config import (
+    RemoteCodeArguments,
+    SplitArguments,
+    check_output_folder,
+    parse_args,
+    run,
+    whole_folder,
+    write_text,
+)
 from hfscale.folders import TOKENIZER_REPORT, TRAINED_TOKENIZER_FILES
 
 
 @dataclass
-class TrainTokenizerArguments(SplitArguments):
+class TrainTokenizerArguments(SplitArguments, RemoteCodeArguments):
     seed: int = field(default=42, metadata={"help": "of the split; pretrain's default, so both hold out the same"})
     algorithm: Literal["bpe", "unigram"] = field(default="bpe", metadata={"help": "both over bytes"})
     vocab_size: int = field(default=8192, metadata={"help": "at most, with 256 bytes and the special tokens"})
@@ -38,7 +46,8 @@ def main(argv: list[str] | None = None) -> None:
 
     check_vocab_size(f"vocab_size: got {args.vocab_size}, expected", args.vocab_size, args.extra_special_tokens)
     documents = load_splits(args, seed=args.seed)
-    others = [(spec, load_tokenizer(spec, documents["train"])) for spec in args.compare]
+    others = [(spec, load_tokenizer(spec, documents["train"], trust_remote_code=args.trust_remote_code))
+              for spec in args.compare]
     tokenizer = train_byte_level(documents["train"], args.algorithm, args.vocab_size, args.extra_special_tokens)
     rows = [{"name": name, **measure_tokenizer(each, documents["validation"])} for name, each in
             [(args.output_dir, tokenizer), *others]]

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hfscale.config import InputError
 from hfscale.data.corpus import text_fingerprint
+from hfscale.models import check_remote_code
 
 EOS_TOKEN = "<|endoftext|>"
 PAD_TOKEN = "<|pad|>"  # not EOS: a collator that hides padding would hide the end of text too
@@ -21,7 +22,8 @@ MAX_VOCAB_SIZE = 2**20  # the trainers reserve memory for all of it at once
 PIECE_CHARACTERS = 2**16
 
 
-def load_tokenizer(spec: str, documents: Dataset | IterableDataset) -> PreTrainedTokenizerFast:
+def load_tokenizer(spec: str, documents: Dataset | IterableDataset, *,
+                   trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
     """Trained on these documents (`train:<vocab size>` is BPE, `unigram:<vocab size>`, `char`), or a folder or Hub id.
 
     A trained one is kept beside the documents in the `datasets` cache: every rank and the next run share it. It reads
@@ -31,7 +33,7 @@ def load_tokenizer(spec: str, documents: Dataset | IterableDataset) -> PreTraine
     """
     kind, _, size = spec.partition(":")
     if spec != "char" and kind not in ("train", "unigram"):
-        return load_pretrained_tokenizer(spec)
+        return load_pretrained_tokenizer(spec, trust_remote_code=trust_remote_code)
     if kind != "char":
         check_vocab_size(f"tokenizer {spec}: expected {kind}:<vocab size>,", int(size) if size.isdecimal() else 0)
     key = documents._fingerprint if isinstance(documents, Dataset) else text_fingerprint(documents)
@@ -59,14 +61,16 @@ def check_vocab_size(place: str, vocab_size: int, extra_special_tokens: Sequence
         raise InputError(f"{place} at least {least} (256 bytes and the special tokens), at most {MAX_VOCAB_SIZE}")
 
 
-def load_pretrained_tokenizer(name: str) -> PreTrainedTokenizerFast:
+def load_pretrained_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder or Hub id, checked to be whole (a missing vocabulary loads as an empty one upstream).
+    Code that it brings along is run only with `trust_remote_code`.
 
     Raises InputError: not a tokenizer folder, not reachable, empty, or without an EOS token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:  # the Hub client's errors have no common base
+        check_remote_code(f"tokenizer {name}", error)
         where = "folder holds no tokenizer" if os.path.isdir(name) else "no such folder, not in the Hub cache"
         if not os.path.isdir(name) and os.environ.get("HF_HUB_OFFLINE") != "1":
             where = " ".join(str(error).split())[:200]

@@ -10,6 +10,7 @@ from transformers import Pipeline, pipeline
 from hfscale.config import InputError
 from hfscale.data.bias_items import Item
 from hfscale.evaluation.intervals import compare, estimate, means
+from hfscale.models import check_remote_code
 from hfscale.report.page import template
 from hfscale.report.tables import show_records
 
@@ -105,11 +106,13 @@ def sign_flip_p(signs: np.ndarray, seed: int = 0, draws: int = 10_000) -> float:
     return float((1 + (abs(flips @ signs) >= abs(signs.sum()) - 1e-9).sum()) / (1 + draws))
 
 
-def load_classifier(classifier: str, label: str) -> Pipeline:
+def load_classifier(classifier: str, label: str, *, trust_remote_code: bool = False) -> Pipeline:
     """A text classifier from a folder or Hub id; raises InputError if it cannot be loaded or has not this label."""
     try:
-        pipe = pipeline("text-classification", model=classifier, top_k=None, truncation=True)
+        pipe = pipeline("text-classification", model=classifier, top_k=None, truncation=True,
+                        trust_remote_code=trust_remote_code)
     except Exception as error:  # file, format and Hub errors have no common base
+        check_remote_code(f"toxicity_classifier {classifier}", error)
         raise InputError(f"toxicity_classifier {classifier}: {' '.join(str(error).split())[:200]}") from None
     labels = pipe.model.config.id2label.values()
     if label not in labels:

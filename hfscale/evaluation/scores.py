@@ -33,7 +33,7 @@ from hfscale.report.tables import cell, show_records, show_table
 from hfscale.run_record import versions
 
 # What may change between a run and its continuation; the model is known by its weights.
-MAY_CHANGE = ("model", "output_dir", "resume", "overwrite")
+MAY_CHANGE = ("model", "output_dir", "resume", "overwrite", "trust_remote_code")
 PER_TOKEN = ("loss", "perplexity")  # not comparable where two tokenizers cut the text into other tokens
 NOT_SHOWN = ("name", "metrics", "notes", "model", "predictions")  # of a system, in the table
 DECODING = ("do_sample", "seed", "temperature", "top_k", "top_p", "num_samples")  # the last four: of drawn answers
