@@ -1,6 +1,8 @@
 # Each target makes and uses .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
+# Which versions: those that were tested together, or a file of your own (/dev/null: the newest).
+CONSTRAINTS ?= constraints.txt
 
 .PHONY: setup setup-dev quickstart test lint bench
 
@@ -9,11 +11,11 @@ setup-dev: .venv/installed-dev
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e .
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[dev]"
 	touch $@
 
 quickstart: setup
