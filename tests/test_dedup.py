@@ -105,6 +105,13 @@ def test_texts_without_spaces_are_cut_into_characters():
     assert near_clusters(documents(text + "ね", text)).tolist() == [0, 0]
 
 
+def test_words_that_differ_in_a_vowel_sign_are_different_words():
+    """Without its vowel signs the second text would be the first."""
+    text = "किताब मेज पर है और वह घर में पानी पीता है"
+    assert near_clusters(documents(text, text.replace("ि", "ी").replace("ा", "ु").replace("े", "ो"))).tolist() == [0, 1]
+    assert near_clusters(documents(text, f"«{text}»।")).tolist() == [0, 0]
+
+
 def test_many_identical_documents_and_no_documents():
     assert near_clusters(documents(*["one two three four five six"] * 1000)).tolist() == [0] * 1000
     assert near_clusters(documents("x").select([])).tolist() == []

@@ -7,7 +7,6 @@ MinHash: Broder 1997, "On the resemblance and containment of documents"; banding
 import functools
 import hashlib
 import importlib.util
-import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,9 +17,8 @@ from xxhash import xxh3_64_intdigest
 
 from hfscale.config import InputError
 from hfscale.data.rules import LEAST_THRESHOLD
+from hfscale.data.words import find_words
 
-# Letters and digits; each Chinese or Japanese character is a word, since no spaces part them.
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so no bit of a hash is lost
 NGRAM_SIZE = 5  # words of a shingle
 NUM_PERM = 128  # hashes of a signature
@@ -119,8 +117,8 @@ def rows_per_band(threshold: float) -> int:
 
 
 def hash_words(text: str) -> np.ndarray:
-    """uint64 hash of each word, lower case, no punctuation; a text without words counts as one word."""
-    words = WORD.findall(text.lower()) or ["".join(text.split())]
+    """uint64 hash of each word (`find_words`) in lower case; a text without words counts as one word."""
+    words = find_words(text.lower()) or ["".join(text.split())]
     return np.fromiter(map(xxh3_64_intdigest, map(str.encode, words)), np.uint64, len(words))
 
 

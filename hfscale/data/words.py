@@ -1,0 +1,29 @@
+"""What a word is wherever texts are compared by their words: near copies, contamination, metrics."""
+
+import re
+import unicodedata
+
+import regex
+
+# Letters and digits with the marks on them (vowel signs, accents, points) and joiners. The \w of `re` has no marks,
+# so that words which differ in a vowel sign would look equal.
+RUN = regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{M}\u200c\u200d]*+")
+# Thai, Lao, Burmese, Khmer, kana and Chinese characters: no spaces part the words.
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f"
+    "\U00020000-\U0003ffff"
+)
+ANY_UNSPACED = re.compile(f"[{UNSPACED}]")
+PART = regex.compile(rf"[{UNSPACED}]\p{{M}}*+|[^{UNSPACED}]++")
+
+
+def find_words(text: str) -> list[str]:
+    """The words of a text in their order, in Unicode NFC, without punctuation; upper and lower case as they are.
+
+    In scripts that part no words by spaces, each character with its marks is a word.
+    """
+    text = unicodedata.normalize("NFC", text)
+    runs = RUN.findall(text)
+    if not ANY_UNSPACED.search(text):
+        return runs
+    return [word for run in runs for word in PART.findall(run)]
