@@ -60,7 +60,8 @@ class SourceArguments:
     sample_by: Literal["document", "paragraph", "line"] = field(default="document", metadata={
         "help": "what one document of a .txt or .md file is"})
     on_error: Literal["stop", "skip"] = field(default="stop", metadata={
-        "help": "a line of .jsonl or a document of a text file that cannot be read: stop, or leave it out and count"})
+        "help": "a row of .jsonl, .json, .csv or .tsv, or a document of a text file, that cannot be read: stop, or "
+                "leave it out and count"})
 
 
 @dataclass

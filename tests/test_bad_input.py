@@ -205,7 +205,7 @@ TEXTS = {  # source: (how to write it, what is said)
     "blank.txt": (lambda p: p.write_text("\n \n\t\n\u00a0\u3000\n"), "source blank.txt: no text in it"),
     "blank.jsonl": (lambda p: p.write_text('{"text": " "}\n' * 3), "source blank.jsonl: no text in it"),
     "empty.jsonl": (lambda p: p.touch(), "source empty.jsonl: no text in it"),
-    "empty.csv": (lambda p: p.write_text("text\n"), "source empty.csv: no rows in it"),
+    "empty.csv": (lambda p: p.write_text("text\n"), "source empty.csv: no text in it"),
     "empty.txt.gz": (lambda p: p.write_bytes(gzip.compress(b"")), "source empty.txt.gz: no text in it"),
     "folder": (lambda p: p.mkdir(), "source folder: no file in this folder ends in .txt"),
     "nul.txt": (lambda p: p.write_bytes(b"text\0text"), r"nul\.txt:1: binary data \(a NUL byte at offset 4\)"),
@@ -215,7 +215,7 @@ TEXTS = {  # source: (how to write it, what is said)
     "latin": (write_latin, r"latin/b\.txt:1: not UTF-8 \(byte 0xfc at offset 2\); convert it first"),
     "latin.jsonl": (lambda p: p.write_bytes('{"text": "grüße"}\n'.encode("latin-1")),
                     r"latin\.jsonl:1: not UTF-8 \(byte 0xfc at offset 12\)"),
-    "latin.csv": (lambda p: p.write_text("text\ngrüße\n", "latin-1"), "source latin.csv: not UTF-8"),
+    "latin.csv": (lambda p: p.write_text("text\ngrüße\n", "latin-1"), r"latin\.csv:2: not UTF-8 \(byte 0xfc at"),
     "half.txt.gz": (lambda p: p.write_bytes(gzip.compress(b"text" * 99)[:-9]), r"half\.txt\.gz: cannot be read"),
     "not.txt.gz": (lambda p: p.write_text("text"), r"not\.txt\.gz: cannot be read: zlib inflate failed"),
     "not.txt.zst": (lambda p: p.write_text("text"), r"not\.txt\.zst: cannot be read: ZSTD"),
@@ -229,9 +229,24 @@ TEXTS = {  # source: (how to write it, what is said)
     "cut.parquet": (write_cut_parquet, r"source cut\.parquet: cannot be read: Parquet magic bytes"),
     "torn.parquet": (write_torn_parquet, r"source torn\.parquet: cannot be read"),
     "broken.jsonl": (lambda p: p.write_text('{"text": "a"}\n{"text": \n'),
-                     r"broken\.jsonl:2: not JSON \(Expecting value at character 10\); --on_error skip leaves it out"),
-    "broken.json": (lambda p: p.write_text('[{"text": "a"}, {"text": '), r"source broken\.json: cannot be read"),
-    "ragged.csv": (lambda p: p.write_text("text,n\na,1\nb,2,3\n"), r"source ragged\.csv: cannot be read: .* line 3"),
+                     r"broken\.jsonl:2: not JSON \(Expecting value at column 10\); mend or remove the line; "
+                     "--on_error skip leaves it out"),
+    "broken.json": (lambda p: p.write_text('[{"text": "a"}, {"text": '), r"broken\.json:1: not JSON"),
+    "ragged.csv": (lambda p: p.write_text("text,n\na,1\nb,2,3\n"),
+                   r"ragged\.csv:3: 3 fields, but the header has 2 \(text, n\); write a text that holds a comma in"),
+    "comma.csv": (lambda p: p.write_text("text\nYes\nHello, my name is Anna\n"),
+                  r"comma\.csv:3: 2 fields, but the header has 1 \(text\)"),
+    "short.tsv": (lambda p: p.write_text("text\tn\na\n"), r"short\.tsv:2: 1 field, but the header has 2 .* a tab"),
+    "short.CSV.GZ": (lambda p: p.write_bytes(gzip.compress(b"text,n\na,1\n\nb\n")), r"short\.CSV\.GZ:4: 1 field, but"),
+    "quote.csv": (lambda p: p.write_text('text,n\na,1\n"b,2\nc,3\n'), r"quote\.csv:3: a quote is never closed"),
+    "inner.csv": (lambda p: p.write_text('text,n\n"a" b,1\nc,3\n'), r"inner\.csv:2: ',' expected after '\"'; write"),
+    "twice.csv": (lambda p: p.write_text("text,text\na,b\n"), r"twice\.csv:1: the header names .*'text' twice"),
+    "latin.html": (lambda p: p.write_text("<html><p>grüße</p></html>", "latin-1"), r"latin\.html: not UTF-8"),
+    "blank.html": (lambda p: p.write_text("<html><body></body></html>"), "source blank.html: no text in it"),
+    "broken.ndjson": (lambda p: p.write_text('{"text": "a"}\n{"text"\n'), r"broken\.ndjson:2: not JSON"),
+    "lines.json": (lambda p: p.write_text('{"text": "a"}\n{"txt": "a"}\n'), r"lines\.json:2: no column 'text'; it"),
+    "deep.json": (lambda p: p.write_text("[" * 100_000), r"deep\.json:1: not JSON that can be read \(maximum rec"),
+    "some.pdf": (lambda p: p.write_bytes(b"%PDF\xe2\xe3"), r"some\.pdf:1: not UTF-8 .*; its ending is not known"),
     "nul.jsonl": (lambda p: p.write_bytes(b'{"text": "a"}\n{"text": "\0"}\n'), r"nul\.jsonl:2: binary data \(a NUL"),
     "half.jsonl": (lambda p: p.write_text('{"text": "\\ud800"}\n'), r"half\.jsonl:1: cannot be read: .*surrogates"),
     "list.jsonl": (lambda p: p.write_text('["a"]\n'), r"list\.jsonl:1: no column 'text'; it has none"),
@@ -402,7 +417,7 @@ def test_output_dir_that_cannot_be_a_folder(refused, recipe):
 
 COMMANDS = [
     (pretrain, "--learning_rat 1", "command line: unknown name --learning_rat; did you mean learning_rate?"),
-    (quickstart, "--source broken.json", "source broken.json: cannot be read: JSON parse error"),
+    (quickstart, "--source broken.json", "{place}/broken.json:2: not JSON (Expecting value at column 1); mend"),
     (score, "--model some/model", "model some/model: cannot be loaded: no such folder, not in the Hub cache, and the "
      "Hub is not reachable; give a saved model's folder"),
 ]
@@ -421,6 +436,6 @@ def test_one_line_and_status_2(place):
         out, err = process.communicate(timeout=300)
         assert process.returncode == 2, (words, err)
         lines = [line for line in err.splitlines() if not bar.search(line)]
-        assert len(lines) == 1 and lines[0].startswith(f"error: {message}"), err
+        assert len(lines) == 1 and lines[0].startswith(f"error: {message.format(place=place)}"), err
         assert "Traceback" not in out + err
     assert contents(place) == before

@@ -58,6 +58,72 @@ def test_other_columns_and_formats(tmp_path):
         load_documents(str(tmp_path / "x.parquet"), text_column="n")
 
 
+LIKE_OTHER_TYPES = [
+    "null", "NA", "None", "nan", "N/A", "#N/A", "-inf", "007", "1e5", "1,5", "true", "2020-01-02",
+    "2020-01-02T03:04:05", "12:30", "0x1F", "A house."]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json", "list.json", "lines.json", "parquet"])
+@pytest.mark.parametrize("count", [1, len(LIKE_OTHER_TYPES)])
+def test_text_stays_the_text_it_was(tmp_path, suffix, count):
+    """A reader that guesses types would take them for nothing, for numbers, or for dates."""
+    path = tmp_path / f"x.{suffix}"
+    for start in range(0, len(LIKE_OTHER_TYPES), count):
+        texts = LIKE_OTHER_TYPES[start:start + count]
+        rows = [{"id": i, "text": text} for i, text in enumerate(texts)]
+        if suffix == "parquet":
+            Dataset.from_list(rows).to_parquet(path)
+        elif suffix in ("csv", "tsv"):
+            delimiter = "," if suffix == "csv" else "\t"
+            lines = [delimiter.join(("id", "text")), *(f'{row["id"]}{delimiter}"{row["text"]}"' for row in rows)]
+            path.write_text("\n".join(lines))
+        elif suffix in ("jsonl", "lines.json"):
+            path.write_text("\n".join(map(json.dumps, rows)))
+        else:
+            path.write_text(json.dumps(texts if suffix == "list.json" else rows))
+        assert load_documents(str(path))["text"][:] == texts
+        assert [row["text"] for row in load_documents(str(path), streaming=True)] == texts
+
+
+def test_rows_that_do_not_fit_their_header_stop_or_are_left_out_and_counted(tmp_path, capsys):
+    path = tmp_path / "x.csv"
+    path.write_text('text\nOne\nHello, my name is Anna\n"Two, three"\n"a" b\nFour\n')
+    with pytest.raises(InputError, match=r"x\.csv:3: 2 fields, but the header has 1 .*; --on_error skip leaves it"):
+        load_documents(str(path), on_error="stop")
+    dropped: dict[str, int] = {}
+    assert load_documents(str(path), on_error="skip", dropped=dropped)["text"][:] == ["One", "Two, three", "Four"]
+    assert dropped == {"unreadable": 2}
+    said = capsys.readouterr().err
+    assert "x.csv:3: 2 fields" in said and "x.csv:5: ',' expected" in said
+    path.write_text('text\nOne\n"Two\nThree\n')
+    with pytest.raises(InputError, match=r"x\.csv:3: a quote is never closed"):  # nothing after it can be told
+        load_documents(str(path), on_error="skip")
+
+
+def test_a_field_of_a_megabyte(tmp_path):
+    (tmp_path / "x.csv").write_text("id,text\n1," + "ab " * 400_000 + "\n")
+    assert load_documents(str(tmp_path / "x.csv"))["text"][:] == ["ab " * 400_000]
+
+
+def test_files_without_text_and_unknown_endings_are_said(tmp_path, capsys):
+    blank = '{"text": " "}\n{"text": null}\n'
+    files = {"a.txt": "one", "b.txt": "", "c.jsonl": blank, "d.csv": "text\n", "e.rst": "two",
+             "f.JSONL": '{"text": "three"}'}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    dropped: dict[str, int] = {}
+    assert load_documents(str(tmp_path), dropped=dropped)["text"][:] == ["one", "three"]
+    assert dropped == {"empty": 4}
+    said = capsys.readouterr().err
+    for name in ("b.txt", "c.jsonl", "d.csv"):
+        assert f"{name}: no text in it\n" in said
+    assert "e.rst: the ending is none of .txt, " in said and "; left out\n" in said
+    assert load_documents(str(tmp_path / "e.rst"))["text"][:] == ["two"]
+    assert capsys.readouterr().err.rstrip().endswith("; read as plain text")
+    assert [row["text"] for row in load_documents(f"{tmp_path}/[a-d]*", streaming=True)] == ["one"]
+    assert "b.txt: no text in it" in capsys.readouterr().err
+
+
 def test_saved_data_sets(tmp_path):
     DatasetDict(train=Dataset.from_dict({"text": ["t"]}), test=Dataset.from_dict({"text": ["x"]})).save_to_disk(
         tmp_path / "saved")
@@ -132,7 +198,7 @@ def test_what_is_left_out_is_named_and_counted_again_from_the_cache(tmp_path, ca
             assert place in said
     with pytest.raises(InputError, match=r"c\.txt: not UTF-8"):
         load_documents(str(tmp_path))
-    with pytest.raises(InputError, match=r"a\.jsonl:3: not JSON \(Expecting value at character [0-9]+\)$"):
+    with pytest.raises(InputError, match=r"a\.jsonl:3: not JSON \(Expecting value at column 10\); mend .*line$"):
         load_documents(str(tmp_path / "a.jsonl"))
 
 

@@ -238,7 +238,8 @@ def test_a_broken_line_in_a_stream_stops_or_is_left_out(tmp_path, capfd, workers
         run(lambda: pretrain.main([*argv, "--max_steps", "200"]))
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert stop.value.code == 2 and len(said) == 1
-    assert "x.jsonl:301: not JSON (Expecting value at character 10); --on_error skip leaves it out" in said[0]
+    assert "x.jsonl:301: not JSON (Expecting value at column 10); mend or remove the line" in said[0]
+    assert said[0].endswith("; --on_error skip leaves it out")
     pretrain.main([*argv, "--overwrite", "--on_error", "skip"])
     assert "left out: " in (shown := capfd.readouterr().err) and "x.jsonl:301: not JSON" in shown
 

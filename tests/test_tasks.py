@@ -320,7 +320,7 @@ def test_wrong_json_is_named_with_its_line(tmp_path):
     with pytest.raises(InputError, match=r"rows.json:3: not JSON"):
         load(write(tmp_path / "rows.json", '[\n{"q": "x", "a": "y"},\nhello]'))
     (tmp_path / "latin.jsonl").write_bytes('{"q": "\xe4"}'.encode("latin-1"))
-    with pytest.raises(InputError, match="latin.jsonl: not UTF-8"):
+    with pytest.raises(InputError, match="latin.jsonl:1: not UTF-8"):
         load(str(tmp_path / "latin.jsonl"))
 
 

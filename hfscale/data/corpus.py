@@ -1,10 +1,8 @@
 """Text sources -> a `datasets.Dataset` with one document per row, and its split into train and validation."""
 
 import ast
-import codecs
 import contextlib
 import hashlib
-import io
 import json
 import logging
 import math
@@ -12,7 +10,7 @@ import os
 import sys
 import sysconfig
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from itertools import groupby
 from pathlib import Path
@@ -23,7 +21,9 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, con
 
 from hfscale import __version__
 from hfscale.config import DataArguments, InputError, SourceArguments, StreamArguments, is_main_rank
-from hfscale.data.files import ARCHIVES, BUILDERS, builder_of, find_files, open_bytes, reading, reason
+from hfscale.data.files import ARCHIVES, KINDS, about_endings, find_files, kind_of, open_bytes, reading
+from hfscale.data.readers import NO_TEXT, read_documents
+from hfscale.data.web_pages import check_extractor
 
 EMBEDDED = ("embedded:python-docs", "embedded:python-code")
 TEXT_FEATURES = Features({"text": Value("string")})
@@ -39,23 +39,25 @@ def load_documents(source: str | list[str], *, text_column: str = "text", sample
                    may_be_empty: bool = False) -> Dataset | IterableDataset:
     """One row per document, in a column `text`; documents without a visible character are left out.
 
-    A source is `embedded:<name>`, a file, a folder, a glob (.txt, .md, .jsonl, .json, .csv, .parquet, .arrow, also
-    as .gz or .zst), a data set saved with `save_to_disk`, or a Hub id. `sample_by` says what one document of a text
-    file is: the file, a paragraph or a line. `split` picks from saved and Hub data sets. `on_error="skip"` leaves out
-    a line of .jsonl, or a document of a text file, that cannot be read, and names it on stderr. What is left out is
-    added to the counts in `dropped`, by reason: `empty`, `unreadable`; `problems` takes each unreadable one's
-    place and reason. `streaming` gives an `IterableDataset`, which reads while it is iterated, so errors come then and
-    both stay as they are.
+    A source is `embedded:<name>`, a file, a folder, a glob (the endings of `KINDS`, also as .gz, .zst or .bz2), a
+    data set saved with `save_to_disk`, or a Hub id. `sample_by` says what one document of a text file is: the file, a
+    paragraph or a line. `split` picks from saved and Hub data sets. `on_error="skip"` leaves out a row of .jsonl,
+    .json, .csv or .tsv, or a document of a text file, that cannot be read, and names it on stderr, as files without
+    text and files of unknown endings are. What is left out is added to the counts in `dropped`, by reason: `empty`,
+    `unreadable`; `problems` takes each unreadable one's place and reason. `streaming` gives an `IterableDataset`,
+    which reads while it is iterated, so errors come then and both stay as they are.
 
     Raises InputError: nothing there, nothing readable, a missing column, or (unless it `may_be_empty`) no text at all.
     """
-    names, parts = [source] if isinstance(source, str) else source, []
+    names = [source] if isinstance(source, str) else source
+    parts, notes = [], []
     for name in names:
         with reading(f"source {name}"):
             if name.startswith("embedded:"):
                 key = {"name": name, "python": sys.version, "hfscale": __version__}
                 parts.append(Dataset.from_generator(_read_embedded, gen_kwargs=key, features=TEXT_FEATURES))
             elif name and (files := find_files(name)):
+                notes += about_endings(name, files)
                 parts += _load_files(files, name, text_column, sample_by, on_error, streaming)
             else:
                 data = load_saved(name, dataset_config_name, split, streaming)
@@ -64,25 +66,38 @@ def load_documents(source: str | list[str], *, text_column: str = "text", sample
         documents = _stream(parts) if streaming else _keep_texts(parts, dropped, problems)
         if not may_be_empty and next(iter(documents), None) is None:
             raise InputError(f"{place}: no text in it (only blank lines or empty documents)")
+    say(notes)
     return documents
+
+
+def say(lines: Iterable[str]) -> None:
+    """Lines on stderr, of one process of a launch."""
+    if is_main_rank():
+        for line in lines:
+            print(line, file=sys.stderr)
 
 
 def _keep_texts(parts: list[Dataset], dropped: dict[str, int] | None, problems: list[str] | None) -> Dataset:
     """One data set without empty texts; what is left out is counted and named."""
     rows = concatenate_datasets(parts)
-    unreadable = rows.data.column("problem").drop_null().to_pylist() if "problem" in rows.column_names else []
+    said = rows.data.column("problem").drop_null().to_pylist() if "problem" in rows.column_names else []
+    unreadable = [problem for problem in said if not problem.endswith(NO_TEXT)]
     documents = rows.select_columns("text").filter(_has_text, input_columns="text", desc="Looking for empty texts")
-    if is_main_rank():
-        for problem in unreadable[:SHOWN_PROBLEMS]:
-            print(f"left out: {problem}", file=sys.stderr)
-        if len(unreadable) > SHOWN_PROBLEMS:
-            print(f"left out: {len(unreadable):,} in all that could not be read", file=sys.stderr)
+    empty = len(rows) - len(documents) - len(unreadable)
+    if len(documents):
+        _say_left_out([problem for problem in said if problem.endswith(NO_TEXT)], "files without text")
+    _say_left_out(unreadable, "documents that could not be read")
     if dropped is not None:
-        empty = len(rows) - len(documents) - len(unreadable)
         dropped |= Counter(dropped) + Counter(unreadable=len(unreadable), empty=empty)
     if problems is not None:
         problems += unreadable
     return documents
+
+
+def _say_left_out(problems: list[str], what: str) -> None:
+    say(f"left out: {problem}" for problem in problems[:SHOWN_PROBLEMS])
+    if len(problems) > SHOWN_PROBLEMS:
+        say([f"left out: {len(problems):,} in all, {what}"])
 
 
 def _stream(parts: list[Dataset | IterableDataset]) -> IterableDataset:
@@ -261,78 +276,32 @@ def _docstrings(code: str) -> str:
 
 def _load_files(files: list[Path], name: str, text_column: str, sample_by: str, on_error: str | None,
                 streaming: bool) -> list[Dataset | IterableDataset]:
-    """Text (also of unknown kinds) and .jsonl as `_read_files` does, others by the `datasets` builder for each."""
+    """.parquet and .arrow by the `datasets` builder for each, all others as `read_documents` does."""
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # they log what the error says
     parts = []
-    for builder, group in groupby(files, builder_of):
+    for kind, group in groupby(files, kind_of):
         paths = [str(path.absolute()) for path in group]
-        if builder in ("text", "jsonl"):
-            stamps = [(os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]  # changed: read again
-            how = {"files": paths, "stamps": stamps, "unit": "json" if builder == "jsonl" else sample_by,
-                   "text_column": text_column, "on_error": on_error}
-            make = IterableDataset.from_generator if streaming else Dataset.from_generator
-            parts.append(make(_read_files, gen_kwargs=how, features=READ_FEATURES))
-        else:
-            for path in (path for path in paths if path.endswith(ARCHIVES)):  # the builders take a cut one for whole
-                with reading(path), open_bytes(path) as file:
-                    while file.read(2**20):
-                        pass
-            data = datasets.load_dataset(builder, data_files=paths, split="train", streaming=streaming)
+        if kind in ("parquet", "arrow"):
+            for path in (path for path in paths if Path(path).suffix.lower() in ARCHIVES):
+                _read_whole(path)
+            data = datasets.load_dataset(kind, data_files=paths, split="train", streaming=streaming)
             parts.append(_text_only(data, text_column, name))
+            continue
+        if kind == "html":
+            check_extractor(paths[0])
+        stamps = [(os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]  # changed: read again
+        how = {"files": paths, "stamps": stamps, "kind": kind, "unit": sample_by, "text_column": text_column,
+               "on_error": on_error}
+        make = IterableDataset.from_generator if streaming else Dataset.from_generator
+        parts.append(make(read_documents, gen_kwargs=how, features=READ_FEATURES))
     return parts
 
 
-def _read_files(files: list[str], stamps: list, unit: str, text_column: str, on_error: str | None) -> Iterator[dict]:
-    """Documents of UTF-8 files, newlines normalised. One that cannot be read stops, or is a row that says why."""
-    for name in files:
-        line = 0
-        with reading(name), open_bytes(name) as file:
-            for line, data in _pieces(file, unit):
-                text = problem = None
-                try:
-                    text = _parse(data.removeprefix(codecs.BOM_UTF8) if line == 1 else data, unit, text_column)
-                except ValueError as error:
-                    problem = f"{name if unit == 'document' else f'{name}:{line}'}: {reason(error)}"
-                    if on_error != "skip":
-                        advice = "; --on_error skip leaves it out" if on_error else ""  # not every recipe has it
-                        raise InputError(problem + advice) from None
-                yield {"text": text, "problem": problem}
-        if line == 0:  # nothing in it: an empty document
-            yield {"text": None, "problem": None}
-
-
-def _pieces(file: io.BufferedReader, unit: str) -> Iterator[tuple[int, bytes]]:
-    """First line number and bytes of each document or line of JSON; blank ones are none. Only for `document` is a
-    whole file in memory."""
-    if unit == "document":
-        yield 1, file.read()
-    elif unit == "paragraph":
-        for is_text, group in groupby(enumerate(file, 1), lambda numbered: bool(numbered[1].strip())):
-            if is_text:
-                numbers, lines = zip(*group, strict=True)
-                yield numbers[0], b"".join(lines)
-    else:
-        yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
-
-
-def _parse(data: bytes, unit: str, text_column: str) -> str | None:
-    """The text of a piece; raises ValueError with what is wrong in it."""
-    if b"\0" in data:
-        raise InputError(f"binary data (a NUL byte at offset {data.index(0)}); give text files")
-    text = data.decode()
-    if unit != "json":
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-        return text if unit == "document" else text.rstrip("\n")
-    row = json.loads(text)
-    columns = list(row) if isinstance(row, dict) else []
-    if text_column not in columns:
-        raise InputError(f"no column '{text_column}'; it has {', '.join(columns) or 'none'} (choose with "
-                         "--text_column)")
-    if not isinstance(text := row[text_column], str | None):
-        raise InputError(f"column '{text_column}' holds {type(text).__name__}, not text")
-    if text and not text.isascii():
-        text.encode()  # JSON can name half a character
-    return text
+def _read_whole(path: str) -> None:
+    """Raises InputError for an archive that is cut short, which the builders take for whole."""
+    with reading(path), open_bytes(path) as file:
+        while file.read(2**20):
+            pass
 
 
 def load_saved(name: str, config: str | None, split: str, streaming: bool = False) -> Dataset | IterableDataset:
@@ -343,7 +312,7 @@ def load_saved(name: str, config: str | None, split: str, streaming: bool = Fals
             raise InputError(f"source {name}: no split '{split}'; it has {', '.join(data)}")
         return data if isinstance(data, Dataset) else data[split]
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or any(c in name for c in "*?[")
-    if looks_like_path or Path(name).suffix in (*BUILDERS, *ARCHIVES):
+    if looks_like_path or Path(name).suffix.lower() in (*KINDS, *ARCHIVES):
         raise InputError(f"source {name}: no such file or folder")
     try:
         return datasets.load_dataset(name, config, split=split, streaming=streaming)

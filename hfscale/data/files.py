@@ -1,11 +1,15 @@
 """Files of any kind that is read here: found, unpacked, and what is wrong in them said in one line with its place."""
 
+import codecs
 import csv
+import errno
 import glob
 import io
 import json
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +17,41 @@ import pyarrow as pa
 
 from hfscale.config import InputError
 
-BUILDERS = {".txt": "text", ".md": "text", ".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet",
-            ".arrow": "arrow"}
-ARCHIVES = (".gz", ".zst")
+KINDS = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".markdown": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".html": "html",
+    ".htm": "html",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+ARCHIVES = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+SHOWN_NAMES = 3
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def suffix_of(path: Path) -> str:
-    """What tells the kind of file, without .gz or .zst."""
-    return path.with_suffix("").suffix if path.suffix in ARCHIVES else path.suffix
+    """What tells the kind of file, in lower case, without .gz, .zst or .bz2."""
+    packed = path.suffix.lower() in ARCHIVES
+    return (path.with_suffix("") if packed else path).suffix.lower()
 
 
-def builder_of(path: Path) -> str:
-    """Files of unknown kinds are text."""
-    return BUILDERS.get(suffix_of(path), "text")
+def kind_of(path: Path) -> str:
+    """One of the values of `KINDS`; files of unknown endings are text."""
+    return KINDS.get(suffix_of(path), "text")
+
+
+def known_endings() -> str:
+    """The endings that are read, for messages."""
+    return f"{', '.join(KINDS)} (or with {', '.join(ARCHIVES)})"
 
 
 def find_files(name: str) -> list[Path]:
@@ -34,21 +60,41 @@ def find_files(name: str) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        files = [Path(found) for found in glob.glob(name, recursive=True) if Path(found).is_file()]
+        files = [Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file()]
     elif (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return []
     else:
-        files = [found for found in path.rglob("*") if found.is_file() and suffix_of(found) in BUILDERS]
+        files = [file for file in path.rglob("*") if file.is_file() and suffix_of(file) in KINDS]
         if not files:
-            raise InputError(f"source {name}: no file in this folder ends in {', '.join(BUILDERS)} (or with .gz, "
-                             ".zst)")
-    kinds = list(BUILDERS.values())
-    return sorted(files, key=lambda file: (kinds.index(builder_of(file)), file))
+            raise InputError(f"source {name}: no file in this folder ends in {known_endings()}")
+    kinds = list(KINDS.values())
+    return sorted(files, key=lambda file: (kinds.index(kind_of(file)), file))
+
+
+def about_endings(name: str, files: Iterable[Path]) -> list[str]:
+    """What to say of files whose ending is not known: those of a folder are left out, others are read as text."""
+    folder = Path(name)
+    unknown = [file for file in files if suffix_of(file) not in KINDS]
+    there = sorted(folder.rglob("*")) if folder.is_dir() else []
+    left_out = [
+        file for file in there if file.is_file() and not file.name.startswith(".") and suffix_of(file) not in KINDS
+    ]
+    said = {"read as plain text": unknown, "left out": left_out}
+    return [
+        f"source {name}: {_some_names(paths)}: the ending is none of {known_endings()}; {what}"
+        for what, paths in said.items()
+        if paths
+    ]
+
+
+def _some_names(paths: list[Path]) -> str:
+    shown = ", ".join(path.name for path in paths[:SHOWN_NAMES])
+    return shown if len(paths) <= SHOWN_NAMES else f"{shown} and {len(paths) - SHOWN_NAMES:,} more"
 
 
 def open_bytes(path: str | Path) -> io.BufferedReader:
-    """A file to read from, unpacked if it is a .gz or .zst; a cut archive raises OSError, it is not a short file."""
-    return io.BufferedReader(pa.input_stream(str(path)))
+    """A file to read from, unpacked if it is an archive; a cut archive raises OSError, it is not a short file."""
+    return io.BufferedReader(pa.input_stream(str(path), compression=ARCHIVES.get(Path(path).suffix.lower())))
 
 
 def read_text(path: Path) -> str:
@@ -60,24 +106,139 @@ def read_text(path: Path) -> str:
 def read_rows(path: Path, kind: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows with named columns, each after its place in the file: ":12" is line 12, ": record 3" one of a list.
 
-    `kind` is .jsonl, .json (a list of rows, or one), .csv or .tsv; default: the file's ending.
+    `kind` is .jsonl, .json (a list of rows, one row, or JSON lines), .csv or .tsv; default: the file's ending. Values
+    of .csv and .tsv are the texts that stand there, none is taken for a number or for nothing.
 
-    Raises InputError: a file that cannot be read; with the line, wrong JSON or a row without named columns.
+    Raises InputError: a file that cannot be read; with the line, wrong JSON, a row without named columns or with
+    another number of fields than the header.
     """
-    text, kind = read_text(path), kind or suffix_of(path)
-    if kind in (".csv", ".tsv"):
-        table = csv.DictReader(io.StringIO(text, newline=""), delimiter="," if kind == ".csv" else "\t")
-        rows = ((f":{table.line_num}", row) for row in table)
-    elif kind == ".json":
-        value = _parse_json(text, path, 1)
-        rows = ((f": record {i}", row) for i, row in enumerate(value if isinstance(value, list) else [value]))
-    else:
-        lines = enumerate(text.split("\n"), 1)
-        rows = ((f":{number}", _parse_json(line, path, number)) for number, line in lines if line.strip())
-    for place, row in rows:
+    for place, row in read_values(path, KINDS.get(kind or suffix_of(path), "jsonl")):
+        if isinstance(row, Broken):
+            raise InputError(f"{path}{place}: {row}")
         if not isinstance(row, dict):
             raise InputError(f"{path}{place}: holds {str(row)[:40]!r}, not named columns; a row is a JSON object")
         yield place, row
+
+
+class Broken(str):
+    """In place of a value: what is wrong where it stands. What comes after it can be read."""
+
+
+def read_values(path: str | Path, kind: str) -> Iterator[tuple[str, Any]]:
+    """What a file of the kind jsonl, json, csv or tsv holds, each value after its place; see `read_rows`.
+
+    Raises InputError: what makes the rest of the file unreadable too.
+    """
+    with reading(str(path)), open_bytes(path) as file:
+        if kind in DELIMITERS:
+            yield from _delimited_rows(path, file, DELIMITERS[kind])
+        elif kind == "json" and not _has_lines_of_json(path):
+            yield from _json_records(path, file)
+        else:
+            for number, line in numbered_lines(file):
+                text = decode_line(line.rstrip(b"\r\n"))
+                yield f":{number}", text if isinstance(text, Broken) else _parse_json(text)[0]
+
+
+def _json_records(path: str | Path, file: io.BufferedReader) -> Iterator[tuple[str, Any]]:
+    value, line = _parse_json(file.read().decode("utf-8-sig"))
+    if isinstance(value, Broken):
+        raise InputError(f"{path}:{line}: {value}")
+    values = value if isinstance(value, list) else [value]
+    yield from ((f": record {i}", part) for i, part in enumerate(values))
+
+
+def _parse_json(text: str) -> tuple[Any, int]:
+    """The value, or what is wrong with it, and in which line of the text."""
+    try:
+        return json.loads(text), 1
+    except json.JSONDecodeError as error:
+        said = Broken(f"not JSON ({error.msg} at column {error.colno}); mend or remove the line")
+        return said, error.lineno
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets 10,000 deep
+        return Broken(f"not JSON that can be read ({' '.join(str(error).split())[:80]})"), 1
+
+
+def _has_lines_of_json(path: str | Path) -> bool:
+    """Whether a .json file holds JSON lines: the first of several is an object by itself."""
+    with open_bytes(path) as file:
+        lines = [line for _, line in islice(numbered_lines(file), 2)]
+    if len(lines) < 2 or not lines[0].lstrip().startswith(b"{"):
+        return False
+    value, _ = _parse_json(lines[0].decode(errors="replace"))
+    return not isinstance(value, Broken)
+
+
+def numbered_lines(file: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank with their numbers, without a byte order mark."""
+    for number, line in enumerate(file, 1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if line.strip():
+            yield number, line
+
+
+def decode_line(line: bytes) -> str:
+    """The line as text, or what is wrong in it."""
+    if b"\0" in line:
+        return Broken(f"binary data (a NUL byte at offset {line.index(0)}); give text files")
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        return Broken(reason(error))
+
+
+def _delimited_rows(path: str | Path, file: Iterable[bytes], delimiter: str) -> Iterator[tuple[str, Any]]:
+    """Rows under their header, each with the line where it begins; a row that does not fit it is `Broken`.
+
+    Raises InputError: with the line, bytes that are no UTF-8, a wrong header, a quote that is never closed.
+    """
+    csv.field_size_limit(sys.maxsize)  # the default refuses texts of 128 kB
+    table = csv.reader(_csv_lines(path, file), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    begins = 1
+    while True:
+        try:
+            row = next(table)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):
+                raise InputError(f"{path}:{begins}: a quote is never closed, which swallows the rest of the file; "
+                                 'close it, or write "" for a quote inside quotes') from None
+            row = Broken(f"{error}; write a text that holds a quote as \"...\"\"...\"")
+        place = f":{begins}"
+        begins = table.line_num + 1
+        if isinstance(row, Broken):
+            yield place, row
+        elif row and header:
+            yield place, _named(row, header, delimiter)
+        elif row:
+            header = row
+            _check_header(f"{path}{place}", header)
+
+
+def _csv_lines(path: str | Path, file: Iterable[bytes]) -> Iterator[str]:
+    for number, line in enumerate(file, 1):
+        text = decode_line(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
+        if isinstance(text, Broken):
+            raise InputError(f"{path}:{number}: {text}")
+        yield from io.StringIO(text, newline="")  # old files end lines with \r alone
+
+
+def _named(row: list[str], header: list[str], delimiter: str) -> dict[str, str] | Broken:
+    if len(row) == len(header):
+        return dict(zip(header, row, strict=True))
+    name = "tab" if delimiter == "\t" else "comma"
+    fields = f"{len(row)} field{'s' * (len(row) != 1)}"
+    return Broken(f"{fields}, but the header has {len(header)} ({', '.join(header)[:60]}); write a text that holds a "
+                  f"{name} in quotes")
+
+
+def _check_header(place: str, header: list[str]) -> None:
+    for name in header:
+        if name and header.count(name) > 1:
+            raise InputError(f"{place}: the header names the column '{name}' twice; rename one")
 
 
 def read_checked_rows(place: str, path: str, fits: Callable[[dict], Any], expected: str) -> list[dict[str, Any]]:
@@ -93,14 +254,6 @@ def read_checked_rows(place: str, path: str, fits: Callable[[dict], Any], expect
     return rows
 
 
-def _parse_json(text: str, path: Path, line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{line + error.lineno - 1}: not JSON ({error.msg} at column {error.colno}); mend or "
-                         "remove the line") from None
-
-
 @contextmanager
 def reading(place: str) -> Iterator[None]:
     """Whatever a reader raises (they share no base class) becomes one line that names the place."""
@@ -110,11 +263,23 @@ def reading(place: str) -> Iterator[None]:
         cause = error.__cause__ or error
         if isinstance(cause, InputError):
             raise cause from None
+        _check_cache(cause)
         empty = isinstance(cause, StopIteration) or "corresponds to no data" in str(cause)
         raise InputError(f"{place}: {'no rows in it' if empty else reason(cause)}") from None
 
 
-def reason(error: Exception) -> str:
+def _check_cache(error: BaseException) -> None:
+    """Raises InputError if it was not the source that failed, but writing what was read into the cache."""
+    from datasets import config
+
+    cache = str(config.HF_DATASETS_CACHE)
+    if isinstance(error, OSError) and (error.errno in FULL_DISK or cache in str(error)):
+        said = " ".join((error.strerror or str(error)).split())[:200]
+        raise InputError(f"HF_HOME: the cache of data sets, {cache}, cannot be written: {said}; free some space, or "
+                         "set HF_HOME to a folder on another disk") from None
+
+
+def reason(error: BaseException) -> str:
     """What a reader's error says, and where it helps what to do about it."""
     if isinstance(error, UnicodeDecodeError):
         return (f"not UTF-8 (byte 0x{error.object[error.start]:02x} at offset {error.start}); convert it first, for "

@@ -1,0 +1,65 @@
+"""HTML: told from other text, decoded as browsers do, and read for its main text (extra `html`)."""
+
+import codecs
+import importlib.util
+import re
+
+from hfscale.config import InputError
+
+BEGINNING = 2048  # characters, or bytes, in which a page says what it is
+PAGE = re.compile(r"[\s\ufeff]*(?:<\?xml[^>]*>\s*|<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S)
+TAG = re.compile(r"</?(?:div|p|span|a|ul|ol|li|table|tr|td|th|h[1-6]|img|br|meta|link|script|style|nav|section|article"
+                 r"|header|footer|main|form|input|button|iframe|figure|font|center)\b[^<>]*>", re.I)
+LEAST_TAGS = 4
+LEAST_TAG_SHARE = 0.2  # of the characters
+CHARSET = re.compile(rb"<(?:meta|\?xml)[^>]*?(?:charset|encoding)\s*=\s*[\"']?\s*([\w.:-]+)", re.I)
+# By the HTML standard these two names mean Windows-1252, and a page that says UTF-16 in ASCII letters is none.
+READ_AS = {"iso8859-1": "cp1252", "ascii": "cp1252", "utf-16": "utf-8"}
+
+
+def is_html(text: str) -> bool:
+    """Whether a text is an HTML page, or a piece of one with more markup than prose has left over in it.
+
+    It begins as a page does, or begins with a tag and tags fill a fifth of its first 2,048 characters.
+    """
+    beginning = text[:BEGINNING]
+    if PAGE.match(beginning):
+        return True
+    if not beginning.lstrip().startswith("<"):
+        return False
+    tags = TAG.findall(beginning)
+    return len(tags) >= LEAST_TAGS and sum(map(len, tags)) >= LEAST_TAG_SHARE * len(beginning)
+
+
+def decode_page(data: bytes) -> str:
+    """A page as text: in the encoding of its byte order mark, or that its `<meta>` names, else UTF-8.
+
+    Raises UnicodeDecodeError: the bytes are not in that encoding.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    named = CHARSET.search(data[:BEGINNING])
+    if named is None or data.startswith(codecs.BOM_UTF8):
+        return data.decode("utf-8-sig")
+    name = named[1].decode("ascii").lower()
+    try:
+        return data.decode(READ_AS.get(codecs.lookup(name).name, name))
+    except LookupError:  # no such encoding
+        return data.decode("utf-8-sig")
+
+
+def check_extractor(place: str) -> None:
+    """Raises InputError, beginning with `place`, without the extra."""
+    if not importlib.util.find_spec("trafilatura"):
+        raise InputError(f'{place}: HTML needs an extra; pip install "hfscale[html]", or leave such files out')
+
+
+def page_text(page: str) -> str:
+    """The main text of a page, a line for each paragraph, without menus, scripts and comments; "" if it has none.
+
+    Raises InputError: without the extra `html`.
+    """
+    check_extractor("web pages")
+    import trafilatura
+
+    return trafilatura.extract(page, include_comments=False) or ""
