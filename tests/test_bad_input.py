@@ -168,7 +168,6 @@ def test_training_arguments_that_cannot_work(refused, recipe, words, match):
     ("--validation_fraction 0", "validation_fraction: got 0.0, expected a number between 0 and 1"),
     ("--validation_fraction 1", "validation_fraction: got 1.0"),
     ("--validation_source missing.txt", "source missing.txt: no such file"),
-    ("--sample_by document", r"1 document\(s\), too few"),
 ])
 def test_pretrain_values_that_cannot_work(refused, words, match):
     refused(pretrain, *words.split(), match=match)

@@ -2,13 +2,14 @@
 
 import gzip
 import json
+import math
 
 import pytest
 import zstandard
 from datasets import Dataset, DatasetDict
 
-from hfscale.config import InputError
-from hfscale.data.corpus import load_documents, split_documents
+from hfscale.config import InputError, StreamArguments
+from hfscale.data.corpus import load_documents, load_splits, split_documents
 
 TEXT = "First line, with ümlaut.\nSecond line.\n\nA new paragraph.\n"
 
@@ -169,12 +170,70 @@ def test_split_by_position_cuts_at_the_character(texts):
     assert "" not in parts["train"]["text"][:] + parts["validation"]["text"][:]
 
 
-def test_too_few_documents_to_split():
-    one = Dataset.from_dict({"text": ["alone"]})
-    with pytest.raises(InputError, match="1 document.*--split_by position"):
-        split_documents(one, split_by="document", validation_fraction=0.1, seed=0)
+def test_too_few_documents_are_split_by_position_and_it_is_said(capsys):
+    one = Dataset.from_dict({"text": ["0123456789"]})
+    two = Dataset.from_dict({"text": ["01234", "56789"]})
+    for documents, fraction, count in ((one, 0.3, "1 document"), (two, 0.75, "2 documents")):
+        parts = split_documents(documents, split_by="document", validation_fraction=fraction, seed=0)
+        last = math.ceil(10 * fraction)
+        assert "".join(parts["train"]["text"]) == "0123456789"[:-last]
+        assert "".join(parts["validation"]["text"]) == "0123456789"[-last:]
+        assert capsys.readouterr().err.splitlines()[-1] == (
+            f"the source holds {count}, too few to draw some at random: the last {fraction:.1%} of the text is held "
+            "out (as with --split_by position)")
     with pytest.raises(InputError, match="between 0 and 1"):
         split_documents(one, split_by="position", validation_fraction=1.5, seed=0)
+
+
+def test_a_stream_whose_documents_are_all_on_one_side():
+    stream = Dataset.from_dict({"text": ["equal"] * 50}).to_iterable_dataset()
+    says = {seed: [] for seed in range(20)}
+    for seed in says:
+        with pytest.raises(InputError, match="of the stream's documents .equal ones are on the same side") as error:
+            split_documents(stream, split_by="document", validation_fraction=0.5, seed=seed)
+        says[seed] = str(error.value)
+    assert {"none" in said for said in says.values()} == {True, False}
+
+
+def arguments(**given):
+    return StreamArguments(sample_by="line", **{name: list(map(str, value)) for name, value in given.items()})
+
+
+def test_validation_text_is_other_text_than_the_source(tmp_path, capsys):
+    for name, lines in (("a.txt", "one\ntwo\n"), ("b.txt", "two\none\ntwo\n"), ("c.txt", "two\nthree\nthree\n")):
+        (tmp_path / name).write_text(lines)
+    with pytest.raises(InputError, match=r"validation_source .*b\.txt: all its documents are in source .*a\.txt too"):
+        load_splits(arguments(source=[tmp_path / "a.txt"], validation_source=[tmp_path / "b.txt"]), seed=0)
+    given = arguments(source=[tmp_path / "a.txt"], validation_source=[tmp_path / "c.txt"])
+    assert load_splits(given, seed=0)["validation"]["text"][:] == ["two", "three", "three"]
+    assert "validation_source: 1 of its 2 different documents are in the training text too" in capsys.readouterr().err
+    given = arguments(source=[tmp_path / "a.txt", tmp_path / "c.txt"], validation_source=[tmp_path / "c.txt"])
+    with pytest.raises(InputError, match="all its documents are in source"):
+        load_splits(given, seed=0)
+
+
+def test_a_stored_validation_split_is_the_validation_text(tmp_path):
+    parts = {name: Dataset.from_dict({"text": [name]}) for name in ("train", "validation", "test")}
+    DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    splits = load_splits(arguments(source=[tmp_path / "saved"], validation_source=[tmp_path / "saved"]), seed=0)
+    assert (splits["train"]["text"][:], splits["validation"]["text"][:]) == (["train"], ["validation"])
+    del parts["validation"]
+    DatasetDict(parts).save_to_disk(tmp_path / "other")
+    with pytest.raises(InputError, match="all its documents are in source"):
+        load_splits(arguments(source=[tmp_path / "other"], validation_source=[tmp_path / "other"]), seed=0)
+
+
+@pytest.mark.parametrize(("texts", "said"), [
+    (["<!doctype html><html><p>Bees</p></html>", "Bees"],
+     "1 of the first 2 texts are HTML; hfscale prepare_data --extract_html true takes their text out"),
+    (['<div class="a"><p>Bees</p><a href="x">y</a></div>'] * 3, "3 of the first 3 texts are HTML"),
+    (["In <b>bold</b> type", "The <html> tag opens a page", "print('<html>')"], None),
+])
+def test_text_that_is_html_is_said(tmp_path, capsys, texts, said):
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    load_splits(arguments(source=[tmp_path / "x.jsonl"]), seed=0)
+    shown = capsys.readouterr().err
+    assert said in shown if said else "HTML" not in shown
 
 
 # ---- what cannot be read

@@ -23,12 +23,13 @@ from hfscale import __version__
 from hfscale.config import DataArguments, InputError, SourceArguments, StreamArguments, is_main_rank
 from hfscale.data.files import ARCHIVES, KINDS, about_endings, find_files, kind_of, open_bytes, reading
 from hfscale.data.readers import NO_TEXT, read_documents
-from hfscale.data.web_pages import check_extractor
+from hfscale.data.web_pages import check_extractor, is_html
 
 EMBEDDED = ("embedded:python-docs", "embedded:python-code")
 TEXT_FEATURES = Features({"text": Value("string")})
 READ_FEATURES = Features({"text": Value("string"), "problem": Value("string")})  # one of the two; none: empty
 SHOWN_PROBLEMS = 5
+LOOKED_AT = 100  # documents, for HTML
 STREAM_SHARDS = 64  # of a stored data set, for ranks and workers to share
 HELD_OUT_CHARACTERS = 2_000_000  # of a stream: in memory, and scored at each evaluation
 
@@ -122,11 +123,65 @@ def read_source(args: SourceArguments, source: list[str], **how: Any) -> Dataset
 
 def load_splits(args: DataArguments, *, seed: int, streaming: bool = False,
                 dropped: dict[str, int] | None = None) -> DatasetDict:
-    """The documents that `args` name, as `train` and `validation`; raises as the functions that it calls."""
+    """The documents that `args` name, as `train` and `validation`. Of a stored `validation_source` with a split of
+    that name, it is that split.
+
+    Raises InputError: as the functions that it calls, or validation text that is all in the training text.
+    """
     documents = read_source(args, args.source, streaming=streaming, dropped=dropped)
-    if args.validation_source:
-        return DatasetDict(train=documents, validation=read_source(args, args.validation_source))
-    return split_documents(documents, split_by=args.split_by, validation_fraction=args.validation_fraction, seed=seed)
+    if not streaming:
+        say(about_html(documents, args.source))
+    if not args.validation_source:
+        return split_documents(documents, split_by=args.split_by, validation_fraction=args.validation_fraction,
+                               seed=seed)
+    split = "train"
+    if len(args.validation_source) == 1:
+        split = _validation_split(args.validation_source[0], args.dataset_config_name)
+    held_out = read_source(args, args.validation_source, split=split)
+    if not streaming:
+        _check_apart(documents, held_out, args)
+    return DatasetDict(train=documents, validation=held_out)
+
+
+def about_html(documents: Dataset, source: list[str]) -> list[str]:
+    """What to say if there are HTML pages among the first documents."""
+    first = documents.take(min(LOOKED_AT, len(documents)))["text"]
+    pages = sum(map(is_html, first))
+    if not pages:
+        return []
+    return [f"source {', '.join(source)}: {pages} of the first {len(first)} texts are HTML; hfscale prepare_data "
+            "--extract_html true takes their text out"]
+
+
+def _validation_split(name: str, config: str | None) -> str:
+    """The split of a stored data set, or of one on the Hub, that a validation source means."""
+    try:
+        if (Path(name) / "dataset_dict.json").is_file():
+            splits = json.loads((Path(name) / "dataset_dict.json").read_text("utf-8"))["splits"]
+        elif name.startswith("embedded:") or find_files(name):
+            return "train"
+        else:
+            splits = datasets.get_dataset_split_names(name, config)
+    except Exception:  # what is wrong with it is said when it is read
+        return "train"
+    return "validation" if "validation" in splits else "train"
+
+
+def _check_apart(train: Dataset, held_out: Dataset, args: DataArguments) -> None:
+    """Say how many held-out documents are trained on too; raises InputError if all are."""
+    held_out_texts = set(map(_digest, held_out["text"]))
+    trained_on = {
+        digest for batch in train.iter(1000) for digest in map(_digest, batch["text"]) if digest in held_out_texts}
+    if trained_on == held_out_texts:
+        raise InputError(f"validation_source {', '.join(args.validation_source)}: all its documents are in source "
+                         f"{', '.join(args.source)} too; give other text, or leave it out to hold out a part")
+    if trained_on:
+        say([f"validation_source: {len(trained_on):,} of its {len(held_out_texts):,} different documents are in the "
+             "training text too"])
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def load_parts(args: StreamArguments, *, seed: int, dropped: dict[str, int] | None = None) -> list[DatasetDict]:
@@ -181,10 +236,11 @@ def split_documents(documents: Dataset | IterableDataset, *, split_by: str, vali
                     seed: int) -> DatasetDict:
     """Train and validation parts: documents drawn at random with `seed`, or the last part of the text by characters.
 
-    Of a stream a hash of text and seed says on which side a document is, so equal texts are on the same. Its train
-    part is a stream; of the other the first 2 million characters are kept in memory.
+    Too few documents to draw from are split by position too, which is said. Of a stream a hash of text and seed says
+    on which side a document is, so equal texts are on the same. Its train part is a stream; of the other the first 2
+    million characters are kept in memory.
 
-    Raises InputError: the fraction is outside (0, 1), too few documents to draw from, or a stream's last part.
+    Raises InputError: the fraction is outside (0, 1), or a stream's last part.
     """
     if not 0 < validation_fraction < 1:
         raise InputError(f"validation_fraction: got {validation_fraction}, expected a number between 0 and 1")
@@ -194,8 +250,10 @@ def split_documents(documents: Dataset | IterableDataset, *, split_by: str, vali
         return _split_by_position(documents, validation_fraction)
     held_out = max(1, round(len(documents) * validation_fraction))
     if held_out >= len(documents):
-        raise InputError(f"the source holds {len(documents)} document(s), too few to keep {held_out} for validation; "
-                         "use --split_by position, --sample_by paragraph or --validation_source")
+        count = "1 document" if len(documents) == 1 else f"{len(documents)} documents"
+        say([f"the source holds {count}, too few to draw some at random: the last {validation_fraction:.1%} of the "
+             "text is held out (as with --split_by position)"])
+        return _split_by_position(documents, validation_fraction)
     parts = documents.train_test_split(test_size=held_out, seed=seed)
     return DatasetDict(train=parts["train"], validation=parts["test"])
 
@@ -213,8 +271,11 @@ def _split_stream(documents: IterableDataset, split_by: str, fraction: float, se
         if room <= 0:
             break
     if not texts:
-        raise InputError(f"validation_fraction: {fraction} holds out none of the stream's documents; raise it, or "
-                         "give a --validation_source")
+        raise InputError(f"validation_fraction: {fraction} holds out none of the stream's documents (equal ones "
+                         "are on the same side); raise it, or give a --validation_source")
+    if next(iter(train), None) is None:
+        raise InputError(f"validation_fraction: {fraction} holds out all of the stream's documents (equal ones are on "
+                         "the same side); lower it, or give a --validation_source")
     return DatasetDict(train=train, validation=_documents(texts))
 
 
