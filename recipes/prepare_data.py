@@ -6,10 +6,12 @@
 Past one machine: hfscale prepare_data_cluster, with the same config.
 """
 
+import tempfile
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 from hfscale.config import parse_args, run, whole_folder
-from hfscale.data.rules import CleaningArguments
+from hfscale.data.rules import CleaningArguments, advice_for
 from hfscale.folders import DATA_CARD, PREPARED_FILES
 
 
@@ -17,27 +19,29 @@ from hfscale.folders import DATA_CARD, PREPARED_FILES
 class PrepareDataArguments(CleaningArguments):
     output_dir: str = field(default="runs/data", metadata={"help": "folder of the data set and its card"})
     overwrite: bool = field(default=False, metadata={"help": "replace the data set in output_dir"})
+    dry_run: bool = field(default=False, metadata={
+        "help": "show what each stage and rule would drop, with examples, and write nothing"})
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(PrepareDataArguments, argv, recipe=__file__)
     cleaning = CleaningArguments(**{f.name: getattr(args, f.name) for f in fields(CleaningArguments)})
-    with whole_folder(args.output_dir, overwrite=args.overwrite, last_file=DATA_CARD,
-                      written=PREPARED_FILES) as folder:
-        from hfscale.data.dedup import exact_clusters, near_clusters
-        from hfscale.data.pipeline import clean_texts, finish_texts, load_source, write_data_set
-        from hfscale.data.stages import Ledger, keep_first
+    place = tempfile.TemporaryDirectory() if args.dry_run else whole_folder(
+        args.output_dir, overwrite=args.overwrite, last_file=DATA_CARD, written=PREPARED_FILES)
+    with place as folder:
+        from hfscale.data.pipeline import clean_texts, drop_copies, finish_texts, load_source, write_data_set
+        from hfscale.data.stages import Ledger
+        from hfscale.report.data_card import show_card
 
-        ledger = Ledger(folder / "dropped.jsonl")
+        ledger = Ledger(Path(folder, "dropped.jsonl"), advice=advice_for(cleaning))
         documents = load_source(cleaning, ledger)
         documents = clean_texts(documents, cleaning, ledger)
-        if args.exact_duplicates:
-            documents = keep_first(documents, "exact duplicates", exact_clusters(documents), ledger)
-        if args.near_duplicates:
-            clusters = near_clusters(documents, threshold=args.near_duplicate_threshold, num_proc=args.num_proc)
-            documents = keep_first(documents, "near duplicates", clusters, ledger)
+        documents = drop_copies(documents, cleaning, ledger)
         documents = finish_texts(documents, cleaning, ledger)
-        write_data_set(documents, cleaning, ledger, folder)
+        card = write_data_set(documents, cleaning, ledger, Path(folder))
+    show_card(card, examples=args.dry_run)
+    if args.dry_run:
+        return print("dry run: nothing was written")
     print(f"data set, data_card.md, funnel.png and dropped.jsonl: {args.output_dir}")
 
 

@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -33,23 +34,32 @@ class PrepareDataClusterArguments(CleaningArguments):
     executor: Literal["local", "slurm", "ray"] = field(default="local", metadata={"help": "datatrove's executor"})
     tasks: int = field(default=os.cpu_count() or 1, metadata={"help": "shards; each is one task of each job"})
     workers: int = field(default=-1, metadata={"help": "tasks at once; -1: all, but local one per core"})
+    dry_run: bool = field(default=False, metadata={
+        "help": "show what each stage and rule would drop of the first task's part, cleaned here, and write nothing"})
     executor_args: dict = field(default_factory=dict, metadata={
         "help": "more arguments of datatrove's executor by name; slurm needs partition and time"})
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(PrepareDataClusterArguments, argv, recipe=__file__)
-    if args.tasks < 1 or args.workers == 0:
+    if args.tasks < 1 or args.workers < -1 or args.workers == 0:
         raise InputError(f"tasks {args.tasks}, workers {args.workers}: expected at least 1 (workers: or -1)")
+    cleaning = CleaningArguments(**{f.name: getattr(args, f.name) for f in fields(CleaningArguments)})
+    cleaning.num_proc = None  # here tasks are what runs side by side
+    if args.dry_run:
+        return show_first_part(cleaning, args.tasks)
     check_output_folder(args.output_dir, overwrite=args.overwrite, last_file=DATA_CARD,
                         written=PREPARED_FILES)
     executor_class = find_executor(args.executor)
-    cleaning = CleaningArguments(**{f.name: getattr(args, f.name) for f in fields(CleaningArguments)})
-    cleaning.num_proc = None  # here tasks are what runs side by side
     work = Path(f"{Path(args.output_dir).absolute()}.work")
 
     from hfscale.data import pipeline
+    from hfscale.data.corpus import say
+    from hfscale.data.files import about_endings, find_files
+    from hfscale.report.data_card import show_card
 
+    for name in args.source:
+        say(about_endings(name, find_files(name)))
     output_dir = str(Path(args.output_dir).absolute())
     publish = partial(pipeline.publish_shards, output_dir=output_dir, overwrite=args.overwrite)
     jobs = {"read": pipeline.read_shard, "clean": pipeline.clean_shard, "link": pipeline.link_shards,
@@ -72,8 +82,21 @@ def main(argv: list[str] | None = None) -> None:
     except subprocess.CalledProcessError as error:
         raise InputError(f"executor {args.executor}: {error.cmd[0]} ended with status {error.returncode}; what it "
                          "said stands above") from None
-    later = "" if (work / PUBLISHED).is_file() else " (when all jobs are done)"
+    later = " (when all jobs are done)"
+    if (work / PUBLISHED).is_file():
+        later = ""
+        show_card(json.loads(Path(output_dir, DATA_CARD).read_text("utf-8")))
     print(f"data set, data_card.md, funnel.png and dropped.jsonl: {args.output_dir}{later}")
+
+
+def show_first_part(cleaning: CleaningArguments, tasks: int) -> None:
+    from hfscale.data.pipeline import try_shard
+    from hfscale.report.data_card import show_card
+
+    with tempfile.TemporaryDirectory() as folder:
+        card = try_shard(cleaning, tasks, Path(folder))
+    show_card(card, examples=True)
+    print(f"dry run: this is what the first of {tasks} tasks reads, by itself; nothing was written")
 
 
 def find_executor(name: str) -> type:

@@ -116,6 +116,46 @@ def test_defaults_pass_prose_and_stop_what_is_none():
     assert quality_problem("one two", only(max_top_2gram_share=0.0, max_duplicate_5gram_share=0.0)) is None
 
 
+GERMAN = """Am Morgen gingen die Kinder mit ihrem Großvater über die Brücke in die Stadt, weil dort ein Markt war, auf
+dem man Äpfel, Brot und Käse kaufen konnte. Der alte Mann erzählte ihnen unterwegs von der Zeit, in der er selbst noch
+ein Kind gewesen war und jeden Tag zwei Stunden zur Schule laufen musste, auch im Winter, wenn der Schnee hoch lag.
+"""
+CHINESE = """春天来了，村子里的人都到田里去干活。老人坐在门口，看着孩子们在河边玩水，
+心里想起了自己小时候的事情。那时候家里没有电灯，晚上大家围着火炉听爷爷讲故事。
+现在的生活好多了，可是他有时还是会想念那些安静的夜晚，和满天的星星。
+明天是女儿回家的日子，他打算一早去市场买鱼，再做几样她爱吃的菜。
+"""
+KOREAN = """봄이 오면 그 마을 사람들은 모두 밭에 나가 일을 한다. 할아버지는 문 앞에 앉아
+강가에서 노는 아이들을 보며 어린 시절을 떠올린다. 그때는 집에 불이 없어서 저녁이면 온 식구가
+난로 옆에 모여 옛 이야기를 듣곤 했다. 이제는 사는 것이 훨씬 좋아졌지만, 그 조용한 밤과
+하늘의 많은 별이 가끔 그립다. 내일은 딸이 집에 오는 날이라 아침 일찍 시장에 갈 생각이다.
+"""
+
+
+@pytest.mark.parametrize("text", [PROSE.upper(), PROSE.lower(), PROSE.title(), PROSE.swapcase()])
+def test_stop_words_count_in_any_letters(text):
+    assert quality_problem(text, QualityRules()) is None
+
+
+@pytest.mark.parametrize(("text", "language"), [(GERMAN, "de"), (CHINESE, "zh"), (KOREAN, "ko")])
+def test_rules_follow_the_languages_that_are_kept(text, language):
+    assert quality_problem(text, QualityRules(), [language]) is None
+    assert quality_problem(text, QualityRules(), ["en", language]) is None
+    assert quality_problem(text, QualityRules(), [language, "gn"]) is None  # no stop words of one of them are known
+    assert quality_problem(text, QualityRules()) is not None
+    assert quality_problem(text, only(min_stop_words=2), ["en", "el"]) == ("min_stop_words", 0)
+
+
+def test_text_without_spaces_is_measured_by_its_characters():
+    """Two characters count as a word."""
+    characters = sum(map(str.isalpha, CHINESE))
+    assert quality_problem(CHINESE, only(max_words=1), ["zh"]) == ("max_words", characters // 2)
+    assert quality_problem(CHINESE, only(min_mean_word_length=99), ["zh"]) is None
+    assert quality_problem(CHINESE[:80], QualityRules(), ["zh"]) == ("min_words", 35)
+    rule, share = quality_problem("".join(CHINESE.split()) * 3, QualityRules(), ["zh"])
+    assert rule == "max_duplicate_5gram_share" and 0.6 < share < 0.7
+
+
 HEX = "9f8a7b6c5d4e3f2a1b0c9d8e7f6a5b4c"
 
 

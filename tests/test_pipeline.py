@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import re
 import shutil
 import stat
 import subprocess
@@ -73,6 +74,22 @@ def test_shards_give_what_one_machine_gives(crawl, tmp_path, more):
     if not own:
         assert stages["exact duplicates"] == 8 and stages["near duplicates"] >= 15
     assert {p.name for p in (tmp_path / "many.work").iterdir()} == {"logs", "settings.json"}
+
+
+def test_the_end_shows_the_counts_and_a_dry_run_those_of_the_first_part(crawl, tmp_path, capsys):
+    prepare_data_cluster.main(words(crawl, tmp_path / "many", "--workers", "1", "--tasks", "5"))
+    shown = capsys.readouterr().out
+    card = json.loads((tmp_path / "many" / "data_card.json").read_text("utf-8"))
+    stages = {stage["stage"]: stage["documents_out"] for stage in card["stages"]}
+    for name, kept in stages.items():
+        assert re.search(rf"│ {name} +│ [0-9]+ +│ {kept} +│", shown), name
+    before = sorted(tmp_path.rglob("*"))
+    prepare_data_cluster.main(words(crawl, tmp_path / "new", "--tasks", "5", "--dry_run"))
+    first = capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "the first of 5 tasks reads, by itself; nothing was written" in first
+    prepare_data.main(words(crawl / "0.jsonl.gz", tmp_path / "new", "--dry_run"))
+    assert first.splitlines()[:-1] == capsys.readouterr().out.splitlines()[:-1]
 
 
 def test_more_tasks_than_documents(tmp_path):

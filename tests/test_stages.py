@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from hfscale.config import InputError
 from hfscale.data.stages import Ledger, change, draw_splits, judge, keep_first, num_bytes
 
 TEXTS = ["one", "two words", "ünïcode text", "gone", "two words", "last of all"]
@@ -55,6 +56,29 @@ def test_keep_first_of_each_cluster(documents, ledger):
     assert [(d["id"], d["value"]) for d in dropped(ledger)] == [(14, 11)]
     assert ledger.stages[0]["clusters"] == 1
     assert ledger.stages[0]["largest"] == [{"id": 11, "documents": 2, "text_begins": "two words"}]
+
+
+@pytest.mark.parametrize(("count", "fractions", "sizes"), [
+    (13, (0.02, 0), {"validation": 1, "train": 12}), (13, (0.02, 0.02), {"test": 1, "validation": 1, "train": 11}),
+    (2, (0.02, 0.02), {"validation": 1, "train": 1}), (1, (0.02, 0.02), {"train": 1}), (13, (0, 0), {"train": 13}),
+    (2, (0.9, 0), {"validation": 1, "train": 1}), (0, (0.02, 0), {}), (49, (0.02, 0), {"validation": 1, "train": 48}),
+    (100, (0.02, 0), {"validation": 2, "train": 98})])
+def test_each_split_that_is_asked_for_gets_a_document_as_long_as_one_is_left_to_train_on(count, fractions, sizes):
+    documents = Dataset.from_dict({"text": [str(i) for i in range(count)]})
+    parts = draw_splits(documents, validation_fraction=fractions[0], test_fraction=fractions[1], seed=1)
+    assert {name: len(part) for name, part in parts.items()} == sizes
+
+
+def test_notes_stand_by_what_was_counted(documents, tmp_path):
+    advice = [(("min_a", "min_b"), "mend a or b"), (("pages",), "mend the pages"), (("changed",), "none changed")]
+    ledger = Ledger(tmp_path / "dropped.jsonl", advice=advice)
+    ledger.add("source", documents, documents, pages=2)
+    change(documents, "repair", lambda text: (text, {}), ledger, None)
+    assert ledger.notes() == ["mend the pages"]
+    judge(documents, "quality", lambda t: None if len(t) > 4 else ("min_b", len(t)), ledger, None)
+    assert ledger.notes() == ["mend a or b", "mend the pages"]
+    with pytest.raises(InputError, match=r'after the stage .all. .*"min_c": 6.*\); mend a or b; mend the pages$'):
+        judge(documents, "all", lambda text: ("min_c", 0), ledger, None)
 
 
 def test_split_is_a_partition():

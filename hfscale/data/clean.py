@@ -5,6 +5,7 @@ import ipaddress
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 import ftfy
@@ -12,7 +13,9 @@ import numpy as np
 from ftfy.badness import is_bad
 
 from hfscale.config import InputError
+from hfscale.data.languages import stop_words
 from hfscale.data.rules import QualityRules
+from hfscale.data.words import count_letters, find_words, parts_no_words
 
 LINE_END = re.compile("\r\n?|[\x85\u2028\u2029]")
 UNWANTED = re.compile("\x1b\\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u206a-\u206f\ufeff\ufff9-\ufffb]")
@@ -23,7 +26,7 @@ WEB_PAGE = re.compile(r"<(?:!doctype|html|head|body|script|style|\?xml|\?php)\b"
 # In such lines of source code, and in texts where every fifth line has its marks, tags and entities are content.
 CODE = re.compile(r"""[{}`\\=<>|]|\w\(|^\s*(?://|/\*)|^\s*(["'])[^"']*\1,?\s*$""")
 CODE_LINE = re.compile(r"^.*?(?:[{}\\=]|\w\(|:$)", re.M)
-STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
+CHARACTERS_OF_A_WORD = 2  # about, in scripts that part no words by spaces
 
 
 def repair_text(text: str) -> str:
@@ -60,34 +63,54 @@ def _replace_tag(closed: set[str], tag: re.Match) -> str:
     return "\n" if ends_line else " " * (name in ("<td", "<th"))
 
 
-def quality_problem(text: str, rules: QualityRules) -> tuple[str, float] | None:
-    """The first rule broken, in the order of the fields, and the measured value; None for a text that passes."""
-    words = text.split()
+def quality_problem(text: str, rules: QualityRules,
+                    languages: Sequence[str] | None = None) -> tuple[str, float] | None:
+    """The first rule broken, in the order of the fields, and the measured value; None for a text that passes.
+
+    `languages` are those that are kept: the stop words of one of them are enough, and a text without spaces between
+    its words is measured by its characters (docs/cleaning.md). None: as for English.
+    """
+    measures = _measures(text, languages)
+    for rule, limit in vars(rules).items():
+        value = None if limit is None else measures[rule[4:]]()
+        if value is not None and (value < limit if rule.startswith("min_") else value > limit):
+            return rule, round(value, 4)
+    return None
+
+
+def _measures(text: str, languages: Sequence[str] | None) -> dict[str, Callable[[], float | None]]:
+    """What each rule of `QualityRules` measures; None where a text has nothing to be measured by."""
+    unspaced = languages is not None and parts_no_words(text)
+    words = find_words(text) if unspaced else text.split()
+    size = CHARACTERS_OF_A_WORD if unspaced else 1  # n-grams of as many words
     counts = Counter(words)
     lines = [line.strip() for line in text.split("\n") if line and not line.isspace()]
     paragraphs = [part.strip() for part in text.split("\n\n") if part and not part.isspace()]
-    num_words, num_lines = max(1, len(words)), max(1, len(lines))
+    num_words, num_lines = max(1, len(words) // size), max(1, len(lines))
     ids = cache(lambda: np.fromiter(map({w: i for i, w in enumerate(counts)}.get, words), np.uint64, len(words)))
     lengths = cache(lambda: np.fromiter(map(len, words), np.int64, len(words)))
-    measures = {
-        "words": lambda: len(words),
-        "mean_word_length": lambda: sum(map(len, words)) / num_words,
+    return {
+        "words": lambda: len(words) // size,
+        "mean_word_length": lambda: None if unspaced else count_letters(words) / num_words,
         "symbol_to_word_ratio": lambda: max(text.count("#"), text.count("...") + text.count("…")) / num_words,
         "bullet_line_share": lambda: sum(line.startswith(("•", "- ", "* ", "●")) for line in lines) / num_lines,
         "ellipsis_line_share": lambda: sum(line.endswith(("...", "…")) for line in lines) / num_lines,
-        "alphabetic_word_share": lambda: sum(n for w, n in counts.items() if any(map(str.isalpha, w))) / num_words,
-        "stop_words": lambda: sum(word in counts or word.capitalize() in counts for word in STOP_WORDS),
+        "alphabetic_word_share": lambda: (
+            sum(n for word, n in counts.items() if any(map(str.isalpha, word))) / max(1, len(words))),
+        "stop_words": lambda: _count_stop_words(text if unspaced else {word.lower() for word in counts}, languages),
         "duplicate_line_share": lambda: 1 - max(1, len(set(lines))) / num_lines,
         "duplicate_paragraph_share": lambda: 1 - max(1, len(set(paragraphs))) / max(1, len(paragraphs)),
-        **{f"top_{n}gram_share": lambda n=n: _top_ngram_share(ids(), lengths(), n) for n in (2, 3, 4)},
-        "duplicate_5gram_share": lambda: _repeated_ngram_share(ids(), lengths(), 5),
+        **{f"top_{n}gram_share": lambda n=n: _top_ngram_share(ids(), lengths(), n * size) for n in (2, 3, 4)},
+        "duplicate_5gram_share": lambda: _repeated_ngram_share(ids(), lengths(), 5 * size),
     }
-    for rule, limit in vars(rules).items():
-        if limit is not None:
-            value = measures[rule[4:]]()
-            if value < limit if rule.startswith("min_") else value > limit:
-                return rule, round(value, 4)
-    return None
+
+
+def _count_stop_words(words: str | set[str], languages: Sequence[str] | None) -> int | None:
+    """Different stop words of the language with most of them. `words` are in lower case, or a text without spaces."""
+    known = stop_words(languages or ["en"])
+    if known is None:
+        return None
+    return max(sum(word in words for word in language) for language in known)
 
 
 def _top_ngram_share(ids: np.ndarray, lengths: np.ndarray, n: int) -> float:

@@ -23,7 +23,7 @@ from hfscale import __version__
 from hfscale.config import DataArguments, InputError, SourceArguments, StreamArguments, is_main_rank
 from hfscale.data.files import ARCHIVES, KINDS, about_endings, find_files, kind_of, open_bytes, reading
 from hfscale.data.readers import NO_TEXT, read_documents
-from hfscale.data.web_pages import check_extractor, is_html
+from hfscale.data.web_pages import extractor_version, is_html
 
 EMBEDDED = ("embedded:python-docs", "embedded:python-code")
 TEXT_FEATURES = Features({"text": Value("string")})
@@ -348,9 +348,8 @@ def _load_files(files: list[Path], name: str, text_column: str, sample_by: str, 
             data = datasets.load_dataset(kind, data_files=paths, split="train", streaming=streaming)
             parts.append(_text_only(data, text_column, name))
             continue
-        if kind == "html":
-            check_extractor(paths[0])
-        stamps = [(os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]  # changed: read again
+        reader = extractor_version(paths[0]) if kind == "html" else __version__
+        stamps = [(reader, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]  # changed: read again
         how = {"files": paths, "stamps": stamps, "kind": kind, "unit": sample_by, "text_column": text_column,
                "on_error": on_error}
         make = IterableDataset.from_generator if streaming else Dataset.from_generator

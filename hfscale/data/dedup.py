@@ -133,6 +133,7 @@ def sketch(documents: Dataset, *, num_proc: int | None = None) -> np.ndarray:
     """MinHash signatures of the word n-grams, uint32, shape (documents, 128); by rensa where it is installed."""
     rows = documents.select_columns("text").map(
         _sketch, batched=True, batch_size=200, num_proc=num_proc, remove_columns="text", desc="Hashing shingles",
+        load_from_cache_file=False,  # its keys do not know that the code has changed
         fn_kwargs={"with_rensa": importlib.util.find_spec("rensa") is not None},
         features=Features({"signature": List(Value("uint32"), length=NUM_PERM)}))
     parts = [part["signature"].combine_chunks().flatten().to_numpy() for part in rows.with_format("arrow").iter(1000)]

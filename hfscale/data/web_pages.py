@@ -1,7 +1,7 @@
 """HTML: told from other text, decoded as browsers do, and read for its main text (extra `html`)."""
 
 import codecs
-import importlib.util
+import importlib.metadata
 import re
 
 from hfscale.config import InputError
@@ -48,10 +48,12 @@ def decode_page(data: bytes) -> str:
         return data.decode("utf-8-sig")
 
 
-def check_extractor(place: str) -> None:
-    """Raises InputError, beginning with `place`, without the extra."""
-    if not importlib.util.find_spec("trafilatura"):
-        raise InputError(f'{place}: HTML needs an extra; pip install "hfscale[html]", or leave such files out')
+def extractor_version(place: str) -> str:
+    """The version of the extractor; raises InputError, beginning with `place`, without the extra."""
+    try:
+        return importlib.metadata.version("trafilatura")
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError(f'{place}: HTML needs an extra; pip install "hfscale[html]", or leave it out') from None
 
 
 def page_text(page: str) -> str:
@@ -59,7 +61,9 @@ def page_text(page: str) -> str:
 
     Raises InputError: without the extra `html`.
     """
-    check_extractor("web pages")
-    import trafilatura
+    try:
+        import trafilatura
+    except ImportError:
+        raise InputError('HTML needs an extra; pip install "hfscale[html]"') from None
 
     return trafilatura.extract(page, include_comments=False) or ""

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 import regex
 
@@ -14,6 +15,7 @@ UNSPACED = (
     "\U00020000-\U0003ffff"
 )
 ANY_UNSPACED = re.compile(f"[{UNSPACED}]")
+KOREAN = re.compile("[\uac00-\ud7a3]+")
 PART = regex.compile(rf"[{UNSPACED}]\p{{M}}*+|[^{UNSPACED}]++")
 
 
@@ -27,3 +29,15 @@ def find_words(text: str) -> list[str]:
     if not ANY_UNSPACED.search(text):
         return runs
     return [word for run in runs for word in PART.findall(run)]
+
+
+def count_letters(words: Iterable[str]) -> int:
+    """Characters of all words; a Korean syllable counts as the two or three letters that it is written with."""
+    text = "".join(words)
+    syllables = "".join(KOREAN.findall(text))
+    return len(text) - len(syllables) + len(unicodedata.normalize("NFD", syllables))
+
+
+def parts_no_words(text: str) -> bool:
+    """Whether most of a text is in scripts that part no words by spaces."""
+    return 2 * len(ANY_UNSPACED.findall(text)) > len("".join(text.split()))

@@ -7,13 +7,18 @@ from typing import Any
 
 import numpy as np
 from datasets import DatasetDict
+from rich.markup import escape
 
 from hfscale.config import write_text
-from hfscale.data.stages import EVERY_STAGE, LARGEST_CLUSTERS, Ledger, num_bytes
+from hfscale.data.stages import EVERY_STAGE, LARGEST_CLUSTERS, Ledger, counts_of, num_bytes
 from hfscale.report.page import template
 from hfscale.report.pictures import bars
+from hfscale.report.tables import show_table
 
 LENGTH_EDGES_WORDS = (0, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 10**9)
+LOST_IN_READING = ("empty", "unreadable")  # counts of the first stage
+SHOWN_COUNTS = 5
+SHOWN_CHARACTERS = 60
 OWN_TABLES = ("largest", "languages")  # what a stage measured that is shown beside the stages
 
 
@@ -30,11 +35,60 @@ def write_data_card(folder: Path, ledger: Ledger, splits: DatasetDict, *, config
         "languages": next((stage["languages"] for stage in ledger.stages if "languages" in stage), None),
         "largest_clusters": sorted(clusters, key=lambda c: (-c["documents"], c["id"]))[:LARGEST_CLUSTERS],
         "examples": ledger.examples,
+        "notes": [*ledger.notes(), *_empty_parts(splits, config)],
     }
     write_text(folder / "data_card.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     draw_funnel(ledger.stages, folder / "funnel.png")
     write_text(folder / "data_card.md", template("data_card.md.j2").render(card, details=_details))
     return card
+
+
+def _empty_parts(splits: DatasetDict, config: dict[str, Any]) -> list[str]:
+    """What to say of splits that were asked for and got no document."""
+    empty = [name for name in ("validation", "test") if config[f"{name}_fraction"] and name not in splits]
+    if not empty:
+        return []
+    left = len(splits["train"])
+    return [f"no document for {' and '.join(empty)}: there {'is' if left == 1 else 'are'} only {left} to train on; "
+            "give more, or shorter ones (--sample_by paragraph)"]
+
+
+def show_card(card: dict[str, Any], *, examples: bool = False) -> None:
+    """Print what each stage and rule dropped and kept, the splits, and the notes; with `examples`, how the first
+    documents begin that each rule dropped."""
+    rows = [row for stage in card["stages"] for row in _stage_rows(stage)]
+    show_table(("stage, rule", "dropped", "kept", "also"), rows, title="Documents")
+    if card["languages"]:
+        print("languages: " + _some(card["languages"]))
+    sizes = [f"{name} {part['documents']:,} ({part['bytes']:,} bytes)" for name, part in card["splits"].items()]
+    print("documents: " + ", ".join(sizes))
+    if examples and card["examples"]:
+        dropped = [(rule, *_beginning(lines[0])) for rule, lines in card["examples"].items()]
+        show_table(("dropped by", "id", "value", "begins"), dropped, title="Dropped, for example")
+    for note in card["notes"]:
+        print(f"note: {note}")
+
+
+def _stage_rows(stage: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """A line for a stage, and one for each rule that dropped something."""
+    counts = counts_of(stage)
+    lost = {name: counts[name] for name in LOST_IN_READING if counts.get(name)} | stage.get("rules", {})
+    also = {name: count for name, count in counts.items() if count and name not in lost}
+    dropped = stage["documents_in"] - stage["documents_out"] + sum(counts.get(name, 0) for name in LOST_IN_READING)
+    first = (stage["stage"], f"{dropped:,}", f"{stage['documents_out']:,}", _some(also))
+    return [first, *((f"  {rule}", f"{count:,}", "", "") for rule, count in Counter(lost).most_common())]
+
+
+def _beginning(line: dict[str, Any]) -> tuple[str, str, str]:
+    text = " ".join(line["text_begins"].split())[:SHOWN_CHARACTERS]
+    return str(line["id"]), str(line["value"]), escape(text)
+
+
+def _some(counts: dict[str, int]) -> str:
+    """The largest counts, and how many more there are."""
+    largest = Counter(counts).most_common()
+    said = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in largest[:SHOWN_COUNTS])
+    return said + (f" and {len(largest) - SHOWN_COUNTS} more" if len(largest) > SHOWN_COUNTS else "")
 
 
 def _bin(i: int) -> str:
