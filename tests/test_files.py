@@ -1,13 +1,16 @@
 """Rows of files: every kind with the place of each row, packed or not, and what is wrong named with its line."""
 
 import bz2
+import errno
 import gzip
+from pathlib import Path
 
+import datasets
 import pytest
 import zstandard
 
 from hfscale.config import InputError
-from hfscale.data.files import about_endings, find_files, read_rows
+from hfscale.data.files import about_endings, find_files, read_rows, reading
 
 
 @pytest.mark.parametrize(("name", "text", "rows"), [
@@ -58,6 +61,26 @@ def test_what_is_wrong_is_named_with_its_place(tmp_path, name, data, says):
     with pytest.raises(InputError, match=says) as error:
         list(read_rows(tmp_path / name))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("error", "names_the_cache"), [
+    (lambda cache: OSError(errno.ENOSPC, "No space left on device"), True),
+    (lambda cache: OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+    (lambda cache: PermissionError(errno.EACCES, "Permission denied", f"{cache}/generator/x.arrow"), True),
+    (lambda cache: FileNotFoundError(errno.ENOENT, "No such file or directory", str(cache.parent)), True),
+    (lambda cache: PermissionError(errno.EACCES, "Permission denied", "texts/a.txt"), False),
+    (lambda cache: OSError(errno.EIO, "Input/output error"), False),
+    (lambda cache: ValueError(f"what {cache} says"), False),
+])
+@pytest.mark.parametrize("is_cause", [False, True])
+def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_source(error, names_the_cache, is_cause):
+    raised = error(Path(datasets.config.HF_DATASETS_CACHE))
+    with pytest.raises(InputError) as said, reading("source texts"):
+        if is_cause:
+            raise RuntimeError("while generating") from raised
+        raise raised
+    assert str(said.value).startswith("HF_HOME: the cache" if names_the_cache else "source texts: cannot be read: ")
+    assert "\n" not in str(said.value)
 
 
 def test_files_come_by_kind_then_by_name(tmp_path):

@@ -272,11 +272,18 @@ def _check_cache(error: BaseException) -> None:
     """Raises InputError if it was not the source that failed, but writing what was read into the cache."""
     from datasets import config
 
-    cache = str(config.HF_DATASETS_CACHE)
-    if isinstance(error, OSError) and (error.errno in FULL_DISK or cache in str(error)):
+    cache = Path(config.HF_DATASETS_CACHE)
+    if isinstance(error, OSError) and (error.errno in FULL_DISK or _is_at(cache, error.filename)):
         said = " ".join((error.strerror or str(error)).split())[:200]
         raise InputError(f"HF_HOME: the cache of data sets, {cache}, cannot be written: {said}; free some space, or "
                          "set HF_HOME to a folder on another disk") from None
+
+
+def _is_at(folder: Path, name: Any) -> bool:
+    """Whether a file name is that of the folder, of something in it, or of a folder above it."""
+    if not isinstance(name, str | Path):
+        return False
+    return folder.is_relative_to(name) or Path(name).is_relative_to(folder)
 
 
 def reason(error: BaseException) -> str:

@@ -44,7 +44,7 @@ class Ledger:
         self.stages.append(record)
         if not self.shard and record["documents_out"] == 0:
             counts = json.dumps({name: n for name, n in record.items() if name not in EVERY_STAGE})
-            advice = "; ".join(self.notes() or ["loosen the rule that dropped most, or switch the stage off"])
+            advice = "; ".join(["loosen the rule that dropped most, or switch the stage off", *self.notes()])
             raise InputError(f"no document is left after the stage '{record['stage']}' ({counts}); {advice}")
 
     def notes(self) -> list[str]:
