@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 
+import datasets
 import pytest
 import zstandard
 from datasets import Dataset, DatasetDict
@@ -132,6 +133,20 @@ def test_saved_data_sets(tmp_path):
     assert load_documents(str(tmp_path / "saved"), split="test")["text"][:] == ["x"]
     with pytest.raises(InputError, match="no split 'dev'; it has train, test"):
         load_documents(str(tmp_path / "saved"), split="dev")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_words_of_a_data_set_on_the_hub_are_text(tmp_path, monkeypatch, kind):
+    """A folder stands in for the Hub's."""
+    texts = ["null", "NA", "None", "nan", "007", "A house."]
+    data = Dataset.from_dict({"text": texts})
+    writers = {"csv": data.to_csv, "jsonl": data.to_json, "parquet": data.to_parquet}
+    (tmp_path / "hub").mkdir()
+    writers[kind](tmp_path / "hub" / f"train.{kind}")
+    load_dataset = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **how: load_dataset(str(tmp_path / "hub"), **how))
+    assert load_documents("some/name")["text"][:] == texts
+    assert [row["text"] for row in load_documents("some/name", streaming=True)] == texts
 
 
 def test_a_changed_file_is_read_again(tmp_path):

@@ -374,8 +374,11 @@ def load_saved(name: str, config: str | None, split: str, streaming: bool = Fals
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or any(c in name for c in "*?[")
     if looks_like_path or Path(name).suffix.lower() in (*KINDS, *ARCHIVES):
         raise InputError(f"source {name}: no such file or folder")
+    how = {"name": config, "split": split, "streaming": streaming}
     try:
-        return datasets.load_dataset(name, config, split=split, streaming=streaming)
+        with contextlib.suppress(ValueError):  # of other files than CSV, whose readers do not know the argument
+            return datasets.load_dataset(name, **how, na_filter=False)  # "NA" and "null" are words
+        return datasets.load_dataset(name, **how)
     except Exception as error:  # the Hub client's errors have no common base
         offline = os.environ.get("HF_HUB_OFFLINE") == "1"
         reason = "the Hub is not reachable" if offline else " ".join(str(error).split())[:200]
