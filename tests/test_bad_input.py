@@ -238,7 +238,7 @@ TEXTS = {  # source: (how to write it, what is said)
     "short.tsv": (lambda p: p.write_text("text\tn\na\n"), r"short\.tsv:2: 1 field, but the header has 2 .* a tab"),
     "short.CSV.GZ": (lambda p: p.write_bytes(gzip.compress(b"text,n\na,1\n\nb\n")), r"short\.CSV\.GZ:4: 1 field, but"),
     "quote.csv": (lambda p: p.write_text('text,n\na,1\n"b,2\nc,3\n'), r"quote\.csv:3: a quote is never closed"),
-    "inner.csv": (lambda p: p.write_text('text,n\n"a" b,1\nc,3\n'), r"inner\.csv:2: ',' expected after '\"'; write"),
+    "inner.csv": (lambda p: p.write_text('text,n\n"a" b,1\nc,3\n'), r"inner\.csv:2: text goes on after its closing"),
     "twice.csv": (lambda p: p.write_text("text,text\na,b\n"), r"twice\.csv:1: the header names .*'text' twice"),
     "latin.html": (lambda p: p.write_text("<html><p>grüße</p></html>", "latin-1"), r"latin\.html: not UTF-8"),
     "blank.html": (lambda p: p.write_text("<html><body></body></html>"), "source blank.html: no text in it"),

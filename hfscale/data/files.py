@@ -141,7 +141,10 @@ def read_values(path: str | Path, kind: str) -> Iterator[tuple[str, Any]]:
 
 
 def _json_records(path: str | Path, file: io.BufferedReader) -> Iterator[tuple[str, Any]]:
-    value, line = _parse_json(file.read().decode("utf-8-sig"))
+    text = file.read().decode("utf-8-sig")
+    if not text.strip():
+        return
+    value, line = _parse_json(text)
     if isinstance(value, Broken):
         raise InputError(f"{path}:{line}: {value}")
     values = value if isinstance(value, list) else [value]
@@ -206,7 +209,7 @@ def _delimited_rows(path: str | Path, file: Iterable[bytes], delimiter: str) -> 
             if "unexpected end of data" in str(error):
                 raise InputError(f"{path}:{begins}: a quote is never closed, which swallows the rest of the file; "
                                  'close it, or write "" for a quote inside quotes') from None
-            row = Broken(f"{error}; write a text that holds a quote as \"...\"\"...\"")
+            row = Broken(_quote_problem(error))
         place = f":{begins}"
         begins = table.line_num + 1
         if isinstance(row, Broken):
@@ -216,6 +219,11 @@ def _delimited_rows(path: str | Path, file: Iterable[bytes], delimiter: str) -> 
         elif row:
             header = row
             _check_header(f"{path}{place}", header)
+
+
+def _quote_problem(error: csv.Error) -> str:
+    said = "text goes on after its closing quote" if "expected after" in str(error) else str(error)
+    return f'{said}; write a text that holds a quote as "...""..."'
 
 
 def _csv_lines(path: str | Path, file: Iterable[bytes]) -> Iterator[str]:
