@@ -82,6 +82,8 @@ def test_the_main_text_of_a_page():
         "Bees\nA colony of bees lives through the winter as a cluster.\n"
         'On the first warm days of "spring" some of them fly out to look for water and early pollen.')
     assert page_text("<html><body></body></html>") == ""
+    assert page_text("<p>A piece of a page, which is some prose with a mark around it.</p>") == (
+        "A piece of a page, which is some prose with a mark around it.")
 
 
 def test_without_the_extra_one_line_names_it(monkeypatch):

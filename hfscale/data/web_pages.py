@@ -66,4 +66,6 @@ def page_text(page: str) -> str:
     except ImportError:
         raise InputError('HTML needs an extra; pip install "hfscale[html]"') from None
 
+    if not PAGE.match(page):  # a piece of one, which the extractor would not always take
+        page = f"<html><body>{page}</body></html>"
     return trafilatura.extract(page, include_comments=False) or ""
