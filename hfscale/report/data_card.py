@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from datasets import DatasetDict
-from rich.markup import escape
 
 from hfscale.config import write_text
 from hfscale.data.stages import EVERY_STAGE, LARGEST_CLUSTERS, Ledger, counts_of, num_bytes
@@ -18,7 +17,7 @@ from hfscale.report.tables import show_table
 LENGTH_EDGES_WORDS = (0, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 10**9)
 LOST_IN_READING = ("empty", "unreadable")  # counts of the first stage
 SHOWN_COUNTS = 5
-SHOWN_CHARACTERS = 60
+SHOWN_CHARACTERS = 80
 OWN_TABLES = ("largest", "languages")  # what a stage measured that is shown beside the stages
 
 
@@ -59,12 +58,13 @@ def show_card(card: dict[str, Any], *, examples: bool = False) -> None:
     rows = [row for stage in card["stages"] for row in _stage_rows(stage)]
     show_table(("stage, rule", "dropped", "kept", "also"), rows, title="Documents")
     if card["languages"]:
-        print("languages: " + _some(card["languages"]))
+        print("languages: " + ", ".join(_largest(card["languages"])))
     sizes = [f"{name} {part['documents']:,} ({part['bytes']:,} bytes)" for name, part in card["splits"].items()]
     print("documents: " + ", ".join(sizes))
     if examples and card["examples"]:
-        dropped = [(rule, *_beginning(lines[0])) for rule, lines in card["examples"].items()]
-        show_table(("dropped by", "id", "value", "begins"), dropped, title="Dropped, for example")
+        print("dropped, for example:")
+        for rule, lines in card["examples"].items():
+            print(_beginning(rule, lines[0]))
     for note in card["notes"]:
         print(f"note: {note}")
 
@@ -75,20 +75,23 @@ def _stage_rows(stage: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     lost = {name: counts[name] for name in LOST_IN_READING if counts.get(name)} | stage.get("rules", {})
     also = {name: count for name, count in counts.items() if count and name not in lost}
     dropped = stage["documents_in"] - stage["documents_out"] + sum(counts.get(name, 0) for name in LOST_IN_READING)
-    first = (stage["stage"], f"{dropped:,}", f"{stage['documents_out']:,}", _some(also))
+    first = (stage["stage"], f"{dropped:,}", f"{stage['documents_out']:,}", "\n".join(_largest(also)))
     return [first, *((f"  {rule}", f"{count:,}", "", "") for rule, count in Counter(lost).most_common())]
 
 
-def _beginning(line: dict[str, Any]) -> tuple[str, str, str]:
-    text = " ".join(line["text_begins"].split())[:SHOWN_CHARACTERS]
-    return str(line["id"]), str(line["value"]), escape(text)
+def _beginning(rule: str, line: dict[str, Any]) -> str:
+    """One line of the screen: rule, measured value, the document's id and how it begins."""
+    begins = " ".join(line["text_begins"].split())
+    return f"  {rule} {line['value']}, id {line['id']}: {begins}"[:SHOWN_CHARACTERS]
 
 
-def _some(counts: dict[str, int]) -> str:
+def _largest(counts: dict[str, int]) -> list[str]:
     """The largest counts, and how many more there are."""
     largest = Counter(counts).most_common()
-    said = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in largest[:SHOWN_COUNTS])
-    return said + (f" and {len(largest) - SHOWN_COUNTS} more" if len(largest) > SHOWN_COUNTS else "")
+    said = [f"{name.replace('_', ' ')} {count:,}" for name, count in largest[:SHOWN_COUNTS]]
+    if len(largest) > SHOWN_COUNTS:
+        said.append(f"{len(largest) - SHOWN_COUNTS} more")
+    return said
 
 
 def _bin(i: int) -> str:
