@@ -29,10 +29,18 @@ def main(argv: list[str] | None = None) -> None:
     place = tempfile.TemporaryDirectory() if args.dry_run else whole_folder(
         args.output_dir, overwrite=args.overwrite, last_file=DATA_CARD, written=PREPARED_FILES)
     with place as folder:
-        from hfscale.data.pipeline import clean_texts, drop_copies, finish_texts, load_source, write_data_set
+        from hfscale.data.pipeline import (
+            check_evaluation_source,
+            clean_texts,
+            drop_copies,
+            finish_texts,
+            load_source,
+            write_data_set,
+        )
         from hfscale.data.stages import Ledger
         from hfscale.report.data_card import show_card
 
+        check_evaluation_source(cleaning)
         ledger = Ledger(Path(folder, "dropped.jsonl"), advice=advice_for(cleaning))
         documents = load_source(cleaning, ledger)
         documents = clean_texts(documents, cleaning, ledger)

@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.data.files import about_endings, find_files
     from hfscale.report.data_card import show_card
 
+    pipeline.check_evaluation_source(cleaning)
     for name in args.source:
         say(about_endings(name, find_files(name)))
     output_dir = str(Path(args.output_dir).absolute())

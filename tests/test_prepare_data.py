@@ -81,6 +81,7 @@ def test_bad_input_leaves_nothing(source, tmp_path):
                          (["--validation_fraction", "-0.1", "--test_fraction", "0.2"], "expected numbers from 0"),
                          (["--num_proc", "-1"], "num_proc: got -1, expected at least 1"),
                          (["--num_proc", "0"], "num_proc: got 0"),
+                         (["--languages"], "languages: got none"),
                          (["--min_words", "100000"], "no document is left"),
                          (["--near_duplicate_threshold", "2"], "threshold"),
                          (["--text_column", "body"], "it has text")):
@@ -303,3 +304,10 @@ def test_the_card_says_what_was_not_measured(source, tmp_path, monkeypatch):
     _, _, card = prepare(source, tmp_path / "data")
     assert card["languages"] is None and card["stages"][-1]["stage"] == "personal data"
     assert 'not measured: pip install "hfscale[language]"' in (tmp_path / "data" / "data_card.md").read_text("utf-8")
+
+
+def test_a_missing_test_set_is_said_before_the_work(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("hfscale.data.pipeline.clean_texts", lambda *args: pytest.fail("the work has begun"))
+    with pytest.raises(InputError, match="source .*missing.txt: no such file"):
+        prepare(source, tmp_path / "data", "--evaluation_source", str(tmp_path / "missing.txt"))
+    assert {p.name for p in tmp_path.iterdir()} == {"crawl.jsonl"}

