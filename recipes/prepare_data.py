@@ -1,7 +1,7 @@
 """Clean any text into a data set to trust: repair, rules, duplicates, personal data, language, split, and a data card.
 
     hfscale prepare_data --source "crawl/*.jsonl" --output_dir runs/data
-    hfscale pretrain --config tiny_cpu --source runs/data
+    hfscale pretrain --config tiny_cpu --source runs/data --validation_source runs/data
 
 Past one machine: hfscale prepare_data_cluster, with the same config.
 """

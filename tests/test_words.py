@@ -38,3 +38,11 @@ def test_equal_text_in_another_normal_form_has_equal_words(text):
 @pytest.mark.parametrize(("one", "other"), [("कि", "की"), ("كَتَبَ", "كُتِبَ"), ("ป่า", "ป้า"), ("mà", "má")])
 def test_words_that_differ_in_a_mark_are_different(one, other):
     assert find_words(one) != find_words(other)
+
+
+def test_every_letter_and_digit_is_a_word_by_itself_and_beside_another():
+    for character in map(chr, range(0x110000)):
+        if character.isalnum():
+            normal = unicodedata.normalize("NFC", character)
+            assert "".join(find_words(character)) == normal, hex(ord(character))
+            assert "".join(find_words(f"a {character} हिं")) == f"a{normal}हिं", hex(ord(character))

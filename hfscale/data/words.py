@@ -9,6 +9,9 @@ import regex
 # Letters and digits with the marks on them (vowel signs, accents, points) and joiners. The \w of `re` has no marks,
 # so that words which differ in a vowel sign would look equal.
 RUN = regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{M}\u200c\u200d]*+")
+# Where marks, joiners and scripts without spaces may stand: not in Latin, Greek, Cyrillic and Armenian text.
+OTHER_SCRIPTS = re.compile("[\u0300-\u036f\u0483-\u0489\u0590-\u1dff\u200c\u200d\u20d0-\u20ff\u2c60-\U0010ffff]")
+PLAIN_RUN = re.compile(r"[^\W_]+")  # what `RUN` finds in the other texts, in half the time
 # Thai, Lao, Burmese, Khmer, kana and Chinese characters: no spaces part the words.
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f"
@@ -25,6 +28,8 @@ def find_words(text: str) -> list[str]:
     In scripts that part no words by spaces, each character with its marks is a word.
     """
     text = unicodedata.normalize("NFC", text)
+    if not OTHER_SCRIPTS.search(text):
+        return PLAIN_RUN.findall(text)
     runs = RUN.findall(text)
     if not ANY_UNSPACED.search(text):
         return runs
