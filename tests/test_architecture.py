@@ -13,7 +13,7 @@ MODULES = sorted((ROOT / "hfscale").rglob("*.py"))
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "evaluate", "deepspeed", "peft", "numpy")
 # Imported before the arguments are checked, by the command, or on machines that only plan or draw.
-LIGHT = ("__init__", "config", "options", "cli", "launch", "scaling")
+LIGHT = ("__init__", "config", "options", "cli", "launch", "scaling", "task_prompt", "templates")
 
 
 def name_of(path: Path) -> str:
