@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from hfscale.options import convert, convert_text, describe, did_you_mean, training_types
+from hfscale.options import construct_value, convert, convert_text, describe, did_you_mean, training_types
 
 # Names that older releases and other tools use, and what they are called here.
 RENAMED = {
@@ -37,8 +37,17 @@ REFUSED = {
 }
 
 
+# The recipes that one task file serves, and what in it says how a run trains, not what is scored.
+TASK_RECIPES = ("finetune_task", "score")
+OF_TRAINING = ("model", "tokenizer", "output_dir", "resume", "overwrite")
+
+
 class InputError(ValueError):
     """The user's input is wrong: one line with place, value, what is allowed and the next step (exit status 2)."""
+
+
+class UnknownNameError(InputError):
+    """A name that the recipe does not have."""
 
 
 @dataclass
@@ -231,17 +240,61 @@ def check_recipe_args(recipe: Path, argv: list[str]) -> dict[str, Any]:
 
 
 def _checked_values(cls: type, argv: list[str], recipe: Path) -> dict[str, Any]:
-    upstream = training_types() if "training" in cls.__dataclass_fields__ else {}
-    own = {name: kind for name, kind in typing.get_type_hints(cls).items() if name != "training"}
+    kinds = _kinds_of(cls)
     if {"-h", "--help"} & {*argv}:
-        print(_help_text(cls, recipe, own, [name for name in upstream if name not in own and name not in REFUSED]))
+        print(_help_text(cls, recipe, kinds))
         raise SystemExit(0)
-    kinds = {**upstream, **own}
     given, values = read_flags(argv, {**kinds, "config": list[str]}), {}
     if "config" in given:
         for word in given.pop("config") or [""]:
-            values |= _read_yaml(_find_config(word, recipe), kinds)
+            values |= _read_config(cls, _find_config(word, recipe), recipe, kinds)
     return values | given
+
+
+def _read_config(cls: type, path: Path, recipe: Path, kinds: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's values of a file. A task's file may also hold what training, or what scoring, has for itself."""
+    try:
+        values = _read_yaml(path, kinds)
+        others = set()
+    except UnknownNameError:
+        if not issubclass(cls, TaskArguments):
+            raise
+        values = _read_yaml(path, _task_recipes_kinds(recipe) | kinds)
+        others = values.keys() - kinds.keys()
+    values = {name: value for name, value in values.items() if name not in others}
+    scores = issubclass(cls, TaskArguments) and "training" not in cls.__dataclass_fields__
+    if scores and (others or values.get("model") == ["new"]):
+        return _of_training_file(values)
+    return values
+
+
+def _of_training_file(values: dict[str, Any]) -> dict[str, Any]:
+    """What score takes from a file that trains: the task, and as its model what the run left."""
+    task = {name: value for name, value in values.items() if name not in OF_TRAINING}
+    return task | ({"model": [values["output_dir"]]} if "output_dir" in values else {})
+
+
+def _task_recipes_kinds(recipe: Path) -> dict[str, Any]:
+    """The types of all names in the recipes that share task files: those beside this script, else the shipped ones."""
+    kinds: dict[str, Any] = {}
+    for name in TASK_RECIPES:
+        beside = recipe.with_name(f"{name}.py")
+        script = beside if beside.is_file() else shipped("recipes", "*.py")[name]
+        kinds |= _kinds_of(arguments_class(script))
+    return kinds
+
+
+def _kinds_of(cls: type) -> dict[str, Any]:
+    """The types of a recipe's arguments by name; its own go before TrainingArguments'."""
+    upstream = training_types() if "training" in cls.__dataclass_fields__ else {}
+    return upstream | {name: kind for name, kind in typing.get_type_hints(cls).items() if name != "training"}
+
+
+def shipped(folder: str, pattern: str) -> dict[str, Path]:
+    """Files that come with hfscale, by name: the folder is inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).parent
+    place = package if (package / folder).is_dir() else package.parent
+    return {path.stem: path for path in sorted((place / folder).glob(pattern))}
 
 
 def read_flags(argv: list[str], kinds: dict[str, Any]) -> dict[str, Any]:
@@ -280,7 +333,7 @@ def _check(place: str, shown: str, name: str, value: Any, kinds: dict[str, Any],
     if name not in kinds:
         renamed = RENAMED.get(name, "")
         hint = f"; did you mean {renamed}?" if renamed.split(" ")[0] in kinds else did_you_mean(name, kinds)
-        raise InputError(f"{place}: unknown name {shown}{hint or '; --help lists the names'}")
+        raise UnknownNameError(f"{place}: unknown name {shown}{hint or '; --help lists the names'}")
     try:
         return converter(value, kinds[name])
     except ValueError as error:
@@ -324,19 +377,21 @@ def _yaml_lines(path: Path) -> list[tuple[str, str, Any]]:
         loader = yaml.SafeLoader(path.read_text("utf-8"))
         if isinstance(node := loader.get_single_node(), yaml.MappingNode):
             return [(f"{path}:{key.start_mark.line + 1}", str(loader.construct_object(key, deep=True)),
-                     loader.construct_object(value, deep=True)) for key, value in node.value]
+                     construct_value(loader, value)) for key, value in node.value]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     raise InputError(f"{path}: holds no 'name: value' lines")
 
 
-def _help_text(cls: type, recipe: Path, own: dict[str, Any], upstream: list[str]) -> str:
+def _help_text(cls: type, recipe: Path, kinds: dict[str, Any]) -> str:
     lines = [f"usage: {recipe.name} [--config FILE.yaml ...] [--name value ...]", ""]
-    for item in fields(cls):
-        if item.name in own:
-            default = item.default if item.default is not MISSING else item.default_factory()
-            lines += [f"  --{item.name} <{describe(own[item.name])}>  default: {default}",
-                      f"      {item.metadata.get('help', '')}"]
+    own = [item for item in fields(cls) if item.name in kinds]
+    for item in own:
+        default = item.default if item.default is not MISSING else item.default_factory()
+        lines += [f"  --{item.name} <{describe(kinds[item.name])}>  default: {default}",
+                  f"      {item.metadata.get('help', '')}"]
+    shown = {item.name for item in own}
+    upstream = [name for name in kinds if name not in shown and name not in REFUSED]
     if upstream:
         lines += ["", "and every argument of transformers.TrainingArguments (names and meaning as there):",
                   textwrap.fill(" ".join(upstream), 110, initial_indent="  ", subsequent_indent="  ")]

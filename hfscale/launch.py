@@ -11,7 +11,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from hfscale.config import InputError, arguments_class, check_recipe_args, pick_flags, read_flags
+from hfscale.config import InputError, arguments_class, check_recipe_args, pick_flags, read_flags, shipped
 from hfscale.options import did_you_mean
 
 ALONE = ("plan",)  # recipes that compute nothing on a device: no launcher, and torch is not imported
@@ -48,13 +48,6 @@ def split_flags(argv: list[str]) -> tuple[dict, list[str]]:
     """The launcher's flags that are given, by name, and the words left for the recipe."""
     own, rest = pick_flags(argv, FLAGS)
     return read_flags(own, {name: kind for name, (kind, _) in FLAGS.items()}), rest
-
-
-def shipped(folder: str, pattern: str) -> dict[str, Path]:
-    """Files that come with hfscale, by name: the folder is inside the package in a wheel, beside it in a checkout."""
-    package = Path(__file__).parent
-    place = package if (package / folder).is_dir() else package.parent
-    return {path.stem: path for path in sorted((place / folder).glob(pattern))}
 
 
 def find_accelerate_config(name: str) -> Path:

@@ -6,11 +6,14 @@ import difflib
 import importlib.util
 import json
 import math
+import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+
+EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 def training_types() -> dict[str, Any]:
@@ -52,6 +55,8 @@ def describe(kind: Any) -> str:
             words.append("one of " + ", ".join(map(str, get_args(member))))
         elif get_origin(member) is list:
             words.append("list of " + describe(get_args(member)[0]))
+        elif (get_origin(member) or member) is dict:
+            words.append("{name: value, ...}")
         else:
             words.append("null" if member is type(None) else (get_origin(member) or member).__name__)
     return " or ".join(words)
@@ -64,7 +69,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def convert(value: Any, kind: Any) -> Any:
-    """`value` as YAML or JSON gave it, checked against the type without silent casts.
+    """`value` as YAML or JSON gave it, checked against the type without silent casts. Where a list is expected and no
+    single value, a single value is a list of one.
 
     Raises:
         ValueError: the value is of another type or not one of the choices.
@@ -84,7 +90,63 @@ def convert(value: Any, kind: Any) -> Any:
                     return number
         elif member is Any or type(value) is (origin or member):
             return value
+    item = _item_kind(kind)
+    if item is not None and not isinstance(value, list | dict | None):
+        with contextlib.suppress(ValueError):
+            return [convert(value, item)]
+        choices += _choices(item)
     raise ValueError(f"expected {describe(kind)}{did_you_mean(str(value), choices)}")
+
+
+def _item_kind(kind: Any) -> Any:
+    """The type of the items where `kind` can be a list; else None."""
+    lists = [member for member in _members(kind) if get_origin(member) is list]
+    return get_args(lists[0])[0] if lists else None
+
+
+def _choices(kind: Any) -> list[str]:
+    literals = [member for member in _members(kind) if get_origin(member) is Literal]
+    return [str(choice) for member in literals for choice in get_args(member)]
+
+
+def read_mapping(text: str) -> dict[str, Any] | None:
+    """The names and values written in JSON or YAML, such as `{f1: {squad_version: 1}}`; None: it is something else."""
+    import yaml
+
+    with contextlib.suppress(ValueError):
+        value = json.loads(text)
+        return value if isinstance(value, dict) else None
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        value = construct_value(loader, node) if isinstance(node, yaml.MappingNode) else None
+    except (yaml.YAMLError, ValueError):
+        return None
+    return value
+
+
+def construct_value(loader: Any, node: Any) -> Any:
+    """The value of a node of YAML. Inside `{name: value}`, whose values no type is known of, 1e-3 is a number, as it
+    is in JSON; YAML 1.1 takes it for text."""
+    import yaml
+
+    if isinstance(node, yaml.MappingNode):
+        for part in _scalar_nodes(node, set()):
+            if part.style is None and EXPONENT.fullmatch(part.value):  # without quotes
+                part.tag = "tag:yaml.org,2002:float"
+    return loader.construct_object(node, deep=True)
+
+
+def _scalar_nodes(node: Any, seen: set[int]) -> Iterator[Any]:
+    """The values in a mapping or list of YAML, at any depth, each once: aliases can repeat or contain themselves."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node.value, str):
+        yield node
+        return
+    for part in node.value:
+        yield from _scalar_nodes(part[1] if isinstance(part, tuple) else part, seen)
 
 
 def convert_text(words: list[str], kind: Any) -> Any:
@@ -96,6 +158,10 @@ def convert_text(words: list[str], kind: Any) -> Any:
     members = {get_origin(member) or member: member for member in _members(kind)}
     if not words and bool in members:
         return True
+    if dict in members and words:
+        mapping = read_mapping(" ".join(words))  # a shell cuts at spaces what was not quoted
+        if mapping is not None:
+            return mapping
     if list in members and (len(words) > 1 or str not in members):
         item = get_args(members[list])[0]
         return [convert_text([word], item) for word in words]

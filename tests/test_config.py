@@ -35,6 +35,8 @@ class OwnArguments:
     one_or_more: list[str] | str | None = None
     numbers: list[int] | None = None
     settings: dict | None = None
+    loose: dict | str | None = None
+    colours: list[Literal["red", "green"]] = field(default_factory=list)
 
 
 @dataclass
@@ -112,6 +114,15 @@ def test_flags_win_over_files_and_later_files_over_earlier_ones(parse):
     (["--one_or_more", "a", "b"], {"one_or_more": ["a", "b"]}),
     (["--numbers", "1", "2"], {"numbers": [1, 2]}),
     (["--settings", '{"a": 0.5, "b": [1]}'], {"settings": {"a": 0.5, "b": [1]}}),
+    (["--settings", "{a: 0.5, b: [1, x], c: {d: null}}"],
+     {"settings": {"a": 0.5, "b": [1, "x"], "c": {"d": None}}}),
+    (["--settings", "{a: 1e-3, b: '1e-3'}"], {"settings": {"a": 0.001, "b": "1e-3"}}),
+    (["--settings", "{a:", "{b:", "1}}"], {"settings": {"a": {"b": 1}}}),  # without quotes in the shell
+    (["--settings", "a: 1"], {"settings": {"a": 1}}),
+    (["--settings", "{}"], {"settings": {}}),
+    (["--settings", "null"], {"settings": None}),
+    (["--loose", "{a: 1}"], {"loose": {"a": 1}}),
+    (["--loose", "file.json"], {"loose": "file.json"}),
 ])
 def test_flags(parse, words, expected):
     args = parse(*words)
@@ -131,7 +142,13 @@ def test_flags(parse, words, expected):
     ("choice: green  # a comment", {"choice": "green"}),
     ("names: [a, b]", {"names": ["a", "b"]}),
     ("names:\n- a\n- b", {"names": ["a", "b"]}),
+    ("names: a", {"names": ["a"]}),
+    ("numbers: 3", {"numbers": [3]}),
+    ("numbers: null", {"numbers": None}),
+    ("colours: red", {"colours": ["red"]}),
     ("one_or_more: a", {"one_or_more": "a"}),
+    ("settings: {a: 1e-3, b: {c: [2E5]}, d: '1e-3'}",
+     {"settings": {"a": 0.001, "b": {"c": [2e5]}, "d": "1e-3"}}),
     ("settings: {a: {b: 1}}", {"settings": {"a": {"b": 1}}}),
     ("name: grüße", {"name": "grüße"}),
 ])
@@ -168,6 +185,84 @@ def test_shipped_configs_go_by_name(parse, folder):
     assert parse("--config", "small").count == 8  # the user's own file goes first
 
 
+def test_a_mapping_that_holds_itself_is_one_line(parse):
+    found = complaint(parse, yaml="settings: &s {a: 1e-3, again: *s}")
+    assert found.startswith("c.yaml: not readable as YAML: ")
+
+
+# ---- one task file for training and scoring
+
+TASK = """
+task_source: [rows.jsonl]
+prompt: "{q}"
+target: "{a}"
+metrics: exact_match
+"""
+TRAINING = """
+model: new
+tokenizer: train:300
+output_dir: runs/add
+max_steps: 5
+n_layer: 1
+seed: 3
+"""
+SCORING = """
+batch_size: 4
+do_sample: true
+pass_at: 1
+"""
+
+
+def task_args(name: str, yaml: str, *words: str):
+    """What a shipped recipe makes of a task file."""
+    script = ROOT / "recipes" / f"{name}.py"
+    Path("task.yaml").write_text(yaml)
+    return parse_args(config.arguments_class(script), ["--config", "task.yaml", *words], recipe=str(script))
+
+
+def test_score_takes_the_task_of_a_file_that_trains(folder):
+    args = task_args("score", TASK + TRAINING)
+    assert (args.task_source, args.metrics, args.seed) == (["rows.jsonl"], ["exact_match"], 3)
+    assert (args.model, args.output_dir, args.tokenizer) == (["runs/add"], "runs/score", None)
+    assert task_args("score", TASK + TRAINING, "--model", "runs/b", "gpt2").model == ["runs/b", "gpt2"]
+    assert task_args("score", TASK + "model: new\noutput_dir: runs/c\n").model == ["runs/c"]
+
+
+def test_score_takes_a_file_of_its_own_as_it_is(folder):
+    args = task_args("score", TASK + SCORING + "model: gpt2\noutput_dir: scores\n")
+    assert (args.model, args.output_dir, args.batch_size, args.pass_at) == (["gpt2"], "scores", 4, [1])
+
+
+def test_finetune_task_takes_a_file_that_also_says_how_to_score(folder):
+    args = task_args("finetune_task", TASK + TRAINING + SCORING)
+    assert (args.model, args.metrics, args.n_layer) == ("new", ["exact_match"], 1)
+    assert args.training == {"max_steps": 5, "output_dir": "runs/add", "seed": 3}
+
+
+@pytest.mark.parametrize("name", ["score", "finetune_task"])
+@pytest.mark.parametrize(("line", "message"), [
+    ("max_stepps: 5", "task.yaml:6: unknown name max_stepps; did you mean max_steps?"),
+    ("batch_sise: 5", "task.yaml:6: unknown name batch_sise; did you mean batch_size?"),
+    ("max_steps: x", "task.yaml:6: max_steps: got 'x', expected int"),
+    ("batch_size: x", "task.yaml:6: batch_size: got 'x', expected int"),
+])
+def test_names_of_the_other_recipe_are_checked_too(folder, name, line, message):
+    with pytest.raises(InputError) as caught:
+        task_args(name, TASK + line + "\n")
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(("name", "flag"), [("score", "--max_steps"), ("finetune_task", "--batch_size")])
+def test_flags_are_the_recipes_own(folder, name, flag):
+    with pytest.raises(InputError, match=f"command line: unknown name {flag}"):
+        task_args(name, TASK, flag, "1")
+
+
+def test_recipes_without_tasks_take_no_other_names(folder):
+    with pytest.raises(InputError, match="unknown name batch_size"):
+        task_args("pretrain", "batch_size: 3\n")
+
+
 # ---- what is wrong is named, with its place
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -191,7 +286,7 @@ def test_shipped_configs_go_by_name(parse, folder):
      "command line: --choice: got 'gren', expected one of red, green, blue; did you mean green?"),
     (["--choice", "one"], "command line: --choice: got 'one', expected one of red, green, blue"),
     (["--numbers", "1", "b"], "command line: --numbers: got '1 b', expected int"),
-    (["--settings", "a=1"], "command line: --settings: got 'a=1', expected dict or null"),
+    (["--settings", "a=1"], "command line: --settings: got 'a=1', expected {name: value, ...} or null"),
     (["--config", "none.yaml"], "--config none.yaml: no such file; shipped with toy: none"),
 ])
 def test_wrong_flags(parse, words, message):
@@ -209,10 +304,15 @@ def test_wrong_flags(parse, words, message):
     ("flag: 'true'\n", "c.yaml:1: flag: got 'true', expected bool"),
     ("name: 12\n", "c.yaml:1: name: got 12, expected str"),
     ("name: null\n", "c.yaml:1: name: got None, expected str"),
-    ("names: a\n", "c.yaml:1: names: got 'a', expected list of str"),
+    ("names: 1\n", "c.yaml:1: names: got 1, expected list of str"),
+    ("names: null\n", "c.yaml:1: names: got None, expected list of str"),
+    ("names: {a: 1}\n", "c.yaml:1: names: got {'a': 1}, expected list of str"),
+    ("numbers: true\n", "c.yaml:1: numbers: got True, expected list of int or null"),
+    ("colours: gren\n",
+     "c.yaml:1: colours: got 'gren', expected list of one of red, green; did you mean green?"),
     ("names: [a, 1]\n", "c.yaml:1: names: got ['a', 1], expected str"),
     ("choice: Blue\n", "c.yaml:1: choice: got 'Blue', expected one of red, green, blue; did you mean blue?"),
-    ("settings: [1]\n", "c.yaml:1: settings: got [1], expected dict or null"),
+    ("settings: [1]\n", "c.yaml:1: settings: got [1], expected {name: value, ...} or null"),
     ("count: 1\nrate: 1\ncount: 2\n", "c.yaml:3: count is set twice; keep one of the lines"),
     ("1: 2\n", "c.yaml:1: unknown name 1; --help lists the names"),
     ("[a]: 2\n", "c.yaml:1: unknown name ['a']; --help lists the names"),
