@@ -134,11 +134,17 @@ class TaskArguments:
     choices: str | None = field(default=None, metadata={"help": "column that lists the answers to choose from"})
     answer: str | None = field(default=None, metadata={"help": "column with the index of the right choice, from 0"})
     test: str | None = field(default=None, metadata={"help": "template of code that checks the program"})
-    program: str = field(default="{prompt}{prediction}\n{test}", metadata={"help": "what pass_at_k runs"})
+    program: str = field(default="{prompt}{prediction}\n{test}", metadata={
+        "help": "what pass_at_k runs: {prediction} is the answer, other names are columns, else the filled templates"})
+    user_role: str = field(default="user", metadata={"help": "role that asks, as the conversations name it"})
     assistant_role: str = field(default="assistant", metadata={
         "help": "role that answers, as the conversations name it"})
     chat_template: str | None = field(default=None, metadata={
-        "help": "of conversations: chatml, or a Jinja file with {% generation %}; default: the tokenizer's own"})
+        "help": "of conversations, and to make conversations of prompts and targets: chatml, or a Jinja file with "
+                "{% generation %}; default: conversations are written in the tokenizer's own"})
+    long_targets: Literal["stop", "drop", "truncate"] = field(default="stop", metadata={
+        "help": "targets that do not fit into max_length beside a prompt: stop and count them, leave such examples "
+                "out, or learn only their beginning, without EOS"})
     shorten: Literal["start", "end"] = field(default="end", metadata={
         "help": "side from which a prompt that is too long loses tokens; what the template has after its last column "
                 "stays; a conversation loses its oldest turns"})

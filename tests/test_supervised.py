@@ -174,11 +174,13 @@ def test_a_prompt_without_the_templates_last_space_keeps_its_end_once(length, ke
 
 def test_a_long_target_takes_room_from_the_prompt_but_is_never_cut():
     assert fitted("abcdefg?\n", "abcdef", 12) == ("abc?\n", {"prompts": 1, "tokens": 4})  # 12 - 6 - EOS
-    with pytest.raises(InputError, match=r"train example 0: its target has 8 tokens, which with EOS .* into 9; it is "
-                                         "never cut"):
-        fitted("abcdefg?\n", "abcdefgh", 9)
-    with pytest.raises(InputError, match="train example 0: the 2 tokens beside its answer do not hold the least"):
-        fitted("abcdefg?\n", "abcdef", 9)
+    for target in ("abcdefgh", "abcdef"):  # nothing is left of nine tokens, or too little for "a?\n"
+        with pytest.raises(InputError, match=rf"train example 0: its target has {len(target)} tokens, which with EOS "
+                                             "and a prompt do not fit into 9; so it is with 1 of 1 examples; raise "
+                                             "max_length, or take --long_targets drop or truncate"):
+            fitted("abcdefg?\n", target, 9)
+    with pytest.raises(InputError, match="train example 0: the 2 tokens that max_new_tokens leaves do not hold the"):
+        fitted("abcdefg?\n", "a", 9, max_new_tokens=7)
     with pytest.raises(InputError, match="max_new_tokens: got 9; expected at least 1 and"):
         fitted("a?\n", "a", 9, max_new_tokens=9)
 

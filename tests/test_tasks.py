@@ -301,12 +301,13 @@ def chat(*roles: str) -> dict:
     ([{"q": "x"}], {"task_format": "chat"}, ":1: no column messages, conversations, turns; it has q"),
     ([chat("assistant", "user")], {"task_format": "chat"}, ":1: the roles are assistant, user; expected system or"),
     ([chat("user", "user", "assistant")], {"task_format": "chat"}, ":1: the roles are user, user, assistant"),
-    ([chat("user", "assistant", "user")], {"task_format": "chat"}, "the assistant last"),
+    ([chat("user", "assistant", "tool")], {"task_format": "chat"}, "roles are user, assistant, tool; .*--user_role"),
+    ([chat("user")], {"task_format": "chat"}, "none of the 1 train examples has a prompt and a target; look at .*:1"),
     ([chat()], {"task_format": "chat"}, "the roles are none"),
     ([{"messages": [{"role": "user", "content": ""}]}], {"task_format": "chat"},
      ":1: turn 0 is .*; expected a role and a text that is not empty"),
     ([{"messages": [{"speech": "x"}]}], {"task_format": "chat"}, ":1: turn 0 is"),
-    ([{"messages": "hello"}], {"task_format": "chat"}, ":1: turn 0 is 'h'"),
+    ([{"messages": "hello"}], {"task_format": "chat"}, ":1: column 'messages' holds 'hello'; expected a list"),
     ([["x", "y"]], {}, r":1: holds .*, not named columns; a row is a JSON object"),
 ])
 def test_wrong_rows_are_named_with_file_and_line(tmp_path, rows, settings, message):

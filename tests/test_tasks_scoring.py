@@ -118,10 +118,10 @@ def test_predictions_are_scored_with_intervals():
 def test_a_task_may_have_metrics_of_all_kinds(model, tokenizer):
     """Text, choices and programs at once; what the programs do does not depend on the model."""
     examples = Dataset.from_list([
-        {"prompt": f"{number} ", "references": ["1"], "choices": ["cat", "the mat"], "answer": 1, "test": test}
+        {"prompt": f"{number} ", "references": ["1"], "choices": ["cat", "the mat"], "answer": 1,
+         "program": ["#", f"\n{test}"]}
         for number, test in (("1", "assert True"), ("2", "assert False"))])
-    args = TaskArguments(metrics=["exact_match", "accuracy", "pass_at_k"], max_new_tokens=4, stop_strings=["\n"],
-                         program="#{prediction}\n{test}")
+    args = TaskArguments(metrics=["exact_match", "accuracy", "pass_at_k"], max_new_tokens=4, stop_strings=["\n"])
     columns, records = answer_task(model, tokenizer, examples, args, num_samples=3, pass_at=(1, 3), do_sample=True,
                                    allow_code_execution=True)
     assert columns["pass_at_k"].tolist() == [[1, 1, 1], [0, 0, 1]]

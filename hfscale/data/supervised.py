@@ -1,6 +1,8 @@
 """Prompt and target -> rows in which only the target, and the EOS after it, carries loss."""
 
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,7 +10,10 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from hfscale.config import InputError, TaskArguments
+from hfscale.data.fitting import Fitting
 from hfscale.data.packing import IGNORED, best_fit, collate_rows, encode_texts
+from hfscale.data.tasks import Counts
+from hfscale.models import prefix_ids
 
 # ChatML, with the answers marked for the loss and ended by EOS, at which generation stops.
 CHATML = """\
@@ -31,79 +36,83 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
         tokenizer.chat_template = CHATML if chat_template == "chatml" else Path(chat_template).read_text("utf-8")
     if tokenizer.chat_template is None:
         raise InputError("the tokenizer has no chat template, which conversations need; give --chat_template chatml "
-                         "or a Jinja file")
+                         "or a Jinja file (prompts and targets can also go without: give templates for both)")
     if "{% generation %}" not in tokenizer.chat_template.replace("{%-", "{%"):
         raise InputError("the chat template does not mark the answers with {% generation %} ... {% endgeneration %}, "
                          "so their tokens cannot be told; mark them, or give --chat_template chatml")
 
 
 def fit_examples(examples: DatasetDict, tokenizer: PreTrainedTokenizerBase, args: TaskArguments,
-                 max_length: int) -> tuple[DatasetDict, dict[str, dict[str, int]]]:
-    """Examples whose prompt leaves room for `max_new_tokens`, and for target and EOS, in `max_length` tokens.
+                 max_length: int, *, for_training: bool = True, counts: Counts | None = None
+                 ) -> tuple[DatasetDict, dict[str, dict[str, int]]]:
+    """Examples whose prompt leaves room for `max_new_tokens`, and, to train on them, for target and EOS, in
+    `max_length` tokens; of a conversation for all that the chat template writes.
 
     What is too long is cut by `args.shorten`: tokens at the prompt's start, or at its end but for what the template
-    has after its last column; of a conversation the oldest turns (after a system's). The target is never cut. The
-    prompt of a conversation is written here, in the chat template.
+    has after its last column; of a conversation first the oldest turns (after a system's), then the last question.
+    The prompt of a conversation is written here, in the chat template. What becomes of targets that do not fit beside
+    the least of their prompt says `args.long_targets`.
 
-    Returns the examples, and for each split how many `prompts` were shortened and how many `tokens` that took.
+    Returns the examples, and for each split how many `prompts` were shortened and how many `tokens` that took;
+    `counts` takes those and what became of long targets (see `tasks.COUNTED`).
 
-    Raises InputError: a target that does not fit, or that more than the whole prompt would have to go.
+    Raises InputError: with the place, a target that does not fit, or a prompt of which not the least does.
     """
     if not 1 <= args.max_new_tokens < max_length:
         raise InputError(f"max_new_tokens: got {args.max_new_tokens}; expected at least 1 and, to leave room for a "
                          f"prompt, less than max_length {max_length}")
-    fitted, counts = DatasetDict(), {}
+    counts = {} if counts is None else counts
+    fitting = Fitting(tokenizer, args, max_length, for_training)
+    fitted, cut, long_targets = DatasetDict(), {}, []
     for name, part in examples.items():
-        targets, rows, cut = encode_texts(part["target"][:], tokenizer), [], []
-        for i, (example, target) in enumerate(zip(part, targets, strict=True)):
-            room = max_length - max(args.max_new_tokens, len(target) + 1)
-            if room < 1:
-                raise InputError(f"{name} example {i}: its target has {len(target)} tokens, which with EOS and a "
-                                 f"prompt do not fit into {max_length}; it is never cut: raise max_length or leave "
-                                 "the example out")
-            shorter = _chats(example, tokenizer) if "messages" in example else _prompts(example, tokenizer, room, args)
-            sizes = []
-            for row in shorter:
-                sizes.append(_length(row["prompt"], tokenizer))
-                if sizes[-1] <= room:
-                    break
-            else:
-                raise InputError(f"{name} example {i}: the {room} tokens beside its answer do not hold the least of "
-                                 "its prompt (what follows the last column, or the last turn); raise max_length")
-            rows.append(row)
-            cut.append(sizes[0] - sizes[-1])
+        count = counts.setdefault(name, Counter())
+        found = [_fit(example.get("place", f"{name} example {i}"), example, fitting, long_targets)
+                 for i, example in enumerate(part)]
+        rows = [row for row, _ in filter(None, found)]
+        lost = [tokens for _, tokens in filter(None, found)]
+        cut[name] = {"prompts": sum(tokens > 0 for tokens in lost), "tokens": sum(lost)}
+        truncated = sum(row.get("truncated", False) for row in rows)
+        count.update(shortened=cut[name]["prompts"], truncated=truncated, used=len(rows),
+                     long_target=len(found) - len(rows))
         fitted[name] = Dataset.from_list(rows)
-        counts[name] = {"prompts": sum(tokens > 0 for tokens in cut), "tokens": sum(cut)}
-    return fitted, counts
+    if long_targets and args.long_targets == "stop":
+        raise _too_long(long_targets, sum(map(len, examples.values())), max_length)
+    for name, part in fitted.items():
+        if not len(part):
+            raise InputError(f"{name}: none of {len(examples[name])} examples is left, for all targets are too long "
+                             f"for max_length {max_length}; raise it, or take --long_targets truncate")
+    return fitted, cut
 
 
-def _prompts(example: dict, tokenizer: PreTrainedTokenizerBase, room: int, args: TaskArguments) -> Iterator[dict]:
-    """The example, then with ever shorter prompts: a text that was cut can take more tokens than were left of it."""
-    yield example
-    cue = args.prompt[args.prompt.rfind("}") + 1:] if args.prompt and args.shorten == "end" else ""
-    if not example["prompt"].endswith(cue):
-        cue = cue.rstrip(" ")  # before a choice
-    body = example["prompt"].removesuffix(cue)
-    while body:
-        spans = tokenizer(body, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-        drop = min(_length(body + cue, tokenizer) - room, len(spans))
-        body = (body[max(1, spans[drop - 1][1]):] if args.shorten == "start" else
-                body[:min(len(body) - 1, spans[-drop][0])])
-        if body:
-            yield example | {"prompt": body + cue}
+def _fit(place: str, example: dict, fitting: Fitting, long_targets: list[tuple[str, int]]) -> tuple[dict, int] | None:
+    """The fitted example and the tokens that its prompt lost. One whose target is too long is added to the list, and
+    truncated or left out (None)."""
+    truncates = fitting.with_target and fitting.args.long_targets == "truncate"
+    found = fitting.fit(example)
+    if found:
+        row, lost = found
+        return (row | {"truncated": False} if truncates else row), lost  # all rows have the same columns
+    if not fitting.with_target or replace(fitting, with_target=False).fit(example) is None:
+        room = fitting.max_length - fitting.args.max_new_tokens
+        raise InputError(f"{place}: the {room} tokens that max_new_tokens leaves do not hold the least of its prompt "
+                         "(what follows the last column, or a chat template with a system's turn); raise max_length")
+    long_targets.append((place, fitting.target_length(example)))
+    if not truncates:
+        return None
+    shorter = fitting.truncate(example)
+    if shorter is None:
+        raise InputError(f"{place}: beside its prompt max_length {fitting.max_length} holds no token of its target; "
+                         "raise it, or take --long_targets drop")
+    return shorter
 
 
-def _chats(example: dict, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict]:
-    """The example with its prompt written, then without its oldest turns, down to the last question."""
-    messages, first = example["messages"], example["messages"][0]["role"] == "system"
-    while len(messages) >= 2 + first:
-        prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-        yield example | {"prompt": prompt, "messages": messages}
-        messages = messages[:first] + messages[first + 2:]
-
-
-def _length(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    return len(next(encode_texts([text], tokenizer)))
+def _too_long(long_targets: list[tuple[str, int]], num_examples: int, max_length: int) -> InputError:
+    (place, tokens), *others = long_targets
+    shown = ", ".join(name for name, _ in others[:3]) + (", ..." if len(others) > 3 else "")
+    return InputError(f"{place}: its target has {tokens} tokens, which with EOS and a prompt do not fit into "
+                      f"{max_length}; so it is with {len(long_targets)} of {num_examples} examples"
+                      f"{f' (also {shown})' if others else ''}; raise max_length, or take --long_targets drop or "
+                      "truncate")
 
 
 def supervised_rows(examples: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int,
@@ -122,8 +131,10 @@ def _rows(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     encoded = list(_encode(examples, tokenizer))
     sizes = [len(ids) for ids, _, _ in encoded]
     if (longest := max(sizes)) > max_length:
-        raise InputError(f"example {sizes.index(longest)}: {longest} tokens with its answers are more than max_length "
-                         f"{max_length}; raise it or leave the example out")
+        i = sizes.index(longest)
+        place = examples[i].get("place", f"example {i}")
+        raise InputError(f"{place}: {longest} tokens with its answers are more than max_length {max_length}; raise it "
+                         "or leave the example out")
     if packing == "pad":
         return Dataset.from_list([_row([example], len(example[0]), tokenizer.eos_token_id) for example in encoded])
     return Dataset.from_list([_row([encoded[i] for i in held], max_length, tokenizer.eos_token_id)
@@ -157,14 +168,23 @@ def collate_padded(rows: list[dict]) -> dict[str, torch.Tensor]:
 def _encode(examples: Dataset, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], list[int], int]]:
     """Ids, labels and bytes of the answers, for each example."""
     if "messages" in examples.column_names:
-        for messages in examples["messages"]:
-            chat = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-            labels = [i if answer else IGNORED
-                      for i, answer in zip(chat["input_ids"], chat["assistant_masks"], strict=True)]
-            yield chat["input_ids"], labels, sum(len(turn["content"].encode()) for turn in messages
-                                                 if turn["role"] == "assistant")
+        for example in examples:
+            yield _encode_chat(example, tokenizer)
         return
+    truncated = examples["truncated"][:] if "truncated" in examples.column_names else [False] * len(examples)
     prompts, targets = (encode_texts(examples[name][:], tokenizer) for name in ("prompt", "target"))
-    for prompt, target, text in zip(prompts, targets, examples["target"], strict=True):
-        ids = [*target, tokenizer.eos_token_id]
-        yield prompt + ids, [IGNORED] * len(prompt) + ids, len(text.encode())
+    for prompt, target, text, is_cut in zip(prompts, targets, examples["target"], truncated, strict=True):
+        before = prompt or prefix_ids(tokenizer)
+        ids = target if is_cut else [*target, tokenizer.eos_token_id]
+        yield before + ids, [IGNORED] * len(before) + ids, len(text.encode())
+
+
+def _encode_chat(example: dict, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], int]:
+    messages = example["messages"]
+    chat = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    labels = [i if answer else IGNORED for i, answer in zip(chat["input_ids"], chat["assistant_masks"], strict=True)]
+    if example.get("truncated"):  # neither EOS nor what else the template lets the model write ends it
+        end = len(next(encode_texts([example["prompt"] + messages[-1]["content"]], tokenizer)))
+        labels[end:] = [IGNORED] * (len(labels) - end)
+    return chat["input_ids"], labels, sum(len(turn["content"].encode()) for turn in messages
+                                          if turn["role"] == "assistant")

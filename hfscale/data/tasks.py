@@ -1,38 +1,47 @@
 """Examples of a task: any source -> prompt, target and references, split into train and validation."""
 
-import hashlib
-import itertools
 import json
 import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from datasets import Dataset, DatasetDict
 
 from hfscale.config import InputError, TaskArguments, is_main_rank
-from hfscale.data.corpus import load_saved
+from hfscale.data.conversations import Message, read_messages
 from hfscale.data.embedded_tasks import embedded_examples
-from hfscale.data.files import find_files, read_rows, read_text, reading, suffix_of
+from hfscale.data.held_out import hold_out, row_hash
+from hfscale.data.task_rows import Row, as_instruction, read_task_rows
+from hfscale.options import did_you_mean
+from hfscale.templates import fill_template, item_text, read_column, template_columns
 
-UNANSWERABLE = "no answer"  # what a model should say to a SQuAD v2 question that its text does not answer
-FIELD = re.compile(r"\{([\w.]+)\}")
-CONVERSATIONS = ("messages", "conversations", "turns")  # columns with lists of turns
-ROLE_KEYS = ("role", "from", "speaker")
-CONTENT_KEYS = ("content", "value", "text")
-Row: TypeAlias = tuple[str, dict[str, Any]]  # where it stands, for errors, and its columns
+PREDICTION = "{prediction}"  # what in a program stands for the model's answer
+# What becomes of examples, in the order in which it happens.
+COUNTED = {
+    "read": "read", "shared": "left out: share their text with a held-out example", "unused": "beyond train_examples",
+    "empty": "dropped: empty prompt or target", "unanswered": "dropped: nothing but the user's turn",
+    "long_target": "dropped: target too long", "lost_turn": "lost the user's last turn",
+    "shortened": "prompt shortened", "truncated": "target truncated", "also_trained": "also among those trained on",
+    "used": "used"}
+
+Counts: TypeAlias = dict[str, Counter]  # split -> what became of examples (see COUNTED) -> how many
 
 
-def load_task(args: TaskArguments, *, seed: int) -> DatasetDict:
+def load_task(args: TaskArguments, *, seed: int, counts: Counts | None = None) -> DatasetDict:
     """The examples that `args` describe, as `train` and `validation`, which is held out.
 
-    Columns: `prompt`, `target` (the answer to learn, without EOS), `references` (all right answers, the target
-    first), `source` (what a baseline copies); with multiple choice `choices` and `answer` (index), with programs
-    `test`. Conversations have `messages`; their target is the last answer, their prompt is empty until `fit_examples`
-    writes it. `seed` draws the examples of a made set, and which ones `train_examples` keeps; what is held out never
-    depends on it.
+    Columns: `place` (where it stands), `prompt`, `target` (the answer to learn, without EOS), `references` (all right
+    answers, the target first), `source` (what a baseline copies); with multiple choice `choices` and `answer` (index),
+    with programs `test`, and `program` if they are run (its parts, between which the answer stands). Conversations
+    have `messages`; their target is the last answer, their prompt is empty until `fit_examples` writes it. Held-out
+    examples also have `columns`: those of the prompt, as JSON.
+
+    `seed` draws the examples of a made set, and which ones `train_examples` keeps; what is held out never depends on
+    it. `counts` takes, for each split, what became of the rows (see `COUNTED`).
 
     Raises InputError: a source that cannot be read; with the place, a missing column, an empty prompt or target, roles
     out of order; too few examples.
@@ -41,18 +50,18 @@ def load_task(args: TaskArguments, *, seed: int) -> DatasetDict:
         raise InputError("task_source: missing; give embedded:<task>, files or a Hub id")
     if args.validation_examples < 1 or args.train_examples is not None and args.train_examples < 1:
         raise InputError("train_examples, validation_examples: expected at least 1")
-    kind, _, name = args.task_source[0].partition(":")
-    if kind == "embedded":
-        parts: dict[str, Iterable] = embedded_examples(name, train_examples=args.train_examples, seed=seed,
-                                                       validation_examples=args.validation_examples)
-        parts = {part: [(f"{part} example {i}", row) for i, row in enumerate(rows)] for part, rows in parts.items()}
-    else:
-        parts = _split(args, seed)
-    found = {name: [_example(place, row, args) for place, row in rows] for name, rows in parts.items()}
-    kept = {name: list(filter(None, examples)) for name, examples in found.items()}
-    if (dropped := sum(map(len, found.values())) - sum(map(len, kept.values()))) and is_main_rank():
-        print(f"drop_empty: {dropped} examples with an empty prompt or target were left out", file=sys.stderr)
-    return DatasetDict({name: Dataset.from_list(examples) for name, examples in kept.items()})
+    counts = {} if counts is None else counts
+    counts |= {"train": Counter(), "validation": Counter()}
+    parts = _parts(args, seed, counts)
+    templates = _templates(args, [row for rows in parts.values() for row in rows])
+    found = {}
+    for name, rows in parts.items():
+        found[name] = _examples(rows, args, templates, counts[name], with_columns=name == "validation")
+        if not found[name]:
+            raise InputError(f"task_source {', '.join(args.task_source)}: none of the {len(rows)} {name} examples has "
+                             f"a prompt and a target; look at {rows[0][0]}")
+    _say_dropped(counts)
+    return DatasetDict({name: Dataset.from_list(examples) for name, examples in found.items()})
 
 
 def baseline_answers(baseline: str, examples: DatasetDict) -> list[str]:
@@ -79,153 +88,256 @@ def example_texts(examples: DatasetDict) -> DatasetDict:
     return DatasetDict({name: part.map(text, remove_columns=part.column_names) for name, part in examples.items()})
 
 
-def _split(args: TaskArguments, seed: int) -> dict[str, list[Row]]:
-    """Rows with the smallest hashes are held out: always the same ones, and never a copy of one that is trained on."""
-    rows, source = list(_read(args.task_source, args)), args.task_validation_source
-    ranked = sorted(_read(source, args) if source else rows, key=_hash)
-    held_out = ranked[:min(args.validation_examples, len(ranked) if source else len(ranked) // 10)]
-    train = rows if source or not held_out else [row for row in rows if _hash(row) > _hash(held_out[-1])]
-    if not held_out or not train:
-        raise InputError(f"task_source {', '.join(args.task_source)}: {len(rows)} examples are too few to hold a "
-                         "tenth of them out; give more, or --task_validation_source")
+def _say_dropped(counts: Counts) -> None:
+    empty = sum(count["empty"] for count in counts.values())
+    if empty and is_main_rank():
+        print(f"drop_empty: {empty} examples with an empty prompt or target were left out", file=sys.stderr)
+
+
+# ---- rows of both parts
+
+def _parts(args: TaskArguments, seed: int, counts: Counts) -> dict[str, list[Row]]:
+    kind, _, name = args.task_source[0].partition(":")
+    if kind == "embedded":
+        made = embedded_examples(name, train_examples=args.train_examples, seed=seed,
+                                 validation_examples=args.validation_examples)
+        parts = {part: [(f"{part} example {i}", row) for i, row in enumerate(rows)] for part, rows in made.items()}
+        for part, rows in parts.items():
+            counts[part]["read"] = len(rows)
+        return parts
+    if args.task_validation_source:
+        train, held_out = _given(args, counts)
+    else:
+        train, held_out = _split(args, counts)
     random.Random(seed).shuffle(train)
-    return {"train": train[:args.train_examples], "validation": held_out}
+    kept = train[:args.train_examples]
+    counts["train"]["unused"] = len(train) - len(kept)
+    return {"train": kept, "validation": held_out}
 
 
-def _hash(row: Row) -> str:
-    return hashlib.sha256(json.dumps(row[1], sort_keys=True, default=str).encode()).hexdigest()
+def _given(args: TaskArguments, counts: Counts) -> tuple[list[Row], list[Row]]:
+    """Two sources; the second one's rows with the smallest hashes are held out."""
+    parts = {"train": read_task_rows(args.task_source, args.task_format),
+             "validation": read_task_rows(args.task_validation_source, args.task_format)}
+    for name, argument in (("train", args.task_source), ("validation", args.task_validation_source)):
+        counts[name]["read"] = len(parts[name])
+        if not parts[name]:
+            raise InputError(f"task_source {', '.join(argument)}: no examples in it")
+    ranked = sorted(parts["validation"], key=row_hash)
+    held_out = ranked[:args.validation_examples]
+    counts["validation"]["unused"] = len(ranked) - len(held_out)
+    trained_on = set(map(row_hash, parts["train"]))
+    counts["validation"]["also_trained"] = sum(row_hash(row) in trained_on for row in held_out)
+    return parts["train"], held_out
 
 
-def _read(sources: list[str], args: TaskArguments) -> Iterator[Row]:
-    if args.task_format == "parallel":
-        return _parallel(sources)
-    rows = itertools.chain.from_iterable(map(_records, sources))
-    return {"squad": _squad, "instructions": _instructions}.get(args.task_format, iter)(rows)
+def _split(args: TaskArguments, counts: Counts) -> tuple[list[Row], list[Row]]:
+    """At most a tenth of the rows is held out, see `hold_out`."""
+    rows, place = read_task_rows(args.task_source, args.task_format), f"task_source {', '.join(args.task_source)}"
+    limit = min(args.validation_examples, len(rows) // 10)
+    if limit < 1:
+        raise InputError(f"{place}: {len(rows)} examples are too few to hold a tenth of them out; give more, or "
+                         "--task_validation_source")
+    columns = {name for _, row in rows for name in row}
+    split = hold_out(rows, limit, template_columns(args.prompt or "", columns))
+    if not split.train:
+        raise InputError(f"{place}: its {len(rows)} examples are all equal or share one text, so that none can be "
+                         "held out and be new; give other ones, or --task_validation_source")
+    counts["train"].update(read=len(split.train) + split.left_out, shared=split.left_out)
+    counts["validation"]["read"] = len(split.held_out)
+    return split.train, split.held_out
 
 
-def _records(source: str) -> Iterator[Row]:
-    """Rows of JSON lines, of JSON (a list, or one object), of CSV, or of what `datasets` loads."""
-    files = find_files(source) if source else []
-    for path in files:
-        if suffix_of(path) not in (".jsonl", ".json", ".csv"):
-            raise InputError(f"task_source {path}: a task is read from .jsonl, .json, .csv (also .gz, .zst), a saved "
-                             "data set or a Hub id, and with --task_format parallel from two text files")
-        yield from ((f"{path}{place}", row) for place, row in read_rows(path))
-    if not files:
-        with reading(f"task_source {source}"):
-            yield from ((f"{source}: row {i}", row) for i, row in enumerate(load_saved(source, None, "train")))
+# ---- a row becomes an example
+
+@dataclass(frozen=True)
+class _Template:
+    """A template and the columns that it takes."""
+
+    text: str
+    columns: list[str]
+
+    def fill(self, place: str, row: dict[str, Any], joint: str = " ") -> str:
+        """The text for a row; a column that lists texts gives all of them with `joint` between."""
+        return fill_template(self.text, {name: _joined(place, row, name, joint) for name in self.columns})
+
+    def fill_each(self, place: str, row: dict[str, Any]) -> list[str]:
+        """As `fill`, but one text for each that a column lists."""
+        values = {name: _read(place, row, name) for name in self.columns}
+        sizes = {name: len(value) for name, value in values.items() if isinstance(value, list)}
+        if not sizes:
+            return [self.fill(place, row)]
+        if len(set(sizes.values())) > 1:
+            shown = ", ".join(f"{size} in '{name}'" for name, size in sizes.items())
+            raise InputError(f"{place}: the target's columns list {shown}; expected as many in each")
+        each = [{name: value[i] if name in sizes else value for name, value in values.items()}
+                for i in range(max(sizes.values()))]
+        return [fill_template(self.text, {name: _as_text(place, name, value) for name, value in items.items()})
+                for items in each]
 
 
-def _parallel(sources: list[str]) -> Iterator[Row]:
-    files = [file for source in sources for file in find_files(source)]
-    if len(files) != 2:
-        raise InputError(f"task_source {' '.join(sources)}: {len(files)} files; parallel text is two, "
-                         "the source first")
-    sides = [[line.rstrip("\r") for line in read_text(path).removesuffix("\n").split("\n")] for path in files]
-    if len(sides[0]) != len(sides[1]):
-        raise InputError(f"task_source: {files[0]} has {len(sides[0])} lines and {files[1]} {len(sides[1])}; parallel "
-                         "files have the same number, line by line")
-    for i, (source, target) in enumerate(zip(*sides, strict=True), 1):
-        yield f"{files[0]} and {files[1]}, line {i}", {"source": source, "target": target}
+
+def _templates(args: TaskArguments, rows: list[Row]) -> dict[str, _Template]:
+    """Those that are given; what stands in braces is a column if any row has it."""
+    columns = {name for _, row in rows for name in row}
+    given = {"test": args.test}
+    if args.task_format != "chat":
+        given |= {"prompt": args.prompt, "target": args.target, "copied": args.copied}
+    if "pass_at_k" in args.metrics:
+        given["program"] = args.program
+    return {name: _Template(text, template_columns(text, columns)) for name, text in given.items()
+            if text is not None}
 
 
-def _squad(rows: Iterable[Row]) -> Iterator[Row]:
-    """Version 1 and 2: `answers` are all the different ones given, or `UNANSWERABLE`."""
-    for place, record in rows:
-        try:
-            for paragraph in (p for article in record["data"] for p in article["paragraphs"]):
-                for qa in paragraph["qas"]:
-                    answers = list(dict.fromkeys(answer["text"] for answer in qa["answers"])) or [UNANSWERABLE]
-                    yield f"{place}: question {qa.get('id', qa['question'])}", {
-                        "context": paragraph["context"], "question": qa["question"], "answers": answers}
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{place}: not SQuAD: {error} is missing or of another kind; expected data > paragraphs "
-                             "> context, qas > question, answers > text") from None
+def _read(place: str, row: dict[str, Any], name: str) -> Any:
+    try:
+        return read_column(row, name)
+    except KeyError:
+        raise InputError(f"{place}: no column '{name}'; it has {', '.join(row)}{did_you_mean(name, row)}") from None
 
 
-def _instructions(rows: Iterable[Row]) -> Iterator[Row]:
-    """prompt and response, or instruction, input (may be empty or missing) and output, also in `instances`."""
+def _joined(place: str, row: dict[str, Any], name: str, joint: str = " ") -> str:
+    """The text of a column; of a list all its items with `joint` between."""
+    value = _read(place, row, name)
+    items = value if isinstance(value, list) else [value]
+    return joint.join(_as_text(place, name, item) for item in items)
+
+
+def _as_text(place: str, name: str, value: Any) -> str:
+    try:
+        return item_text(value)
+    except TypeError as error:
+        raise InputError(f"{place}: column '{name}' {error}") from None
+
+
+def _examples(rows: Iterable[Row], args: TaskArguments, templates: dict[str, _Template], counts: Counter,
+              with_columns: bool) -> list[dict[str, Any]]:
+    found = []
     for place, row in rows:
-        for part in row.get("instances") or [row]:
-            asked = row.get("prompt") or row.get("instruction")
-            answer = next((part[name] for name in ("response", "output", "completion") if name in part), None)
-            if not isinstance(asked, str) or answer is None:
-                raise InputError(f"{place}: not an instruction; expected prompt and response, or instruction, input "
-                                 f"and output; it has {', '.join(row)}")
-            more = part.get("input") or part.get("context")
-            yield place, {"prompt": f"{asked}\n\n{more}" if more else asked, "response": answer}
+        example = _example(place, row, args, templates, counts)
+        if example is None:
+            continue
+        if with_columns:
+            names = templates["prompt"].columns if "prompt" in templates else []
+            example["columns"] = json.dumps({name: _joined(place, row, name) for name in names}, ensure_ascii=False)
+        found.append(example)
+    return found
 
 
-def _example(place: str, row: dict[str, Any], args: TaskArguments) -> dict[str, Any] | None:
+def _example(place: str, row: dict[str, Any], args: TaskArguments, templates: dict[str, _Template],
+             counts: Counter) -> dict[str, Any] | None:
+    """None: it is left out, and counted."""
     if args.task_format == "chat":
-        messages = _messages(place, row, args.assistant_role)
-        question, answer = (message["content"] for message in messages[-2:])
-        return {"prompt": "", "target": answer, "references": [answer], "source": question, "messages": messages}
-    if args.prompt is None or args.target is None and args.choices is None:
-        raise InputError("prompt, target: missing; give templates in which {name} stands for a column; "
-                         f"{place} has {', '.join(row)}")
-    [prompt], [source] = (_fill(template, row, place) for template in (args.prompt, args.copied or args.prompt))
-    references, more = _fill(args.target, row, place, each=True) if args.target else [], {}
+        example = _conversation(place, row, args, counts)
+    elif args.prompt is None and args.target is None and args.choices is None:
+        example = _question_and_answer(place, row, args.task_format)
+    else:
+        example = _from_templates(place, row, args, templates)
+    if example is None or _is_empty(place, example, args, counts):
+        return None
+    if "program" in templates:
+        example["program"] = _program(place, row, example, templates)
+    return {"place": place, **example}
+
+
+def _is_empty(place: str, example: dict[str, Any], args: TaskArguments, counts: Counter) -> bool:
+    """Whether there is nothing to ask or to answer, which has to be allowed. Choices may go without a prompt."""
+    asked = example["messages"][-2]["content"] if "messages" in example else example["prompt"]
+    needed = {"target": example["target"]} if args.choices else {"prompt": asked, "target": example["target"]}
+    empty = [name for name, text in needed.items() if not text.strip()]
+    if empty and not args.drop_empty:
+        raise InputError(f"{place}: the {empty[0]} is empty; mend it, or leave such examples out with --drop_empty")
+    counts["empty"] += bool(empty)
+    return bool(empty)
+
+
+def _conversation(place: str, row: dict[str, Any], args: TaskArguments, counts: Counter) -> dict[str, Any] | None:
+    """The turns up to the last answer; what the user says after it has none."""
+    messages = read_messages(place, row, args)
+    if messages[-1]["role"] == "assistant":
+        return _talk(messages, [messages[-1]["content"]])
+    answered = messages[:-1]
+    if not answered or answered[-1]["role"] != "assistant":
+        counts["unanswered"] += 1
+        return None
+    counts["lost_turn"] += 1
+    return _talk(answered, [answered[-1]["content"]])
+
+
+def _talk(messages: list[Message], references: list[str]) -> dict[str, Any]:
+    """An example whose prompt the chat template writes."""
+    return {"prompt": "", "source": messages[-2]["content"], "target": messages[-1]["content"],
+            "references": references, "messages": messages}
+
+
+def _asked(question: str, references: list[str], system: str = "") -> dict[str, Any]:
+    """A conversation of one question and its answer."""
+    first = [{"role": "system", "content": system}] if system else []
+    answer = references[0] if references else ""
+    return _talk([*first, {"role": "user", "content": question.strip()},
+                  {"role": "assistant", "content": answer}], references)
+
+
+def _question_and_answer(place: str, row: dict[str, Any], task_format: str) -> dict[str, Any]:
+    """Without templates the columns have the usual names, and the chat template says how they are written."""
+    found = row if task_format == "instructions" else as_instruction(row)
+    if found is None:
+        raise _templates_missing(place, row)
+    response = found["response"]
+    answers = response if isinstance(response, list) else [response]
+    return _asked(found["prompt"], [_as_text(place, "response", answer) for answer in answers],
+                  found.get("system", ""))
+
+
+def _templates_missing(place: str, row: dict[str, Any]) -> InputError:
+    return InputError("prompt, target: missing; give templates in which {name} stands for a column, or, for columns "
+                      f"such as prompt and response, only a --chat_template; {place} has {', '.join(row)}")
+
+
+def _from_templates(place: str, row: dict[str, Any], args: TaskArguments,
+                    templates: dict[str, _Template]) -> dict[str, Any]:
+    if "prompt" not in templates and not args.choices or "target" not in templates and not args.choices:
+        raise _templates_missing(place, row)
+    prompt = templates["prompt"].fill(place, row) if "prompt" in templates else ""
+    source = templates["copied"].fill(place, row) if "copied" in templates else prompt
+    references = templates["target"].fill_each(place, row) if "target" in templates else []
+    more: dict[str, Any] = {}
     if args.choices:
-        choices, answer = (_column(name, row, place) for name in (args.choices, args.answer or "answer"))
-        if not (isinstance(answer, int) and 0 <= answer < len(choices)):
-            raise InputError(f"{place}: the answer {answer!r} is not an index, from 0, of {len(choices)} choices")
         prompt = prompt.rstrip(" ") or prompt
-        references = references if args.target else [spaced_choice(prompt, choices[answer])]
-        more = {"choices": choices, "answer": answer}
-    target = references[0] if references else ""
-    for name, text in (("prompt", prompt), ("target", target)):
-        if not text.strip():
-            if args.drop_empty:
-                return None
-            raise InputError(f"{place}: the {name} is empty; mend it, or leave such examples out with --drop_empty")
-    if args.test:
-        [more["test"]] = _fill(args.test, row, place, joint="\n")
-    return {"prompt": prompt, "source": source, "target": target, "references": references, **more}
+        more = _choices(place, row, args)
+        references = references or [spaced_choice(prompt, more["choices"][more["answer"]])]
+    if "test" in templates:
+        more["test"] = templates["test"].fill(place, row, joint="\n")
+    if args.chat_template is None:
+        target = references[0] if references else ""
+        return {"prompt": prompt, "source": source, "target": target, "references": references, **more}
+    if args.choices:
+        raise InputError("chat_template: choices are scored after a plain prompt; leave one of the two out")
+    return _asked(prompt, references) | {"source": source} | more
 
 
-def _column(name: str, row: dict[str, Any], place: str) -> Any:
-    value: Any = row
-    for part in name.split("."):
-        if not isinstance(value, dict) or part not in value:
-            raise InputError(f"{place}: no column '{name}'; it has {', '.join(row)}")
-        value = value[part]
-    return "" if value is None else value
+def _choices(place: str, row: dict[str, Any], args: TaskArguments) -> dict[str, Any]:
+    """The texts to choose from and the index of the right one."""
+    texts, answer = _read(place, row, args.choices), _read(place, row, args.answer or "answer")
+    if not isinstance(texts, list):
+        raise InputError(f"{place}: column '{args.choices}' holds {str(texts)[:40]!r}; expected a list of choices")
+    if isinstance(answer, str) and answer.strip().isdecimal():  # a table of text has no numbers
+        answer = int(answer)
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(texts):
+        raise InputError(f"{place}: the answer {answer!r} is not an index, from 0, of {len(texts)} choices")
+    return {"choices": [_as_text(place, args.choices, text) for text in texts], "answer": answer}
 
 
-def _fill(template: str, row: dict[str, Any], place: str, *, each: bool = False, joint: str = " ") -> list[str]:
-    """The template with columns in place of {name} or {name.inner}. Of a column that lists texts: all of them with
-    `joint` between, or, with `each`, one result for each text."""
-    values = {name: _column(name, row, place) for name in FIELD.findall(template)}
-    lists = {name: value for name, value in values.items() if isinstance(value, list)}
-    if not each or not lists:
-        values |= {name: joint.join(map(str, texts)) for name, texts in lists.items()}
-        return [FIELD.sub(lambda match: str(values[match[1]]), template)]
-    one_of_each = [values | dict(zip(lists, texts, strict=True)) for texts in zip(*lists.values(), strict=True)]
-    return [FIELD.sub(lambda match, chosen=chosen: str(chosen[match[1]]), template) for chosen in one_of_each]
-
-
-def _messages(place: str, row: dict[str, Any], assistant_role: str) -> list[dict[str, str]]:
-    """Turns as role and content: perhaps a system's first, then user and assistant in turn, the assistant last."""
-    name = next((name for name in CONVERSATIONS if name in row), None)
-    if name is None:
-        raise InputError(f"{place}: no column {', '.join(CONVERSATIONS)}; it has {', '.join(row)}")
-    messages = []
-    for turn in row[name]:
-        try:
-            role, content = turn if isinstance(turn, list) else (
-                next(turn[key] for key in keys if key in turn) for keys in (ROLE_KEYS, CONTENT_KEYS))
-            if not content.strip():
-                raise ValueError
-        except (RuntimeError, TypeError, ValueError, AttributeError, KeyError):  # no such keys: StopIteration inside
-            raise InputError(f"{place}: turn {len(messages)} is {str(turn)[:60]!r}; expected a role and a text that "
-                             "is not empty") from None
-        role = str(role).lower()
-        known = {assistant_role.lower(): "assistant", "human": "user", "gpt": "assistant"}
-        messages.append({"role": known.get(role, role), "content": content})
-    roles = [message["role"] for message in messages]
-    expected = (["system"] if roles[:1] == ["system"] else []) + ["user", "assistant"] * len(roles)
-    if roles != expected[:len(roles)] or roles[-1:] != ["assistant"]:
-        raise InputError(f"{place}: the roles are {', '.join(roles) or 'none'}; expected system or nothing, then user "
-                         "and assistant in turn, the assistant last (--assistant_role names it)")
-    return messages
+def _program(place: str, row: dict[str, Any], example: dict[str, Any], templates: dict[str, _Template]) -> list[str]:
+    """What pass_at_k runs, cut where the model's answer stands. {test} is the template of that name if one is given;
+    other names are columns as they were read, then the whole prompt and the target."""
+    known = {"prompt": example["source"] if "messages" in example else example["prompt"], "target": example["target"]}
+    values = {}
+    for name in templates["program"].columns:
+        if name == "test" and "test" in example:
+            values[name] = example["test"]
+        elif name in known and name not in row:
+            values[name] = known[name]
+        elif name != "prediction":
+            values[name] = _joined(place, row, name, joint="\n")
+    return [fill_template(part, values) for part in templates["program"].text.split(PREDICTION)]

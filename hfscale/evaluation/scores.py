@@ -133,11 +133,10 @@ def _score_text(system: System, model: PreTrainedModel, tokenizer: PreTrainedTok
 def _score_task(system: System, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Dataset,
                 args: Any, journal: Journal) -> None:
     context, asked, shown = context_limit(model) or 2**31, examples, {}
-    if args.task_format == "chat":
+    if "messages" in examples.column_names:
         set_chat_template(tokenizer, args.chat_template)
     if set(args.metrics) != {"accuracy"}:  # the target's length does not matter
-        bare = examples.remove_columns("target").add_column("target", [""] * len(examples))
-        fitted, cut = fit_examples(DatasetDict(validation=bare), tokenizer, args, context)
+        fitted, cut = fit_examples(DatasetDict(validation=examples), tokenizer, args, context, for_training=False)
         asked, names = fitted["validation"], DECODING if args.do_sample else ("do_sample", "seed")
         shown = {"max_new_tokens": args.max_new_tokens, "stop_strings": args.stop_strings,
                  **{name: getattr(args, name) for name in names}, "shortened": cut["validation"]}
@@ -193,8 +192,11 @@ def _judge_items(system: System, columns: dict[str, np.ndarray], references: Seq
 
 def data_fingerprint(data: Dataset | None, args: Any) -> str | None:
     """Of the documents' text; of all columns of a task's examples; of lm-eval's local file."""
+    if data is not None and args.task_source:
+        told = [name for name in ("place", "columns") if name in data.column_names]  # where and whence, not what
+        return _digest(list(data.remove_columns(told)))
     if data is not None:
-        return _digest(list(data)) if args.task_source else text_fingerprint(data)
+        return text_fingerprint(data)
     return _digest(Path(args.lm_eval_data).read_text("utf-8")) if args.lm_eval_data else None
 
 

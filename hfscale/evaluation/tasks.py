@@ -1,5 +1,6 @@
 """A model's answers to a task's examples and their statistics: generated text, choices by likelihood, programs."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
@@ -12,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError, TaskArguments
 from hfscale.data.packing import encode_texts
-from hfscale.data.tasks import FIELD, spaced_choice
+from hfscale.data.tasks import spaced_choice
 from hfscale.evaluation.batches import Journal, run_batches, run_sorted
-from hfscale.evaluation.code import run_program
+from hfscale.evaluation.code import Outcome, run_program
 from hfscale.evaluation.metrics import TEXT_METRICS, choice_statistics, pass_at_k_statistics, text_statistics
 from hfscale.evaluation.perplexity import Window, score_windows
 from hfscale.generation import cut_at_stop
@@ -117,6 +118,27 @@ def score_choices(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ex
             [{"logliks": values, "cut_tokens": max(n)} for values, n in zip(logliks, per_item(cut), strict=True)])
 
 
+def check_programs(examples: Dataset, *, allow_code_execution: bool, most: int = 5) -> None:
+    """Say on stderr, before anything is generated, if the programs cannot tell a right answer: the model's has no
+    place in them, or none of the first right answers passes. Raises InputError as `run_program`."""
+    if len(examples["program"][0]) == 1:
+        print("program: has no {prediction}, so that what the model answers is not run", file=sys.stderr)
+        return
+    answered = examples.filter(lambda references: bool(references), input_columns="references").take(
+        min(most, len(examples)))
+    outcomes: list[Outcome] = []
+    for row in answered:
+        program = row["references"][0].join(row["program"])
+        outcomes.append(run_program(program, allow_code_execution=allow_code_execution))
+        if outcomes[-1].passed:
+            return
+    if outcomes:
+        said = outcomes[0].output.strip().splitlines()[-1:] or ["no error, but it did not come to its end"]
+        place = answered[0].get("place", "example 0")
+        print(f"program: none of the first {len(outcomes)} right answers passes its test; {place}: {said[0][:200]} "
+              "(--program says what is run)", file=sys.stderr)
+
+
 def answer_task(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Dataset, args: TaskArguments, *,
                 num_samples: int = 1, pass_at: Sequence[int] = (1,), allow_code_execution: bool = False,
                 batch_size: int = 8, journal: Journal | None = None, **decoding) -> tuple[dict, list[dict]]:
@@ -133,6 +155,8 @@ def answer_task(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, exam
             record |= {"choices": row["choices"], "answer": row["answer"], **scored}
     if set(args.metrics) == {"accuracy"}:
         return columns, records
+    if "pass_at_k" in args.metrics and PartialState().is_main_process:
+        check_programs(examples, allow_code_execution=allow_code_execution)
     asked = examples.select(np.repeat(np.arange(len(examples)), num_samples))
     answers = predict(model, tokenizer, asked, max_new_tokens=args.max_new_tokens, stop_strings=args.stop_strings,
                       **common, **decoding)
@@ -141,14 +165,14 @@ def answer_task(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, exam
     columns |= text_statistics([answer["prediction"] for answer in answers[::num_samples]], examples["references"][:],
                                [metric for metric in args.metrics if metric in TEXT_METRICS], args.metric_options)
     if "pass_at_k" in args.metrics:
-        rows = [row | {"prediction": answer["prediction"]} for row, answer in zip(asked, answers, strict=True)]
-        programs = [FIELD.sub(lambda name, row=row: row[name[1]], args.program) for row in rows]
+        predictions = [answer["prediction"] for answer in answers]
+        programs = [text.join(parts) for text, parts in zip(predictions, asked["program"], strict=True)]
         passed = run_batches(programs, lambda program: run_program(
             program, allow_code_execution=allow_code_execution).passed, desc="running programs", journal=journal,
             progress=True)
         for i, record in enumerate(records):
             mine = slice(i * num_samples, (i + 1) * num_samples)
-            record |= {"predictions": [row["prediction"] for row in rows[mine]], "passed": passed[mine]}
+            record |= {"predictions": predictions[mine], "passed": passed[mine]}
         columns["pass_at_k"] = pass_at_k_statistics([num_samples] * len(records),
                                                     [sum(record["passed"]) for record in records], pass_at)
     return columns, records

@@ -1,0 +1,96 @@
+"""Conversations of any form -> turns of role and content, as chat templates read them."""
+
+from typing import Any, TypeAlias
+
+from hfscale.config import InputError, TaskArguments
+
+CONVERSATIONS = ("messages", "conversations", "turns")
+ROLE_KEYS = ("role", "from", "speaker")
+CONTENT_KEYS = ("content", "value", "text", "utterance")
+ALIASES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant"}
+IN_TURN = ("user", "assistant")
+
+Message: TypeAlias = dict[str, str]  # role and content
+
+
+def read_messages(place: str, row: dict[str, Any], args: TaskArguments) -> list[Message]:
+    """The turns of a conversation: perhaps a system's first, then user and assistant in turn.
+
+    Roles are `args.user_role` and `args.assistant_role` in any case, or usual names for them; of two names of which
+    one is known the other is the other. Turns without names are the user's and the assistant's in turn.
+
+    Raises InputError: no such column, a turn without role or text, roles that are unknown or out of order.
+    """
+    name = next((name for name in CONVERSATIONS if name in row), None)
+    if name is None:
+        raise InputError(f"{place}: no column {', '.join(CONVERSATIONS)}; it has {', '.join(row)}")
+    if not isinstance(row[name], list):
+        raise InputError(
+            f"{place}: column '{name}' holds {str(row[name])[:60]!r}; expected a list of turns"
+        )
+    said = [_read_turn(place, i, turn) for i, turn in enumerate(row[name])]
+    roles = _known_roles([role for role, _ in said], args)
+    messages = [{"role": roles[role], "content": content} for role, content in said]
+    _check_roles(place, [message["role"] for message in messages])
+    return messages
+
+
+def opening_text(turns: Any) -> str:
+    """What is said in the first two turns after a system's; nothing: this is no conversation."""
+    if not isinstance(turns, list):
+        return ""
+    try:
+        said = [_read_turn("", i, turn) for i, turn in enumerate(turns[:3])]
+    except InputError:
+        return ""
+    begins = said[1:] if said[:1] and said[0][0] == "system" else said[:2]
+    return "\n".join(content for _, content in begins)
+
+
+def _read_turn(place: str, number: int, turn: Any) -> tuple[str, str]:
+    """Role, in lower case, and content of a turn: named values, a pair, or a text alone."""
+    role, content = None, None
+    if isinstance(turn, dict):
+        role = next((turn[key] for key in ROLE_KEYS if key in turn), None)
+        content = next((turn[key] for key in CONTENT_KEYS if key in turn), None)
+    elif isinstance(turn, list) and len(turn) == 2:
+        role, content = turn
+    elif isinstance(turn, str):
+        role, content = IN_TURN[number % 2], turn
+    if isinstance(content, list):
+        content = _join_parts(content)
+    if role is None or not isinstance(content, str) or not content.strip():
+        raise InputError(
+            f"{place}: turn {number} is {str(turn)[:60]!r}; expected a role and a text that is not empty"
+        )
+    return str(role).strip().lower(), content
+
+
+def _join_parts(parts: list[Any]) -> str | None:
+    """A content of several parts, as some files have it, if all are text."""
+    texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
+    return "".join(texts) if all(isinstance(text, str) for text in texts) else None
+
+
+def _known_roles(names: list[str], args: TaskArguments) -> dict[str, str]:
+    """What each name of a conversation means; a name that nothing is known of means itself."""
+    given = {
+        args.user_role.strip().lower(): "user",
+        args.assistant_role.strip().lower(): "assistant",
+    }
+    meanings = {name: (ALIASES | given).get(name, name) for name in names}
+    unknown = [name for name, role in meanings.items() if role not in (*IN_TURN, "system")]
+    missing = [role for role in IN_TURN if role not in meanings.values()]
+    if len(unknown) == len(missing) == 1:
+        meanings[unknown[0]] = missing[0]
+    return meanings
+
+
+def _check_roles(place: str, roles: list[str]) -> None:
+    first = ["system"] if roles[:1] == ["system"] else []
+    expected = [*first, *IN_TURN * len(roles)]
+    if not roles or roles != expected[: len(roles)]:
+        raise InputError(
+            f"{place}: the roles are {', '.join(roles) or 'none'}; expected system or nothing, then user "
+            "and assistant in turn (--user_role and --assistant_role name them)"
+        )
