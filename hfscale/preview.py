@@ -2,6 +2,7 @@
 
 import math
 import os
+from itertools import pairwise
 
 import psutil
 import torch
@@ -17,22 +18,16 @@ from hfscale.models import context_limit, count_parameters
 from hfscale.scaling.flops import Shape
 from hfscale.scaling.memory import Sharding, Step, sharding_of, step_memory_bytes
 
-SHOWN_TOKENS = 12
+SHOWN_TOKENS = 24  # of each part that is scored, or is not
 
 
 def preview(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: DatasetDict | dict,
             args: TrainingArguments) -> None:
-    """Print (rank 0) the beginning of a packed row with its labels, the counts, and the memory of a step."""
+    """Print (rank 0) the first text of a packed row with its labels, the counts, and the memory of a step."""
     if not is_main_rank():
         return
     console, row = Console(), next(iter(rows["train"]))
-    table = Table("position", "token", "input_ids", "label", title="The first training row begins")
-    for i in range(min(SHOWN_TOKENS, len(row["input_ids"]))):
-        label = row["labels"][i]
-        scored = "not scored" if i == 0 or label == IGNORED else repr(tokenizer.decode([label]))
-        table.add_row(str(row["position_ids"][i]), repr(tokenizer.decode([row["input_ids"][i]])),
-                      str(row["input_ids"][i]), scored)
-    console.print(table)
+    console.print(_row_table(row, tokenizer))
     max_length = len(row["input_ids"])
     counts = Table("what", "value", title="The run", show_header=False)
     for name, part in ((name, part) for name, part in rows.items() if isinstance(part, Dataset)):
@@ -55,6 +50,34 @@ def preview(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Da
         print("this does not fit: lower per_device_train_batch_size (and raise gradient_accumulation_steps), or add "
               "--activation_checkpointing; hfscale plan shows what fits where")
     print("dry run: nothing was trained or written")
+
+
+def _row_table(row: dict, tokenizer: PreTrainedTokenizerBase) -> Table:
+    """The first text of the row up to its last scored token, the middle of long parts left out."""
+    table = Table("position", "token", "input_ids", "label", title="The first training row begins")
+    for part in _parts(row):
+        hidden = part[SHOWN_TOKENS // 2:-SHOWN_TOKENS // 2] if len(part) > SHOWN_TOKENS else []
+        for i in part:
+            if hidden and i == hidden[0]:
+                table.add_row("...", f"{len(hidden):,} more", "", "")
+            if i not in hidden:
+                token, label = row["input_ids"][i], row["labels"][i]
+                shown = repr(tokenizer.decode([label])) if _is_scored(row, i) else "not scored"
+                table.add_row(str(row["position_ids"][i]), repr(tokenizer.decode([token])), str(token), shown)
+    return table
+
+
+def _is_scored(row: dict, i: int) -> bool:
+    return i > 0 and row["labels"][i] != IGNORED
+
+
+def _parts(row: dict) -> list[range]:
+    """Runs of places that are scored or are not, in turn, of the first text: positions begin anew with the next."""
+    positions = row["position_ids"]
+    end = next((i for i in range(1, len(positions)) if positions[i] == 0), len(positions))
+    bounds = [0, *(i for i in range(1, end) if _is_scored(row, i) != _is_scored(row, i - 1)), end]
+    parts = [range(*pair) for pair in pairwise(bounds)]
+    return parts[:-1] if len(parts) > 1 and not _is_scored(row, parts[-1][0]) else parts
 
 
 def memory_at_hand(model: PreTrainedModel, args: TrainingArguments, row: dict) -> dict[str, int]:

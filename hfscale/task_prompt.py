@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,10 @@ class TaskPrompt:
 
         Raises InputError: several columns, and the text is neither of the last two.
         """
-        if self.prompt is None or not self.columns or self._is_filled(text):
+        if self.prompt is None or self._is_filled(text):
             return text
+        if not self.columns:
+            return text or self.prompt
         row = _json_object(text)
         if row is None and len(self.columns) == 1:
             row = {self.columns[0]: text}
@@ -54,6 +56,15 @@ class TaskPrompt:
             except TypeError as error:
                 raise InputError(f"the prompt: '{name}' {error}") from None
         return fill_template(self.prompt, values)
+
+    def typed(self, row: dict[str, str]) -> str:
+        """What a user types to ask about a row: the text of the only column, where `fill` takes it for that, else the
+        row as JSON."""
+        if len(row) == 1:
+            [text] = row.values()
+            if self.fill(text) == self.fill_row(row):
+                return text
+        return json.dumps(row, ensure_ascii=False) if row else ""
 
     def example(self) -> str:
         """A row of the form that `fill` reads, as JSON."""
@@ -80,16 +91,24 @@ def _json_object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def save_task_prompt(
-    folder: str | Path,
-    *,
-    prompt: str | None,
-    columns: Iterable[str],
-    stop_strings: Iterable[str] | None,
-    max_new_tokens: int,
-) -> None:
-    """Write `task.json` into a model's folder: the arguments are the fields of `TaskPrompt`."""
-    task = TaskPrompt(prompt, list(columns), list(stop_strings or []), max_new_tokens)
+def ask_command(folder: str, task: TaskPrompt, row: dict[str, str]) -> str:
+    """The line that asks the model in a folder about a row, to be typed into a shell."""
+    return shell_line("generate", folder, [task.typed(row)])
+
+
+def shell_line(recipe: str, folder: str, prompts: list[str]) -> str:
+    """`hfscale <recipe> --model <folder> --prompts ...` with the likeliest answers."""
+    flags = [word for text in prompts for word in _prompt_words(text)]
+    return shlex.join(["hfscale", recipe, "--model", folder, "--do_sample", "false", *flags])
+
+
+def _prompt_words(text: str) -> list[str]:
+    """A text that begins like a flag has to be tied to its own."""
+    return [f"--prompts={text}"] if text.startswith("--") else ["--prompts", text]
+
+
+def save_task_prompt(folder: str | Path, task: TaskPrompt) -> None:
+    """Write `task.json` into a model's folder."""
     text = json.dumps(asdict(task), indent=2, ensure_ascii=False)
     write_text(Path(folder, TASK_FILE), text + "\n")
 

@@ -7,7 +7,16 @@
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from hfscale.config import AdapterArguments, InputError, RunArguments, ShapeArguments, TaskArguments, parse_args, run
+from hfscale.config import (
+    AdapterArguments,
+    InputError,
+    RunArguments,
+    ShapeArguments,
+    TaskArguments,
+    is_main_rank,
+    parse_args,
+    run,
+)
 
 
 @dataclass
@@ -25,44 +34,46 @@ def main(argv: list[str] | None = None) -> None:
 
     from transformers import set_seed
 
-    from hfscale.adapters import load_for_training, merge_saved_adapter
+    from hfscale.adapters import merge_saved_adapter
     from hfscale.data.packing import collate_rows
-    from hfscale.data.supervised import collate_padded, fit_examples, set_chat_template, supervised_rows
-    from hfscale.data.tasks import baseline_answers, example_texts, load_task
-    from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer
-    from hfscale.evaluation.answers import GenerationMetrics, measure_answers, sample_texts, show_answers
-    from hfscale.models import context_limit, new_model
+    from hfscale.data.supervised import collate_padded, fit_examples, supervised_rows
+    from hfscale.data.tasks import baseline_answers, count_dropped, example_texts, load_task, task_prompt
+    from hfscale.evaluation.answers import (
+        GenerationMetrics,
+        measure_answers,
+        not_measured,
+        ready_command,
+        sample_texts,
+        show_answers,
+        show_examples,
+    )
+    from hfscale.models import context_limit
     from hfscale.preview import preview
     from hfscale.run_folder import check_output_dir, clear_output_dir, newest_checkpoint
     from hfscale.run_record import write_run
+    from hfscale.task_prompt import save_task_prompt
     from hfscale.training import LMTrainer, training_arguments
 
-    is_new = args.model == "new"
     by_length = {"train_sampling_strategy": "group_by_length"} if args.packing == "pad" else {}
-    training_args = training_arguments(by_length | args.training, width=args.n_embd if is_new else 256)
+    width = args.n_embd if args.model == "new" else 256
+    training_args = training_arguments(by_length | args.training, width=width)
+    left_to_score = not_measured(args)
     if not args.dry_run:
         check_output_dir(training_args.output_dir, resume=args.resume, overwrite=args.overwrite)
 
     set_seed(training_args.seed)
+    counts: dict = {}
     with training_args.main_process_first(desc="preparing the data"):  # the other ranks read its cache
-        examples = load_task(args, seed=training_args.seed)
+        examples = load_task(args, seed=training_args.seed, counts=counts)
         texts = example_texts(examples)
-    if is_new:
-        if args.lora_rank or args.peft_type or args.freeze_layers:
-            raise InputError("model new: random weights are trained whole; leave out adapters and freeze_layers")
-        tokenizer = load_tokenizer(args.tokenizer or "train:1024", texts["train"],
-                                   trust_remote_code=args.trust_remote_code)
-        tokenizer.add_tokens(args.add_tokens, special_tokens=True)
-        model = new_model(tokenizer, **{f.name: getattr(args, f.name) for f in fields(ShapeArguments)})
-    else:
-        tokenizer = load_pretrained_tokenizer(args.tokenizer or args.model, trust_remote_code=args.trust_remote_code)
-        model = load_for_training(args, tokenizer)
-    if args.task_format == "chat":
-        set_chat_template(tokenizer, args.chat_template)
+    task = task_prompt(args, examples)
+    model, tokenizer = make_model(args, texts["train"], is_chat=task.prompt is None)
     max_length = min(context_limit(model) or 1024, 1024) if args.max_length is None else args.max_length
-    examples, cut = fit_examples(examples, tokenizer, args, max_length)
+    examples, cut = fit_examples(examples, tokenizer, args, max_length, counts=counts)
     rows = supervised_rows(examples, tokenizer, max_length, args.packing)
     if args.dry_run:
+        if is_main_rank():
+            show_examples(counts)
         return preview(model, tokenizer, rows, training_args)
     checkpoint = newest_checkpoint(training_args) if args.resume else None
     baseline, _ = measure_answers(baseline_answers(args.baseline, examples), examples["validation"], args, "baseline")
@@ -80,12 +91,42 @@ def main(argv: list[str] | None = None) -> None:
     trainer.save_state()
 
     if trainer.is_world_process_zero():
+        folder = training_args.output_dir
         if args.merge:
-            merge_saved_adapter(training_args.output_dir, trust_remote_code=args.trust_remote_code)
+            merge_saved_adapter(folder, trust_remote_code=args.trust_remote_code)
+        save_task_prompt(folder, task)
         samples = sample_texts(examples["validation"], answers)
-        write_run(trainer, __file__, args, argv, texts, rows, metrics, samples, {"shortened": cut})
+        write_run(trainer, __file__, args, argv, texts, rows, metrics, samples, {
+            "dropped": count_dropped(counts), "shortened": cut, "examples": counts})
+        show_examples(counts)
         show_answers(metrics, args.baseline, samples)
-        print(f"model, tokenizer and run.json: {training_args.output_dir}")
+        print(f"\nmodel, tokenizer and run.json: {folder}")
+        if left_to_score:
+            print(f"not measured here, but by score --model {folder}: {', '.join(left_to_score)}")
+        print(f"next: {ready_command(folder, task, examples['validation'])}")
+
+
+def make_model(args: FinetuneTaskArguments, texts, *, is_chat: bool):
+    """Model and tokenizer: the checkpoint to go on from, or random weights and a tokenizer made from the texts."""
+    from hfscale.adapters import load_for_training
+    from hfscale.data.supervised import add_template_characters, set_chat_template
+    from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer
+    from hfscale.models import new_model
+
+    if args.model != "new":
+        tokenizer = load_pretrained_tokenizer(args.tokenizer or args.model, trust_remote_code=args.trust_remote_code)
+        model = load_for_training(args, tokenizer)
+        if is_chat:
+            set_chat_template(tokenizer, args.chat_template)
+        return model, tokenizer
+    if args.lora_rank or args.peft_type or args.freeze_layers:
+        raise InputError("model new: random weights are trained whole; leave out adapters and freeze_layers")
+    tokenizer = load_tokenizer(args.tokenizer or "train:1024", texts, trust_remote_code=args.trust_remote_code)
+    tokenizer.add_tokens(args.add_tokens, special_tokens=True)
+    if is_chat:
+        set_chat_template(tokenizer, args.chat_template)
+        add_template_characters(tokenizer)
+    return new_model(tokenizer, **{f.name: getattr(args, f.name) for f in fields(ShapeArguments)}), tokenizer
 
 
 if __name__ == "__main__":

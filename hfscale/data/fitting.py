@@ -31,15 +31,18 @@ class Fitting:
             whole_size = whole_size or size
             if size <= room:
                 return candidate, whole_size - size
+        if "messages" in example and not example.get("truncated"):
+            # The last question is not cut for the sake of a long answer.
+            room = self.max_length - self.args.max_new_tokens
         question = self._question(candidate)
-        while question:  # a text that was cut can take more tokens than were left of it
-            question = self._cut(question, max(1, size - room), self.args.shorten)
+        while size > room and question:  # a text that was cut can take more tokens than were left
+            question = self._cut(question, size - room, self.args.shorten)
             if question.strip():
                 candidate = self._with_question(candidate, question)
-                size, room = self._length(candidate["prompt"]), self._room(candidate)
-                if size <= room:
-                    return candidate, whole_size - size
-        return None
+                size = self._length(candidate["prompt"])
+        if size > self._room(candidate):
+            return None
+        return candidate, whole_size - size
 
     def truncate(self, example: Example) -> tuple[Example, int] | None:
         """As `fit`, with as much of the target as there is room for beside a prompt that leaves some for
@@ -121,7 +124,7 @@ class Fitting:
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         spans = encoded["offset_mapping"]
-        drop = min(num_tokens, len(spans))
+        drop = min(max(1, num_tokens), len(spans))
         if side == "start":
             return text[max(1, spans[drop - 1][1]) :]
         return text[: min(len(text) - 1, spans[-drop][0])]

@@ -1,5 +1,6 @@
 """Prompt and target -> rows in which only the target, and the EOS after it, carries loss."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,6 +41,19 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
     if "{% generation %}" not in tokenizer.chat_template.replace("{%-", "{%"):
         raise InputError("the chat template does not mark the answers with {% generation %} ... {% endgeneration %}, "
                          "so their tokens cannot be told; mark them, or give --chat_template chatml")
+
+
+def add_template_characters(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a new tokenizer the characters that the chat template writes and it does not know: one of characters has
+    those of the conversations alone, and role names and marks would all be the unknown token."""
+    turns = [{"role": role, "content": ""} for role in ("system", "user", "assistant")]
+    frame = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown == tokenizer.eos_token_id:  # GPT-2's stands for nothing
+        return
+    missing = [character for character in sorted(set(frame))
+               if unknown in tokenizer(character, add_special_tokens=False)["input_ids"]]
+    tokenizer.add_tokens(missing)
 
 
 def fit_examples(examples: DatasetDict, tokenizer: PreTrainedTokenizerBase, args: TaskArguments,
@@ -107,12 +121,17 @@ def _fit(place: str, example: dict, fitting: Fitting, long_targets: list[tuple[s
 
 
 def _too_long(long_targets: list[tuple[str, int]], num_examples: int, max_length: int) -> InputError:
-    (place, tokens), *others = long_targets
+    (place, tokens), *others = sorted(long_targets, key=lambda found: _as_numbered(found[0]))
     shown = ", ".join(name for name, _ in others[:3]) + (", ..." if len(others) > 3 else "")
     return InputError(f"{place}: its target has {tokens} tokens, which with EOS and a prompt do not fit into "
                       f"{max_length}; so it is with {len(long_targets)} of {num_examples} examples"
                       f"{f' (also {shown})' if others else ''}; raise max_length, or take --long_targets drop or "
                       "truncate")
+
+
+def _as_numbered(place: str) -> list[tuple[int, str]]:
+    """Sorts places by the numbers in them: line 9 comes before line 10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", place)]
 
 
 def supervised_rows(examples: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int,

@@ -1,6 +1,7 @@
 """Files of tasks -> rows with named columns, each after its place: tables, parallel text, SQuAD, instructions."""
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -16,6 +17,9 @@ QUESTIONS = ("prompt", "instruction", "question", "query", "input", "inputs")
 ANSWERS = ("response", "output", "completion", "answer", "answers", "target", "targets", "reply")
 CONTEXTS = ("input", "context")
 SYSTEMS = ("system", "system_prompt")
+# The text that Alpaca, and data sets after it, put around an instruction for models without a chat template.
+FRAME = re.compile(r"Below is an instruction that describes a task.*?### Instruction:\n(.*?)"
+                   r"(?:\n\n### Input:\n(.*?))?\n\n### Response:\s*", re.DOTALL)
 
 
 def read_task_rows(sources: list[str], task_format: str) -> list[Row]:
@@ -55,6 +59,12 @@ def as_instruction(row: Mapping[str, Any]) -> dict[str, Any] | None:
     if isinstance(system, str) and system.strip():
         found["system"] = system
     return found
+
+
+def without_frame(prompt: str) -> str:
+    """The instruction, and its input after an empty line, without `FRAME` around them."""
+    found = FRAME.fullmatch(prompt)
+    return "\n\n".join(filter(None, found.groups())) if found else prompt
 
 
 def _records(source: str) -> Iterator[Row]:

@@ -15,8 +15,9 @@ from hfscale.config import InputError, TaskArguments, is_main_rank
 from hfscale.data.conversations import Message, read_messages
 from hfscale.data.embedded_tasks import embedded_examples
 from hfscale.data.held_out import hold_out, row_hash
-from hfscale.data.task_rows import Row, as_instruction, read_task_rows
+from hfscale.data.task_rows import Row, as_instruction, read_task_rows, without_frame
 from hfscale.options import did_you_mean
+from hfscale.task_prompt import TaskPrompt
 from hfscale.templates import fill_template, item_text, read_column, template_columns
 
 PREDICTION = "{prediction}"  # what in a program stands for the model's answer
@@ -25,8 +26,11 @@ COUNTED = {
     "read": "read", "shared": "left out: share their text with a held-out example", "unused": "beyond train_examples",
     "empty": "dropped: empty prompt or target", "unanswered": "dropped: nothing but the user's turn",
     "long_target": "dropped: target too long", "lost_turn": "lost the user's last turn",
+    "unframed": "\"Below is an instruction ...\" taken off",
     "shortened": "prompt shortened", "truncated": "target truncated", "also_trained": "also among those trained on",
-    "used": "used"}
+    "used": "trained on, or scored"}
+
+DROPPED = ("shared", "empty", "unanswered", "long_target")
 
 Counts: TypeAlias = dict[str, Counter]  # split -> what became of examples (see COUNTED) -> how many
 
@@ -77,6 +81,22 @@ def baseline_answers(baseline: str, examples: DatasetDict) -> list[str]:
 def spaced_choice(prompt: str, choice: str) -> str:
     """The choice as it follows the prompt: after a space, as in lm-eval, unless white space is there already."""
     return choice if not prompt or prompt[-1].isspace() or choice[:1].isspace() else f" {choice}"
+
+
+def task_prompt(args: TaskArguments, examples: DatasetDict) -> TaskPrompt:
+    """How a model that learned these examples is asked."""
+    if "messages" in examples["train"].column_names:
+        return TaskPrompt(None, [], args.stop_strings or [], args.max_new_tokens)
+    template = args.prompt or ""
+    if args.choices:
+        template = template.rstrip(" ") or template  # as the prompts are
+    columns = list(json.loads(examples["validation"]["columns"][0]))
+    return TaskPrompt(template, columns, args.stop_strings or [], args.max_new_tokens)
+
+
+def count_dropped(counts: Counts) -> dict[str, int]:
+    """How many examples are neither trained on nor scored, by reason."""
+    return {name: sum(count[name] for count in counts.values()) for name in DROPPED}
 
 
 def example_texts(examples: DatasetDict) -> DatasetDict:
@@ -230,7 +250,7 @@ def _example(place: str, row: dict[str, Any], args: TaskArguments, templates: di
     if args.task_format == "chat":
         example = _conversation(place, row, args, counts)
     elif args.prompt is None and args.target is None and args.choices is None:
-        example = _question_and_answer(place, row, args.task_format)
+        example = _question_and_answer(place, row, args.task_format, counts)
     else:
         example = _from_templates(place, row, args, templates)
     if example is None or _is_empty(place, example, args, counts):
@@ -278,15 +298,17 @@ def _asked(question: str, references: list[str], system: str = "") -> dict[str, 
                   {"role": "assistant", "content": answer}], references)
 
 
-def _question_and_answer(place: str, row: dict[str, Any], task_format: str) -> dict[str, Any]:
-    """Without templates the columns have the usual names, and the chat template says how they are written."""
+def _question_and_answer(place: str, row: dict[str, Any], task_format: str, counts: Counter) -> dict[str, Any]:
+    """Without templates the columns have the usual names, and the chat template says how they are written: it comes
+    in the place of a frame that the file has around its instructions."""
     found = row if task_format == "instructions" else as_instruction(row)
     if found is None:
         raise _templates_missing(place, row)
     response = found["response"]
     answers = response if isinstance(response, list) else [response]
-    return _asked(found["prompt"], [_as_text(place, "response", answer) for answer in answers],
-                  found.get("system", ""))
+    question = without_frame(found["prompt"])
+    counts["unframed"] += question != found["prompt"]
+    return _asked(question, [_as_text(place, "response", answer) for answer in answers], found.get("system", ""))
 
 
 def _templates_missing(place: str, row: dict[str, Any]) -> InputError:

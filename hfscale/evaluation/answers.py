@@ -1,5 +1,6 @@
 """A model's answers while it learns a task: measured beside a simple baseline, at each evaluation too, and shown."""
 
+import json
 import sys
 from collections.abc import Sequence
 
@@ -7,10 +8,12 @@ from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from hfscale.config import TaskArguments
-from hfscale.evaluation.metrics import judge, text_statistics
+from hfscale.config import InputError, TaskArguments
+from hfscale.data.tasks import COUNTED, Counts
+from hfscale.evaluation.metrics import TEXT_METRICS, judge, text_statistics
 from hfscale.evaluation.tasks import predict
-from hfscale.report.tables import show_records
+from hfscale.report.tables import show_records, show_table
+from hfscale.task_prompt import TaskPrompt, ask_command, shell_line
 
 SAMPLES = 3
 
@@ -19,8 +22,9 @@ def measure_answers(answerer: Trainer | Sequence[str], examples: Dataset, args: 
                     prefix: str) -> tuple[dict, list[str]]:
     """The task's metrics, with intervals, under names that begin with `prefix`, and the answers. A trainer's model
     generates them greedily, all ranks together; `<prefix>_finished` is the share that it ended with EOS (or a stop
-    string) before `max_new_tokens`."""
+    string) before `max_new_tokens`. Metrics of `not_measured` are left out."""
     metrics, answers = {}, answerer
+    names = [name for name in args.metrics if name in TEXT_METRICS]
     if isinstance(answerer, Trainer):
         model = answerer.accelerator.unwrap_model(answerer.model)
         found = predict(model, answerer.processing_class, examples, max_new_tokens=args.max_new_tokens,
@@ -28,15 +32,41 @@ def measure_answers(answerer: Trainer | Sequence[str], examples: Dataset, args: 
                         progress=not answerer.args.disable_tqdm)
         answers = [answer["prediction"] for answer in found]
         metrics["finished"] = sum(answer["finished"] for answer in found) / len(found)
-    columns = text_statistics(answers, examples["references"][:], args.metrics, args.metric_options)
+    columns = text_statistics(answers, examples["references"][:], names, args.metric_options)
     metrics |= judge(columns, args.metric_options)
     return {f"{prefix}_{name}": value for name, value in metrics.items()}, list(answers)
+
+
+def not_measured(args: TaskArguments) -> list[str]:
+    """The task's metrics that need more than answers: likelihoods of choices, or to run programs. `score` has them.
+
+    Raises InputError: accuracy without choices."""
+    if "accuracy" in args.metrics and args.choices is None:
+        raise InputError("metrics: accuracy needs choices; name the column that lists them with --choices")
+    return [name for name in args.metrics if name not in TEXT_METRICS]
 
 
 def sample_texts(examples: Dataset, answers: Sequence[str]) -> list[str]:
     """The first few answers, with prompt and reference."""
     return [f"{example['prompt'].strip()}\n--- answer: {answer}\n--- reference: {example['target']}"
             for example, answer in zip(examples.take(min(SAMPLES, len(examples))), answers, strict=False)]
+
+
+def show_examples(counts: Counts) -> None:
+    """Print what became of the examples of each split."""
+    names = [name for name in COUNTED if any(count[name] for count in counts.values())]
+    heads = {"train": "train", "validation": "held out"}
+    show_table(["examples", *(heads.get(split, split) for split in counts)],
+               ([COUNTED[name], *(f"{count[name]:,}" for count in counts.values())] for name in names))
+
+
+def ready_command(folder: str, task: TaskPrompt, examples: Dataset) -> str:
+    """A line for the shell that asks the model about the held-out example with the shortest prompt."""
+    example = min(examples, key=lambda row: len(row["prompt"]))
+    if "messages" in example:
+        said = [turn["content"] for turn in example["messages"] if turn["role"] == "user"]
+        return shell_line("chat", folder, said)
+    return ask_command(folder, task, json.loads(example["columns"]))
 
 
 def show_answers(metrics: dict, baseline: str, samples: Sequence[str]) -> None:
