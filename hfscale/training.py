@@ -71,6 +71,8 @@ def _try_out(args: TrainingArguments) -> None:
     betas, parameter = (args.adam_beta1, args.adam_beta2), torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.AdamW([parameter], args.learning_rate, betas, args.adam_epsilon, args.weight_decay)
     get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(1000), 1000, args.lr_scheduler_kwargs)
+    if not 0 <= args.label_smoothing_factor < 1:
+        raise ValueError(f"label_smoothing_factor: got {args.label_smoothing_factor}, expected from 0 to below 1")
     if args.seed < 0:
         raise ValueError(f"seed: got {args.seed}, expected at least 0")
     if missing := set(args.report_to) - set(available := get_available_reporting_integrations()):

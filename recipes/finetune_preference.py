@@ -5,6 +5,7 @@
 """
 
 import importlib.util
+import math
 import os
 from dataclasses import asdict, dataclass, field
 from typing import Literal
@@ -19,18 +20,35 @@ class FinetunePreferenceArguments(AdapterArguments):
     validation_fraction: float = field(default=0.1, metadata={"help": "share of pairs held out"})
     max_length: int | None = field(default=None, metadata={
         "help": "longest prompt and answer in tokens, longer pairs are left out; default: the context, up to 1024"})
-    beta: float = field(default=0.1, metadata={"help": "smaller: further from the model at the start"})
+    beta: float = field(default=0.1, metadata={"help": "above 0; smaller: further from the model at the start"})
     loss_type: Literal["sigmoid", "ipo", "hinge", "robust"] = field(default="sigmoid", metadata={
         "help": "sigmoid: DPO itself; the others as in trl.DPOConfig"})
+    label_smoothing: float = field(default=0.0, metadata={
+        "help": "of loss_type robust: the share of pairs that are taken to be the wrong way round, below 0.5"})
     resume: Literal["auto"] | None = field(default=None, metadata={"help": "auto: go on from the newest checkpoint"})
     overwrite: bool = field(default=False, metadata={"help": "delete an earlier run in output_dir first"})
     training: dict = field(default_factory=dict)
+
+
+def check_loss(args: FinetunePreferenceArguments) -> None:
+    """Raise InputError for what the loss would take and then learn nothing, or something else, from."""
+    if not 0 < args.beta < math.inf:
+        raise InputError(f"beta: got {args.beta}, expected a number above 0; at 0 no pair teaches anything")
+    if args.loss_type != "robust" and args.label_smoothing:
+        raise InputError(f"label_smoothing: belongs to loss_type robust; {args.loss_type} goes without it")
+    if args.loss_type == "robust" and not 0 < args.label_smoothing < 0.5:
+        raise InputError(f"label_smoothing: got {args.label_smoothing}, expected above 0 and below 0.5 with loss_type "
+                         "robust (at 0 it is sigmoid)")
+    if "label_smoothing_factor" in args.training:
+        raise InputError("label_smoothing_factor: pairs have no labels to smooth; take loss_type robust with "
+                         "label_smoothing")
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(FinetunePreferenceArguments, argv, recipe=__file__)
     if importlib.util.find_spec("trl") is None:
         raise InputError('finetune_preference: TRL is not installed: pip install "hfscale[trl]"')
+    check_loss(args)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every trainer that is made
 
     from transformers import set_seed
@@ -50,7 +68,8 @@ def main(argv: list[str] | None = None) -> None:
     defaults = {"output_dir": "runs/finetune-preference", "learning_rate": 1e-4 if args.lora_rank else 1e-5,
                 "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "gradient_checkpointing": False}
     training_args = training_arguments(defaults | args.training, width=256, cls=DPOConfig, beta=args.beta,
-                                       loss_type=[args.loss_type], max_length=None)
+                                       loss_type=[args.loss_type], max_length=None,
+                                       label_smoothing=args.label_smoothing)
     run_folder.check_output_dir(training_args.output_dir, resume=args.resume, overwrite=args.overwrite)
     if args.add_tokens:
         raise InputError("add_tokens: the model to compare with would not know them; add them with finetune first")

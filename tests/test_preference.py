@@ -71,6 +71,48 @@ def test_pairs_from_files_without_the_ones_that_are_too_long(tokenizer, tmp_path
     assert sorted([*pairs["train"]["prompt"], *pairs["validation"]["prompt"]]) == [f"p{i}" for i in range(1, 10)]
 
 
+def test_the_pairs_of_a_prompt_are_on_one_side(tokenizer, tmp_path):
+    rows = [{"prompt": f"p{i % 10}", "chosen": f"a{i}", "rejected": "b"} for i in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pairs, _ = load(tmp_path / "pairs.jsonl", tokenizer, validation_fraction=0.2)
+    assert (len(pairs["train"]), len(pairs["validation"])) == (32, 8)
+    assert not set(pairs["train"]["prompt"]) & set(pairs["validation"]["prompt"])
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows[::10])))
+    with pytest.raises(InputError, match="its 4 pairs are all about one prompt"):
+        load(tmp_path / "pairs.jsonl", tokenizer)
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--beta", "0"], "beta: got 0.0, expected a number above 0"),
+    (["--beta", "-0.1"], "beta: got -0.1, expected a number above 0"),
+    (["--beta", "inf"], "beta: got inf, expected a number above 0"),
+    (["--label_smoothing", "0.1"], "label_smoothing: belongs to loss_type robust; sigmoid goes without it"),
+    (["--loss_type", "robust"], "label_smoothing: got 0.0, expected above 0 and below 0.5 with loss_type robust"),
+    (["--loss_type", "robust", "--label_smoothing", "0.5"], "label_smoothing: got 0.5, expected above 0 and below"),
+    (["--label_smoothing_factor", "0.1"], "label_smoothing_factor: pairs have no labels to smooth"),
+])
+def test_a_loss_that_would_teach_nothing_is_refused(base, tmp_path, words, message):
+    with pytest.raises(InputError, match=message):
+        finetune_preference.main(["--model", base, "--output_dir", str(tmp_path / "run"), *words])
+    assert not (tmp_path / "run").exists()
+
+
+def test_label_smoothing_reaches_the_loss(base, tmp_path):
+    """Robust DPO (Chowdhury et al., 2024) before the first step: all rewards are 0, so its loss is log 2, too, and its
+    gradient larger by 1 / (1 - 2 * 0.3); a step later the losses differ."""
+    losses = []
+    for name, words in (("plain", []), ("robust", ["--loss_type", "robust", "--label_smoothing", "0.3"])):
+        folder = tmp_path / name
+        finetune_preference.main(["--model", base, "--output_dir", str(folder), "--max_steps", "2", "--disable_tqdm",
+                                  "--bf16", "false", "--report_to", "none", "--save_strategy", "no", "--use_cpu",
+                                  "--learning_rate", "1e-3", "--logging_steps", "1", "--warmup_steps", "0",
+                                  *words])
+        history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        losses.append([log["loss"] for log in history if "loss" in log])
+    assert losses[0][0] == pytest.approx(math.log(2), abs=1e-5) == losses[1][0]
+    assert losses[0][1] != losses[1][1]
+
+
 GOOD = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
 
 

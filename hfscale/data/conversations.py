@@ -19,6 +19,8 @@ def read_messages(place: str, row: dict[str, Any], args: TaskArguments) -> list[
     Roles are `args.user_role` and `args.assistant_role` in any case, or usual names for them; of two names of which
     one is known the other is the other. Turns without names are the user's and the assistant's in turn.
 
+    No turns come back where one is empty and `args.drop_empty` allows that.
+
     Raises InputError: no such column, a turn without role or text, roles that are unknown or out of order.
     """
     name = next((name for name in CONVERSATIONS if name in row), None)
@@ -29,6 +31,14 @@ def read_messages(place: str, row: dict[str, Any], args: TaskArguments) -> list[
             f"{place}: column '{name}' holds {str(row[name])[:60]!r}; expected a list of turns"
         )
     said = [_read_turn(place, i, turn) for i, turn in enumerate(row[name])]
+    for number, (_, content) in enumerate(said):
+        if not content.strip() and args.drop_empty:
+            return []
+        if not content.strip():
+            raise InputError(
+                f"{place}: turn {number} is {str(row[name][number])[:60]!r}; expected a role and a text that is not "
+                "empty (--drop_empty leaves such conversations out)"
+            )
     roles = _known_roles([role for role, _ in said], args)
     messages = [{"role": roles[role], "content": content} for role, content in said]
     _check_roles(place, [message["role"] for message in messages])
@@ -59,10 +69,8 @@ def _read_turn(place: str, number: int, turn: Any) -> tuple[str, str]:
         role, content = IN_TURN[number % 2], turn
     if isinstance(content, list):
         content = _join_parts(content)
-    if role is None or not isinstance(content, str) or not content.strip():
-        raise InputError(
-            f"{place}: turn {number} is {str(turn)[:60]!r}; expected a role and a text that is not empty"
-        )
+    if role is None or not isinstance(content, str):
+        raise InputError(f"{place}: turn {number} is {str(turn)[:60]!r}; expected a role and a text")
     return str(role).strip().lower(), content
 
 

@@ -40,9 +40,21 @@ def load_preferences(source: str, tokenizer: PreTrainedTokenizerBase, *, max_len
                                 "num_bytes": len(text.encode())})
     if len(kept) < 2:
         raise InputError(f"source {source}: {len(kept)} pairs fit into {max_length} tokens; give more or shorter ones")
-    splits = split_documents(Dataset.from_list(kept), split_by="document", validation_fraction=validation_fraction,
-                             seed=seed)
-    return splits, len(pairs) - len(kept)
+    return _split(source, kept, validation_fraction, seed), len(pairs) - len(kept)
+
+
+def _split(source: str, pairs: list[dict[str, Any]], validation_fraction: float, seed: int) -> DatasetDict:
+    """Prompts are drawn at random: all pairs of one are on one side."""
+    of_prompt: dict[str, list[dict[str, Any]]] = {}
+    for pair in pairs:
+        of_prompt.setdefault(pair["prompt"], []).append(pair)
+    if len(of_prompt) < 2:
+        raise InputError(f"source {source}: its {len(pairs)} pairs are all about one prompt, so that none can be held "
+                         "out and be new; give pairs of several prompts")
+    prompts = split_documents(Dataset.from_dict({"text": list(of_prompt)}), split_by="document", seed=seed,
+                              validation_fraction=validation_fraction)
+    return DatasetDict({name: Dataset.from_list([pair for prompt in part["text"] for pair in of_prompt[prompt]])
+                        for name, part in prompts.items()})
 
 
 def made_pairs(seed: int) -> list[dict[str, str]]:

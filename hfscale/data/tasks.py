@@ -274,6 +274,9 @@ def _is_empty(place: str, example: dict[str, Any], args: TaskArguments, counts: 
 def _conversation(place: str, row: dict[str, Any], args: TaskArguments, counts: Counter) -> dict[str, Any] | None:
     """The turns up to the last answer; what the user says after it has none."""
     messages = read_messages(place, row, args)
+    if not messages:
+        counts["empty"] += 1
+        return None
     if messages[-1]["role"] == "assistant":
         return _talk(messages, [messages[-1]["content"]])
     answered = messages[:-1]
