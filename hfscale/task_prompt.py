@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,16 @@ def _prompt_words(text: str) -> list[str]:
     return [f"--prompts={text}"] if text.startswith("--") else ["--prompts", text]
 
 
-def save_task_prompt(folder: str | Path, task: TaskPrompt) -> None:
-    """Write `task.json` into a model's folder."""
+def save_task_prompt(
+    folder: str | Path,
+    *,
+    prompt: str | None,
+    columns: Iterable[str],
+    stop_strings: Iterable[str] | None,
+    max_new_tokens: int,
+) -> None:
+    """Write `task.json` into a model's folder: the arguments are the fields of `TaskPrompt`."""
+    task = TaskPrompt(prompt, list(columns), list(stop_strings or []), max_new_tokens)
     text = json.dumps(asdict(task), indent=2, ensure_ascii=False)
     write_text(Path(folder, TASK_FILE), text + "\n")
 

@@ -4,7 +4,7 @@
     hfscale finetune_task --config code --model gpt2 --lora_rank 16 --max_length 512 --output_dir runs/code-gpt2
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Literal
 
 from hfscale.config import (
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         folder = training_args.output_dir
         if args.merge:
             merge_saved_adapter(folder, trust_remote_code=args.trust_remote_code)
-        save_task_prompt(folder, task)
+        save_task_prompt(folder, **asdict(task))
         samples = sample_texts(examples["validation"], answers)
         write_run(trainer, __file__, args, argv, texts, rows, metrics, samples, {
             "dropped": count_dropped(counts), "shortened": cut, "examples": counts})

@@ -91,7 +91,7 @@ def test_dry_run_shows_what_carries_loss_and_writes_nothing(tmp_path, capsys):
     (["--prompt", "{question}"], "no column 'question'; it has id, letter, next"),
     (["--max_new_tokens", "64"], "max_new_tokens: got 64; expected at least 1 and, to leave room"),
     (["--max_length", "0"], "max_new_tokens: got 12; expected at least 1 and, .* less than max_length 0"),
-    (["--target", "it is {next}" * 40], "its target has .* never cut"),
+    (["--target", "it is {next}" * 40], r"rows.jsonl:\d+: its target has .* do not fit into 64; .* with 60 of 60"),
     (["--task_format", "chat"], "no column messages, conversations, turns"),
     (["--metrics", "accuracy"], "accuracy"),
     (["--lora_rank", "2"], "model new: random weights are trained whole"),

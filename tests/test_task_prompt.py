@@ -9,7 +9,9 @@ from hfscale.task_prompt import TaskPrompt, load_task_prompt, save_task_prompt
 def saved(
     folder, prompt: str | None, columns: list[str], stop_strings: list[str] | None = None
 ) -> TaskPrompt:
-    save_task_prompt(folder, TaskPrompt(prompt, columns, stop_strings or [], 7))
+    save_task_prompt(
+        folder, prompt=prompt, columns=columns, stop_strings=stop_strings, max_new_tokens=7
+    )
     return load_task_prompt(str(folder))
 
 
