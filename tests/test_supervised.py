@@ -10,7 +10,14 @@ from transformers import TrainingArguments
 
 from hfscale.config import InputError, TaskArguments, parse_args
 from hfscale.data.packing import IGNORED, collate_rows
-from hfscale.data.supervised import CHATML, collate_padded, fit_examples, set_chat_template, supervised_rows
+from hfscale.data.supervised import (
+    CHATML,
+    add_template_characters,
+    collate_padded,
+    fit_examples,
+    set_chat_template,
+    supervised_rows,
+)
 from hfscale.data.tasks import load_task
 from hfscale.data.tokenizer import train_bpe, train_char
 from hfscale.models import new_model
@@ -198,7 +205,126 @@ def test_a_long_conversation_loses_its_oldest_turns(tmp_path):
     assert cut["train"] == {"prompts": 1, "tokens": lost}
 
 
+def sweep(tmp_path, **settings) -> tuple[TaskArguments, DatasetDict]:
+    """Conversations of one, two and three questions, each a character longer than the one before."""
+    path = tmp_path / "sweep.jsonl"
+    rows = [{"messages": [turn for i in range(1 + size % 3) for turn in (
+        {"role": "user", "content": "ask " + "u" * (size // 2)}, {"role": "assistant", "content": "b" * (9 * i + 9)})]}
+        for size in range(60)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    args = TaskArguments(task_source=[str(path)], task_validation_source=[str(path)], task_format="chat",
+                         max_new_tokens=8, **settings)
+    return args, load_task(args, seed=0)
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("long_targets", ["drop", "truncate"])
+def test_conversations_fit_by_construction(tmp_path, special, long_targets):
+    """Whatever the template writes after an answer counts: no row is longer than `max_length`, whatever that is."""
+    args, examples = sweep(tmp_path, long_targets=long_targets)
+    tokenizer = train_char(Dataset.from_dict({"text": ["ask ub"]}))
+    if special:
+        tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    set_chat_template(tokenizer, "chatml")
+    add_template_characters(tokenizer)
+    for max_length in range(100, 260, 7):
+        counts = {}
+        fitted, _ = fit_examples(examples, tokenizer, args, max_length, counts=counts)
+        rows = supervised_rows(fitted, tokenizer, max_length, "pad")["train"]
+        assert max(map(len, rows["input_ids"])) <= max_length
+        assert counts["train"]["used"] + counts["train"]["long_target"] == 60
+        for example, row in zip(fitted["train"], rows, strict=True):
+            assert len(tokenizer(example["prompt"])["input_ids"]) + args.max_new_tokens <= max_length
+            assert tokenizer.unk_token_id not in row["input_ids"]
+            ends = row["labels"][len(row["labels"]) - row["labels"][::-1].index(next(
+                label for label in reversed(row["labels"]) if label != IGNORED)) - 1]
+            assert (ends == tokenizer.eos_token_id) == (not example.get("truncated"))
+            if not example.get("truncated"):
+                assert example["messages"][-1]["content"] == example["references"][0]
+
+
+def test_a_long_answer_takes_old_turns_but_nothing_of_the_last_question(tmp_path):
+    args, examples = sweep(tmp_path)
+    tokenizer = char_tokenizer("ask ub", "user assistant")
+    with pytest.raises(InputError, match=r"sweep.jsonl:\d+: its target has 27 tokens, .* do not fit into 60; so it is "
+                                         r"with (\d+) of 120 examples \(also .*sweep.jsonl:\d+.*\); raise max_length"):
+        fit_examples(examples, tokenizer, args, 60)
+    fitted, cut = fit_examples(examples, tokenizer, args, 200)
+    asked = {row["place"]: row["messages"][-2] for row in examples["train"]}
+    assert all(row["messages"][-2] == asked[row["place"]] for row in fitted["train"]) and cut["train"]["prompts"] > 0
+
+
+def test_a_last_question_that_is_too_long_itself_is_shortened(tmp_path):
+    row = {"messages": [{"role": "user", "content": "abcdefghij" * 5}, {"role": "assistant", "content": "ok"}]}
+    tokenizer = char_tokenizer("abcdefghijok", "user assistant")
+    for shorten, kept in (("end", "abcdefghij" * 3 + "abcd"), ("start", "ghij" + "abcdefghij" * 3)):
+        args = task_args("dialogue", tmp_path, [row], max_new_tokens=8, shorten=shorten)
+        fitted, cut = fit_examples(load_task(args, seed=0), tokenizer, args, 61)
+        assert fitted["train"][0]["messages"][0]["content"] == kept
+        assert cut["train"] == {"prompts": 1, "tokens": 16}  # 61 - 8 new tokens - 19 of the template leave 34
+
+
+@pytest.mark.parametrize(("max_length", "prompt", "target"), [
+    (12, "abcdef?\n", "abcd"), (20, "abcdefg?\n", "abcdefghija"), (23, "abcdefg?\n", "abcdefghijabcd")])
+def test_a_truncated_target_is_what_fits_beside_its_prompt_without_eos(max_length, prompt, target):
+    """The prompt leaves room for four new tokens, as it does to be answered."""
+    whole = "abcdefghij" * 2
+    row = {"prompt": "abcdefg?\n", "target": whole, "references": [whole], "source": "", "place": "a.jsonl:3"}
+    args = TaskArguments(prompt="{a}?\n", target="{b}", max_new_tokens=4, long_targets="truncate")
+    tokenizer, counts = char_tokenizer("abcdefghij?\n"), {}
+    fitted, _ = fit_examples(DatasetDict(train=Dataset.from_list([row])), tokenizer, args, max_length, counts=counts)
+    [example] = fitted["train"]
+    assert (example["prompt"], example["target"], example["references"]) == (prompt, target, [whole])
+    assert counts["train"]["truncated"] == 1
+    [made] = supervised_rows(fitted, tokenizer, max_length, "pad")["train"]
+    assert made["labels"] == [IGNORED] * len(prompt) + tokenizer(target)["input_ids"]
+    assert made["num_bytes"] == len(target)
+
+
+def test_targets_that_fit_are_left_alone_by_every_choice():
+    for choice in ("stop", "drop", "truncate"):
+        assert fitted("abcdefg?\n", "abcdef", 12, long_targets=choice) == ("abc?\n", {"prompts": 1, "tokens": 4})
+
+
+def test_dropped_targets_are_counted_and_not_all_may_be(tmp_path):
+    rows = [{"prompt": "a?\n", "target": "ab" * (1 + 9 * (i % 3 == 0)), "references": ["x"], "source": ""}
+            for i in range(9)]
+    args = TaskArguments(prompt="{a}?\n", target="{b}", max_new_tokens=4, long_targets="drop")
+    tokenizer, counts = char_tokenizer("abcdef?\n"), {}
+    examples = DatasetDict(train=Dataset.from_list(rows), validation=Dataset.from_list(rows[:2]))
+    fitted, _ = fit_examples(examples, tokenizer, args, 16, counts=counts)
+    assert (len(fitted["train"]), counts["train"]["long_target"], counts["train"]["used"]) == (6, 3, 6)
+    assert (len(fitted["validation"]), counts["validation"]["long_target"]) == (1, 1)
+    with pytest.raises(InputError, match="validation: none of 1 examples is left, for all targets are too long"):
+        fit_examples(DatasetDict(validation=examples["validation"].take(1)), tokenizer, args, 16)
+    answered, _ = fit_examples(examples, tokenizer, args, 16, for_training=False)  # its length does not matter there
+    assert len(answered["train"]) == 9
+
+
+def test_an_empty_prompt_is_the_token_that_starts_a_text():
+    """As it is when choices are scored, or a text is begun."""
+    tokenizer = char_tokenizer("ab")
+    row = {"prompt": "", "target": "ab", "references": ["ab"], "source": ""}
+    [made] = supervised_rows(DatasetDict(train=Dataset.from_list([row])), tokenizer, 9, "pad")["train"]
+    eos, (a, b) = tokenizer.eos_token_id, tokenizer("ab")["input_ids"]
+    assert (made["input_ids"], made["labels"]) == ([eos, a, b, eos], [IGNORED, a, b, eos])
+
+
 # ---- chat templates
+
+def test_a_tokenizer_of_characters_learns_those_of_the_template():
+    tokenizer = train_char(Dataset.from_dict({"text": ["abc"]}))
+    set_chat_template(tokenizer, "chatml")
+    add_template_characters(tokenizer)
+    frame = tokenizer.apply_chat_template([{"role": "user", "content": "abc"}], tokenize=False,
+                                          add_generation_prompt=True)
+    ids = tokenizer(frame)["input_ids"]
+    assert tokenizer.unk_token_id not in ids and tokenizer.decode(ids) == frame
+    bpe = train_bpe(Dataset.from_dict({"text": ["abc"]}), 260)
+    set_chat_template(bpe, "chatml")
+    add_template_characters(bpe)
+    assert len(bpe) == 260  # it writes all bytes anyway
+
 
 def test_a_chat_template_must_be_there_and_mark_the_answers(tmp_path):
     tokenizer = train_char(Dataset.from_dict({"text": ["abc"]}))

@@ -103,6 +103,99 @@ def test_a_choice_is_learned_with_the_space_that_scoring_puts_before_it(tmp_path
     assert (row["prompt"], row["target"], row["choices"]) == (kept, target, ["x", "y"])
 
 
+# ---- columns of any name, programs, conversations of questions and answers
+
+def test_columns_of_any_name_and_kind(tmp_path):
+    row = {"Question Text": "Is {x} 1?", "label-id": 3, "a.b": 0.5, "größe": True, "meta": {"no": [7, {"deep": "d"}]},
+           "none": None, "tags": ["x", 2]}
+    template = 'Q {Question Text} {label-id} {a.b} {größe} {meta.no.0} {meta.no.1.deep} [{none}] {tags} {"k": 1} {}\n'
+    [made] = load(jsonl(tmp_path / "rows.jsonl", [row]), prompt=template, target="{label-id}: {tags}")
+    assert made["prompt"] == 'Q Is {x} 1? 3 0.5 True 7 d [] x 2 {"k": 1} {}\n'
+    assert made["references"] == ["3: x", "3: 2"]
+    assert json.loads(made["columns"]) == {
+        "Question Text": "Is {x} 1?", "label-id": "3", "a.b": "0.5", "größe": "True", "meta.no.0": "7",
+        "meta.no.1.deep": "d", "none": "", "tags": "x 2"}
+    table = write(tmp_path / "rows.csv", "Question Text,is correct?,No.\nWhy,yes,1\n")
+    [made] = load(table, prompt="{Question Text} {No.}", target="{is correct?}")
+    assert (made["prompt"], made["target"]) == ("Why 1", "yes")
+
+
+def test_a_column_that_some_rows_lack_is_missed_there_whatever_its_name(tmp_path):
+    rows = [{"Question Text": "x", "a": "y"}, {"Question": "x", "a": "y"}]
+    with pytest.raises(InputError, match="rows.jsonl:2: no column 'Question Text'; it has Question, a"):
+        load(jsonl(tmp_path / "rows.jsonl", rows), prompt="{Question Text}")
+
+
+PROGRAM = {"prompt": "def f(a):\n", "body": "    return a", "tests": ["assert f(1) == 1", "assert f(2) == 2"]}
+
+
+@pytest.mark.parametrize(("settings", "program"), [
+    ({"prompt": "{prompt}", "target": "{body}", "program": "{prompt}{prediction}\n{tests}"},
+     ["def f(a):\n", "\nassert f(1) == 1\nassert f(2) == 2"]),
+    # a column as it was read goes before the template of that name; {test} is the template
+    ({"prompt": "Complete:\n{prompt}", "target": "{body}", "test": "{tests}\nassert f"},
+     ["def f(a):\n", "\nassert f(1) == 1\nassert f(2) == 2\nassert f"]),
+    ({"prompt": "Complete:\n{prompt}", "target": "{body} + 0", "program": "{prompt}{target}\n{tests.1}"},
+     ["def f(a):\n    return a + 0\nassert f(2) == 2"]),
+    ({"prompt": "{body}", "target": "{tests.0}", "program": "x = {'a': {1: 2}}\n{prediction}{prediction}"},
+     ["x = {'a': {1: 2}}\n", "", ""]),
+])
+def test_a_program_is_built_from_the_columns_as_they_were_read(tmp_path, settings, program):
+    [row] = load(jsonl(tmp_path / "rows.jsonl", [PROGRAM]), metrics=["pass_at_k"], **settings)
+    assert row["program"] == program
+
+
+def test_without_a_column_the_filled_templates_are_in_the_program(tmp_path):
+    rows = [{"ask": "def f():\n", "body": "    return 1", "check": "assert f() == 1"}]
+    [row] = load(jsonl(tmp_path / "rows.jsonl", rows), metrics=["pass_at_k"], prompt="# do\n{ask}", target="{body}",
+                 test="{check}")
+    assert row["program"] == ["# do\ndef f():\n", "\nassert f() == 1"]
+
+
+@pytest.mark.parametrize(("program", "message"), [
+    ("{bodi}{prediction}", ":1: no column 'bodi'; it has prompt, body, tests; did you mean body"),
+    ("{prompt}{prediction}\n{test}", ":1: no column 'test'; it has prompt, body, tests; did you mean tests"),
+])
+def test_what_a_program_lacks_is_said_when_it_is_read(tmp_path, program, message):
+    source = jsonl(tmp_path / "rows.jsonl", [PROGRAM])
+    with pytest.raises(InputError, match=message):
+        load(source, metrics=["pass_at_k"], prompt="{prompt}", target="{body}", program=program)
+    load(source, metrics=["exact_match"], prompt="{prompt}", target="{body}", program=program)  # it is not run
+
+
+@pytest.mark.parametrize(("row", "settings"), [
+    ({"prompt": "q\n", "response": "r"}, {}),
+    ({"instruction": "q", "input": "", "output": "r"}, {"task_format": "instructions"}),
+    ({"question": "q", "answer": "r"}, {}),
+    ({"ask": "q", "say": "r"}, {"prompt": "{ask}\n", "target": "{say}", "chat_template": "chatml"}),
+    ({"messages": [["user", "q"], ["assistant", "r"]]}, {"task_format": "chat"}),
+])
+def test_questions_and_answers_become_conversations(tmp_path, row, settings):
+    [made] = load(jsonl(tmp_path / "rows.jsonl", [row]), **{"prompt": None, "target": None, **settings})
+    assert made["messages"] == [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]
+    assert (made["prompt"], made["target"], made["references"]) == ("", "r", ["r"])
+
+
+def test_a_conversation_of_squad_and_of_a_system_prompt(tmp_path):
+    qas = [{"id": "1", "question": "Q?", "answers": [{"text": "b"}, {"text": "c"}]}]
+    source = write(tmp_path / "dev.json", json.dumps({"data": [{"paragraphs": [{"context": "a b c", "qas": qas}]}]}))
+    [made] = load(source, task_format="squad", prompt=None, target=None)
+    assert made["messages"][0]["content"] == "Q?\n\na b c" and made["references"] == ["b", "c"]
+    [made] = load(jsonl(tmp_path / "rows.jsonl", [{"system": "s", "prompt": "q", "response": "r"}]), prompt=None,
+                  target=None)
+    assert [turn["role"] for turn in made["messages"]] == ["system", "user", "assistant"]
+
+
+def test_real_instructions_become_conversations(shared_data):
+    for name, settings, counted in (("dolly_small/*.jsonl.gz", {}, 1000),
+                                    ("self_instruct/seed_tasks.jsonl", {"task_format": "instructions"}, 0)):
+        counts = {}
+        parts = load_task(TaskArguments(task_source=[str(shared_data / name)], **settings), seed=0, counts=counts)
+        assert [turn["role"] for turn in parts["train"][0]["messages"]] == ["user", "assistant"]
+        assert sum(count["unframed"] for count in counts.values()) == counted
+        assert not any("### Instruction" in row["messages"][0]["content"] for row in parts["validation"])
+
+
 # ---- splits and baselines
 
 def test_a_tenth_at_most_is_held_out_and_nothing_is_in_both_parts(tmp_path):
@@ -308,6 +401,20 @@ def chat(*roles: str) -> dict:
      ":1: turn 0 is .*; expected a role and a text that is not empty"),
     ([{"messages": [{"speech": "x"}]}], {"task_format": "chat"}, ":1: turn 0 is"),
     ([{"messages": "hello"}], {"task_format": "chat"}, ":1: column 'messages' holds 'hello'; expected a list"),
+    ([{"q": {"text": "x", "start": 1}, "a": "y"}], {},
+     r":1: column 'q' holds named values \(text, start\); name one of them after a dot"),
+    ([{"q": [["x"]], "a": "y"}], {}, ":1: column 'q' holds a list where text is expected"),
+    ([{"q": "x", "a": ["y", "z"], "b": ["y"]}], {"target": "{a} {b}"},
+     ":1: the target's columns list 2 in 'a', 1 in 'b'; expected as many in each"),
+    ([{"q": "x", "a": "y"}], {"prompt": "{Q}"}, ":1: no column 'Q'; it has q, a"),
+    ([{"quest text": "x", "a": "y"}], {"prompt": "{quest texts}"},
+     ":1: no column 'quest texts'; it has quest text, a; did you mean quest text"),
+    ([{"price": "x", "a": "y"}], {"prompt": "{price:.2f}"}, ":1: no column 'price:.2f'; it has price, a"),
+    ([{"q": "x", "options": "a or b", "gold": 1}], {"target": None, "choices": "options", "answer": "gold"},
+     ":1: column 'options' holds 'a or b'; expected a list of choices"),
+    ([{"q": "x", "a": "y"}], {"prompt": None, "target": None}, "or, for columns such as prompt and response, only a"),
+    ([{"q": "x", "options": ["a"], "answer": 0}], {"target": None, "choices": "options", "chat_template": "chatml"},
+     "chat_template: choices are scored after a plain prompt"),
     ([["x", "y"]], {}, r":1: holds .*, not named columns; a row is a JSON object"),
 ])
 def test_wrong_rows_are_named_with_file_and_line(tmp_path, rows, settings, message):

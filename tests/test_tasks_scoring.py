@@ -2,18 +2,21 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from sacrebleu import corpus_bleu
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfscale.config import InputError, TaskArguments
+from hfscale.data.supervised import fit_examples
+from hfscale.data.tasks import load_task
 from hfscale.data.tokenizer import train_bpe
 from hfscale.evaluation.batches import Journal, run_batches
 from hfscale.evaluation.metrics import judge, text_statistics
-from hfscale.evaluation.tasks import answer_task, predict, score_choices
+from hfscale.evaluation.tasks import answer_task, check_programs, predict, score_choices
 
 TEXTS = [f"line {i}: the cat number {i * 7 % 13} sat on mat {i * 5 % 11}" for i in range(40)]
 PROMPTS = ["the cat", "line 3: the cat number 8 sat on mat", "", "mat " * 30, "sat on", "the"]
@@ -193,3 +196,44 @@ def test_nothing_is_written_before_the_first_batch_is_done(model, tokenizer, exa
     with pytest.raises(InputError):
         predict(model, tokenizer, examples, max_new_tokens=24, journal=Journal(tmp_path / "kept", {}))
     assert not (tmp_path / "kept").exists()
+
+
+# ---- programs
+
+PROGRAMS = [{"prompt": f"def add_{i}(a):\n    '''Add {i} to a.'''\n",
+             "solution": f"def add_{i}(a):\n    return a + {i}\n", "test": f"assert add_{i}(1) == {i + 1}\n"}
+            for i in range(4)]
+
+
+def programs(tmp_path, **settings) -> tuple[TaskArguments, Dataset]:
+    path = tmp_path / "programs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in PROGRAMS))
+    settings = {"prompt": "{prompt}", "target": "{solution}", "metrics": ["pass_at_k"], "max_new_tokens": 4} | settings
+    args = TaskArguments(task_source=[str(path)], task_validation_source=[str(path)], **settings)
+    return args, load_task(args, seed=0)["validation"]
+
+
+@pytest.mark.parametrize("settings", [
+    {"program": "{solution}\n{test}"}, {"program": "{target}\n{test}"}, {"program": "{prompt}{target}\n{test}"},
+    {"prompt": "word " * 100 + "{prompt}", "program": "{prompt}\n{solution}\n{test}"},
+    {"prompt": "In words: {test}" * 40, "shorten": "start", "test": "{test}pass", "program": "{solution}{test}"},
+])
+def test_right_answers_pass_whatever_is_cut_for_the_model(model, tokenizer, tmp_path, settings):
+    """Programs are built from the columns as they were read, not from a prompt that was cut or a target left out."""
+    args, examples = programs(tmp_path, **settings)
+    asked, _ = fit_examples(DatasetDict(validation=examples), tokenizer, args, 24, for_training=False)
+    columns, _ = answer_task(model, tokenizer, asked["validation"], args, allow_code_execution=True)
+    assert columns["pass_at_k"].tolist() == [[1, 1]] * 4
+
+
+def test_programs_that_tell_nothing_are_named_before_anything_is_generated(tmp_path, capsys):
+    _, right = programs(tmp_path, program="{prediction}\n{test}")
+    check_programs(right, allow_code_execution=True)
+    assert capsys.readouterr().err == ""
+    _, wrong = programs(tmp_path, program="{prediction}\nassert add(1)")
+    check_programs(wrong, allow_code_execution=True)
+    assert re.fullmatch(r"program: none of the first 4 right answers passes its test; .*programs.jsonl:\d: NameError: "
+                        r"name 'add' is not defined.* \(--program says what is run\)\n", capsys.readouterr().err)
+    _, without = programs(tmp_path, program="{solution}\n{test}")
+    check_programs(without, allow_code_execution=True)
+    assert "has no {prediction}, so that what the model answers is not run" in capsys.readouterr().err

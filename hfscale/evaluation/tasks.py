@@ -124,8 +124,7 @@ def check_programs(examples: Dataset, *, allow_code_execution: bool, most: int =
     if len(examples["program"][0]) == 1:
         print("program: has no {prediction}, so that what the model answers is not run", file=sys.stderr)
         return
-    answered = examples.filter(lambda references: bool(references), input_columns="references").take(
-        min(most, len(examples)))
+    answered = list(islice((row for row in examples if row["references"]), most))
     outcomes: list[Outcome] = []
     for row in answered:
         program = row["references"][0].join(row["program"])
