@@ -270,13 +270,16 @@ def _read_config(cls: type, path: Path, recipe: Path, kinds: dict[str, Any]) -> 
     values = {name: value for name, value in values.items() if name not in others}
     scores = issubclass(cls, TaskArguments) and "training" not in cls.__dataclass_fields__
     if scores and (others or values.get("model") == ["new"]):
-        return _of_training_file(values)
+        return _of_training_file(values, {name: value for _, name, value in _yaml_lines(path)})
     return values
 
 
-def _of_training_file(values: dict[str, Any]) -> dict[str, Any]:
-    """What score takes from a file that trains: the task, and as its model what the run left."""
+def _of_training_file(values: dict[str, Any], lines: dict[str, Any]) -> dict[str, Any]:
+    """What score takes from a file that trains: the task, and as its model what the run left. Where the file's own
+    lines list models, as only score reads them, they say what is scored, and extend a file that trains."""
     task = {name: value for name, value in values.items() if name not in OF_TRAINING}
+    if isinstance(lines.get("model"), list):
+        return task | {name: values[name] for name in OF_TRAINING if name in lines}
     return task | ({"model": [values["output_dir"]]} if "output_dir" in values else {})
 
 

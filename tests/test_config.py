@@ -228,6 +228,14 @@ def test_score_takes_the_task_of_a_file_that_trains(folder):
     assert task_args("score", TASK + "model: new\noutput_dir: runs/c\n").model == ["runs/c"]
 
 
+def test_a_file_that_lists_models_may_extend_one_that_trains(folder):
+    Path("train.yaml").write_text(TASK + TRAINING)
+    args = task_args("score", "extends: train.yaml\nmodel: [runs/a, runs/b]\noutput_dir: runs/compared\n")
+    assert (args.model, args.output_dir, args.tokenizer) == (["runs/a", "runs/b"], "runs/compared", None)
+    args = task_args("score", "extends: train.yaml\noutput_dir: runs/longer\ntrain_examples: 9\n")
+    assert (args.model, args.output_dir) == (["runs/longer"], "runs/score")  # a variant of the training
+
+
 def test_score_takes_a_file_of_its_own_as_it_is(folder):
     args = task_args("score", TASK + SCORING + "model: gpt2\noutput_dir: scores\n")
     assert (args.model, args.output_dir, args.batch_size, args.pass_at) == (["gpt2"], "scores", 4, [1])
