@@ -75,29 +75,38 @@ def _contexts(rows: Sequence[Row], prompt_columns: Iterable[str]) -> list[list[t
     for name in _context_columns(rows, prompt_columns):
         texts = [_text_of(row, name) for _, row in rows]
         counts = Counter(filter(None, texts))
-        if name.lower() not in CONTEXT_NAMES and not _is_context(counts):
-            continue
         for i, text in enumerate(texts):
-            if text and 2 * counts[text] <= len(
-                rows
-            ):  # what most rows have is no context, but a word for "none"
+            # What most rows have is no context, but a word for "none".
+            if text and 2 * counts[text] <= len(rows):
                 found[i].append((name, text))
     return found
 
 
 def _context_columns(rows: Sequence[Row], prompt_columns: Iterable[str]) -> list[str]:
-    named = {
-        name for _, row in rows for name in row if name.lower() in CONTEXT_NAMES + CONVERSATIONS
+    """Those with a usual name; else the one of the prompt with the longest texts, if these are contexts. Of several,
+    questions that repeat would tie all contexts to one another."""
+    names = {name for _, row in rows for name in row}
+    named = sorted(name for name in names if name.lower() in CONTEXT_NAMES)
+    if named:
+        return named
+    counts = {
+        name: Counter(_text_of(row, name) for _, row in rows)
+        for name in sorted({*prompt_columns, *names.intersection(CONVERSATIONS)})
     }
-    return sorted(named | set(prompt_columns))
+    contexts = {name: texts for name, texts in counts.items() if _is_context(texts)}
+    return [max(contexts, key=lambda name: _mean_length(contexts[name]))] if contexts else []
 
 
-def _is_context(counts: Counter) -> bool:
+def _is_context(texts: Counter) -> bool:
     """Whether the texts of a column are long, and shared by some rows but not by many."""
-    texts, rows = len(counts), counts.total()
-    if texts == rows or rows > texts * ROWS_PER_CONTEXT:
-        return False
-    return sum(map(len, counts)) >= LONG_CHARACTERS * texts
+    rows = texts.total()
+    shared = len(texts) < rows <= len(texts) * ROWS_PER_CONTEXT
+    return shared and _mean_length(texts) >= LONG_CHARACTERS
+
+
+def _mean_length(texts: Counter) -> float:
+    """Characters of a column's different texts, on average."""
+    return sum(map(len, texts)) / len(texts)
 
 
 def _text_of(row: dict[str, Any], name: str) -> str:
