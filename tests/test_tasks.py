@@ -167,6 +167,7 @@ def test_what_a_program_lacks_is_said_when_it_is_read(tmp_path, program, message
     ({"prompt": "q\n", "response": "r"}, {}),
     ({"instruction": "q", "input": "", "output": "r"}, {"task_format": "instructions"}),
     ({"question": "q", "answer": "r"}, {}),
+    ({"prompt": "q\n\n", "completion": " r\n"}, {}),
     ({"ask": "q", "say": "r"}, {"prompt": "{ask}\n", "target": "{say}", "chat_template": "chatml"}),
     ({"messages": [["user", "q"], ["assistant", "r"]]}, {"task_format": "chat"}),
 ])
@@ -174,6 +175,12 @@ def test_questions_and_answers_become_conversations(tmp_path, row, settings):
     [made] = load(jsonl(tmp_path / "rows.jsonl", [row]), **{"prompt": None, "target": None, **settings})
     assert made["messages"] == [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]
     assert (made["prompt"], made["target"], made["references"]) == ("", "r", ["r"])
+
+
+def test_code_in_a_conversation_keeps_its_indentation(tmp_path):
+    [made] = load(jsonl(tmp_path / "rows.jsonl", [{"prompt": "\n def f():\n", "completion": "    return 1\n\n"}]),
+                  prompt=None, target=None)
+    assert [turn["content"] for turn in made["messages"]] == [" def f():", "    return 1"]
 
 
 def test_a_conversation_of_squad_and_of_a_system_prompt(tmp_path):
@@ -413,6 +420,8 @@ def chat(*roles: str) -> dict:
     ([{"q": "x", "options": "a or b", "gold": 1}], {"target": None, "choices": "options", "answer": "gold"},
      ":1: column 'options' holds 'a or b'; expected a list of choices"),
     ([{"q": "x", "a": "y"}], {"prompt": None, "target": None}, "or, for columns such as prompt and response, only a"),
+    ([chat("user", "assistant")], {"prompt": None, "target": None},
+     "missing; .*:1 has messages: read conversations with --task_format chat"),
     ([{"q": "x", "options": ["a"], "answer": 0}], {"target": None, "choices": "options", "chat_template": "chatml"},
      "chat_template: choices are scored after a plain prompt"),
     ([["x", "y"]], {}, r":1: holds .*, not named columns; a row is a JSON object"),

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from datasets import Dataset, DatasetDict
 
 from hfscale.config import InputError, TaskArguments, is_main_rank
-from hfscale.data.conversations import Message, read_messages
+from hfscale.data.conversations import CONVERSATIONS, Message, read_messages
 from hfscale.data.embedded_tasks import embedded_examples
 from hfscale.data.held_out import hold_out, row_hash
 from hfscale.data.task_rows import Row, as_instruction, read_task_rows, without_frame
@@ -20,6 +20,7 @@ from hfscale.options import did_you_mean
 from hfscale.task_prompt import TaskPrompt
 from hfscale.templates import fill_template, item_text, read_column, template_columns
 
+PARTING = re.compile(r"\A(?:[ \t]*\n)+|\A (?=\S)|\s+\Z")  # empty lines, or one space; indented code stays so
 PREDICTION = "{prediction}"  # what in a program stands for the model's answer
 # What becomes of examples, in the order in which it happens.
 COUNTED = {
@@ -294,10 +295,11 @@ def _talk(messages: list[Message], references: list[str]) -> dict[str, Any]:
 
 
 def _asked(question: str, references: list[str], system: str = "") -> dict[str, Any]:
-    """A conversation of one question and its answer."""
+    """A conversation of one question and its answer, without the white space that parts them in a plain prompt."""
     first = [{"role": "system", "content": system}] if system else []
+    references = [PARTING.sub("", text) for text in references]
     answer = references[0] if references else ""
-    return _talk([*first, {"role": "user", "content": question.strip()},
+    return _talk([*first, {"role": "user", "content": PARTING.sub("", question)},
                   {"role": "assistant", "content": answer}], references)
 
 
@@ -315,6 +317,9 @@ def _question_and_answer(place: str, row: dict[str, Any], task_format: str, coun
 
 
 def _templates_missing(place: str, row: dict[str, Any]) -> InputError:
+    if not set(CONVERSATIONS).isdisjoint(row):
+        return InputError(f"prompt, target: missing; {place} has {', '.join(row)}: read conversations with "
+                          "--task_format chat, or give templates in which {name} stands for a column")
     return InputError("prompt, target: missing; give templates in which {name} stands for a column, or, for columns "
                       f"such as prompt and response, only a --chat_template; {place} has {', '.join(row)}")
 
