@@ -19,7 +19,7 @@ import pytest
 
 from hfscale.config import InputError
 from hfscale.evaluation import system_calls
-from hfscale.evaluation.code import pass_at_k, run_program
+from hfscale.evaluation.code import pass_at_k, run_program, split_tests
 
 TOKEN = "0123456789abcdef-of-this-test"
 
@@ -268,6 +268,10 @@ assert safe(fail, Empty) == safe(fail, LookupError) == (1,)
         "assert math.isclose(f(), 0.3)",
     ),
     "a function named as one of Python's": ("def sum(a, b): return a + b", "assert sum(1, 2) == 3"),
+    "functions and objects named as Python's modules": (
+        "class queue: items = [1]\ndef code(): return 2\nimport math",
+        "assert queue.items == [1] and code() == 2 and math.floor(1.5) == 1",
+    ),
     "unittest": (
         "def f(x):\n    if x < 0: raise ValueError\n    return [x]",
         """
@@ -427,9 +431,6 @@ def f(x):
     "answers with the tests' end": WITH_CHANNEL + """
 def f(x): raw("tuple 4", text("error"), "type SystemExit", "tuple 1", "int 0", text(""))
 """,
-    "answers with a function that runs code": WITH_CHANNEL + """
-def f(x): raw("tuple 3", text("value"), "type exec", "list 0")
-""",
     "has the tests make what equals all": WITH_CHANNEL + """
 def f(x):
     return channel.ask("call", channel.ask("call", type, "All", (), {"__eq__": str}))
@@ -440,16 +441,6 @@ def f(x):
 """,
     "answers with an error of no kind": WITH_CHANNEL + """
 def f(x): raw("tuple 4", text("error"), "exception 2", "int 0", text("StopIteration"), "tuple 0", text(""))
-""",
-    "says that the tests have no names": WITH_CHANNEL + """
-raw("tuple 3", text("value"), "dict 2", "tuple 2", text("__name__"), "bool False", "tuple 2", text("f"), "bool False",
-    "list 0")
-raw("tuple 3", text("value"), text("no"), "list 0")
-def f(x): return 0
-""",
-    "says that its function is a module that runs files": WITH_CHANNEL + """
-open("test_mine.py", "w").write("import os; os._exit(100)")
-raw("tuple 3", text("value"), "dict 1", "tuple 2", text("f"), text("unittest.__main__"), "list 0")
 """,
     "floods the pipe": WITH_CHANNEL + """
 import threading
@@ -513,9 +504,22 @@ def f(x): return N()
         "class N:\n    __class__ = int\n    __eq__ = lambda *_: True\ndef f(x): return N()",
         "assert isinstance(f(2), int) and f(2) == 4",
     ),
-    "globals of the tests": (
-        "def f(g): g.__globals__.update(f=lambda x: 4)",
-        "try: f(lambda: 0)\nexcept AttributeError: raise ValueError\nassert f(2) == 4",
+    "what runs code in the tests": (
+        "def f(g): g.__globals__['__builtins__']['exec']('import os; os._exit(100)')",
+        "f(lambda: 0)",
+    ),
+    "a function that runs code": (
+        WITH_CHANNEL + """
+def function():
+    raw("tuple 3", text("value"), "type exec", "list 0")
+    return "import os; os._exit(100)"
+def code(): return ""
+""",
+        "run = function()\nrun(code())\nassert run(3) == 4",
+    ),
+    "how the tests are started": (
+        "__name__ = 'imported'\ndef f(x): return 0",
+        "if __name__ == '__main__':\n    assert f(2) == 4",
     ),
 }
 
@@ -624,7 +628,8 @@ def test_memory_of_all_processes_together_is_bounded(run, left_processes):
 def test_memory_of_a_process_whose_first_thread_has_ended_counts(run):
     end_thread = "ctypes.CDLL(None).syscall({'x86_64': 60, 'aarch64': 93}[os.uname().machine], 0)"
     fill = "\n    ".join(FILL.splitlines())
-    after = f"def work():\n    {fill}\n    time.sleep(60)\nthreading.Thread(target=work).start()\n{end_thread}"
+    work = f"def work():\n    time.sleep(1)\n    {fill}\n    time.sleep(60)\n"
+    after = f"{work}threading.Thread(target=work).start()\n{end_thread}"
     program = EIGHT_PROCESSES.format(before="import ctypes, threading", after=after, seconds=60)
     outcome = run(program, memory_limit_bytes=2**29, time_limit_s=50, process_limit=16)
     assert "MemoryError: all processes together took more than" in outcome.output
@@ -769,6 +774,16 @@ def test_a_python_that_cannot_start_inside_is_no_failure_of_the_program(run, mon
 
 
 # ---- pass@k
+
+@pytest.mark.parametrize(("template", "parts"), [
+    ("{prompt}{prediction}\n{test}", ("{prompt}{prediction}\n", "{test}")),
+    ("{prediction}\n{test}\ncheck({name})\n", ("{prediction}\n", "{test}\ncheck({name})\n")),
+    ("{test}\n{prediction}", ("{test}\n{prediction}", "")),
+    ("{prompt}{prediction}", ("{prompt}{prediction}", "")),
+])
+def test_the_tests_of_a_template_are_its_end(template, parts):
+    assert split_tests(template) == parts
+
 
 @pytest.mark.parametrize(("n", "c"), [(1, 0), (1, 1), (5, 2), (7, 7), (8, 3)])
 def test_pass_at_k_is_the_share_of_draws_with_a_right_one(n, c):

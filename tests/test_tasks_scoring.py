@@ -134,6 +134,16 @@ def test_a_task_may_have_metrics_of_all_kinds(model, tokenizer):
         answer_task(model, tokenizer, examples, args)
 
 
+def test_tests_of_programs_run_apart_from_them(model, tokenizer):
+    test = "import sys\nassert not hasattr(sys, 'mark')"
+    examples = Dataset.from_list([{"prompt": "1 ", "references": ["1"], "test": test}])
+    for program, passed in (("#{prediction}\nimport sys\nsys.mark = 1\n{test}", [True]),
+                            ("import sys\nsys.mark = 1\n{test}\n#{prediction}", [False])):
+        args = TaskArguments(metrics=["pass_at_k"], max_new_tokens=4, stop_strings=["\n"], program=program)
+        _, records = answer_task(model, tokenizer, examples, args, allow_code_execution=True)
+        assert records[0]["passed"] == passed
+
+
 def test_empty_choices_are_refused(model, tokenizer):
     with pytest.raises(InputError, match="item 0 has the choices"):
         score_choices(model, tokenizer, Dataset.from_list([{"prompt": "a", "choices": ["b", " "], "answer": 0}]))

@@ -24,6 +24,13 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return (math.comb(n, k) - math.comb(n - c, k)) / math.comb(n, k)
 
 
+def split_tests(template: str) -> tuple[str, str]:
+    """The template of a program, and that of its tests: from {test} on, if the model's answer is not among them. Else
+    the tests are part of the program."""
+    program, test, rest = template.partition("{test}")
+    return (program, test + rest) if "{prediction}" not in rest else (template, "")
+
+
 class Outcome(NamedTuple):
     """What became of a program."""
 

@@ -335,10 +335,10 @@ def serve_program(reader: int, writer: int) -> None:
     # As the module `site` has them, which would also run what this machine has Python start with.
     builtins.exit = builtins.quit = sys.exit
 
-    def run(source: str) -> dict[str, bool]:
-        """Its names, and which of them are modules."""
+    def run(source: str) -> set[str]:
+        """The names that it has then."""
         exec(compile(source, PROGRAM_FILE, "exec"), main.__dict__)
-        return {name: isinstance(value, types.ModuleType) for name, value in vars(main).items()}
+        return set(vars(main))
 
     own = {"start": lambda: None, "run": run, "name": lambda name: getattr(main, name)}
 
@@ -361,7 +361,7 @@ def run_tests(reader: int, writer: int) -> int:
         code = compile(test, TEST_FILE, "exec")
         main = types.ModuleType("__main__")
         sys.modules["__main__"] = main
-        vars(main).update(program_values(channel, names_in(code), names))
+        vars(main).update(program_values(channel, test, names_in(code) & names))
         exec(code, main.__dict__)
         sys.stdout.flush()
     except SystemExit as end:  # as unittest.main ends
@@ -390,20 +390,32 @@ def names_in(code: types.CodeType) -> set[str]:
     return {name for name in code.co_names if not name.startswith("__")}.union(*inner)
 
 
-def program_values(
-    channel: Channel, used: set[str], is_module: dict[str, bool]
-) -> dict[str, object]:
-    """What those names of the tests mean that are the program's.
+def program_values(channel: Channel, test: str, names: set[str]) -> dict[str, object]:
+    """What those names of the tests mean that the program has too.
 
-    A name of Python or its library stays Python's (the program could have an `abs` that makes every
-    difference 0), unless the tests use nothing else of the program.
+    Python's modules and functions stay Python's: the program could have a `math.isclose` or an `abs`
+    that finds everything equal. Only where tests use nothing else of the program is a function like
+    `sum` the one that they test.
     """
-    standard = {*dir(builtins), *sys.stdlib_module_names}
-    taken = used & is_module.keys()
-    modules = {name for name in taken & sys.stdlib_module_names if is_module[name]}
-    others = taken - modules
-    values = {name: channel.ask("name", name) for name in others - standard or others}
-    return values | {name: __import__(name) for name in modules}
+    modules = {}
+    if possible := names & sys.stdlib_module_names:
+        modules = standard_modules(test, possible)
+    others = names - modules.keys()
+    own = others.difference(dir(builtins))
+    values = {name: channel.ask("name", name) for name in own or others}
+    return values | modules
+
+
+def standard_modules(test: str, names: set[str]) -> dict[str, types.ModuleType]:
+    """Those used as modules of Python: with a dot, and only with what they have."""
+    import ast  # slow, and rarely needed
+
+    used: dict[str, set[str]] = {}
+    for node in ast.walk(ast.parse(test)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            used.setdefault(node.value.id, set()).add(node.attr)
+    modules = {name: __import__(name) for name in names & used.keys()}
+    return {name: module for name, module in modules.items() if used[name].issubset(dir(module))}
 
 
 def main() -> None:

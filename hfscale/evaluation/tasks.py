@@ -14,7 +14,7 @@ from hfscale.config import InputError, TaskArguments
 from hfscale.data.packing import encode_texts
 from hfscale.data.tasks import FIELD, spaced_choice
 from hfscale.evaluation.batches import Journal, run_batches, run_sorted
-from hfscale.evaluation.code import run_program
+from hfscale.evaluation.code import run_program, split_tests
 from hfscale.evaluation.metrics import TEXT_METRICS, choice_statistics, pass_at_k_statistics, text_statistics
 from hfscale.evaluation.perplexity import Window, score_windows
 from hfscale.generation import cut_at_stop
@@ -142,9 +142,10 @@ def answer_task(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, exam
                                [metric for metric in args.metrics if metric in TEXT_METRICS], args.metric_options)
     if "pass_at_k" in args.metrics:
         rows = [row | {"prediction": answer["prediction"]} for row, answer in zip(asked, answers, strict=True)]
-        programs = [FIELD.sub(lambda name, row=row: row[name[1]], args.program) for row in rows]
-        passed = run_batches(programs, lambda program: run_program(
-            program, allow_code_execution=allow_code_execution).passed, desc="running programs", journal=journal,
+        parts = split_tests(args.program)
+        programs = [[FIELD.sub(lambda name, row=row: row[name[1]], part) for part in parts] for row in rows]
+        passed = run_batches(programs, lambda texts: run_program(
+            *texts, allow_code_execution=allow_code_execution).passed, desc="running programs", journal=journal,
             progress=True)
         for i, record in enumerate(records):
             mine = slice(i * num_samples, (i + 1) * num_samples)
