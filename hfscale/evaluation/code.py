@@ -25,8 +25,8 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def split_tests(template: str) -> tuple[str, str]:
-    """The template of a program, and that of its tests: from {test} on, if the model's answer is not among them. Else
-    the tests are part of the program."""
+    """The template of a program, and that of its tests: from {test} on, if the model's answer is not
+    among them. Else the tests are part of the program."""
     program, test, rest = template.partition("{test}")
     return (program, test + rest) if "{prediction}" not in rest else (template, "")
 
@@ -49,15 +49,17 @@ def run_program(
     file_limit_bytes: int = 2**22,
     process_limit: int = 8,
 ) -> Outcome:
-    """Run Python source code and its tests where they can harm nothing; they and all that they started is gone after.
+    """Run Python source code and its tests where they can harm nothing; all that they started is gone
+    after.
 
-    The tests run in a process of their own and see the program's functions and objects from outside (see
-    `sandboxed.py`): nothing that the program does to itself makes a wrong result right. Tests that are part of
-    `program` run in its process, where it can do as it likes: they hold only against programs that do not cheat.
+    The tests run in a process of their own and see the program's functions and objects from outside
+    (see `sandboxed.py`): nothing that the program does to itself makes a wrong result right. Tests
+    that are part of `program` run in its process and hold only against programs that do not cheat.
 
     Args:
-        test: code that raises or fails an assertion unless the program is right. It uses the program's global names;
-            it can hand over plain values (numbers, text, containers of them), functions, and what it got from there.
+        test: code that raises an error unless the program is right. It uses the program's global
+            names, and can hand over plain values (numbers, text, containers of them), functions, and
+            what it got from the program; see docs/metrics.md.
         allow_code_execution: must be true: the one who starts the run decides that unknown code may run.
         time_limit_s: for the whole, and of CPU time for each process (rounded up).
         memory_limit_bytes: of all processes together, looked at every 20 ms; address space of each.
@@ -65,7 +67,8 @@ def run_program(
         process_limit: the program's processes and threads at a time.
 
     Raises:
-        InputError: code execution is not allowed, or this machine cannot isolate the program; then it did not run.
+        InputError: code execution is not allowed, or this machine cannot isolate the program; then
+            it did not run.
     """
     if not allow_code_execution:
         raise InputError("allow_code_execution: pass@k runs code that a model wrote; set it to true to run it here")

@@ -68,7 +68,8 @@ def main(limits: dict) -> int:
 
 
 def _watch(first: int, ended: int, limits: dict) -> int:
-    """Wait for the first process of the namespaces, the last to go; kill it when time or memory is used up."""
+    """Wait for the first process of the namespaces, the last to go. Kill it when time or memory is
+    used up."""
     most = limits["memory_limit_bytes"]
     end = time.monotonic() + limits["time_limit_s"]
     while not select.select([ended], [], [], POLL_S)[0]:
@@ -84,7 +85,7 @@ def _watch(first: int, ended: int, limits: dict) -> int:
 
 
 def _used_bytes(first: int, limit: int) -> int:
-    """Memory of all processes below this one; what they share is counted once if it would else exceed the limit."""
+    """Memory of all processes below this one. What they share is counted once, if that matters."""
     processes = _below(first)
     resident = {process: _bytes_of(process, *RESIDENT) for process in processes}
     if sum(resident.values()) <= limit:
@@ -134,7 +135,7 @@ def _run_in_namespaces(limits: dict, ids: tuple[int, int]) -> None:
 
 
 def _keep_program(limits: dict, ids: tuple[int, int], pipes: tuple, of_tests: tuple) -> None:
-    """The first process of the program's namespace: all that the program has started ends with it."""
+    """The first process of the program's namespace: what the program has started ends with it."""
     program = _fork(_become, limits, ids, "program", pipes)
     for pipe in (*pipes, *of_tests):  # the tests see the program's end by the end of its pipe
         os.close(pipe)

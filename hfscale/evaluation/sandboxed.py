@@ -21,7 +21,7 @@ NOT_STARTED = 125
 THIS_FILE = "<string>"  # as tracebacks name the three
 PROGRAM_FILE = "program.py"
 TEST_FILE = "test.py"
-# What the program can do with an object of the tests; see `tests_operation`.
+# What the program can do with an object of the tests; see `_tests_operation`.
 SERVED_BY_TESTS = ("call", "eq", "getitem", "hash", "iter", "len", "next", "repr", "str", "truth")
 SERVED_ATTRIBUTES = (("__name__",), ("__qualname__",))
 # Plain values that are one text: how it is written and read.
@@ -80,7 +80,7 @@ class Channel:
                 raise
             # As in a generator: it would end a loop over the tests' own items.
             raise RuntimeError("StopIteration") from error
-        restore([*args, *kwargs.values()], changed)
+        _restore([*args, *kwargs.values()], changed)
         return value
 
     def _wait_for_answer(self) -> list:
@@ -89,7 +89,7 @@ class Channel:
             if message == "value":
                 return rest
             if message == "error":
-                raise_again(*rest)
+                _raise_again(*rest)
             self.answer(*rest)  # the other end asks something first
 
     def answer(self, name: str, args: tuple, kwargs: dict) -> None:
@@ -100,7 +100,7 @@ class Channel:
             changed = arguments if self._lines(arguments) != before else []
             reply = self._lines(("value", value, changed))
         except Exception as error:
-            reply = self._lines(("error", type(error), error.args, described(error)))
+            reply = self._lines(("error", type(error), error.args, _described(error)))
         sys.stdout.flush()  # what a call printed comes before what the tests print after it
         self._write_lines(reply)
 
@@ -137,21 +137,21 @@ class Channel:
         return lines
 
     def _add_value(self, lines: list[str], value: object) -> None:
-        kind = plain_kind(value)
+        kind = _plain_kind(value)
         if kind in ATOMS:
             lines.append(f"{kind.__name__} {ATOMS[kind][0](value)}")
         elif kind in CONTAINERS:
             self._add_items(lines, kind.__name__, CONTAINERS[kind][0](value))
-        elif is_numpy_number(value):
+        elif _is_numpy_number(value):
             self._add_value(lines, value.item())
         elif isinstance(value, Remote):
             lines.append(f"yours {value._remote_number}")
-        elif qualified_name(type(value)) in VALUE_TYPES:
+        elif _qualified_name(type(value)) in VALUE_TYPES:
             _, parts = value.__reduce_ex__(2)[:2]
-            self._add_items(lines, "value", [qualified_name(type(value)), *parts])
+            self._add_items(lines, "value", [_qualified_name(type(value)), *parts])
         elif isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
             lines.append(f"type {value.__name__}")
-        elif is_exception(value):
+        elif _is_exception(value):
             self._add_exception(lines, value)
         else:
             lines.append(f"object {self._number(value)}")
@@ -190,10 +190,10 @@ class Channel:
         if name == "object":
             return Remote(self, int(text))
         if name == "type":
-            return builtin_class(text)
+            return _builtin_class(text)
         items = [self._read() for _ in range(int(text))]
         if name == "value":
-            return standard_value(*items)
+            return _standard_value(*items)
         if name == "exception":
             return self._exception(*items)
         return CONTAINERS[kind][1](items)
@@ -202,19 +202,19 @@ class Channel:
         """A class made here, so that tests can name it in `except`."""
         if number not in self.exceptions:
             known = [getattr(builtins, base, None) for base in bases]
-            base = next(filter(is_exception, known), Exception)
+            base = next(filter(_is_exception, known), Exception)
             self.exceptions[number] = type(name, (base,), {})
         return self.exceptions[number]
 
 
-def asks(name: str) -> types.FunctionType:
+def _asks(name: str) -> types.FunctionType:
     """A method that the object's own end carries out."""
     return lambda self, *args, **kwargs: self._remote_channel.ask(name, self, *args, **kwargs)
 
 
-def asks_of_two(name: str) -> types.FunctionType:
+def _asks_of_two(name: str) -> types.FunctionType:
     """... where both objects are of that end. The program does not judge values of the tests."""
-    own = asks(name)
+    own = _asks(name)
     return lambda self, other: own(self, other) if isinstance(other, Remote) else NotImplemented
 
 
@@ -230,24 +230,24 @@ class Remote:
             raise AttributeError(name)
         return self._remote_channel.ask("getattr", self, name)
 
-    __call__ = asks("call")
-    __setattr__ = asks("setattr")
-    __getitem__ = asks("getitem")
-    __setitem__ = asks("setitem")
-    __delitem__ = asks("delitem")
-    __iter__ = asks("iter")
-    __next__ = asks("next")
-    __len__ = asks("len")
-    __bool__ = asks("truth")
-    __str__ = asks("str")
-    __repr__ = asks("repr")
-    __hash__ = asks("hash")
-    __eq__ = asks_of_two("eq")
-    __lt__ = asks_of_two("lt")
-    __le__ = asks_of_two("le")
+    __call__ = _asks("call")
+    __setattr__ = _asks("setattr")
+    __getitem__ = _asks("getitem")
+    __setitem__ = _asks("setitem")
+    __delitem__ = _asks("delitem")
+    __iter__ = _asks("iter")
+    __next__ = _asks("next")
+    __len__ = _asks("len")
+    __bool__ = _asks("truth")
+    __str__ = _asks("str")
+    __repr__ = _asks("repr")
+    __hash__ = _asks("hash")
+    __eq__ = _asks_of_two("eq")
+    __lt__ = _asks_of_two("lt")
+    __le__ = _asks_of_two("le")
 
 
-def plain_kind(value: object) -> type | None:
+def _plain_kind(value: object) -> type | None:
     """That of a subclass is what it is a subclass of: its methods stay with the program."""
     exact = type(value)
     if exact in ATOMS or exact in CONTAINERS:
@@ -255,20 +255,20 @@ def plain_kind(value: object) -> type | None:
     return next((kind for kind in PLAIN.values() if isinstance(value, kind)), None)
 
 
-def is_numpy_number(value: object) -> bool:
+def _is_numpy_number(value: object) -> bool:
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(value, numpy.generic)
 
 
-def qualified_name(kind: type) -> str:
+def _qualified_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def is_exception(value: object) -> bool:
+def _is_exception(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, Exception)
 
 
-def builtin_class(name: str) -> type:
+def _builtin_class(name: str) -> type:
     """Classes only: with a function such as `eval` the tests would run what the program wrote."""
     found = getattr(builtins, name)
     if not isinstance(found, type):
@@ -276,21 +276,21 @@ def builtin_class(name: str) -> type:
     return found
 
 
-def standard_value(name: str, *args) -> object:
+def _standard_value(name: str, *args) -> object:
     if name not in VALUE_TYPES:
         raise TypeError(f"{name} is not one of {VALUE_TYPES}")
     module, _, kind = name.partition(".")
     return getattr(__import__(module), kind)(*args)
 
 
-def restore(old: object, new: object) -> object:
+def _restore(old: object, new: object) -> object:
     """`new`, put into the containers of `old` where they are of one kind: all who hold these see it."""
-    if plain_kind(old) is not type(new) or not isinstance(new, (list, dict, set, bytearray)):
+    if _plain_kind(old) is not type(new) or not isinstance(new, (list, dict, set, bytearray)):
         return new
     if isinstance(new, list):
-        old[:] = [*map(restore, old, new), *new[len(old) :]]
+        old[:] = [*map(_restore, old, new), *new[len(old) :]]
     elif isinstance(new, dict):
-        values = {key: restore(old.get(key), value) for key, value in new.items()}
+        values = {key: _restore(old.get(key), value) for key, value in new.items()}
         old.clear()
         old.update(values)
     elif isinstance(new, set):
@@ -301,15 +301,15 @@ def restore(old: object, new: object) -> object:
     return old
 
 
-def raise_again(kind: type[Exception], args: tuple, description: str) -> None:
-    if not is_exception(kind):  # SystemExit is none
+def _raise_again(kind: type[Exception], args: tuple, description: str) -> None:
+    if not _is_exception(kind):  # SystemExit is none
         raise TypeError(f"{kind} cannot be raised")
     error = kind(*args)
     error.add_note(description)
     raise error
 
 
-def described(error: BaseException) -> str:
+def _described(error: BaseException) -> str:
     """Its traceback without the lines of this file."""
     import traceback  # slow, and most programs raise nothing
 
@@ -323,13 +323,14 @@ def written(program: str, test: str) -> bytes:
     return "\n".join(ATOMS[str][0](text) for text in (program, test)).encode("ascii")
 
 
-def known_operation(name: str) -> types.FunctionType:
+def _known_operation(name: str) -> types.FunctionType:
     return getattr(operator, name, None) or getattr(builtins, name)
 
 
 # ---- the program's process
 
 def serve_program(reader: int, writer: int) -> None:
+    """Run the program when the tests' process asks for it, and answer what that asks then."""
     main = types.ModuleType("__main__")
     sys.modules["__main__"] = main
     # As the module `site` has them, which would also run what this machine has Python start with.
@@ -343,7 +344,7 @@ def serve_program(reader: int, writer: int) -> None:
     own = {"start": lambda: None, "run": run, "name": lambda name: getattr(main, name)}
 
     def operation(name: str) -> types.FunctionType:
-        return own.get(name) or known_operation(name)
+        return own.get(name) or _known_operation(name)
 
     Channel(reader, writer, operation).answer_all()
 
@@ -353,7 +354,7 @@ def serve_program(reader: int, writer: int) -> None:
 def run_tests(reader: int, writer: int) -> int:
     """Run the tests of stdin on the program of stdin; the status with which this process is to end."""
     program, test = (ATOMS[str][1](text) for text in sys.stdin.read().split("\n"))
-    channel = Channel(reader, writer, lambda name: tests_operation(channel, name))
+    channel = Channel(reader, writer, lambda name: _tests_operation(channel, name))
     channel.ask("start")
     channel.status = FAILED
     try:
@@ -361,18 +362,18 @@ def run_tests(reader: int, writer: int) -> int:
         code = compile(test, TEST_FILE, "exec")
         main = types.ModuleType("__main__")
         sys.modules["__main__"] = main
-        vars(main).update(program_values(channel, test, names_in(code) & names))
+        vars(main).update(_program_values(channel, test, _names_in(code) & names))
         exec(code, main.__dict__)
         sys.stdout.flush()
     except SystemExit as end:  # as unittest.main ends
         return PASSED if end.code in (0, None) else FAILED
     except BaseException as error:
-        sys.stderr.write(described(error))
+        sys.stderr.write(_described(error))
         return FAILED
     return PASSED
 
 
-def tests_operation(channel: Channel, name: str) -> types.FunctionType:
+def _tests_operation(channel: Channel, name: str) -> types.FunctionType:
     """What the program may do with what the tests hand over. By attributes it could come to all that
     they have, and by calling classes such as `type` make values that equal any other."""
 
@@ -380,17 +381,17 @@ def tests_operation(channel: Channel, name: str) -> types.FunctionType:
         served = name in SERVED_BY_TESTS or (name == "getattr" and args in SERVED_ATTRIBUTES)
         if not served or id(target) not in channel.numbers:
             raise AttributeError("of what the tests hand over, there are only calls and items")
-        return known_operation(name)(target, *args, **kwargs)
+        return _known_operation(name)(target, *args, **kwargs)
 
     return operation
 
 
-def names_in(code: types.CodeType) -> set[str]:
-    inner = [names_in(part) for part in code.co_consts if isinstance(part, types.CodeType)]
+def _names_in(code: types.CodeType) -> set[str]:
+    inner = [_names_in(part) for part in code.co_consts if isinstance(part, types.CodeType)]
     return {name for name in code.co_names if not name.startswith("__")}.union(*inner)
 
 
-def program_values(channel: Channel, test: str, names: set[str]) -> dict[str, object]:
+def _program_values(channel: Channel, test: str, names: set[str]) -> dict[str, object]:
     """What those names of the tests mean that the program has too.
 
     Python's modules and functions stay Python's: the program could have a `math.isclose` or an `abs`
@@ -399,14 +400,14 @@ def program_values(channel: Channel, test: str, names: set[str]) -> dict[str, ob
     """
     modules = {}
     if possible := names & sys.stdlib_module_names:
-        modules = standard_modules(test, possible)
+        modules = _standard_modules(test, possible)
     others = names - modules.keys()
     own = others.difference(dir(builtins))
     values = {name: channel.ask("name", name) for name in own or others}
     return values | modules
 
 
-def standard_modules(test: str, names: set[str]) -> dict[str, types.ModuleType]:
+def _standard_modules(test: str, names: set[str]) -> dict[str, types.ModuleType]:
     """Those used as modules of Python: with a dot, and only with what they have."""
     import ast  # slow, and rarely needed
 
@@ -419,6 +420,7 @@ def standard_modules(test: str, names: set[str]) -> dict[str, types.ModuleType]:
 
 
 def main() -> None:
+    """One of the two roles, as the arguments say."""
     role, reader, writer, packages = sys.argv[1:]
     del sys.argv[1:]
     sys.path += packages.split(":")

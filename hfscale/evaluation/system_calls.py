@@ -75,7 +75,10 @@ JUMP_IF_EQUAL = 0x15
 JUMP_IF_ABOVE = 0x35  # or equal
 JUMP_IF_ANY_BIT = 0x45
 RETURN = 0x06
-NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16  # where they lie in struct seccomp_data
+# Where they lie in struct seccomp_data.
+NUMBER = 0
+ARCHITECTURE = 4
+FIRST_ARGUMENT = 16
 ALLOW = 0x7FFF0000
 ERROR = 0x00050000
 
