@@ -126,6 +126,9 @@ class TaskArguments:
     answer: str | None = field(default=None, metadata={"help": "column with the index of the right choice, from 0"})
     test: str | None = field(default=None, metadata={"help": "template of code that checks the program"})
     program: str = field(default="{prompt}{prediction}\n{test}", metadata={"help": "what pass_at_k runs"})
+    tests_apart: bool = field(default=True, metadata={
+        "help": "what follows {prediction} runs in a process of its own, so that no program can fake that it passed; "
+                "false: for tests that need more of a program than calls, in one process with it"})
     assistant_role: str = field(default="assistant", metadata={
         "help": "role that answers, as the conversations name it"})
     chat_template: str | None = field(default=None, metadata={

@@ -778,11 +778,14 @@ def test_a_python_that_cannot_start_inside_is_no_failure_of_the_program(run, mon
 @pytest.mark.parametrize(("template", "parts"), [
     ("{prompt}{prediction}\n{test}", ("{prompt}{prediction}\n", "{test}")),
     ("{prediction}\n{test}\ncheck({name})\n", ("{prediction}\n", "{test}\ncheck({name})\n")),
+    ("{prediction}{rest}\n    return x\n{checks}", ("{prediction}{rest}\n    return x\n", "{checks}")),
+    ("{prediction}\n{rest}\n{test}", ("{prediction}\n{rest}\n", "{test}")),
     ("{test}\n{prediction}", ("{test}\n{prediction}", "")),
     ("{prompt}{prediction}", ("{prompt}{prediction}", "")),
 ])
 def test_the_tests_of_a_template_are_its_end(template, parts):
     assert split_tests(template) == parts
+    assert split_tests(template, tests_apart=False) == (template, "")
 
 
 @pytest.mark.parametrize(("n", "c"), [(1, 0), (1, 1), (5, 2), (7, 7), (8, 3)])

@@ -323,9 +323,9 @@ def test_scores_say_where_tests_ran_inside_the_programs(folder, tmp_path, monkey
     words = ["--model", str(folder), "--task_source", "task.jsonl", "--prompt", "{q}", "--target", "{q}", "--test",
              "assert f() == 1", "--metrics", "pass_at_k", "--max_new_tokens", "2", "--stop_strings", "\n",
              "--allow_code_execution"]
-    for name, program, noted in (("apart", "#{prediction}\ndef f(): return 1\n{test}", False),
-                                 ("inside", "def f(): return 1\n{test}\n#{prediction}", True)):
-        score.main([*words, "--program", program, "--output_dir", name])
+    words += ["--program", "#{prediction}\ndef f(): return 1\n{test}"]
+    for name, tests_apart, noted in (("apart", "true", False), ("inside", "false", True)):
+        score.main([*words, "--tests_apart", tests_apart, "--output_dir", name])
         [system] = json.loads(Path(name, "scores.json").read_text())["systems"]
         assert system["metrics"]["eval_pass@1"] == 1
         assert ("eval_pass_at_k" in system["notes"]) == noted

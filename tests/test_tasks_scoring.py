@@ -137,11 +137,11 @@ def test_a_task_may_have_metrics_of_all_kinds(model, tokenizer):
 def test_tests_of_programs_run_apart_from_them(model, tokenizer):
     test = "import sys\nassert not hasattr(sys, 'mark')"
     examples = Dataset.from_list([{"prompt": "1 ", "references": ["1"], "test": test}])
-    for program, passed in (("#{prediction}\nimport sys\nsys.mark = 1\n{test}", [True]),
-                            ("import sys\nsys.mark = 1\n{test}\n#{prediction}", [False])):
-        args = TaskArguments(metrics=["pass_at_k"], max_new_tokens=4, stop_strings=["\n"], program=program)
+    for tests_apart in (True, False):
+        args = TaskArguments(metrics=["pass_at_k"], max_new_tokens=4, stop_strings=["\n"], tests_apart=tests_apart,
+                             program="#{prediction}\nimport sys\nsys.mark = 1\n{test}")
         _, records = answer_task(model, tokenizer, examples, args, allow_code_execution=True)
-        assert records[0]["passed"] == passed
+        assert records[0]["passed"] == [tests_apart]
 
 
 def test_empty_choices_are_refused(model, tokenizer):

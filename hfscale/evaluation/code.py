@@ -3,6 +3,7 @@
 import marshal
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,11 +25,18 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return (math.comb(n, k) - math.comb(n - c, k)) / math.comb(n, k)
 
 
-def split_tests(template: str) -> tuple[str, str]:
-    """The template of a program, and that of its tests: from {test} on, if the model's answer is not
-    among them. Else the tests are part of the program."""
-    program, test, rest = template.partition("{test}")
-    return (program, test + rest) if "{prediction}" not in rest else (template, "")
+def split_tests(template: str, *, tests_apart: bool = True) -> tuple[str, str]:
+    """The template of a program, and that of its tests: what follows the model's answer from {test}
+    on, or without that from the first line that is not indented. All before is the program, and all
+    without `tests_apart`."""
+    if not tests_apart:
+        return template, ""
+    before, answer, rest = template.rpartition("{prediction}")
+    start = rest.find("{test}")
+    if start < 0:
+        line = re.search(r"\n(?=\S)", rest)
+        start = line.end() if line else len(rest)
+    return before + answer + rest[:start], rest[start:]
 
 
 class Outcome(NamedTuple):

@@ -149,9 +149,9 @@ def _score_task(system: System, model: PreTrainedModel, tokenizer: PreTrainedTok
     cut_items = sum(record["cut_tokens"] > 0 for record in system.records)
     system.settings |= {"context": context, "cut_items": cut_items, **shown}
     _judge_items(system, columns, examples["references"][:], args)
-    if "pass_at_k" in args.metrics and not split_tests(args.program)[1]:
-        system.notes["pass_at_k"] = ("program: has no {test} after {prediction}, so programs ran in one process with "
-                                     "their tests; one that cheats can pass")
+    if "pass_at_k" in args.metrics and not split_tests(args.program, tests_apart=args.tests_apart)[1]:
+        system.notes["pass_at_k"] = ("programs ran in one process with their tests (tests_apart is false, or no tests "
+                                     "follow {prediction}); one that cheats can pass")
 
 
 def _score_lm_eval(system: System, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: None, args: Any,

@@ -142,7 +142,7 @@ def answer_task(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, exam
                                [metric for metric in args.metrics if metric in TEXT_METRICS], args.metric_options)
     if "pass_at_k" in args.metrics:
         rows = [row | {"prediction": answer["prediction"]} for row, answer in zip(asked, answers, strict=True)]
-        parts = split_tests(args.program)
+        parts = split_tests(args.program, tests_apart=args.tests_apart)
         programs = [[FIELD.sub(lambda name, row=row: row[name[1]], part) for part in parts] for row in rows]
         passed = run_batches(programs, lambda texts: run_program(
             *texts, allow_code_execution=allow_code_execution).passed, desc="running programs", journal=journal,
