@@ -136,6 +136,9 @@ class TaskArguments:
     test: str | None = field(default=None, metadata={"help": "template of code that checks the program"})
     program: str = field(default="{prompt}{prediction}\n{test}", metadata={
         "help": "what pass_at_k runs: {prediction} is the answer, other names are columns, else the filled templates"})
+    tests_apart: bool = field(default=True, metadata={
+        "help": "what follows {prediction} runs in a process of its own, so that no program can fake that it passed; "
+                "false: for tests that need more of a program than calls, in one process with it"})
     user_role: str = field(default="user", metadata={"help": "role that asks, as the conversations name it"})
     assistant_role: str = field(default="assistant", metadata={
         "help": "role that answers, as the conversations name it"})

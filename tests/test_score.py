@@ -317,6 +317,20 @@ def test_task_from_model_to_predictions_and_back(folder, tmp_path, monkeypatch):
     assert metrics_of(tmp_path / "first") == metrics_of(tmp_path / "second") == metrics_of(tmp_path / "third")
 
 
+def test_scores_say_where_tests_ran_inside_the_programs(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("task.jsonl").write_text("".join(json.dumps({"q": f"line {i}"}) + "\n" for i in range(30)))
+    words = ["--model", str(folder), "--task_source", "task.jsonl", "--prompt", "{q}", "--target", "{q}", "--test",
+             "assert f() == 1", "--metrics", "pass_at_k", "--max_new_tokens", "2", "--stop_strings", "\n",
+             "--allow_code_execution"]
+    words += ["--program", "#{prediction}\ndef f(): return 1\n{test}"]
+    for name, tests_apart, noted in (("apart", "true", False), ("inside", "false", True)):
+        score.main([*words, "--tests_apart", tests_apart, "--output_dir", name])
+        [system] = json.loads(Path(name, "scores.json").read_text())["systems"]
+        assert system["metrics"]["eval_pass@1"] == 1
+        assert ("eval_pass_at_k" in system["notes"]) == noted
+
+
 @pytest.mark.parametrize(("words", "match"), [
     ("--predictions missing.jsonl", "missing.jsonl: cannot be read"),
     ("--predictions bad.jsonl", r"bad\.jsonl:1: not JSON .*; mend or remove the line"),

@@ -131,25 +131,27 @@ PROGRAM = {"prompt": "def f(a):\n", "body": "    return a", "tests": ["assert f(
 
 @pytest.mark.parametrize(("settings", "program"), [
     ({"prompt": "{prompt}", "target": "{body}", "program": "{prompt}{prediction}\n{tests}"},
-     ["def f(a):\n", "\nassert f(1) == 1\nassert f(2) == 2"]),
+     (["def f(a):\n", "\n"], "assert f(1) == 1\nassert f(2) == 2")),
     # a column as it was read goes before the template of that name; {test} is the template
     ({"prompt": "Complete:\n{prompt}", "target": "{body}", "test": "{tests}\nassert f"},
-     ["def f(a):\n", "\nassert f(1) == 1\nassert f(2) == 2\nassert f"]),
+     (["def f(a):\n", "\n"], "assert f(1) == 1\nassert f(2) == 2\nassert f")),
+    ({"prompt": "{prompt}", "target": "{body}", "program": "{prompt}{prediction}\n{tests}", "tests_apart": False},
+     (["def f(a):\n", "\nassert f(1) == 1\nassert f(2) == 2"], "")),
     ({"prompt": "Complete:\n{prompt}", "target": "{body} + 0", "program": "{prompt}{target}\n{tests.1}"},
-     ["def f(a):\n    return a + 0\nassert f(2) == 2"]),
+     (["def f(a):\n    return a + 0\n"], "assert f(2) == 2")),
     ({"prompt": "{body}", "target": "{tests.0}", "program": "x = {'a': {1: 2}}\n{prediction}{prediction}"},
-     ["x = {'a': {1: 2}}\n", "", ""]),
+     (["x = {'a': {1: 2}}\n", "", ""], "")),
 ])
 def test_a_program_is_built_from_the_columns_as_they_were_read(tmp_path, settings, program):
     [row] = load(jsonl(tmp_path / "rows.jsonl", [PROGRAM]), metrics=["pass_at_k"], **settings)
-    assert row["program"] == program
+    assert (row["program"], row["program_tests"]) == program
 
 
 def test_without_a_column_the_filled_templates_are_in_the_program(tmp_path):
     rows = [{"ask": "def f():\n", "body": "    return 1", "check": "assert f() == 1"}]
     [row] = load(jsonl(tmp_path / "rows.jsonl", rows), metrics=["pass_at_k"], prompt="# do\n{ask}", target="{body}",
                  test="{check}")
-    assert row["program"] == ["# do\ndef f():\n", "\nassert f() == 1"]
+    assert (row["program"], row["program_tests"]) == (["# do\ndef f():\n", "\n"], "assert f() == 1")
 
 
 @pytest.mark.parametrize(("program", "message"), [

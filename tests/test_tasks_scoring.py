@@ -122,7 +122,7 @@ def test_a_task_may_have_metrics_of_all_kinds(model, tokenizer):
     """Text, choices and programs at once; what the programs do does not depend on the model."""
     examples = Dataset.from_list([
         {"prompt": f"{number} ", "references": ["1"], "choices": ["cat", "the mat"], "answer": 1,
-         "program": ["#", f"\n{test}"]}
+         "program": ["#", "\n"], "program_tests": test}
         for number, test in (("1", "assert True"), ("2", "assert False"))])
     args = TaskArguments(metrics=["exact_match", "accuracy", "pass_at_k"], max_new_tokens=4, stop_strings=["\n"])
     columns, records = answer_task(model, tokenizer, examples, args, num_samples=3, pass_at=(1, 3), do_sample=True,
@@ -135,6 +135,17 @@ def test_a_task_may_have_metrics_of_all_kinds(model, tokenizer):
     assert columns["exact_match"].shape == (2, 2)
     with pytest.raises(InputError, match="allow_code_execution"):
         answer_task(model, tokenizer, examples, args)
+
+
+def test_tests_of_programs_run_apart_from_them(model, tokenizer):
+    test = "import sys\nassert not hasattr(sys, 'mark')"
+    rest = "\nimport sys\nsys.mark = 1\n"
+    examples = Dataset.from_list([
+        {"prompt": "1 ", "references": ["1"], "program": ["#", rest], "program_tests": test},
+        {"prompt": "1 ", "references": ["1"], "program": ["#", rest + test], "program_tests": ""}])
+    args = TaskArguments(metrics=["pass_at_k"], max_new_tokens=4, stop_strings=["\n"])
+    _, records = answer_task(model, tokenizer, examples, args, allow_code_execution=True)
+    assert [record["passed"] for record in records] == [[True], [False]]
 
 
 def test_empty_choices_are_refused(model, tokenizer):

@@ -16,6 +16,7 @@ from hfscale.data.conversations import CONVERSATIONS, Message, read_messages
 from hfscale.data.embedded_tasks import embedded_examples
 from hfscale.data.held_out import hold_out, row_hash
 from hfscale.data.task_rows import Row, as_instruction, read_task_rows, without_frame
+from hfscale.evaluation.code import split_tests
 from hfscale.options import did_you_mean
 from hfscale.task_prompt import TaskPrompt
 from hfscale.templates import fill_template, item_text, read_column, template_columns
@@ -205,7 +206,7 @@ def _templates(args: TaskArguments, rows: list[Row]) -> dict[str, _Template]:
     if args.task_format != "chat":
         given |= {"prompt": args.prompt, "target": args.target, "copied": args.copied}
     if "pass_at_k" in args.metrics:
-        given["program"] = args.program
+        given["program"], given["tests"] = split_tests(args.program, tests_apart=args.tests_apart)
     return {name: _Template(text, template_columns(text, columns)) for name, text in given.items()
             if text is not None}
 
@@ -257,7 +258,7 @@ def _example(place: str, row: dict[str, Any], args: TaskArguments, templates: di
     if example is None or _is_empty(place, example, args, counts):
         return None
     if "program" in templates:
-        example["program"] = _program(place, row, example, templates)
+        example["program"], example["program_tests"] = _program(place, row, example, templates)
     return {"place": place, **example}
 
 
@@ -358,16 +359,18 @@ def _choices(place: str, row: dict[str, Any], args: TaskArguments) -> dict[str, 
     return {"choices": [_as_text(place, args.choices, text) for text in texts], "answer": answer}
 
 
-def _program(place: str, row: dict[str, Any], example: dict[str, Any], templates: dict[str, _Template]) -> list[str]:
-    """What pass_at_k runs, cut where the model's answer stands. {test} is the template of that name if one is given;
-    other names are columns as they were read, then the whole prompt and the target."""
+def _program(place: str, row: dict[str, Any], example: dict[str, Any], templates: dict[str, _Template]
+             ) -> tuple[list[str], str]:
+    """What pass_at_k runs, cut where the model's answer stands, and its tests. {test} is the template of that name
+    if one is given; other names are columns as they were read, then the whole prompt and the target."""
     known = {"prompt": example["source"] if "messages" in example else example["prompt"], "target": example["target"]}
     values = {}
-    for name in templates["program"].columns:
+    for name in [*templates["program"].columns, *templates["tests"].columns]:
         if name == "test" and "test" in example:
             values[name] = example["test"]
         elif name in known and name not in row:
             values[name] = known[name]
         elif name != "prediction":
             values[name] = _joined(place, row, name, joint="\n")
-    return [fill_template(part, values) for part in templates["program"].text.split(PREDICTION)]
+    parts = [fill_template(part, values) for part in templates["program"].text.split(PREDICTION)]
+    return parts, fill_template(templates["tests"].text, values)

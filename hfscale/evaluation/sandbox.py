@@ -1,22 +1,35 @@
-"""Runs one Python program from stdin where it can harm nothing; `code.py` starts this file as a process of its own.
+"""Runs one Python program and its tests where they can harm nothing; `code.py` starts this file as a
+process.
 
-Three processes: this one keeps the time; the first of new namespaces, with which all in them die; and the program. It
-sees a root folder of its own: Python and the system's libraries, read-only, and an empty folder in memory. No network
-(loopback neither), no sockets, devices, processes or files of the machine, no privileges. Linux 5.12 or newer.
+Five processes: this one keeps time and memory; the first of new namespaces, with which all in them
+die; the tests; the first of a namespace within, from which no process outside it can be named; and
+the program. All see a root folder of their own: Python and the system's libraries, read-only, and an
+empty folder in memory. No network (loopback neither), no sockets, devices, processes or files of the
+machine, no privileges. Linux 5.12 or newer.
 """
 
 import ctypes
-import json
+import errno
+import marshal
 import os
+import select
 import signal
+import struct
 import sys
+import time
 
-TIMED_OUT = 124  # exit status of this process, as of timeout(1)
+# Exit statuses of this process beside those of the tests' process.
+TIMED_OUT = 124  # as of timeout(1)
+NOT_STARTED = 125
+BY_SIGNAL = 128  # and the signal's number, as in a shell
+POLL_S = 0.02
 SYSTEM = ("/usr", "/bin", "/lib", "/lib64", "/nix/store", "/etc/ld.so.cache", "/etc/localtime")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
-FOLDER = "/sandbox"  # the only one that the program can write to
-# Of the kernel's headers <sched.h>, <linux/mount.h> and <linux/prctl.h>.
+FOLDER = "/sandbox"  # the only one that can be written to
+INSIDE = os.path.join(os.path.dirname(__file__), "sandboxed.py")
+# Of the kernel's headers <sched.h>, <linux/mount.h>, <linux/prctl.h> and <linux/seccomp.h>.
 NAMESPACES = 0x6C020000  # CLONE_NEWNS (mounts), _NEWUTS (host name), _NEWIPC, _NEWPID, _NEWNET
+PROCESS_NAMESPACE = 0x20000000
 USER_NAMESPACE = 0x10000000
 PRIVATE = 0x44000  # MS_PRIVATE | MS_REC: what is mounted here is not seen outside
 BIND = 0x5000  # MS_BIND | MS_REC: with all that is mounted below
@@ -25,26 +38,21 @@ READ_ONLY = 1
 MOUNT_SETATTR = 442  # the number of this system call
 DEATH_SIGNAL = 1
 NO_NEW_PRIVILEGES = 38
-# The mark, a file beside stdout, tells that the program was started and that it came to its end: one that exits early
-# has not passed its tests.
-RUNNER = """
-import os, sys, types
-source, first, (packages, mark, word) = sys.stdin.read(), os.getpid(), sys.argv[1:]
-del sys.argv[1:]
-sys.path += packages.split(":")
-sys.modules["__main__"] = main = types.ModuleType("__main__")
-os.write(int(mark), b"started ")
-exec(compile(source, "program.py", "exec"), main.__dict__)
-sys.stdout.flush()
-if os.getpid() == first:  # not one that the program forked
-    os.write(int(mark), word.encode())
-os._exit(0)
-"""
+SECCOMP = 22
+FILTER_MODE = 2
+# Lines of files in /proc/<process>, in kB: quick, and a share of what several processes have in common.
+RESIDENT = ("status", ("VmRSS:", "VmSwap:"))
+PROPORTIONAL = ("smaps_rollup", ("Pss:", "SwapPss:"))
 
 
-def main(limits: dict) -> None:
-    """Run the program; `limits` are the arguments of `run_program` and what it adds."""
+def main(limits: dict) -> int:
+    """The exit status; `limits` are the arguments of `run_program` and what it adds."""
     uid, gid = os.getuid(), os.getgid()
+    limits["uid"] = uid
+    with open(INSIDE) as file:
+        limits["code"] = file.read()
+    # Raises where the kernel does not list them; without that memory cannot be watched.
+    open(f"/proc/self/task/{os.getpid()}/children").close()
     _system("prctl", DEATH_SIGNAL, signal.SIGKILL)
     _system("unshare", NAMESPACES | (USER_NAMESPACE if uid else 0))
     if uid:  # the same user inside: the program, started anew, is without the privileges that this needs
@@ -53,19 +61,92 @@ def main(limits: dict) -> None:
                 file.write(text)
     # Root's program runs under an id that nobody has: root's own could use devices and is bound by no process limit.
     ids = (uid, gid) if uid else (20_000 + os.getpid() % 40_000,) * 2
-    first, timed_out = _fork(_run_in_namespaces, limits, ids), []
-    signal.signal(signal.SIGALRM, lambda *_: timed_out.append(os.kill(first, signal.SIGKILL)))
-    signal.setitimer(signal.ITIMER_REAL, limits["time_limit_s"])
-    os.waitpid(first, 0)  # it is the last of its namespaces to go
-    sys.exit(TIMED_OUT if timed_out else 0)
+    ended, held = os.pipe()
+    first = _fork(_run_in_namespaces, limits, ids)
+    os.close(held)  # the others hold it until they end
+    return _watch(first, ended, limits)
+
+
+def _watch(first: int, ended: int, limits: dict) -> int:
+    """Wait for the first process of the namespaces, the last to go. Kill it when time or memory is
+    used up."""
+    most = limits["memory_limit_bytes"]
+    end = time.monotonic() + limits["time_limit_s"]
+    while not select.select([ended], [], [], POLL_S)[0]:
+        too_late = time.monotonic() > end
+        if too_late or _used_bytes(first, most) > most:
+            os.kill(first, signal.SIGKILL)
+            os.waitpid(first, 0)
+            if too_late:
+                return TIMED_OUT
+            os.write(1, b"MemoryError: all processes together took more than memory_limit_bytes\n")
+            return BY_SIGNAL + signal.SIGKILL
+    return _exit_status(os.waitpid(first, 0)[1])
+
+
+def _used_bytes(first: int, limit: int) -> int:
+    """Memory of all processes below this one. What they share is counted once, if that matters."""
+    processes = _below(first)
+    resident = {process: _bytes_of(process, *RESIDENT) for process in processes}
+    if sum(resident.values()) <= limit:
+        return sum(resident.values())
+    return sum(_bytes_of(process, *PROPORTIONAL) or resident[process] for process in processes)
+
+
+def _below(process: int) -> list[int]:
+    texts = _texts_of_threads(process, "children")
+    children = [int(child) for text in texts for child in text.split()]
+    return [*children, *(below for child in children for below in _below(child))]
+
+
+def _bytes_of(process: int, file: str, names: tuple[str, ...]) -> int:
+    """As the first thread tells it that has not ended."""
+    for text in _texts_of_threads(process, file):
+        lines = [line.split() for line in text.splitlines()]
+        if kilobytes := [int(words[1]) for words in lines if words[0] in names]:
+            return 1024 * sum(kilobytes)
+    return 0
+
+
+def _texts_of_threads(process: int, file: str) -> list[str]:
+    """None of a process that has ended, or that may not be looked into."""
+    texts = []
+    try:
+        for thread in os.listdir(f"/proc/{process}/task"):
+            # The process's name stands in it, and may be any bytes.
+            with open(f"/proc/{process}/task/{thread}/{file}", errors="replace") as opened:
+                texts.append(opened.read())
+    except OSError:
+        pass
+    return texts
 
 
 def _run_in_namespaces(limits: dict, ids: tuple[int, int]) -> None:
     _system("prctl", DEATH_SIGNAL, signal.SIGKILL)
     _enter_own_root(limits, ids)
-    program = _fork(_become_program, limits, ids)
-    while os.wait()[0] != program:  # what the program leaves behind is handed to this process
+    from_tests, to_program = os.pipe()
+    from_program, to_tests = os.pipe()
+    tests = _fork(_become, limits, ids, "tests", (from_program, to_program))
+    _system("unshare", PROCESS_NAMESPACE)
+    _fork(_keep_program, limits, ids, (from_tests, to_tests), (from_program, to_program))
+    for pipe in (from_tests, to_program, from_program, to_tests):
+        os.close(pipe)
+    os._exit(_exit_status(_wait_for(tests)))
+
+
+def _keep_program(limits: dict, ids: tuple[int, int], pipes: tuple, of_tests: tuple) -> None:
+    """The first process of the program's namespace: what the program has started ends with it."""
+    program = _fork(_become, limits, ids, "program", pipes)
+    for pipe in (*pipes, *of_tests):  # the tests see the program's end by the end of its pipe
+        os.close(pipe)
+    _wait_for(program)
+
+
+def _wait_for(process: int) -> int:
+    """Its wait status. What other processes leave behind is handed to this one."""
+    while (ended := os.wait())[0] != process:
         pass
+    return ended[1]
 
 
 def _enter_own_root(limits: dict, ids: tuple[int, int]) -> None:
@@ -73,7 +154,8 @@ def _enter_own_root(limits: dict, ids: tuple[int, int]) -> None:
     root = limits["root"]
     _mount(None, "/", PRIVATE)
     _mount("tmpfs", root, BARE, "size=1m,mode=755")
-    for path in {path: 0 for path in (*SYSTEM, *limits["packages"], *DEVICES) if os.path.exists(path)}:
+    shown = (*SYSTEM, limits["library"], *limits["packages"], *DEVICES)
+    for path in dict.fromkeys(path for path in shown if os.path.exists(path)):
         os.makedirs(root + (path if os.path.isdir(path) else os.path.dirname(path)), exist_ok=True)
         if not os.path.isdir(path):
             open(root + path, "a").close()
@@ -90,24 +172,58 @@ def _enter_own_root(limits: dict, ids: tuple[int, int]) -> None:
     os.chdir(FOLDER)
 
 
-def _become_program(limits: dict, ids: tuple[int, int]) -> None:
-    import resource  # not on Windows, where the rest of hfscale.evaluation is of use
-
-    processes = limits["process_limit"]
-    if os.getuid():
-        processes += 2  # the two above run under the same id and count too
-    else:
+def _become(limits: dict, ids: tuple[int, int], role: str, pipes: tuple[int, int]) -> None:
+    """Python anew, without privileges, in one of the two roles of `sandboxed.py`."""
+    os.setsid()  # a signal to its group would reach the others
+    if not os.getuid():
         os.setgroups([])
         os.setresgid(*[ids[1]] * 3)
         os.setresuid(*[ids[0]] * 3)
+    _set_limits(limits, others=1 if ids[0] != limits["uid"] else 4)
     _system("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-    for name, value in (("AS", limits["memory_limit_bytes"]), ("FSIZE", limits["file_limit_bytes"]),
-                        ("CPU", int(limits["time_limit_s"]) + 1), ("NPROC", processes), ("NOFILE", 64), ("CORE", 0)):
+    _filter_system_calls(limits["filter_rows"])
+    if role == "program":  # the tests read theirs
+        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+    for pipe in pipes:
+        os.set_inheritable(pipe, True)
+    command = [limits["python"], "-S", "-P", "-X", "utf8", "-c", limits["code"]]
+    command += [role, *map(str, pipes), ":".join(limits["packages"])]
+    env = {"HOME": FOLDER, "TMPDIR": FOLDER, "PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0"}
+    env |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    os.execve(command[0], command, os.environ | env)
+
+
+def _set_limits(limits: dict, others: int) -> None:
+    """`others`: processes of the sandbox that run under the program's id and count with it."""
+    import resource  # not on Windows, where the rest of hfscale.evaluation is of use
+
+    values = {
+        "AS": limits["memory_limit_bytes"],
+        "FSIZE": limits["file_limit_bytes"],
+        "CPU": int(limits["time_limit_s"]) + 1,
+        "NPROC": limits["process_limit"] + others,
+        "NOFILE": 64,
+        "CORE": 0,
+    }
+    for name, value in values.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
-    command = [limits["python"], "-s", "-P", "-X", "utf8", "-c", RUNNER, ":".join(limits["packages"])]
-    env = os.environ | {"HOME": FOLDER, "TMPDIR": FOLDER, "PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0",
-                        "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    os.execve(command[0], [*command, str(limits["mark"]), limits["word"]], env)
+
+
+def _filter_system_calls(rows: list[list[int]]) -> None:
+    packed = b"".join(struct.pack("HBBI", *row) for row in rows)
+    buffer = ctypes.create_string_buffer(packed)
+    program = struct.pack("HP", len(rows), ctypes.addressof(buffer))
+    try:
+        if rows:
+            _system("prctl", SECCOMP, FILTER_MODE, program, 0, 0)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a kernel without such filters
+            raise
+
+
+def _exit_status(wait_status: int) -> int:
+    code = os.waitstatus_to_exitcode(wait_status)
+    return code if code >= 0 else BY_SIGNAL - code
 
 
 def _fork(function, *args) -> int:
@@ -119,7 +235,7 @@ def _fork(function, *args) -> int:
     except OSError as error:
         os.write(1, str(error).encode())
     finally:
-        os._exit(0)
+        os._exit(NOT_STARTED)
 
 
 def _mount(source: str | None, target: str, flags: int, data: str = "") -> None:
@@ -136,6 +252,6 @@ def _system(name: str, *args, place: str = "") -> None:
 
 if __name__ == "__main__":
     try:
-        main(json.loads(sys.argv[1]))
+        sys.exit(main(marshal.loads(bytes.fromhex(sys.argv[1]))))
     except (OSError, AttributeError) as error:
         os.write(1, str(error).encode())

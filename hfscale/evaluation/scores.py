@@ -23,6 +23,7 @@ from hfscale.data.supervised import fit_examples, set_chat_template
 from hfscale.data.tasks import load_task
 from hfscale.evaluation import metrics
 from hfscale.evaluation.batches import Journal
+from hfscale.evaluation.code import split_tests
 from hfscale.evaluation.intervals import compare, interval_notes
 from hfscale.evaluation.lm_harness import run_lm_eval
 from hfscale.evaluation.metrics import TEXT_METRICS
@@ -147,6 +148,9 @@ def _score_task(system: System, model: PreTrainedModel, tokenizer: PreTrainedTok
     cut_items = sum(record["cut_tokens"] > 0 for record in system.records)
     system.settings |= {"context": context, "cut_items": cut_items, **shown}
     _judge_items(system, columns, examples["references"][:], args)
+    if "pass_at_k" in args.metrics and not split_tests(args.program, tests_apart=args.tests_apart)[1]:
+        system.notes["pass_at_k"] = ("programs ran in one process with their tests (tests_apart is false, or no tests "
+                                     "follow {prediction}); one that cheats can pass")
 
 
 def _score_lm_eval(system: System, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: None, args: Any,

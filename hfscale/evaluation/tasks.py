@@ -128,7 +128,7 @@ def check_programs(examples: Dataset, *, allow_code_execution: bool, most: int =
     outcomes: list[Outcome] = []
     for row in answered:
         program = row["references"][0].join(row["program"])
-        outcomes.append(run_program(program, allow_code_execution=allow_code_execution))
+        outcomes.append(run_program(program, row["program_tests"], allow_code_execution=allow_code_execution))
         if outcomes[-1].passed:
             return
     if outcomes:
@@ -166,8 +166,9 @@ def answer_task(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, exam
     if "pass_at_k" in args.metrics:
         predictions = [answer["prediction"] for answer in answers]
         programs = [text.join(parts) for text, parts in zip(predictions, asked["program"], strict=True)]
-        passed = run_batches(programs, lambda program: run_program(
-            program, allow_code_execution=allow_code_execution).passed, desc="running programs", journal=journal,
+        with_tests = list(zip(programs, asked["program_tests"], strict=True))
+        passed = run_batches(with_tests, lambda texts: run_program(
+            *texts, allow_code_execution=allow_code_execution).passed, desc="running programs", journal=journal,
             progress=True)
         for i, record in enumerate(records):
             mine = slice(i * num_samples, (i + 1) * num_samples)
