@@ -16,6 +16,7 @@ from hfscale.launch import launched_engine
 from hfscale.models import context_limit, count_parameters
 from hfscale.scaling.flops import Shape
 from hfscale.scaling.memory import Sharding, Step, sharding_of, step_memory_bytes
+from hfscale.scaling.settings import OPTIMIZER_BYTES
 
 SHOWN_TOKENS = 12
 
@@ -58,17 +59,47 @@ def preview(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Da
 
 
 def memory_at_hand(model: PreTrainedModel, args: TrainingArguments, row: dict) -> dict[str, int]:
-    """Bytes by part that a process of this launch will take (`step_memory_bytes`), for the model taken as a GPT-2 of
-    its sizes and adapters taken to be on all linear layers."""
+    """Bytes by part that a process of this launch will take (`step_memory_bytes`); another model than GPT-2 is taken
+    as a GPT-2 of its sizes."""
+    adapters = getattr(model, "peft_config", None) or {}
+    adapter = next(iter(adapters.values()), None)
+    step = Step(
+        args.per_device_train_batch_size,
+        len(row["input_ids"]),
+        args.per_device_eval_batch_size,
+        bf16=args.bf16 or args.fp16,
+        activation_checkpointing=bool(args.gradient_checkpointing or args.activation_checkpointing),
+        accumulates=args.gradient_accumulation_steps > 1,
+        masked=0 in row["position_ids"][1:],
+        lora_rank=getattr(adapter, "r", 0),
+        load_in_4bit=getattr(model, "is_loaded_in_4bit", False),
+        lora_dropout=getattr(adapter, "lora_dropout", 0.0),
+        optimizer_bytes=OPTIMIZER_BYTES.get(args.optim, 8),
+        on_cpu=args.device.type == "cpu",
+    )
+    if model.config.model_type == "gpt2":
+        targets = tuple(getattr(adapter, "target_modules", None) or ())
+        step = step._replace(target_modules=targets, freeze_layers=_frozen_blocks(model))
+    return step_memory_bytes(_shape_of(model, step.max_length), step, launched_sharding(args.world_size))
+
+
+def _shape_of(model: PreTrainedModel, max_length: int) -> Shape:
     config = model.config.get_text_config()
-    adapters = getattr(model, "peft_config", None) or {"none": None}
-    shape = Shape(config.num_hidden_layers, config.num_attention_heads, config.hidden_size,
-                  context_limit(model) or len(row["input_ids"]), config.vocab_size)
-    step = Step(args.per_device_train_batch_size, len(row["input_ids"]), args.per_device_eval_batch_size, args.bf16,
-                bool(args.gradient_checkpointing or args.activation_checkpointing),
-                args.gradient_accumulation_steps > 1, 0 in row["position_ids"][1:],
-                getattr(next(iter(adapters.values())), "r", 0), getattr(model, "is_loaded_in_4bit", False))
-    return step_memory_bytes(shape, step, launched_sharding(args.world_size))
+    if config.model_type == "gpt2":
+        return Shape(**{name: getattr(config, name) for name in Shape._fields})
+    return Shape(
+        config.num_hidden_layers,
+        config.num_attention_heads,
+        config.hidden_size,
+        context_limit(model) or max_length,
+        config.vocab_size,
+    )
+
+
+def _frozen_blocks(model: PreTrainedModel) -> int:
+    """How many first blocks of a GPT-2 have nothing that is trained."""
+    trained = [name.partition(".h.")[2] for name, p in model.named_parameters() if p.requires_grad and ".h." in name]
+    return min((int(rest.partition(".")[0]) for rest in trained), default=model.config.n_layer)
 
 
 def launched_sharding(processes: int) -> Sharding:
