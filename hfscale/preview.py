@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from hfscale.config import is_main_rank
 from hfscale.data.packing import IGNORED
-from hfscale.launch import launched_engine
+from hfscale.launch import launched_engine, launched_processes, planned_launch
 from hfscale.models import context_limit, count_parameters
 from hfscale.scaling.flops import Shape
 from hfscale.scaling.memory import Sharding, Step, sharding_of, step_memory_bytes
@@ -48,11 +48,12 @@ def preview(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Da
     memory = memory_at_hand(model, args, row)
     for part, size in memory.items():
         counts.add_row(f"memory: {part}", f"{size / 2**20:,.0f} MiB")
-    total, there = sum(memory.values()), device_memory_bytes(args)
+    total, there = sum(memory.values()), None if planned_launch() else device_memory_bytes(args)
     counts.add_row("memory: all, per process, without libraries", f"{total / 2**20:,.0f} MiB")
-    counts.add_row("memory: there is, per process", f"{there / 2**20:,.0f} MiB")
+    shown = "not known here" if there is None else f"{there / 2**20:,.0f} MiB"
+    counts.add_row("memory: there is, per process", shown)
     console.print(counts)
-    if total > there:
+    if there is not None and total > there:
         print("this does not fit: lower per_device_train_batch_size (and raise gradient_accumulation_steps), or add "
               "--activation_checkpointing; hfscale plan shows what fits where")
     print("dry run: nothing was trained or written")
@@ -75,7 +76,7 @@ def memory_at_hand(model: PreTrainedModel, args: TrainingArguments, row: dict) -
         load_in_4bit=getattr(model, "is_loaded_in_4bit", False),
         lora_dropout=getattr(adapter, "lora_dropout", 0.0),
         optimizer_bytes=OPTIMIZER_BYTES.get(args.optim, 8),
-        on_cpu=args.device.type == "cpu",
+        on_cpu=args.device.type == "cpu" and not planned_launch(),
     )
     if model.config.model_type == "gpt2":
         targets = tuple(getattr(adapter, "target_modules", None) or ())
@@ -103,7 +104,9 @@ def _frozen_blocks(model: PreTrainedModel) -> int:
 
 
 def launched_sharding(processes: int) -> Sharding:
-    """What accelerate's launcher told this process."""
+    """What accelerate's launcher told this process, or what other machines are planned to be told."""
+    if planned := planned_launch():
+        return sharding_of(*planned)
     engine, _, stage = launched_engine().partition("-")
     if engine == "ZeRO":
         return Sharding("deepspeed", int(stage), processes,
@@ -122,6 +125,6 @@ def count_steps(num_rows: int, args: TrainingArguments) -> int:
     """Optimizer steps of the whole run, as Trainer counts them."""
     if args.max_steps > 0:
         return args.max_steps
-    per_rank = math.ceil(num_rows / args.world_size)
+    per_rank = math.ceil(num_rows / launched_processes(args.world_size))
     batches = (math.floor if args.dataloader_drop_last else math.ceil)(per_rank / args.per_device_train_batch_size)
     return math.ceil(max(1, math.ceil(batches / args.gradient_accumulation_steps)) * args.num_train_epochs)
