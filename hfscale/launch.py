@@ -36,7 +36,7 @@ BOOLEANS = (
     "fsdp_activation_checkpointing",
     "fsdp_activation_checkpointing_offload",
 )
-ALONE = ("plan",)  # recipes that compute nothing on a device: no launcher, and torch is not imported
+ALONE = ("plan", "report", "scale")  # they compute nothing on a device: no launcher, and torch is not imported
 # The flags that are the launcher's, not the recipe's: type and meaning.
 FLAGS = {
     "accelerate": (str, "launch config (see hfscale recipes) or file; default: fits the machine"),
@@ -52,7 +52,8 @@ def launch(recipe: Path, argv: list[str]) -> int:
     """Run a script as `accelerate launch`: 0 or the first failed rank's status; InputError before anything starts."""
     if recipe.stem in ALONE:
         sys.argv = [str(recipe), *argv]
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is asked of the Hub
+        if recipe.stem != "scale":  # whose runs may read from the Hub
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
         runpy.run_path(str(recipe), run_name="__main__")  # ours end with SystemExit
         return 0
     flags, recipe_args = split_flags(argv)

@@ -12,6 +12,7 @@ from rich.text import Text
 INTERVALS = ("_ci95", "_ci90")
 FLOOR = "_floor"  # <name>_floor: the least p-value that the random draws behind <name> can give
 WHOLE_LIMIT = 1e15  # whole numbers from here on are written as powers of ten
+FRACTION_LIMIT = 1e6  # and others
 PROSE_CHARACTERS = 30  # longer cells of several words may be broken between words
 
 
@@ -33,10 +34,10 @@ def in_one_format(values: Sequence[Any], digits: int = 4) -> list[str]:
     sizes = [abs(float(value)) for value in values if _is_number(value) and math.isfinite(value)]
     least = min((size for size in sizes if size > 1e-12), default=1.0)
     largest = max(sizes, default=1.0)
-    if largest >= 1e9 * least or largest >= WHOLE_LIMIT or largest < 1e-4:
+    if all(size.is_integer() for size in sizes):
+        form = ",.0f" if largest < WHOLE_LIMIT else f".{digits - 1}e"
+    elif largest >= FRACTION_LIMIT or largest >= 1e9 * least or largest < 1e-4:
         form = f".{digits - 1}e"
-    elif all(size.is_integer() for size in sizes):
-        form = ",.0f"
     else:
         decimals = digits - 1 - math.floor(math.log10(least))
         form = f",.{min(max(decimals, 1), digits)}f"
