@@ -13,6 +13,8 @@ INTERVALS = ("_ci95", "_ci90")
 FLOOR = "_floor"  # <name>_floor: the least p-value that the random draws behind <name> can give
 WHOLE_LIMIT = 1e15  # whole numbers from here on are written as powers of ten
 FRACTION_LIMIT = 1e6  # and others
+MOST_DECIMALS = 6  # of a number that stands in one format with others
+MOST_DIGITS = 8  # of it, before and after the point
 PROSE_CHARACTERS = 30  # longer cells of several words may be broken between words
 
 
@@ -31,22 +33,29 @@ def number(value: Any, digits: int = 4) -> str:
 def in_one_format(values: Sequence[Any], digits: int = 4) -> list[str]:
     """The values of one column: all numbers with the same decimals, so many that the smallest has `digits` significant
     digits, or all as powers of ten where the sizes are too far apart for that. What is no number is as in `number`."""
-    sizes = [abs(float(value)) for value in values if _is_number(value) and math.isfinite(value)]
-    least = min((size for size in sizes if size > 1e-12), default=1.0)
-    largest = max(sizes, default=1.0)
-    if all(size.is_integer() for size in sizes):
-        form = ",.0f" if largest < WHOLE_LIMIT else f".{digits - 1}e"
-    elif largest >= FRACTION_LIMIT or largest >= 1e9 * least or largest < 1e-4:
-        form = f".{digits - 1}e"
-    else:
-        decimals = digits - 1 - math.floor(math.log10(least))
-        form = f",.{min(max(decimals, 1), digits)}f"
+    numbers = [float(value) for value in values if _is_number(value) and math.isfinite(value)]
+    form = _format_of(numbers, digits)
     return [
         format(round(value, 12) + 0.0, form)
         if _is_number(value) and math.isfinite(value)
         else number(value)
         for value in values
     ]
+
+
+def _format_of(numbers: Sequence[float], digits: int) -> str:
+    """A format in which each of the numbers can be read."""
+    powers = f".{digits - 1}e"
+    sizes = [abs(value) for value in numbers if abs(value) > 1e-12] or [1.0]
+    least, largest = min(sizes), max(sizes)
+    if all(size.is_integer() for size in sizes):
+        return ",.0f" if largest < WHOLE_LIMIT else powers
+    before_point = max(1, math.floor(math.log10(largest)) + 1)
+    wanted = digits - 1 - math.floor(math.log10(least))
+    decimals = max(1, min(wanted, MOST_DECIMALS, MOST_DIGITS - before_point))
+    if largest >= FRACTION_LIMIT or least < 10 ** (1 - decimals):  # the least would keep one digit or none
+        return powers
+    return f",.{decimals}f"
 
 
 def _is_number(value: Any) -> bool:
