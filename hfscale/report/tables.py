@@ -15,6 +15,7 @@ WHOLE_LIMIT = 1e15  # whole numbers from here on are written as powers of ten
 FRACTION_LIMIT = 1e6  # and others
 MOST_DECIMALS = 6  # of a number that stands in one format with others
 MOST_DIGITS = 8  # of it, before and after the point
+LONG_NAMES = 0.4  # of the terminal's width: longer ones stand above a table that must be cut
 PROSE_CHARACTERS = 30  # longer cells of several words may be broken between words
 
 
@@ -108,15 +109,21 @@ def show_table(heads: Sequence[str], rows: Iterable[Sequence[RenderableType]], *
     """Print rows under their heads; `kwargs` are those of `rich.table.Table`, such as `title`.
 
     No name or number is ever broken: columns that the terminal has no room for follow in a further table, beside the
-    first column once more. Only cells of prose are broken, between words."""
+    first column once more, whose cells are numbered and named above if they are long. Only cells of prose are broken,
+    between words."""
     console, rows = Console(), [list(row) for row in rows]
-    columns = [[head, *cells] for head, *cells in zip(heads, *rows, strict=True)]
-    widths = [[max(_widths(text)[i] for text in column) for column in columns] for i in (0, 1)]
     title, caption = kwargs.pop("title", None), kwargs.pop("caption", None)
-    groups = _groups(widths[0], console.width)
+    least, natural = _widths_of(heads, rows)
+    groups = _groups(least, console.width)
+    if len(groups) > 1 and least[0] > console.width * LONG_NAMES:
+        for i, row in enumerate(rows, 1):
+            print(f"{i}: {_plain(row[0])}")
+            row[0] = str(i)
+        least, natural = _widths_of(heads, rows)
+        groups = _groups(least, console.width)
     for group in groups:
-        room = max(console.width, _table_width([widths[0][i] for i in group]))
-        fitted = _fit([(widths[0][i], widths[1][i]) for i in group], room)
+        room = max(console.width, _table_width([least[i] for i in group]))
+        fitted = _fit([(least[i], natural[i]) for i in group], room)
         table = Table(
             *(Column(Text(heads[i]), width=width) for i, width in zip(group, fitted, strict=True)),
             title=title if group is groups[0] else None,
@@ -126,6 +133,16 @@ def show_table(heads: Sequence[str], rows: Iterable[Sequence[RenderableType]], *
         for row in rows:
             table.add_row(*(_plain(row[i]) for i in group))
         Console(width=room).print(table)
+
+
+def _widths_of(
+    heads: Sequence[str], rows: Sequence[Sequence[RenderableType]]
+) -> tuple[list[int], list[int]]:
+    """The least and the natural width of each column."""
+    columns = [[_widths(text) for text in column] for column in zip(heads, *rows, strict=True)]
+    return [max(least for least, _ in column) for column in columns], [
+        max(natural for _, natural in column) for column in columns
+    ]
 
 
 def _plain(text: RenderableType) -> RenderableType:
