@@ -68,7 +68,7 @@ CONFIGURATIONS = [
 def as_finetune_trains_it(shape: Shape, trained: dict, folder: Path, **config):
     """The model of a saved folder, frozen or with adapters by the library that finetune uses."""
     build(shape).save_pretrained(folder)
-    args = AdapterArguments(str(folder), **{"lora_rank": None, **trained,
+    args = AdapterArguments(model=str(folder), **{"lora_rank": None, **trained,
                                             "target_modules": list(trained.get("target_modules", ())) or None})
     model = load_for_training(args, None).train()
     model.config._attn_implementation = "eager"

@@ -217,7 +217,7 @@ def test_the_model_at_hand_is_counted_as_it_is(arguments, step, tmp_path):
     shape = TINY._replace(n_inner=100, tie_word_embeddings=False, resid_pdrop=0.1)
     config = GPT2Config(**shape._asdict(), bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    model = load_for_training(AdapterArguments(str(tmp_path), **arguments), None)
+    model = load_for_training(AdapterArguments(model=str(tmp_path), **arguments), None)
     args = TrainingArguments(str(tmp_path / "run"), use_cpu=True, per_device_train_batch_size=2, optim="sgd")
     row = {"input_ids": [0] * 64, "position_ids": [*range(32), *range(32)]}
     expected = Step(2, 64, 8, optimizer_bytes=0, on_cpu=True)._replace(**step)

@@ -211,7 +211,7 @@ def test_finetuning_is_planned_as_it_is_configured(tmp_path, capsys):
              {"lora_rank": 4, "target_modules": ["c_fc"], "freeze_layers": 1})):
         out, _, _ = planned(f"--model {tmp_path} {words}", capsys)
         trained = int(re.search(r"^trained +([\d,]+)$", out, re.M)[1].replace(",", ""))
-        assert trained == count_trained(load_for_training(AdapterArguments(str(tmp_path), **arguments), None))
+        assert trained == count_trained(load_for_training(AdapterArguments(model=str(tmp_path), **arguments), None))
         assert re.search(r"^tokens per step +8,192$", out, re.M)  # rows of 1,024, finetune's own limit
 
 
