@@ -46,14 +46,7 @@ class ScaleArguments:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(ScaleArguments, argv, recipe=__file__)
     folder = Path(args.output_dir)
-    if (folder / "law.json").exists() and args.cell is None and not args.overwrite:
-        raise InputError(f"output_dir {folder}: holds law.json; name another, or --overwrite it (cells are kept)")
-    for name, least in (("jobs", 1), ("resamples", 1), ("retries", 0)):
-        if getattr(args, name) < least:
-            raise InputError(f"{name}: got {getattr(args, name)}, expected at least {least}")
-    if wrong := [flops for flops in args.budgets if not 0 < flops < math.inf]:
-        raise InputError(f"budgets: got {wrong[0]}, expected numbers above 0")
-    check_writable(f"output_dir {folder}", folder)
+    _check(args, folder)
 
     from hfscale.report.law_page import draw_law, print_law
     from hfscale.scaling.grid import parse_cells, read_runs, run_cells
@@ -105,6 +98,17 @@ def main(argv: list[str] | None = None) -> None:
     draw_law(folder / "scaling.png", fits, groups, forecasts)
     print_law(record)
     print(f"law.json and scaling.png: {folder}")
+
+
+def _check(args: ScaleArguments, folder: Path) -> None:
+    if (folder / "law.json").exists() and args.cell is None and not args.overwrite:
+        raise InputError(f"output_dir {folder}: holds law.json; name another, or --overwrite it (cells are kept)")
+    for name, least in (("jobs", 1), ("resamples", 1), ("retries", 0)):
+        if getattr(args, name) < least:
+            raise InputError(f"{name}: got {getattr(args, name)}, expected at least {least}")
+    if wrong := [flops for flops in args.budgets if not 0 < flops < math.inf]:
+        raise InputError(f"budgets: got {wrong[0]}, expected numbers above 0")
+    check_writable(f"output_dir {folder}", folder)
 
 
 def _range(points: list[tuple]) -> list[float]:

@@ -326,6 +326,8 @@ def test_sizes_come_from_the_files_at_hand(tmp_path):
      "nothing fits on 1 x t4"),
     ("--accelerators missing.yaml", "--accelerators missing.yaml: "),
     ("--gpu mine --accelerators mine.yaml", "mine: not of the form of accelerators.yaml"),
+    ("--accelerators list.yaml", "--accelerators list.yaml: a100-80gb: not of the form of accelerators.yaml"),
+    ("--n_embd 1000000000 --n_head 1", "nothing fits on 1 x a100-80gb"),
     ("--gpu low --accelerators mine.yaml", "low: memory_gb: expected a number above 0"),
     ("--num_gpu 2", "unknown name --num_gpu; did you mean num_gpus?"),
     ("--max_length 99999", "max_length 99999 is beyond the model's n_positions 1024"),
@@ -357,6 +359,7 @@ def test_bad_input_is_one_line(words, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     low = ROUND._asdict() | {"memory_gb": -1}
     Path("mine.yaml").write_text(json.dumps({"mine": {"memory_gb": 3}, "low": low}))
+    Path("list.yaml").write_text("[]")
     with pytest.raises(InputError) as error:
         plan.main(words.split())
     assert says in str(error.value) and "\n" not in str(error.value)

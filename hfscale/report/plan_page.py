@@ -132,10 +132,12 @@ def _verdict(plans: dict[str, dict[str, Any]]) -> Iterable[str]:
 
 
 def _bar(memory_bytes: dict[str, int], device: Accelerator) -> Text:
-    bar = Text()
+    """A character for each share of the device's memory; what is far beyond it is cut."""
+    bar, longest = Text(), TERMINAL_BAR + 2
     for part, color in COLORS.items():
-        bar.append("█" * round(TERMINAL_BAR * memory_bytes[part] / device.memory_gb / 1e9), color)
-    bar.truncate(TERMINAL_BAR + 2, overflow="ellipsis")
+        share = memory_bytes[part] / device.memory_gb / 1e9
+        bar.append("█" * round(min(TERMINAL_BAR * share, longest)), color)
+    bar.truncate(longest, overflow="ellipsis")
     return bar
 
 

@@ -57,9 +57,15 @@ def sharding_of(launch_config: dict[str, Any], processes: int) -> Sharding:
         return Sharding("deepspeed", deepspeed.get("zero_stage", 2), processes,
                         deepspeed.get("offload_optimizer_device", "none"))
     if launch_config.get("distributed_type") == "FSDP":
-        return Sharding("fsdp", 3 if fsdp.get("fsdp_reshard_after_forward", True) else 2, processes,
-                        "cpu" if fsdp.get("fsdp_offload_params") else "none")
+        splits_weights = _is_true(fsdp.get("fsdp_reshard_after_forward", True))
+        offloads = _is_true(fsdp.get("fsdp_offload_params", False))
+        return Sharding("fsdp", 3 if splits_weights else 2, processes, "cpu" if offloads else "none")
     return Sharding("ddp" if processes > 1 else "none", 0, processes)
+
+
+def _is_true(value: Any) -> bool:
+    """accelerate reads true and "true" alike."""
+    return str(value).lower() == "true"
 
 
 def step_memory_bytes(shape: Shape, step: Step, sharding: Sharding) -> dict[str, int]:

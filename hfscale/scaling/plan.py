@@ -52,9 +52,9 @@ def find_accelerator(name: str, own: str | None = None) -> Accelerator:
     table: dict[str, Any] = {}
     try:
         for path in [Path(__file__).with_name("accelerators.yaml"), *([Path(own)] if own else [])]:
-            table |= yaml.safe_load(path.read_text("utf-8"))
+            table |= dict(yaml.safe_load(path.read_text("utf-8")).items())
         found = Accelerator(**table[name]) if name in table else None
-    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (OSError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"--accelerators {own}: {name}: not of the form of accelerators.yaml: "
                          f"{' '.join(str(error).split())}") from None
     if found is None:

@@ -67,6 +67,12 @@ def check_countable(args: Any) -> None:
     optimizer = args.training.get("optim", "adamw_torch_fused")
     if optimizer not in OPTIMIZER_BYTES:
         raise InputError(f"optim: got {optimizer!r}; plan knows what {', '.join(OPTIMIZER_BYTES)} keep")
+    _check_checkpoint(args)
+    _check_adapters(args)
+
+
+def _check_checkpoint(args: Any) -> None:
+    """Raise InputError for what only a checkpoint has, without one, and for a new model's sizes beside one."""
     given = [name for name in ON_A_CHECKPOINT if getattr(args, name)]
     if args.model is None and given:
         raise InputError(f"{given[0]}: works on a checkpoint; name it with --model")
@@ -74,10 +80,13 @@ def check_countable(args: Any) -> None:
     changed = [name for name, field in sizes.items() if getattr(args, name) != field.default]
     if args.model and changed:
         raise InputError(f"{changed[0]}: the checkpoint {args.model} has its own; finetune does not take it")
-    if args.lora_rank is None:
-        for name in WITH_ADAPTERS:
-            if getattr(args, name):
-                raise InputError(f"{name}: works with --lora_rank, which is not given")
+
+
+def _check_adapters(args: Any) -> None:
+    """Raise InputError for what works with adapters alone, without them, and for what is not counted beside them."""
+    given = [name for name in WITH_ADAPTERS if getattr(args, name)]
+    if args.lora_rank is None and given:
+        raise InputError(f"{given[0]}: works with --lora_rank, which is not given")
     if not 0 <= args.lora_dropout < 1:
         raise InputError(f"lora_dropout: got {args.lora_dropout}, expected a number from 0 to below 1")
     if args.add_tokens and (args.lora_rank or args.freeze_layers):
