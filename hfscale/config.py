@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 import textwrap
 import threading
 import typing
@@ -503,7 +504,7 @@ def check_output_folder(output_dir: str, *, overwrite: bool, last_file: str, wri
         raise InputError(f"output_dir {output_dir}: exists; name another, or --overwrite one of this recipe")
     if overwrite:
         check_replaceable(f"output_dir {output_dir}", folder, written)
-    check_writable(f"output_dir {output_dir}", folder.parent)
+    check_writable(f"output_dir {output_dir}", folder.parent, folder.name)
 
 
 def check_replaceable(place: str, folder: Path, written: Sequence[str]) -> None:
@@ -563,11 +564,27 @@ def _matches(names: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
     return len(names) == len(pattern) and all(map(fnmatchcase, names, pattern))
 
 
-def check_writable(place: str, folder: Path) -> None:
-    """Raise InputError unless the folder, or the lowest one above it that is there, can be written to."""
-    lowest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+def check_writable(place: str, folder: Path, name: str = "") -> None:
+    """Raise InputError unless a folder, and in it a file or folder `name`, can be made or written.
+
+    This is tried out in the lowest folder that is there: permissions do not tell that nothing can
+    be made below /proc, or that a name is too long. Nothing is left.
+    """
+    lowest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if lowest.is_symlink() and not lowest.exists():
+        raise InputError(
+            f"{place}: {lowest} is a link to {os.readlink(lowest)}, which is not there; name another place"
+        )
     if not lowest.is_dir() or not os.access(lowest, os.W_OK):
         raise InputError(f"{place}: {lowest} is not a folder that can be written to")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".hfscale-", dir=lowest) as trial:
+            made = Path(trial, folder.absolute().relative_to(lowest.absolute()))
+            made.mkdir(parents=True, exist_ok=True)
+            (made / f".{name}.part").touch()  # the name that `write_text` gives first
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{place}: cannot be written ({reason}); name another place") from None
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """`hfscale <recipe> ...` as `accelerate launch ...`: picks a config, refuses what cannot run, keeps the status."""
 
+import argparse
+import json
 import logging
 import os
 import runpy
@@ -10,11 +12,31 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from hfscale.config import InputError, arguments_class, check_recipe_args, pick_flags, read_flags, shipped
 from hfscale.options import did_you_mean
 
-ALONE = ("plan",)  # recipes that compute nothing on a device: no launcher, and torch is not imported
+ASSUMED_GPUS = 8  # in a machine that is not this one, where nothing is said
+PLANNED_CONFIG = "HFSCALE_PLANNED_CONFIG"  # see planned_launch
+PLANNED_PROCESSES = "HFSCALE_PLANNED_PROCESSES"
+# Of a launch config: what is checked outside its parts, and what is true or false but text for accelerate.
+TOP_LEVEL = ("num_machines", "machine_rank", "main_process_ip", "main_process_port", "use_cpu", "mixed_precision")
+ZERO_STAGES = (0, 1, 2, 3)
+BOOLEANS = (
+    "use_cpu",
+    "zero3_init_flag",
+    "zero3_save_16bit_model",
+    "fsdp_offload_params",
+    "fsdp_reshard_after_forward",
+    "fsdp_forward_prefetch",
+    "fsdp_use_orig_params",
+    "fsdp_cpu_ram_efficient_loading",
+    "fsdp_sync_module_states",
+    "fsdp_activation_checkpointing",
+    "fsdp_activation_checkpointing_offload",
+)
+ALONE = ("plan", "report", "scale")  # they compute nothing on a device: no launcher, and torch is not imported
 # The flags that are the launcher's, not the recipe's: type and meaning.
 FLAGS = {
     "accelerate": (str, "launch config (see hfscale recipes) or file; default: fits the machine"),
@@ -30,16 +52,22 @@ def launch(recipe: Path, argv: list[str]) -> int:
     """Run a script as `accelerate launch`: 0 or the first failed rank's status; InputError before anything starts."""
     if recipe.stem in ALONE:
         sys.argv = [str(recipe), *argv]
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is asked of the Hub
+        if recipe.stem != "scale":  # whose runs may read from the Hub
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
         runpy.run_path(str(recipe), run_name="__main__")  # ours end with SystemExit
         return 0
     flags, recipe_args = split_flags(argv)
-    use_cpu = check_recipe_args(recipe, recipe_args).get("use_cpu", False)
+    values = check_recipe_args(recipe, recipe_args)
+    use_cpu = values.get("use_cpu", False)
     import torch
 
     gpus, threads = torch.accelerator.device_count(), torch.get_num_threads()
-    words, env = accelerate_command(recipe, recipe_args, flags, use_cpu, gpus, threads)
-    setting = "".join(f"{name}={value} " for name, value in env.items())
+    env = planned_elsewhere(flags, gpus) if values.get("dry_run") and not use_cpu else {}
+    if env:
+        flags, use_cpu, recipe_args = {"accelerate": "cpu"}, True, [*recipe_args, "--use_cpu", "true"]
+    words, more_env = accelerate_command(recipe, recipe_args, flags, use_cpu, gpus, threads)
+    env |= more_env
+    setting = "".join(f"{name}={shlex.quote(value)} " for name, value in env.items())
     print(f"running: {setting}accelerate launch {shlex.join(words)}", file=sys.stderr, flush=True)
     return run_launcher(words, env)
 
@@ -64,51 +92,111 @@ def pick_config(gpus: int, processes: int | None, trains: bool) -> str:
     return ("ddp" if many else "single_gpu") if gpus else ("cpu_2proc" if many else "cpu")
 
 
+class Launch(NamedTuple):
+    """A launch config and how many processes it is meant to start."""
+
+    name: str  # as the user wrote it
+    path: Path
+    config: Any  # accelerate's, as it read the file
+    machines: int
+    processes: int  # on all machines together
+
+    @property
+    def local(self) -> int:
+        """Processes on each machine."""
+        return self.processes // self.machines
+
+    @property
+    def starts_many(self) -> bool:
+        """Whether accelerate starts more than one process for this kind."""
+        return self.config.distributed_type.value not in ("NO", "MULTI_CPU")
+
+
+def read_launch(name: str, flags: dict, *, use_cpu: bool, gpus: int) -> Launch:
+    """The launch that a config and the launcher's flags ask for; raises InputError for a file or for numbers that
+    cannot work anywhere. `gpus` are those of each machine, for where no number of processes is given."""
+    path = find_accelerate_config(name)
+    config = _read_config(path)
+    if config.distributed_type == "DEEPSPEED" and find_spec("deepspeed") is None:
+        raise InputError(f'{path}: DeepSpeed is not installed: pip install "hfscale[deepspeed]"')
+    machines = flags.get("num_machines", config.num_machines)
+    total = flags.get("num_processes", config.num_processes)
+    if total == -1:  # accelerate's word for not given
+        total = 0 if use_cpu or config.use_cpu else max(1, gpus) * machines
+    if not isinstance(total, int) or machines < 1 or total < 1 or total % machines:
+        raise InputError(f"--accelerate {name}: num_processes is {total or 'not given'}; expected a whole number, "
+                         f"1 or more and the same on each machine (num_machines is {machines})")
+    asked = Launch(name, path, config, machines, total)
+    if total > 1 and not asked.starts_many:
+        raise InputError(f"--accelerate {name}: means one process, not {total}; take cpu_2proc or ddp")
+    return asked
+
+
 def accelerate_command(recipe: Path, recipe_args: list[str], flags: dict, use_cpu: bool, gpus: int, threads: int
                        ) -> tuple[list[str], dict[str, str]]:
     """The words after `accelerate launch`, and environment variables; raises InputError if it cannot work there."""
-    from accelerate.commands.config.config_args import load_config_from_file
-
     name, trains = flags.get("accelerate"), "training" in arguments_class(recipe).__dataclass_fields__
     if name is None:
         name = pick_config(0 if use_cpu else gpus, flags.get("num_processes"), trains)
         why = "--use_cpu is given" if use_cpu else f"GPUs on this machine: {gpus}"
         print(f"launch config: {name} ({why}; --accelerate takes another)", file=sys.stderr)
-    path = find_accelerate_config(name)
-    try:
-        config = load_config_from_file(str(path))
-    except Exception as error:  # whatever the file makes accelerate or the YAML reader stumble over
-        raise InputError(f"{path}: not a launch config: {' '.join(str(error).split())}") from None
-    _check_keys(path, config)
-    if config.distributed_type == "DEEPSPEED" and find_spec("deepspeed") is None:
-        raise InputError(f'{path}: DeepSpeed is not installed: pip install "hfscale[deepspeed]"')
-    on_cpu = use_cpu or config.use_cpu
-    many = config.distributed_type.value not in ("NO", "MULTI_CPU")  # for these accelerate starts one process
-    machines = flags.get("num_machines", config.num_machines)
-    total = flags.get("num_processes", config.num_processes)
-    if total == -1:  # accelerate's word for not given
-        total = 0 if on_cpu else max(1, gpus) * machines
-    if not isinstance(total, int) or machines < 1 or total < 1 or total % machines:
-        raise InputError(f"--accelerate {name}: num_processes is {total or 'not given'}; expected a whole number, "
-                         f"1 or more and the same on each machine (num_machines is {machines})")
-    if total > 1 and not many:
-        raise InputError(f"--accelerate {name}: means one process, not {total}; take cpu_2proc or ddp")
-    local = total // machines
-    if not on_cpu and local > gpus:
+    asked = read_launch(name, flags, use_cpu=use_cpu, gpus=gpus)
+    on_cpu = use_cpu or asked.config.use_cpu
+    if not on_cpu and asked.local > gpus:
         cure = "lower --num_processes" if gpus else "add --use_cpu" if trains else "take --accelerate cpu"
-        raise InputError(f"--accelerate {name}: needs {local} GPU(s) on this machine, which has {gpus}; {cure}")
-    _check_machines(machines, {"main_process_port": config.main_process_port or 0} | flags)
+        raise InputError(f"--accelerate {name}: needs {asked.local} GPU(s) on this machine, which has {gpus}; {cure}")
+    _check_machines(asked.machines, {"main_process_port": asked.config.main_process_port or 0} | flags)
     # --cpu only where one process is meant: with a config for several, accelerate would start a single one.
-    words = ["--num_processes", str(total)] if many else ["--cpu"] if on_cpu and not config.use_cpu else []
+    alone = ["--cpu"] if on_cpu and not asked.config.use_cpu else []
+    words = ["--num_processes", str(asked.processes)] if asked.starts_many else alone
     words += [w for f in flags if f not in ("accelerate", "num_processes") for w in (f"--{f}", str(flags[f]))]
     # Without the script's own flag each rank would train alone, on all of the data.
     extra = ["--use_cpu", "true"] if on_cpu and trains and not use_cpu else []
-    env = {"OMP_NUM_THREADS": str(max(1, threads // local))} if on_cpu and "OMP_NUM_THREADS" not in os.environ else {}
-    return ["--config_file", str(path), *words, str(recipe), *recipe_args, *extra], env
+    sets_threads = on_cpu and "OMP_NUM_THREADS" not in os.environ
+    env = {"OMP_NUM_THREADS": str(max(1, threads // asked.local))} if sets_threads else {}
+    return ["--config_file", str(asked.path), *words, str(recipe), *recipe_args, *extra], env
+
+
+def planned_elsewhere(flags: dict, gpus: int) -> dict[str, str]:
+    """Of a dry run for machines that this one is not like (a cluster's, seen from its login node): the environment in
+    which one CPU process shows what each process there will do. Empty: the launch can start here.
+
+    Raises InputError: as `read_launch`, or a rank that there is not."""
+    if "accelerate" not in flags:
+        return {}
+    unknown = gpus == 0 and "num_processes" not in flags
+    asked = read_launch(flags["accelerate"], flags, use_cpu=False, gpus=gpus or ASSUMED_GPUS)
+    if asked.config.use_cpu or (asked.machines == 1 and asked.local <= gpus):
+        return {}
+    _check_rank(flags.get("machine_rank", 0), asked.machines)
+    guess = f" (num_processes is not given: {ASSUMED_GPUS} GPUs on each machine are assumed)"
+    print(f"dry run of {asked.processes} processes on {asked.machines} machine(s), {asked.name}, shown by one process "
+          f"on this machine's CPU{guess if unknown and asked.starts_many else ''}", file=sys.stderr)
+    return {PLANNED_CONFIG: str(asked.path), PLANNED_PROCESSES: str(asked.processes)}
+
+
+def planned_launch() -> tuple[dict[str, Any], int] | None:
+    """The content of the launch config and the number of processes of a dry run for other machines
+    (`planned_elsewhere`); None: this process runs where it is."""
+    path = os.environ.get(PLANNED_CONFIG)
+    if not path:
+        return None
+    import yaml
+
+    config = yaml.safe_load(Path(path).read_text("utf-8"))
+    deepspeed = config.get("deepspeed_config") or {}
+    if "deepspeed_config_file" in deepspeed:
+        deepspeed["zero_stage"] = _stage_of_file(path, deepspeed["deepspeed_config_file"])
+    return config, int(os.environ[PLANNED_PROCESSES])
 
 
 def launched_engine() -> str:
-    """What accelerate's launcher told this process to train with: ZeRO-1, ZeRO-2, ZeRO-3, FSDP, one process or DDP."""
+    """What accelerate's launcher told this process to train with: ZeRO-1, ZeRO-2, ZeRO-3, FSDP, one process or DDP;
+    of a dry run for other machines, what they will be told."""
+    if planned := planned_launch():
+        stage = (planned[0].get("deepspeed_config") or {}).get("zero_stage", 2)
+        engines = {"DEEPSPEED": f"ZeRO-{stage}", "FSDP": "FSDP"}
+        return engines.get(planned[0].get("distributed_type"), "one process or DDP")
     told = {name for name in ("DEEPSPEED", "FSDP") if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"}
     if "DEEPSPEED" not in told:
         return "FSDP" if told else "one process or DDP"
@@ -118,16 +206,81 @@ def launched_engine() -> str:
     return f"ZeRO-{stage or os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
 
 
-def _check_keys(path: Path, config) -> None:
-    """Raise InputError for a name inside one of the file's parts that accelerate would silently pass over."""
+def launched_processes(world_size: int) -> int:
+    """How many processes train together: those of this launch, or those that a dry run is for."""
+    planned = planned_launch()
+    return planned[1] if planned else world_size
+
+
+def _read_config(path: Path) -> Any:
+    """accelerate's reading of a launch config; raises InputError for a file that is none, for a name in it that
+    accelerate would silently pass over, and for a value that only the ranks would find wrong."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    try:
+        config = load_config_from_file(str(path))
+    except Exception as error:  # whatever the file makes accelerate or the YAML reader stumble over
+        raise InputError(f"{path}: not a launch config: {' '.join(str(error).split())}") from None
     from accelerate.commands.launch import launch_command_parser
 
-    known = [action.dest for action in launch_command_parser()._actions]
+    known = {action.dest: action for action in launch_command_parser()._actions}
+    for name in TOP_LEVEL:
+        _check_value(f"{path}: {name}", known.get(name), name, getattr(config, name))
     for part, prefix in (("fsdp_config", "fsdp_"), ("deepspeed_config", ""),
                          ("parallelism_config", "parallelism_config_")):
         names = [name for name in known if name.startswith(prefix)]
-        if wrong := [key for key in getattr(config, part, None) or {} if key not in names]:
-            raise InputError(f"{path}: {part}: unknown name {wrong[0]}{did_you_mean(wrong[0], names)}")
+        for key, value in (getattr(config, part, None) or {}).items():
+            if key not in names:
+                raise InputError(f"{path}: {part}: unknown name {key}{did_you_mean(key, names)}")
+            _check_value(f"{path}: {part}: {key}", known[key], key, value)
+    if file := (config.deepspeed_config or {}).get("deepspeed_config_file"):
+        _stage_of_file(str(path), file)
+    return config
+
+
+def _stage_of_file(place: str, file: str) -> int:
+    """The ZeRO stage in a file of DeepSpeed's own; raises InputError, beginning with `place`: it is none."""
+    try:
+        content = json.loads(Path(file).read_text("utf-8"))
+        stage = content.get("zero_optimization", {}).get("stage", 0)
+    except (OSError, ValueError, AttributeError, TypeError):
+        raise InputError(f"{place}: deepspeed_config_file {file}: not a JSON file of DeepSpeed's settings") from None
+    if stage not in ZERO_STAGES:
+        raise InputError(f"{place}: deepspeed_config_file {file}: zero_optimization: stage: got {stage!r}, expected "
+                         f"one of {', '.join(map(str, ZERO_STAGES))}")
+    return stage
+
+
+def _check_value(place: str, action: argparse.Action | None, name: str, value: Any) -> None:
+    """Raise InputError unless accelerate's launcher takes the value, as text, for its flag of this name, and what it
+    hands it on to knows it."""
+    if value is None:
+        return
+    allowed = _choices(name) or (action and action.choices)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if allowed and text not in map(str, allowed):
+        raise InputError(f"{place}: got {value!r}, expected one of {', '.join(map(str, allowed))}")
+    number = action and action.type in (int, float) and value != "auto"
+    if number and (isinstance(value, bool) or not isinstance(value, action.type | int)):
+        kind = "a whole number" if action.type is int else "a number"
+        raise InputError(f"{place}: got {value!r}, expected {kind}")
+
+
+def _choices(name: str) -> tuple | list | None:
+    """What may stand for a name where accelerate's own flag does not say it; None: anything, or the flag does."""
+    from accelerate.utils import constants
+
+    if name in BOOLEANS:
+        return ("true", "false")
+    return {
+        "zero_stage": ZERO_STAGES,
+        "offload_optimizer_device": ("none", "cpu", "nvme"),
+        "offload_param_device": ("none", "cpu", "nvme"),
+        "fsdp_sharding_strategy": constants.FSDP_SHARDING_STRATEGY,
+        "fsdp_auto_wrap_policy": constants.FSDP_AUTO_WRAP_POLICY,
+        "fsdp_backward_prefetch": constants.FSDP_BACKWARD_PREFETCH,
+        "fsdp_state_dict_type": constants.FSDP_STATE_DICT_TYPE,
+    }.get(name)
 
 
 def _check_machines(machines: int, flags: dict) -> None:
@@ -136,8 +289,7 @@ def _check_machines(machines: int, flags: dict) -> None:
     if machines > 1 and not {"machine_rank", "main_process_ip"} <= flags.keys():
         raise InputError(f"{machines} machines: each needs its own --machine_rank, and all --main_process_ip, the "
                          "name or address of machine 0")
-    if not 0 <= rank < machines:
-        raise InputError(f"--machine_rank {rank}: expected 0 to {machines - 1}; num_machines is {machines}")
+    _check_rank(rank, machines)
     if machines > 1 and port == 0:
         raise InputError("several machines: --main_process_port must name one port for all, such as 29500")
     with socket.socket() as probe:
@@ -147,6 +299,11 @@ def _check_machines(machines: int, flags: dict) -> None:
                 probe.bind(("", port))
         except (OSError, OverflowError) as error:
             raise InputError(f"--main_process_port {port}: cannot listen there ({error}); name a free port") from None
+
+
+def _check_rank(rank: int, machines: int) -> None:
+    if not 0 <= rank < machines:
+        raise InputError(f"--machine_rank {rank}: expected 0 to {machines - 1}; num_machines is {machines}")
 
 
 def run_launcher(words: list[str], env: dict[str, str]) -> int:

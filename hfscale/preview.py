@@ -13,10 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from hfscale.config import is_main_rank
 from hfscale.data.packing import IGNORED
-from hfscale.launch import launched_engine
+from hfscale.launch import launched_engine, launched_processes, planned_launch
 from hfscale.models import context_limit, count_parameters
 from hfscale.scaling.flops import Shape
 from hfscale.scaling.memory import Sharding, Step, sharding_of, step_memory_bytes
+from hfscale.scaling.settings import OPTIMIZER_BYTES
 
 SHOWN_TOKENS = 24  # of each part that is scored, or is not
 
@@ -42,11 +43,12 @@ def preview(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Da
     memory = memory_at_hand(model, args, row)
     for part, size in memory.items():
         counts.add_row(f"memory: {part}", f"{size / 2**20:,.0f} MiB")
-    total, there = sum(memory.values()), device_memory_bytes(args)
+    total, there = sum(memory.values()), None if planned_launch() else device_memory_bytes(args)
     counts.add_row("memory: all, per process, without libraries", f"{total / 2**20:,.0f} MiB")
-    counts.add_row("memory: there is, per process", f"{there / 2**20:,.0f} MiB")
+    shown = "not known here" if there is None else f"{there / 2**20:,.0f} MiB"
+    counts.add_row("memory: there is, per process", shown)
     console.print(counts)
-    if total > there:
+    if there is not None and total > there:
         print("this does not fit: lower per_device_train_batch_size (and raise gradient_accumulation_steps), or add "
               "--activation_checkpointing; hfscale plan shows what fits where")
     print("dry run: nothing was trained or written")
@@ -81,21 +83,53 @@ def _parts(row: dict) -> list[range]:
 
 
 def memory_at_hand(model: PreTrainedModel, args: TrainingArguments, row: dict) -> dict[str, int]:
-    """Bytes by part that a process of this launch will take (`step_memory_bytes`), for the model taken as a GPT-2 of
-    its sizes and adapters taken to be on all linear layers."""
+    """Bytes by part that a process of this launch will take (`step_memory_bytes`); another model than GPT-2 is taken
+    as a GPT-2 of its sizes."""
+    adapters = getattr(model, "peft_config", None) or {}
+    adapter = next(iter(adapters.values()), None)
+    step = Step(
+        args.per_device_train_batch_size,
+        len(row["input_ids"]),
+        args.per_device_eval_batch_size,
+        bf16=args.bf16 or args.fp16,
+        activation_checkpointing=bool(args.gradient_checkpointing or args.activation_checkpointing),
+        accumulates=args.gradient_accumulation_steps > 1,
+        masked=0 in row["position_ids"][1:],
+        lora_rank=getattr(adapter, "r", 0),
+        load_in_4bit=getattr(model, "is_loaded_in_4bit", False),
+        lora_dropout=getattr(adapter, "lora_dropout", 0.0),
+        optimizer_bytes=OPTIMIZER_BYTES.get(args.optim, 8),
+        on_cpu=args.device.type == "cpu" and not planned_launch(),
+    )
+    if model.config.model_type == "gpt2":
+        targets = tuple(getattr(adapter, "target_modules", None) or ())
+        step = step._replace(target_modules=targets, freeze_layers=_frozen_blocks(model))
+    return step_memory_bytes(_shape_of(model, step.max_length), step, launched_sharding(args.world_size))
+
+
+def _shape_of(model: PreTrainedModel, max_length: int) -> Shape:
     config = model.config.get_text_config()
-    adapters = getattr(model, "peft_config", None) or {"none": None}
-    shape = Shape(config.num_hidden_layers, config.num_attention_heads, config.hidden_size,
-                  context_limit(model) or len(row["input_ids"]), config.vocab_size)
-    step = Step(args.per_device_train_batch_size, len(row["input_ids"]), args.per_device_eval_batch_size, args.bf16,
-                bool(args.gradient_checkpointing or args.activation_checkpointing),
-                args.gradient_accumulation_steps > 1, 0 in row["position_ids"][1:],
-                getattr(next(iter(adapters.values())), "r", 0), getattr(model, "is_loaded_in_4bit", False))
-    return step_memory_bytes(shape, step, launched_sharding(args.world_size))
+    if config.model_type == "gpt2":
+        return Shape(**{name: getattr(config, name) for name in Shape._fields})
+    return Shape(
+        config.num_hidden_layers,
+        config.num_attention_heads,
+        config.hidden_size,
+        context_limit(model) or max_length,
+        config.vocab_size,
+    )
+
+
+def _frozen_blocks(model: PreTrainedModel) -> int:
+    """How many first blocks of a GPT-2 have nothing that is trained."""
+    trained = [name.partition(".h.")[2] for name, p in model.named_parameters() if p.requires_grad and ".h." in name]
+    return min((int(rest.partition(".")[0]) for rest in trained), default=model.config.n_layer)
 
 
 def launched_sharding(processes: int) -> Sharding:
-    """What accelerate's launcher told this process."""
+    """What accelerate's launcher told this process, or what other machines are planned to be told."""
+    if planned := planned_launch():
+        return sharding_of(*planned)
     engine, _, stage = launched_engine().partition("-")
     if engine == "ZeRO":
         return Sharding("deepspeed", int(stage), processes,
@@ -114,6 +148,6 @@ def count_steps(num_rows: int, args: TrainingArguments) -> int:
     """Optimizer steps of the whole run, as Trainer counts them."""
     if args.max_steps > 0:
         return args.max_steps
-    per_rank = math.ceil(num_rows / args.world_size)
+    per_rank = math.ceil(num_rows / launched_processes(args.world_size))
     batches = (math.floor if args.dataloader_drop_last else math.ceil)(per_rank / args.per_device_train_batch_size)
     return math.ceil(max(1, math.ceil(batches / args.gradient_accumulation_steps)) * args.num_train_epochs)

@@ -17,7 +17,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from hfscale.config import InputError, is_main_rank
 from hfscale.data.packing import IGNORED
-from hfscale.launch import launched_engine
+from hfscale.launch import launched_engine, planned_launch
 from hfscale.micro_batches import find_pieces, split_batch
 from hfscale.ranks import check_same_software
 from hfscale.run_folder import CheckpointManifest, StopOnSignal
@@ -47,10 +47,13 @@ def training_arguments(values: dict[str, Any], *, width: int, cls: type[Training
               **values}
     told = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     on_cpu = values.get("use_cpu", told) or not torch.accelerator.is_available()
-    if on_cpu and values.get("fp16"):
+    elsewhere = planned_launch() is not None  # GPUs, for which this CPU shows what a run would be
+    if elsewhere:
+        values = {name: value for name, value in values.items() if name != "tf32"}
+    if on_cpu and values.get("fp16") and not elsewhere:
         raise InputError("fp16: a CPU does not train in float16; use bf16 or leave it out")
     if not values.keys() & {"bf16", "fp16"}:
-        values["bf16"] = width >= BF16_MIN_WIDTH and has_bf16_units(on_cpu)
+        values["bf16"] = width >= BF16_MIN_WIDTH and (elsewhere or has_bf16_units(on_cpu))
     if on_cpu:
         values = {"use_cpu": True, "dataloader_pin_memory": False, **values}
     try:

@@ -4,6 +4,7 @@
     hfscale pretrain --config gpt2_small --accelerate ddp --num_processes 8 --output_dir runs/gpt2-small
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
 from hfscale.config import InputError, RunArguments, ShapeArguments, StreamArguments, is_main_rank, parse_args, run
@@ -17,6 +18,7 @@ class PretrainArguments(ShapeArguments, StreamArguments, RunArguments):
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(PretrainArguments, argv, recipe=__file__)
 
+    import torch
     from transformers import set_seed
 
     from hfscale.data.corpus import join_parts, load_parts, text_fingerprint
@@ -24,6 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.data.packing import collate_rows, pack_splits
     from hfscale.data.tokenizer import load_tokenizer
     from hfscale.generation import generate_texts
+    from hfscale.launch import launched_processes
     from hfscale.models import load_saved_model, new_model
     from hfscale.preview import preview
     from hfscale.run_folder import check_output_dir, clear_output_dir, newest_checkpoint
@@ -34,8 +37,9 @@ def main(argv: list[str] | None = None) -> None:
     if max_length > args.n_positions:
         raise InputError(f"max_length {max_length} is beyond the model's n_positions {args.n_positions}")
     training_args = training_arguments(args.training, width=args.n_embd)
+    processes = launched_processes(training_args.world_size)
     if args.streaming and training_args.max_steps < 1:
-        rows = training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
+        rows = training_args.train_batch_size * training_args.gradient_accumulation_steps * processes
         raise InputError("--streaming: a stream does not say how long it is; set --max_steps to the tokens to train "
                          f"on divided by {rows * max_length:,}, the tokens of a step")
     if not args.dry_run:
@@ -45,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     with training_args.main_process_first(desc="preparing the data"):  # the other ranks read its cache
         parts = load_parts(args, seed=training_args.seed, dropped=dropped)  # one, or one for each source of a mixture
         for part in parts if args.streaming else ():
-            check_shares(part["train"], training_args.world_size)
+            check_shares(part["train"], processes)
         documents = join_parts(parts, args)
         tokenizer = load_tokenizer(args.tokenizer, documents["train"], trust_remote_code=args.trust_remote_code)
         packed = [pack_splits(part, tokenizer, max_length, args.cross_document_attention, packing=args.packing)
@@ -56,7 +60,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{source}: {share:.1%} of the training rows, {epoch:.2f} epochs in each pass over them")
 
     set_seed(training_args.seed)
-    model = new_model(tokenizer, **{f.name: getattr(args, f.name) for f in fields(ShapeArguments)})
+    with torch.device("meta") if args.dry_run else nullcontext():  # a model that is only counted takes no memory
+        model = new_model(tokenizer, **{f.name: getattr(args, f.name) for f in fields(ShapeArguments)})
     if args.dry_run:
         return preview(model, tokenizer, rows, training_args)
     rows_from = {f.name: getattr(args, f.name) for f in fields(StreamArguments)} | {"max_length": max_length}

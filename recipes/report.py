@@ -7,7 +7,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hfscale.config import InputError, parse_args, run, write_text
+from hfscale.config import InputError, check_writable, parse_args, run, write_text
 
 
 @dataclass
@@ -24,12 +24,15 @@ def main(argv: list[str] | None = None) -> None:
     if not args.runs:
         raise InputError("runs: none given; name the folder of a finished run")
     page = Path(args.output_file or Path(args.runs[0], "report.html"))
+    if page.is_dir():
+        raise InputError(f"output_file {page}: is a folder; name a file")
     if page.exists() and not args.overwrite:
         raise InputError(f"output_file {page}: exists; name another or pass --overwrite")
 
     from hfscale.report.page import render_page
 
     html = render_page(args.runs, args.also)
+    check_writable(f"output_file {page}", page.parent, page.name)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_text(page, html)
     print(f"page: {page} ({len(html.encode()) / 1e6:.2f} MB); open it in a browser, no network is needed")

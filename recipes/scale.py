@@ -6,12 +6,13 @@
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from hfscale.config import InputError, parse_args, run, write_text
+from hfscale.config import InputError, check_writable, parse_args, run, write_text
 
 
 @dataclass
@@ -27,7 +28,8 @@ class ScaleArguments:
     jobs: int = field(default=1, metadata={"help": "cells trained at a time"})
     retries: int = field(default=1, metadata={"help": "how often a failed cell is tried again"})
     cell: int | None = field(default=None, metadata={"help": "train only this cell, from 0, and stop: for job arrays"})
-    fit_csv: str | None = field(default=None, metadata={"help": "fit this table instead of training"})
+    fit_csv: str | None = field(default=None, metadata={
+        "help": "fit this table instead of training (also .csv.gz, .csv.zst)"})
     n_column: str = field(default="N", metadata={"help": "its column of parameters"})
     d_column: str = field(default="D", metadata={"help": "its column of training tokens"})
     loss_column: str = field(default="loss", metadata={"help": "its column of losses, in nats per token"})
@@ -44,19 +46,19 @@ class ScaleArguments:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(ScaleArguments, argv, recipe=__file__)
     folder = Path(args.output_dir)
-    if (folder / "law.json").exists() and args.cell is None and not args.overwrite:
-        raise InputError(f"output_dir {folder}: holds law.json; name another, or --overwrite it (cells are kept)")
-    for name in ("jobs", "resamples"):
-        if getattr(args, name) < 1:
-            raise InputError(f"{name}: got {getattr(args, name)}, expected at least 1")
+    _check(args, folder)
 
     from hfscale.report.law_page import draw_law, print_law
     from hfscale.scaling.grid import parse_cells, read_runs, run_cells
-    from hfscale.scaling.law import fit_law
+    from hfscale.scaling.law import check_determined, fit_law
 
     held, dropped, forecasts = [], [], []
     if args.fit_csv:
         groups, dropped = read_runs(args.fit_csv, args.n_column, args.d_column, args.loss_column, args.group_column)
+        for name, points in groups.items():
+            sizes, tokens, _ = zip(*points, strict=True)
+            place = f"fit_csv {args.fit_csv}" + (f", {args.group_column} {name}" if args.group_column else "")
+            check_determined(sizes, tokens, args.equal_exponents, place)
     else:
         cells = parse_cells([f"{size}-{count}" for size in args.sizes for count in args.tokens], "sizes, tokens")
         held = parse_cells(args.hold_out, "hold_out")
@@ -68,12 +70,16 @@ def main(argv: list[str] | None = None) -> None:
             if not 0 <= args.cell < len(cells) + len(held):
                 raise InputError(f"cell: got {args.cell}, expected 0 to {len(cells) + len(held) - 1}")
             raise SystemExit(1 if train([[*cells, *held][args.cell]])[1] else 0)
+        models = [(cell.n_layer, cell.n_embd) for cell in cells]
+        check_determined([models.index(model) for model in models], [cell.tokens for cell in cells],
+                         args.equal_exponents, "sizes, tokens")
         records, dropped = train(cells)
         groups = {"grid": [(r["model"][args.count], r["train"]["tokens"], r["metrics"]["eval_loss"])
                            for r in records.values()]}
 
     fits = {name: fit_law(*([point[i] for point in points] for i in range(3)), resamples=args.resamples,
-                          equal_exponents=args.equal_exponents, seed=args.seed) for name, points in groups.items()}
+                          equal_exponents=args.equal_exponents, seed=args.seed, progress=f"bootstrap of {name}")
+            for name, points in groups.items()}
     for cell in held:  # before it runs
         n = cell.parameters(next(iter(records.values())), args.count)
         forecasts.append({"cell": cell.name, "parameters": n, "tokens": cell.tokens, "measured": None,
@@ -92,6 +98,17 @@ def main(argv: list[str] | None = None) -> None:
     draw_law(folder / "scaling.png", fits, groups, forecasts)
     print_law(record)
     print(f"law.json and scaling.png: {folder}")
+
+
+def _check(args: ScaleArguments, folder: Path) -> None:
+    if (folder / "law.json").exists() and args.cell is None and not args.overwrite:
+        raise InputError(f"output_dir {folder}: holds law.json; name another, or --overwrite it (cells are kept)")
+    for name, least in (("jobs", 1), ("resamples", 1), ("retries", 0)):
+        if getattr(args, name) < least:
+            raise InputError(f"{name}: got {getattr(args, name)}, expected at least {least}")
+    if wrong := [flops for flops in args.budgets if not 0 < flops < math.inf]:
+        raise InputError(f"budgets: got {wrong[0]}, expected numbers above 0")
+    check_writable(f"output_dir {folder}", folder)
 
 
 def _range(points: list[tuple]) -> list[float]:

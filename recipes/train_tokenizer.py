@@ -38,11 +38,9 @@ def main(argv: list[str] | None = None) -> None:
     check_output_folder(args.output_dir, overwrite=args.overwrite, last_file=TOKENIZER_REPORT,
                         written=TRAINED_TOKENIZER_FILES)
 
-    from rich import print as show
-    from rich.table import Column, Table
-
     from hfscale.data.corpus import load_splits, text_fingerprint
     from hfscale.data.tokenizer import check_vocab_size, load_tokenizer, measure_tokenizer, train_byte_level
+    from hfscale.report.tables import show_table
 
     check_vocab_size(f"vocab_size: got {args.vocab_size}, expected", args.vocab_size, args.extra_special_tokens)
     documents = load_splits(args, seed=args.seed)
@@ -58,11 +56,10 @@ def main(argv: list[str] | None = None) -> None:
                         written=TRAINED_TOKENIZER_FILES) as folder:
         tokenizer.save_pretrained(folder)
         write_text(folder / TOKENIZER_REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    table = Table(Column("on held-out text", overflow="fold"), "tokens", "bytes/token", "tokens/word", "round-trips")
-    for row in rows:
-        table.add_row(row["name"], f"{row['vocab_size']:,}", f"{row['bytes_per_token']:.3f}",
-                      f"{row['tokens_per_word']:.3f}", f"{row['round_trip_share']:.4%}")
-    show(table)
+    show_table(
+        ("on held-out text", "tokens", "bytes/token", "tokens/word", "round-trips"),
+        [(row["name"], f"{row['vocab_size']:,}", f"{row['bytes_per_token']:.3f}", f"{row['tokens_per_word']:.3f}",
+          f"{row['round_trip_share']:.4%}") for row in rows])
     print(f"tokenizer and {TOKENIZER_REPORT}: {args.output_dir}")
 
 

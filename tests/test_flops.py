@@ -4,28 +4,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hfscale.config import check_recipe_args
-from hfscale.scaling.flops import PUBLISHED, Shape, forward_flops, training_flops
+from hfscale.adapters import load_for_training
+from hfscale.config import AdapterArguments, check_recipe_args
+from hfscale.models import count_parameters, count_trained
+from hfscale.scaling.flops import PUBLISHED, Shape, Trained, forward_flops, training_flops
 
 ROOT = Path(__file__).parents[1]
 PRETRAIN = sorted((ROOT / "recipes" / "configs" / "pretrain").glob("*.yaml"))
+SIZES = ("n_layer", "n_head", "n_embd", "n_positions")
 TINY = Shape(n_layer=3, n_head=2, n_embd=32, n_positions=24, vocab_size=101)
 
 
 def build(shape: Shape, **config) -> GPT2LMHeadModel:
-    return GPT2LMHeadModel(GPT2Config(**shape._asdict(), resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=0,
-                                      eos_token_id=0, **config))
+    return GPT2LMHeadModel(GPT2Config(**shape._asdict(), bos_token_id=0, eos_token_id=0, **config))
 
 
 @pytest.mark.parametrize("path", PRETRAIN, ids=lambda path: path.stem)
 @pytest.mark.parametrize("vocab_size", [50257, 4097])
 def test_parameters_of_every_shipped_model(path, vocab_size):
     values = check_recipe_args(ROOT / "recipes" / "pretrain.py", ["--config", str(path)])
-    shape = Shape(*(values[name] for name in Shape._fields[:-1]), vocab_size)
+    shape = Shape(*(values[name] for name in SIZES), vocab_size)
     with torch.device("meta"):
         model = build(shape)
     assert shape.parameters() == model.num_parameters()
@@ -37,12 +38,6 @@ def test_published_sizes():
         124_439_808, 354_823_168, 774_030_080, 1_557_611_200, 81_912_576]
 
 
-def test_adapters_on_all_linear_layers():
-    with torch.device("meta"):
-        model = get_peft_model(build(TINY), LoraConfig(r=4, target_modules="all-linear", fan_in_fan_out=True))
-    assert model.get_nb_trainable_parameters()[0] == TINY.lora_parameters(4)
-
-
 def counted(model, ids) -> tuple[int, int]:
     """FLOPs of the forward and of the backward pass, by torch's counter."""
     with FlopCounterMode(display=False) as forward:
@@ -52,25 +47,53 @@ def counted(model, ids) -> tuple[int, int]:
     return forward.get_total_flops(), backward.get_total_flops()
 
 
-@pytest.mark.parametrize(("rows", "length"), [(1, 24), (5, 7)])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_flops_are_what_torch_counts(rows, length, checkpointing):
-    model, ids = build(TINY, attn_implementation="eager").train(), torch.randint(0, 101, (rows, length))
-    if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    forward, backward = counted(model, ids)
-    tokens = rows * length
-    assert forward == forward_flops(TINY, tokens, length)
-    assert forward + backward == training_flops(TINY, tokens, length, activation_checkpointing=checkpointing)
+# What a configuration can say, and what of the model is trained: nineteen ways that differ in parameters or FLOPs.
+WIDE, NARROW = {"n_inner": 200}, {"n_inner": 20}
+UNTIED, CROSS = {"tie_word_embeddings": False}, {"add_cross_attention": True}
+CONFIGURATIONS = [
+    ({}, {}), (WIDE, {}), (NARROW, {}), (UNTIED, {}), (CROSS, {}), (WIDE | UNTIED | CROSS, {}),
+    ({"n_layer": 1, "n_head": 4}, {}), ({"n_positions": 40, "vocab_size": 257}, {}),
+    ({"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}, {}),
+    ({}, {"freeze_layers": 1}), (UNTIED | NARROW, {"freeze_layers": 3}),
+    ({}, {"lora_rank": 4}), (WIDE | CROSS, {"lora_rank": 2}),
+    ({}, {"lora_rank": 4, "target_modules": ("attn.c_attn",)}),
+    ({}, {"lora_rank": 4, "target_modules": ("c_proj",)}),
+    (CROSS, {"lora_rank": 3, "target_modules": ("c_attn", "c_fc")}),
+    (NARROW, {"lora_rank": 4, "target_modules": ("c_fc",), "freeze_layers": 1}),
+    (UNTIED, {"lora_rank": 4, "freeze_layers": 2}),
+    ({}, {"lora_rank": 4, "target_modules": ("h.1.attn.c_proj",)}),
+]
 
 
-def test_flops_with_adapters():
-    """torch counts a little less: nothing needs the gradient of the first block's input."""
-    model = get_peft_model(build(TINY, attn_implementation="eager"),
-                           LoraConfig(r=4, target_modules="all-linear", fan_in_fan_out=True)).train()
-    total = sum(counted(model, torch.randint(0, 101, (3, 24))))
-    first_inputs = 2 * 72 * 3 * 32 * 32 + 2 * 72 * 4 * 32  # through c_attn, and through its first adapter matrix
-    assert total == training_flops(TINY, 72, 24, lora_rank=4) - first_inputs
+def as_finetune_trains_it(shape: Shape, trained: dict, folder: Path, **config):
+    """The model of a saved folder, frozen or with adapters by the library that finetune uses."""
+    build(shape).save_pretrained(folder)
+    args = AdapterArguments(model=str(folder), **{"lora_rank": None, **trained,
+                                            "target_modules": list(trained.get("target_modules", ())) or None})
+    model = load_for_training(args, None).train()
+    model.config._attn_implementation = "eager"
+    return model
+
+
+@pytest.mark.parametrize(("config", "trained"), CONFIGURATIONS, ids=lambda value: "-".join(value) or "plain")
+def test_parameters_and_flops_are_those_of_the_real_model(config, trained, tmp_path):
+    """With and without checkpointing; torch's counter wants eager attention, where each product is one of its own."""
+    shape = TINY._replace(**config)
+    model = as_finetune_trains_it(shape, trained, tmp_path)
+    adapters = shape.lora_parameters(*Trained(**trained))
+    assert count_parameters(model)["parameters"] == shape.parameters() + adapters
+    assert count_trained(model) == Trained(**trained).parameters(shape)
+    for checkpointing, (rows, length) in ((False, (2, 24)), (False, (5, 7)), (True, (2, 24))):
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        ids = torch.randint(0, shape.vocab_size, (rows, length))
+        forward, backward = counted(model, ids)
+        planned = training_flops(shape, rows * length, length, activation_checkpointing=checkpointing, **trained)
+        assert forward + backward == planned
+        if not adapters:
+            assert forward == forward_flops(shape, rows * length, length)
+    idle = sum(p.numel() for p in model.parameters() if p.requires_grad and p.grad is None)
+    assert idle == Trained(**trained).idle_parameters(shape)
 
 
 def test_six_times_parameters_times_tokens_is_near():

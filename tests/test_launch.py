@@ -1,6 +1,8 @@
 """How `hfscale` picks, checks and starts a launch: its words, its refusals, its exit status, its signals."""
 
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +14,21 @@ import pytest
 import yaml
 
 from hfscale.config import InputError
-from hfscale.launch import accelerate_command, find_accelerate_config, pick_config, run_launcher, shipped, split_flags
+from hfscale.launch import (
+    accelerate_command,
+    find_accelerate_config,
+    launched_engine,
+    launched_processes,
+    pick_config,
+    planned_elsewhere,
+    planned_launch,
+    read_launch,
+    run_launcher,
+    shipped,
+    split_flags,
+)
+from hfscale.scaling.flops import Shape
+from hfscale.scaling.memory import Sharding, Step, step_memory_bytes
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = shipped("accelerate_configs", "*.yaml")
@@ -130,6 +146,28 @@ def test_launches_that_cannot_work_are_refused(words, gpus, says):
     ("distributed_type: MULTI_GPU\nparallelism_config: {parallelism_config_tp_sise: 2}",
      "parallelism_config: unknown name parallelism_config_tp_sise; did you mean parallelism_config_tp_size?"),
     ("", "not a launch config"),
+    ("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 7}",
+     "deepspeed_config: zero_stage: got 7, expected one of 0, 1, 2, 3"),
+    ("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: two}", "zero_stage: got 'two', expected one of 0,"),
+    ("distributed_type: DEEPSPEED\ndeepspeed_config: {offload_optimizer_device: disk}",
+     "offload_optimizer_device: got 'disk', expected one of none, cpu, nvme"),
+    ("distributed_type: DEEPSPEED\ndeepspeed_config: {zero3_init_flag: perhaps}",
+     "zero3_init_flag: got 'perhaps', expected one of true, false"),
+    ("distributed_type: DEEPSPEED\ndeepspeed_config: {gradient_clipping: lots}", "got 'lots', expected a number"),
+    ("distributed_type: DEEPSPEED\ndeepspeed_config: {gradient_accumulation_steps: 1.5}", "expected a whole number"),
+    ("distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: none.json}",
+     "deepspeed_config_file none.json: not a JSON file of DeepSpeed's settings"),
+    ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 3}", "fsdp_version: got 3, expected one of 1, 2"),
+    ("distributed_type: FSDP\nfsdp_config: {fsdp_state_dict_type: WHOLE}",
+     "got 'WHOLE', expected one of FULL_STATE_DICT"),
+    ("distributed_type: FSDP\nfsdp_config: {fsdp_auto_wrap_policy: 3}",
+     "got 3, expected one of TRANSFORMER_BASED_WRAP"),
+    ("distributed_type: FSDP\nfsdp_config: {fsdp_offload_params: 2}",
+     "fsdp_offload_params: got 2, expected one of true"),
+    ("distributed_type: MULTI_GPU\nnum_machines: two", "num_machines: got 'two', expected a whole number"),
+    ("distributed_type: MULTI_GPU\nmain_process_port: http", "main_process_port: got 'http', expected a whole number"),
+    ("distributed_type: MULTI_GPU\nuse_cpu: perhaps", "use_cpu: got 'perhaps', expected one of true, false"),
+    ("distributed_type: MULTI_GPU\nmixed_precision: int4", "mixed_precision: got 'int4', expected one of no, fp16"),
 ])
 def test_broken_launch_configs_are_refused(text, says, tmp_path):
     path = tmp_path / "mine.yaml"
@@ -137,6 +175,86 @@ def test_broken_launch_configs_are_refused(text, says, tmp_path):
     with pytest.raises(InputError) as error:
         command(f"--accelerate {path}", gpus=2)
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_wrong_stage_in_a_file_of_deepspeeds_own_is_refused(tmp_path, monkeypatch):
+    own, path = tmp_path / "ds.json", tmp_path / "mine.yaml"
+    monkeypatch.setattr("hfscale.launch.find_spec", lambda name: True)
+    path.write_text(f"distributed_type: DEEPSPEED\ndeepspeed_config: {{deepspeed_config_file: {own}}}")
+    own.write_text('{"zero_optimization": {"stage": 5}}')
+    with pytest.raises(InputError, match="zero_optimization: stage: got 5, expected one of 0, 1, 2, 3"):
+        command(f"--accelerate {path}", gpus=2)
+    own.write_text('{"zero_optimization": {"stage": 3}}')
+    assert command(f"--accelerate {path}", gpus=2)[0][:2] == ["--config_file", str(path)]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_shipped_config_is_refused(name, monkeypatch):
+    monkeypatch.setattr("hfscale.launch.find_spec", lambda name: True)
+    assert read_launch(name, {"num_processes": 1}, use_cpu=False, gpus=1).path == CONFIGS[name]
+
+
+# ---- a dry run for machines that this one is not like
+
+def planned(words: str, gpus: int = 0) -> dict[str, str]:
+    return planned_elsewhere(split_flags(words.split())[0], gpus)
+
+
+@pytest.mark.parametrize(("words", "gpus", "processes", "engine"), [
+    ("--accelerate multi_node_ddp --num_machines 2 --num_processes 16", 0, 16, "one process or DDP"),
+    ("--accelerate multi_node_zero3 --num_machines 2 --num_processes 16 --machine_rank 1", 0, 16, "ZeRO-3"),
+    ("--accelerate multi_node_fsdp2 --num_machines 4", 0, 32, "FSDP"),  # eight GPUs in each are assumed
+    ("--accelerate multi_node_ddp --num_machines 2", 4, 8, "one process or DDP"),  # as many as here
+    ("--accelerate zero2 --num_processes 8", 0, 8, "ZeRO-2"), ("--accelerate zero1 --num_processes 8", 2, 8, "ZeRO-1"),
+    ("--accelerate single_gpu", 0, 1, "one process or DDP")])
+def test_a_dry_run_for_a_cluster_needs_no_gpu(words, gpus, processes, engine, monkeypatch):
+    monkeypatch.setattr("hfscale.launch.find_spec", lambda name: True)
+    for name, value in planned(words, gpus).items():
+        monkeypatch.setenv(name, value)
+    config, number = planned_launch()
+    assert number == launched_processes(1) == processes and launched_engine() == engine
+    assert config == yaml.safe_load(CONFIGS[words.split()[1]].read_text())
+
+
+@pytest.mark.parametrize(("words", "gpus"), [
+    ("", 0), ("--accelerate cpu", 0), ("--accelerate cpu_2proc --num_processes 2", 0), ("--accelerate ddp", 4),
+    ("--accelerate zero2 --num_processes 4", 4)])
+def test_a_dry_run_that_can_start_here_does(words, gpus, monkeypatch):
+    monkeypatch.setattr("hfscale.launch.find_spec", lambda name: True)
+    assert planned(words, gpus) == {} and planned_launch() is None and launched_processes(3) == 3
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    ("--accelerate multi_node_ddp --num_machines 2 --num_processes 15", "num_processes is 15"),
+    ("--accelerate multi_node_ddp --num_machines 2 --machine_rank 2", "--machine_rank 2: expected 0 to 1"),
+    ("--accelerate zero9", "shipped: cpu")])
+def test_a_dry_run_refuses_what_no_machine_could_start(words, says):
+    with pytest.raises(InputError, match=says):
+        planned(words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "sharding"), [
+    ("multi_node_ddp", Sharding("ddp", 0, 4)), ("multi_node_zero3", Sharding("deepspeed", 3, 4))])
+def test_the_dry_run_of_a_cluster_shows_its_steps_and_memory(config, sharding, tmp_path):
+    """Settings that only GPUs have (tf32, fp16) are no hindrance, and no model is built."""
+    pytest.importorskip("deepspeed") if "zero" in config else None
+    (tmp_path / "text.txt").write_text("the cat sat on the mat\n" * 400)
+    shape = Shape(2, 2, 64, 32, 300)
+    flags = f"--accelerate {config} --num_machines 2 --num_processes 4 --dry_run --tf32 true --fp16 true"
+    sizes = "--n_layer 2 --n_head 2 --n_embd 64 --n_positions 32 --tokenizer char --sample_by line"
+    batches = "--per_device_train_batch_size 4 --per_device_eval_batch_size 4"
+    result = hfscale("pretrain", *f"{flags} {sizes} {batches}".split(), "--source", str(tmp_path / "text.txt"),
+                     "--output_dir", str(tmp_path / "run"), COLUMNS="120")
+    assert result.returncode == 0 and not (tmp_path / "run").exists(), result.stderr
+    assert "dry run of 4 processes on 2 machine(s)" in result.stderr
+    shown = dict(re.findall(r"^│ (.+?) +│ (.+?) +│$", result.stdout, re.M))
+    words = int(shown["parameters"].replace(",", "")) - shape._replace(vocab_size=0).parameters()
+    memory = step_memory_bytes(shape._replace(vocab_size=words // 64), Step(4, 32, 4, bf16=True), sharding)
+    for part, size in memory.items():
+        assert shown[f"memory: {part}"] == f"{size / 2**20:,.0f} MiB"
+    rows = int(shown["train rows x tokens"].split()[0].replace(",", ""))
+    assert int(shown["steps"].replace(",", "")) == 3 * math.ceil(math.ceil(rows / 4) / 4)  # three epochs, four ranks
 
 
 def test_a_port_in_use_is_refused():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
 
 from hfscale.launch import shipped
 from hfscale.models import DEFAULTS
@@ -63,23 +64,35 @@ def test_sharding_is_read_from_the_launch_config(name, expected):
     assert (found.engine, found.stage, found.offload) == expected and found.processes == processes
 
 
-def peak_bytes(shape: Shape, step: Step) -> int:
-    """Most bytes of live tensors during two training steps, as torch's CPU allocator reports them."""
+def model_in_training(shape: Shape, step: Step) -> torch.nn.Module:
     from peft import LoraConfig, get_peft_model
     from transformers import GPT2Config
 
-    config = GPT2Config(**shape._asdict(), **DEFAULTS, use_cache=False, bos_token_id=0, eos_token_id=0)
+    sizes = DEFAULTS | shape._asdict()
+    model = GPT2LMHeadModel(GPT2Config(**sizes, use_cache=False, bos_token_id=0, eos_token_id=0)).train()
+    model.loss_type = "ForCausalLM"
+    if step.lora_rank:
+        parts = {name: name.split(".", 3) for name, layer in model.named_modules() if isinstance(layer, Conv1D)}
+        names = [name for name, (*_, block, end) in parts.items() if step.trained.adapts(int(block), end)]
+        model = get_peft_model(model, LoraConfig(r=step.lora_rank, target_modules=names, fan_in_fan_out=True,
+                                                 lora_dropout=step.lora_dropout)).train()
+    elif step.freeze_layers:
+        body = model.transformer
+        for module in (body.wte, body.wpe, *body.h[:step.freeze_layers]):
+            module.requires_grad_(False)
+    if step.activation_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def peak_bytes(shape: Shape, step: Step) -> int:
+    """Most bytes of live tensors during two training steps, as torch's CPU allocator reports them."""
     positions = torch.arange(step.max_length) % (step.max_length // 4 if step.masked else step.max_length)
     batches = torch.randint(0, shape.vocab_size, (2, 2 if step.accumulates else 1, step.batch_size, step.max_length))
+    kind = {8: torch.optim.AdamW, 4: torch.optim.Adagrad, 0: torch.optim.SGD}[step.optimizer_bytes]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        model = GPT2LMHeadModel(config).train()
-        model.loss_type = "ForCausalLM"
-        if step.lora_rank:
-            model = get_peft_model(model, LoraConfig(r=step.lora_rank, target_modules="all-linear",
-                                                     fan_in_fan_out=True))
-        if step.activation_checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
-        optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), fused=True)
+        model = model_in_training(shape, step)
+        optimizer = kind((p for p in model.parameters() if p.requires_grad), fused=True)
         for batch in batches:
             for ids in batch:
                 with torch.autocast("cpu", torch.bfloat16, enabled=step.bf16):
@@ -102,7 +115,8 @@ def test_prediction_for_two_processes(config, sharding, tmp_path):
     lines = (f"the cat number {i * 7 % 313} sat on mat {i * 5 % 211}" for i in range(2000))
     (tmp_path / "text.txt").write_text("\n".join(lines))
     shape = TINY._replace(n_embd=256)
-    sizes = [word for name in shape._fields[:-1] for word in (f"--{name}", str(getattr(shape, name)))]
+    names = ("n_layer", "n_head", "n_embd", "n_positions")
+    sizes = [word for name in names for word in (f"--{name}", str(getattr(shape, name)))]
     result = subprocess.run(
         [sys.executable, "-m", "hfscale.cli", "tests/launched_pretrain.py", "--accelerate", config,
          "--num_processes=2", "--use_cpu", "--bf16", "false", "--source", str(tmp_path / "text.txt"), "--sample_by",
@@ -127,8 +141,84 @@ def test_prediction_for_two_processes(config, sharding, tmp_path):
 @pytest.mark.parametrize("shape", [TINY, TINY._replace(n_layer=2, vocab_size=4096), TINY._replace(vocab_size=65)],
                          ids=["tiny", "many-words", "letters"])
 def test_prediction_is_what_the_allocator_reports(shape, change):
-    step = Step(batch_size=8, max_length=128)._replace(**change)
-    predicted = sum(step_memory_bytes(shape, step, Sharding()).values())
+    check_prediction(shape, Step(batch_size=8, max_length=128, on_cpu=True)._replace(**change))
+
+
+def predicted_bytes(shape: Shape, step: Step) -> int:
+    return sum(step_memory_bytes(shape, step, Sharding()).values())
+
+
+def check_prediction(shape: Shape, step: Step) -> int:
+    """Returns what was measured."""
     # A CPU without bf16 instructions makes each product in float32 first: one more buffer, which is not predicted.
     emulated = step.bf16 and not has_bf16_units(on_cpu=True)
-    assert predicted == pytest.approx(peak_bytes(shape, step), rel=0.15 if emulated else 0.1)
+    measured = peak_bytes(shape, step)
+    assert predicted_bytes(shape, step) == pytest.approx(measured, rel=0.15 if emulated else 0.1)
+    return measured
+
+
+DROPOUT = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
+
+
+@pytest.mark.parametrize(("config", "change"), [
+    ({"n_inner": 192}, {}), ({"n_inner": 1024}, {"bf16": True}), ({"n_inner": 1024}, {"lora_rank": 8}),
+    ({"tie_word_embeddings": False}, {}), ({"tie_word_embeddings": False}, {"freeze_layers": 1}),
+    ({"add_cross_attention": True}, {}), ({"add_cross_attention": True}, {"lora_rank": 8, "bf16": True}),
+    (DROPOUT, {}), (DROPOUT, {"bf16": True}), (DROPOUT, {"lora_rank": 8}),
+    (DROPOUT, {"activation_checkpointing": True}),
+    ({}, {"freeze_layers": 2}), ({}, {"freeze_layers": 1, "bf16": True}),
+    ({}, {"freeze_layers": 1, "activation_checkpointing": True}),
+    ({}, {"lora_rank": 8, "lora_dropout": 0.1}), ({}, {"lora_rank": 8, "lora_dropout": 0.1, "bf16": True}),
+    ({}, {"lora_rank": 8, "target_modules": ("attn.c_attn",)}),
+    ({}, {"lora_rank": 8, "target_modules": ("c_fc",), "freeze_layers": 1}),
+    ({}, {"lora_rank": 8, "activation_checkpointing": True}),
+    ({"activation_function": "relu"}, {}), ({"activation_function": "tanh"}, {"lora_rank": 8}),
+    ({}, {"optimizer_bytes": 0}), ({}, {"optimizer_bytes": 4}),
+], ids=lambda value: "-".join(value) or "plain")
+def test_prediction_follows_the_configuration(config, change):
+    """And is nearer to what was measured than a prediction that passes it over."""
+    shape, plain = TINY._replace(**config), Step(batch_size=8, max_length=128, on_cpu=True)
+    step = plain._replace(**change)
+    measured = check_prediction(shape, step)
+    off = abs(predicted_bytes(shape, step) - measured)
+    assert all(off < abs(predicted_bytes(*other) - measured)
+               for other in ((TINY, step), (shape, plain)) if other != (shape, step))
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu", "swish"])
+def test_activations_that_keep_what_they_read(name):
+    check_prediction(TINY._replace(activation_function=name), Step(8, 128, on_cpu=True))
+
+
+def test_what_a_gpu_keeps_of_dropout():
+    """One byte for each value that it may leave out, and nothing of the fused attention's."""
+    tokens, parts = 8 * 128, {}
+    for name, shape in (("none", TINY), ("attention", TINY._replace(attn_pdrop=0.1)),
+                        ("residual", TINY._replace(resid_pdrop=0.1)), ("embeddings", TINY._replace(embd_pdrop=0.1))):
+        parts[name] = step_memory_bytes(shape, Step(8, 128), Sharding())["activations"]
+    assert parts["attention"] == parts["none"]
+    assert parts["residual"] - parts["none"] == tokens * 3 * 2 * 128
+    assert parts["embeddings"] - parts["none"] == tokens * 128
+
+
+@pytest.mark.parametrize(("arguments", "step"), [
+    ({}, {}), ({"freeze_layers": 2}, {"freeze_layers": 2}),
+    ({"lora_rank": 4, "lora_dropout": 0.1, "target_modules": ["c_fc"], "freeze_layers": 1},
+     {"lora_rank": 4, "lora_dropout": 0.1, "target_modules": ("c_fc",), "freeze_layers": 1}),
+])
+def test_the_model_at_hand_is_counted_as_it_is(arguments, step, tmp_path):
+    """Its own sizes, dropout and trained weights: what `--dry_run` shows and `run.json` keeps."""
+    from transformers import GPT2Config, TrainingArguments
+
+    from hfscale.adapters import load_for_training
+    from hfscale.config import AdapterArguments
+    from hfscale.preview import memory_at_hand
+
+    shape = TINY._replace(n_inner=100, tie_word_embeddings=False, resid_pdrop=0.1)
+    config = GPT2Config(**shape._asdict(), bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    model = load_for_training(AdapterArguments(model=str(tmp_path), **arguments), None)
+    args = TrainingArguments(str(tmp_path / "run"), use_cpu=True, per_device_train_batch_size=2, optim="sgd")
+    row = {"input_ids": [0] * 64, "position_ids": [*range(32), *range(32)]}
+    expected = Step(2, 64, 8, optimizer_bytes=0, on_cpu=True)._replace(**step)
+    assert memory_at_hand(model, args, row) == step_memory_bytes(shape, expected, Sharding())

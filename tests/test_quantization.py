@@ -262,10 +262,10 @@ from hfscale.adapters import load_for_training
 from hfscale.config import AdapterArguments
 from hfscale.models import load_model
 
-load_for_training(AdapterArguments(plain, lora_rank=2), None)
+load_for_training(AdapterArguments(model=plain, lora_rank=2), None)
 print("not asked for:", sys.modules["bitsandbytes"])
 print("by the folder:", type(load_model(four_bits).transformer.h[0].mlp.c_fc).__name__)
-adapted = load_for_training(AdapterArguments(plain, lora_rank=2, load_in_4bit=True), None)
+adapted = load_for_training(AdapterArguments(model=plain, lora_rank=2, load_in_4bit=True), None)
 print("by argument:", type(adapted.get_base_model().transformer.h[0].mlp.c_fc).__module__)
 """
 
@@ -302,7 +302,7 @@ def test_memory_is_what_was_planned(shape, batch_size, bf16, tmp_path):
     step = Step(batch_size, 128, bf16=bf16, masked=False, lora_rank=8, load_in_4bit=True)
     config = GPT2Config(**SHAPE | shape._asdict(), use_cache=False, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    model = load_for_training(AdapterArguments(str(tmp_path), lora_rank=8, load_in_4bit=True), None).train()
+    model = load_for_training(AdapterArguments(model=str(tmp_path), lora_rank=8, load_in_4bit=True), None).train()
     model.get_base_model().loss_type = "ForCausalLM"
     held, planned = stored_bytes(model), step_memory_bytes(shape, step, Sharding())
     tables = 4 * shape.n_layer * (16 + 256 + 1 + 1) * 4  # NF4's values, the scales' values, their mean, rounding

@@ -1,21 +1,27 @@
 """Scaling laws: known ones found again, published ones agreed with, a grid of runs that can be stopped and gone on."""
 
 import csv
+import gzip
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from hfscale.config import InputError
 from hfscale.launch import shipped, split_flags
+from hfscale.report import law_page
+from hfscale.report.law_page import draw_law
 from hfscale.scaling import grid
 from hfscale.scaling.grid import Cell, cell_command, parse_cells, read_runs, run_cells
 from hfscale.scaling.law import Law, fit_law
+from recipes import scale
 
 TRUE = Law(1.7, 400.0, 410.0, 0.34, 0.28)
 SIZES = np.repeat(np.geomspace(1e7, 1e9, 5), 5)
@@ -134,6 +140,69 @@ def test_a_table_is_read_by_group_and_bad_lines_are_named(tmp_path):
         read_runs(str(tmp_path / "none.csv"), "n", "d", "loss")
 
 
+@pytest.mark.parametrize(("name", "pack"), [
+    ("runs.csv", bytes), ("runs.csv.gz", gzip.compress), ("runs.csv.zst", zstandard.ZstdCompressor().compress),
+    ("bom.csv", lambda text: b"\xef\xbb\xbf" + text)])
+def test_a_packed_table_is_the_same_table(name, pack, tmp_path):
+    (tmp_path / name).write_bytes(pack(b"N,D,loss\n1e6,1e7,3.5\n2e6,1e7,3\n"))
+    assert read_runs(str(tmp_path / name), "N", "D", "loss")[0] == {"all": [(1e6, 1e7, 3.5), (2e6, 1e7, 3.0)]}
+
+
+@pytest.mark.parametrize(("content", "says"), [
+    (gzip.compress(b"N,D,loss\n1,2,3\n")[:-9], "fit_csv .*runs.csv.gz: cannot be read"),
+    (b"not packed", "cannot be read"), (gzip.compress(b"\xff\xfe,\n"), "cannot be read"),
+    (gzip.compress(b""), "no column 'N'; it has none")])
+def test_a_table_that_cannot_be_read_is_one_line(content, says, tmp_path):
+    (tmp_path / "runs.csv.gz").write_bytes(content)
+    with pytest.raises(InputError, match=says) as error:
+        read_runs(str(tmp_path / "runs.csv.gz"), "N", "D", "loss")
+    assert "\n" not in str(error.value)
+
+
+def test_a_comma_in_a_number_moves_no_other_number(tmp_path):
+    (tmp_path / "runs.csv").write_text("N,D,loss\n1,000,000,3.5\n1e6,1e7,3.5\n")
+    groups, dropped = read_runs(str(tmp_path / "runs.csv"), "N", "D", "loss")
+    assert groups == {"all": [(1e6, 1e7, 3.5)]}
+    assert dropped == [{"line": 2, "reason": "it has more fields than the first line"}]
+
+
+def curves_of(path, points, forecasts=()):
+    """Curves and colour keys of each panel of the first row."""
+    fit = fit_law(*zip(*points, strict=True), resamples=5)
+    shown = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(law_page.Figure, "savefig", lambda figure, *_, **__: shown.extend(figure.axes))
+        draw_law(path, {"grid": fit}, {"grid": points}, list(forecasts))
+    keys = [axes.get_ylabel() for axes in shown if axes.get_ylabel().startswith("colour: ")]
+    panels = [axes for axes in shown if axes.get_xlabel()]
+    return fit, [len([line for line in axes.lines if len(line.get_xdata()) > 5]) for axes in panels], keys, panels
+
+
+def test_the_picture_of_many_sizes_has_few_curves_and_a_key_to_its_colours(tmp_path):
+    points = [(n, d * (1 + i / 40), 1.7 + 400 / n**0.34 + 410 / d**0.28)
+              for i, n in enumerate(np.geomspace(1e6, 1e9, 12)) for d in (1e8, 1e9, 1e10)]
+    _, curves, keys, panels = curves_of(tmp_path / "law.png", points)
+    assert curves == [6, 6, 5] and keys == ["colour: parameters N", "colour: training tokens D"]
+    drawn = [axes.collections[0].get_offsets() for axes in panels[:2]]
+    assert [len(dots) for dots in drawn] == [len(points)] * 2  # every run is there
+
+
+def test_the_picture_of_few_sizes_has_a_curve_for_each(tmp_path):
+    points = [(n, d, 1.7 + 400 / n**0.34 + 410 / d**0.28) for n in (1e6, 4e6, 2e7) for d in (1e7, 1e8, 5e8, 1e9)]
+    forecasts = [{"parameters": 1e8, "tokens": d, "loss": 3.0, "loss_ci90": [2.9, 3.1], "measured": m}
+                 for d, m in ((1e9, 3.05), (2e9, None))]
+    _, curves, _, panels = curves_of(tmp_path / "law.png", points, forecasts)
+    assert curves[:2] == [4, 5]  # with those of the forecasts
+    assert [text.get_text() for text in panels[0].get_legend().get_texts()] == ["forecast, 90 %", "held out, measured"]
+
+
+def test_a_fit_shows_how_far_it_is(capsys):
+    fit_law(SIZES, TOKENS, noisy(0), resamples=7, progress="bootstrap of c4")
+    assert "bootstrap of c4" in (shown := capsys.readouterr().err) and "7/7" in shown
+    fit_law(SIZES, TOKENS, noisy(0), resamples=2)
+    assert capsys.readouterr().err == ""
+
+
 def test_cells_are_parsed_and_refused():
     assert parse_cells(["2x64-10", "4x128-20"], "hold_out") == [Cell(2, 64, 10), Cell(4, 128, 20)]
     assert [cell.name for cell in parse_cells(["2x64-10"], "hold_out")] == ["2x64-10"]
@@ -217,13 +286,50 @@ def test_a_table_becomes_a_law_and_a_picture(tmp_path):
     assert again.returncode == 2 and "holds law.json" in again.stderr and "Traceback" not in again.stderr
 
 
-def test_cells_that_are_not_there_and_grids_that_all_fail_are_named(tmp_path):
-    words = ["--sizes", "1x32", "--tokens", "4096", "--retries", "0", "--output_dir", str(tmp_path / "s"),
-             "--pretrain_args", "source=" + str(tmp_path / "none.txt"), "n_positions=32", "config=tiny_cpu"]
-    for more, status, says in ((["--cell", "1"], 2, "cell: got 1, expected 0 to 0"), (["--cell", "0"], 1, ""),
-                               ([], 2, "scaling fit: 0 runs cannot determine 5 parameters")):
-        found = recipe(*words, *more)
-        assert found.returncode == status and says in found.stderr and "Traceback" not in found.stderr, found.stderr
+GRID = ["--sizes", "1x32", "2x32", "1x64", "--tokens", "4096", "8192", "16384"]
+LIKE = ["--pretrain_args", "n_positions=32", "config=tiny_cpu"]
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["--sizes", "1x32", "--tokens", "4096"], "sizes, tokens: 1 runs cannot determine 5 parameters; give at least 6"),
+    (["--sizes", "1x32", "2x32", "--tokens", "4096", "8192", "16384"],
+     "sizes, tokens: 2 different model sizes; the law needs at least 3"),
+    (["--sizes", "1x32", "2x32", "3x32", "--tokens", "4096", "8192"], "sizes, tokens: 2 different data amounts"),
+    (["--sizes", "1x32", "--tokens", "4096", "--cell", "1"], "cell: got 1, expected 0 to 0"),
+    ([*GRID, "--budgets", "0"], "budgets: got 0.0, expected numbers above 0"),
+    ([*GRID, "--retries", "-1"], "retries: got -1, expected at least 0"),
+    ([*GRID, "--output_dir", "/proc/s"], "output_dir /proc/s: cannot be written"),
+    (["--fit_csv", "none.csv"], "fit_csv none.csv: cannot be read")])
+def test_what_cannot_work_is_found_before_anything_is_trained(words, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(grid.subprocess, "run", lambda *_, **__: pytest.fail("a cell was trained"))
+    with pytest.raises(InputError) as error:
+        scale.main([*words, *LIKE])
+    assert str(error.value).startswith(says) and "\n" not in str(error.value)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_each_group_of_a_table_must_determine_its_law(tmp_path):
+    table = tmp_path / "runs.csv"
+    table.write_text("N,D,loss,corpus\n1e6,1e7,3.5,a\n")
+    with pytest.raises(InputError, match="runs.csv, corpus a: 1 runs cannot determine 5 parameters"):
+        scale.main(["--fit_csv", str(table), "--group_column", "corpus", "--output_dir", str(tmp_path / "out")])
+
+
+def test_input_that_the_runs_find_wrong_stops_the_grid(tmp_path):
+    """At the first cell, with its line, and not tried again."""
+    words = [*GRID, "--retries", "3", "--output_dir", str(tmp_path / "s"), *LIKE, f"source={tmp_path / 'none.txt'}"]
+    found = recipe(*words)
+    assert found.returncode == 2 and "Traceback" not in found.stderr
+    assert re.search(r"^error: pretrain_args: .*none\.txt", found.stderr, re.M)
+    logs = [path.read_text() for path in (tmp_path / "s" / "cells").glob("*.log")]
+    assert sum(log.count("error: ") for log in logs) == len(logs) <= 2
+
+
+def test_a_grid_whose_cells_all_fail_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
+    with pytest.raises(InputError, match="scaling fit: 0 runs cannot determine 5 parameters"):
+        scale.main([*GRID, "--retries", "0", "--output_dir", str(tmp_path / "s"), *LIKE])
 
 
 @pytest.mark.slow

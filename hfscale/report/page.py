@@ -4,8 +4,9 @@ import base64
 import contextlib
 import io
 import json
-from collections.abc import Sequence
-from numbers import Number
+import re
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,22 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from hfscale.config import InputError
-from hfscale.report.tables import number
+from hfscale.report.comparison import beside, differing_settings, flat, judged_on, judged_tables, same_measure
+from hfscale.report.tables import FLOOR, INTERVALS, in_one_format, number, p_value
 
 # Records of other recipes, each shown in a section of its own where the folder holds it.
 RECORDS = ("data_card.json", "scores.json", "law.json", "attention.json", "bias.json", "memorization.json")
 PAGE_LIMIT_BYTES = 2_800_000  # pictures beyond it are named, not shown
-CURVES = {"loss": "training loss", "eval_loss": "validation loss", "learning_rate": "learning rate",
-          "grad_norm": "gradient norm"}
+LONG_CHARACTERS = 20_000  # of a list in a record: longer ones are named, not shown
+NEEDED = {"recipe": str, "command": str, "config": dict, "data": dict, "model": dict, "metrics": dict}
+OPTIONAL = {"hardware": dict, "versions": dict, "train": dict, "samples": list}  # of a run's record
+# What is drawn over steps: the title, and on which part of the data it is measured (None: on none).
+CURVES = {"loss": ("training loss", "train"), "eval_loss": ("validation loss", "validation"),
+          "learning_rate": ("learning rate", None), "grad_norm": ("gradient norm", None)}
+COLUMNS = {"points": ("parameters N", "tokens D", "loss")}  # of a list of lists, by its name
+FOLDED = {"config": "every setting", "versions": "of every library"}
+NAMED = ("laws", "rules", "examples", "canaries")  # mappings whose keys are names, not labels
+SIDE_BY_SIDE = ("systems",)  # records with much in each: they are columns, what they say are rows
 
 STYLE = {"svg.fonttype": "none", "font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False,
          "axes.spines.right": False, "legend.frameon": False}
@@ -32,21 +42,28 @@ def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
     Numbers stand in <data value="..."> elements that hold them as they are in the files, so nothing is rounded away.
 
     Raises:
-        InputError: a run folder without a readable `run.json`, or another folder without any record.
+        InputError: a run folder without a readable `run.json`, one that is named twice, or another folder without any
+            record.
     """
-    records = [{"name": folder, **_read(Path(folder, "run.json"), ("data", "metrics"))} for folder in runs]
-    found = {folder: [_record(path) for name in RECORDS if (path := Path(folder, name)).is_file()] for folder in also}
-    if missing := [folder for folder, parts in found.items() if not parts]:
-        raise InputError(f"also: {missing[0]} holds none of {', '.join(RECORDS)}; name the output of another recipe")
-    data = [source for record in records for source in record["data"].get("source", ())]
-    folders = [*runs, *also, *(folder for folder in data if Path(folder, "data_card.json").is_file())]
-    curves = {run: _read(path)["log_history"] for run in runs if (path := Path(run, "trainer_state.json")).is_file()}
-    metrics = [name for record in records for name, value in record["metrics"].items() if isinstance(value, Number)]
+    check_named_once(runs)
+    records = [read_run(folder) for folder in runs]
+    found = {folder: _records(folder) for folder in also}
+    sources = [str(source) for record in records for source in record["data"].get("source") or ()]
+    cards = [source for source in sources if Path(source, "data_card.json").is_file()]
+    curves = {record["name"]: read_curve(record["name"]) for record in records}
     page = template("page.html.j2")
-    parts = {"runs": records, "metrics": list(dict.fromkeys(metrics)), "found": found,
-             "charts": list(filter(None, (_chart(curves, key, label) for key, label in CURVES.items())))}
+    settings, not_shared = differing_settings(records)
+    not_judged = [name for record in records for name in shown_names([record["metrics"]])
+                  if not judged_on(record, name)]
+    parts = {
+        "runs": records, "settings": settings, "not_shared": not_shared, "tables": judged_tables(records),
+        "others": list(dict.fromkeys(not_judged)), "found": found, "charts": _charts(records, curves),
+        "without_curve": [name for name, log in curves.items() if not log],
+        "heads": COLUMNS, "folded": FOLDED, "side_by_side": SIDE_BY_SIDE, "named": NAMED,
+    }
     size = len(page.render(**parts, pictures=[]))
-    return page.render(**parts, pictures=_pictures(dict.fromkeys(folders), PAGE_LIMIT_BYTES - size))
+    folders = dict.fromkeys([*runs, *also, *cards])
+    return page.render(**parts, pictures=_pictures(folders, PAGE_LIMIT_BYTES - size))
 
 
 def template(name: str) -> jinja2.Template:
@@ -54,35 +71,152 @@ def template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(autoescape=jinja2.select_autoescape(["html.j2"]), trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined,
                                      keep_trailing_newline=True, loader=jinja2.FileSystemLoader(Path(__file__).parent))
-    environment.filters |= {"number": number, "label": lambda name: name.removeprefix("eval_").replace("_", " ")}
+    environment.filters |= {"number": number, "p_value": p_value, "beside": lambda records: beside(list(records)),
+                            "label": label_of,
+                            "kind": kind_of, "shown_names": shown_names, "texts": texts_of, "column": _column,
+                            "columns": lambda rows: list(zip_longest(*rows)), "flat": flat}
     return environment.get_template(name)
 
 
-def _read(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+def texts_of(values: Any) -> dict[float, str]:
+    """How each number among the values, and among the lists in them, is written so that all have one format; nothing
+    for a number alone."""
+    each = [inner for value in values for inner in (value if isinstance(value, list | tuple) else [value])]
+    numbers = [value for value in each if isinstance(value, int | float) and not isinstance(value, bool)]
+    return dict(zip(numbers, in_one_format(numbers), strict=True)) if len(numbers) > 1 else {}
+
+
+def _column(records: Iterable[dict[str, Any]], name: str) -> list[Any]:
+    """The values of that name in all records that have it, and their intervals."""
+    names = (name, *(f"{name}{end}" for end in INTERVALS))
+    return [record[each] for record in records for each in names if each in record]
+
+
+def label_of(name: str) -> str:
+    """A record's name of something as people read it."""
+    return re.sub("(^|, )eval_", r"\1", name).replace("_", " ")
+
+
+def kind_of(value: Any) -> str:
+    """How a page shows what a record holds: mapping, records (mappings below each other), rows (lists below each
+    other), list, value, or empty."""
+    if isinstance(value, dict | list | tuple) and not value:
+        return "empty"
+    if isinstance(value, dict):
+        return "mapping"
+    if not isinstance(value, list | tuple):
+        return "value"
+    if all(isinstance(each, dict) for each in value):
+        return "records"
+    return "rows" if all(isinstance(each, list | tuple) for each in value) else "list"
+
+
+def shown_names(records: Sequence[dict[str, Any]]) -> list[str]:
+    """The names in any of the records, but for those of what stands beside another: its interval, its floor."""
+    names = dict.fromkeys(name for record in records for name in record)
+    return [name for name in names if not name.endswith((*INTERVALS, FLOOR))]
+
+
+def check_named_once(runs: Sequence[str]) -> None:
+    """Raise InputError for a run folder that is named twice, by whatever path."""
+    seen: dict[Path, str] = {}
+    for folder in runs:
+        first = seen.setdefault(Path(folder).resolve(), folder)
+        if first is not folder:
+            raise InputError(f"runs: {folder} is {first}, which is named already; keep one")
+
+
+def read_run(folder: str) -> dict[str, Any]:
+    """A run's record with its folder as `name`; raises InputError: none, or not of a finished run."""
+    record = _read(Path(folder, "run.json"), "runs", "name a folder of a finished run")
+    whole = {name: kind() for name, kind in OPTIONAL.items()} | record
+    for name, kind in (NEEDED | OPTIONAL).items():
+        if not isinstance(whole.get(name), kind):
+            raise InputError(f"runs: {folder} has no readable run.json ({name} is missing or of another kind); name a "
+                             "folder of a finished run")
+    return whole | {"name": folder}
+
+
+def read_curve(folder: str) -> list[dict[str, Any]]:
+    """What a run logged while it trained, from its folder or else from its newest checkpoint; empty: it kept nothing.
+
+    Raises InputError: a file that holds no log.
+    """
+    path = Path(folder, "trainer_state.json")
+    checkpoints = [path for path in Path(folder).glob("checkpoint-*/trainer_state.json")
+                   if path.parent.name.partition("-")[2].isdecimal()]
+    if not path.is_file():
+        if not checkpoints:
+            return []
+        path = max(checkpoints, key=lambda path: int(path.parent.name.partition("-")[2]))
+    history = _read(path, "runs", "take it out of the folder to have the page without curves").get("log_history")
+    if not isinstance(history, list):
+        raise InputError(f"runs: {path} holds no log_history; take it out of the folder to have the page without "
+                         "curves")
+    return [log for log in history if isinstance(log, dict) and "step" in log]
+
+
+def _records(folder: str) -> list[tuple[str, dict[str, Any]]]:
+    """(name, content) of each record in a folder; raises InputError: there is none, or one is not readable."""
+    paths = [path for name in RECORDS if (path := Path(folder, name)).is_file()]
+    if not paths:
+        raise InputError(f"also: {folder} holds none of {', '.join(RECORDS)}; name the output of another recipe")
+    return [(path.name, _without_long_lists(_read(path, "also", "write it again"), path.name)) for path in paths]
+
+
+def _read(path: Path, place: str, cure: str) -> dict[str, Any]:
+    record = None
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         record = json.loads(path.read_text("utf-8"))
-        if {*needs} <= record.keys():
-            return record
-    raise InputError(f"runs: {path.parent} has no readable {path.name}; name a folder of a finished run")
+    if not isinstance(record, dict):
+        raise InputError(f"{place}: {path.parent} has no readable {path.name}; {cure}")
+    return record
 
 
-def _record(path: Path) -> tuple[str, dict[str, Any]]:
-    """The record without what is long, such as every point or item."""
-    return path.name, {key: value for key, value in _read(path).items() if len(json.dumps(value)) < 20_000}
+def _without_long_lists(value: Any, file: str) -> Any:
+    """The value with each list that would fill the page, such as of every item, replaced by how long it is."""
+    if isinstance(value, dict):
+        return {key: _without_long_lists(each, file) for key, each in value.items()}
+    if isinstance(value, list) and len(json.dumps(value)) > LONG_CHARACTERS:
+        return f"{len(value):,} entries, in {file}"
+    return value
 
 
-def _chart(curves: dict[str, list[dict[str, float]]], key: str, label: str) -> str | None:
-    """An SVG of one logged value over steps, a line per run, in the colours of the page's theme."""
-    lines = {name: [(log["step"], log[key]) for log in history if key in log] for name, history in curves.items()}
-    if not any(lines.values()):
-        return None
-    with rc_context(STYLE | {"svg.hashsalt": key}):
+def _charts(records: Sequence[dict[str, Any]], curves: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """An SVG of each logged value over steps. Losses on different texts, or in different tokens, are no lines of one
+    chart."""
+    names = short_names([record["name"] for record in records])
+    charts = []
+    for key, (label, part) in CURVES.items():
+        groups: dict[tuple, dict[str, list[tuple[float, float]]]] = {}
+        for record in records:
+            logged = [log for log in curves[record["name"]] if isinstance(log.get(key), int | float)]
+            points = [(log["step"], log[key]) for log in logged]
+            if points:
+                measure = same_measure(record, part) if part else ()
+                groups.setdefault(measure, {})[names[record["name"]]] = points
+        for number_of_group, lines in enumerate(groups.values()):
+            title = label if len(groups) == 1 else f"{label}: {', '.join(lines)}"
+            charts.append(_chart(lines, title, f"{key}{number_of_group}"))
+    return charts
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Each name's last part, or the whole of all where two would be alike."""
+    last = {name: Path(name).name or name for name in names}
+    return last if len(set(last.values())) == len(names) else {name: name for name in names}
+
+
+def _chart(lines: dict[str, list[tuple[float, float]]], title: str, salt: str) -> str:
+    """An SVG with a line per run, in the colours of the page's theme."""
+    with rc_context(STYLE | {"svg.hashsalt": salt}):
         figure = Figure(figsize=(5.4, 3), layout="constrained")
         axes, out = figure.subplots(), io.StringIO()
         for name, points in lines.items():
-            steps, values = zip(*points, strict=True) if points else ((), ())
-            axes.plot(steps, values, marker="o" if len(points) < 20 else "", ms=3, lw=1.4, label=Path(name).name)
-        axes.set(xlabel="step", title=label)
+            steps, values = zip(*points, strict=True)
+            axes.plot(steps, values, marker="o" if len(points) < 20 else "", ms=3, lw=1.4, label=name)
+        axes.set_xlabel("step")
+        axes.set_title(title, wrap=True)
         if len(lines) > 1:
             axes.legend()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})

@@ -1,43 +1,200 @@
 """Numbers as people read them, and records as tables on the terminal."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.table import Column, Table
+from rich.text import Text
 
 INTERVALS = ("_ci95", "_ci90")
+FLOOR = "_floor"  # <name>_floor: the least p-value that the random draws behind <name> can give
+WHOLE_LIMIT = 1e15  # whole numbers from here on are written as powers of ten
+FRACTION_LIMIT = 1e6  # and others
+MOST_DECIMALS = 6  # of a number that stands in one format with others
+MOST_DIGITS = 8  # of it, before and after the point
+LONG_NAMES = 0.4  # of the terminal's width: longer ones stand above a table that must be cut
+PROSE_CHARACTERS = 30  # longer cells of several words may be broken between words
 
 
 def number(value: Any, digits: int = 4) -> str:
     """A number with thousands apart and so many significant digits; None is "none", other values are text."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not _is_number(value):
         return "none" if value is None else str(value)
     value = round(value, 12)  # what is left of a zero after rounding errors
-    if isinstance(value, int) or value.is_integer() and abs(value) < 1e12:
-        return f"{value:,.0f}"
-    return f"{value:,.{max(1, digits - 4)}f}" if 1000 <= abs(value) < 1e6 else f"{value:.{digits}g}"
+    if float(value).is_integer():
+        return f"{value:,.0f}" if abs(value) < WHOLE_LIMIT else f"{value:.{digits - 1}e}"
+    if 1000 <= abs(value) < 1e6:
+        return f"{value:,.{max(1, digits - 4)}f}"
+    return f"{value:.{digits}g}"
+
+
+def in_one_format(values: Sequence[Any], digits: int = 4) -> list[str]:
+    """The values of one column: all numbers with the same decimals, so many that the smallest has `digits` significant
+    digits, or all as powers of ten where the sizes are too far apart for that. What is no number is as in `number`."""
+    numbers = [float(value) for value in values if _is_number(value) and math.isfinite(value)]
+    form = _format_of(numbers, digits)
+    return [
+        format(round(value, 12) + 0.0, form)
+        if _is_number(value) and math.isfinite(value)
+        else number(value)
+        for value in values
+    ]
+
+
+def _format_of(numbers: Sequence[float], digits: int) -> str:
+    """A format in which each of the numbers can be read."""
+    powers = f".{digits - 1}e"
+    sizes = [abs(value) for value in numbers if abs(value) > 1e-12] or [1.0]
+    least, largest = min(sizes), max(sizes)
+    if all(size.is_integer() for size in sizes):
+        return ",.0f" if largest < WHOLE_LIMIT else powers
+    before_point = max(1, math.floor(math.log10(largest)) + 1)
+    wanted = digits - 1 - math.floor(math.log10(least))
+    decimals = max(1, min(wanted, MOST_DECIMALS, MOST_DIGITS - before_point))
+    if largest >= FRACTION_LIMIT or least < 10 ** (1 - decimals):  # the least would keep one digit or none
+        return powers
+    return f",.{decimals}f"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def p_value(value: float, floor: float | None = None) -> str:
+    """Two significant digits; "< 0.002" for a value at `floor`, the least that a test by random draws can give."""
+    if floor is None or value > floor * (1 + 1e-9):
+        return number(value, 2)
+    power = 10.0 ** math.floor(math.log10(floor))
+    return f"< {number(math.ceil(floor / power - 1e-9) * power)}"
 
 
 def cell(record: dict[str, Any], name: str, digits: int = 4, joint: str = " ") -> str:
     """The value of that name, `joint` and its interval; "" where the record has none."""
-    value = record.get(name, "")
+    if f"{name}{FLOOR}" in record:
+        return p_value(record[name], record[f"{name}{FLOOR}"])
+    return _joined([number(value, digits) for value in _value_and_ends(record, name)], joint)
+
+
+def _column(records: Sequence[dict[str, Any]], name: str, digits: int, joint: str) -> list[str]:
+    """The cells of that name (see `cell`), their numbers in one format."""
+    if any(f"{name}{FLOOR}" in record for record in records):
+        return [cell(record, name) for record in records]
+    parts = [_value_and_ends(record, name) for record in records]
+    texts = iter(in_one_format([value for part in parts for value in part], digits))
+    return [_joined([next(texts) for _ in part], joint) for part in parts]
+
+
+def _value_and_ends(record: dict[str, Any], name: str) -> list[Any]:
+    """The value, and the two ends of its interval if there is one."""
+    interval = next((record[name + end] for end in INTERVALS if record.get(name + end)), [])
+    return [_as_text(record.get(name, "")), *interval]
+
+
+def _joined(texts: Sequence[str], joint: str) -> str:
+    value, *ends = texts
+    return f"{value}{joint}[{', '.join(ends)}]" if ends else value
+
+
+def _as_text(value: Any) -> Any:
+    """A mapping as lines; anything else as it is."""
     if isinstance(value, dict):
         return "\n".join(f"{key}: {part}" for key, part in value.items())
-    interval = record.get(f"{name}_ci95") or record.get(f"{name}_ci90")
-    shown = f"{joint}[{number(interval[0], digits)}, {number(interval[1], digits)}]" if interval else ""
-    return number(value, digits) + shown
+    return value
 
 
 def show_table(heads: Sequence[str], rows: Iterable[Sequence[RenderableType]], **kwargs) -> None:
-    """Print rows under their heads; `kwargs` are those of `rich.table.Table`, such as `title`."""
-    table = Table(*(Column(head, overflow="fold") for head in heads), **kwargs)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    """Print rows under their heads; `kwargs` are those of `rich.table.Table`, such as `title`.
+
+    No name or number is ever broken: columns that the terminal has no room for follow in a further table, beside the
+    first column once more, whose cells are numbered and named above if they are long. Only cells of prose are broken,
+    between words."""
+    console, rows = Console(), [list(row) for row in rows]
+    title, caption = kwargs.pop("title", None), kwargs.pop("caption", None)
+    least, natural = _widths_of(heads, rows)
+    groups = _groups(least, console.width)
+    if len(groups) > 1 and least[0] > console.width * LONG_NAMES:
+        for i, row in enumerate(rows, 1):
+            print(f"{i}: {_plain(row[0])}")
+            row[0] = str(i)
+        least, natural = _widths_of(heads, rows)
+        groups = _groups(least, console.width)
+    for group in groups:
+        room = max(console.width, _table_width([least[i] for i in group]))
+        fitted = _fit([(least[i], natural[i]) for i in group], room)
+        table = Table(
+            *(Column(Text(heads[i]), width=width) for i, width in zip(group, fitted, strict=True)),
+            title=title if group is groups[0] else None,
+            caption=caption if group is groups[-1] else None,
+            **kwargs,
+        )
+        for row in rows:
+            table.add_row(*(_plain(row[i]) for i in group))
+        Console(width=room).print(table)
 
 
-def show_records(records: Sequence[dict[str, Any]], *, joint: str = " ", **kwargs) -> None:
-    """Print a row per record and a column per name, intervals (`<name>_ci95`, `_ci90`) after `joint` and the value."""
-    names = dict.fromkeys(name for record in records for name in record if not name.endswith(INTERVALS))
-    show_table(list(names), ([cell(record, name, joint=joint) for name in names] for record in records), **kwargs)
+def _widths_of(
+    heads: Sequence[str], rows: Sequence[Sequence[RenderableType]]
+) -> tuple[list[int], list[int]]:
+    """The least and the natural width of each column."""
+    columns = [[_widths(text) for text in column] for column in zip(heads, *rows, strict=True)]
+    return [max(least for least, _ in column) for column in columns], [
+        max(natural for _, natural in column) for column in columns
+    ]
+
+
+def _plain(text: RenderableType) -> RenderableType:
+    """Square brackets in a name are no markup."""
+    return Text(text) if isinstance(text, str) else text
+
+
+def _widths(text: RenderableType) -> tuple[int, int]:
+    """Least and natural width of a cell, in places of the terminal."""
+    lines = (text.plain if isinstance(text, Text) else str(text)).splitlines() or [""]
+    natural = max(map(cell_len, lines))
+    if natural > PROSE_CHARACTERS:
+        return max((cell_len(word) for line in lines for word in line.split()), default=0), natural
+    return natural, natural
+
+
+def _table_width(widths: Sequence[int]) -> int:
+    """With a blank on either side of each cell, and borders."""
+    return sum(widths) + 3 * len(widths) + 1
+
+
+def _groups(least: Sequence[int], console_width: int) -> list[list[int]]:
+    """Indexes of the columns of each table: the first column, and as many others as there is room for."""
+    groups = [[0]]
+    for i in range(1, len(least)):
+        if (
+            len(groups[-1]) > 1
+            and _table_width([least[j] for j in (*groups[-1], i)]) > console_width
+        ):
+            groups.append([0])
+        groups[-1].append(i)
+    return groups
+
+
+def _fit(ranges: Sequence[tuple[int, int]], room: int) -> list[int]:
+    """Widths from least to natural ones: the widest column gives way first."""
+    widths = [natural for _, natural in ranges]
+    while _table_width(widths) > room:
+        i = max(range(len(widths)), key=lambda i: (widths[i] > ranges[i][0], widths[i]))
+        if widths[i] <= ranges[i][0]:
+            break
+        widths[i] -= 1
+    return widths
+
+
+def show_records(
+    records: Sequence[dict[str, Any]], *, joint: str = " ", digits: int = 4, **kwargs
+) -> None:
+    """Print a row per record and a column per name, each column in one format, intervals (`<name>_ci95`, `_ci90`)
+    after `joint` and the value. A p-value at its `<name>_floor` is shown as below it."""
+    names = dict.fromkeys(
+        name for record in records for name in record if not name.endswith((*INTERVALS, FLOOR))
+    )
+    columns = [_column(records, name, digits, joint) for name in names]
+    show_table(list(names), zip(*columns, strict=True), **kwargs)

@@ -1,6 +1,7 @@
 """The runs that a law is fitted to: a grid of `pretrain` runs over size and tokens, or a table of finished ones."""
 
 import csv
+import io
 import json
 import math
 import os
@@ -80,7 +81,7 @@ def run_cells(cells: Sequence[Cell], folder: Path, pretrain_args: Sequence[str],
     Returns the `run.json` of each finished cell, and the names of those that failed `retries` + 1 times.
 
     Raises:
-        InputError: a finished cell was trained with other arguments.
+        InputError: a finished cell was trained with other arguments, or one cannot be trained with these.
     """
     commands = {cell: cell_command(cell, folder, pretrain_args) for cell in cells}
     records = {cell: _finished(folder / cell.name, commands[cell]) for cell in cells}
@@ -92,7 +93,11 @@ def run_cells(cells: Sequence[Cell], folder: Path, pretrain_args: Sequence[str],
         print(f"{finished} of {len(cells)} cells are finished; logs and runs: {folder}", flush=True)
         for number, future in enumerate(as_completed(waiting), finished + 1):
             cell = waiting[future]
-            records[cell] = record = future.result()
+            try:
+                records[cell] = record = future.result()
+            except InputError:  # the others would end alike
+                pool.shutdown(cancel_futures=True)
+                raise
             result = f"failed {retries + 1} times; see {folder / cell.name}.log"
             if record:
                 result = f"loss {record['metrics']['eval_loss']:.4f} after {record['train']['seconds']:.0f} s"
@@ -105,52 +110,74 @@ def _finished(run: Path, command: list[str]) -> dict[str, Any] | None:
     """The record of a finished run; None: there is none."""
     try:
         record = json.loads((run / "run.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        trained_by = record["command"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    if shlex.join(split_flags(command[1:])[1]) not in record["command"]:
+    if shlex.join(split_flags(command[1:])[1]) not in trained_by:
         raise InputError(f"{run}: was trained with other arguments; name another --output_dir")
     return record
 
 
 def _train(command: list[str], run: Path, retries: int) -> dict[str, Any] | None:
-    """The record of the run; None: every try failed."""
+    """The record of the run; None: every try failed. Raises InputError: the run found its own input wrong, which
+    another try would not change."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
+    log = Path(f"{run}.log")
     for _ in range(retries + 1):
         # --overwrite: the folder holds at most what a failed try left
         words = [sys.executable, "-m", "hfscale.cli", *command, "--overwrite", "true"]
-        with open(f"{run}.log", "a", encoding="utf-8") as out:
-            if subprocess.run(words, stdout=out, stderr=subprocess.STDOUT, env=env).returncode == 0:
-                return _finished(run, command)
+        with log.open("a", encoding="utf-8") as out:
+            status = subprocess.run(words, stdout=out, stderr=subprocess.STDOUT, env=env).returncode
+        if status == 0:
+            return _finished(run, command)
+        if status == 2:
+            said = [line for line in log.read_text("utf-8", "replace").splitlines() if line.startswith("error: ")]
+            raise InputError(f"pretrain_args: {said[-1].removeprefix('error: ') if said else f'see {log}'}")
     return None
 
 
-def read_runs(path: str, n_column: str, d_column: str, loss_column: str, group_column: str | None = None
-              ) -> tuple[dict[str, list[tuple[float, float, float]]], list[dict[str, Any]]]:
-    """(parameters, tokens, loss) of each run in a CSV file, by group, and the lines left out with the reason.
+def read_runs(
+    path: str, n_column: str, d_column: str, loss_column: str, group_column: str | None = None
+) -> tuple[dict[str, list[tuple[float, float, float]]], list[dict[str, Any]]]:
+    """(parameters, tokens, loss) of each run in a CSV file (also .gz or .zst), by group, and the lines left out with
+    the reason.
 
     Raises:
         InputError: no such file, a column that it does not have, or no usable run.
     """
-    groups, dropped = {}, []
+    from hfscale.data.files import open_bytes
+
+    wanted = [n_column, d_column, loss_column, *([group_column] if group_column else [])]
+    groups: dict[str, list[tuple[float, float, float]]] = {}
+    dropped: list[dict[str, Any]] = []
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            wanted = [n_column, d_column, loss_column, *([group_column] if group_column else [])]
-            if missing := [name for name in wanted if name not in (rows.fieldnames or [])]:
-                raise InputError(f"{path}: no column '{missing[0]}'; it has {', '.join(rows.fieldnames or ['none'])}")
+        with open_bytes(path) as file:
+            text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+            rows = csv.DictReader(text)
+            heads = rows.fieldnames or []
+            if missing := [name for name in wanted if name not in heads]:
+                raise InputError(f"fit_csv {path}: no column '{missing[0]}'; it has {', '.join(heads) or 'none'}")
             for row in rows:
-                values = [_positive(row[name]) for name in wanted[:3]]
-                if None in values:
-                    name = wanted[values.index(None)]
-                    reason = f"{name} is '{row[name]}', not a positive number"
+                if reason := _why_not(row, wanted):
                     dropped.append({"line": rows.line_num, "reason": reason})
-                else:
-                    groups.setdefault(row[group_column] if group_column else "all", []).append(tuple(values))
+                    continue
+                group = row[group_column] if group_column else "all"
+                groups.setdefault(group, []).append(tuple(_positive(row[name]) for name in wanted[:3]))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"fit_csv {path}: cannot be read: {error}") from None
+        raise InputError(f"fit_csv {path}: cannot be read: {' '.join(str(error).split())}") from None
     if not groups:
         raise InputError(f"fit_csv {path}: no line with a positive {', '.join(wanted[:3])}")
     return groups, dropped
+
+
+def _why_not(row: dict[str | None, Any], wanted: Sequence[str]) -> str | None:
+    """Why a line is no run; None: it is one."""
+    if None in row:  # a comma within a number, as in 1,000,000, moves what follows into other columns
+        return "it has more fields than the first line"
+    for name in wanted[:3]:
+        if _positive(row[name]) is None:
+            return f"{name} is '{row[name] or ''}', not a positive number"
+    return None
 
 
 def _positive(text: str | None) -> float | None:

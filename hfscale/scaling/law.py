@@ -15,6 +15,7 @@ import numpy as np
 from scipy.optimize import minimize, nnls
 from scipy.stats import norm
 from scipy.stats import t as student_t
+from tqdm import tqdm
 
 from hfscale.config import InputError
 
@@ -96,22 +97,24 @@ class Fit(NamedTuple):
 
 
 def fit_law(n: Sequence[float], d: Sequence[float], loss: Sequence[float], *, equal_exponents: bool = False,
-            delta: float = 1e-3, resamples: int = 500, seed: int = 0) -> Fit:
+            delta: float = 1e-3, resamples: int = 500, seed: int = 0, progress: str = "") -> Fit:
     """Fit the law to runs of `n` parameters, `d` tokens and final `loss`; intervals by parametric bootstrap.
 
     `equal_exponents` sets alpha = beta, one parameter less, as in Gadre et al., Language models scale reliably with
     over-training (2024). A residual of log L beyond `delta` counts linearly; a large `delta` gives least squares. The
     bootstrap refits the fitted losses with normal noise of the residuals' size, widened to what Student's t asks for
     the degrees of freedom left. (Resampled residuals cover too little: an L1-like fit passes through as many points as
-    it has parameters.)
+    it has parameters.) `progress` names a bar that shows how far the bootstrap is; none without a name.
 
     Raises:
         InputError: a value that is not a positive number, fewer runs than one more than the parameters, or fewer than
             three sizes or data amounts (two if `equal_exponents`): the law would not be determined.
     """
     n, d, loss = (np.asarray(values, dtype=np.float64) for values in (n, d, loss))
-    parameters = 4 if equal_exponents else 5
-    _check_points(n, d, loss, parameters)
+    if not all((np.isfinite(v) & (v > 0)).all() for v in (n, d, loss)):
+        raise InputError("scaling fit: a size, token count or loss is not a positive number; leave that run out")
+    check_determined(n, d, equal_exponents)
+    parameters = _parameters(equal_exponents)
     x, y, w = np.log(n), np.log(d), np.log(loss)
     centre = x.mean(), y.mean()  # about it the problem is well conditioned
     x, y = x - centre[0], y - centre[1]
@@ -120,19 +123,25 @@ def fit_law(n: Sequence[float], d: Sequence[float], loss: Sequence[float], *, eq
     fitted = np.log(law.loss(n, d))
     noise_sd = float(np.sqrt(np.sum((w - fitted) ** 2) / free) * student_t.ppf(0.975, free) / norm.ppf(0.975))
     noise = np.random.default_rng(seed).normal(0, noise_sd, (resamples, len(w)))
-    return Fit(law, [_law(_best_fit(x, y, fitted + row, [best], delta), *centre) for row in noise], noise_sd)
+    refits = tqdm(noise, desc=progress, disable=not progress)
+    return Fit(law, [_law(_best_fit(x, y, fitted + row, [best], delta), *centre) for row in refits], noise_sd)
 
 
-def _check_points(n: np.ndarray, d: np.ndarray, loss: np.ndarray, parameters: int) -> None:
-    if not all((np.isfinite(v) & (v > 0)).all() for v in (n, d, loss)):
-        raise InputError("scaling fit: a size, token count or loss is not a positive number; leave that run out")
-    if len(loss) <= parameters:
-        raise InputError(f"scaling fit: {len(loss)} runs cannot determine {parameters} parameters; give at least "
+def _parameters(equal_exponents: bool) -> int:
+    return 4 if equal_exponents else 5
+
+
+def check_determined(n: Sequence[float], d: Sequence[float], equal_exponents: bool = False, place: str = "") -> None:
+    """Raise InputError, beginning with `place`, unless runs of these sizes and data amounts can determine the law:
+    one more run than it has parameters, and three sizes and amounts (two if `equal_exponents`)."""
+    parameters, place = _parameters(equal_exponents), place or "scaling fit"
+    if len(n) <= parameters:
+        raise InputError(f"{place}: {len(n)} runs cannot determine {parameters} parameters; give at least "
                          f"{parameters + 1}")
     least = parameters - 2
     for name, values in (("model sizes", n), ("data amounts", d)):
         if len(np.unique(values)) < least:
-            raise InputError(f"scaling fit: {len(np.unique(values))} different {name}; the law needs at least {least} "
+            raise InputError(f"{place}: {len(np.unique(values))} different {name}; the law needs at least {least} "
                              "to tell its floor from its slope: add cells to the grid")
 
 
