@@ -17,6 +17,7 @@ from hfscale.config import DataArguments, InputError
 from hfscale.data.corpus import load_splits, text_fingerprint
 from hfscale.data.tokenizer import train_bpe
 from hfscale.evaluation import perplexity
+from hfscale.evaluation.intervals import NO_SPREAD
 from hfscale.evaluation.perplexity import perplexity_metrics, rolling_windows, score_documents
 from recipes import score
 
@@ -295,6 +296,55 @@ def test_saved_predictions_are_scored_and_compared(tmp_path, monkeypatch):
     assert (row["difference"], row["better"]) == (75, "second")
     assert "smooth:exp" in record["systems"][0]["signatures"]["bleu"]
     assert "all items scored alike" in record["systems"][1]["notes"]["eval_exact_match_ci95"]
+
+
+def answers_of(folder: Path, right: int, items: int) -> list[str]:
+    """Two files of predictions for so many items: of the first none is right, of the second so many."""
+    golds = [f"the cat number {i} sat" for i in range(items)]
+    first = [{"prediction": "no idea", "reference": gold} for gold in golds]
+    second = [row | {"prediction": gold} if i < right else row
+              for i, (row, gold) in enumerate(zip(first, golds, strict=True))]
+    return [write_lines(folder / f"{name}.jsonl", rows) for name, rows in (("a", first), ("b", second))]
+
+
+@pytest.mark.parametrize(("items", "p_value", "better", "shown"), [
+    (1, 1, None, "1"), (2, 0.5, None, "0.5"), (5, 0.0625, None, "0.0625"), (6, 0.03125, "second", "0.03125"),
+    (12, 2 / 2**12, "second", "0.0004883"), (13, 2 / 1002, "second", "< 0.002"), (200, 2 / 1002, "second", "< 0.002"),
+])
+def test_a_claim_needs_enough_items(tmp_path, monkeypatch, capsys, items, p_value, better, shown):
+    """All items better, as clear as it can be: what it shows depends on how many there are."""
+    monkeypatch.chdir(tmp_path)
+    files = answers_of(tmp_path, items, items)
+    score.main(["--predictions", *files, "--metrics", "exact_match", "chrf", "--output_dir", "out"])
+    rows = json.loads(Path("out/scores.json").read_text())["comparisons"]
+    assert [(row["metric"], row["p_value"], row["better"]) for row in rows] == [
+        (name, p_value, better) for name in ("eval_exact_match", "eval_chrf")]
+    printed = capsys.readouterr().out
+    assert len(re.findall(rf"│ {shown} +│ {better or 'none'} +│", printed)) == 2
+    too_few = f"only {items} of {items} items differ, so the p-value is at least {p_value:.4g}: too few to show"
+    assert ((rows[0]["note"] or "").startswith(too_few), too_few in printed) == ((better is None,) * 2)
+
+
+def test_few_that_differ_among_many_show_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = answers_of(tmp_path, 3, 300)
+    score.main(["--predictions", *files, "--metrics", "exact_match", "--output_dir", "out"])
+    [row] = json.loads(Path("out/scores.json").read_text())["comparisons"]
+    assert (row["difference"], row["p_value"], row["better"]) == (1, 0.25, None)
+    assert row["note"].startswith("only 3 of 300 items differ")
+
+
+def test_all_right_and_all_wrong_carry_the_same_note(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    files = answers_of(tmp_path, 40, 40)
+    score.main(["--predictions", *files, "--metrics", "exact_match", "rouge", "--output_dir", "out"])
+    record = json.loads(Path("out/scores.json").read_text())
+    for system in record["systems"]:
+        assert set(system["notes"].values()) == {NO_SPREAD} and len(system["notes"]) == 5
+    names = "eval_exact_match, eval_rouge1, eval_rouge2, eval_rougeL, eval_rougeLsum"
+    printed = capsys.readouterr().out
+    for path in files:
+        assert f"{path}: {names}: {NO_SPREAD}\n" in printed
 
 
 def test_task_from_model_to_predictions_and_back(folder, tmp_path, monkeypatch):

@@ -25,6 +25,8 @@ METRICS = (*TEXT_METRICS, "accuracy", "pass_at_k", "perplexity")
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 ROUGE_PATTERNS = {"rouge_score": r"[a-z0-9]+", "words": r"\w+", "character": r"\S"}  # of lower-case text
 SQUAD_OPTIONS = {"squad_version": (2, 1)}
+ACCURACIES = ("accuracy", "accuracy_per_token", "accuracy_per_byte")
+TIE_NATS = 1e-4  # closer log-likelihoods are equal but for float32 rounding
 # Allowed values, the default first. bleu and chrf take sacrebleu's own options.
 OPTIONS = {"rouge": {"tokenizer": tuple(ROUGE_PATTERNS), "use_stemmer": (False, True)},
            "exact_match": SQUAD_OPTIONS, "f1": SQUAD_OPTIONS}
@@ -77,7 +79,7 @@ def metric_values(metric: str, sums: np.ndarray, **options) -> dict[str, np.ndar
                 "word_perplexity": np.exp(nll / words)}
     if metric in ("exact_match", "f1"):
         return {metric: 100 * sums[..., 0] / sums[..., 1]}
-    names = {"rouge": ROUGE_TYPES, "accuracy": ("accuracy", "accuracy_per_token", "accuracy_per_byte"),
+    names = {"rouge": ROUGE_TYPES, "accuracy": ACCURACIES,
              "pass_at_k": [f"pass@{k}" for k in options.get("ks", (1,))]}
     return means(names[metric], sums)
 
@@ -106,7 +108,7 @@ def signature(metric: str, references: Sequence[Sequence[str]] = (), **options) 
         return scorer.get_signature().format()
     if metric == "pass_at_k":
         return f"estimator:unbiased|k:{','.join(map(str, options.get('ks', (1,))))}"
-    how = {"rouge": {"refs": "best", "version": version("rouge_score")}, "accuracy": {"ties": "first"},
+    how = {"rouge": {"refs": "best", "version": version("rouge_score")}, "accuracy": {"ties": "shared"},
            "perplexity": {"mean": "token"}}.get(metric, {"refs": "best"})
     return "|".join(f"{key}:{value}" for key, value in (_own_options(metric, options) | how).items())
 
@@ -136,8 +138,9 @@ def check_references(metric: str, references: Sequence[Sequence[str]], **options
 
 def choice_statistics(logliks: Sequence[Sequence[float]], tokens: Sequence[Sequence[int]],
                       num_bytes: Sequence[Sequence[int]], answers: Sequence[int]) -> np.ndarray:
-    """(items, 4) float64 for `accuracy`: is the choice with the highest log-likelihood, in sum, per token and per
-    UTF-8 byte, the right one; and 1. Each item has one number per choice; of equal choices the first counts.
+    """(items, 7) float64 for `accuracy`: is the likeliest choice, in sum, per token and per UTF-8
+    byte, the right one (1 / k where k choices tie, see `likeliest`, and it is among them); do
+    several choices tie, for each of the three; and 1. Each item has one number per choice.
 
     Raises:
         InputError: lists of different length, an empty choice, or an answer that is no index of a choice.
@@ -151,8 +154,25 @@ def choice_statistics(logliks: Sequence[Sequence[float]], tokens: Sequence[Seque
                              f"{answer}; expected one number per choice, no empty choice, and an answer among them")
         if np.isnan(values).any():
             raise FloatingPointError(f"item {i}: the log-likelihood of a choice is nan")
-        rows.append([*(np.argmax(np.divide(values, unit)) == answer for unit in (1, *units)), 1])
+        best = [likeliest(values, unit) for unit in (np.ones(len(values)), *units)]
+        right = [(answer in choices) / len(choices) for choices in best]
+        rows.append([*right, *(len(choices) > 1 for choices in best), 1])
     return np.array(rows, dtype=np.float64)
+
+
+def likeliest(logliks: Sequence[float], units: Sequence[int] | np.ndarray) -> list[int]:
+    """The choice with the highest log-likelihood per unit, and those that tie with it: `TIE_NATS`
+    more would bring them level."""
+    units = np.asarray(units)
+    values = np.asarray(logliks, dtype=np.float64) / units
+    best = values.max()
+    return np.flatnonzero((values == best) | (best - values < TIE_NATS / units)).tolist()
+
+
+def tie_shares(rows: np.ndarray) -> dict[str, float]:
+    """The share of items in which choices tie for the likeliest, from the statistics of `accuracy`.
+    Where it is large, the accuracy says little but how many choices there are."""
+    return {f"{name}_ties": float(rows[:, 3 + i].mean()) for i, name in enumerate(ACCURACIES)}
 
 
 def pass_at_k_statistics(n: Sequence[int], c: Sequence[int], ks: Sequence[int] = (1,)) -> np.ndarray:

@@ -24,7 +24,15 @@ from hfscale.data.tasks import load_task
 from hfscale.evaluation import metrics
 from hfscale.evaluation.batches import Journal
 from hfscale.evaluation.code import split_tests
-from hfscale.evaluation.intervals import compare, interval_notes
+from hfscale.evaluation.intervals import (
+    by_note,
+    compare,
+    drawn_floor,
+    interval_note,
+    interval_notes,
+    p_text,
+    paired_note,
+)
 from hfscale.evaluation.lm_harness import run_lm_eval
 from hfscale.evaluation.metrics import TEXT_METRICS
 from hfscale.evaluation.perplexity import perplexity_metrics, score_documents
@@ -35,6 +43,7 @@ from hfscale.run_record import versions
 
 # What may change between a run and its continuation; the model is known by its weights.
 MAY_CHANGE = ("model", "output_dir", "resume", "overwrite", "trust_remote_code")
+RESAMPLES = 1000  # of a comparison
 PER_TOKEN = ("loss", "perplexity")  # not comparable where two tokenizers cut the text into other tokens
 NOT_SHOWN = ("name", "metrics", "notes", "model", "predictions")  # of a system, in the table
 DECODING = ("do_sample", "seed", "temperature", "top_k", "top_p", "num_samples")  # the last four: of drawn answers
@@ -189,6 +198,8 @@ def _judge_items(system: System, columns: dict[str, np.ndarray], references: Seq
     system.columns, system.options = columns, args.metric_options | {"pass_at_k": {"ks": args.pass_at}}
     system.metrics = metrics.judge(columns, system.options, args.seed)
     system.notes = interval_notes(system.metrics)
+    if "accuracy" in columns:
+        system.metrics |= metrics.tie_shares(columns["accuracy"])
     system.metrics["items"] = len(references)
     system.settings["signatures"] = {metric: metrics.signature(metric, references, **system.options.get(metric, {}))
                                      for metric in columns}
@@ -209,7 +220,8 @@ def _digest(value: Any) -> str:
 
 
 def compare_systems(systems: Sequence[System], seed: int) -> list[dict[str, Any]]:
-    """Each later system against the first, metric by metric, on the same items (see `intervals.compare`).
+    """Each later system against the first, metric by metric, on the same items (see `intervals.compare`); `note` says
+    why a comparison cannot show much.
 
     Raises InputError: files of predictions with different references."""
     found, first = [], systems[0]
@@ -217,15 +229,26 @@ def compare_systems(systems: Sequence[System], seed: int) -> list[dict[str, Any]
         if first.settings.get("references") != second.settings.get("references"):
             raise InputError(f"predictions {first.name}, {second.name}: their references differ, so they cannot be "
                              "compared; give files on the same items, in the same order, or score each alone")
-        for metric, columns in first.columns.items():
-            other = second.columns[metric]
-            left_out = () if metric != "perplexity" or np.array_equal(columns[:, 1], other[:, 1]) else PER_TOKEN
-            values = partial(metrics.metric_values, metric, **first.options.get(metric, {}))
-            with np.errstate(all="ignore"):
-                results = compare(columns, other, values, seed=seed)
-            found += [{"metric": f"eval_{name}", "first": first.name, "second": second.name, **result}
-                      for name, result in results.items()
-                      if name not in left_out and np.isfinite(result["difference_ci95"]).all()]
+        for metric in first.columns:
+            found += _compare_metric(metric, first, second, seed)
+    return found
+
+
+def _compare_metric(metric: str, first: System, second: System, seed: int) -> list[dict[str, Any]]:
+    columns, other = first.columns[metric], second.columns[metric]
+    same_tokens = metric != "perplexity" or np.array_equal(columns[:, 1], other[:, 1])
+    values = partial(metrics.metric_values, metric, **first.options.get(metric, {}))
+    with np.errstate(all="ignore"):
+        results = compare(columns, other, values, resamples=RESAMPLES, seed=seed)
+    names = {"first": first.name, "second": second.name}
+    found = []
+    for name, result in results.items():
+        interval = result["difference_ci95"]
+        if not np.isfinite([result["difference"], *(interval or [])]).all():
+            continue
+        if same_tokens or name not in PER_TOKEN:
+            note = paired_note(columns, other) or interval_note(interval)
+            found.append({"metric": f"eval_{name}", **names, **result, "note": note or None})
     return found
 
 
@@ -260,8 +283,21 @@ def show_scores(record: dict[str, Any], path: Path) -> None:
     show_table(["", *(system["name"] for system in systems)],
                ([name, *(cell(column, name, digits=6) for column in columns)] for name in names))
     if record["comparisons"]:
-        show_records(record["comparisons"])
+        _show_comparisons(record["comparisons"])
     for system in systems:
-        for name, note in system["notes"].items():
-            print(f"{system['name']}: {name}: {note}")
+        for note, about in by_note(system["notes"]).items():
+            print(f"{system['name']}: {about}: {note}")
     print(f"data {record['data']['fingerprint']}; written to {path}")
+
+
+def _show_comparisons(comparisons: Sequence[dict[str, Any]]) -> None:
+    """A table, and below it why some of them cannot show much."""
+    rows = []
+    for result in comparisons:
+        p_value = p_text(result["p_value"], result["p_value"] == drawn_floor(RESAMPLES))
+        rows.append({key: value for key, value in result.items() if key != "note"} | {"p_value": p_value})
+    show_records(rows)
+    for second in dict.fromkeys(result["second"] for result in comparisons):
+        mine = [result for result in comparisons if result["second"] == second and result["note"]]
+        for note, about in by_note({result["metric"]: result["note"] for result in mine}).items():
+            print(f"{mine[0]['first']} and {second}: {about}: {note}")
