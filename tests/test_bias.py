@@ -273,6 +273,20 @@ def test_crows_pairs_that_differ_in_more_than_one_place_are_listed(crows_file):
     assert items[1].place not in found  # poor, rich: one place
 
 
+@pytest.mark.parametrize(("more", "less", "differ_in"), [
+    ("वह नर्स है।", "वह डॉक्टर है।", [["नर्स", "डॉक्टर"]]),
+    ("किरिकी गई", "कीरीको गई", [["किरिकी", "कीरीको"]]),  # other vowel signs in three places of a word
+    ("كَتَبَ الرجل", "كُتُبُ الرجل", [["كَتَبَ", "كُتُبُ"]]),
+    ("她是护士", "他是医生", [["她", "他"], ["护 士", "医 生"]]),
+    ("the nurse, she said", "the nurse he said", [[", she", "he"]]),
+])
+def test_places_that_differ_are_words_in_any_script(more, less, differ_in):
+    [found] = unaligned([Item("1", "g", "1", "", [more, less], spans=9)])
+    assert found["differ_in"] == differ_in
+    listed = unaligned([Item("1", "g", "1", "", [more, less], spans=1)])
+    assert bool(listed) == (len(differ_in) > 1)
+
+
 def test_winogender_takes_the_gender_of_most_who_work_in_the_job(shared_data):
     items = read_items([str(shared_data / "winogender" / "all_sentences.tsv")], "winogender")
     assert len(items) == 240 and len({item.cluster for item in items}) == 60 and unaligned(items) == []

@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 from fractions import Fraction
 from itertools import zip_longest
@@ -135,6 +136,41 @@ def test_rouge_of_languages_without_spaces_or_latin_letters():
     russian = value("rouge", ["Кошка спит, на окне."], [["кошка спит на полу"]], tokenizer="words")
     assert (russian["rouge1"], russian["rouge2"]) == pytest.approx((2 * 3 / 8, 2 * 2 / 6))
     assert value("rouge", ["Über Ähren"], [["über Öl"]], tokenizer="words")["rouge1"] == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize("tokenizer", ["words", "character"])
+@pytest.mark.parametrize(("prediction", "gold"), [
+    ("कि की को", "का के कु"),  # Hindi: vowel signs
+    ("गीता", "गोती"),
+    ("কি কী কো", "কা কে কু"),  # Bengali
+    ("ਕਿ ਕੀ", "ਕਾ ਕੇ"),  # Punjabi
+    ("கி கீ கொ", "கா கே கு"),  # Tamil
+    ("కి కీ", "కా కే"),  # Telugu
+    ("ക്ക കി", "കാ കേ"),  # Malayalam
+    ("กิ กี กุ", "กำ กั ก็"),  # Thai: vowels and tones above and below
+    ("ກິ ກີ", "ກຸ ກັ"),  # Lao
+    ("ကိ ကီ", "ကု ကေ"),  # Burmese
+    ("កិ កី", "កុ កេ"),  # Khmer
+    ("ཀི ཀུ", "ཀེ ཀོ"),  # Tibetan
+    ("كَ بِ", "كُ بَ"),  # Arabic with harakat
+    ("בָּ גִ", "בֶּ גֹ"),  # Hebrew with niqqud
+    ("e\u0301 a\u0300", "e\u0302 a\u0323"),  # Latin in NFD
+    ("é à", "e\u0302 a\u0323"),
+    ("ó ọ̀", "ò ọ́"),  # Yoruba
+])
+def test_rouge_tells_words_apart_that_differ_in_a_mark(prediction, gold, tokenizer):
+    found = value("rouge", [prediction], [[gold]], tokenizer=tokenizer)
+    assert found == {"rouge1": 0, "rouge2": 0, "rougeL": 0, "rougeLsum": 0}
+    assert value("rouge", [gold], [[gold]], tokenizer=tokenizer)["rouge1"] == 1
+
+
+@pytest.mark.parametrize("text", ["Ti\u1ebfng Vi\u1ec7t", "une \xe9l\xe8ve", "\u0958\u0932\u092e",
+                                  "\u30ac\u30e9\u30b9", "\ufb2a\u05dc"])
+def test_rouge_sees_through_normal_forms(text):
+    apart = unicodedata.normalize("NFD", text)
+    assert apart != text
+    for tokenizer in ("words", "character"):
+        assert value("rouge", [text], [[apart]], tokenizer=tokenizer)["rouge1"] == 1
 
 
 @pytest.mark.parametrize("golds", [["今天天气很好"], ["кошка спит"], ["the GPU 是一个很好的芯片"]])

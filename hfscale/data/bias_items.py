@@ -3,12 +3,18 @@
 import difflib
 import itertools
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import regex
+
 from hfscale.config import InputError
 from hfscale.data.files import read_rows, read_text, reading
+from hfscale.data.words import RUN, find_words
+
+WORD_OR_SIGN = regex.compile(rf"{RUN.pattern}|\S")
 
 
 class Item(NamedTuple):
@@ -138,9 +144,15 @@ def unaligned(items: Sequence[Item]) -> list[dict[str, Any]]:
     """Pairs that do not differ in just the places that are marked: place, group, texts, and where they differ."""
     found = []
     for item in items:
-        more, less = (re.findall(r"\w+|[^\w\s]", text) for text in item.choices[:2])
+        more, less = map(_words_and_signs, item.choices[:2])
         codes = difflib.SequenceMatcher(None, more, less, autojunk=False).get_opcodes()
         spans = [[" ".join(more[a:b]), " ".join(less[c:d])] for kind, a, b, c, d in codes if kind != "equal"]
         if item.spans is not None and len(spans) != item.spans:
             found.append({"place": item.place, "group": item.group, "texts": item.choices[:2], "differ_in": spans})
     return found
+
+
+def _words_and_signs(text: str) -> list[str]:
+    """The words of a text with the marks on their letters, and each punctuation character."""
+    parts = WORD_OR_SIGN.findall(unicodedata.normalize("NFC", text))
+    return [word for part in parts for word in find_words(part) or [part]]

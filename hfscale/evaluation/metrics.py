@@ -4,7 +4,6 @@ So the value of a corpus, its bootstrap interval, a paired comparison and a sum 
 `metric_values(name, item_statistics(name, predictions, references).sum(axis=0))`. Formulas: docs/metrics.md.
 """
 
-import difflib
 import re
 import string
 from collections import Counter
@@ -12,24 +11,25 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import zip_longest
-from types import SimpleNamespace
 
 import numpy as np
 
 from hfscale.config import InputError
 from hfscale.evaluation.code import pass_at_k
 from hfscale.evaluation.intervals import estimate, means
+from hfscale.evaluation.metric_options import (
+    ROUGE_TYPES,
+    filled_options,
+    rouge_scorer,
+    rouge_tokens,
+    sacrebleu_metric,
+)
+from hfscale.options import did_you_mean
 
 TEXT_METRICS = ("bleu", "chrf", "rouge", "exact_match", "f1")  # they compare a prediction with references
 METRICS = (*TEXT_METRICS, "accuracy", "pass_at_k", "perplexity")
-ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-ROUGE_PATTERNS = {"rouge_score": r"[a-z0-9]+", "words": r"\w+", "character": r"\S"}  # of lower-case text
-SQUAD_OPTIONS = {"squad_version": (2, 1)}
 ACCURACIES = ("accuracy", "accuracy_per_token", "accuracy_per_byte")
 TIE_NATS = 1e-4  # closer log-likelihoods are equal but for float32 rounding
-# Allowed values, the default first. bleu and chrf take sacrebleu's own options.
-OPTIONS = {"rouge": {"tokenizer": tuple(ROUGE_PATTERNS), "use_stemmer": (False, True)},
-           "exact_match": SQUAD_OPTIONS, "f1": SQUAD_OPTIONS}
 
 
 def item_statistics(metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]],
@@ -52,10 +52,10 @@ def item_statistics(metric: str, predictions: Sequence[str], references: Sequenc
             raise InputError(f"{metric}: prediction of item {i} is {text!r}, expected a string")
     if metric in ("bleu", "chrf"):
         streams = list(zip_longest(*references))  # sacrebleu wants the first references of all items, the second, ...
-        return np.array(_sacrebleu(metric, options)._extract_corpus_statistics(predictions, streams), np.float64)
-    settings, pairs = _own_options(metric, options), zip(predictions, references, strict=True)
+        return np.array(sacrebleu_metric(metric, options)._extract_corpus_statistics(predictions, streams), np.float64)
+    settings, pairs = filled_options(metric, options), zip(predictions, references, strict=True)
     if metric == "rouge":
-        scores = map(_rouge_scorer(**settings).score_multi, references, predictions)
+        scores = map(rouge_scorer(**settings).score_multi, references, predictions)
         rows = [[*(score[name].fmeasure for name in ROUGE_TYPES), 1] for score in scores]
     else:
         rows = [[_squad_score(metric, text, golds, **settings), 1] for text, golds in pairs]
@@ -71,7 +71,7 @@ def metric_values(metric: str, sums: np.ndarray, **options) -> dict[str, np.ndar
     check_metric(metric)
     sums = np.asarray(sums, dtype=np.float64)
     if metric in ("bleu", "chrf"):
-        value = _sacrebleu(metric, options)._compute_score_from_stats
+        value = sacrebleu_metric(metric, options)._compute_score_from_stats
         return {metric: np.apply_along_axis(lambda row: value(row.tolist()).score, -1, sums)[()]}
     if metric == "perplexity":
         nll, tokens, num_bytes, words = np.moveaxis(sums, -1, 0)
@@ -103,22 +103,21 @@ def signature(metric: str, references: Sequence[Sequence[str]] = (), **options) 
     check_metric(metric)
     counts = {len(golds) for golds in references}
     if metric in ("bleu", "chrf"):
-        scorer = _sacrebleu(metric, options)
+        scorer = sacrebleu_metric(metric, options)
         scorer.num_refs = None if not counts else counts.pop() if len(counts) == 1 else -1
         return scorer.get_signature().format()
     if metric == "pass_at_k":
         return f"estimator:unbiased|k:{','.join(map(str, options.get('ks', (1,))))}"
     how = {"rouge": {"refs": "best", "version": version("rouge_score")}, "accuracy": {"ties": "shared"},
            "perplexity": {"mean": "token"}}.get(metric, {"refs": "best"})
-    return "|".join(f"{key}:{value}" for key, value in (_own_options(metric, options) | how).items())
+    return "|".join(f"{key}:{value}" for key, value in (filled_options(metric, options) | how).items())
 
 
 def check_metric(metric: str) -> None:
     """Raise InputError unless `metric` is one of METRICS; it names the nearest."""
     if metric not in METRICS:
-        near = difflib.get_close_matches(metric, METRICS, 1)
-        raise InputError(f"metric: got {metric!r}, expected one of {', '.join(METRICS)}"
-                         + (f"; did you mean {near[0]}?" if near else ""))
+        known = ", ".join(METRICS)
+        raise InputError(f"metric: got {metric!r}, expected one of {known}{did_you_mean(metric, METRICS)}")
 
 
 def check_references(metric: str, references: Sequence[Sequence[str]], **options) -> None:
@@ -133,7 +132,7 @@ def check_references(metric: str, references: Sequence[Sequence[str]], **options
         if metric not in ("exact_match", "f1") and not any(gold.strip() for gold in golds):
             raise InputError(f"{metric}: references of item {i} are empty; give its right answer or leave it out")
     if metric == "rouge":
-        _check_rouge_tokenizer(references, _own_options(metric, options)["tokenizer"])
+        _check_rouge_tokenizer(references, filled_options(metric, options)["tokenizer"])
 
 
 def choice_statistics(logliks: Sequence[Sequence[float]], tokens: Sequence[Sequence[int]],
@@ -195,15 +194,6 @@ def _check_lengths(metric: str, **columns: Sequence) -> None:
                          "each per item, and at least one item")
 
 
-def _own_options(metric: str, options: dict) -> dict:
-    """The options of a metric that sacrebleu does not compute, defaults filled in."""
-    known = OPTIONS.get(metric, {})
-    for name, value in options.items():
-        if name not in known or value not in known[name]:
-            raise InputError(f"{metric}: got option {name}={value!r}, expected {known or 'none'}")
-    return {name: values[0] for name, values in known.items()} | options
-
-
 def _squad_score(metric: str, prediction: str, golds: Sequence[str], squad_version: int) -> float:
     """Best score over the right answers, 0 to 1. Version 2 passes over those that normalise to nothing, unless all do:
     then only such a prediction is right. Version 1 gives it exact match 1 and F1 0."""
@@ -216,29 +206,12 @@ def _squad_score(metric: str, prediction: str, golds: Sequence[str], squad_versi
     return max(2 * n / max(1, len(words) + len(answer)) for n, answer in zip(shared, answers, strict=True))
 
 
-def _sacrebleu(metric: str, options: dict):
-    from sacrebleu.metrics import BLEU, CHRF
-
-    try:
-        return {"bleu": BLEU, "chrf": CHRF}[metric](**options)
-    except (TypeError, KeyError, AssertionError, RuntimeError, ImportError) as error:
-        raise InputError(f"{metric}: sacrebleu does not take {options}: {' '.join(str(error).split())}") from None
-
-
-def _rouge_scorer(tokenizer: str, use_stemmer: bool):
-    from rouge_score import rouge_scorer  # takes seconds: it imports nltk
-
-    if use_stemmer and tokenizer != "rouge_score":
-        raise InputError(f"rouge: use_stemmer stems English words; tokenizer {tokenizer!r} goes without it")
-    own = SimpleNamespace(tokenize=lambda text: re.findall(ROUGE_PATTERNS[tokenizer], text.lower()))
-    return rouge_scorer.RougeScorer(ROUGE_TYPES, use_stemmer, tokenizer=None if tokenizer == "rouge_score" else own)
-
-
 def _check_rouge_tokenizer(references: Sequence[Sequence[str]], tokenizer: str) -> None:
     """rouge-score's own tokenizer drops all but a-z and 0-9: the score would be that of the rest, often 0."""
+    tokens = rouge_tokens(tokenizer)
     for i, golds in enumerate(references):
         text = " ".join(golds).lower()
-        kept, letters = len("".join(re.findall(ROUGE_PATTERNS[tokenizer], text))), sum(map(str.isalnum, text))
+        kept, letters = sum(map(len, tokens(text))), sum(map(str.isalnum, text))
         if 2 * kept < max(1, letters):
             raise InputError(f"rouge: item {i}: the tokenizer {tokenizer} drops most of {golds[0][:40]!r}; set "
                              "tokenizer to words for letters beyond a to z, to character for text without spaces")

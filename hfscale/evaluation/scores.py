@@ -37,6 +37,7 @@ from hfscale.evaluation.lm_harness import run_lm_eval
 from hfscale.evaluation.metrics import TEXT_METRICS
 from hfscale.evaluation.perplexity import perplexity_metrics, score_documents
 from hfscale.evaluation.tasks import answer_task
+from hfscale.evaluation.text_notes import text_notes
 from hfscale.models import context_limit, count_parameters
 from hfscale.report.tables import cell, show_records, show_table
 from hfscale.run_record import versions
@@ -198,6 +199,7 @@ def _judge_items(system: System, columns: dict[str, np.ndarray], references: Seq
     system.columns, system.options = columns, args.metric_options | {"pass_at_k": {"ks": args.pass_at}}
     system.metrics = metrics.judge(columns, system.options, args.seed)
     system.notes = interval_notes(system.metrics)
+    system.notes |= text_notes(references, list(columns), system.options)
     if "accuracy" in columns:
         system.metrics |= metrics.tie_shares(columns["accuracy"])
     system.metrics["items"] = len(references)
