@@ -14,9 +14,9 @@ from hfscale.evaluation.intervals import (
     drawn_floor,
     estimate,
     interval_notes,
-    p_text,
     paired_note,
     percentile_interval,
+    sign_flip_floor,
     sign_flip_p,
     swap_test,
 )
@@ -187,14 +187,18 @@ def test_two_systems_can_be_exchanged():
         assert one == other
 
 
-def test_a_p_value_at_its_floor_is_shown_as_a_bound():
+def test_the_floor_of_a_p_value_that_is_drawn():
     first = np.stack([np.zeros(100), np.ones(100)], axis=1)
-    p_value = compare(first, first + [[1, 0]], ratio)["score"]["p_value"]
-    assert p_value == drawn_floor(1000) == 2 / 1002
-    assert p_text(p_value, at_floor=True) == "< 0.002"
-    assert p_text(drawn_floor(10_000), at_floor=True) == "< 0.0002"
-    assert p_text(9 * drawn_floor(10_000), at_floor=True) == "< 0.002"
-    assert p_text(0.25, at_floor=False) == "0.25" and p_text(1.0, at_floor=False) == "1"
+    for items in (1, 12, 40, 100):
+        rows = first[:items]
+        p_value = compare(rows, rows + [[1, 0]], ratio)["score"]["p_value"]
+        floor = drawn_floor(rows, rows + [[1, 0]])
+        assert floor is None if items <= 12 else floor == p_value == 2 / 1002
+    changed = first.copy()
+    changed[:5, 0] += 1
+    assert drawn_floor(first, changed) is None and compare(first, changed, ratio)["score"]["p_value"] == 2 / 2**5
+    assert sign_flip_floor(np.ones(40)) == sign_flip_p(np.ones(40)) == 2 / 10_002
+    assert sign_flip_floor(np.ones(12)) is None
 
 
 def test_notes_say_why_nothing_can_be_shown():

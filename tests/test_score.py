@@ -308,8 +308,8 @@ def answers_of(folder: Path, right: int, items: int) -> list[str]:
 
 
 @pytest.mark.parametrize(("items", "p_value", "better", "shown"), [
-    (1, 1, None, "1"), (2, 0.5, None, "0.5"), (5, 0.0625, None, "0.0625"), (6, 0.03125, "second", "0.03125"),
-    (12, 2 / 2**12, "second", "0.0004883"), (13, 2 / 1002, "second", "< 0.002"), (200, 2 / 1002, "second", "< 0.002"),
+    (1, 1, None, "1"), (2, 0.5, None, "0.5"), (5, 0.0625, None, "0.062"), (6, 0.03125, "second", "0.031"),
+    (12, 2 / 2**12, "second", "0.00049"), (40, 2 / 1002, "second", "< 0.002"), (200, 2 / 1002, "second", "< 0.002"),
 ])
 def test_a_claim_needs_enough_items(tmp_path, monkeypatch, capsys, items, p_value, better, shown):
     """All items better, as clear as it can be: what it shows depends on how many there are."""

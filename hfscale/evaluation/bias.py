@@ -12,11 +12,10 @@ from hfscale.data.bias_items import Item
 from hfscale.evaluation.intervals import (
     by_note,
     compare,
-    drawn_floor,
     estimate,
     interval_notes,
     means,
-    p_text,
+    sign_flip_floor,
     sign_flip_p,
 )
 from hfscale.evaluation.metrics import TIE_NATS, likeliest
@@ -113,7 +112,7 @@ def group_table(items: Sequence[Item], scored: Sequence[tuple[np.ndarray, np.nda
             tests.append(_change(*sums, values, seed))
         for test, part in zip(tests, signs, strict=True):
             test["notes"] = interval_notes(test)
-            test["p_value"] = sign_flip_p(part, seed, DRAWS)
+            test |= {"p_value": sign_flip_p(part, seed, DRAWS), "p_value_floor": sign_flip_floor(part, DRAWS)}
         rows.append({"group": name, "items": len(mine), "clusters": len(names), "models": tests[:len(scored)],
                      "change": tests[2] if len(tests) > 2 else None})
     for tests in zip(*([*row["models"], row["change"]] for row in rows[:-1]), strict=True):
@@ -180,7 +179,8 @@ def show_probe(record: dict[str, Any]) -> None:
 def _shown(row: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     """What the table shows of a group: not what is said below it, nor what only bias.json needs."""
     counts = {key: row[key] for key in ("group", "items", "clusters")}
-    shown = {key: value for key, value in part.items() if not key.startswith(("likelihood_diff", "notes"))}
-    at_floor = part["p_value"] == drawn_floor(DRAWS)  # so the adjusted one is a bound, too
-    p_values = {key: p_text(shown[key], at_floor) for key in ("p_value", "p_adjusted") if key in shown}
-    return counts | shown | p_values
+    hidden = ("likelihood_diff", "notes")
+    shown = {key: value for key, value in part.items() if not key.startswith(hidden)}
+    if "p_adjusted" in part and part["p_value"] == part["p_value_floor"]:
+        shown["p_adjusted_floor"] = part["p_adjusted"]  # then this is a bound, too
+    return counts | shown

@@ -1,6 +1,5 @@
 """Numbers that are computed from sums over items (documents, questions, ...): bootstrap intervals, paired tests."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -111,8 +110,7 @@ def swap_test(
 
     With at most 12 items that differ it is exact: the share of all ways to swap them whose
     difference is as large, so never below 2 / 2**items. With more, `draws` of them are tried; the
-    results as they are, and all of them swapped, count too, so it is never below
-    `drawn_floor(draws)`.
+    results as they are, and all of them swapped, count too (see `drawn_floor`).
     """
     first, second = (np.asarray(columns, dtype=np.float64) for columns in (first, second))
     unlike = (first != second).any(axis=1)
@@ -145,17 +143,17 @@ def sign_flip_p(signs: np.ndarray, seed: int = 0, draws: int = 10_000) -> float:
     return swap_test(np.zeros_like(signs), signs, values, draws, seed)["sum"]
 
 
-def drawn_floor(draws: int) -> float:
-    """The p-value of a difference that no drawn swap reaches: the true one may be far smaller."""
-    return 2 / (2 + draws)
+def drawn_floor(first: np.ndarray, second: np.ndarray, draws: int = 1000) -> float | None:
+    """The p-value of `swap_test` for a difference that no drawn swap reaches: the true one may be far
+    smaller. None: it draws none, so its value is exact."""
+    unlike = (np.asarray(first) != np.asarray(second)).any(axis=1).sum()
+    return None if unlike <= EXACT_ITEMS else 2 / (2 + draws)
 
 
-def p_text(p_value: float, at_floor: bool) -> str:
-    """A p-value as it is shown; one `at_floor` (see `drawn_floor`) is a bound, to one digit."""
-    if not at_floor:
-        return f"{p_value:.4g}"
-    unit = 10.0 ** math.floor(math.log10(p_value))
-    return f"< {math.ceil(p_value / unit) * unit:.1g}"
+def sign_flip_floor(signs: np.ndarray, draws: int = 10_000) -> float | None:
+    """`drawn_floor` of `sign_flip_p`."""
+    signs = np.asarray(signs)[:, None]
+    return drawn_floor(np.zeros_like(signs), signs, draws)
 
 
 def paired_note(first: np.ndarray, second: np.ndarray) -> str:

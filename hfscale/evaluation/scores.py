@@ -30,7 +30,6 @@ from hfscale.evaluation.intervals import (
     drawn_floor,
     interval_note,
     interval_notes,
-    p_text,
     paired_note,
 )
 from hfscale.evaluation.lm_harness import run_lm_eval
@@ -243,14 +242,15 @@ def _compare_metric(metric: str, first: System, second: System, seed: int) -> li
     with np.errstate(all="ignore"):
         results = compare(columns, other, values, resamples=RESAMPLES, seed=seed)
     names = {"first": first.name, "second": second.name}
+    floor = drawn_floor(columns, other, RESAMPLES)
     found = []
     for name, result in results.items():
         interval = result["difference_ci95"]
         if not np.isfinite([result["difference"], *(interval or [])]).all():
             continue
         if same_tokens or name not in PER_TOKEN:
-            note = paired_note(columns, other) or interval_note(interval)
-            found.append({"metric": f"eval_{name}", **names, **result, "note": note or None})
+            note = paired_note(columns, other) or interval_note(interval) or None
+            found.append({"metric": f"eval_{name}", **names, **result, "p_value_floor": floor, "note": note})
     return found
 
 
@@ -294,11 +294,7 @@ def show_scores(record: dict[str, Any], path: Path) -> None:
 
 def _show_comparisons(comparisons: Sequence[dict[str, Any]]) -> None:
     """A table, and below it why some of them cannot show much."""
-    rows = []
-    for result in comparisons:
-        p_value = p_text(result["p_value"], result["p_value"] == drawn_floor(RESAMPLES))
-        rows.append({key: value for key, value in result.items() if key != "note"} | {"p_value": p_value})
-    show_records(rows)
+    show_records([{key: value for key, value in result.items() if key != "note"} for result in comparisons])
     for second in dict.fromkeys(result["second"] for result in comparisons):
         mine = [result for result in comparisons if result["second"] == second and result["note"]]
         for note, about in by_note({result["metric"]: result["note"] for result in mine}).items():
