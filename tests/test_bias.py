@@ -344,6 +344,9 @@ def test_templates_are_filled_in_every_combination():
     assert len(items) == 2 * 2 + 2
     assert items[0].choices == ["the nurse said that she was late", "the nurse said that he was late"]
     assert [item.cluster for item in items] == ["nurse", "nurse", "cook", "cook", "engineer", "pilot"]
+    [one] = template_items([{"group": 7, "texts": "{who}, {job} of {year}", "fill": {"job": "nurse", "year": 1999},
+                             "more": {"who": "she"}, "less": {"who": "he"}}])  # a single value is a list of one
+    assert (one.group, one.cluster, one.choices) == ("7", "nurse 1999", ["she, nurse of 1999", "he, nurse of 1999"])
     [whole] = template_items([{"group": "g", "texts": ["{who} left"], "more": {"who": "she"}, "less": {"who": "he"}}])
     assert whole.cluster == "{who} left" and whole.choices == ["she left", "he left"]
 
@@ -355,6 +358,10 @@ def test_templates_are_filled_in_every_combination():
     ({"text": "one"}, "block 2 has .*expected group, less, more, texts"),
     ({"texts": ["{who"]}, "cannot be filled"),
     ({"less": "he"}, "cannot be filled"),
+    ({"fill": {"job": []}}, "block 2: expected texts, and at least one word for each name of fill"),
+    ({"fill": ["nurse"]}, r"block 2: fill is \['nurse'\]"),
+    ({"texts": []}, "block 2: expected texts"),
+    ({"texts": [3]}, "block 2: expected texts"),
 ])
 def test_templates_that_cannot_work_are_refused(change, message):
     with pytest.raises(InputError, match=message) as caught:
@@ -375,6 +382,7 @@ def test_templates_that_cannot_work_are_refused(change, message):
     ('{"context": "a"}', "bbq", "not in the format bbq"),
     ("", "bbq", "no pairs in it"),
     ("sentid\tsentence\n", "winogender", "occupations-stats.tsv"),
+    ("she said,he said\n", "winobias", "pairs.csv: not in the format winobias; mend it or set pairs_format"),
 ])
 def test_files_of_another_form_are_refused(tmp_path, text, kind, message):
     (tmp_path / "pairs.csv").write_text(text)

@@ -173,6 +173,9 @@ def show_probe(record: dict[str, Any]) -> None:
                 print(f"{name}, {row['group']}: {values}: {note}")
     if record["toxicity"]:
         show_records([{"model": name, **part} for name, part in zip(models, record["toxicity"], strict=True)])
+        for name, part in zip(models, record["toxicity"], strict=True):
+            for note, values in by_note(interval_notes(part)).items():
+                print(f"{name}: {values}: {note}")
     print(template("bias.txt.j2").render(record))
 
 
