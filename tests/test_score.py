@@ -114,6 +114,13 @@ def test_without_a_source_it_scores_what_the_run_held_out(folder, text_file, tmp
         run_json.unlink()
     with pytest.raises(InputError, match="no run.json"):
         score.main(["--model", str(folder), "--output_dir", str(tmp_path / "other")])
+    run_json.write_text(json.dumps({"config": {"task_source": ["task.jsonl"], "seed": 0}, "data": {
+        "fingerprint": {"validation": "0"}}}))
+    try:
+        with pytest.raises(InputError, match="was not trained on text but on task.jsonl; give a text, or the task"):
+            score.main(["--model", str(folder), "--output_dir", str(tmp_path / "other")])
+    finally:
+        run_json.unlink()
     assert not (tmp_path / "other").exists()
 
 
@@ -381,21 +388,104 @@ def test_scores_say_where_tests_ran_inside_the_programs(folder, tmp_path, monkey
         assert ("eval_pass_at_k" in system["notes"]) == noted
 
 
+def test_all_items_of_a_quiz_are_scored_and_counted(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "quiz.jsonl", [
+        {"q": f"line {i}: the cat sat on", "options": ["mat", "the log"], "gold": i % 2} for i in range(30)])
+    score.main(["--model", str(folder), "--task_source", "quiz.jsonl", "--prompt", "{q}", "--choices", "options",
+                "--answer", "gold", "--metrics", "accuracy"])
+    record = json.loads(Path("runs/score/scores.json").read_text())
+    assert record["systems"][0]["metrics"]["eval_items"] == 30
+    assert record["data"]["counts"] == {"read": 30, "scored": 30} and record["data"]["unit"] == "example"
+    assert "examples: 30 read, 0 left out, 0 dropped, 30 scored, 0 shortened\n" in capsys.readouterr().out
+
+
+def test_minimal_pairs_are_scored_from_the_beginning_of_a_text(folder, tmp_path, monkeypatch):
+    """Without a prompt a choice is all there is: the accuracy is that of its perplexity."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    pairs = [{"good": line, "bad": line.replace("the cat", "cat the")} for line in LINES[:6]]
+    write_lines(tmp_path / "pairs.jsonl", pairs)
+    words = ["--model", str(folder), "--task_source", "pairs.jsonl", "--metrics", "accuracy", "--overwrite"]
+    score.main([*words, "--choices", "good", "bad"])
+    model, tokenizer = GPT2LMHeadModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    lines = [json.loads(line) for line in Path("runs/score/predictions.jsonl").read_text().splitlines()]
+    for pair, line in zip(pairs, lines, strict=True):
+        ids = [tokenizer.bos_token_id, *tokenizer(pair["good"])["input_ids"]]
+        with torch.no_grad():
+            logits = model(torch.tensor([ids[:24]])).logits[0].log_softmax(-1)
+        if len(ids) <= 24:
+            expected = sum(logits[i, ids[i + 1]].item() for i in range(len(ids) - 1))
+            assert line["logliks"][0] == pytest.approx(expected, rel=1e-5)
+        assert (line["prompt"], line["answer"]) == ("", 0)
+    first = metrics_of(tmp_path / "runs/score")["eval_accuracy"]
+    score.main([*words, "--choices", "bad", "good"])
+    assert metrics_of(tmp_path / "runs/score")["eval_accuracy"] == pytest.approx(1 - first)
+
+
+def test_choices_that_tie_share_the_item(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "same.jsonl", [
+        {"q": "the cat " * (i % 5), "options": ["sat on", "sat on", "sat on", "a log" * 40], "answer": i % 4}
+        for i in range(24)])
+    score.main(["--model", str(folder), "--task_source", "same.jsonl", "--prompt", "{q}x", "--choices", "options",
+                "--metrics", "accuracy", "--batch_size", "3"])
+    metrics = metrics_of(tmp_path / "runs/score")
+    assert metrics["eval_accuracy"] == pytest.approx(18 / 24 / 3) and metrics["eval_accuracy_ties"] == 1
+
+
+def test_a_dry_run_shows_the_counts_and_the_first_item_and_writes_nothing(folder, text_file, tmp_path, monkeypatch,
+                                                                          capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "task.jsonl", [{"q": "the cat " * (9 * i), "a": "sat"} for i in range(4)])
+    before = sorted(tmp_path.iterdir())
+    score.main(["--model", str(folder), "--task_source", "task.jsonl", "--prompt", "{q} Answer:", "--target", "{a}",
+                "--metrics", "chrf", "--max_new_tokens", "4", "--dry_run"])
+    shown = capsys.readouterr().out
+    assert "examples: 4 read, 0 left out, 0 dropped, 4 scored, 3 shortened" in shown
+    assert "task.jsonl:1" in shown and "Answer:" in shown and "['sat']" in shown
+    score.main(["--model", str(folder), "--source", str(text_file), "--sample_by", "line", "--dry_run"])
+    shown = capsys.readouterr().out
+    assert "documents: 23 read, 0 left out, 0 dropped, 23 scored\n" in shown and LINES[0] in shown
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("words", [
+    "--source missing.txt", "--source broken.jsonl", "--predictions broken.jsonl", "--task_source broken.jsonl "
+    "--prompt {q} --target {a} --metrics chrf", "--task_source task.jsonl --prompt {p} --target {a} --metrics chrf",
+    "--task_source task.jsonl --prompt {q} --target {a} --metrics pass_at_k --program {x} --allow_code_execution",
+    "--task_source task.jsonl --prompt {q} --target {a} --metrics rouge", "--metrics chrf", "--model ./missing",
+])
+def test_what_is_wrong_is_found_before_weights_are_read(folder, tmp_path, monkeypatch, words):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", None)  # calling it would be a TypeError
+    Path("broken.jsonl").write_text('{"q": "a"\n')
+    write_lines(tmp_path / "task.jsonl", [{"q": "who", "a": "кошка"}])
+    model = [] if "--model" in words else ["--model", str(folder)]
+    with pytest.raises(InputError) as error:
+        score.main([*model, *words.split()])
+    assert "\n" not in str(error.value) and not Path("runs").exists()
+
+
 @pytest.mark.parametrize(("words", "match"), [
     ("--predictions missing.jsonl", "missing.jsonl: cannot be read"),
     ("--predictions bad.jsonl", r"bad\.jsonl:1: not JSON .*; mend or remove the line"),
     ("--predictions column.jsonl", r"column\.jsonl:2: expected JSON with .* it has predicted, reference"),
     ("--predictions bare.jsonl", r"bare\.jsonl:1: expected .* reference, or references .* it has prediction"),
     ("--predictions empty.jsonl", "predictions empty.jsonl: no rows in it; expected JSON with"),
-    ("--predictions blank.jsonl", "references of item 0 are empty"),
+    ("--predictions blank.jsonl", "references of blank.jsonl:1 are empty"),
     ("--predictions bare.jsonl --task_source task.jsonl --prompt {q} --target {q} --metrics chrf",
-     r"bare\.jsonl: 1 lines for 2 examples"),
+     r"bare\.jsonl: 1 lines for 20 examples"),
     ("--task_source task.jsonl --prompt {q} --target {missing} --metrics chrf", "no column 'missing'"),
     ("--task_source task.jsonl --prompt {q} --target {q}", "metrics: missing"),
     ("--task_source task.jsonl --prompt {q} --target {q} --metrics pass_at_k", "pass --allow_code_execution"),
     ("--task_source task.jsonl --prompt {q} --target {q} --metrics chrf --max_new_tokens 24",
      "max_new_tokens: got 24"),
-    ("--task_source task.jsonl --prompt {q} --target - --metrics rouge", "rouge: item 0: the tokenizer"),
+    ("--task_source task.jsonl --prompt {q} --target - --metrics rouge", "rouge: task.jsonl:1: the tokenizer"),
     ("--task_source task.jsonl --source task.jsonl", "give one of them"),
     ("--pass_at 2", "pass_at: got"),
     ("--num_samples 2", "without --do_sample"),

@@ -52,9 +52,7 @@ def filled_options(metric: str, options: dict[str, Any]) -> dict[str, Any]:
     known = OPTIONS.get(metric, {})
     for name, value in options.items():
         if name not in known or value not in known[name]:
-            raise InputError(
-                f"{metric}: got option {name}={value!r}, expected {known or 'none'}"
-            )
+            raise InputError(f"{metric}: got option {name}={value!r}, expected {known or 'none'}")
     filled = {name: values[0] for name, values in known.items()} | options
     if filled.get("use_stemmer") and filled["tokenizer"] != "rouge_score":
         raise InputError(

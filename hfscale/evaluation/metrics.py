@@ -120,19 +120,27 @@ def check_metric(metric: str) -> None:
         raise InputError(f"metric: got {metric!r}, expected one of {known}{did_you_mean(metric, METRICS)}")
 
 
-def check_references(metric: str, references: Sequence[Sequence[str]], **options) -> None:
-    """Raise InputError if a text metric cannot score against these references; worth doing before generating."""
+def check_references(
+    metric: str, references: Sequence[Sequence[str]], *, places: Sequence[str] | None = None, **options
+) -> None:
+    """Raise InputError if a text metric cannot score against these references; worth doing before
+    generating. `places` names the items, such as file and line."""
     check_metric(metric)
     if metric not in TEXT_METRICS:
         raise InputError(f"metric: {metric} does not compare texts; expected one of {', '.join(TEXT_METRICS)}")
     _check_lengths(metric, references=references)
-    for i, golds in enumerate(references):
+    places = places or [f"item {i}" for i in range(len(references))]
+    for place, golds in zip(places, references, strict=True):
         if isinstance(golds, str) or not golds or not all(isinstance(gold, str) for gold in golds):
-            raise InputError(f"{metric}: references of item {i} are {golds!r}, expected a list of one or more strings")
+            raise InputError(f"{metric}: references of {place} are {golds!r}, expected a list of one or more strings")
         if metric not in ("exact_match", "f1") and not any(gold.strip() for gold in golds):
-            raise InputError(f"{metric}: references of item {i} are empty; give its right answer or leave it out")
+            raise InputError(f"{metric}: references of {place} are empty; give its right answer or leave it out")
+    if metric in ("bleu", "chrf"):
+        sacrebleu_metric(metric, options)
+    else:
+        filled = filled_options(metric, options)
     if metric == "rouge":
-        _check_rouge_tokenizer(references, filled_options(metric, options)["tokenizer"])
+        _check_rouge_tokenizer(references, places, filled["tokenizer"])
 
 
 def choice_statistics(logliks: Sequence[Sequence[float]], tokens: Sequence[Sequence[int]],
@@ -206,12 +214,14 @@ def _squad_score(metric: str, prediction: str, golds: Sequence[str], squad_versi
     return max(2 * n / max(1, len(words) + len(answer)) for n, answer in zip(shared, answers, strict=True))
 
 
-def _check_rouge_tokenizer(references: Sequence[Sequence[str]], tokenizer: str) -> None:
+def _check_rouge_tokenizer(
+    references: Sequence[Sequence[str]], places: Sequence[str], tokenizer: str
+) -> None:
     """rouge-score's own tokenizer drops all but a-z and 0-9: the score would be that of the rest, often 0."""
     tokens = rouge_tokens(tokenizer)
-    for i, golds in enumerate(references):
+    for place, golds in zip(places, references, strict=True):
         text = " ".join(golds).lower()
         kept, letters = sum(map(len, tokens(text))), sum(map(str.isalnum, text))
         if 2 * kept < max(1, letters):
-            raise InputError(f"rouge: item {i}: the tokenizer {tokenizer} drops most of {golds[0][:40]!r}; set "
+            raise InputError(f"rouge: {place}: the tokenizer {tokenizer} drops most of {golds[0][:40]!r}; set "
                              "tokenizer to words for letters beyond a to z, to character for text without spaces")

@@ -50,8 +50,8 @@ def _bleu_note(texts: Sequence[str], options: dict[str, Any]) -> str:
     language = _language(texts)
     if name in AT_SPACES and language:
         return (
-            f"the tokenizer {name} parts words at spaces, which in these references part phrases at "
-            f"most, so whole phrases are compared: set {BLEU_ADVICE[language]}, or take chrf"
+            f"the tokenizer {name} parts words at spaces, which in these references part phrases "
+            f"at most, so whole phrases are compared: set {BLEU_ADVICE[language]}, or take chrf"
         )
     short = all(len(scorer.tokenizer(text).split()) < longest for text in texts)
     if short and not scorer.effective_order:
@@ -79,8 +79,8 @@ def _rouge_note(texts: Sequence[str], options: dict[str, Any]) -> str:
     if tokenizer != "rouge_score" or kept >= (1 - LOST) * letters:
         return ""
     return (
-        f"the tokenizer rouge_score leaves out {1 - kept / letters:.0%} of the letters (all but a to "
-        "z and 0 to 9) and parts words there: set {rouge: {tokenizer: words}} to keep them"
+        f"the tokenizer rouge_score leaves out {1 - kept / letters:.0%} of the letters (all but a "
+        "to z and 0 to 9) and parts words there: set {rouge: {tokenizer: words}} to keep them"
     )
 
 
