@@ -29,6 +29,7 @@ from hfscale.evaluation.metrics import (
     pass_at_k_statistics,
     signature,
     tie_shares,
+    tied_accuracies,
 )
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
@@ -243,27 +244,31 @@ def test_choices_by_sum_per_token_and_per_byte():
     logliks = [[-2.0, -3.0], [-4.0, -4.0], [-6.0, -5.0, -8.0]]
     tokens, num_bytes = [[1, 3], [1, 1], [3, 2, 8]], [[2, 10], [3, 3], [12, 5, 6]]
     rows = choice_statistics(logliks, tokens, num_bytes, [1, 0, 0])
-    assert rows[:, :3].tolist() == [[0, 1, 1], [0.5, 0.5, 0.5], [0, 0, 1]]
+    assert rows.tolist() == [[0, 1, 1, 1], [0.5, 0.5, 0.5, 1], [0, 0, 1, 1]]
     values = metric_values("accuracy", rows.sum(axis=0))
     assert values == pytest.approx({"accuracy": 0.5 / 3, "accuracy_per_token": 1.5 / 3, "accuracy_per_byte": 2.5 / 3})
 
 
 def test_a_choice_that_ties_with_others_counts_its_share():
-    """Of three choices that tie each is right with a third, wherever it stands; ties are counted."""
+    """Of three choices that tie each is right with a third, wherever it stands."""
     units = [[1, 1, 1, 1]] * 5
     logliks = [[-2, -2, -2, -5]] * 4 + [[-2, -2, -2, -1]]
     rows = choice_statistics(logliks, units, units, [0, 1, 2, 3, 3])
     assert rows[:, 0].tolist() == [1 / 3, 1 / 3, 1 / 3, 0, 1]
-    assert tie_shares(rows) == {"accuracy_ties": 0.8, "accuracy_per_token_ties": 0.8, "accuracy_per_byte_ties": 0.8}
     alike = choice_statistics([[-3.0] * 4] * 200, units * 40, units * 40, [0] * 200)
     assert metric_values("accuracy", alike.sum(axis=0))["accuracy"] == 1 / 4  # chance, not 1
 
 
 def test_a_tie_is_of_what_is_compared():
     """In sum, per token and per byte other choices can tie; rounding makes no difference, more does."""
-    rows = choice_statistics([[-2.0, -4.0], [-4.0, -4.0 - 1e-6], [-4.0, -4.0 - 1e-3]],
-                             [[1, 2], [2, 3], [1, 1]], [[4, 9], [5, 5], [5, 5]], [1, 1, 1])
-    assert rows.tolist() == [[0, 0.5, 1, 0, 1, 0, 1], [0.5, 1, 0.5, 1, 0, 1, 1], [0, 0, 0, 0, 0, 0, 1]]
+    items = [([-2.0, -4.0], [1, 2], [4, 9]), ([-4.0, -4.0 - 1e-6], [2, 3], [5, 5]),
+             ([-4.0, -4.0 - 1e-3], [1, 1], [5, 5])]
+    rows = choice_statistics(*zip(*items, strict=True), [1, 1, 1])
+    assert rows[:, :3].tolist() == [[0, 0.5, 1], [0.5, 1, 0.5], [0, 0, 0]]
+    tied = [tied_accuracies(*item) for item in items]
+    assert tied == [["accuracy_per_token"], ["accuracy", "accuracy_per_byte"], []]
+    assert tie_shares(tied) == {f"{name}_ties": 1 / 3 for name in
+                                ("accuracy", "accuracy_per_token", "accuracy_per_byte")}
 
 
 def test_nan_is_named():

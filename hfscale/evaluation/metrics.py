@@ -145,9 +145,9 @@ def check_references(
 
 def choice_statistics(logliks: Sequence[Sequence[float]], tokens: Sequence[Sequence[int]],
                       num_bytes: Sequence[Sequence[int]], answers: Sequence[int]) -> np.ndarray:
-    """(items, 7) float64 for `accuracy`: is the likeliest choice, in sum, per token and per UTF-8
-    byte, the right one (1 / k where k choices tie, see `likeliest`, and it is among them); do
-    several choices tie, for each of the three; and 1. Each item has one number per choice.
+    """(items, 4) float64 for `accuracy`: is the choice with the highest log-likelihood, in sum, per token and per
+    UTF-8 byte, the right one; and 1. Of k choices that tie (see `likeliest`) each counts 1 / k. Each item has one
+    number per choice.
 
     Raises:
         InputError: lists of different length, an empty choice, or an answer that is no index of a choice.
@@ -162,8 +162,7 @@ def choice_statistics(logliks: Sequence[Sequence[float]], tokens: Sequence[Seque
         if np.isnan(values).any():
             raise FloatingPointError(f"item {i}: the log-likelihood of a choice is nan")
         best = [likeliest(values, unit) for unit in (np.ones(len(values)), *units)]
-        right = [(answer in choices) / len(choices) for choices in best]
-        rows.append([*right, *(len(choices) > 1 for choices in best), 1])
+        rows.append([*((answer in choices) / len(choices) for choices in best), 1])
     return np.array(rows, dtype=np.float64)
 
 
@@ -176,10 +175,22 @@ def likeliest(logliks: Sequence[float], units: Sequence[int] | np.ndarray) -> li
     return np.flatnonzero((values == best) | (best - values < TIE_NATS / units)).tolist()
 
 
-def tie_shares(rows: np.ndarray) -> dict[str, float]:
-    """The share of items in which choices tie for the likeliest, from the statistics of `accuracy`.
-    Where it is large, the accuracy says little but how many choices there are."""
-    return {f"{name}_ties": float(rows[:, 3 + i].mean()) for i, name in enumerate(ACCURACIES)}
+def tied_accuracies(
+    logliks: Sequence[float], tokens: Sequence[int], num_bytes: Sequence[int]
+) -> list[str]:
+    """In which of ACCURACIES several choices of an item tie for the likeliest."""
+    units = (np.ones(len(logliks)), tokens, num_bytes)
+    return [
+        name
+        for name, unit in zip(ACCURACIES, units, strict=True)
+        if len(likeliest(logliks, unit)) > 1
+    ]
+
+
+def tie_shares(tied: Sequence[Sequence[str]]) -> dict[str, float]:
+    """{<accuracy>_ties: share of items with a tie} from the `tied_accuracies` of each. Where it is
+    large, the accuracy says little but how many choices there are."""
+    return {f"{name}_ties": sum(name in names for names in tied) / len(tied) for name in ACCURACIES}
 
 
 def pass_at_k_statistics(n: Sequence[int], c: Sequence[int], ks: Sequence[int] = (1,)) -> np.ndarray:

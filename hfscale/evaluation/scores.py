@@ -161,7 +161,7 @@ def _judge_items(system: System, columns: dict[str, np.ndarray], references: Seq
     system.notes = interval_notes(system.metrics)
     system.notes |= text_notes(references, list(columns), system.options)
     if "accuracy" in columns:
-        system.metrics |= metrics.tie_shares(columns["accuracy"])
+        system.metrics |= metrics.tie_shares([record["tied"] for record in system.records])
     system.metrics["items"] = len(references)
     system.settings["signatures"] = {metric: metrics.signature(metric, references, **system.options.get(metric, {}))
                                      for metric in columns}
