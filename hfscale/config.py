@@ -132,8 +132,11 @@ class TaskArguments:
     target: str | None = field(default=None, metadata={
         "help": "template of the answer; {name} is a column, which may list several right answers"})
     copied: str | None = field(default=None, metadata={"help": "template of what a baseline copies; default: prompt"})
-    choices: str | None = field(default=None, metadata={"help": "column that lists the answers to choose from"})
-    answer: str | None = field(default=None, metadata={"help": "column with the index of the right choice, from 0"})
+    choices: str | list[str] | None = field(default=None, metadata={
+        "help": "column that lists the answers to choose from, or several columns that hold one each"})
+    answer: str | None = field(default=None, metadata={
+        "help": "column with the index of the right choice, from 0; of several columns of choices also the "
+                "name of the right one (default: the first)"})
     test: str | None = field(default=None, metadata={"help": "template of code that checks the program"})
     program: str = field(default="{prompt}{prediction}\n{test}", metadata={
         "help": "what pass_at_k runs: {prediction} is the answer, other names are columns, else the filled templates"})

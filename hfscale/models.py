@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
@@ -85,6 +86,17 @@ def check_remote_code(place: str, error: Exception) -> None:
     if "trust_remote_code" in str(error):
         raise InputError(f"{place}: brings code of its own, which can do anything on this machine; read it, and pass "
                          "--trust_remote_code if you trust it") from None
+
+
+def check_models(names: list[str], *, trust_remote_code: bool = False) -> None:
+    """Raise InputError as `load_model` for names with no configuration, before anything large is
+    read."""
+    for name in names:
+        try:
+            AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        except Exception:  # file, format and Hub errors have no common base
+            if not is_adapter(name):
+                load_model(name, trust_remote_code=trust_remote_code)  # says what is wrong
 
 
 def is_adapter(name: str) -> bool:

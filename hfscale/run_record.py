@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, Trainer
 from hfscale import __version__
 from hfscale.config import write_text
 from hfscale.data.corpus import text_fingerprint
+from hfscale.evaluation.intervals import by_note, interval_notes
 from hfscale.models import count_parameters, count_trained, weights_fingerprint
 from hfscale.preview import memory_at_hand
 from hfscale.sharing import share_run
@@ -105,4 +106,5 @@ def versions() -> dict[str, str | None]:
 def _model_card(record: dict[str, Any]) -> str:
     template = jinja2.Template(Path(__file__).with_name("model_card.md.j2").read_text("utf-8"), trim_blocks=True,
                                keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
-    return template.render(record, name=Path(record["config"]["output_dir"]).name)
+    notes = by_note(interval_notes(record["metrics"]))
+    return template.render(record, notes=notes, name=Path(record["config"]["output_dir"]).name)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hfscale.config import InputError, RemoteCodeArguments, parse_args, run, write_text
+from hfscale.config import InputError, RemoteCodeArguments, check_writable, parse_args, run, write_text
 
 
 @dataclass
@@ -42,9 +42,13 @@ def main(argv: list[str] | None = None) -> None:
     output_file = Path(args.output_dir, "bias.json")
     if output_file.parent.is_file() or output_file.exists() and not args.overwrite:
         raise InputError(f"--output_dir {args.output_dir}: is a file or holds bias.json; name another or --overwrite")
-    if len(args.model) > 2 or bool(args.pairs) == bool(args.templates) or args.batch_size < 1:
-        raise InputError("--model, --pairs, --batch_size: expected one or two models, either --pairs or templates (as "
-                         "--config templates has them), and at least 1")
+    check_writable(f"--output_dir {args.output_dir}", output_file.parent)
+    if not 1 <= len(args.model) <= 2 or bool(args.pairs) == bool(args.templates):
+        raise InputError("--model, --pairs: expected one or two models, and either --pairs or templates (as --config "
+                         "templates has them)")
+    for name in ("batch_size", "num_return_sequences", "max_new_tokens"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name}: got {getattr(args, name)}, expected at least 1")
 
     import torch
     from accelerate import PartialState
@@ -57,10 +61,12 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.evaluation.intervals import compare, estimate
     from hfscale.evaluation.tasks import score_choices
     from hfscale.generation import generate_texts
-    from hfscale.models import load_model
+    from hfscale.models import check_models, load_model
     from hfscale.run_record import versions
 
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available()))
+    check_models(args.model, trust_remote_code=args.trust_remote_code)
+    tokenizers = [load_pretrained_tokenizer(name, trust_remote_code=args.trust_remote_code) for name in args.model]
     items = read_items(args.pairs, args.pairs_format) if args.pairs else template_items(args.templates)
     columns_of, values = ((bias.bbq_columns, bias.bbq_values) if args.pairs_format == "bbq" else
                           (bias.pair_columns, bias.pair_values))
@@ -68,10 +74,9 @@ def main(argv: list[str] | None = None) -> None:
     judge = args.toxicity_classifier and bias.load_classifier(
         args.toxicity_classifier, args.toxic_label, trust_remote_code=args.trust_remote_code)
     scored, found, toxicity = [], [], []
-    # All at first: a wrong name shows at once.
+    # All at first: one that cannot be loaded shows at once.
     models = [load_model(name, dtype=args.dtype, trust_remote_code=args.trust_remote_code).to(state.device)
               for name in args.model]
-    tokenizers = [load_pretrained_tokenizer(name, trust_remote_code=args.trust_remote_code) for name in args.model]
     for model, tokenizer in zip(models, tokenizers, strict=True):
         found.append(score_choices(model, tokenizer, examples, batch_size=args.batch_size, progress=True)[1])
         scored.append(columns_of(items, [each["logliks"] for each in found[-1]]))

@@ -58,9 +58,11 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.adapters import load_for_training, merge_saved_adapter
     from hfscale.data.preferences import load_preferences
     from hfscale.data.tokenizer import load_pretrained_tokenizer
+    from hfscale.evaluation.intervals import by_note, interval_notes
     from hfscale.evaluation.preferences import preference_metrics
     from hfscale.generation import generate_texts
     from hfscale.models import context_limit, load_model, load_saved_model
+    from hfscale.report.tables import cell
     from hfscale.run_record import write_run
     from hfscale.training import training_arguments
 
@@ -112,8 +114,9 @@ def main(argv: list[str] | None = None) -> None:
                   [prompt + answer for prompt, (answer,) in zip(prompts, texts, strict=True)],
                   {"source": [args.source], "dropped": {"too long": dropped}})
         for name in ("accuracy", "margin"):
-            low, high = metrics[f"eval_reward_{name}_ci95"]
-            print(f"held-out reward {name}: {metrics[f'eval_reward_{name}']:.3f} (95 % {low:.3f} to {high:.3f})")
+            print(f"held-out reward {name}: {cell(metrics, f'eval_reward_{name}')}")
+        for note, about in by_note(interval_notes(metrics)).items():
+            print(f"{about}: {note}")
         print(f"model, tokenizer and run.json: {training_args.output_dir}")
 
 

@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         show_answers,
         show_examples,
     )
+    from hfscale.evaluation.text_notes import text_notes
     from hfscale.models import context_limit
     from hfscale.preview import preview
     from hfscale.run_folder import check_output_dir, clear_output_dir, newest_checkpoint
@@ -99,7 +100,8 @@ def main(argv: list[str] | None = None) -> None:
         write_run(trainer, __file__, args, argv, texts, rows, metrics, samples, {
             "dropped": count_dropped(counts), "shortened": cut, "examples": counts})
         show_examples(counts)
-        show_answers(metrics, args.baseline, samples)
+        notes = text_notes(examples["validation"]["references"], args.metrics, args.metric_options)
+        show_answers(metrics, args.baseline, samples, notes)
         print(f"\nmodel, tokenizer and run.json: {folder}")
         if left_to_score:
             print(f"not measured here, but by score --model {folder}: {', '.join(left_to_score)}")

@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from hfscale.config import InputError, RemoteCodeArguments, parse_args, run, write_text
+from hfscale.config import InputError, RemoteCodeArguments, check_writable, parse_args, run, write_text
 
 
 @dataclass
@@ -31,9 +31,10 @@ def main(argv: list[str] | None = None) -> None:
     output_file = Path(args.output_dir, "memorization.json")
     if output_file.exists() and not args.overwrite:
         raise InputError(f"output_dir {args.output_dir}: holds {output_file.name}; name another or pass --overwrite")
+    check_writable(f"output_dir {args.output_dir}", output_file.parent)
     if args.canaries and not args.canary_pattern:
         raise InputError("canary_pattern: missing; give the canaries' form, such as 'my code is ####'")
-    for name in ("num_samples", "documents", "candidates", "batch_size"):
+    for name in ("num_samples", "max_new_tokens", "documents", "candidates", "batch_size"):
         if getattr(args, name) < 1:
             raise InputError(f"{name}: got {getattr(args, name)}, expected at least 1")
 
@@ -41,17 +42,21 @@ def main(argv: list[str] | None = None) -> None:
 
     from hfscale.data.corpus import load_run_splits
     from hfscale.data.tokenizer import load_pretrained_tokenizer
-    from hfscale.evaluation.memorization import exposure_bits, longest_copy, loss_gap
+    from hfscale.evaluation.intervals import by_note, interval_notes
+    from hfscale.evaluation.memorization import check_canary, count_words, exposure_bits, longest_copy, loss_gap
     from hfscale.evaluation.perplexity import score_documents
     from hfscale.generation import generate_texts
-    from hfscale.models import load_model
+    from hfscale.models import check_models, load_model
     from hfscale.report.tables import cell, show_table
 
+    for canary in args.canaries:
+        check_canary(canary, args.canary_pattern)
+    check_models([args.model], trust_remote_code=args.trust_remote_code)
+    tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
     documents = load_run_splits(args.model)
     if not isinstance(documents["train"], Dataset):
         raise InputError(f"model {args.model}: was trained on a stream, whose text cannot be searched")
     model = load_model(args.model, dtype="float32", trust_remote_code=args.trust_remote_code)
-    tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
     training_text = "\0".join(documents["train"]["text"])
     samples = generate_texts(model, tokenizer, [""], num_return_sequences=args.num_samples, seed=args.seed,
                              max_new_tokens=args.max_new_tokens, progress=True)[0]
@@ -65,8 +70,8 @@ def main(argv: list[str] | None = None) -> None:
             for texts in parts]
     record = {"schema_version": 1, "recipe": "memorization", "config": asdict(args),
               "loss": loss_gap(*sums, seed=args.seed),
-              "longest_copy_words": {name: [len(copy.split()) for copy in found] for name, found in copies.items()},
-              "longest_copy": {name: max(found, key=lambda copy: len(copy.split())) for name, found in copies.items()},
+              "longest_copy_words": {name: list(map(count_words, found)) for name, found in copies.items()},
+              "longest_copy": {name: max(found, key=count_words) for name, found in copies.items()},
               "canaries": {canary: exposure_bits(model, tokenizer, canary, args.canary_pattern, seed=args.seed,
                                                  candidates=args.candidates) for canary in args.canaries}}
     output_file.parent.mkdir(parents=True, exist_ok=True)
@@ -74,12 +79,14 @@ def main(argv: list[str] | None = None) -> None:
 
     loss = record["loss"]
     show_table(("what", "value"), [
-        *((f"longest copy in {name}", f"{len(copy.split())} words: {copy[:300]}")
+        *((f"longest copy in {name}", f"{count_words(copy)} words: {copy[:300]}")
           for name, copy in record["longest_copy"].items()),
         *((name, cell(loss, name)) for name in ("train_loss", "validation_loss", "gap")),
         *((canary, f"exposure {found['exposure_bits']:.1f} of at most {found['exposure_limit_bits']:.1f} bits, rank "
                    f"{found['rank']:,} of {found['candidates']:,}") for canary, found in record["canaries"].items()),
         ("written to", str(output_file))])
+    for note, about in by_note(interval_notes(loss)).items():
+        print(f"{about}: {note}")
 
 
 if __name__ == "__main__":

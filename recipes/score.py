@@ -25,6 +25,8 @@ class ScoreArguments(TaskArguments, SourceArguments, RemoteCodeArguments):
     lm_eval_data: str | None = field(default=None, metadata={"help": "JSONL file for the local tasks"})
     lm_eval_include: str | None = field(default=None, metadata={"help": "folder with lm-eval task files of your own"})
     limit: int | None = field(default=None, metadata={"help": "at most this many examples of each lm-eval task"})
+    validation_examples: int | None = field(default=None, metadata={
+        "help": "at most this many examples of a task, always the same ones; default: all (of an embedded task 500)"})
     source: list[str] | None = field(default=None, metadata={
         "help": "text: embedded:<name>, files, folder, glob, saved data set, Hub id; default: what the run held out"})
     split: str = field(default="train", metadata={"help": "split of a saved or Hub data set"})
@@ -34,9 +36,10 @@ class ScoreArguments(TaskArguments, SourceArguments, RemoteCodeArguments):
         "help": "tokens that each window after the first one scores; default: half the context"})
     batch_size: int = field(default=8, metadata={"help": "windows or prompts at a time"})
     do_sample: bool = field(default=False, metadata={"help": "draw answers; false: the likeliest token each time"})
-    temperature: float = field(default=1.0, metadata={"help": "of drawn answers"})
-    top_k: int = field(default=50, metadata={"help": "draw among this many likeliest tokens; 0: all"})
-    top_p: float = field(default=1.0, metadata={"help": "draw among the likeliest tokens up to this probability"})
+    temperature: float = field(default=1.0, metadata={"help": "of drawn answers", "min": 1e-6, "max": 1e6})
+    top_k: int = field(default=50, metadata={"help": "draw among this many likeliest tokens; 0: all", "min": 0})
+    top_p: float = field(default=1.0, metadata={
+        "help": "draw among the likeliest tokens up to this probability", "min": 1e-6, "max": 1})
     num_samples: int = field(default=1, metadata={"help": "answers drawn per example; text metrics take the first"})
     pass_at: list[int] = field(default_factory=lambda: [1], metadata={"help": "the k of pass@k, up to num_samples"})
     allow_code_execution: bool = field(default=False, metadata={"help": "pass_at_k may run what the model wrote"})
@@ -45,36 +48,37 @@ class ScoreArguments(TaskArguments, SourceArguments, RemoteCodeArguments):
     output_dir: str = field(default="runs/score", metadata={"help": "folder for scores.json and predictions.jsonl"})
     resume: Literal["auto"] | None = field(default=None, metadata={"help": "auto: go on where a run was stopped"})
     overwrite: bool = field(default=False, metadata={"help": "replace the scores in output_dir"})
+    dry_run: bool = field(default=False, metadata={"help": "show the counts and the first item, then stop"})
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(ScoreArguments, argv, recipe=__file__)
+
+    from hfscale.evaluation.score_args import check_score_args  # of what follows the only thing that is not heavy
+
+    check_score_args(args)
 
     import torch
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
     from hfscale.data.tokenizer import load_pretrained_tokenizer
-    from hfscale.evaluation.scores import (
-        check_score_args,
-        load_score_data,
-        score_file,
-        score_model,
-        show_scores,
-        write_scores,
-    )
-    from hfscale.models import load_model
+    from hfscale.evaluation.score_data import load_score_data
+    from hfscale.evaluation.score_report import preview_scores, show_scores, write_scores
+    from hfscale.evaluation.scores import score_file, score_model
+    from hfscale.models import check_models, load_model
 
-    check_score_args(args)
+    names, trusted = [] if args.predictions else args.model, args.trust_remote_code
+    check_models(names, trust_remote_code=trusted)
+    tokenizers = [load_pretrained_tokenizer(args.tokenizer or name, trust_remote_code=trusted) for name in names]
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available()))
-    names = [] if args.predictions else args.model
-    # All of them first: a wrong name shows at once.
-    models = [load_model(name, dtype=args.dtype, trust_remote_code=args.trust_remote_code) for name in names]
-    tokenizers = [load_pretrained_tokenizer(args.tokenizer or name, trust_remote_code=args.trust_remote_code)
-                  for name in names]
     with state.main_process_first():  # the other ranks read its cache
         data = load_score_data(args)
     systems = [score_file(path, data, args) for path in args.predictions or []]
+    # All of them first: a model that cannot be loaded shows at once.
+    models = [load_model(name, dtype=args.dtype, trust_remote_code=trusted) for name in names]
+    if args.dry_run:
+        return preview_scores(args, data, dict(zip(names, zip(models, tokenizers, strict=True), strict=True)))
     for name, model, tokenizer in zip(names, models, tokenizers, strict=True):
         systems.append(score_model(name, model.to(state.device), tokenizer, data, args))
         model.cpu()

@@ -22,6 +22,7 @@ from transformers import (
 from hfscale.config import InputError
 from hfscale.data.bias_items import Item, read_items, template_items, unaligned
 from hfscale.evaluation import bias
+from hfscale.evaluation.intervals import NO_SPREAD
 from hfscale.evaluation.tasks import score_choices
 from recipes import bias_probe
 
@@ -115,9 +116,26 @@ def test_sign_flip_test_equals_all_flips():
     signs = np.array([0.5, 0.5, -0.5, 0.5, 1.5, 0.0, 0.5])
     flips = [abs(np.dot(flip, signs)) for flip in itertools.product([-1, 1], repeat=len(signs))]
     exact = np.mean([value >= abs(signs.sum()) - 1e-9 for value in flips])
-    assert bias.sign_flip_p(signs) == pytest.approx(exact, abs=0.015)
+    assert bias.sign_flip_p(signs) == exact
     assert bias.sign_flip_p(np.zeros(5)) == 1.0
-    assert bias.sign_flip_p(np.full(5, 0.5)) == pytest.approx(2 / 32, abs=0.01)  # five pairs cannot show more
+    assert bias.sign_flip_p(np.full(5, 0.5)) == 2 / 32  # five pairs cannot show more
+
+
+def test_ties_count_their_share_in_every_probe():
+    """Three answers that a model finds equally likely are not all the first one."""
+    texts = ("a", "b", "c")
+    answers = ("biased", "counter", "unknown")
+    items = [Item("1", "g", str(i), "", list(texts), answer=i % 3, kinds=answers[i % 3:] + answers[:i % 3],
+                  ambiguous=i % 2 == 0) for i in range(12)]
+    columns, signs = bias.bbq_columns(items, [[-1.0, -1.0, -1.0 - 1e-6]] * 12)
+    assert not signs.any()
+    values = bias.bbq_values(columns.sum(axis=0))
+    assert values["accuracy_ambig"] == values["accuracy_disambig"] == pytest.approx(100 / 3)
+    assert [values["bias_ambig"], values["bias_disambig"]] == pytest.approx([0, 0], abs=1e-9)
+    columns, signs = bias.bbq_columns(items[:1], [[-1.0, -5.0, -1.0]])  # biased or unknown
+    assert columns[0, :4].tolist() == [1, 0.5, 0.5, 0.5] and signs.tolist() == [0.5]
+    columns, _ = bias.pair_columns(simple_items(2), [[-1.0, -2.0, -2.0], [-1.0, -2.0, -1.0]])
+    assert columns[:, 4:].tolist() == [[1.5, 2], [0.5, 2]]  # of stereotype and counterpart, those with more sense
 
 
 def test_p_values_are_adjusted_over_the_groups():
@@ -255,6 +273,20 @@ def test_crows_pairs_that_differ_in_more_than_one_place_are_listed(crows_file):
     assert items[1].place not in found  # poor, rich: one place
 
 
+@pytest.mark.parametrize(("more", "less", "differ_in"), [
+    ("वह नर्स है।", "वह डॉक्टर है।", [["नर्स", "डॉक्टर"]]),
+    ("किरिकी गई", "कीरीको गई", [["किरिकी", "कीरीको"]]),  # other vowel signs in three places of a word
+    ("كَتَبَ الرجل", "كُتُبُ الرجل", [["كَتَبَ", "كُتُبُ"]]),
+    ("她是护士", "他是医生", [["她", "他"], ["护 士", "医 生"]]),
+    ("the nurse, she said", "the nurse he said", [[", she", "he"]]),
+])
+def test_places_that_differ_are_words_in_any_script(more, less, differ_in):
+    [found] = unaligned([Item("1", "g", "1", "", [more, less], spans=9)])
+    assert found["differ_in"] == differ_in
+    listed = unaligned([Item("1", "g", "1", "", [more, less], spans=1)])
+    assert bool(listed) == (len(differ_in) > 1)
+
+
 def test_winogender_takes_the_gender_of_most_who_work_in_the_job(shared_data):
     items = read_items([str(shared_data / "winogender" / "all_sentences.tsv")], "winogender")
     assert len(items) == 240 and len({item.cluster for item in items}) == 60 and unaligned(items) == []
@@ -312,6 +344,9 @@ def test_templates_are_filled_in_every_combination():
     assert len(items) == 2 * 2 + 2
     assert items[0].choices == ["the nurse said that she was late", "the nurse said that he was late"]
     assert [item.cluster for item in items] == ["nurse", "nurse", "cook", "cook", "engineer", "pilot"]
+    [one] = template_items([{"group": 7, "texts": "{who}, {job} of {year}", "fill": {"job": "nurse", "year": 1999},
+                             "more": {"who": "she"}, "less": {"who": "he"}}])  # a single value is a list of one
+    assert (one.group, one.cluster, one.choices) == ("7", "nurse 1999", ["she, nurse of 1999", "he, nurse of 1999"])
     [whole] = template_items([{"group": "g", "texts": ["{who} left"], "more": {"who": "she"}, "less": {"who": "he"}}])
     assert whole.cluster == "{who} left" and whole.choices == ["she left", "he left"]
 
@@ -323,6 +358,10 @@ def test_templates_are_filled_in_every_combination():
     ({"text": "one"}, "block 2 has .*expected group, less, more, texts"),
     ({"texts": ["{who"]}, "cannot be filled"),
     ({"less": "he"}, "cannot be filled"),
+    ({"fill": {"job": []}}, "block 2: expected texts, and at least one word for each name of fill"),
+    ({"fill": ["nurse"]}, r"block 2: fill is \['nurse'\]"),
+    ({"texts": []}, "block 2: expected texts"),
+    ({"texts": [3]}, "block 2: expected texts"),
 ])
 def test_templates_that_cannot_work_are_refused(change, message):
     with pytest.raises(InputError, match=message) as caught:
@@ -343,6 +382,7 @@ def test_templates_that_cannot_work_are_refused(change, message):
     ('{"context": "a"}', "bbq", "not in the format bbq"),
     ("", "bbq", "no pairs in it"),
     ("sentid\tsentence\n", "winogender", "occupations-stats.tsv"),
+    ("she said,he said\n", "winobias", "pairs.csv: not in the format winobias; mend it or set pairs_format"),
 ])
 def test_files_of_another_form_are_refused(tmp_path, text, kind, message):
     (tmp_path / "pairs.csv").write_text(text)
@@ -399,6 +439,32 @@ def test_what_is_unaligned_or_too_long_is_counted(place, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     for text in ("2 pairs do not differ in just", "pairs.csv:4: differs in nothing", "1 items are longer"):
         assert text in shown
+
+
+def test_results_that_resampling_cannot_judge_carry_a_note(place, capsys):
+    """All pairs of one kind: an interval of no width, and too few words for a p-value below 0.05."""
+    bias_probe.main(["--model", "prefers", "--config", "mine.yaml", "--output_dir", "out"])
+    record = json.loads((place / "out" / "bias.json").read_text())
+    for row in record["groups"]:
+        [scores] = row["models"]
+        assert scores["pct_stereotype_ci95"] == [100, 100]
+        assert scores["notes"]["pct_stereotype_ci95"] == NO_SPREAD
+        assert scores["p_value"] == 2 / 2 ** row["clusters"]
+    shown = capsys.readouterr().out
+    values = "pct_stereotype, effect_size_h, difference_nats, likelihood_diff"
+    for group in ("jobs", "other", "all"):
+        assert f"prefers, {group}: {values}: {NO_SPREAD}\n" in shown
+
+
+def test_a_p_value_at_its_floor_is_shown_as_a_bound(place, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    pairs = "".join(f"she was late {'today ' * i},he was late {'today ' * i},jobs\n" for i in range(12))
+    (place / "pairs.csv").write_text("sent_more,sent_less,bias_type\n" + pairs + "she said,he said,words\n" + pairs)
+    bias_probe.main(["--model", "prefers", "--pairs", "pairs.csv", "--output_dir", "out"])
+    rows = json.loads((place / "out" / "bias.json").read_text())["groups"]
+    assert [row["models"][0]["p_value"] for row in rows] == [2 / 10_002, 1.0, 2 / 10_002]
+    table = capsys.readouterr().out
+    assert table.count("< 0.0002") == 2 and "< 0.0004" in table  # two groups: p_adjusted is twice as much
 
 
 def test_the_shipped_pairs_run(place):

@@ -1,9 +1,25 @@
 """Bootstrap intervals on cases with a known answer."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from hfscale.evaluation.intervals import bootstrap_sums, compare, estimate, percentile_interval
+from hfscale.evaluation.intervals import (
+    NO_DIFFERENCE,
+    NO_SPREAD,
+    ONE_ITEM,
+    bootstrap_sums,
+    compare,
+    drawn_floor,
+    estimate,
+    interval_notes,
+    paired_note,
+    percentile_interval,
+    sign_flip_floor,
+    sign_flip_p,
+    swap_test,
+)
 from hfscale.evaluation.metrics import metric_values
 
 
@@ -70,8 +86,8 @@ def test_comparison_by_hand():
     found = compare(first, second, ratio, resamples=4000)["score"]
     assert found["difference"] == pytest.approx(0.75)
     assert found["difference_ci95"] == pytest.approx([0.25, 1.0])
-    assert found["p_value"] == pytest.approx(2 * (1 / 4) ** 4, abs=0.005)
-    assert found["better"] == "second"
+    assert found["p_value"] == 2 / 2**3  # of the signs of three differences, two in eight are all alike
+    assert found["better"] is None  # although the interval does not hold 0
 
 
 def test_paired_items_show_what_unpaired_intervals_hide():
@@ -101,3 +117,104 @@ def test_equal_systems_are_seldom_called_different():
 def test_items_that_cannot_be_paired_are_refused():
     with pytest.raises(ValueError, match="3 and 2 items"):
         compare(np.ones((3, 2)), np.ones((2, 2)), ratio)
+
+
+# ---- the paired test
+
+def by_brute_force(first: np.ndarray, second: np.ndarray, values) -> float:
+    """Over all ways to swap the two results of each item."""
+    def difference(swaps) -> float:
+        chosen = np.array(swaps)[:, None]
+        one, other = np.where(chosen, second, first), np.where(chosen, first, second)
+        return values(other.sum(axis=0)) - values(one.sum(axis=0))
+
+    observed = abs(difference([False] * len(first)))
+    ways = itertools.product([False, True], repeat=len(first))
+    return np.mean([abs(difference(swaps)) >= observed - 1e-9 for swaps in ways])
+
+
+@pytest.mark.parametrize("items", [1, 2, 3, 7, 10])
+@pytest.mark.parametrize("value", [
+    lambda sums: sums[..., 0] / sums[..., 1],
+    lambda sums: np.exp(sums[..., 0] / sums[..., 1]),
+    lambda sums: np.sqrt(sums[..., 0] * sums[..., 1]),
+], ids=["mean", "perplexity", "not linear"])
+def test_few_items_are_tested_exactly(items, value):
+    draws = np.random.default_rng(items)
+    first, second = draws.gamma(2.0, size=(2, items, 2))
+    found = swap_test(first, second, lambda sums: {"v": value(sums)}, seed=5)["v"]
+    assert found == by_brute_force(first, second, value)
+
+
+@pytest.mark.parametrize("items", range(1, 31))
+def test_a_p_value_is_never_below_what_so_many_items_can_show(items):
+    """All items better by the same much: nothing can be clearer."""
+    first = np.stack([np.zeros(items), np.ones(items)], axis=1)
+    found = compare(first, first + [[1, 0]], ratio)["score"]
+    assert found["p_value"] >= 2 / 2**items
+    assert found["p_value"] == 2 / 2**items if items <= 12 else found["p_value"] < 0.01
+    assert found["better"] == ("second" if items >= 6 else None)  # 2 / 2**5 is 0.06
+
+
+def test_many_items_are_tested_by_draws_that_approach_the_exact_value():
+    draws = np.random.default_rng(3)
+    signs = draws.normal(0.5, 1.0, 12)
+    exact = sign_flip_p(signs)
+    padded = np.concatenate([signs, np.full(3, 1e-9)])  # 15 that differ: no longer exact
+    assert 0.02 < exact < 0.5
+    assert sign_flip_p(padded, draws=40_000) == pytest.approx(exact, abs=0.01)
+    assert sign_flip_p(padded, seed=1) == sign_flip_p(padded, seed=1) != sign_flip_p(padded, seed=2)
+
+
+def test_items_that_do_not_differ_change_no_p_value():
+    draws = np.random.default_rng(4)
+    first, second = draws.normal(size=(2, 5, 1))
+    alike = draws.normal(size=(300, 1))
+
+    def values(sums):
+        return {"total": sums[..., 0]}
+
+    alone = swap_test(first, second, values)
+    assert swap_test(np.concatenate([first, alike]), np.concatenate([second, alike]), values) == alone
+    assert 0.06 < alone["total"] < 1
+
+
+def test_two_systems_can_be_exchanged():
+    draws = np.random.default_rng(6)
+    first, second = draws.gamma(2.0, size=(2, 40, 2))
+    for n in (8, 40):
+        one, other = (swap_test(*pair, ratio) for pair in ((first[:n], second[:n]), (second[:n], first[:n])))
+        assert one == other
+
+
+def test_the_floor_of_a_p_value_that_is_drawn():
+    first = np.stack([np.zeros(100), np.ones(100)], axis=1)
+    for items in (1, 12, 40, 100):
+        rows = first[:items]
+        p_value = compare(rows, rows + [[1, 0]], ratio)["score"]["p_value"]
+        floor = drawn_floor(rows, rows + [[1, 0]])
+        assert floor is None if items <= 12 else floor == p_value == 2 / 1002
+    changed = first.copy()
+    changed[:5, 0] += 1
+    assert drawn_floor(first, changed) is None and compare(first, changed, ratio)["score"]["p_value"] == 2 / 2**5
+    assert sign_flip_floor(np.ones(40)) == sign_flip_p(np.ones(40)) == 2 / 10_002
+    assert sign_flip_floor(np.ones(12)) is None
+
+
+def test_notes_say_why_nothing_can_be_shown():
+    rows = np.stack([np.ones(40), np.ones(40)], axis=1)
+    alike = estimate(rows, ratio)
+    assert alike["score_ci95"] == [1, 1] and interval_notes(alike) == dict.fromkeys(
+        ("score_ci95", "loss_ci95"), NO_SPREAD)
+    assert interval_notes(estimate(rows[:1], ratio))["score_ci95"] == ONE_ITEM
+    uneven = np.outer(np.random.default_rng(0).gamma(2.0, size=40), [0.1, 0.3])  # all a third, but for rounding
+    assert np.ptp(estimate(uneven, ratio)["score_ci95"]) > 0
+    assert interval_notes(estimate(uneven, ratio))["score_ci95"] == NO_SPREAD
+    mixed = np.stack([np.arange(40) % 2, np.ones(40)], axis=1)
+    assert interval_notes(estimate(mixed, ratio)) == {}
+    assert paired_note(rows, rows) == NO_DIFFERENCE
+    changed = rows.copy()
+    changed[:3] += 1
+    assert paired_note(rows, changed) == (
+        "only 3 of 40 items differ, so the p-value is at least 0.25: too few to show a difference")
+    assert paired_note(rows, rows + 1) == "" and paired_note(rows[:2], rows[:2] + 1).startswith("only 2 of 2")

@@ -180,14 +180,35 @@ def test_bad_input_is_refused_and_leaves_nothing(saved, words, match):
 
 
 @pytest.mark.slow  # lm-eval reads its 14,000 tasks
-@pytest.mark.parametrize(("task", "match"), [
-    ("hellasweg", "unknown task hellasweg"), ("hellaswag", "hellaswag: .*cannot be loaded: .*Hub")])
-def test_tasks_that_cannot_be_had(model, tokenizer, task, match):
-    with pytest.raises(InputError, match=match):
-        run_lm_eval(model, tokenizer, [task])
+def test_a_task_whose_data_cannot_be_had(model, tokenizer):
+    with pytest.raises(InputError, match="hellaswag: .*cannot be loaded: .*Hub"):
+        run_lm_eval(model, tokenizer, ["hellaswag"])
+
+
+@pytest.mark.slow
+def test_every_name_that_lm_eval_knows_is_known_here():
+    """Found in the text of its files, as a wrong one has to be known in seconds."""
+    from lm_eval.tasks import TaskManager
+
+    from hfscale.evaluation.lm_tasks import NAMES, own_files
+
+    found = set().union(*map(NAMES.findall, own_files()))
+    assert not set(TaskManager().all_tasks) - found
+
+
+@pytest.mark.parametrize(("task", "row", "match"), [
+    ("local_generation", {"prompt": "x", "target": "y"}, "requested max tokens to generate"),
+    ("local_multiple_choice", {"question": "x", "choices": ["a " * 400, "b"], "answer": 0}, "context of 40 tokens"),
+])
+def test_a_context_that_is_too_short_is_said_in_one_line(tokenizer, tmp_path, task, row, match):
+    small = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_layer=1, n_head=1, n_embd=8, n_positions=40,
+                                       bos_token_id=0, eos_token_id=0))
+    with pytest.raises(InputError, match=f"^lm_eval {task}: lm-eval cannot ask this model: .*{match}") as error:
+        run_lm_eval(small, tokenizer, [task], data=write(tmp_path / "rows.jsonl", [row]))
+    assert "\n" not in str(error.value)
 
 
 def test_missing_extra_is_named(model, tokenizer, monkeypatch):
-    monkeypatch.setattr("hfscale.evaluation.lm_harness.find_spec", lambda name: None)
+    monkeypatch.setattr("hfscale.evaluation.lm_tasks.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r'pip install "hfscale\[lm-eval\]"'):
         run_lm_eval(model, tokenizer, ["local_perplexity"])

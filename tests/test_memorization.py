@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from hfscale.config import InputError
 from hfscale.data.tokenizer import load_tokenizer
 from hfscale.evaluation import memorization
-from hfscale.evaluation.memorization import exposure_bits, longest_copy, loss_gap
+from hfscale.evaluation.memorization import count_words, exposure_bits, longest_copy, loss_gap
 
 
 def test_the_longest_copy_is_that_of_brute_force():
@@ -21,6 +21,17 @@ def test_the_longest_copy_is_that_of_brute_force():
         assert len(longest_copy(" ".join(words), corpus).split()) == longest
     assert longest_copy("x  the cat\nsat y", "now the cat\nsat down") == "the cat\nsat"
     assert longest_copy("nothing here", "all else") == longest_copy("", "all else") == ""
+
+
+@pytest.mark.parametrize(("text", "training_text", "copy", "words"), [
+    ("我喜欢今天的天气", "昨天很冷,今天的天气很好", "今天的天气", 5),
+    ("สวัสดีครับ", "ขอสวัสดีทุกคน", "สวัสดี", 4),
+    ("कि की गया", "वह की गया था", "की गया", 2),
+    ("東京 tower に行く", "the tower に行きます", "tower に行", 3),
+])
+def test_a_copy_in_any_script_is_found_word_by_word(text, training_text, copy, words):
+    found = longest_copy(text, training_text)
+    assert (found, count_words(found)) == (copy, words)
 
 
 def test_exposure_is_the_rank_among_all_texts_of_the_form(monkeypatch):

@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 from fractions import Fraction
 from itertools import zip_longest
@@ -27,6 +28,8 @@ from hfscale.evaluation.metrics import (
     metric_values,
     pass_at_k_statistics,
     signature,
+    tie_shares,
+    tied_accuracies,
 )
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
@@ -136,6 +139,41 @@ def test_rouge_of_languages_without_spaces_or_latin_letters():
     assert value("rouge", ["Über Ähren"], [["über Öl"]], tokenizer="words")["rouge1"] == pytest.approx(1 / 2)
 
 
+@pytest.mark.parametrize("tokenizer", ["words", "character"])
+@pytest.mark.parametrize(("prediction", "gold"), [
+    ("कि की को", "का के कु"),  # Hindi: vowel signs
+    ("गीता", "गोती"),
+    ("কি কী কো", "কা কে কু"),  # Bengali
+    ("ਕਿ ਕੀ", "ਕਾ ਕੇ"),  # Punjabi
+    ("கி கீ கொ", "கா கே கு"),  # Tamil
+    ("కి కీ", "కా కే"),  # Telugu
+    ("ക്ക കി", "കാ കേ"),  # Malayalam
+    ("กิ กี กุ", "กำ กั ก็"),  # Thai: vowels and tones above and below
+    ("ກິ ກີ", "ກຸ ກັ"),  # Lao
+    ("ကိ ကီ", "ကု ကေ"),  # Burmese
+    ("កិ កី", "កុ កេ"),  # Khmer
+    ("ཀི ཀུ", "ཀེ ཀོ"),  # Tibetan
+    ("كَ بِ", "كُ بَ"),  # Arabic with harakat
+    ("בָּ גִ", "בֶּ גֹ"),  # Hebrew with niqqud
+    ("e\u0301 a\u0300", "e\u0302 a\u0323"),  # Latin in NFD
+    ("é à", "e\u0302 a\u0323"),
+    ("ó ọ̀", "ò ọ́"),  # Yoruba
+])
+def test_rouge_tells_words_apart_that_differ_in_a_mark(prediction, gold, tokenizer):
+    found = value("rouge", [prediction], [[gold]], tokenizer=tokenizer)
+    assert found == {"rouge1": 0, "rouge2": 0, "rougeL": 0, "rougeLsum": 0}
+    assert value("rouge", [gold], [[gold]], tokenizer=tokenizer)["rouge1"] == 1
+
+
+@pytest.mark.parametrize("text", ["Ti\u1ebfng Vi\u1ec7t", "une \xe9l\xe8ve", "\u0958\u0932\u092e",
+                                  "\u30ac\u30e9\u30b9", "\ufb2a\u05dc"])
+def test_rouge_sees_through_normal_forms(text):
+    apart = unicodedata.normalize("NFD", text)
+    assert apart != text
+    for tokenizer in ("words", "character"):
+        assert value("rouge", [text], [[apart]], tokenizer=tokenizer)["rouge1"] == 1
+
+
 @pytest.mark.parametrize("golds", [["今天天气很好"], ["кошка спит"], ["the GPU 是一个很好的芯片"]])
 def test_rouge_is_never_silently_zero_for_letters_that_its_tokenizer_drops(golds):
     with pytest.raises(InputError, match=r"^rouge: item 1: the tokenizer rouge_score drops .* set tokenizer to words"):
@@ -206,9 +244,31 @@ def test_choices_by_sum_per_token_and_per_byte():
     logliks = [[-2.0, -3.0], [-4.0, -4.0], [-6.0, -5.0, -8.0]]
     tokens, num_bytes = [[1, 3], [1, 1], [3, 2, 8]], [[2, 10], [3, 3], [12, 5, 6]]
     rows = choice_statistics(logliks, tokens, num_bytes, [1, 0, 0])
-    assert rows.tolist() == [[0, 1, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1]]
+    assert rows.tolist() == [[0, 1, 1, 1], [0.5, 0.5, 0.5, 1], [0, 0, 1, 1]]
     values = metric_values("accuracy", rows.sum(axis=0))
-    assert values == pytest.approx({"accuracy": 1 / 3, "accuracy_per_token": 2 / 3, "accuracy_per_byte": 1})
+    assert values == pytest.approx({"accuracy": 0.5 / 3, "accuracy_per_token": 1.5 / 3, "accuracy_per_byte": 2.5 / 3})
+
+
+def test_a_choice_that_ties_with_others_counts_its_share():
+    """Of three choices that tie each is right with a third, wherever it stands."""
+    units = [[1, 1, 1, 1]] * 5
+    logliks = [[-2, -2, -2, -5]] * 4 + [[-2, -2, -2, -1]]
+    rows = choice_statistics(logliks, units, units, [0, 1, 2, 3, 3])
+    assert rows[:, 0].tolist() == [1 / 3, 1 / 3, 1 / 3, 0, 1]
+    alike = choice_statistics([[-3.0] * 4] * 200, units * 40, units * 40, [0] * 200)
+    assert metric_values("accuracy", alike.sum(axis=0))["accuracy"] == 1 / 4  # chance, not 1
+
+
+def test_a_tie_is_of_what_is_compared():
+    """In sum, per token and per byte other choices can tie; rounding makes no difference, more does."""
+    items = [([-2.0, -4.0], [1, 2], [4, 9]), ([-4.0, -4.0 - 1e-6], [2, 3], [5, 5]),
+             ([-4.0, -4.0 - 1e-3], [1, 1], [5, 5])]
+    rows = choice_statistics(*zip(*items, strict=True), [1, 1, 1])
+    assert rows[:, :3].tolist() == [[0, 0.5, 1], [0.5, 1, 0.5], [0, 0, 0]]
+    tied = [tied_accuracies(*item) for item in items]
+    assert tied == [["accuracy_per_token"], ["accuracy", "accuracy_per_byte"], []]
+    assert tie_shares(tied) == {f"{name}_ties": 1 / 3 for name in
+                                ("accuracy", "accuracy_per_token", "accuracy_per_byte")}
 
 
 def test_nan_is_named():

@@ -17,6 +17,7 @@ from hfscale.config import DataArguments, InputError
 from hfscale.data.corpus import load_splits, text_fingerprint
 from hfscale.data.tokenizer import train_bpe
 from hfscale.evaluation import perplexity
+from hfscale.evaluation.intervals import NO_SPREAD
 from hfscale.evaluation.perplexity import perplexity_metrics, rolling_windows, score_documents
 from recipes import score
 
@@ -113,6 +114,13 @@ def test_without_a_source_it_scores_what_the_run_held_out(folder, text_file, tmp
         run_json.unlink()
     with pytest.raises(InputError, match="no run.json"):
         score.main(["--model", str(folder), "--output_dir", str(tmp_path / "other")])
+    run_json.write_text(json.dumps({"config": {"task_source": ["task.jsonl"], "seed": 0}, "data": {
+        "fingerprint": {"validation": "0"}}}))
+    try:
+        with pytest.raises(InputError, match="was not trained on text but on task.jsonl; give a text, or the task"):
+            score.main(["--model", str(folder), "--output_dir", str(tmp_path / "other")])
+    finally:
+        run_json.unlink()
     assert not (tmp_path / "other").exists()
 
 
@@ -297,6 +305,55 @@ def test_saved_predictions_are_scored_and_compared(tmp_path, monkeypatch):
     assert "all items scored alike" in record["systems"][1]["notes"]["eval_exact_match_ci95"]
 
 
+def answers_of(folder: Path, right: int, items: int) -> list[str]:
+    """Two files of predictions for so many items: of the first none is right, of the second so many."""
+    golds = [f"the cat number {i} sat" for i in range(items)]
+    first = [{"prediction": "no idea", "reference": gold} for gold in golds]
+    second = [row | {"prediction": gold} if i < right else row
+              for i, (row, gold) in enumerate(zip(first, golds, strict=True))]
+    return [write_lines(folder / f"{name}.jsonl", rows) for name, rows in (("a", first), ("b", second))]
+
+
+@pytest.mark.parametrize(("items", "p_value", "better", "shown"), [
+    (1, 1, None, "1"), (2, 0.5, None, "0.5"), (5, 0.0625, None, "0.062"), (6, 0.03125, "second", "0.031"),
+    (12, 2 / 2**12, "second", "0.00049"), (40, 2 / 1002, "second", "< 0.002"), (200, 2 / 1002, "second", "< 0.002"),
+])
+def test_a_claim_needs_enough_items(tmp_path, monkeypatch, capsys, items, p_value, better, shown):
+    """All items better, as clear as it can be: what it shows depends on how many there are."""
+    monkeypatch.chdir(tmp_path)
+    files = answers_of(tmp_path, items, items)
+    score.main(["--predictions", *files, "--metrics", "exact_match", "chrf", "--output_dir", "out"])
+    rows = json.loads(Path("out/scores.json").read_text())["comparisons"]
+    assert [(row["metric"], row["p_value"], row["better"]) for row in rows] == [
+        (name, p_value, better) for name in ("eval_exact_match", "eval_chrf")]
+    printed = capsys.readouterr().out
+    assert len(re.findall(rf"│ {shown} +│ {better or 'none'} +│", printed)) == 2
+    too_few = f"only {items} of {items} items differ, so the p-value is at least {p_value:.4g}: too few to show"
+    assert ((rows[0]["note"] or "").startswith(too_few), too_few in printed) == ((better is None,) * 2)
+
+
+def test_few_that_differ_among_many_show_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = answers_of(tmp_path, 3, 300)
+    score.main(["--predictions", *files, "--metrics", "exact_match", "--output_dir", "out"])
+    [row] = json.loads(Path("out/scores.json").read_text())["comparisons"]
+    assert (row["difference"], row["p_value"], row["better"]) == (1, 0.25, None)
+    assert row["note"].startswith("only 3 of 300 items differ")
+
+
+def test_all_right_and_all_wrong_carry_the_same_note(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    files = answers_of(tmp_path, 40, 40)
+    score.main(["--predictions", *files, "--metrics", "exact_match", "rouge", "--output_dir", "out"])
+    record = json.loads(Path("out/scores.json").read_text())
+    for system in record["systems"]:
+        assert set(system["notes"].values()) == {NO_SPREAD} and len(system["notes"]) == 5
+    names = "eval_exact_match, eval_rouge1, eval_rouge2, eval_rougeL, eval_rougeLsum"
+    printed = capsys.readouterr().out
+    for path in files:
+        assert f"{path}: {names}: {NO_SPREAD}\n" in printed
+
+
 def test_task_from_model_to_predictions_and_back(folder, tmp_path, monkeypatch):
     """What it wrote scores the same when it is read again, also without its references."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -331,21 +388,104 @@ def test_scores_say_where_tests_ran_inside_the_programs(folder, tmp_path, monkey
         assert ("eval_pass_at_k" in system["notes"]) == noted
 
 
+def test_all_items_of_a_quiz_are_scored_and_counted(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "quiz.jsonl", [
+        {"q": f"line {i}: the cat sat on", "options": ["mat", "the log"], "gold": i % 2} for i in range(30)])
+    score.main(["--model", str(folder), "--task_source", "quiz.jsonl", "--prompt", "{q}", "--choices", "options",
+                "--answer", "gold", "--metrics", "accuracy"])
+    record = json.loads(Path("runs/score/scores.json").read_text())
+    assert record["systems"][0]["metrics"]["eval_items"] == 30
+    assert record["data"]["counts"] == {"read": 30, "scored": 30} and record["data"]["unit"] == "example"
+    assert "examples: 30 read, 0 left out, 0 dropped, 30 scored, 0 shortened\n" in capsys.readouterr().out
+
+
+def test_minimal_pairs_are_scored_from_the_beginning_of_a_text(folder, tmp_path, monkeypatch):
+    """Without a prompt a choice is all there is: the accuracy is that of its perplexity."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    pairs = [{"good": line, "bad": line.replace("the cat", "cat the")} for line in LINES[:6]]
+    write_lines(tmp_path / "pairs.jsonl", pairs)
+    words = ["--model", str(folder), "--task_source", "pairs.jsonl", "--metrics", "accuracy", "--overwrite"]
+    score.main([*words, "--choices", "good", "bad"])
+    model, tokenizer = GPT2LMHeadModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    lines = [json.loads(line) for line in Path("runs/score/predictions.jsonl").read_text().splitlines()]
+    for pair, line in zip(pairs, lines, strict=True):
+        ids = [tokenizer.bos_token_id, *tokenizer(pair["good"])["input_ids"]]
+        with torch.no_grad():
+            logits = model(torch.tensor([ids[:24]])).logits[0].log_softmax(-1)
+        if len(ids) <= 24:
+            expected = sum(logits[i, ids[i + 1]].item() for i in range(len(ids) - 1))
+            assert line["logliks"][0] == pytest.approx(expected, rel=1e-5)
+        assert (line["prompt"], line["answer"]) == ("", 0)
+    first = metrics_of(tmp_path / "runs/score")["eval_accuracy"]
+    score.main([*words, "--choices", "bad", "good"])
+    assert metrics_of(tmp_path / "runs/score")["eval_accuracy"] == pytest.approx(1 - first)
+
+
+def test_choices_that_tie_share_the_item(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "same.jsonl", [
+        {"q": "the cat " * (i % 5), "options": ["sat on", "sat on", "sat on", "a log" * 40], "answer": i % 4}
+        for i in range(24)])
+    score.main(["--model", str(folder), "--task_source", "same.jsonl", "--prompt", "{q}x", "--choices", "options",
+                "--metrics", "accuracy", "--batch_size", "3"])
+    metrics = metrics_of(tmp_path / "runs/score")
+    assert metrics["eval_accuracy"] == pytest.approx(18 / 24 / 3) and metrics["eval_accuracy_ties"] == 1
+
+
+def test_a_dry_run_shows_the_counts_and_the_first_item_and_writes_nothing(folder, text_file, tmp_path, monkeypatch,
+                                                                          capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "task.jsonl", [{"q": "the cat " * (9 * i), "a": "sat"} for i in range(4)])
+    before = sorted(tmp_path.iterdir())
+    score.main(["--model", str(folder), "--task_source", "task.jsonl", "--prompt", "{q} Answer:", "--target", "{a}",
+                "--metrics", "chrf", "--max_new_tokens", "4", "--dry_run"])
+    shown = capsys.readouterr().out
+    assert "examples: 4 read, 0 left out, 0 dropped, 4 scored, 3 shortened" in shown
+    assert "task.jsonl:1" in shown and "Answer:" in shown and "['sat']" in shown
+    score.main(["--model", str(folder), "--source", str(text_file), "--sample_by", "line", "--dry_run"])
+    shown = capsys.readouterr().out
+    assert "documents: 23 read, 0 left out, 0 dropped, 23 scored\n" in shown and LINES[0] in shown
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("words", [
+    "--source missing.txt", "--source broken.jsonl", "--predictions broken.jsonl", "--task_source broken.jsonl "
+    "--prompt {q} --target {a} --metrics chrf", "--task_source task.jsonl --prompt {p} --target {a} --metrics chrf",
+    "--task_source task.jsonl --prompt {q} --target {a} --metrics pass_at_k --program {x} --allow_code_execution",
+    "--task_source task.jsonl --prompt {q} --target {a} --metrics rouge", "--metrics chrf", "--model ./missing",
+])
+def test_what_is_wrong_is_found_before_weights_are_read(folder, tmp_path, monkeypatch, words):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", None)  # calling it would be a TypeError
+    Path("broken.jsonl").write_text('{"q": "a"\n')
+    write_lines(tmp_path / "task.jsonl", [{"q": "who", "a": "кошка"}])
+    model = [] if "--model" in words else ["--model", str(folder)]
+    with pytest.raises(InputError) as error:
+        score.main([*model, *words.split()])
+    assert "\n" not in str(error.value) and not Path("runs").exists()
+
+
 @pytest.mark.parametrize(("words", "match"), [
     ("--predictions missing.jsonl", "missing.jsonl: cannot be read"),
     ("--predictions bad.jsonl", r"bad\.jsonl:1: not JSON .*; mend or remove the line"),
     ("--predictions column.jsonl", r"column\.jsonl:2: expected JSON with .* it has predicted, reference"),
     ("--predictions bare.jsonl", r"bare\.jsonl:1: expected .* reference, or references .* it has prediction"),
     ("--predictions empty.jsonl", "predictions empty.jsonl: no rows in it; expected JSON with"),
-    ("--predictions blank.jsonl", "references of item 0 are empty"),
+    ("--predictions blank.jsonl", "references of blank.jsonl:1 are empty"),
     ("--predictions bare.jsonl --task_source task.jsonl --prompt {q} --target {q} --metrics chrf",
-     r"bare\.jsonl: 1 lines for 2 examples"),
+     r"bare\.jsonl: 1 lines for 20 examples"),
     ("--task_source task.jsonl --prompt {q} --target {missing} --metrics chrf", "no column 'missing'"),
     ("--task_source task.jsonl --prompt {q} --target {q}", "metrics: missing"),
     ("--task_source task.jsonl --prompt {q} --target {q} --metrics pass_at_k", "pass --allow_code_execution"),
     ("--task_source task.jsonl --prompt {q} --target {q} --metrics chrf --max_new_tokens 24",
      "max_new_tokens: got 24"),
-    ("--task_source task.jsonl --prompt {q} --target - --metrics rouge", "rouge: item 0: the tokenizer"),
+    ("--task_source task.jsonl --prompt {q} --target - --metrics rouge", "rouge: task.jsonl:1: the tokenizer"),
     ("--task_source task.jsonl --source task.jsonl", "give one of them"),
     ("--pass_at 2", "pass_at: got"),
     ("--num_samples 2", "without --do_sample"),

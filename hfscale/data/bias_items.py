@@ -3,12 +3,18 @@
 import difflib
 import itertools
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import regex
+
 from hfscale.config import InputError
 from hfscale.data.files import read_rows, read_text, reading
+from hfscale.data.words import RUN, find_words
+
+WORD_OR_SIGN = regex.compile(rf"{RUN.pattern}|\S")
 
 
 class Item(NamedTuple):
@@ -38,6 +44,9 @@ def read_items(paths: Sequence[str], kind: str) -> list[Item]:
             except (KeyError, TypeError) as error:
                 raise InputError(f"pairs {path}: not in the format {kind}, {error} is missing or of another kind; "
                                  f"mend it or set pairs_format to one of {', '.join(READERS)}") from None
+            except IndexError:
+                raise InputError(f"pairs {path}: not in the format {kind}; mend it or set pairs_format to one of "
+                                 f"{', '.join(READERS)}") from None
         empty = [item.place for item in found
                  if not all(text and text.strip() for text in (item.group, *item.choices))]
         if empty or not found:
@@ -116,13 +125,10 @@ def template_items(blocks: Sequence[dict[str, Any]]) -> list[Item]:
     `fill`, or for what `more` (the stereotype) and `less` put there.
 
     Raises InputError: another key, a name without words, `more` equal to `less`."""
-    items, needed = [], {"group", "texts", "more", "less"}
+    items = []
     for i, block in enumerate(blocks, 1):
-        if not needed <= block.keys() <= needed | {"fill"}:
-            raise InputError(f"templates: block {i} has {', '.join(block)}; expected {', '.join(sorted(needed))} and "
-                             "perhaps fill")
-        fill = block.get("fill") or {}
-        for words, text in itertools.product(itertools.product(*fill.values()), block["texts"]):
+        fill, texts = _checked_block(i, block)
+        for words, text in itertools.product(itertools.product(*fill.values()), texts):
             try:
                 pair = [text.format(**dict(zip(fill, words, strict=True)), **block[side]) for side in ("more", "less")]
             except (LookupError, ValueError, TypeError) as error:
@@ -130,17 +136,41 @@ def template_items(blocks: Sequence[dict[str, Any]]) -> list[Item]:
                                  "and less, or in fill") from None
             if pair[0] == pair[1]:
                 raise InputError(f"templates: block {i}: more and less both give {pair[0]!r}; let them differ")
-            items.append(Item(f"block {i}", block["group"], " ".join(words) or text, "", pair))
+            items.append(Item(f"block {i}", str(block["group"]), " ".join(map(str, words)) or text, "", pair))
     return items
+
+
+def _checked_block(i: int, block: dict[str, Any]) -> tuple[dict[str, list], list[str]]:
+    """What fills the names of a block, and its texts; a single value is a list of one."""
+    needed = {"group", "texts", "more", "less"}
+    if not needed <= block.keys() <= needed | {"fill"}:
+        raise InputError(f"templates: block {i} has {', '.join(block)}; expected {', '.join(sorted(needed))} and "
+                         "perhaps fill")
+    fill = block.get("fill") or {}
+    for name, value in (("more", block["more"]), ("less", block["less"]), ("fill", fill)):
+        if not isinstance(value, dict):
+            raise InputError(f"templates: block {i}: {name} is {value!r}; it cannot be filled in, expected names and "
+                             "words, such as {who: she}")
+    lists = {name: words if isinstance(words, list) else [words] for name, words in fill.items()}
+    texts = block["texts"] if isinstance(block["texts"], list) else [block["texts"]]
+    if not texts or not all(isinstance(text, str) for text in texts) or not all(lists.values()):
+        raise InputError(f"templates: block {i}: expected texts, and at least one word for each name of fill")
+    return lists, texts
 
 
 def unaligned(items: Sequence[Item]) -> list[dict[str, Any]]:
     """Pairs that do not differ in just the places that are marked: place, group, texts, and where they differ."""
     found = []
     for item in items:
-        more, less = (re.findall(r"\w+|[^\w\s]", text) for text in item.choices[:2])
+        more, less = map(_words_and_signs, item.choices[:2])
         codes = difflib.SequenceMatcher(None, more, less, autojunk=False).get_opcodes()
         spans = [[" ".join(more[a:b]), " ".join(less[c:d])] for kind, a, b, c, d in codes if kind != "equal"]
         if item.spans is not None and len(spans) != item.spans:
             found.append({"place": item.place, "group": item.group, "texts": item.choices[:2], "differ_in": spans})
     return found
+
+
+def _words_and_signs(text: str) -> list[str]:
+    """The words of a text with the marks on their letters, and each punctuation character."""
+    parts = WORD_OR_SIGN.findall(unicodedata.normalize("NFC", text))
+    return [word for part in parts for word in find_words(part) or [part]]

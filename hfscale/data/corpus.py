@@ -226,6 +226,10 @@ def load_run_splits(run_folder: str) -> DatasetDict:
         seed, fingerprint = record["config"]["seed"], record["data"]["fingerprint"]["validation"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"source: missing, and {run_folder} has no run.json that names the text of a run") from None
+    if "source" not in record["config"]:
+        learned = ", ".join(record["config"].get("task_source") or ["something else"])
+        raise InputError(f"source: missing, and {run_folder} was not trained on text but on {learned}; give a text, "
+                         "or the task")
     documents = join_parts(load_parts(args, seed=seed), args)
     if text_fingerprint(documents["validation"]) != fingerprint:
         raise InputError(f"source: missing, and {', '.join(args.source)} is no longer the text of {run_folder}")

@@ -117,6 +117,11 @@ def read_rows(path: Path, kind: str | None = None) -> Iterator[tuple[str, dict[s
             raise InputError(f"{path}{place}: {row}")
         if not isinstance(row, dict):
             raise InputError(f"{path}{place}: holds {str(row)[:40]!r}, not named columns; a row is a JSON object")
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:  # JSON can name half a character
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise InputError(f"{path}{place}: {half} is half a character; mend or remove the row") from None
         yield place, row
 
 

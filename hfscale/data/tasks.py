@@ -127,14 +127,28 @@ def _parts(args: TaskArguments, seed: int, counts: Counts) -> dict[str, list[Row
         for part, rows in parts.items():
             counts[part]["read"] = len(rows)
         return parts
-    if args.task_validation_source:
-        train, held_out = _given(args, counts)
-    else:
-        train, held_out = _split(args, counts)
+    train, held_out = split_rows(args, counts)
     random.Random(seed).shuffle(train)
     kept = train[:args.train_examples]
     counts["train"]["unused"] = len(train) - len(kept)
     return {"train": kept, "validation": held_out}
+
+
+def split_rows(args: TaskArguments, counts: Counts | None = None) -> tuple[list[Row], list[Row]]:
+    """The rows of files to train on, and those that are held out; neither depends on a seed. Raises as `load_task`."""
+    counts = {"train": Counter(), "validation": Counter()} if counts is None else counts
+    return _given(args, counts) if args.task_validation_source else _split(args, counts)
+
+
+def make_examples(rows: list[Row], args: TaskArguments, counts: Counter) -> Dataset:
+    """All of these rows as examples (see `load_task`); none is held out. Raises as `load_task`."""
+    examples = _examples(rows, args, _templates(args, rows), counts, with_columns=False)
+    if not examples:
+        about = f"; look at {rows[0][0]}" if rows else ""
+        raise InputError(f"task_source {', '.join(args.task_source)}: none of the {len(rows)} examples has a prompt "
+                         f"and a target{about}")
+    _say_dropped({"validation": counts})
+    return Dataset.from_list(examples)
 
 
 def _given(args: TaskArguments, counts: Counts) -> tuple[list[Row], list[Row]]:
@@ -348,15 +362,30 @@ def _from_templates(place: str, row: dict[str, Any], args: TaskArguments,
 
 
 def _choices(place: str, row: dict[str, Any], args: TaskArguments) -> dict[str, Any]:
-    """The texts to choose from and the index of the right one."""
-    texts, answer = _read(place, row, args.choices), _read(place, row, args.answer or "answer")
-    if not isinstance(texts, list):
-        raise InputError(f"{place}: column '{args.choices}' holds {str(texts)[:40]!r}; expected a list of choices")
+    """The texts to choose from, which one column lists or several hold, and the index of the right one."""
+    columns = [args.choices] if isinstance(args.choices, str) else args.choices
+    values = [_read(place, row, name) for name in columns]
+    is_list = len(columns) == 1
+    if is_list and not isinstance(values[0], list):
+        raise InputError(f"{place}: column '{columns[0]}' holds {str(values[0])[:40]!r}; expected a list of choices, "
+                         "or give the columns that hold one each")
+    named = [(columns[0], text) for text in values[0]] if is_list else zip(columns, values, strict=True)
+    texts = [_as_text(place, name, text) for name, text in named]
+    if not all(text.strip() for text in texts):
+        raise InputError(f"{place}: has the choices {texts!r}; expected texts that are not empty")
+    if not is_list and args.answer in (None, *columns):
+        answer = columns.index(args.answer) if args.answer else 0
+    else:
+        answer = _choice_index(place, _read(place, row, args.answer or "answer"), len(texts))
+    return {"choices": texts, "answer": answer}
+
+
+def _choice_index(place: str, answer: Any, choices: int) -> int:
     if isinstance(answer, str) and answer.strip().isdecimal():  # a table of text has no numbers
         answer = int(answer)
-    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(texts):
-        raise InputError(f"{place}: the answer {answer!r} is not an index, from 0, of {len(texts)} choices")
-    return {"choices": [_as_text(place, args.choices, text) for text in texts], "answer": answer}
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < choices:
+        raise InputError(f"{place}: the answer {answer!r} is not an index, from 0, of {choices} choices")
+    return answer
 
 
 def _program(place: str, row: dict[str, Any], example: dict[str, Any], templates: dict[str, _Template]

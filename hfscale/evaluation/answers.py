@@ -10,6 +10,7 @@ from transformers.integrations import TensorBoardCallback
 
 from hfscale.config import InputError, TaskArguments
 from hfscale.data.tasks import COUNTED, Counts
+from hfscale.evaluation.intervals import by_note, interval_notes
 from hfscale.evaluation.metrics import TEXT_METRICS, judge, text_statistics
 from hfscale.evaluation.tasks import predict
 from hfscale.report.tables import show_records, show_table
@@ -74,13 +75,16 @@ def ready_command(folder: str, task: TaskPrompt, examples: Dataset) -> str:
     return ask_command(folder, task, json.loads(example["columns"]))
 
 
-def show_answers(metrics: dict, baseline: str, samples: Sequence[str]) -> None:
-    """Print each metric before training, of the baseline and after training, and some answers."""
+def show_answers(metrics: dict, baseline: str, samples: Sequence[str], notes: dict[str, str] | None = None) -> None:
+    """Print each metric before training, of the baseline and after training, some answers, and what intervals cannot
+    show; `notes` are more of these, by name."""
     names = [name.removeprefix("before_eval_") for name in metrics if name.startswith("before_eval_")]
     show_records([{"held out": name, "before training": metrics[f"before_eval_{name}"],
                    baseline: metrics.get(f"baseline_{name}", ""), "after training": metrics[f"eval_{name}"],
                    "after training_ci95": metrics.get(f"eval_{name}_ci95")}
                   for name in names if not name.endswith("_ci95")])
+    for note, about in by_note(interval_notes(metrics) | (notes or {})).items():
+        print(f"{about}: {note}")
     for sample in samples:
         print(f"\n{sample}")
 

@@ -1,23 +1,20 @@
 """lm-eval's benchmarks on a loaded model, and its tasks that ship with hfscale and read a file of the user's own."""
 
 import contextlib
-import logging
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from importlib.util import find_spec
-from pathlib import Path
 
-import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError
-from hfscale.data.files import read_checked_rows
 from hfscale.evaluation.batches import Journal
+from hfscale.evaluation.lm_tasks import check_lm_eval, local_task, unknown_task
 from hfscale.launch import shipped
+from hfscale.models import context_limit
 
 
 def run_lm_eval(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[str], *,
@@ -33,13 +30,10 @@ def run_lm_eval(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task
         journal: where lm-eval keeps its answers; those to the same settings are not asked for again.
 
     Raises:
-        InputError: the extra is not installed, an unknown task, a missing file, or data that cannot be had or read.
+        InputError: as `check_lm_eval`, data that cannot be had or read, or a task that the model's context is too
+            short for.
     """
-    if find_spec("lm_eval") is None:
-        raise InputError('lm_eval: not installed: pip install "hfscale[lm-eval]"')
-    if include and not Path(include).is_dir():
-        raise InputError(f"lm_eval_include {include}: no such folder; it holds task files (.yaml)")
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    check_lm_eval(tasks, data=data, include=include)
     import lm_eval
     from lm_eval.api.model import CachingLM
     from lm_eval.models.huggingface import HFLM
@@ -50,9 +44,8 @@ def run_lm_eval(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task
     if not {*local, *manager.all_tasks}.issuperset(tasks):
         manager = TaskManager(include_path=include)  # seconds: lm-eval reads its 14,000 tasks
     if unknown := [name for name in tasks if name not in {*local, *manager.all_tasks}]:
-        raise InputError(f"lm_eval: unknown task {unknown[0]}; shipped are {', '.join(local)}, `lm-eval ls tasks` "
-                         "lists its own, and --lm_eval_include names a folder of more")
-    asked = [_local_task(local[name], data) if name in local else name for name in tasks]
+        raise unknown_task(unknown[0], [*local, *manager.all_tasks])
+    asked = [local_task(local[name], data) if name in local else name for name in tasks]
     state, lm = PartialState(), HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     if state.num_processes > 1:
         lm.accelerator, lm._rank, lm._world_size = Accelerator(), state.process_index, state.num_processes
@@ -67,20 +60,13 @@ def run_lm_eval(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task
         if journal:
             name = f"lm_eval-{Hasher.hash(journal.settings)}.rank{state.process_index}.db"
             lm = CachingLM(lm, str(journal.folder / name))
-        results = lm_eval.evaluate(lm, loaded, limit=limit, log_samples=False, bootstrap_iters=1000)
+        try:
+            results = lm_eval.evaluate(lm, loaded, limit=limit, log_samples=False, bootstrap_iters=1000)
+        except AssertionError as error:  # its way to say that the model does not fit the task
+            reason = str(error) or f"a part of it is longer than the model's context of {context_limit(model)} tokens"
+            raise InputError(f"lm_eval {','.join(tasks)}: lm-eval cannot ask this model: {reason}") from None
     found = [_read(results) if state.is_main_process else None]
     return broadcast_object_list(found)[0]
-
-
-def _local_task(path: Path, data: str | None) -> dict:
-    """The task's configuration with this data, of which it has the columns: lm-eval would take their names as text."""
-    config = yaml.safe_load(path.read_text("utf-8"))
-    columns = config["metadata"]["columns"]
-    expected = f"{', '.join(columns)} for {path.stem}"
-    if data is None:
-        raise InputError(f"lm_eval_data: missing; expected a file of JSON lines with {expected}")
-    read_checked_rows("lm_eval_data", data, lambda row: {*columns} <= {*row}, expected)
-    return config | {"dataset_kwargs": {"data_files": {"test": data}}}
 
 
 def _read(results: dict) -> tuple[dict, dict]:

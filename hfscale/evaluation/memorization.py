@@ -4,22 +4,38 @@ import random
 import re
 
 import numpy as np
+import regex
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError
+from hfscale.data.words import UNSPACED
 from hfscale.evaluation.intervals import bootstrap_sums, estimate, percentile_interval
 from hfscale.evaluation.perplexity import score_documents
 
+WORD = regex.compile(rf"[{UNSPACED}]\p{{M}}*+|[^\s{UNSPACED}]++")
+
 
 def longest_copy(text: str, training_text: str) -> str:
-    """The longest run of whole words of `text` that stands in `training_text` letter for letter; "" if none does."""
-    spans, best, stop = [word.span() for word in re.finditer(r"\S+", text)], (0, 0), 0
+    """The longest run of whole words of `text` that stands in `training_text` letter for letter; "" if none does. A
+    word goes from space to space; in scripts without spaces between words it is a character."""
+    spans, best, stop = [word.span() for word in WORD.finditer(text)], (0, 0), 0
     for start in range(len(spans)):  # what begins one word later reaches at least as far
         stop = max(stop, start)
         while stop < len(spans) and text[spans[start][0] : spans[stop][1]] in training_text:
             stop += 1
         best = max(best, (start, stop), key=lambda run: run[1] - run[0])
     return text[spans[best[0]][0] : spans[best[1] - 1][1]] if best[1] > best[0] else ""
+
+
+def count_words(text: str) -> int:
+    """As `longest_copy` counts them."""
+    return len(WORD.findall(text))
+
+
+def check_canary(canary: str, pattern: str) -> None:
+    """Raise InputError if the canary does not have the pattern's form, or the pattern has no #."""
+    if "#" not in pattern or not re.fullmatch(re.escape(pattern).replace(r"\#", r"\d"), canary):
+        raise InputError(f"canary '{canary}': does not have the form '{pattern}' (# stands for one digit)")
 
 
 def exposure_bits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, canary: str, pattern: str, *,
@@ -31,11 +47,9 @@ def exposure_bits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ca
     `pattern` is the canary with # for each random digit; it is compared with all texts of that form, or with
     `candidates` of them drawn at random with `seed`.
 
-    Raises:
-        InputError: the canary does not have the pattern's form, or the pattern has no #.
+    Raises InputError as `check_canary`.
     """
-    if "#" not in pattern or not re.fullmatch(re.escape(pattern).replace(r"\#", r"\d"), canary):
-        raise InputError(f"canary '{canary}': does not have the form '{pattern}' (# stands for one digit)")
+    check_canary(canary, pattern)
     digits, generator, drawn = pattern.count("#"), random.Random(seed), set()
     while len(drawn) < min(candidates, 10**digits):
         drawn.add(generator.randrange(10**digits))

@@ -4,7 +4,6 @@ So the value of a corpus, its bootstrap interval, a paired comparison and a sum 
 `metric_values(name, item_statistics(name, predictions, references).sum(axis=0))`. Formulas: docs/metrics.md.
 """
 
-import difflib
 import re
 import string
 from collections import Counter
@@ -12,22 +11,25 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import zip_longest
-from types import SimpleNamespace
 
 import numpy as np
 
 from hfscale.config import InputError
 from hfscale.evaluation.code import pass_at_k
 from hfscale.evaluation.intervals import estimate, means
+from hfscale.evaluation.metric_options import (
+    ROUGE_TYPES,
+    filled_options,
+    rouge_scorer,
+    rouge_tokens,
+    sacrebleu_metric,
+)
+from hfscale.options import did_you_mean
 
 TEXT_METRICS = ("bleu", "chrf", "rouge", "exact_match", "f1")  # they compare a prediction with references
 METRICS = (*TEXT_METRICS, "accuracy", "pass_at_k", "perplexity")
-ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-ROUGE_PATTERNS = {"rouge_score": r"[a-z0-9]+", "words": r"\w+", "character": r"\S"}  # of lower-case text
-SQUAD_OPTIONS = {"squad_version": (2, 1)}
-# Allowed values, the default first. bleu and chrf take sacrebleu's own options.
-OPTIONS = {"rouge": {"tokenizer": tuple(ROUGE_PATTERNS), "use_stemmer": (False, True)},
-           "exact_match": SQUAD_OPTIONS, "f1": SQUAD_OPTIONS}
+ACCURACIES = ("accuracy", "accuracy_per_token", "accuracy_per_byte")
+TIE_NATS = 1e-4  # closer log-likelihoods are equal but for float32 rounding
 
 
 def item_statistics(metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]],
@@ -50,10 +52,10 @@ def item_statistics(metric: str, predictions: Sequence[str], references: Sequenc
             raise InputError(f"{metric}: prediction of item {i} is {text!r}, expected a string")
     if metric in ("bleu", "chrf"):
         streams = list(zip_longest(*references))  # sacrebleu wants the first references of all items, the second, ...
-        return np.array(_sacrebleu(metric, options)._extract_corpus_statistics(predictions, streams), np.float64)
-    settings, pairs = _own_options(metric, options), zip(predictions, references, strict=True)
+        return np.array(sacrebleu_metric(metric, options)._extract_corpus_statistics(predictions, streams), np.float64)
+    settings, pairs = filled_options(metric, options), zip(predictions, references, strict=True)
     if metric == "rouge":
-        scores = map(_rouge_scorer(**settings).score_multi, references, predictions)
+        scores = map(rouge_scorer(**settings).score_multi, references, predictions)
         rows = [[*(score[name].fmeasure for name in ROUGE_TYPES), 1] for score in scores]
     else:
         rows = [[_squad_score(metric, text, golds, **settings), 1] for text, golds in pairs]
@@ -69,7 +71,7 @@ def metric_values(metric: str, sums: np.ndarray, **options) -> dict[str, np.ndar
     check_metric(metric)
     sums = np.asarray(sums, dtype=np.float64)
     if metric in ("bleu", "chrf"):
-        value = _sacrebleu(metric, options)._compute_score_from_stats
+        value = sacrebleu_metric(metric, options)._compute_score_from_stats
         return {metric: np.apply_along_axis(lambda row: value(row.tolist()).score, -1, sums)[()]}
     if metric == "perplexity":
         nll, tokens, num_bytes, words = np.moveaxis(sums, -1, 0)
@@ -77,7 +79,7 @@ def metric_values(metric: str, sums: np.ndarray, **options) -> dict[str, np.ndar
                 "word_perplexity": np.exp(nll / words)}
     if metric in ("exact_match", "f1"):
         return {metric: 100 * sums[..., 0] / sums[..., 1]}
-    names = {"rouge": ROUGE_TYPES, "accuracy": ("accuracy", "accuracy_per_token", "accuracy_per_byte"),
+    names = {"rouge": ROUGE_TYPES, "accuracy": ACCURACIES,
              "pass_at_k": [f"pass@{k}" for k in options.get("ks", (1,))]}
     return means(names[metric], sums)
 
@@ -101,43 +103,51 @@ def signature(metric: str, references: Sequence[Sequence[str]] = (), **options) 
     check_metric(metric)
     counts = {len(golds) for golds in references}
     if metric in ("bleu", "chrf"):
-        scorer = _sacrebleu(metric, options)
+        scorer = sacrebleu_metric(metric, options)
         scorer.num_refs = None if not counts else counts.pop() if len(counts) == 1 else -1
         return scorer.get_signature().format()
     if metric == "pass_at_k":
         return f"estimator:unbiased|k:{','.join(map(str, options.get('ks', (1,))))}"
-    how = {"rouge": {"refs": "best", "version": version("rouge_score")}, "accuracy": {"ties": "first"},
+    how = {"rouge": {"refs": "best", "version": version("rouge_score")}, "accuracy": {"ties": "shared"},
            "perplexity": {"mean": "token"}}.get(metric, {"refs": "best"})
-    return "|".join(f"{key}:{value}" for key, value in (_own_options(metric, options) | how).items())
+    return "|".join(f"{key}:{value}" for key, value in (filled_options(metric, options) | how).items())
 
 
 def check_metric(metric: str) -> None:
     """Raise InputError unless `metric` is one of METRICS; it names the nearest."""
     if metric not in METRICS:
-        near = difflib.get_close_matches(metric, METRICS, 1)
-        raise InputError(f"metric: got {metric!r}, expected one of {', '.join(METRICS)}"
-                         + (f"; did you mean {near[0]}?" if near else ""))
+        known = ", ".join(METRICS)
+        raise InputError(f"metric: got {metric!r}, expected one of {known}{did_you_mean(metric, METRICS)}")
 
 
-def check_references(metric: str, references: Sequence[Sequence[str]], **options) -> None:
-    """Raise InputError if a text metric cannot score against these references; worth doing before generating."""
+def check_references(
+    metric: str, references: Sequence[Sequence[str]], *, places: Sequence[str] | None = None, **options
+) -> None:
+    """Raise InputError if a text metric cannot score against these references; worth doing before
+    generating. `places` names the items, such as file and line."""
     check_metric(metric)
     if metric not in TEXT_METRICS:
         raise InputError(f"metric: {metric} does not compare texts; expected one of {', '.join(TEXT_METRICS)}")
     _check_lengths(metric, references=references)
-    for i, golds in enumerate(references):
+    places = places or [f"item {i}" for i in range(len(references))]
+    for place, golds in zip(places, references, strict=True):
         if isinstance(golds, str) or not golds or not all(isinstance(gold, str) for gold in golds):
-            raise InputError(f"{metric}: references of item {i} are {golds!r}, expected a list of one or more strings")
+            raise InputError(f"{metric}: references of {place} are {golds!r}, expected a list of one or more strings")
         if metric not in ("exact_match", "f1") and not any(gold.strip() for gold in golds):
-            raise InputError(f"{metric}: references of item {i} are empty; give its right answer or leave it out")
+            raise InputError(f"{metric}: references of {place} are empty; give its right answer or leave it out")
+    if metric in ("bleu", "chrf"):
+        sacrebleu_metric(metric, options)
+    else:
+        filled = filled_options(metric, options)
     if metric == "rouge":
-        _check_rouge_tokenizer(references, _own_options(metric, options)["tokenizer"])
+        _check_rouge_tokenizer(references, places, filled["tokenizer"])
 
 
 def choice_statistics(logliks: Sequence[Sequence[float]], tokens: Sequence[Sequence[int]],
                       num_bytes: Sequence[Sequence[int]], answers: Sequence[int]) -> np.ndarray:
     """(items, 4) float64 for `accuracy`: is the choice with the highest log-likelihood, in sum, per token and per
-    UTF-8 byte, the right one; and 1. Each item has one number per choice; of equal choices the first counts.
+    UTF-8 byte, the right one; and 1. Of k choices that tie (see `likeliest`) each counts 1 / k. Each item has one
+    number per choice.
 
     Raises:
         InputError: lists of different length, an empty choice, or an answer that is no index of a choice.
@@ -151,8 +161,36 @@ def choice_statistics(logliks: Sequence[Sequence[float]], tokens: Sequence[Seque
                              f"{answer}; expected one number per choice, no empty choice, and an answer among them")
         if np.isnan(values).any():
             raise FloatingPointError(f"item {i}: the log-likelihood of a choice is nan")
-        rows.append([*(np.argmax(np.divide(values, unit)) == answer for unit in (1, *units)), 1])
+        best = [likeliest(values, unit) for unit in (np.ones(len(values)), *units)]
+        rows.append([*((answer in choices) / len(choices) for choices in best), 1])
     return np.array(rows, dtype=np.float64)
+
+
+def likeliest(logliks: Sequence[float], units: Sequence[int] | np.ndarray) -> list[int]:
+    """The choice with the highest log-likelihood per unit, and those that tie with it: `TIE_NATS`
+    more would bring them level."""
+    units = np.asarray(units)
+    values = np.asarray(logliks, dtype=np.float64) / units
+    best = values.max()
+    return np.flatnonzero((values == best) | (best - values < TIE_NATS / units)).tolist()
+
+
+def tied_accuracies(
+    logliks: Sequence[float], tokens: Sequence[int], num_bytes: Sequence[int]
+) -> list[str]:
+    """In which of ACCURACIES several choices of an item tie for the likeliest."""
+    units = (np.ones(len(logliks)), tokens, num_bytes)
+    return [
+        name
+        for name, unit in zip(ACCURACIES, units, strict=True)
+        if len(likeliest(logliks, unit)) > 1
+    ]
+
+
+def tie_shares(tied: Sequence[Sequence[str]]) -> dict[str, float]:
+    """{<accuracy>_ties: share of items with a tie} from the `tied_accuracies` of each. Where it is
+    large, the accuracy says little but how many choices there are."""
+    return {f"{name}_ties": sum(name in names for names in tied) / len(tied) for name in ACCURACIES}
 
 
 def pass_at_k_statistics(n: Sequence[int], c: Sequence[int], ks: Sequence[int] = (1,)) -> np.ndarray:
@@ -175,15 +213,6 @@ def _check_lengths(metric: str, **columns: Sequence) -> None:
                          "each per item, and at least one item")
 
 
-def _own_options(metric: str, options: dict) -> dict:
-    """The options of a metric that sacrebleu does not compute, defaults filled in."""
-    known = OPTIONS.get(metric, {})
-    for name, value in options.items():
-        if name not in known or value not in known[name]:
-            raise InputError(f"{metric}: got option {name}={value!r}, expected {known or 'none'}")
-    return {name: values[0] for name, values in known.items()} | options
-
-
 def _squad_score(metric: str, prediction: str, golds: Sequence[str], squad_version: int) -> float:
     """Best score over the right answers, 0 to 1. Version 2 passes over those that normalise to nothing, unless all do:
     then only such a prediction is right. Version 1 gives it exact match 1 and F1 0."""
@@ -196,29 +225,14 @@ def _squad_score(metric: str, prediction: str, golds: Sequence[str], squad_versi
     return max(2 * n / max(1, len(words) + len(answer)) for n, answer in zip(shared, answers, strict=True))
 
 
-def _sacrebleu(metric: str, options: dict):
-    from sacrebleu.metrics import BLEU, CHRF
-
-    try:
-        return {"bleu": BLEU, "chrf": CHRF}[metric](**options)
-    except (TypeError, KeyError, AssertionError, RuntimeError, ImportError) as error:
-        raise InputError(f"{metric}: sacrebleu does not take {options}: {' '.join(str(error).split())}") from None
-
-
-def _rouge_scorer(tokenizer: str, use_stemmer: bool):
-    from rouge_score import rouge_scorer  # takes seconds: it imports nltk
-
-    if use_stemmer and tokenizer != "rouge_score":
-        raise InputError(f"rouge: use_stemmer stems English words; tokenizer {tokenizer!r} goes without it")
-    own = SimpleNamespace(tokenize=lambda text: re.findall(ROUGE_PATTERNS[tokenizer], text.lower()))
-    return rouge_scorer.RougeScorer(ROUGE_TYPES, use_stemmer, tokenizer=None if tokenizer == "rouge_score" else own)
-
-
-def _check_rouge_tokenizer(references: Sequence[Sequence[str]], tokenizer: str) -> None:
+def _check_rouge_tokenizer(
+    references: Sequence[Sequence[str]], places: Sequence[str], tokenizer: str
+) -> None:
     """rouge-score's own tokenizer drops all but a-z and 0-9: the score would be that of the rest, often 0."""
-    for i, golds in enumerate(references):
+    tokens = rouge_tokens(tokenizer)
+    for place, golds in zip(places, references, strict=True):
         text = " ".join(golds).lower()
-        kept, letters = len("".join(re.findall(ROUGE_PATTERNS[tokenizer], text))), sum(map(str.isalnum, text))
+        kept, letters = sum(map(len, tokens(text))), sum(map(str.isalnum, text))
         if 2 * kept < max(1, letters):
-            raise InputError(f"rouge: item {i}: the tokenizer {tokenizer} drops most of {golds[0][:40]!r}; set "
+            raise InputError(f"rouge: {place}: the tokenizer {tokenizer} drops most of {golds[0][:40]!r}; set "
                              "tokenizer to words for letters beyond a to z, to character for text without spaces")

@@ -7,13 +7,14 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from hfscale.evaluation.intervals import estimate, means
+from hfscale.evaluation.metrics import TIE_NATS
 from hfscale.evaluation.perplexity import Window, score_windows
 
 
 def preference_metrics(model: PreTrainedModel, reference: PreTrainedModel, pairs: Dataset, *, beta: float,
                        batch_size: int = 8, seed: int = 0) -> dict[str, float | list[float] | None]:
-    """`eval_reward_accuracy` (share of pairs in which the chosen answer has the greater reward), `eval_reward_margin`
-    (mean difference) and each side's mean, with 95 % bootstrap intervals; the same on every rank.
+    """`eval_reward_accuracy` (share of pairs in which the chosen answer has the greater reward; a tie counts half),
+    `eval_reward_margin` (mean difference) and each side's mean, with 95 % bootstrap intervals; the same on every rank.
 
     The reward of an answer is beta times its log-likelihood ratio, in nats, of model to reference (Rafailov et al.
     2023, arXiv:2305.18290, equation 5 without the term that cancels). `pairs` has the columns prompt_ids, chosen_ids
@@ -26,6 +27,8 @@ def preference_metrics(model: PreTrainedModel, reference: PreTrainedModel, pairs
         after, before = (score_windows(side, windows, batch_size) for side in (model, reference))
         rewards.append(beta * (np.array(before) - np.array(after)))
     chosen, rejected = rewards
-    columns = np.stack([chosen > rejected, chosen - rejected, chosen, rejected, np.ones(len(pairs))], axis=1)
+    margin = chosen - rejected
+    right = np.where(abs(margin) < beta * TIE_NATS, 0.5, margin > 0)
+    columns = np.stack([right, margin, chosen, rejected, np.ones(len(pairs))], axis=1)
     names = ("eval_reward_accuracy", "eval_reward_margin", "eval_reward_chosen", "eval_reward_rejected")
     return estimate(columns, partial(means, names), seed=seed)

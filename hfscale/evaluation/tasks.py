@@ -16,7 +16,13 @@ from hfscale.data.packing import encode_texts
 from hfscale.data.tasks import spaced_choice
 from hfscale.evaluation.batches import Journal, run_batches, run_sorted
 from hfscale.evaluation.code import Outcome, run_program
-from hfscale.evaluation.metrics import TEXT_METRICS, choice_statistics, pass_at_k_statistics, text_statistics
+from hfscale.evaluation.metrics import (
+    TEXT_METRICS,
+    choice_statistics,
+    pass_at_k_statistics,
+    text_statistics,
+    tied_accuracies,
+)
 from hfscale.evaluation.perplexity import Window, score_windows
 from hfscale.generation import cut_at_stop
 from hfscale.models import check_token_ids, context_limit, prefix_ids
@@ -86,7 +92,7 @@ def score_choices(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ex
                   batch_size: int = 8, journal: Journal | None = None, progress: bool = False
                   ) -> tuple[np.ndarray, list[dict]]:
     """Multiple choice by the log-likelihood of each of `choices` after `prompt`: statistics for `accuracy` (see
-    `choice_statistics`), and per example {"logliks", "cut_tokens"}.
+    `choice_statistics`), and per example {"logliks", "tied", "cut_tokens"} (see `tied_accuracies`).
 
     As lm-eval does it: prompt and choice are encoded together with a space between them unless one has white space
     there or there is no prompt, spaces at the prompt's end belong to the choice, and what exceeds the context is cut
@@ -110,12 +116,29 @@ def score_choices(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ex
         left = iter(values)
         return [list(islice(left, len(choices))) for choices in examples["choices"]]
 
-    nll = score_windows(model, windows, batch_size, journal=journal, progress=progress)
+    nll = _score_once(model, windows, batch_size, journal=journal, progress=progress)
     logliks = per_item(-value for value in nll)
     num_bytes = [[len(choice.lstrip().encode()) for choice in choices] for choices in examples["choices"]]
     tokens = per_item(len(window.ids) - window.first for window in windows)
-    return (choice_statistics(logliks, tokens, num_bytes, examples["answer"][:]),
-            [{"logliks": values, "cut_tokens": max(n)} for values, n in zip(logliks, per_item(cut), strict=True)])
+    tied = [tied_accuracies(*units) for units in zip(logliks, tokens, num_bytes, strict=True)]
+    records = [{"logliks": values, "tied": names, "cut_tokens": max(n)}
+               for values, names, n in zip(logliks, tied, per_item(cut), strict=True)]
+    return choice_statistics(logliks, tokens, num_bytes, examples["answer"][:]), records
+
+
+def _score_once(model: PreTrainedModel, windows: Sequence[Window], batch_size: int, **kwargs) -> list[float]:
+    """As `score_windows`, equal ones only once: in another batch the same tokens can have another rounding error, and
+    equal choices would not tie."""
+    numbers: dict[tuple[int, bytes], int] = {}
+    unique, which = [], []
+    for window in windows:
+        key = window.first, window.ids.tobytes()
+        if key not in numbers:
+            numbers[key] = len(unique)
+            unique.append(window)
+        which.append(numbers[key])
+    nll = score_windows(model, unique, batch_size, **kwargs)
+    return [nll[number] for number in which]
 
 
 def check_programs(examples: Dataset, *, allow_code_execution: bool, most: int = 5) -> None:
@@ -154,8 +177,6 @@ def answer_task(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, exam
             record |= {"choices": row["choices"], "answer": row["answer"], **scored}
     if set(args.metrics) == {"accuracy"}:
         return columns, records
-    if "pass_at_k" in args.metrics and PartialState().is_main_process:
-        check_programs(examples, allow_code_execution=allow_code_execution)
     asked = examples.select(np.repeat(np.arange(len(examples)), num_samples))
     answers = predict(model, tokenizer, asked, max_new_tokens=args.max_new_tokens, stop_strings=args.stop_strings,
                       **common, **decoding)

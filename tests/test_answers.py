@@ -1,0 +1,44 @@
+"""What is shown of a task's answers: values beside each other, and what they cannot show."""
+
+import pytest
+
+from hfscale.evaluation.answers import show_answers
+from hfscale.evaluation.intervals import NO_SPREAD, ONE_ITEM
+
+
+def metrics_of(value: float, interval: list[float] | None) -> dict:
+    return {
+        "before_eval_chrf": 3.0,
+        "before_eval_chrf_ci95": [2.0, 4.0],
+        "baseline_chrf": 9.0,
+        "baseline_chrf_ci95": [8.0, 11.0],
+        "eval_chrf": value,
+        "eval_chrf_ci95": interval,
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "note"),
+    [
+        (100.0, [100.0, 100.0], f"eval_chrf: {NO_SPREAD}\n"),
+        (0.0, [0.0, 0.0], f"eval_chrf: {NO_SPREAD}\n"),
+        (50.0, None, f"eval_chrf: {ONE_ITEM}\n"),
+    ],
+)
+def test_results_that_resampling_cannot_judge_carry_the_note_of_score(
+    capsys, value, interval, note
+):
+    show_answers(
+        metrics_of(value, interval),
+        "most_frequent",
+        ["a sample"],
+        {"f1": "a whole phrase is one token"},
+    )
+    shown = capsys.readouterr().out
+    assert note in shown and "f1: a whole phrase is one token\n" in shown and "a sample" in shown
+
+
+def test_others_carry_none(capsys):
+    show_answers(metrics_of(50.0, [45.0, 55.0]), "most_frequent", [])
+    shown = capsys.readouterr().out
+    assert "50" in shown and NO_SPREAD not in shown and ONE_ITEM not in shown
