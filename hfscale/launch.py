@@ -334,6 +334,6 @@ def run_launcher(words: list[str], env: dict[str, str]) -> int:
         signal.signal(signal.SIGTERM, previous)
     if code < 0:
         print(f"error: rank {rank} was killed by {signal.Signals(-code).name}", file=sys.stderr)
-    elif code not in (0, 2):  # 2: the recipe has said why
+    elif code not in (0, 2, 128 + signal.SIGPIPE, 128 + signal.SIGINT):  # 2: the recipe has said why
         print(f"error: rank {rank} ended with exit status {code}; its messages are above", file=sys.stderr)
     return 128 - code if code < 0 else code

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import signal
 import sys
 from pathlib import Path
@@ -13,7 +12,14 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainingArguments
 
 from hfscale.checkpoints import convert_checkpoint, forget_converted, mend_converted, parameter_names
-from hfscale.config import InputError, check_replaceable, is_main_rank, remove_written, write_text
+from hfscale.config import (
+    InputError,
+    check_replaceable,
+    check_writable,
+    is_main_rank,
+    remove_written,
+    write_text,
+)
 from hfscale.folders import RUN_FILES
 from hfscale.launch import launched_engine
 
@@ -31,9 +37,7 @@ def check_output_dir(output_dir: str, *, resume: str | None, overwrite: bool) ->
         InputError: as said, or the path cannot become a folder, or --overwrite would delete what no run wrote.
     """
     path = Path(output_dir)
-    above = next(p for p in (path, *path.absolute().parents) if p.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise InputError(f"output_dir {output_dir}: {above} is not a folder that can be written to")
+    check_writable(f"output_dir {output_dir}", path)
     if resume and overwrite:
         raise InputError("--resume auto continues a run and --overwrite deletes it; give one of the two")
     if path.is_dir() and any(path.iterdir()):
