@@ -167,6 +167,43 @@ class TaskArguments:
 
 
 @dataclass
+class DecodingArguments:
+    """How text is drawn from a model, in the names of transformers.GenerationConfig."""
+
+    max_new_tokens: int = field(
+        default=128, metadata={"help": "most tokens per completion; the context may end it", "min": 1}
+    )
+    do_sample: bool = field(
+        default=True, metadata={"help": "draw tokens; false: the likeliest (greedy or beams)"}
+    )
+    temperature: float = field(
+        default=1.0, metadata={"help": "below 1: likelier tokens more often", "min": 1e-6, "max": 1e6}
+    )
+    top_k: int = field(
+        default=50, metadata={"help": "draw among this many likeliest tokens; 0: all", "min": 0}
+    )
+    top_p: float = field(
+        default=1.0,
+        metadata={"help": "draw among the likeliest tokens up to this probability", "min": 1e-6, "max": 1},
+    )
+    num_beams: int = field(
+        default=1,
+        metadata={"help": "beam search with this many beams; 1: none", "min": 1, "max": 1000},
+    )
+    num_return_sequences: int = field(
+        default=1, metadata={"help": "completions per prompt", "min": 1, "max": 100_000}
+    )
+    repetition_penalty: float = field(
+        default=1.0, metadata={"help": "above 1: repeat less", "min": 1e-3, "max": 1e3}
+    )
+    stop_strings: list[str] | None = field(
+        default=None, metadata={"help": "each ends a completion and is cut off; EOS always does"}
+    )
+    batch_size: int = field(default=8, metadata={"help": "texts made at a time", "min": 1})
+    seed: int = field(default=0, metadata={"help": "of the draws"})
+
+
+@dataclass
 class AdapterArguments(RemoteCodeArguments):
     """A checkpoint to start from, and which weights are trained: all, the upper layers, or a small adapter's."""
 

@@ -135,9 +135,9 @@ def test_streaming_prints_what_is_returned(model, tokenizer, capsys):
 @pytest.mark.parametrize(("settings", "message"), [
     ({"do_sample": False, "num_return_sequences": 2}, "num_return_sequences: got 2"),
     ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences: got 3"),
-    ({"temperature": 0.0}, "temperature: got 0.0"),
-    ({"top_p": 1.5}, "top_k, top_p: got 50, 1.5"),
-    ({"top_k": -1}, "top_k, top_p: got -1"),
+    ({"temperature": 0.0}, "temperature: got 0.0, expected 1e-06 to 1000000"),
+    ({"top_p": 1.5}, "top_p: got 1.5, expected 1e-06 to 1"),
+    ({"top_k": -1}, "top_k: got -1, expected at least 0"),
     ({"max_new_tokens": 0}, "max_new_tokens: got 0"),
     ({"batch_size": 0}, "batch_size: got 0"),
     ({"num_beams": 0}, "num_beams: got 0"),

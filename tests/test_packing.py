@@ -172,7 +172,7 @@ def test_collator_gives_int64_without_attention_mask(documents, tokenizer):
 
 def test_long_documents_are_tokenized_in_slices_alike(documents, tokenizer, monkeypatch):
     whole = pack_documents(documents, tokenizer, 16)["input_ids"][:]
-    monkeypatch.setattr("hfscale.data.packing.SLICE_CHARACTERS", 10)
+    monkeypatch.setattr("hfscale.data.tokens.SLICE_CHARACTERS", 10)
     again = Dataset.from_dict({"text": TEXTS})
     np.testing.assert_array_equal(pack_documents(again, tokenizer, 16)["input_ids"][:], whole)
 

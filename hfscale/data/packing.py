@@ -3,7 +3,7 @@
 import contextlib
 import ctypes
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale import __version__
 from hfscale.config import InputError
+from hfscale.data.tokens import encode_texts
 from hfscale.models import context_limit
 
 IGNORED = -100  # label that the loss passes over
-SLICE_CHARACTERS = 500_000  # text given to the tokenizer at once: bounds its memory for long documents
 BATCH_DOCUMENTS = 1000  # packed together at most; rows never hold text of two batches
 BATCH_CHARACTERS = 1_000_000  # about as much as that, in long documents
 
@@ -158,26 +158,3 @@ def best_fit(sizes: Sequence[int], max_length: int) -> list[list[int]]:
         if free - sizes[segment] >= 2:  # no segment is smaller
             insort(space, (free - sizes[segment], row))
     return sorted(rows, key=min)
-
-
-def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """Ids of each text without special tokens."""
-    part, size = [], 0
-    for text in texts:
-        part.append(text)
-        size += len(text)
-        if size >= SLICE_CHARACTERS:
-            yield from _ids(part, tokenizer)
-            part, size = [], 0
-    if part:
-        yield from _ids(part, tokenizer)
-
-
-def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Ids without special tokens, however long the text. The fast way leaves out offsets, half of the time."""
-    if not tokenizer.is_fast:
-        return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # a tokenizer.json can ask for both
-    backend.no_padding()
-    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]

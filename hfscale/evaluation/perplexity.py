@@ -17,11 +17,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError
-from hfscale.data.packing import IGNORED, encode_texts
+from hfscale.data.packing import IGNORED
+from hfscale.data.tokens import after_once, encode_texts, start_ids
 from hfscale.evaluation.batches import Journal, run_sorted
 from hfscale.evaluation.intervals import interval_notes
 from hfscale.evaluation.metrics import judge
-from hfscale.models import check_token_ids, context_limit, prefix_ids
+from hfscale.models import check_token_ids, context_limit
 
 LOGITS_AT_ONCE = 2**21  # per log-softmax: its float32 copies (8 MB) stay in the cache; three times faster on a CPU
 TOO_LARGE = "larger than a float can hold"
@@ -63,8 +64,9 @@ def score_documents(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         FloatingPointError: a log-likelihood is not finite; the message names the document, counted from 0.
     """
     context, stride = _check_window(model, context, stride, batch_size)
-    before = prefix_ids(tokenizer)
-    documents = [np.array(before + ids, dtype=np.int64) for ids in encode_texts(texts, tokenizer)]
+    before = start_ids(tokenizer)
+    encoded = encode_texts(texts, tokenizer)
+    documents = [np.array(after_once(before, ids), dtype=np.int64) for ids in encoded]
     check_token_ids(model, (ids.max() for ids in documents if len(ids)), f"tokenizer of {len(tokenizer)} tokens")
     windows = [Window(ids[start:stop], first - start, i) for i, ids in enumerate(documents)
                for start, first, stop in rolling_windows(len(ids), context, stride)]
