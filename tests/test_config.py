@@ -551,6 +551,12 @@ def test_numbers_beyond_their_limits(parse, words, says):
     assert str(error.value) == says
 
 
+@pytest.mark.parametrize("words", [["--names"], ["--numbers"], ["--names", "a", "--numbers"], ["--name"]])
+def test_a_flag_without_its_value(parse, words):
+    with pytest.raises(InputError, match=f"^command line: {words[-1]}: got '', expected "):
+        parse(*words)
+
+
 def test_limits_hold_in_files_and_include_their_ends(parse):
     with pytest.raises(InputError, match=r"^c\.yaml:2: seed: got -1, expected 0 to 4294967295$"):
         parse(cls=LimitedArguments, yaml="share: 1\nseed: -1\n")
