@@ -167,14 +167,14 @@ class TaskArguments:
 
 
 @dataclass
-class DecodingArguments:
-    """How text is drawn from a model, in the names of transformers.GenerationConfig."""
+class SamplingArguments:
+    """How a text is drawn from a model, in the names of transformers.GenerationConfig."""
 
     max_new_tokens: int = field(
         default=128, metadata={"help": "most tokens per completion; the context may end it", "min": 1}
     )
     do_sample: bool = field(
-        default=True, metadata={"help": "draw tokens; false: the likeliest (greedy or beams)"}
+        default=True, metadata={"help": "draw tokens; false: the likeliest each time"}
     )
     temperature: float = field(
         default=1.0, metadata={"help": "below 1: likelier tokens more often", "min": 1e-6, "max": 1e6}
@@ -186,6 +186,19 @@ class DecodingArguments:
         default=1.0,
         metadata={"help": "draw among the likeliest tokens up to this probability", "min": 1e-6, "max": 1},
     )
+    repetition_penalty: float = field(
+        default=1.0, metadata={"help": "above 1: repeat less", "min": 1e-3, "max": 1e3}
+    )
+    stop_strings: list[str] | None = field(
+        default=None, metadata={"help": "each ends a completion and is cut off; EOS always does"}
+    )
+    seed: int = field(default=0, metadata={"help": "of the draws"})
+
+
+@dataclass
+class DecodingArguments(SamplingArguments):
+    """How many texts are made, and which: drawn, the likeliest, or found by a search."""
+
     num_beams: int = field(
         default=1,
         metadata={"help": "beam search with this many beams; 1: none", "min": 1, "max": 1000},
@@ -193,14 +206,7 @@ class DecodingArguments:
     num_return_sequences: int = field(
         default=1, metadata={"help": "completions per prompt", "min": 1, "max": 100_000}
     )
-    repetition_penalty: float = field(
-        default=1.0, metadata={"help": "above 1: repeat less", "min": 1e-3, "max": 1e3}
-    )
-    stop_strings: list[str] | None = field(
-        default=None, metadata={"help": "each ends a completion and is cut off; EOS always does"}
-    )
     batch_size: int = field(default=8, metadata={"help": "texts made at a time", "min": 1})
-    seed: int = field(default=0, metadata={"help": "of the draws"})
 
 
 @dataclass

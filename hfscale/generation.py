@@ -174,6 +174,16 @@ def fit_prompts(
     return rows, [limit - len(ids) for ids in rows]
 
 
+def beginning_of(text: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The first words of a text, at most three, that leave the model at least half of its context; else ""."""
+    words, room = text.split()[:3], (context_limit(model) or 2**31) // 2
+    for size in range(len(words), 0, -1):
+        beginning = " ".join(words[:size])
+        if len(encode_prompts([beginning], tokenizer)[0]) <= room:
+            return beginning
+    return ""
+
+
 def complete_rows(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

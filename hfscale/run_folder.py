@@ -30,8 +30,9 @@ MAY_CHANGE = ("output_dir", "max_steps", "num_train_epochs", "logging", "log_", 
               "local_rank", "push_to_hub", "hub_", "ddp_", "metric_for", "accelerator_config")
 
 
-def check_output_dir(output_dir: str, *, resume: str | None, overwrite: bool) -> None:
+def check_output_dir(output_dir: str, *, resume: str | None, overwrite: bool, can_resume: bool = True) -> None:
     """Refuse a folder that holds a run, unless it is to be continued or may be deleted. Nothing is changed here.
+    `can_resume`: the recipe has --resume.
 
     Raises:
         InputError: as said, or the path cannot become a folder, or --overwrite would delete what no run wrote.
@@ -44,8 +45,8 @@ def check_output_dir(output_dir: str, *, resume: str | None, overwrite: bool) ->
         if not holds_run(path):
             raise InputError(f"output_dir {output_dir}: holds files that are no training run; name an empty folder")
         if not resume and not overwrite:
-            raise InputError(f"output_dir {output_dir}: holds a run; --resume auto continues it, --overwrite deletes "
-                             "it, or name another folder")
+            ways = "--resume auto continues it, " * can_resume + "--overwrite deletes it, or name another folder"
+            raise InputError(f"output_dir {output_dir}: holds a run; {ways}")
     if overwrite:
         check_replaceable(f"output_dir {output_dir}", path, RUN_FILES)
 
@@ -162,10 +163,11 @@ def _check_same_config(before: dict[str, Any], now: dict[str, Any], folder: Path
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGTERM: save a checkpoint at the end of the step, on all ranks alike, and exit with status 143."""
+    """SIGTERM: save a checkpoint at the end of the step, on all ranks alike, and exit with status 143. `can_resume`:
+    the recipe has --resume."""
 
-    def __init__(self):
-        self.received = False
+    def __init__(self, can_resume: bool = True):
+        self.can_resume, self.received = can_resume, False
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._previous = signal.signal(signal.SIGTERM, self._on_signal)
@@ -188,6 +190,8 @@ class StopOnSignal(TrainerCallback):
         signal.signal(signal.SIGTERM, self._previous)
         if self.received:
             if is_main_rank():
-                print(f"stopped by SIGTERM after step {state.global_step}; a checkpoint is saved, "
-                      "--resume auto goes on", file=sys.stderr)
+                saved = Path(args.output_dir, f"checkpoint-{state.global_step}")
+                goes_on = ", --resume auto goes on" if self.can_resume else f": {saved}"
+                print(f"stopped by SIGTERM after step {state.global_step}; a checkpoint is saved{goes_on}",
+                      file=sys.stderr)
             raise SystemExit(128 + signal.SIGTERM)
