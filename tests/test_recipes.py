@@ -104,7 +104,7 @@ def test_score_of_a_run_agrees_with_its_evaluation(finished, text, tmp_path):
 
 
 def test_memorization_of_a_run_uses_its_own_text(finished, tmp_path, capsys):
-    words = ["--model", str(finished), "--num_samples", "2", "--max_new_tokens", "8", "--output_dir", str(tmp_path),
+    words = ["--model", str(finished), "--num_samples", "2", "--max_new_tokens", "16", "--output_dir", str(tmp_path),
              "--canaries", "to 12.", "--canary_pattern", "to ##."]
     memorization.main(words)
     record = json.loads((tmp_path / "memorization.json").read_text())

@@ -65,14 +65,15 @@ def score_documents(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     """
     context, stride = _check_window(model, context, stride, batch_size)
     before = start_ids(tokenizer)
+    scored_from = max(1, len(before))
     encoded = encode_texts(texts, tokenizer)
     documents = [np.array(after_once(before, ids), dtype=np.int64) for ids in encoded]
     check_token_ids(model, (ids.max() for ids in documents if len(ids)), f"tokenizer of {len(tokenizer)} tokens")
     windows = [Window(ids[start:stop], first - start, i) for i, ids in enumerate(documents)
-               for start, first, stop in rolling_windows(len(ids), context, stride)]
+               for start, first, stop in rolling_windows(len(ids), context, stride, first=scored_from)]
     if not windows:
         raise InputError(f"text: {len(texts)} documents hold no token to score; give longer text")
-    sums = np.array([[0.0, max(0, len(ids) - 1), len(text.encode()), len(re.split(r"\s+", text))]
+    sums = np.array([[0.0, max(0, len(ids) - scored_from), len(text.encode()), len(re.split(r"\s+", text))]
                      for ids, text in zip(documents, texts, strict=True)])
     nll = score_windows(model, windows, batch_size, journal=journal, progress=progress)
     np.add.at(sums[:, 0], [window.document for window in windows], nll)
@@ -99,12 +100,13 @@ def perplexity_metrics(scores: DocumentScores, seed: int = 0) -> tuple[dict, dic
                       "unknown_tokens": scores.unknown_tokens}, notes
 
 
-def rolling_windows(num_ids: int, context: int, stride: int) -> list[tuple[int, int, int]]:
-    """(start, first, stop) of each window over a document of `num_ids` ids, prefix included: it holds ids[start:stop]
-    and scores those from `first` on, up to `context` of them, later up to `stride`, after as many others as fit."""
-    windows, first = [], 1
+def rolling_windows(num_ids: int, context: int, stride: int, first: int = 1) -> list[tuple[int, int, int]]:
+    """(start, first, stop) of each window over a document of `num_ids` ids, its prefix of `first` ids included: it
+    holds ids[start:stop] and scores those from `first` on, in the first window as many as the context takes, later up
+    to `stride`, after as many others as fit."""
+    windows, prefix = [], first
     while first < num_ids:
-        stop = min(first + (context if first == 1 else stride), num_ids)
+        stop = min(context + 1 if first == prefix else first + stride, num_ids)
         windows.append((max(0, stop - 1 - context), first, stop))
         first = stop
     return windows
