@@ -585,9 +585,9 @@ def check_output_folder(output_dir: str, *, overwrite: bool, last_file: str, wri
     folder = Path(output_dir).absolute()
     if os.path.lexists(folder) and not (overwrite and (folder / last_file).is_file()):
         raise InputError(f"output_dir {output_dir}: exists; name another, or --overwrite one of this recipe")
+    check_writable(f"output_dir {output_dir}", folder.parent, folder.name)
     if overwrite:
         check_replaceable(f"output_dir {output_dir}", folder, written)
-    check_writable(f"output_dir {output_dir}", folder.parent, folder.name)
 
 
 def check_replaceable(place: str, folder: Path, written: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """How a model that learned a task is asked: its prompt's template and where an answer ends, kept in its folder."""
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterable
@@ -148,7 +149,7 @@ def load_task_prompt(name: str) -> TaskPrompt | None:
 
 def _find_task_file(name: str) -> Path | None:
     folder = Path(name)
-    if folder.is_dir():
+    if os.path.isdir(name):  # Path's own raises for a name that is too long
         is_checkpoint = folder.absolute().name.startswith("checkpoint-")
         folders = [folder, folder.absolute().parent] if is_checkpoint else [folder]
         return next((place / TASK_FILE for place in folders if (place / TASK_FILE).is_file()), None)

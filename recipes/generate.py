@@ -123,7 +123,7 @@ def check_outputs(args: GenerateArguments) -> None:
     if not args.output_file:
         return
     output_file = Path(args.output_file)
-    if output_file.is_dir():
+    if os.path.isdir(output_file):  # Path's own raises for a name that is too long
         raise InputError(f"--output_file {output_file}: is a folder; name a file in it")
     if os.path.lexists(output_file) and not args.overwrite:
         raise InputError(f"--output_file {output_file}: exists; name another or pass --overwrite")
