@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hfscale.config import InputError, RemoteCodeArguments, parse_args, run, write_text
+from hfscale.config import InputError, RemoteCodeArguments, check_writable, parse_args, run, write_text
 
 
 @dataclass
@@ -40,8 +40,9 @@ class BiasProbeArguments(RemoteCodeArguments):
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(BiasProbeArguments, argv, recipe=__file__)
     output_file = Path(args.output_dir, "bias.json")
-    if output_file.parent.is_file() or output_file.exists() and not args.overwrite:
-        raise InputError(f"--output_dir {args.output_dir}: is a file or holds bias.json; name another or --overwrite")
+    check_writable(f"output_dir {args.output_dir}", output_file.parent, output_file.name)
+    if output_file.exists() and not args.overwrite:
+        raise InputError(f"output_dir {args.output_dir}: holds bias.json; name another or pass --overwrite")
     if len(args.model) > 2 or bool(args.pairs) == bool(args.templates) or args.batch_size < 1:
         raise InputError("--model, --pairs, --batch_size: expected one or two models, either --pairs or templates (as "
                          "--config templates has them), and at least 1")
