@@ -582,12 +582,14 @@ def check_output_folder(output_dir: str, *, overwrite: bool, last_file: str, wri
     Raises InputError: the path is taken (with `overwrite`: by something else than a folder with `last_file` and
     nothing foreign in it), or cannot be written to.
     """
-    folder = Path(output_dir).absolute()
+    folder, place = Path(output_dir).absolute(), f"output_dir {output_dir}"
+    if os.path.islink(folder):
+        check_writable(place, folder)
     if os.path.lexists(folder) and not (overwrite and (folder / last_file).is_file()):
-        raise InputError(f"output_dir {output_dir}: exists; name another, or --overwrite one of this recipe")
-    check_writable(f"output_dir {output_dir}", folder.parent, folder.name)
+        raise InputError(f"{place}: exists; name another, or --overwrite one of this recipe")
+    check_writable(place, folder.parent, folder.name)
     if overwrite:
-        check_replaceable(f"output_dir {output_dir}", folder, written)
+        check_replaceable(place, folder, written)
 
 
 def check_replaceable(place: str, folder: Path, written: Sequence[str]) -> None:

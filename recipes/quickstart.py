@@ -21,7 +21,7 @@ class QuickstartArguments(DataArguments):
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(QuickstartArguments, argv, recipe=__file__)
 
-    from transformers import set_seed
+    from transformers import pipeline, set_seed
 
     from hfscale.data.corpus import load_splits
     from hfscale.data.packing import collate_rows, pack_splits
@@ -60,9 +60,9 @@ def main(argv: list[str] | None = None) -> None:
     trainer.save_model()
     trainer.save_state()
 
-    # The folder that was really saved; "" starts a new text.
-    saved = load_model(training_args.output_dir, trust_remote_code=args.trust_remote_code)
-    samples = generate_texts(saved, tokenizer, [""], num_return_sequences=3, max_new_tokens=64)[0]
+    # The folder that was really saved, as any tool loads it; "" starts a new text.
+    saved = pipeline("text-generation", training_args.output_dir, trust_remote_code=args.trust_remote_code)
+    samples = generate_texts(saved.model, saved.tokenizer, [""], num_return_sequences=3, max_new_tokens=64)[0]
     write_run(trainer, __file__, args, argv, documents, rows, metrics, samples)
     show_samples(samples)
     for name in ("perplexity", "bits_per_byte"):
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         shown = f"{before:,.2f} before training" if before else "not measured before training"
         print(f"held-out {name}: {shown}, {metrics[f'eval_{name}']:,.2f} after")
     print(f"model and tokenizer: {training_args.output_dir}")
-    beginning = beginning_of(documents["validation"][0]["text"], saved, tokenizer)
+    beginning = beginning_of(documents["validation"][0]["text"], saved.model, saved.tokenizer)
     print("next:", ready_command("generate", "--model", training_args.output_dir, "--prompts", beginning))
 
 

@@ -156,7 +156,9 @@ def test_unknown_names_and_wrong_values(refused, recipe):
     ("--adam_beta2 1.0", "Invalid beta parameter"),
     ("--weight_decay -0.1", "Invalid weight_decay"),
     ("--warmup_steps -1", "warmup_steps >= 0"),
-    ("--seed -1", "seed: got -1"),
+    ("--seed -1", "--seed: got '-1', expected 0 to 4294967295"),
+    ("--seed 4294967296", "--seed: got '4294967296', expected 0 to 4294967295"),
+    ("--data_seed 1e20", "--data_seed: got '1e20', expected int or null"),
     ("--lr_scheduler_type warmup_stable_decay", "num_decay_steps"),
     ('--lr_scheduler_kwargs {"min_rl":0}', "min_rl"),
     ("--report_to tensorbord", "report_to: tensorbord is unknown or not installed"),
@@ -434,7 +436,7 @@ WRITERS = {
 @pytest.mark.parametrize("recipe", WRITERS, ids=name_of)
 @pytest.mark.parametrize(("folder", "match"), [
     ("/proc/x/y", "output_dir /proc/x/y: cannot be written .*; name another place$"),
-    ("/proc/sys/new", "output_dir /proc/sys/new: cannot be written .*; name another place$"),
+    ("/proc/sys/new", "output_dir /proc/sys/new: .*/proc/sys is not a folder that can be written to$"),
     ("x" * 300, "output_dir x{300}: cannot be written .File name too long.; name another place$"),
     ("x/" + "y" * 300 + "/z", "output_dir x/y{300}/z: cannot be written .File name too long.; name another place$"),
     ("gone", "output_dir gone: .*gone is a link to not-there, which is not there; name another place$"),
