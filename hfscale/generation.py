@@ -17,6 +17,7 @@ from hfscale.data.tokens import decode_continuation, encode_prompts
 from hfscale.models import check_token_ids, context_limit
 from hfscale.options import check_limits
 
+MOST_COPIES_AT_ONCE = 64  # texts in a batch, where several are drawn from a prompt
 BROKEN = "\ufffd"  # what the first bytes of a character decode to
 
 
@@ -53,7 +54,7 @@ def generate_texts(
     Names and meanings are those of `transformers.GenerationConfig`, and nothing else decides: see `complete_rows`. A
     prompt becomes tokens as `encode_prompts` says (`add_special_tokens=False`: a chat template wrote it). It gets
     fewer than `max_new_tokens` where the context ends. Greedy and beam search do not depend on `batch_size`, the
-    texts that are made at a time; samples repeat for equal `seed` and `batch_size`. `stream` prints the one
+    prompts that go on at a time; samples repeat for equal `seed` and `batch_size`. `stream` prints the one
     completion of one prompt while it comes, after the prompt unless `skip_prompt`. Model, tokenizer and random state
     are left as found.
 
@@ -74,13 +75,14 @@ def generate_texts(
     if stream and not skip_prompt:
         print(prompts[0], end="")
     settings |= sampling if do_sample else {}
-    # Beams give several texts together; draws are made one by one, so that memory holds `batch_size` of them.
+    # Beams give several texts together; draws can be made one by one, so that any number fits into memory.
     copies = 1 if num_beams > 1 else num_return_sequences
+    at_once = max(batch_size, min(batch_size * copies, MOST_COPIES_AT_ONCE))
     settings["num_return_sequences"] = num_return_sequences // copies
     completions: list[list[str]] = [[] for _ in prompts]
     bar = tqdm(total=len(rows) * copies, desc="generating", disable=not progress or stream)
     with _evaluating(model), _seeded(model, seed), bar:
-        for limit, batch in _batches(rooms, copies, max_new_tokens, batch_size):
+        for limit, batch in _batches(rooms, copies, max_new_tokens, at_once):
             found = complete_rows(
                 model,
                 tokenizer,
@@ -98,15 +100,15 @@ def generate_texts(
 
 
 def _batches(
-    rooms: Sequence[int], copies: int, max_new_tokens: int, batch_size: int
+    rooms: Sequence[int], copies: int, max_new_tokens: int, at_once: int
 ) -> Iterator[tuple[int, list[int]]]:
     """(most new tokens, prompts by number) of each batch, shortest prompts first. `generate` takes one limit for all
     that it is given: a prompt with less room must not shorten the others."""
     order = sorted(range(len(rooms)), key=lambda i: -rooms[i])
     for limit, group in groupby(order, key=lambda i: min(max_new_tokens, rooms[i])):
         indices = [i for i in group for _ in range(copies)]
-        for at in range(0, len(indices), batch_size):
-            yield limit, indices[at : at + batch_size]
+        for at in range(0, len(indices), at_once):
+            yield limit, indices[at : at + at_once]
 
 
 @contextlib.contextmanager

@@ -329,6 +329,11 @@ def run_launcher(words: list[str], env: dict[str, str]) -> int:
         rank, failure = error.get_first_failure()
         code = failure.exitcode
     except (SignalException, KeyboardInterrupt) as error:
+        # A terminal's Ctrl-C reaches them too; their last words come before the shell's.
+        _, deaf = psutil.wait_procs(psutil.Process().children(), timeout=5)
+        for child in deaf:
+            child.send_signal(signal.SIGINT)
+        psutil.wait_procs(deaf, timeout=30)
         return 128 + getattr(error, "sigval", signal.SIGINT)
     finally:
         signal.signal(signal.SIGTERM, previous)

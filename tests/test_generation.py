@@ -156,10 +156,12 @@ def test_many_sequences_are_made_a_batch_at_a_time(model, tokenizer, monkeypatch
         return whole(self, input_ids, **settings)
 
     monkeypatch.setattr(type(model), "generate", counted)
-    settings = {"num_return_sequences": 7, "max_new_tokens": 3, "batch_size": 4}
-    [first, second] = generate_texts(model, tokenizer, ["a", "the"], **settings)
-    assert (len(first), len(second)) == (7, 7)
-    assert max(rows) == 4 and sum(rows) == 14
+    for number, batch_size, expected in ((50, 1, [50, 50]), (50, 2, [64, 36]), (100, 80, [80, 80, 40]), (2, 9, [4])):
+        settings = {"num_return_sequences": number, "max_new_tokens": 2, "batch_size": batch_size}
+        [first, second] = generate_texts(model, tokenizer, ["a", "the"], **settings)
+        assert (len(first), len(second)) == (number, number)
+        assert rows == expected
+        rows.clear()
 
 
 # What a folder's generation_config.json can hold, all of which upstream's `generate` would follow.
