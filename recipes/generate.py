@@ -120,7 +120,7 @@ def check_outputs(args: GenerateArguments) -> None:
         raise InputError("--prompts, --prompt_file: give one of the two, or --interactive")
     if args.json and (args.output_file or args.stream) or args.interactive and (args.json or args.output_file):
         raise InputError("--interactive, --json, --output_file: give one of them; --json does not stream")
-    if not args.output_file:
+    if args.output_file is None:
         return
     output_file = Path(args.output_file)
     if os.path.isdir(output_file):  # Path's own raises for a name that is too long

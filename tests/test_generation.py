@@ -505,6 +505,25 @@ def test_columns_of_a_prompt_file_fill_the_template(task_folder, tmp_path, capsy
     assert [line["prompt"] for line in lines_of(capsys)] == ["a log: the cat?", "the: a?"]
 
 
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("p.jsonl", '{"text": "a"}\n', r"p\.jsonl:1: no column 'prompt'; it has text$"),
+    ("p.jsonl", '{"prompt": "a"}\n{"prompt": 3}\n', r"p\.jsonl:2: the prompt is 3, not text$"),
+    ("p.json", "[]", r"prompt_file .*p\.json: no rows in it$"),
+    ("p.csv", "x,y\n1,2\n", r"p\.csv:2: no column 'prompt'; it has x, y$"),
+    ("p.txt", b"caf\xe9\n", r"p\.txt:1: not UTF-8 .byte 0xe9 at offset 3.; convert it first"),
+])
+def test_a_prompt_file_that_is_none(recipe, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message):
+        recipe("--prompt_file", str(tmp_path / name))
+
+
+def test_an_empty_prompt_in_a_file_starts_a_new_text(recipe, tmp_path, capsys):
+    (tmp_path / "p.jsonl").write_text('{"prompt": ""}\n{"prompt": "the cat"}\n')
+    recipe("--prompt_file", str(tmp_path / "p.jsonl"), "--json")
+    assert [line["prompt"] for line in lines_of(capsys)] == ["", "the cat"]
+
+
 @pytest.mark.parametrize(("content", "message"), [
     ('{"q": "the cat"}\n', r"p\.jsonl:1: the prompt has no 'c', only q"),
     ('{"q": "a", "c": "b"}\n{"prompt": "the cat"}\n', r"p\.jsonl:2: the prompt 'the cat': .*give a JSON object"),
@@ -543,6 +562,7 @@ def test_a_model_that_learned_to_talk_gets_its_chat_template(task_folder, model,
     (["--prompts", "a", "--output_file", f"{'x' * 300}/y"], "--output_file x+/y: cannot be written .File name"),
     (["--prompt_file", "missing.txt"], "no such file"),
     (["--prompts", "a", "--output_file", "."], "is a folder"),
+    (["--prompts", "a", "--output_file", ""], "is a folder"),
     (["--prompts", "a", "z" * 40, "--output_file", "out.jsonl"], "prompt 1: 40 tokens"),
     (["--prompts", "a", "--do_sample", "false", "--num_return_sequences", "2"], "num_return_sequences"),
     (["--prompts", "a", "--model", "./missing"], "model ./missing: "),

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,21 +23,31 @@ def read_prompts(
 
     Raises InputError: a file that cannot be read; with its place, a prompt that does not fit the task.
     """
-    if prompts is not None:
-        return [task.fill(text) if task else text for text in prompts]
-    if task and task.columns and suffix_of(Path(prompt_file)) in ROWS and find_files(prompt_file):
-        return list(_filled_rows(prompt_file, task))
-    texts = load_documents(prompt_file, text_column="prompt", sample_by="line")["text"][:]
-    return [task.fill(text) if task else text for text in texts]
+    files = [] if prompts is not None else find_files(prompt_file)
+    if files and all(suffix_of(path) in ROWS for path in files):
+        found = [text for path in files for text in _prompts_of_rows(path, task)]
+        if not found:
+            raise InputError(f"prompt_file {prompt_file}: no rows in it")
+        return found
+    if prompts is None:
+        prompts = load_documents(prompt_file, text_column="prompt", sample_by="line")["text"][:]
+    return [task.fill(text) if task else text for text in prompts]
 
 
-def _filled_rows(prompt_file: str, task: TaskPrompt) -> Iterator[str]:
-    for path in find_files(prompt_file):
-        for place, row in read_rows(path):
-            try:
-                yield task.fill(row["prompt"]) if [*row] == ["prompt"] else task.fill_row(row)
-            except InputError as error:
-                raise InputError(f"{path}{place}: {error}") from None
+def _prompts_of_rows(path: Path, task: TaskPrompt | None) -> Iterator[str]:
+    for place, row in read_rows(path):
+        try:
+            yield task.fill_row(row) if task and task.columns and [*row] != ["prompt"] else _plain(row, task)
+        except InputError as error:
+            raise InputError(f"{path}{place}: {error}") from None
+
+
+def _plain(row: dict[str, Any], task: TaskPrompt | None) -> str:
+    if "prompt" not in row:
+        raise InputError(f"no column 'prompt'; it has {', '.join(row) or 'none'}")
+    if not isinstance(row["prompt"], str):
+        raise InputError(f"the prompt is {row['prompt']!r}, not text")
+    return task.fill(row["prompt"]) if task else row["prompt"]
 
 
 def asker(task: TaskPrompt | None, tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:
