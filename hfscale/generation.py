@@ -4,6 +4,7 @@ that a model's folder brings along)."""
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -201,11 +202,54 @@ def complete_rows(
 
     `settings` are those of `transformers.GenerationConfig`, and they alone decide: what the folder of the model adds
     (penalties, bans, forced or suppressed tokens, a shortest length, ...) is left out, but for the ids at which a
-    text ends (`end_ids`).
+    text ends (`end_ids`). `synced_gpus`: the weights are sharded, so every rank calls the model equally often.
 
     Raises FloatingPointError: logits are NaN, so that the likeliest token would be token 0; it names the `place`.
     """
+    complete = partial(
+        _complete_batch,
+        model,
+        tokenizer,
+        stop_strings=stop_strings,
+        streamer=streamer,
+        place=place,
+        synced_gpus=synced_gpus,
+        **settings,
+    )
+    if synced_gpus or not _base(model)._is_stateful:
+        return complete(rows)
+    # Recurrent models read filler into their state, some in spite of the mask: rows of one length need none.
+    apart = _keeps_rows_apart(model, rows[0][0])
+    groups: dict[int, list[int]] = {}
+    for i, ids in enumerate(rows):
+        groups.setdefault(len(ids) if apart else i, []).append(i)
+    found: dict[int, list[Completion]] = {}
+    for places in groups.values():
+        found |= zip(places, complete([rows[i] for i in places]), strict=True)
+    return [found[i] for i in range(len(rows))]
 
+
+@torch.no_grad()
+def _keeps_rows_apart(model: PreTrainedModel, token: int) -> bool:
+    """Whether a row of one token, as each step reads it, gives beside another one what it gives alone: in upstream's
+    RWKV two rows mix their states."""
+    ids = torch.tensor([[token]], device=model.device)
+    both = torch.cat([ids, (ids + 1) % model.config.get_text_config().vocab_size])
+    together, alone = (model(part, use_cache=True).logits[0] for part in (both, ids))
+    return torch.allclose(together, alone, rtol=1e-3, atol=1e-3)
+
+
+def _complete_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[list[int]],
+    *,
+    stop_strings: Sequence[str] | None,
+    streamer: BaseStreamer | None,
+    place: str,
+    synced_gpus: bool,
+    **settings,
+) -> list[list[Completion]]:
     def refuse_nan(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if torch.isnan(scores).any():
             raise FloatingPointError(f"the model gives NaN for {place}")

@@ -13,7 +13,14 @@ import torch
 from datasets import Dataset
 from tokenizer_kinds import KINDS, make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
 
 from hfscale.config import InputError
 from hfscale.data.tokenizer import train_bpe, train_char
@@ -145,6 +152,19 @@ def test_a_penalty_does_not_find_padding(model, tokenizer, batch_size):
     settings = {"do_sample": False, "max_new_tokens": 10, "repetition_penalty": 30.0}
     alone = [generate_texts(model, tokenizer, [prompt], **settings)[0] for prompt in PROMPTS]
     assert generate_texts(model, tokenizer, PROMPTS, batch_size=batch_size, **settings) == alone
+
+
+def test_rows_do_not_reach_each_others_recurrent_state(tokenizer):
+    """RWKV reads what its mask hides, and mixes rows of one length."""
+    torch.manual_seed(0)
+    recurrent = RwkvForCausalLM(RwkvConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2)).eval()
+    for parameter in recurrent.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, 0, 0.3)
+    prompts = [*(prompt for prompt in PROMPTS if prompt), "t", "h"]
+    settings = {"do_sample": False, "max_new_tokens": 8}
+    alone = [generate_texts(recurrent, tokenizer, [prompt], **settings)[0] for prompt in prompts]
+    assert generate_texts(recurrent, tokenizer, prompts, **settings) == alone
 
 
 def test_many_sequences_are_made_a_batch_at_a_time(model, tokenizer, monkeypatch):
