@@ -1,7 +1,6 @@
 """Text -> token ids and back, in one way for every recipe."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 
 from transformers import PreTrainedTokenizerBase
 
@@ -39,13 +38,20 @@ def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
     What it puts behind one (EOS, [SEP]) would end a prompt, so nothing here ever adds that.
     """
-    for probe in chain(["a"], tokenizer.get_vocab()):  # some know no "a"
+    for probe in _probes(tokenizer):
         [ids] = encode_texts([probe], tokenizer)
-        whole = tokenizer(probe, verbose=False)["input_ids"]
+        # The tokenizer itself takes ten times as long.
+        whole = tokenizer.backend_tokenizer.encode(probe).ids if tokenizer.is_fast else tokenizer(probe)["input_ids"]
         for at in range(len(whole) - len(ids) + 1) if ids else ():
             if whole[at : at + len(ids)] == ids:
                 return whole[:at]
     return []
+
+
+def _probes(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Texts of which a tokenizer makes tokens: some know no "a"."""
+    yield "a"
+    yield from tokenizer.get_vocab()
 
 
 def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
