@@ -261,7 +261,7 @@ def _complete_batch(
     mask = [[0] * (length - len(ids)) + [1] * len(ids) for ids in rows]
     stopping = [StopText(tokenizer, stop_strings, length)] if stop_strings else []
     config = GenerationConfig(**settings, eos_token_id=ends, pad_token_id=ends[0] if ends else 0)
-    with _without_settings_of_its_own(model):
+    with own_settings_aside(model, tokenizer):
         output = model.generate(
             torch.tensor(filled, device=model.device),
             attention_mask=torch.tensor(mask, device=model.device),
@@ -290,15 +290,16 @@ def _completion(
 
 
 @contextlib.contextmanager
-def _without_settings_of_its_own(model: PreTrainedModel) -> Iterator[None]:
-    """`generate` fills in from here what it is not given, and some settings have no value that means off."""
-    model = _base(model)
-    own = model.generation_config
-    model.generation_config = GenerationConfig()
+def own_settings_aside(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """As long as this lasts, of the settings of the model's folder only the ids that end a text act: `generate` fills
+    in from there what it is not given, and some settings have no value that means off."""
+    base = _base(model)
+    own = base.generation_config
+    base.generation_config = GenerationConfig(eos_token_id=end_ids(model, tokenizer) or None)
     try:
         yield
     finally:
-        model.generation_config = own
+        base.generation_config = own
 
 
 def _base(model: PreTrainedModel) -> PreTrainedModel:

@@ -15,6 +15,7 @@ from hfscale.data.tokens import (
     encode_continuations,
     encode_prompts,
     leading_ids,
+    nothing_behind,
     start_ids,
 )
 from hfscale.evaluation import tasks
@@ -60,6 +61,13 @@ def test_prompts_have_it_once_and_nothing_behind(kind, tokenizer):
     assert encode_prompts([PROMPT, written, ""], tokenizer) == [
         ids_of(tokenizer, front) + plain, bare if front else plain, start_ids(tokenizer)]
     assert encode_prompts([PROMPT, written], tokenizer, add_special_tokens=False) == [plain, bare]
+
+
+def test_a_tool_that_encodes_prompts_itself_gets_the_same(kind, tokenizer):
+    texts = [PROMPT, "the cat  sat\non"]
+    bare = nothing_behind(tokenizer)
+    assert bare(texts)["input_ids"] == encode_prompts(texts, tokenizer)
+    assert tokenizer.num_special_tokens_to_add() == len(KINDS[kind][1]) + len(KINDS[kind][2])  # left as it was
 
 
 def test_bos_alone_written_in_front_of_a_prompt():

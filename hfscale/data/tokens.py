@@ -1,7 +1,9 @@
 """Text -> token ids and back, in one way for every recipe."""
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
 SLICE_CHARACTERS = 500_000  # text given to the tokenizer at once: bounds its memory for long documents
@@ -59,6 +61,19 @@ def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     of them."""
     named = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
     return leading_ids(tokenizer) or named[:1]
+
+
+def nothing_behind(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer, or a copy that puts nothing behind a text, for a tool that encodes prompts by itself."""
+    front = leading_ids(tokenizer)
+    if not tokenizer.is_fast or tokenizer.num_special_tokens_to_add() == len(front):
+        return tokenizer
+    bare = copy.deepcopy(tokenizer)
+    tokens = tokenizer.convert_ids_to_tokens(front)
+    bare.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[*tokens, "$A"], special_tokens=list(zip(tokens, front, strict=True))
+    )
+    return bare
 
 
 def encode_prompts(prompts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *,

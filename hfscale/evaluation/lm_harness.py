@@ -16,7 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError
 from hfscale.data.files import read_checked_rows
+from hfscale.data.tokens import nothing_behind
 from hfscale.evaluation.batches import Journal
+from hfscale.generation import own_settings_aside
 from hfscale.launch import shipped
 
 
@@ -53,7 +55,8 @@ def run_lm_eval(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task
         raise InputError(f"lm_eval: unknown task {unknown[0]}; shipped are {', '.join(local)}, `lm-eval ls tasks` "
                          "lists its own, and --lm_eval_include names a folder of more")
     asked = [_local_task(local[name], data) if name in local else name for name in tasks]
-    state, lm = PartialState(), HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    prompts = nothing_behind(tokenizer)
+    state, lm = PartialState(), HFLM(pretrained=model, tokenizer=prompts, batch_size=batch_size)
     if state.num_processes > 1:
         lm.accelerator, lm._rank, lm._world_size = Accelerator(), state.process_index, state.num_processes
     with contextlib.redirect_stdout(sys.stderr):
@@ -67,7 +70,8 @@ def run_lm_eval(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task
         if journal:
             name = f"lm_eval-{Hasher.hash(journal.settings)}.rank{state.process_index}.db"
             lm = CachingLM(lm, str(journal.folder / name))
-        results = lm_eval.evaluate(lm, loaded, limit=limit, log_samples=False, bootstrap_iters=1000)
+        with own_settings_aside(model, tokenizer):
+            results = lm_eval.evaluate(lm, loaded, limit=limit, log_samples=False, bootstrap_iters=1000)
     found = [_read(results) if state.is_main_process else None]
     return broadcast_object_list(found)[0]
 
