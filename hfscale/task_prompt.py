@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -91,22 +90,6 @@ def _json_object(text: str) -> dict[str, Any] | None:
     except json.JSONDecodeError:
         return None
     return value if isinstance(value, dict) else None
-
-
-def ask_command(folder: str, task: TaskPrompt, row: dict[str, str]) -> str:
-    """The line that asks the model in a folder about a row, to be typed into a shell."""
-    return shell_line("generate", folder, [task.typed(row)])
-
-
-def shell_line(recipe: str, folder: str, prompts: list[str]) -> str:
-    """`hfscale <recipe> --model <folder> --prompts ...` with the likeliest answers."""
-    flags = [word for text in prompts for word in _prompt_words(text)]
-    return shlex.join(["hfscale", recipe, "--model", folder, "--do_sample", "false", *flags])
-
-
-def _prompt_words(text: str) -> list[str]:
-    """A text that begins like a flag has to be tied to its own."""
-    return [f"--prompts={text}"] if text.startswith("--") else ["--prompts", text]
 
 
 def save_task_prompt(

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from hfscale.config import InputError
@@ -83,9 +84,9 @@ def conversation(is_asked: bool) -> Iterator[None]:
         print()  # the shell's prompt gets a line of its own
 
 
-def ready_command(recipe: str, *words: str) -> str:
-    """A command line that works as it is printed: `hfscale` by name where the shell finds the one that lies beside
-    this Python, else by its path."""
+def ready_command(recipe: str, model: str, prompts: Sequence[str], *words: str) -> str:
+    """A command line that asks a model and works as it is printed: `hfscale` by name where the shell finds the one
+    that lies beside this Python, else by its path."""
     beside = Path(sys.executable).with_name("hfscale")
     found = shutil.which("hfscale")
     if found and Path(found).absolute() == beside:
@@ -94,4 +95,6 @@ def ready_command(recipe: str, *words: str) -> str:
         command = [os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)]
     else:
         command = [sys.executable, "-m", "hfscale.cli"]
-    return shlex.join([*command, recipe, *words])
+    # A text that begins like a flag has to be tied to its own.
+    flags = [[f"--prompts={text}"] if text.startswith("--") else ["--prompts", text] for text in prompts]
+    return shlex.join([*command, recipe, "--model", model, *words, *chain(*flags)])

@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         show_samples(texts)
         print(f"model, tokenizer and run.json: {training_args.output_dir}")
         beginning = beginning_of(next(iter(documents["validation"]))["text"], saved, tokenizer)
-        print("next:", ready_command("generate", "--model", training_args.output_dir, "--prompts", beginning))
+        print("next:", ready_command("generate", training_args.output_dir, [beginning]))
 
 
 if __name__ == "__main__":

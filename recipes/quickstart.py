@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"held-out {name}: {shown}, {metrics[f'eval_{name}']:,.2f} after")
     print(f"model and tokenizer: {training_args.output_dir}")
     beginning = beginning_of(documents["validation"][0]["text"], saved.model, saved.tokenizer)
-    print("next:", ready_command("generate", "--model", training_args.output_dir, "--prompts", beginning))
+    print("next:", ready_command("generate", training_args.output_dir, [beginning]))
 
 
 if __name__ == "__main__":
