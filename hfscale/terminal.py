@@ -23,7 +23,7 @@ def show_prompt(prompt: str) -> None:
 
         Console().print(Text(prompt, "bold"), end="", soft_wrap=True)
     else:
-        print(f"prompt: {prompt or NEW_TEXT}")
+        print(f"prompt: {prompt.rstrip() or NEW_TEXT}")
 
 
 def _has_styles() -> bool:
