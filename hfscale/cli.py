@@ -4,12 +4,11 @@ import importlib.metadata
 import os
 import re
 import shutil
-import signal
 import sys
 from pathlib import Path
 
 from hfscale import __version__
-from hfscale.config import InputError, hub_reachable, write_text
+from hfscale.config import InputError, ending_quietly, hub_reachable, write_text
 from hfscale.launch import FLAGS, launch, shipped
 from hfscale.options import did_you_mean
 
@@ -102,21 +101,23 @@ VERBS = {"recipes": _recipes, "copy": _copy, "env": _env, "--help": _help, "-h":
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `hfscale`; returns the exit status."""
-    verb, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    try:
-        if verb in VERBS:
-            if len(rest) not in ((1, 2) if verb == "copy" else (0,)):
-                raise InputError(f"hfscale {verb} {' '.join(rest)}: {VERBS[verb].__doc__ or 'takes nothing more'}")
-            print(VERBS[verb](*rest))
-            return 0
-        if {"-h", "--help"} & set(rest):
-            if argv is None:
-                signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` stops reading early
-            print(_launcher_help(), flush=True)
-        return launch(find_recipe(verb), rest)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with ending_quietly():
+        try:
+            return _run(*((sys.argv[1:] if argv is None else argv) or ["--help"]))
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+
+def _run(verb: str, *rest: str) -> int:
+    if verb in VERBS:
+        if len(rest) not in ((1, 2) if verb == "copy" else (0,)):
+            raise InputError(f"hfscale {verb} {' '.join(rest)}: {VERBS[verb].__doc__ or 'takes nothing more'}")
+        print(VERBS[verb](*rest))
+        return 0
+    if {"-h", "--help"} & set(rest):
+        print(_launcher_help(), flush=True)
+    return launch(find_recipe(verb), list(rest))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import errno
 import importlib.util
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -15,10 +16,13 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from hfscale.options import construct_value, convert, convert_text, describe, did_you_mean, training_types
+
+# Of arguments that have one meaning in every recipe; others have theirs beside `help`, in their metadata.
+LIMITS = {name: {"min": 0, "max": 2**32 - 1} for name in ("seed", "data_seed")}  # what NumPy's generators take
 
 # Names that older releases and other tools use, and what they are called here.
 RENAMED = {
@@ -166,6 +170,49 @@ class TaskArguments:
 
 
 @dataclass
+class SamplingArguments:
+    """How a text is drawn from a model, in the names of transformers.GenerationConfig."""
+
+    max_new_tokens: int = field(
+        default=128, metadata={"help": "most tokens per completion; the context may end it", "min": 1}
+    )
+    do_sample: bool = field(
+        default=True, metadata={"help": "draw tokens; false: the likeliest each time"}
+    )
+    temperature: float = field(
+        default=1.0, metadata={"help": "below 1: likelier tokens more often", "min": 1e-6, "max": 1e6}
+    )
+    top_k: int = field(
+        default=50, metadata={"help": "draw among this many likeliest tokens; 0: all", "min": 0}
+    )
+    top_p: float = field(
+        default=1.0,
+        metadata={"help": "draw among the likeliest tokens up to this probability", "min": 1e-6, "max": 1},
+    )
+    repetition_penalty: float = field(
+        default=1.0, metadata={"help": "above 1: repeat less", "min": 1e-3, "max": 1e3}
+    )
+    stop_strings: list[str] | None = field(
+        default=None, metadata={"help": "each ends a completion and is cut off; EOS always does"}
+    )
+    seed: int = field(default=0, metadata={"help": "of the draws"})
+
+
+@dataclass
+class DecodingArguments(SamplingArguments):
+    """How many texts are made, and which: drawn, the likeliest, or found by a search."""
+
+    num_beams: int = field(
+        default=1,
+        metadata={"help": "beam search with this many beams; 1: none", "min": 1, "max": 1000},
+    )
+    num_return_sequences: int = field(
+        default=1, metadata={"help": "completions per prompt", "min": 1, "max": 100_000}
+    )
+    batch_size: int = field(default=8, metadata={"help": "prompts that go on at a time", "min": 1})
+
+
+@dataclass
 class AdapterArguments(RemoteCodeArguments):
     """A checkpoint to start from, and which weights are trained: all, the upper layers, or a small adapter's."""
 
@@ -259,7 +306,7 @@ def _checked_values(cls: type, argv: list[str], recipe: Path) -> dict[str, Any]:
         raise SystemExit(0)
     given, values = read_flags(argv, {**kinds, "config": list[str]}), {}
     if "config" in given:
-        for word in given.pop("config") or [""]:
+        for word in given.pop("config"):
             values |= _read_config(cls, _find_config(word, recipe), recipe, kinds)
     return values | given
 
@@ -303,7 +350,9 @@ def _task_recipes_kinds(recipe: Path) -> dict[str, Any]:
 def _kinds_of(cls: type) -> dict[str, Any]:
     """The types of a recipe's arguments by name; its own go before TrainingArguments'."""
     upstream = training_types() if "training" in cls.__dataclass_fields__ else {}
-    return upstream | {name: kind for name, kind in typing.get_type_hints(cls).items() if name != "training"}
+    kinds = upstream | {name: kind for name, kind in typing.get_type_hints(cls).items() if name != "training"}
+    limits = LIMITS | {item.name: {**LIMITS.get(item.name, {}), **item.metadata} for item in fields(cls)}
+    return {name: Annotated[kind, limits.get(name, {})] for name, kind in kinds.items()}
 
 
 def shipped(folder: str, pattern: str) -> dict[str, Path]:
@@ -327,6 +376,7 @@ def read_flags(argv: list[str], kinds: dict[str, Any]) -> dict[str, Any]:
             flags[-1][1].append(token)
     given: dict[str, Any] = {}
     for name, words in flags:
+        words = words or [""] * (name == "config")  # the error names the shipped ones
         value = _check("command line", f"--{name}", name, words, kinds, convert_text)
         given[name] = given[name] + value if isinstance(value, list) and name in given else value
     return given
@@ -469,20 +519,53 @@ def is_main_rank() -> bool:
 
 def run(main: Callable[[], Any]) -> None:
     """Entry of every script: an `InputError` becomes one line on stderr and exit status 2."""
-    status = 0
+    with ending_quietly():
+        try:
+            main()
+        except InputError as error:
+            if is_main_rank():
+                line = str(error).strip().splitlines()[-1]  # a data loader's worker adds its traceback before it
+                print(f"error: {line.removeprefix(f'{InputError.__module__}.InputError: ')}", file=sys.stderr)
+            raise SystemExit(2) from None
+        finally:
+            torch = sys.modules.get("torch")
+            if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()  # gloo's threads else now and then abort a good exit
+    raise SystemExit(0)
+
+
+@contextlib.contextmanager
+def ending_quietly() -> Iterator[None]:
+    """Ends the program without a traceback where nothing is wrong with it: nobody reads its output any more
+    (`| head`), with the status that a shell gives SIGPIPE; or Ctrl-C, with that of SIGINT."""
+    with contextlib.suppress(AttributeError):  # a test's own stream
+        sys.stdout.reconfigure(errors="backslashreplace")  # for a terminal that has not all of Unicode
     try:
-        main()
-    except InputError as error:
-        status = 2
-        if is_main_rank():
-            line = str(error).strip().splitlines()[-1]  # a data loader's worker adds its traceback before it
-            print(f"error: {line.removeprefix(f'{InputError.__module__}.InputError: ')}", file=sys.stderr)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _end_by(signal.SIGPIPE)
     except SystemExit as stop:
-        status = stop.code
-    torch = sys.modules.get("torch")
-    if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # gloo's threads else now and then abort an exit that went well
-    raise SystemExit(status)
+        if isinstance(stop.__context__, BrokenPipeError):  # as rich ends
+            _end_by(signal.SIGPIPE)
+        raise
+    except KeyboardInterrupt:
+        if is_main_rank():
+            after_the_sign = "\n" if sys.stderr.isatty() else ""  # a terminal shows ^C
+            print(f"{after_the_sign}stopped by Ctrl-C", file=sys.stderr)
+        _end_by(signal.SIGINT)
+
+
+def _end_by(stopped_by: signal.Signals) -> None:
+    """Exit with the status of a program that this signal ended; what is still unwritten goes nowhere."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a test's own stream has no number
+            os.dup2(nowhere, stream.fileno())
+    raise SystemExit(128 + stopped_by) from None
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -502,12 +585,14 @@ def check_output_folder(output_dir: str, *, overwrite: bool, last_file: str, wri
     Raises InputError: the path is taken (with `overwrite`: by something else than a folder with `last_file` and
     nothing foreign in it), or cannot be written to.
     """
-    folder = Path(output_dir).absolute()
+    folder, place = Path(output_dir).absolute(), f"output_dir {output_dir}"
+    if os.path.islink(folder):
+        check_writable(place, folder)
     if os.path.lexists(folder) and not (overwrite and (folder / last_file).is_file()):
-        raise InputError(f"output_dir {output_dir}: exists; name another, or --overwrite one of this recipe")
+        raise InputError(f"{place}: exists; name another, or --overwrite one of this recipe")
+    check_writable(place, folder.parent, folder.name)
     if overwrite:
-        check_replaceable(f"output_dir {output_dir}", folder, written)
-    check_writable(f"output_dir {output_dir}", folder.parent, folder.name)
+        check_replaceable(place, folder, written)
 
 
 def check_replaceable(place: str, folder: Path, written: Sequence[str]) -> None:

@@ -1,104 +1,382 @@
-"""Text from prompts: transformers' text-generation pipeline with its traps closed (padding, context limit, stops)."""
+"""Text from prompts: transformers' `generate` with its traps closed (padding, context limit, stop strings, settings
+that a model's folder brings along)."""
 
-import copy
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
+from functools import partial
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from accelerate.utils import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer, pipeline
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
 
-from hfscale.config import InputError
+from hfscale.config import DecodingArguments, InputError
+from hfscale.data.tokens import decode_continuation, encode_prompts
 from hfscale.models import check_token_ids, context_limit
+from hfscale.options import check_limits
+
+MOST_COPIES_AT_ONCE = 64  # texts in a batch, where several are drawn from a prompt
+BROKEN = "\ufffd"  # what the first bytes of a character decode to
 
 
-def generate_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *,
-                   max_new_tokens: int = 128, do_sample: bool = True, temperature: float = 1.0, top_k: int = 50,
-                   top_p: float = 1.0, num_beams: int = 1, num_return_sequences: int = 1,
-                   repetition_penalty: float = 1.0, stop_strings: Sequence[str] | None = None, batch_size: int = 8,
-                   seed: int = 0, stream: bool = False, skip_prompt: bool = False, progress: bool = False
-                   ) -> list[list[str]]:
-    """`num_return_sequences` completions of each prompt, without it, special tokens and what follows a stop string.
+class Completion(NamedTuple):
+    """What a model added to a prompt."""
 
-    Names and meanings are those of `transformers.GenerationConfig`. A prompt gets fewer than `max_new_tokens` where
-    the context ends; an empty one starts from BOS, else EOS. Greedy and beam search do not depend on `batch_size`;
-    samples repeat for equal `seed` and `batch_size`. `stream` prints one completion of one prompt while it comes, and
-    before it the prompt, unless `skip_prompt`. Model, tokenizer and random state are left as found.
+    text: str  # without special tokens, up to a stop string
+    finished: bool  # EOS or a stop string ended it, not the number of tokens
+
+
+def generate_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 128,
+    do_sample: bool = True,
+    temperature: float = 1.0,
+    top_k: int = 50,
+    top_p: float = 1.0,
+    num_beams: int = 1,
+    num_return_sequences: int = 1,
+    repetition_penalty: float = 1.0,
+    stop_strings: Sequence[str] | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    add_special_tokens: bool = True,
+    stream: bool = False,
+    skip_prompt: bool = False,
+    progress: bool = False,
+) -> list[list[str]]:
+    """`num_return_sequences` completions of each prompt, without special tokens and what follows a stop string.
+
+    Names and meanings are those of `transformers.GenerationConfig`, and nothing else decides: see `complete_rows`. A
+    prompt becomes tokens as `encode_prompts` says (`add_special_tokens=False`: a chat template wrote it). It gets
+    fewer than `max_new_tokens` where the context ends. Greedy and beam search do not depend on `batch_size`, the
+    prompts that go on at a time; samples repeat for equal `seed` and `batch_size`. `stream` prints the one
+    completion of one prompt while it comes, after the prompt unless `skip_prompt`. Model, tokenizer and random state
+    are left as found.
 
     Raises:
         InputError: a value that generation does not allow, or a prompt that leaves no room in the context.
+        FloatingPointError: the model gives NaN.
     """
-    settings = {"num_beams": num_beams, "num_return_sequences": num_return_sequences, "batch_size": batch_size,
-                "repetition_penalty": repetition_penalty}
+    choice = {"do_sample": do_sample, "num_beams": num_beams, "num_return_sequences": num_return_sequences}
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    _check_settings(do_sample, stop_strings, **settings, **sampling, max_new_tokens=max_new_tokens)
+    settings = choice | {"repetition_penalty": repetition_penalty}
+    check_settings(
+        **settings, **sampling, max_new_tokens=max_new_tokens, stop_strings=stop_strings, batch_size=batch_size
+    )
     if stream and (len(prompts), num_beams, num_return_sequences) != (1, 1, 1):
         raise InputError("stream: works for one prompt, one sequence and num_beams 1; leave it off")
-    tokenizer = copy.deepcopy(tokenizer)  # the pipeline turns its padding side
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= model.config.get_text_config().vocab_size:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)  # any known id: it is masked
-    settings |= {"do_sample": do_sample, "stop_sequence": list(stop_strings) if stop_strings else None,
-                 "streamer": TextStreamer(tokenizer, skip_prompt, skip_special_tokens=True) if stream else None}
-    settings |= sampling if do_sample else {}  # upstream warns about these otherwise
-    prompts, rooms = fit_prompts(model, tokenizer, prompts)
-    order = sorted(range(len(prompts)), key=lambda i: -rooms[i])  # shortest first
+    rows, rooms = fit_prompts(model, tokenizer, prompts, add_special_tokens=add_special_tokens)
+    streamer = TextPrinter(model, tokenizer, rows[0], stop_strings or ()) if stream else None
+    if stream and not skip_prompt:
+        print(prompts[0], end="")
+    settings |= sampling if do_sample else {}
+    # Beams give several texts together; draws can be made one by one, so that any number fits into memory.
+    copies = 1 if num_beams > 1 else num_return_sequences
+    at_once = max(batch_size, min(batch_size * copies, MOST_COPIES_AT_ONCE))
+    settings["num_return_sequences"] = num_return_sequences // copies
     completions: list[list[str]] = [[] for _ in prompts]
-    bar = tqdm(total=len(prompts), desc="generating", disable=not progress or stream)
-    was_training = model.training
-    model.eval()
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), bar:
-        torch.manual_seed(seed)
-        pipe = pipeline("text-generation", model=model, tokenizer=tokenizer, device=model.device)
-        # `generate` takes one limit for all that it is given: a prompt with less room must not shorten the others.
-        for limit, group in groupby(order, key=lambda i: min(max_new_tokens, rooms[i])):
-            indices = list(group)
-            outputs = pipe((prompts[i] for i in indices), max_new_tokens=limit, return_full_text=False, **settings)
-            for i, records in zip(indices, outputs, strict=True):
-                completions[i] = [cut_at_stop(record["generated_text"], stop_strings) for record in records]
-                bar.update()
-    model.train(was_training)
+    bar = tqdm(total=len(rows) * copies, desc="generating", disable=not progress or stream)
+    with _evaluating(model), _seeded(model, seed), bar:
+        for limit, batch in _batches(rooms, copies, max_new_tokens, at_once):
+            found = complete_rows(
+                model,
+                tokenizer,
+                [rows[i] for i in batch],
+                max_new_tokens=limit,
+                stop_strings=stop_strings,
+                streamer=streamer,
+                place=f"prompts {sorted(set(batch))}",
+                **settings,
+            )
+            for i, texts in zip(batch, found, strict=True):
+                completions[i] += [completion.text for completion in texts]
+            bar.update(len(batch))
     return completions
 
 
-def _check_settings(do_sample: bool, stop_strings: Sequence[str] | None, *, num_beams: int, num_return_sequences: int,
-                    top_k: int, top_p: float, **positive: float) -> None:
-    """Refuse what `generate` would answer with a traceback or, worse, with other text than asked for."""
-    for name, value in {**positive, "num_beams": num_beams, "num_return_sequences": num_return_sequences}.items():
-        if value <= 0:
-            raise InputError(f"{name}: got {value}, must be above 0")
-    if top_k < 0 or not 0 < top_p <= 1:
-        raise InputError(f"top_k, top_p: got {top_k}, {top_p}; allowed are 0 (off) or more, and above 0 up to 1 (off)")
-    if num_return_sequences > num_beams and (num_beams > 1 or not do_sample):
-        raise InputError(f"num_return_sequences: got {num_return_sequences}, without sampling at most num_beams "
-                         f"({num_beams}); set do_sample true and num_beams 1, or raise num_beams")
-    if "" in (stop_strings or []):
+def _batches(
+    rooms: Sequence[int], copies: int, max_new_tokens: int, at_once: int
+) -> Iterator[tuple[int, list[int]]]:
+    """(most new tokens, prompts by number) of each batch, shortest prompts first. `generate` takes one limit for all
+    that it is given: a prompt with less room must not shorten the others."""
+    order = sorted(range(len(rooms)), key=lambda i: -rooms[i])
+    for limit, group in groupby(order, key=lambda i: min(max_new_tokens, rooms[i])):
+        indices = [i for i in group for _ in range(copies)]
+        for at in range(0, len(indices), at_once):
+            yield limit, indices[at : at + at_once]
+
+
+@contextlib.contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@contextlib.contextmanager
+def _seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def check_settings(**values) -> None:
+    """Refuse what `generate` would answer with a traceback or, worse, with other text than asked for. The limits are
+    those of `DecodingArguments`.
+
+    Raises InputError.
+    """
+    limits = {item.name: item.metadata for item in fields(DecodingArguments)}
+    for name, value in values.items():
+        try:
+            check_limits(value, limits.get(name, {}))
+        except ValueError as error:
+            raise InputError(f"{name}: got {value}, {error}") from None
+    beams, sequences = values.get("num_beams", 1), values.get("num_return_sequences", 1)
+    if sequences > beams and (beams > 1 or not values.get("do_sample", True)):
+        raise InputError(
+            f"num_return_sequences: got {sequences}, without sampling at most num_beams ({beams}); set do_sample "
+            "true and num_beams 1, or raise num_beams"
+        )
+    if "" in (values.get("stop_strings") or ()):
         raise InputError("stop_strings: an empty string would stop at once; leave it out")
 
 
-def cut_at_stop(text: str, stop_strings: Sequence[str] | None) -> str:
-    """`text` up to the first stop string. In a batch, upstream goes on after a stop string where no EOS is set."""
-    return text[: min((at for stop in stop_strings or [] if (at := text.find(stop)) >= 0), default=None)]
-
-
-def fit_prompts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-                prompts: Sequence[str]) -> tuple[list[str], list[int]]:
-    """The prompts, empty ones replaced by the token that starts a text, and the room in tokens that each leaves.
+def fit_prompts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    add_special_tokens: bool = True,
+) -> tuple[list[list[int]], list[int]]:
+    """The ids of each prompt (see `encode_prompts`), and the room in tokens that each leaves in the context.
 
     Raises:
         InputError: no room, or a token id outside the model's vocabulary; it gives the prompt's index, from 0.
     """
-    limit, start = context_limit(model) or 2**31, tokenizer.bos_token or tokenizer.eos_token
-    fitted, rooms = [], []
-    for i, prompt in enumerate(prompts):
-        ids = tokenizer(prompt, verbose=False)["input_ids"]
-        if not ids and start is None:
-            raise InputError(f"prompt {i}: it is empty and the tokenizer has neither BOS nor EOS; write a prompt")
+    limit = context_limit(model) or 2**31
+    rows = encode_prompts(prompts, tokenizer, add_special_tokens=add_special_tokens)
+    for i, ids in enumerate(rows):
         if not ids:
-            prompt, ids = start, tokenizer(start)["input_ids"]
+            raise InputError(f"prompt {i}: it is empty and the tokenizer has neither BOS nor EOS; write a prompt")
         check_token_ids(model, ids, f"prompt {i}")
         if len(ids) >= limit:
-            raise InputError(f"prompt {i}: {len(ids)} tokens leave no room in the model's context of {limit}; "
-                             f"shorten it to at most {limit - 1}")
-        fitted.append(prompt)
-        rooms.append(limit - len(ids))
-    return fitted, rooms
+            raise InputError(
+                f"prompt {i}: {len(ids)} tokens leave no room in the model's context of {limit}; shorten it to at "
+                f"most {limit - 1}"
+            )
+    return rows, [limit - len(ids) for ids in rows]
+
+
+def beginning_of(text: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The first words of a text, at most three, that leave the model at least half of its context; else ""."""
+    words, room = text.split()[:3], (context_limit(model) or 2**31) // 2
+    for size in range(len(words), 0, -1):
+        beginning = " ".join(words[:size])
+        if len(encode_prompts([beginning], tokenizer)[0]) <= room:
+            return beginning
+    return ""
+
+
+def complete_rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[list[int]],
+    *,
+    stop_strings: Sequence[str] | None = None,
+    streamer: BaseStreamer | None = None,
+    place: str = "a prompt",
+    synced_gpus: bool = False,
+    **settings,
+) -> list[list[Completion]]:
+    """What follows each of the rows of token ids, `num_return_sequences` times.
+
+    `settings` are those of `transformers.GenerationConfig`, and they alone decide: what the folder of the model adds
+    (penalties, bans, forced or suppressed tokens, a shortest length, ...) is left out, but for the ids at which a
+    text ends (`end_ids`). `synced_gpus`: the weights are sharded, so every rank calls the model equally often.
+
+    Raises FloatingPointError: logits are NaN, so that the likeliest token would be token 0; it names the `place`.
+    """
+    complete = partial(
+        _complete_batch,
+        model,
+        tokenizer,
+        stop_strings=stop_strings,
+        streamer=streamer,
+        place=place,
+        synced_gpus=synced_gpus,
+        **settings,
+    )
+    if synced_gpus or not _base(model)._is_stateful:
+        return complete(rows)
+    # Recurrent models read filler into their state, some in spite of the mask: rows of one length need none.
+    apart = _keeps_rows_apart(model, rows[0][0])
+    groups: dict[int, list[int]] = {}
+    for i, ids in enumerate(rows):
+        groups.setdefault(len(ids) if apart else i, []).append(i)
+    found: dict[int, list[Completion]] = {}
+    for places in groups.values():
+        found |= zip(places, complete([rows[i] for i in places]), strict=True)
+    return [found[i] for i in range(len(rows))]
+
+
+@torch.no_grad()
+def _keeps_rows_apart(model: PreTrainedModel, token: int) -> bool:
+    """Whether a row of one token, as each step reads it, gives beside another one what it gives alone: in upstream's
+    RWKV two rows mix their states."""
+    ids = torch.tensor([[token]], device=model.device)
+    both = torch.cat([ids, (ids + 1) % model.config.get_text_config().vocab_size])
+    together, alone = (model(part, use_cache=True).logits[0] for part in (both, ids))
+    return torch.allclose(together, alone, rtol=1e-3, atol=1e-3)
+
+
+def _complete_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[list[int]],
+    *,
+    stop_strings: Sequence[str] | None,
+    streamer: BaseStreamer | None,
+    place: str,
+    synced_gpus: bool,
+    **settings,
+) -> list[list[Completion]]:
+    def refuse_nan(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if torch.isnan(scores).any():
+            raise FloatingPointError(f"the model gives NaN for {place}")
+        return scores
+
+    length, ends = max(map(len, rows)), end_ids(model, tokenizer)
+    # Masked, and of the row's own tokens, so that no penalty for what is there already finds another one.
+    filled = [[ids[0]] * (length - len(ids)) + ids for ids in rows]
+    mask = [[0] * (length - len(ids)) + [1] * len(ids) for ids in rows]
+    stopping = [StopText(tokenizer, stop_strings, length)] if stop_strings else []
+    config = GenerationConfig(**settings, eos_token_id=ends, pad_token_id=ends[0] if ends else 0)
+    with own_settings_aside(model, tokenizer):
+        output = model.generate(
+            torch.tensor(filled, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            generation_config=config,
+            logits_processor=[refuse_nan],
+            stopping_criteria=stopping,
+            streamer=streamer,
+            synced_gpus=synced_gpus,
+        )
+    made = iter(output[:, length:].tolist())
+    several = range(settings.get("num_return_sequences", 1))
+    return [[_completion(next(made), ids[-1], tokenizer, stop_strings, ends) for _ in several] for ids in rows]
+
+
+def _completion(
+    ids: list[int],
+    before: int,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_strings: Sequence[str] | None,
+    ends: Sequence[int],
+) -> Completion:
+    said = until_end(ids, ends)
+    text = decode_continuation(said, tokenizer, before)
+    kept = cut_at_stop(text, stop_strings)
+    return Completion(kept, len(said) < len(ids) or kept != text)
+
+
+@contextlib.contextmanager
+def own_settings_aside(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """As long as this lasts, of the settings of the model's folder only the ids that end a text act: `generate` fills
+    in from there what it is not given, and some settings have no value that means off."""
+    base = _base(model)
+    own = base.generation_config
+    base.generation_config = GenerationConfig(eos_token_id=end_ids(model, tokenizer) or None)
+    try:
+        yield
+    finally:
+        base.generation_config = own
+
+
+def _base(model: PreTrainedModel) -> PreTrainedModel:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids at which a text ends: the tokenizer's EOS, and what the model's folder names beside it, such as the end
+    of a chat's turn."""
+    named = _base(model).generation_config.eos_token_id
+    ids = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
+    return sorted(token for token in ids if token < model.config.get_text_config().vocab_size)
+
+
+def until_end(ids: Sequence[int], ends: Sequence[int]) -> Sequence[int]:
+    """The ids before the first one of `ends`."""
+    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
+
+
+def cut_at_stop(text: str, stop_strings: Iterable[str] | None) -> str:
+    """`text` up to the first stop string."""
+    return text[: min((at for stop in stop_strings or [] if (at := text.find(stop)) >= 0), default=None)]
+
+
+class StopText(StoppingCriteria):
+    """Ends a row when its text holds a stop string.
+
+    Upstream's criterion looks for tokens that together could make one, and raises an error for a string that no
+    tokens can make, which here just never comes.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str], prompt_length: int):
+        self.tokenizer, self.stop_strings, self.prompt_length = tokenizer, stop_strings, prompt_length
+        # A character has up to four bytes, a token at least one.
+        self.tokens_read = 4 * max(map(len, stop_strings)) + 8
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
+        ends = input_ids[:, self.prompt_length :][:, -self.tokens_read :].tolist()
+        texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in ends]
+        found = [any(stop in text for stop in self.stop_strings) for text in texts]
+        return torch.tensor(found, device=input_ids.device)
+
+
+class TextPrinter(BaseStreamer):
+    """Prints a completion while it comes, exactly what is returned in the end: nothing of a stop string, and no
+    character before its last byte."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: Sequence[int],
+        stop_strings: Sequence[str],
+    ):
+        self.tokenizer, self.before, self.stop_strings = tokenizer, prompt[-1], stop_strings
+        self.ends, self.ids, self.printed = end_ids(model, tokenizer), None, 0
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.ids is None:  # upstream gives the prompt first
+            self.ids = []
+            return
+        self.ids += value.flatten().tolist()
+        self._print(is_whole=False)
+
+    def end(self) -> None:
+        self._print(is_whole=True)
+        print(flush=True)
+
+    def _print(self, is_whole: bool) -> None:
+        whole = decode_continuation(until_end(self.ids, self.ends), self.tokenizer, self.before)
+        text = cut_at_stop(whole, self.stop_strings)
+        if text == whole and not is_whole:
+            text = text[: len(text) - self._unsure(text)]
+        print(text[self.printed :], end="", flush=True)
+        self.printed = max(self.printed, len(text))
+
+    def _unsure(self, text: str) -> int:
+        """How many characters at the end may still become another one, or part of a stop string."""
+        begun = [n for stop in self.stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n])]
+        return max([*begun, len(text) - len(text.rstrip(BROKEN))])

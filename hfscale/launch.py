@@ -329,11 +329,16 @@ def run_launcher(words: list[str], env: dict[str, str]) -> int:
         rank, failure = error.get_first_failure()
         code = failure.exitcode
     except (SignalException, KeyboardInterrupt) as error:
+        # A terminal's Ctrl-C reaches them too; their last words come before the shell's.
+        _, deaf = psutil.wait_procs(psutil.Process().children(), timeout=5)
+        for child in deaf:
+            child.send_signal(signal.SIGINT)
+        psutil.wait_procs(deaf, timeout=30)
         return 128 + getattr(error, "sigval", signal.SIGINT)
     finally:
         signal.signal(signal.SIGTERM, previous)
     if code < 0:
         print(f"error: rank {rank} was killed by {signal.Signals(-code).name}", file=sys.stderr)
-    elif code not in (0, 2):  # 2: the recipe has said why
+    elif code not in (0, 2, 128 + signal.SIGPIPE, 128 + signal.SIGINT):  # 2: the recipe has said why
         print(f"error: rank {rank} ended with exit status {code}; its messages are above", file=sys.stderr)
     return 128 - code if code < 0 else code

@@ -172,11 +172,6 @@ def context_limit(model: PreTrainedModel) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def prefix_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token that starts a text: BOS, else EOS; none if the tokenizer has neither."""
-    return [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None][:1]
-
-
 def check_token_ids(model: PreTrainedModel, ids: Iterable[int], place: str) -> None:
     """Raise InputError, beginning with `place`, if an id is outside the model's vocabulary."""
     largest, size = max(ids, default=0), model.config.get_text_config().vocab_size

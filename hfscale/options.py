@@ -9,9 +9,9 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
@@ -44,7 +44,13 @@ def _enum_choices(node: ast.ClassDef) -> Any:
 
 
 def _members(kind: Any) -> tuple:
+    kind, _ = _limited(kind)
     return get_args(kind) if get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+
+
+def _limited(kind: Any) -> tuple[Any, Mapping[str, Any]]:
+    """A type and its limits (see `check_limits`), which `Annotated[type, limits]` holds."""
+    return (kind.__origin__, kind.__metadata__[0]) if get_origin(kind) is Annotated else (kind, {})
 
 
 def describe(kind: Any) -> str:
@@ -73,8 +79,15 @@ def convert(value: Any, kind: Any) -> Any:
     single value, a single value is a list of one.
 
     Raises:
-        ValueError: the value is of another type or not one of the choices.
+        ValueError: the value is of another type, not one of the choices, or beyond the type's limits.
     """
+    kind, limits = _limited(kind)
+    converted = _convert(value, kind)
+    check_limits(converted, limits)
+    return converted
+
+
+def _convert(value: Any, kind: Any) -> Any:
     choices = []
     for member in _members(kind):
         origin, arguments = get_origin(member), get_args(member)
@@ -89,6 +102,8 @@ def convert(value: Any, kind: Any) -> Any:
                 if not math.isnan(number := float(value)):
                     return number
         elif member is Any or type(value) is (origin or member):
+            if isinstance(value, str) and not is_utf8(value):
+                raise ValueError("which is not UTF-8; write it in UTF-8")
             return value
     item = _item_kind(kind)
     if item is not None and not isinstance(value, list | dict | None):
@@ -149,12 +164,40 @@ def _scalar_nodes(node: Any, seen: set[int]) -> Iterator[Any]:
         yield from _scalar_nodes(part[1] if isinstance(part, tuple) else part, seen)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether the text can be written as UTF-8: bytes of another encoding on the command line cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_limits(value: Any, limits: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a number, or each of a list, lies from `limits["min"]` to `limits["max"]`; both may be
+    missing."""
+    if not limits.keys() & {"min", "max"}:
+        return
+    least, most = limits.get("min", -math.inf), limits.get("max", math.inf)
+    numbers = value if isinstance(value, list) else [value]
+    if all(number is None or least <= number <= most for number in numbers):
+        return
+    raise ValueError(f"expected at least {least}" if most == math.inf else f"expected {least} to {most}")
+
+
 def convert_text(words: list[str], kind: Any) -> Any:
     """The words that follow a flag on the command line, as a value of the type; no words means true.
 
     Raises:
         ValueError: as `convert`.
     """
+    kind, limits = _limited(kind)
+    converted = _convert_text(words, kind)
+    check_limits(converted, limits)
+    return converted
+
+
+def _convert_text(words: list[str], kind: Any) -> Any:
     members = {get_origin(member) or member: member for member in _members(kind)}
     if not words and bool in members:
         return True
@@ -162,7 +205,7 @@ def convert_text(words: list[str], kind: Any) -> Any:
         mapping = read_mapping(" ".join(words))  # a shell cuts at spaces what was not quoted
         if mapping is not None:
             return mapping
-    if list in members and (len(words) > 1 or str not in members):
+    if list in members and words and (len(words) > 1 or str not in members):
         item = get_args(members[list])[0]
         return [convert_text([word], item) for word in words]
     if len(words) != 1:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import signal
 import sys
 from pathlib import Path
@@ -13,7 +12,14 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainingArguments
 
 from hfscale.checkpoints import convert_checkpoint, forget_converted, mend_converted, parameter_names
-from hfscale.config import InputError, check_replaceable, is_main_rank, remove_written, write_text
+from hfscale.config import (
+    InputError,
+    check_replaceable,
+    check_writable,
+    is_main_rank,
+    remove_written,
+    write_text,
+)
 from hfscale.folders import RUN_FILES
 from hfscale.launch import launched_engine
 
@@ -24,24 +30,23 @@ MAY_CHANGE = ("output_dir", "max_steps", "num_train_epochs", "logging", "log_", 
               "local_rank", "push_to_hub", "hub_", "ddp_", "metric_for", "accelerator_config")
 
 
-def check_output_dir(output_dir: str, *, resume: str | None, overwrite: bool) -> None:
+def check_output_dir(output_dir: str, *, resume: str | None, overwrite: bool, can_resume: bool = True) -> None:
     """Refuse a folder that holds a run, unless it is to be continued or may be deleted. Nothing is changed here.
+    `can_resume`: the recipe has --resume.
 
     Raises:
         InputError: as said, or the path cannot become a folder, or --overwrite would delete what no run wrote.
     """
     path = Path(output_dir)
-    above = next(p for p in (path, *path.absolute().parents) if p.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise InputError(f"output_dir {output_dir}: {above} is not a folder that can be written to")
+    check_writable(f"output_dir {output_dir}", path)
     if resume and overwrite:
         raise InputError("--resume auto continues a run and --overwrite deletes it; give one of the two")
     if path.is_dir() and any(path.iterdir()):
         if not holds_run(path):
             raise InputError(f"output_dir {output_dir}: holds files that are no training run; name an empty folder")
         if not resume and not overwrite:
-            raise InputError(f"output_dir {output_dir}: holds a run; --resume auto continues it, --overwrite deletes "
-                             "it, or name another folder")
+            ways = "--resume auto continues it, " * can_resume + "--overwrite deletes it, or name another folder"
+            raise InputError(f"output_dir {output_dir}: holds a run; {ways}")
     if overwrite:
         check_replaceable(f"output_dir {output_dir}", path, RUN_FILES)
 
@@ -158,10 +163,11 @@ def _check_same_config(before: dict[str, Any], now: dict[str, Any], folder: Path
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGTERM: save a checkpoint at the end of the step, on all ranks alike, and exit with status 143."""
+    """SIGTERM: save a checkpoint at the end of the step, on all ranks alike, and exit with status 143. `can_resume`:
+    the recipe has --resume."""
 
-    def __init__(self):
-        self.received = False
+    def __init__(self, can_resume: bool = True):
+        self.can_resume, self.received = can_resume, False
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._previous = signal.signal(signal.SIGTERM, self._on_signal)
@@ -184,6 +190,8 @@ class StopOnSignal(TrainerCallback):
         signal.signal(signal.SIGTERM, self._previous)
         if self.received:
             if is_main_rank():
-                print(f"stopped by SIGTERM after step {state.global_step}; a checkpoint is saved, "
-                      "--resume auto goes on", file=sys.stderr)
+                saved = Path(args.output_dir, f"checkpoint-{state.global_step}")
+                goes_on = ", --resume auto goes on" if self.can_resume else f": {saved}"
+                print(f"stopped by SIGTERM after step {state.global_step}; a checkpoint is saved{goes_on}",
+                      file=sys.stderr)
             raise SystemExit(128 + signal.SIGTERM)

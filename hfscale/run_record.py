@@ -25,6 +25,7 @@ from hfscale.evaluation.intervals import by_note, interval_notes
 from hfscale.models import count_parameters, count_trained, weights_fingerprint
 from hfscale.preview import memory_at_hand
 from hfscale.sharing import share_run
+from hfscale.task_prompt import TaskPrompt, load_task_prompt
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "deepspeed", "peft")
 
@@ -57,7 +58,7 @@ def write_run(trainer: Trainer, recipe: str, args: Any, argv: list[str] | None, 
                   "memory_peak_bytes": _peak_bytes(device), "memory_planned_bytes": planned},
         "metrics": metrics, "samples": samples,
     }
-    write_text(folder / "README.md", _model_card(record))
+    write_text(folder / "README.md", _model_card(record, load_task_prompt(str(folder))))
     write_text(folder / "run.json", json.dumps(record, indent=2, default=str) + "\n")  # last: a run with it is done
     share_run(trainer)
 
@@ -103,8 +104,8 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def _model_card(record: dict[str, Any]) -> str:
+def _model_card(record: dict[str, Any], task: TaskPrompt | None) -> str:
     template = jinja2.Template(Path(__file__).with_name("model_card.md.j2").read_text("utf-8"), trim_blocks=True,
                                keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
     notes = by_note(interval_notes(record["metrics"]))
-    return template.render(record, notes=notes, name=Path(record["config"]["output_dir"]).name)
+    return template.render(record, notes=notes, name=Path(record["config"]["output_dir"]).name, task=task)

@@ -1,8 +1,8 @@
 """How a model that learned a task is asked: its prompt's template and where an answer ends, kept in its folder."""
 
 import json
+import os
 import re
-import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,22 +92,6 @@ def _json_object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def ask_command(folder: str, task: TaskPrompt, row: dict[str, str]) -> str:
-    """The line that asks the model in a folder about a row, to be typed into a shell."""
-    return shell_line("generate", folder, [task.typed(row)])
-
-
-def shell_line(recipe: str, folder: str, prompts: list[str]) -> str:
-    """`hfscale <recipe> --model <folder> --prompts ...` with the likeliest answers."""
-    flags = [word for text in prompts for word in _prompt_words(text)]
-    return shlex.join(["hfscale", recipe, "--model", folder, "--do_sample", "false", *flags])
-
-
-def _prompt_words(text: str) -> list[str]:
-    """A text that begins like a flag has to be tied to its own."""
-    return [f"--prompts={text}"] if text.startswith("--") else ["--prompts", text]
-
-
 def save_task_prompt(
     folder: str | Path,
     *,
@@ -148,7 +132,7 @@ def load_task_prompt(name: str) -> TaskPrompt | None:
 
 def _find_task_file(name: str) -> Path | None:
     folder = Path(name)
-    if folder.is_dir():
+    if os.path.isdir(name):  # Path's own raises for a name that is too long
         is_checkpoint = folder.absolute().name.startswith("checkpoint-")
         folders = [folder, folder.absolute().parent] if is_checkpoint else [folder]
         return next((place / TASK_FILE for place in folders if (place / TASK_FILE).is_file()), None)

@@ -100,10 +100,11 @@ class LMTrainer(Trainer):
     means; here each row's summed loss and number of targets are gathered and divided once. `eval_bits_per_byte` needs
     rows with a column `num_bytes` (see `pack_documents`). `compute_metrics` is not used. `rows_from`: see
     `CheckpointManifest`. `auto_batch`: each step's rows go through in the largest micro-batches that memory holds.
+    `can_resume`: the recipe has --resume.
     """
 
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, rows_from: dict[str, Any] | None = None,
-                 auto_batch: bool = False, **kwargs):
+                 auto_batch: bool = False, can_resume: bool = True, **kwargs):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         base.loss_type = "ForCausalLM"
         self._saved_use_cache = base.config.use_cache
@@ -119,7 +120,7 @@ class LMTrainer(Trainer):
                 Path(args.output_dir).rmdir()
             raise
         self.add_callback(CheckpointManifest(rows_from))
-        self.add_callback(StopOnSignal())
+        self.add_callback(StopOnSignal(can_resume))
 
     def _check_launch(self) -> None:
         """Refuse a launch that accelerate quietly turned into something else, or of unlike machines."""

@@ -40,9 +40,9 @@ class BiasProbeArguments(RemoteCodeArguments):
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(BiasProbeArguments, argv, recipe=__file__)
     output_file = Path(args.output_dir, "bias.json")
-    if output_file.parent.is_file() or output_file.exists() and not args.overwrite:
-        raise InputError(f"--output_dir {args.output_dir}: is a file or holds bias.json; name another or --overwrite")
-    check_writable(f"--output_dir {args.output_dir}", output_file.parent)
+    check_writable(f"output_dir {args.output_dir}", output_file.parent, output_file.name)
+    if output_file.exists() and not args.overwrite:
+        raise InputError(f"output_dir {args.output_dir}: holds bias.json; name another or pass --overwrite")
     if not 1 <= len(args.model) <= 2 or bool(args.pairs) == bool(args.templates):
         raise InputError("--model, --pairs: expected one or two models, and either --pairs or templates (as --config "
                          "templates has them)")

@@ -6,30 +6,27 @@
 
 import contextlib
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
 
-from hfscale.config import InputError, RemoteCodeArguments, parse_args, run
+from hfscale.config import InputError, RemoteCodeArguments, SamplingArguments, parse_args, run
 
 
 @dataclass
-class ChatArguments(RemoteCodeArguments):
+class ChatArguments(SamplingArguments, RemoteCodeArguments):
     model: str = field(default="runs/task-dialogue", metadata={"help": "folder of a model or adapter, or a Hub id"})
     system: str | None = field(default=None, metadata={"help": "first message, which tells the model who it is"})
-    prompts: list[str] | None = field(default=None, metadata={
-        "help": "what to say, turn by turn, and then stop; default: ask, or read standard input line by line"})
-    max_new_tokens: int = field(default=128, metadata={"help": "most tokens per answer"})
-    do_sample: bool = field(default=True, metadata={"help": "draw tokens; false: always the likeliest"})
-    temperature: float = field(default=0.7, metadata={"help": "below 1: likelier tokens more often"})
-    top_k: int = field(default=50, metadata={"help": "draw among this many likeliest tokens; 0: all"})
-    top_p: float = field(default=1.0, metadata={"help": "draw among the likeliest tokens up to this probability"})
-    repetition_penalty: float = field(default=1.0, metadata={"help": "above 1: repeat less"})
-    stop_strings: list[str] | None = field(default=None, metadata={"help": "each ends an answer; EOS always does"})
-    seed: int = field(default=0, metadata={"help": "of the draws"})
-
-
-# The rest goes to generate_texts.
-NOT_SETTINGS = ("model", "system", "prompts", "seed", "trust_remote_code")
+    prompts: list[str] | None = field(
+        default=None,
+        metadata={"help": "what to say, turn by turn, and then stop; default: ask, or read standard input by line"},
+    )
+    max_new_tokens: int | None = field(
+        default=None,
+        metadata={"help": "most tokens per answer; default: 128, or as the model learned its task", "min": 1},
+    )
+    temperature: float = field(
+        default=0.7, metadata={"help": "below 1: likelier tokens more often", "min": 1e-6, "max": 1e6}
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,55 +35,88 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     from hfscale.data.tokenizer import load_pretrained_tokenizer
-    from hfscale.generation import fit_prompts, generate_texts
-    from hfscale.models import context_limit, load_model
+    from hfscale.generation import check_settings
+    from hfscale.models import load_model
+    from hfscale.task_prompt import load_task_prompt
+    from hfscale.terminal import conversation, read_lines
 
+    settings = {name: getattr(args, name) for name in SamplingArguments.__dataclass_fields__}
+    if task := load_task_prompt(args.model):
+        learned = {"max_new_tokens": task.max_new_tokens, "stop_strings": task.stop_strings}
+        settings |= {name: value for name, value in learned.items() if settings[name] is None}
+    settings["max_new_tokens"] = settings["max_new_tokens"] or SamplingArguments.max_new_tokens
+    check_settings(**settings)
     model = load_model(args.model, trust_remote_code=args.trust_remote_code)
     model.to(torch.accelerator.current_accelerator() or "cpu")
     tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
     if tokenizer.chat_template is None:
-        raise InputError(f"model {args.model}: its tokenizer has no chat template, so it was not taught to talk; take "
-                         "one made by finetune_task --config dialogue, or complete texts with generate")
-    settings = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
-    first = [{"role": "system", "content": args.system}] if args.system else []
-    messages = list(first)
-    render = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
-    needed = min(args.max_new_tokens, (context_limit(model) or 2**31) // 4)  # room that an answer must have
-    asks = args.prompts is None and sys.stdin.isatty()
-    if asks:
+        raise InputError(
+            f"model {args.model}: its tokenizer has no chat template, so it was not taught to talk; take one made by "
+            "finetune_task --config dialogue, or complete texts with generate"
+        )
+    is_asked = args.prompts is None and sys.stdin.isatty()
+    if is_asked:
         print(f"{args.model}: type and press Enter; /reset forgets the conversation, /exit or Ctrl-D ends it")
-    for turn, said in enumerate(args.prompts if args.prompts is not None else read_lines("you: " if asks else "")):
+    lines = read_lines("you: " if is_asked else "") if args.prompts is None else args.prompts
+    with conversation(is_asked):
+        talk(model, tokenizer, lines, args.system, settings, is_echoed=not is_asked)
+
+
+def talk(model, tokenizer, lines: Iterable[str], system: str | None, settings: dict, *, is_echoed: bool) -> None:
+    """Answer each line, with as many of the turns before as the context holds."""
+    from hfscale.generation import generate_texts
+    from hfscale.models import context_limit
+
+    first = [{"role": "system", "content": system}] if system else []
+    messages = list(first)
+    needed = min(settings["max_new_tokens"], (context_limit(model) or 2**31) // 4)  # room that an answer must have
+    for turn, said in enumerate(lines):
         if said.strip() == "/exit":
             break
         if said.strip() == "/reset":
             messages = list(first)
             continue
         messages.append({"role": "user", "content": said})
-        prompt, room = render(messages), 0
-        while len(messages) > len(first) + 1:
-            with contextlib.suppress(InputError):
-                room = fit_prompts(model, tokenizer, [prompt])[1][0]
-            if room >= needed:
-                break
+        while room_after(messages, model, tokenizer) < needed and len(messages) > len(first) + 1:
             del messages[len(first) : len(first) + 2]
             print("(the oldest turn was dropped: the model's context is full)", file=sys.stderr)
-            prompt, room = render(messages), 0
-        if not asks:
+        if is_echoed:
             print(f"you: {said}")
         print("model: ", end="", flush=True)
-        [[answer]] = generate_texts(model, tokenizer, [prompt], seed=args.seed + turn, stream=True,
-                                    skip_prompt=True, **settings)
+        [[answer]] = generate_texts(
+            model,
+            tokenizer,
+            [write_turns(messages, tokenizer)],
+            add_special_tokens=False,
+            stream=True,
+            skip_prompt=True,
+            **settings | {"seed": settings["seed"] + turn},
+        )
         messages.append({"role": "assistant", "content": answer.strip()})
 
 
-def read_lines(question: str):
-    """Lines from the terminal or a pipe, until it ends."""
-    while True:
-        try:
-            if (line := input(question)).strip():
-                yield line
-        except EOFError:
-            return
+def write_turns(messages: list[dict[str, str]], tokenizer) -> str:
+    """The conversation as the chat template has it, up to where the answer begins.
+
+    Raises InputError: the template refuses it, as some refuse a system message.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages[:3])
+        raise InputError(f"the model's chat template refuses turns of {roles}: {error}") from None
+
+
+def room_after(messages: list[dict[str, str]], model, tokenizer) -> int:
+    """How many tokens the context has left for an answer; 0: not even the turns fit."""
+    from hfscale.generation import fit_prompts
+
+    with contextlib.suppress(InputError):
+        _, [room] = fit_prompts(model, tokenizer, [write_turns(messages, tokenizer)], add_special_tokens=False)
+        return room
+    return 0
 
 
 if __name__ == "__main__":

@@ -25,11 +25,12 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.data.corpus import load_splits, text_fingerprint
     from hfscale.data.packing import collate_rows, pack_splits
     from hfscale.data.tokenizer import load_pretrained_tokenizer
-    from hfscale.generation import generate_texts
+    from hfscale.generation import beginning_of, generate_texts
     from hfscale.models import context_limit, load_saved_model
     from hfscale.preview import preview
     from hfscale.run_folder import check_output_dir, clear_output_dir, newest_checkpoint
     from hfscale.run_record import write_run
+    from hfscale.terminal import ready_command, show_samples
     from hfscale.training import LMTrainer, training_arguments
 
     adapts = args.lora_rank or args.peft_type
@@ -75,7 +76,10 @@ def main(argv: list[str] | None = None) -> None:
         for name in (f"eval_{part}loss" for part in ("", "forget_") if f"eval_{part}loss" in metrics):
             before = metrics.get(f"before_{name}")
             print(f"{name}: {f'{before:.4f} before' if before else 'not measured before'}, {metrics[name]:.4f} after")
+        show_samples(texts)
         print(f"model, tokenizer and run.json: {training_args.output_dir}")
+        beginning = beginning_of(next(iter(documents["validation"]))["text"], saved, tokenizer)
+        print("next:", ready_command("generate", training_args.output_dir, [beginning]))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import importlib.util
 import math
 import os
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Literal
 
 from hfscale.config import AdapterArguments, InputError, parse_args, run
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from hfscale import run_folder
     from hfscale.adapters import load_for_training, merge_saved_adapter
-    from hfscale.data.preferences import load_preferences
+    from hfscale.data.preferences import load_preferences, pair_ids
     from hfscale.data.tokenizer import load_pretrained_tokenizer
     from hfscale.evaluation.intervals import by_note, interval_notes
     from hfscale.evaluation.preferences import preference_metrics
@@ -94,6 +95,8 @@ def main(argv: list[str] | None = None) -> None:
     trainer = DPOTrainer(model=model, ref_model=reference, args=training_args, train_dataset=pairs["train"],
                          eval_dataset=pairs["validation"], processing_class=tokenizer,
                          callbacks=[run_folder.CheckpointManifest(settled), run_folder.StopOnSignal()])
+    encode = partial(pair_ids, tokenizer=tokenizer)
+    trainer.train_dataset, trainer.eval_dataset = pairs["train"].map(encode), pairs["validation"].map(encode)
     run_folder.clear_output_dir(training_args.output_dir, args.overwrite)
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = {name: value for name, value in trainer.evaluate().items() if "/" not in name}  # exact ones follow

@@ -40,9 +40,9 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.data.tasks import baseline_answers, count_dropped, example_texts, load_task, task_prompt
     from hfscale.evaluation.answers import (
         GenerationMetrics,
+        asking_command,
         measure_answers,
         not_measured,
-        ready_command,
         sample_texts,
         show_answers,
         show_examples,
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"\nmodel, tokenizer and run.json: {folder}")
         if left_to_score:
             print(f"not measured here, but by score --model {folder}: {', '.join(left_to_score)}")
-        print(f"next: {ready_command(folder, task, examples['validation'])}")
+        print(f"next: {asking_command(folder, task, examples['validation'])}")
 
 
 def make_model(args: FinetuneTaskArguments, texts, *, is_chat: bool):

@@ -1,89 +1,202 @@
-"""Completions of prompts, from flags or a file, by any causal language model: to the terminal or to a JSONL file.
+"""Completions of prompts, from flags, a file or the keyboard, by any causal language model.
 
     hfscale generate --model runs/quickstart --prompts "The list" "A function" --max_new_tokens 64
+    hfscale generate --model runs/quickstart --interactive
     hfscale generate --model runs/quickstart --prompt_file prompts.txt --output_file completions.jsonl --seed 3
+
+People get texts, programs JSON lines: in the output file, or with --json on standard output.
 """
 
 import json
+import os
 import sys
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from hfscale.config import InputError, RemoteCodeArguments, parse_args, run, write_text
+from hfscale.config import (
+    DecodingArguments,
+    InputError,
+    RemoteCodeArguments,
+    check_writable,
+    parse_args,
+    run,
+    write_text,
+)
+from hfscale.task_prompt import TaskPrompt, load_task_prompt
 
 
 @dataclass
-class GenerateArguments(RemoteCodeArguments):
+class GenerateArguments(DecodingArguments, RemoteCodeArguments):
     model: str = field(default="runs/quickstart", metadata={"help": "folder of a saved model, or a Hub id"})
-    prompts: list[str] | None = field(default=None, metadata={"help": "texts to continue; \"\" starts a new text"})
-    prompt_file: str | None = field(default=None, metadata={
-        "help": "file of prompts: text (one per line), or jsonl, csv, ... with a column named prompt"})
+    prompts: list[str] | None = field(default=None, metadata={"help": 'texts to continue; "" starts a new text'})
+    prompt_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "file of prompts: text (one per line), or jsonl, csv, ... with a column named prompt, or with "
+            "the columns of the model's task"
+        },
+    )
+    interactive: bool = field(
+        default=False, metadata={"help": "type the beginning of a text, get it continued, again and again"}
+    )
+    raw_prompts: bool = field(
+        default=False, metadata={"help": "leave out the template and stop strings that a model learned its task with"}
+    )
     output_file: str | None = field(default=None, metadata={"help": "JSONL file, one line per prompt"})
     overwrite: bool = field(default=False, metadata={"help": "replace an output_file that exists"})
+    json: bool = field(default=False, metadata={"help": "JSON lines on standard output, one per prompt"})
     stream: bool | None = field(default=None, metadata={"help": "print as it comes; default: one text on a terminal"})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "weights"})
-    max_new_tokens: int = field(default=128, metadata={"help": "most tokens per completion; the context may end it"})
-    do_sample: bool = field(default=True, metadata={"help": "draw tokens; false: the likeliest (greedy or beams)"})
-    temperature: float = field(default=1.0, metadata={"help": "below 1: likelier tokens more often"})
-    top_k: int = field(default=50, metadata={"help": "draw among this many likeliest tokens; 0: all"})
-    top_p: float = field(default=1.0, metadata={"help": "draw among the likeliest tokens up to this probability"})
-    num_beams: int = field(default=1, metadata={"help": "beam search with this many beams; 1: none"})
-    num_return_sequences: int = field(default=1, metadata={"help": "completions per prompt"})
-    repetition_penalty: float = field(default=1.0, metadata={"help": "above 1: repeat less"})
-    stop_strings: list[str] | None = field(default=None, metadata={"help": "each ends a completion and is cut off"})
-    batch_size: int = field(default=8, metadata={"help": "prompts at a time"})
-    seed: int = field(default=0, metadata={"help": "of the draws"})
+    max_new_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "most tokens per completion; the context may end it; default: 128, or as the model's task has it",
+            "min": 1,
+        },
+    )
+    do_sample: bool | None = field(
+        default=None,
+        metadata={"help": "draw tokens; false: the likeliest; default: draw, but for a model that learned a task"},
+    )
 
 
-# All others go to generate_texts, and into every output line.
-NOT_SETTINGS = ("model", "prompts", "prompt_file", "output_file", "overwrite", "stream", "dtype",
-                "trust_remote_code")
+SETTINGS = tuple(DecodingArguments.__dataclass_fields__)  # of generate_texts, and in every line of JSON
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(GenerateArguments, argv, recipe=__file__)
-    if (args.prompts is None) == (args.prompt_file is None):
-        raise InputError("--prompts, --prompt_file: give one of the two")
-    output_file = args.output_file and Path(args.output_file)
-    if output_file and output_file.is_dir():
-        raise InputError(f"--output_file {output_file}: is a folder; name a file in it")
-    if output_file and output_file.exists() and not args.overwrite:
-        raise InputError(f"--output_file {output_file}: exists; name another or pass --overwrite")
+    check_outputs(args)
 
     import torch
     from accelerate import PartialState
     from accelerate.utils import gather_object, parse_flag_from_env
 
-    from hfscale.data.corpus import load_documents
+    from hfscale.data.prompts import asker, read_prompts
     from hfscale.data.tokenizer import load_pretrained_tokenizer
-    from hfscale.generation import fit_prompts, generate_texts
+    from hfscale.generation import check_settings, end_ids, fit_prompts, generate_texts
     from hfscale.models import load_model
+    from hfscale.terminal import show_prompt
 
+    task = None if args.raw_prompts else load_task_prompt(args.model)
+    settings = decoding_settings(args, task)
+    check_settings(**settings)
+    prompts = [] if args.interactive else read_prompts(args.prompts, args.prompt_file, task)
+    stream = streams(args, len(prompts))
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available()))
-    prompts = args.prompts
-    if prompts is None:
-        prompts = load_documents(args.prompt_file, text_column="prompt", sample_by="line")["text"][:]
     model = load_model(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code).to(state.device)
     tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
-    fit_prompts(model, tokenizer, prompts)  # every rank checks all of them: an error stops every rank alike
+    ask, is_chat = asker(task, tokenizer), task is not None and task.prompt is None
+    if task and state.is_main_process:
+        form = "a turn of its chat template" if is_chat else repr(task.prompt)
+        print(f"{args.model} learned a task: a prompt becomes {form} (--raw_prompts leaves it)", file=sys.stderr)
+    if args.interactive:
+        if state.num_processes > 1:
+            raise InputError(f"--interactive: one process talks with people, not {state.num_processes}")
+        return talk(model, tokenizer, ask, settings | {"add_special_tokens": not is_chat})
 
-    settings = {name: value for name, value in asdict(args).items() if name not in NOT_SETTINGS}
-    one = (len(prompts), args.num_beams, args.num_return_sequences) == (1, 1, 1)
-    stream = one and sys.stdout.isatty() if args.stream is None else args.stream
+    prompts = [ask(prompt) for prompt in prompts] if is_chat else prompts
+    # Every rank checks all of them: an error stops every rank alike.
+    fit_prompts(model, tokenizer, prompts, add_special_tokens=not is_chat)
+    shown = settings | {"dtype": args.dtype, "end_tokens": tokenizer.convert_ids_to_tokens(end_ids(model, tokenizer))}
+    settings |= {"add_special_tokens": not is_chat, "stream": stream and state.is_main_process, "progress": True}
+    if settings["stream"]:
+        show_prompt(prompts[0])
     with state.split_between_processes(prompts) as share:  # ranks must not draw the same random numbers
-        own = settings | {"seed": args.seed + state.process_index}
-        completions = gather_object(generate_texts(model, tokenizer, share, progress=True,
-                                                   stream=stream and state.is_main_process, **own))
-    lines = [json.dumps({"prompt": prompt, "completions": texts, "settings": settings | {"dtype": args.dtype},
-                         "model": args.model}, ensure_ascii=False)
-             for prompt, texts in zip(prompts, completions, strict=True)]
-    if state.is_main_process and output_file:
-        output_file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(output_file, "\n".join(lines) + "\n")
-        print(f"{len(lines)} prompts -> {output_file}")
-    elif state.is_main_process and not stream:
-        print("\n".join(lines))
+        settings["seed"] += state.process_index
+        completions = gather_object(generate_texts(model, tokenizer, share, skip_prompt=True, **settings))
+    if state.is_main_process:
+        records = [
+            {"prompt": prompt, "completions": texts, "settings": shown, "model": args.model}
+            for prompt, texts in zip(prompts, completions, strict=True)
+        ]
+        hand_out(records, args, is_shown=stream)
+
+
+def check_outputs(args: GenerateArguments) -> None:
+    """Raise InputError for places that cannot be written to, and for flags that contradict each other."""
+    if [args.prompts, args.prompt_file, args.interactive or None].count(None) != 2:
+        raise InputError("--prompts, --prompt_file: give one of the two, or --interactive")
+    if args.json and (args.output_file or args.stream) or args.interactive and (args.json or args.output_file):
+        raise InputError("--interactive, --json, --output_file: give one of them; --json does not stream")
+    if args.output_file is None:
+        return
+    output_file = Path(args.output_file)
+    if os.path.isdir(output_file):  # Path's own raises for a name that is too long
+        raise InputError(f"--output_file {output_file}: is a folder; name a file in it")
+    if os.path.lexists(output_file) and not args.overwrite:
+        raise InputError(f"--output_file {output_file}: exists; name another or pass --overwrite")
+    check_writable(f"--output_file {output_file}", output_file.parent, output_file.name)
+
+
+def decoding_settings(args: GenerateArguments, task: TaskPrompt | None) -> dict[str, Any]:
+    """What was given, and for the rest what the model learned its task with, or the defaults. A task's answers are the
+    likeliest ones, as they were measured, unless something is said about draws."""
+    given = {name: getattr(args, name) for name in SETTINGS}
+    draws = ("temperature", "top_k", "top_p", "num_return_sequences")
+    default = DecodingArguments()
+    says_how = args.num_beams == 1 and any(given[name] != getattr(default, name) for name in draws)
+    usual = {"max_new_tokens": default.max_new_tokens, "do_sample": True, "stop_strings": None}
+    if task:
+        usual = {"max_new_tokens": task.max_new_tokens, "do_sample": says_how, "stop_strings": task.stop_strings}
+    return given | {name: value for name, value in usual.items() if given[name] is None}
+
+
+def streams(args: GenerateArguments, num_prompts: int) -> bool:
+    """Whether text is printed as it comes: one on a terminal, or as asked. Raises InputError: asked for several."""
+    one = (num_prompts, args.num_beams, args.num_return_sequences) == (1, 1, 1)
+    if args.stream and not one and not args.interactive:
+        raise InputError("--stream: works for one prompt, one sequence and num_beams 1; leave it off")
+    if args.stream is None:
+        return one and sys.stdout.isatty() and not args.json and not args.output_file
+    return args.stream
+
+
+def talk(model, tokenizer, ask: Callable[[str], str], settings: dict[str, Any]) -> None:
+    """Continue what is typed, text by text, until the input ends."""
+    from hfscale.generation import generate_texts
+    from hfscale.terminal import conversation, read_lines, show_completions, show_prompt
+
+    is_asked = sys.stdin.isatty()
+    one = (settings["num_beams"], settings["num_return_sequences"]) == (1, 1)
+    if is_asked:
+        print("type the beginning of a text and press Enter; /exit or Ctrl-D ends")
+    with conversation(is_asked):
+        for turn, typed in enumerate(read_lines("> " if is_asked else "")):
+            settings["seed"] += turn > 0
+            try:
+                prompt = ask(typed)
+                if one:
+                    show_prompt(prompt)
+                texts = generate_texts(model, tokenizer, [prompt], stream=one, skip_prompt=True, **settings)
+                if not one:
+                    show_completions(prompt, texts[0])
+            except InputError as error:
+                print(f"error: {error}", file=sys.stderr)
+
+
+def hand_out(records: list[dict[str, Any]], args: GenerateArguments, *, is_shown: bool) -> None:
+    """Write the texts as JSON lines to where those were asked for, else show them unless that is done."""
+    from hfscale.terminal import show_completions
+
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    if args.output_file:
+        output_file = Path(args.output_file)
+        try:
+            output_file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(output_file, lines)
+        except OSError as error:
+            print(lines, end="")  # they would be lost
+            raise InputError(
+                f"--output_file {output_file}: {error.strerror}; the lines are on standard output"
+            ) from None
+        print(f"{len(records)} prompts -> {output_file}")
+    elif args.json:
+        print(lines, end="")
+    elif not is_shown:
+        for record in records:
+            show_completions(record["prompt"], record["completions"])
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class MemorizationArguments(RemoteCodeArguments):
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(MemorizationArguments, argv, recipe=__file__)
     output_file = Path(args.output_dir, "memorization.json")
+    check_writable(f"output_dir {args.output_dir}", output_file.parent, output_file.name)
     if output_file.exists() and not args.overwrite:
         raise InputError(f"output_dir {args.output_dir}: holds {output_file.name}; name another or pass --overwrite")
     check_writable(f"output_dir {args.output_dir}", output_file.parent)

@@ -25,12 +25,13 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.data.mixture import check_shares, join_rows
     from hfscale.data.packing import collate_rows, pack_splits
     from hfscale.data.tokenizer import load_tokenizer
-    from hfscale.generation import generate_texts
+    from hfscale.generation import beginning_of, generate_texts
     from hfscale.launch import launched_processes
     from hfscale.models import load_saved_model, new_model
     from hfscale.preview import preview
     from hfscale.run_folder import check_output_dir, clear_output_dir, newest_checkpoint
     from hfscale.run_record import write_run
+    from hfscale.terminal import ready_command, show_samples
     from hfscale.training import LMTrainer, training_arguments
 
     max_length = args.n_positions if args.max_length is None else args.max_length
@@ -87,7 +88,10 @@ def main(argv: list[str] | None = None) -> None:
         epochs = [epoch * trainer.state.epoch for epoch in epochs]
         data = {"dropped": None if args.streaming else dropped, "epochs": dict(zip(args.source, epochs, strict=False))}
         write_run(trainer, __file__, args, argv, documents, rows, metrics, texts, data)
+        show_samples(texts)
         print(f"model, tokenizer and run.json: {training_args.output_dir}")
+        beginning = beginning_of(next(iter(documents["validation"]))["text"], saved, tokenizer)
+        print("next:", ready_command("generate", training_args.output_dir, [beginning]))
 
 
 if __name__ == "__main__":

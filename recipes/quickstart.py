@@ -26,17 +26,19 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.data.corpus import load_splits
     from hfscale.data.packing import collate_rows, pack_splits
     from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer
+    from hfscale.generation import beginning_of, generate_texts
     from hfscale.models import load_model, new_model
     from hfscale.run_folder import check_output_dir, clear_output_dir
     from hfscale.run_record import write_run
+    from hfscale.terminal import ready_command, show_samples
     from hfscale.training import LMTrainer, training_arguments
 
     new = args.model == "new"
     defaults = {"output_dir": "runs/quickstart", "max_steps": 700, "learning_rate": 1e-3 if new else 5e-5,
                 "per_device_train_batch_size": 4, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
-                "weight_decay": 0.1, "logging_steps": 50, "save_strategy": "no"}
+                "weight_decay": 0.1, "logging_steps": 50, "save_strategy": "no", "eval_on_start": True}
     training_args = training_arguments(defaults | args.training, width=256)
-    check_output_dir(training_args.output_dir, resume=None, overwrite=args.overwrite)
+    check_output_dir(training_args.output_dir, resume=None, overwrite=args.overwrite, can_resume=False)
     set_seed(training_args.seed)
 
     documents = load_splits(args, seed=training_args.seed)
@@ -50,21 +52,26 @@ def main(argv: list[str] | None = None) -> None:
     rows = pack_splits(documents, tokenizer, args.max_length, args.cross_document_attention, model, args.packing)
 
     trainer = LMTrainer(model=model, args=training_args, train_dataset=rows["train"],
-                        eval_dataset=rows["validation"], data_collator=collate_rows, processing_class=tokenizer)
+                        eval_dataset=rows["validation"], data_collator=collate_rows, processing_class=tokenizer,
+                        can_resume=False)
     clear_output_dir(training_args.output_dir, args.overwrite)
-    before = trainer.evaluate()
     trainer.train()
-    after = trainer.evaluate()
+    metrics = trainer.evaluate() | trainer.metrics_before()
     trainer.save_model()
+    trainer.save_state()
 
-    generator = pipeline("text-generation", model=training_args.output_dir,
-                         trust_remote_code=args.trust_remote_code)  # the folder that was really saved
-    samples = generator("The", max_new_tokens=args.max_length // 4, num_return_sequences=3, do_sample=True)
-    write_run(trainer, __file__, args, argv, documents, rows, after, [s["generated_text"] for s in samples])
-    print(*(f"\n--- sample\n{sample['generated_text']}" for sample in samples), sep="\n")
+    # The folder that was really saved, as any tool loads it; "" starts a new text.
+    saved = pipeline("text-generation", training_args.output_dir, trust_remote_code=args.trust_remote_code)
+    samples = generate_texts(saved.model, saved.tokenizer, [""], num_return_sequences=3, max_new_tokens=64)[0]
+    write_run(trainer, __file__, args, argv, documents, rows, metrics, samples)
+    show_samples(samples)
     for name in ("perplexity", "bits_per_byte"):
-        print(f"held-out {name}: {before[f'eval_{name}']:,.2f} before training, {after[f'eval_{name}']:,.2f} after")
+        before = metrics.get(f"before_eval_{name}")
+        shown = f"{before:,.2f} before training" if before else "not measured before training"
+        print(f"held-out {name}: {shown}, {metrics[f'eval_{name}']:,.2f} after")
     print(f"model and tokenizer: {training_args.output_dir}")
+    beginning = beginning_of(documents["validation"][0]["text"], saved.model, saved.tokenizer)
+    print("next:", ready_command("generate", training_args.output_dir, [beginning]))
 
 
 if __name__ == "__main__":

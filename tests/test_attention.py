@@ -92,13 +92,21 @@ def built_model(positions: int, vocab: int) -> GPT2LMHeadModel:
 
 
 class StubTokenizer:
-    bos_token_id, eos_token_id, all_special_ids = 0, 0, [0]
+    """Puts nothing in front of a text."""
+
+    bos_token_id, eos_token_id, all_special_ids, is_fast = 0, 0, [0], False
 
     def __init__(self, size: int):
         self.size = size
 
     def __len__(self) -> int:
         return self.size
+
+    def __call__(self, text, **kwargs) -> dict:
+        return {"input_ids": [1] if isinstance(text, str) else [[1] for _ in text]}
+
+    def get_vocab(self) -> dict:
+        return {}
 
 
 # ---- weights

@@ -18,7 +18,18 @@ from transformers import BertConfig, GPT2Config, GPT2LMHeadModel, PreTrainedToke
 
 from hfscale.config import InputError
 from hfscale.data.tokenizer import train_bpe
-from recipes import generate, pretrain, quickstart, score
+from recipes import (
+    attention_maps,
+    bias_probe,
+    finetune,
+    finetune_task,
+    generate,
+    memorization,
+    pretrain,
+    quickstart,
+    score,
+    train_tokenizer,
+)
 
 ROOT = Path(__file__).parents[1]
 LINES = [f"line {i}: the cat number {i * 7 % 13} sat on mat {i * 5 % 11}" for i in range(40)]
@@ -145,7 +156,9 @@ def test_unknown_names_and_wrong_values(refused, recipe):
     ("--adam_beta2 1.0", "Invalid beta parameter"),
     ("--weight_decay -0.1", "Invalid weight_decay"),
     ("--warmup_steps -1", "warmup_steps >= 0"),
-    ("--seed -1", "seed: got -1"),
+    ("--seed -1", "--seed: got '-1', expected 0 to 4294967295"),
+    ("--seed 4294967296", "--seed: got '4294967296', expected 0 to 4294967295"),
+    ("--data_seed 1e20", "--data_seed: got '1e20', expected int or null"),
     ("--lr_scheduler_type warmup_stable_decay", "num_decay_steps"),
     ('--lr_scheduler_kwargs {"min_rl":0}', "min_rl"),
     ("--report_to tensorbord", "report_to: tensorbord is unknown or not installed"),
@@ -362,7 +375,8 @@ def test_output_dir_holds_another_run(refused, finished_run, recipe, kept):
     ignore = None if kept == "everything" else lambda folder, names: (
         set(names) - {kept} if Path(folder) == finished_run else set())
     shutil.copytree(finished_run, "out", ignore=ignore)
-    refused(recipe, match="^output_dir out: holds a run; --resume auto continues it, --overwrite deletes it, or name")
+    ways = "--resume auto continues it, " * (recipe is pretrain) + "--overwrite deletes it, or name another folder"
+    refused(recipe, match=f"^output_dir out: holds a run; {ways}$")
 
 
 @pytest.mark.parametrize("recipe", [pretrain, quickstart], ids=name_of)
@@ -410,6 +424,33 @@ def test_a_run_that_only_logged_yet_may_be_replaced(refused, place):
 def test_output_dir_that_cannot_be_a_folder(refused, recipe):
     refused(recipe, "--output_dir", "good.txt", match="output_dir good.txt: .* not a folder")
     refused(recipe, "--output_dir", "good.txt/out", match="output_dir good.txt/out: .*good.txt is not a folder")
+
+
+WRITERS = {
+    pretrain: [], quickstart: [], train_tokenizer: ["--vocab_size", "300"], attention_maps: ["--model", "model"],
+    memorization: ["--model", "model"], bias_probe: ["--model", "model"], finetune: ["--model", "model"],
+    finetune_task: ["--task_source", "embedded:arithmetic"],
+}
+
+
+@pytest.mark.parametrize("recipe", WRITERS, ids=name_of)
+@pytest.mark.parametrize(("folder", "match"), [
+    ("/proc/x/y", "output_dir /proc/x/y: cannot be written .*; name another place$"),
+    ("/proc/sys/new", "output_dir /proc/sys/new: .*/proc/sys is not a folder that can be written to$"),
+    ("x" * 300, "output_dir x{300}: cannot be written .File name too long.; name another place$"),
+    ("x/" + "y" * 300 + "/z", "output_dir x/y{300}/z: cannot be written .File name too long.; name another place$"),
+    ("gone", "output_dir gone: .*gone is a link to not-there, which is not there; name another place$"),
+    ("gone/below", "output_dir gone/below: .*gone is a link to not-there, which is not there; name another place$"),
+])
+def test_output_dir_that_cannot_be_made(place, recipe, folder, match):
+    """Said before any text is read or model loaded."""
+    Path("gone").symlink_to("not-there")
+    words = [*WRITERS[recipe], "--output_dir", folder]
+    source = ["--source", "missing.txt"] if recipe in (pretrain, quickstart, train_tokenizer, finetune) else []
+    before = contents(Path.cwd())
+    with pytest.raises(InputError, match=match) as caught:
+        recipe.main([*words, *source])
+    assert "\n" not in str(caught.value) and contents(Path.cwd()) == before
 
 
 # ---- as the user meets it

@@ -515,7 +515,7 @@ def test_what_is_refused_leaves_nothing(place):
             (["--config", "mine.yaml", "--batch_size", "0"], "--batch_size.*at least 1"),
             (["--config", "mine.yaml", "--toxicity_classifier", "./missing"], "toxicity_classifier ./missing"),
             (["--pairs", "empty.csv", "--pairs_format", "stereoset2"], "did you mean stereoset"),
-            (["--config", "mine.yaml", "--output_dir", "empty.csv"], "is a file")):
+            (["--config", "mine.yaml", "--output_dir", "empty.csv"], "is not a folder that can be written to")):
         with pytest.raises(InputError, match=message) as caught:
             bias_probe.main(["--model", "uniform", "--output_dir", "out", *words])
         assert "\n" not in str(caught.value) and sorted(place.rglob("*")) == before

@@ -1,15 +1,18 @@
 """recipes/chat.py: what the model is given turn by turn, and what the terminal shows."""
 
 import io
+import shutil
 
 import pytest
 import torch
 from datasets import Dataset
+from tokenizer_kinds import make_tokenizer
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from hfscale.config import InputError
 from hfscale.data.supervised import set_chat_template
 from hfscale.data.tokenizer import train_byte_level
+from hfscale.task_prompt import save_task_prompt
 from recipes import chat
 
 SHORT = ["--do_sample", "false", "--max_new_tokens", "6"]
@@ -89,6 +92,71 @@ def test_answers_come_without_the_prompt(folder, capsys):
     first, second = capsys.readouterr().out.rstrip("\n").split("\n", 1)
     assert first == "you: hello"
     assert second.startswith("model: ") and "im_start" not in second
+
+
+@pytest.mark.parametrize("writes_bos", [True, False])
+def test_one_bos_at_most(folder, tmp_path, monkeypatch, writes_bos):
+    """The template alone decides, also with a tokenizer that puts BOS in front of every text."""
+    tokenizer = make_tokenizer("BOS and EOS")
+    turns = "{% for turn in messages %}[{{ turn.content }}]{% endfor %}"
+    tokenizer.chat_template = "{{ bos_token }}" * writes_bos + turns
+    tokenizer.save_pretrained(tmp_path)
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_layer=1, n_head=1, n_embd=8)).save_pretrained(tmp_path)
+    seen = []
+
+    def generate(self, input_ids, **settings):
+        seen.append(input_ids[0].tolist())
+        return input_ids
+
+    monkeypatch.setattr(GPT2LMHeadModel, "generate", generate)
+    monkeypatch.setattr("hfscale.generation.TextPrinter.end", lambda self: None)
+    chat.main(["--model", str(tmp_path), "--prompts", "the cat", *SHORT])
+    plain = tokenizer("[the cat]", add_special_tokens=False)["input_ids"]
+    assert seen == [[tokenizer.bos_token_id] * writes_bos + plain]
+
+
+def test_answers_end_as_the_model_learned(folder, tmp_path, monkeypatch):
+    given = []
+    shutil.copytree(folder, tmp_path / "taught")
+    save_task_prompt(tmp_path / "taught", prompt=None, columns=[], stop_strings=["!"], max_new_tokens=7)
+
+    def answer(*words, **settings):
+        given.append(settings)
+        return [["an answer"]]
+
+    monkeypatch.setattr("hfscale.generation.generate_texts", answer)
+    words = ["--model", str(tmp_path / "taught"), "--prompts", "one"]
+    chat.main(words)
+    chat.main([*words, "--stop_strings", "?", "--max_new_tokens", "3"])
+    chat.main(["--model", folder, "--prompts", "one"])
+    assert [(settings["stop_strings"], settings["max_new_tokens"]) for settings in given] == [
+        (["!"], 7), (["?"], 3), (None, 128)]
+
+
+@pytest.mark.parametrize("when", ["asking", "answering"])
+def test_ctrl_c_ends_the_talk(folder, monkeypatch, when):
+    def interrupt(*words, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
+    monkeypatch.setattr(*(("builtins.input", interrupt) if when == "asking" else
+                          (GPT2LMHeadModel, "generate", interrupt)))
+    chat.main(["--model", folder])
+
+
+def test_lines_that_are_not_utf_8(folder, asked, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"one\n\xff\xfe\n"), "utf-8"))
+    with pytest.raises(InputError, match="^standard input: not UTF-8 .*; convert it first$"):
+        chat.main(["--model", folder])
+
+
+def test_a_template_that_refuses_a_role(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "strict")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "strict")
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    tokenizer.save_pretrained(tmp_path / "strict")
+    with pytest.raises(InputError, match="refuses turns of system, user: System role not supported$"):
+        chat.main(["--model", str(tmp_path / "strict"), "--system", "Be brief.", "--prompts", "one"])
 
 
 def test_a_message_longer_than_the_context(folder):

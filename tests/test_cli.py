@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -164,6 +165,35 @@ def test_env_asks_the_hub_for_two_seconds_at_most(hfscale, monkeypatch):
         start = time.monotonic()
         assert "no answer within 2 s" in hfscale("env")[1]
         assert time.monotonic() - start < 4
+
+
+PRINTING = {
+    "print": "print('line\\n' * 99_999)",
+    "one line, kept until the end": "print('line')",
+    "rich": "import rich; rich.print('line\\n' * 999)",
+    "bad input": "print('line'); raise InputError('wrong')",
+}
+
+
+@pytest.mark.parametrize("also_errors", [False, True], ids=["stdout", "stdout and stderr"])
+@pytest.mark.parametrize("words", ["recipes", "--help", "pretrain --help", *PRINTING])
+def test_ends_silently_where_nobody_reads_any_more(words, also_errors):
+    """As behind `| head -1`: no traceback, and the status that a shell gives to SIGPIPE."""
+    program = f"from hfscale.config import InputError, run\ndef main():\n    {PRINTING.get(words)}\nrun(main)"
+    command = ["-c", program] if words in PRINTING else ["-m", "hfscale.cli", *words.split()]
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=writer, text=True,
+                            stderr=writer if also_errors else subprocess.PIPE)
+    os.close(writer)
+    assert result.returncode == 128 + signal.SIGPIPE
+    assert also_errors or result.stderr == "" or (words == "bad input" and result.stderr == "error: wrong\n")
+
+
+def test_ctrl_c_is_one_line():
+    program = "import os, signal\nfrom hfscale.config import run\nrun(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True)
+    assert (result.returncode, result.stderr) == (128 + signal.SIGINT, "stopped by Ctrl-C\n")
 
 
 def test_finds_its_files_when_installed_from_a_wheel(tmp_path):

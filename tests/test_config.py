@@ -44,6 +44,13 @@ class TrainArguments(OwnArguments, RunArguments):
     """Also takes what TrainingArguments takes."""
 
 
+@dataclass
+class LimitedArguments(RunArguments):
+    seed: int = 0
+    share: float = field(default=0.5, metadata={"min": 0, "max": 1})
+    sizes: list[int] | None = field(default=None, metadata={"min": 2})
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -525,3 +532,40 @@ def test_what_the_user_set_stays(no_switches, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "0")
     config.go_offline_if_unreachable()
     assert [os.environ.get(name) for name in OFFLINE] == ["yes", "0", "1"]
+
+
+# ---- limits
+
+@pytest.mark.parametrize(("words", "says"), [
+    ("--seed 4294967296", "command line: --seed: got '4294967296', expected 0 to 4294967295"),
+    ("--seed -1", "command line: --seed: got '-1', expected 0 to 4294967295"),
+    ("--data_seed 99999999999", "command line: --data_seed: got '99999999999', expected 0 to 4294967295"),
+    ("--data_seed 1e20", "command line: --data_seed: got '1e20', expected int or null"),
+    ("--share 1.5", "command line: --share: got '1.5', expected 0 to 1"),
+    ("--share inf", "command line: --share: got 'inf', expected 0 to 1"),
+    ("--sizes 3 1", "command line: --sizes: got '3 1', expected at least 2"),
+])
+def test_numbers_beyond_their_limits(parse, words, says):
+    with pytest.raises(InputError) as error:
+        parse(*words.split(), cls=LimitedArguments)
+    assert str(error.value) == says
+
+
+@pytest.mark.parametrize("words", [["--names"], ["--numbers"], ["--names", "a", "--numbers"], ["--name"]])
+def test_a_flag_without_its_value(parse, words):
+    with pytest.raises(InputError, match=f"^command line: {words[-1]}: got '', expected "):
+        parse(*words)
+
+
+def test_limits_hold_in_files_and_include_their_ends(parse):
+    with pytest.raises(InputError, match=r"^c\.yaml:2: seed: got -1, expected 0 to 4294967295$"):
+        parse(cls=LimitedArguments, yaml="share: 1\nseed: -1\n")
+    args = parse("--sizes", "2", "--seed", "4294967295", cls=LimitedArguments, yaml="share: 0\ndata_seed: null\n")
+    assert (args.sizes, args.seed, args.share, args.training) == ([2], 2**32 - 1, 0.0, {"data_seed": None})
+
+
+@pytest.mark.parametrize("words", [["--name", "caf\udce9"], ["--names", "a", "\udcff"], ["--name=\udce9"]])
+def test_bytes_of_another_encoding(parse, words):
+    """As Python gives them in `sys.argv`."""
+    with pytest.raises(InputError, match="which is not UTF-8; write it in UTF-8$"):
+        parse(*words)

@@ -69,7 +69,7 @@ def test_every_recipe_takes_the_adapter(lora, tmp_path, capsys):
     [found] = json.loads((tmp_path / "scores.json").read_text())["systems"]
     assert found["metrics"]["eval_documents"] == record_of(lora)["data"]["documents"]["validation"]
     capsys.readouterr()
-    generate.main(["--model", str(lora), "--prompts", "3: red", "--max_new_tokens", "4", "--do_sample", "false"])
+    generate.main(["--model", str(lora), "--prompts", "3: red", "--max_new_tokens", "4", "--json"])
     assert len(json.loads(capsys.readouterr().out)["completions"]) == 1
 
 

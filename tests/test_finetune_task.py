@@ -160,7 +160,8 @@ def test_the_prompt_travels_with_the_model_and_the_last_line_asks_it(tmp_path, c
     words = ready_words(capsys.readouterr().out)
     recipe = generate.__file__
     args = parse_args(generate.GenerateArguments, words[2:], recipe=recipe)
-    assert words[:2] == ["hfscale", "generate"] and args.model == str(folder) and args.do_sample is False
+    assert (Path(words[0]).name, words[1]) == ("hfscale", "generate")
+    assert args.model == str(folder) and args.do_sample is False
     sample = json.loads((folder / "run.json").read_text())["samples"][0]
     assert [task.fill(text).strip() for text in args.prompts] == [sample.partition("\n--- answer: ")[0]]
 

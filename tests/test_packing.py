@@ -8,11 +8,13 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from datasets.distributed import split_dataset_by_node
+from tokenizer_kinds import KINDS, make_tokenizer
 from torch.utils.data import DataLoader
 
 from hfscale.config import InputError
 from hfscale.data.packing import IGNORED, best_fit, collate_rows, pack_documents, pack_splits
 from hfscale.data.tokenizer import train_bpe, train_char
+from hfscale.data.tokens import encode_texts
 from hfscale.models import new_model
 
 TEXTS = ["a small text", "ö", "a much longer text that fills more than one row of the packed kind, twice over", "end"]
@@ -63,6 +65,36 @@ def test_rows_by_hand():
     assert wide["input_ids"][:] == [[eos, a, b, c, eos, d], [d, eos, eos, eos, eos, eos]]
     assert wide["labels"][1] == [d, eos] + [IGNORED] * 4
     assert wide["position_ids"][0] == [0, 1, 2, 3, 0, 1]
+
+
+def test_rows_by_hand_where_another_token_begins_a_text():
+    """BOS is read but never predicted, and each document begins with it: also one that has it written."""
+    tokenizer = make_tokenizer("BOS and EOS")
+    bos, eos, the, cat = tokenizer.convert_tokens_to_ids(["<s>", "</s>", "the", "Ġcat"])
+    documents = Dataset.from_dict({"text": ["the cat", "<s>the"]})
+    rows = pack_documents(documents, tokenizer, 4)
+    assert rows["input_ids"][:] == [[bos, the, cat, eos], [eos, bos, the, eos]]
+    assert rows["labels"][:] == [[IGNORED, the, cat, eos], [eos, IGNORED, the, eos]]
+    assert rows["position_ids"][:] == [[0, 1, 2, 3], [0, 0, 1, 2]]
+    assert rows["num_tokens"][:] == [3, 2] and rows["num_bytes"][:] == [7, 6]
+    fitted = pack_documents(documents, tokenizer, 8, packing="best_fit")
+    assert fitted["input_ids"][:] == [[bos, the, cat, eos, bos, the, eos, eos]]
+    assert fitted["labels"][:] == [[IGNORED, the, cat, eos, IGNORED, the, eos, IGNORED]]
+    assert fitted["position_ids"][:] == [[0, 1, 2, 3, 0, 1, 2, 3]]
+    narrow = pack_documents(documents, tokenizer, 3, packing="best_fit")
+    assert sorted(narrow["input_ids"][:]) == sorted([[bos, the, cat], [cat, eos, eos], [bos, the, eos]])
+
+
+@pytest.mark.parametrize("packing", ["stream", "best_fit"])
+@pytest.mark.parametrize("max_length", [5, 16, 64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_token_but_what_stands_in_front_is_scored_once(kind, max_length, packing):
+    tokenizer = make_tokenizer(kind)
+    texts = ["the cat sat on the mat", "no", "and the dog sat on the log " * 3]
+    wanted = Counter(token for ids in encode_texts(texts, tokenizer) for token in [*ids, tokenizer.eos_token_id])
+    rows = pack_documents(Dataset.from_dict({"text": texts}), tokenizer, max_length, packing=packing)
+    assert Counter(targets(rows)) == wanted
+    assert sum(rows["num_tokens"]) == wanted.total()
 
 
 @pytest.mark.parametrize("max_length", [2, 5, 16, 64])
@@ -172,7 +204,7 @@ def test_collator_gives_int64_without_attention_mask(documents, tokenizer):
 
 def test_long_documents_are_tokenized_in_slices_alike(documents, tokenizer, monkeypatch):
     whole = pack_documents(documents, tokenizer, 16)["input_ids"][:]
-    monkeypatch.setattr("hfscale.data.packing.SLICE_CHARACTERS", 10)
+    monkeypatch.setattr("hfscale.data.tokens.SLICE_CHARACTERS", 10)
     again = Dataset.from_dict({"text": TEXTS})
     np.testing.assert_array_equal(pack_documents(again, tokenizer, 16)["input_ids"][:], whole)
 

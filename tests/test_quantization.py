@@ -217,7 +217,7 @@ def test_recipe_trains_records_resumes_and_its_folder_is_taken(place, tmp_path, 
     [system] = json.loads((tmp_path / "scores.json").read_text())["systems"]
     assert system["metrics"]["eval_documents"] == record["data"]["documents"]["validation"]
     capsys.readouterr()
-    generate.main(["--model", str(folder), "--prompts", "3: red", "--max_new_tokens", "4", "--do_sample", "false"])
+    generate.main(["--model", str(folder), "--prompts", "3: red", "--max_new_tokens", "4", "--json"])
     assert len(json.loads(capsys.readouterr().out)["completions"]) == 1
 
 

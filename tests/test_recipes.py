@@ -2,12 +2,16 @@
 
 import json
 import math
+import shlex
+import shutil
+import sys
+from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from hfscale.config import InputError
-from recipes import memorization, pretrain, quickstart, report, score
+from recipes import finetune, generate, memorization, pretrain, quickstart, report, score
 
 TINY = ["--n_layer", "1", "--n_head", "2", "--n_embd", "32", "--n_positions", "32", "--tokenizer", "train:300",
         "--max_steps", "4", "--per_device_train_batch_size", "4", "--report_to", "none", "--disable_tqdm",
@@ -89,7 +93,40 @@ def test_quickstart_learns_and_prints_where_it_is(tmp_path, text, capsys, monkey
     before, after = (float(shown.split("held-out perplexity: ")[1].split(word)[0].split()[-1].replace(",", ""))
                      for word in (" before", " after"))
     assert after < before / 2
-    assert (tmp_path / "runs" / "quickstart" / "model.safetensors").is_file()
+    run = tmp_path / "runs" / "quickstart"
+    assert (run / "model.safetensors").is_file()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["quickstart"]  # TensorBoard's files lie in it
+    assert list(run.glob("runs/*/events.out.tfevents.*"))
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    assert history[0]["step"] == 0 and f"{history[0]['eval_perplexity']:,.2f} before" in shown
+    assert as_shown(json.loads((run / "run.json").read_text())["samples"]) in shown
+    assert next_command_of(shown)[:3] == ["generate", "--model", "runs/quickstart"]
+
+
+def as_shown(samples: list[str]) -> str:
+    """As a run prints its samples."""
+    return "".join(f"\n--- sample\n{text}\n" for text in samples)
+
+
+def next_command_of(shown: str) -> list[str]:
+    """The words after `hfscale` of the command that a run ends with."""
+    [line] = [line for line in shown.splitlines() if line.startswith("next: ")]
+    command, *words = shlex.split(line.removeprefix("next: "))
+    assert Path(shutil.which(command)).absolute().parent == Path(sys.executable).parent
+    return words
+
+
+@pytest.mark.parametrize("recipe", [pretrain, finetune])
+def test_a_run_ends_with_its_samples_and_a_command_that_works(finished, tmp_path, text, capsys, monkeypatch, recipe):
+    words = TINY if recipe is pretrain else ["--model", str(finished), *TINY[10:]]
+    recipe.main(["--source", text, "--output_dir", str(tmp_path / "a run"), *words])
+    shown = capsys.readouterr().out
+    record = json.loads((tmp_path / "a run" / "run.json").read_text())
+    assert as_shown(record["samples"]) in shown
+    command, *words = next_command_of(shown)
+    assert (command, words[:2]) == ("generate", ["--model", str(tmp_path / "a run")])
+    generate.main(words)
+    assert capsys.readouterr().out.startswith(f"prompt: {words[-1]}\n")
 
 
 def test_score_of_a_run_agrees_with_its_evaluation(finished, text, tmp_path):
@@ -104,8 +141,8 @@ def test_score_of_a_run_agrees_with_its_evaluation(finished, text, tmp_path):
 
 
 def test_memorization_of_a_run_uses_its_own_text(finished, tmp_path, capsys):
-    words = ["--model", str(finished), "--num_samples", "2", "--max_new_tokens", "8", "--output_dir", str(tmp_path),
-             "--canaries", "to 12.", "--canary_pattern", "to ##."]
+    words = ["--model", str(finished), "--num_samples", "2", "--max_new_tokens", "16", "--seed", "1",
+             "--output_dir", str(tmp_path), "--canaries", "to 12.", "--canary_pattern", "to ##."]
     memorization.main(words)
     record = json.loads((tmp_path / "memorization.json").read_text())
     assert record["loss"]["validation_loss"] == pytest.approx(

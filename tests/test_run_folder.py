@@ -36,12 +36,12 @@ def arguments(folder, **values):
                                "learning_rate": 1e-2, "bf16": False, **values}, width=32)
 
 
-def trainer_for(folder, tokenizer, rows, callbacks=(), **values):
+def trainer_for(folder, tokenizer, rows, callbacks=(), can_resume=True, **values):
     set_seed(0)
     model = new_model(tokenizer, n_layer=1, n_head=2, n_embd=32, n_positions=16, resid_pdrop=0.1, embd_pdrop=0.1,
                       attn_pdrop=0.1)
     return LMTrainer(model=model, args=arguments(folder, **values), train_dataset=rows, data_collator=collate_rows,
-                     callbacks=list(callbacks))
+                     callbacks=list(callbacks), can_resume=can_resume)
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +187,17 @@ class TermAt(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == self.step:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("can_resume", "says"), [
+    (True, "stopped by SIGTERM after step 3; a checkpoint is saved, --resume auto goes on\n"),
+    (False, "stopped by SIGTERM after step 3; a checkpoint is saved: {folder}/checkpoint-3\n"),
+])
+def test_sigterm_promises_resume_only_where_it_is(tokenizer, rows, tmp_path, capsys, can_resume, says):
+    trainer = trainer_for(tmp_path / "run", tokenizer, rows, callbacks=[TermAt(2)], can_resume=can_resume)
+    with pytest.raises(SystemExit):
+        trainer.train()
+    assert says.format(folder=tmp_path / "run") in capsys.readouterr().err
 
 
 def test_sigterm_saves_whole_checkpoint_and_resume_is_exact(finished, tokenizer, rows, tmp_path):

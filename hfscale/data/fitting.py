@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from transformers import PreTrainedTokenizerBase
 
 from hfscale.config import TaskArguments
-from hfscale.data.packing import encode_texts
+from hfscale.data.tokens import encode_continuations, encode_prompts
 
 Example: TypeAlias = dict[str, Any]
 
@@ -27,7 +27,7 @@ class Fitting:
         turns = self._without_oldest_turns(example) if "messages" in example else iter([example])
         whole_size = size = room = 0
         for candidate in turns:
-            size, room = self._length(candidate["prompt"]), self._room(candidate)
+            size, room = self._prompt_length(candidate), self._room(candidate)
             whole_size = whole_size or size
             if size <= room:
                 return candidate, whole_size - size
@@ -39,7 +39,7 @@ class Fitting:
             question = self._cut(question, size - room, self.args.shorten)
             if question.strip():
                 candidate = self._with_question(candidate, question)
-                size = self._length(candidate["prompt"])
+                size = self._prompt_length(candidate)
         if size > self._room(candidate):
             return None
         return candidate, whole_size - size
@@ -48,7 +48,7 @@ class Fitting:
         """As `fit`, with as much of the target as there is room for beside a prompt that leaves some for
         `max_new_tokens`, and no EOS after that; None: that is nothing."""
         whole = example["target"]
-        over = self._length(whole) - self.args.max_new_tokens
+        over = self._target_length(whole) - self.args.max_new_tokens
         beginning = self._cut(whole, over, "end") if over > 0 else whole
         found = self.fit(_with_target(example, beginning) | {"truncated": True})
         if found is None:
@@ -57,7 +57,7 @@ class Fitting:
         target = whole
         while target.strip():
             candidate = _with_target(row, target)
-            size = self._length(row["prompt"]) + self._answer_length(candidate)
+            size = self._prompt_length(row) + self._answer_length(candidate)
             if size <= self.max_length:
                 return candidate, lost
             target = self._cut(target, size - self.max_length, "end")
@@ -65,7 +65,7 @@ class Fitting:
 
     def target_length(self, example: Example) -> int:
         """Tokens of the target."""
-        return self._length(example["target"])
+        return self._target_length(example["target"])
 
     def _room(self, example: Example) -> int:
         """Tokens that the prompt may take."""
@@ -76,12 +76,17 @@ class Fitting:
         """Tokens of all that comes after the prompt in a row to train on."""
         if "messages" in example:
             whole = self.tokenizer.apply_chat_template(example["messages"], return_dict=True)
-            return len(whole["input_ids"]) - self._length(example["prompt"])
-        return self._length(example["target"]) + (not example.get("truncated"))  # EOS
+            return len(whole["input_ids"]) - self._prompt_length(example)
+        return self._target_length(example["target"]) + (not example.get("truncated"))  # EOS
 
-    def _length(self, text: str) -> int:
-        """Tokens of a text; in the place of an empty one stands the token that starts a text."""
-        return len(next(encode_texts([text], self.tokenizer))) or 1
+    def _prompt_length(self, example: Example) -> int:
+        """Tokens of the prompt, with those that the tokenizer puts in front unless a chat template wrote them."""
+        is_chat = "messages" in example
+        [ids] = encode_prompts([example["prompt"]], self.tokenizer, add_special_tokens=not is_chat)
+        return len(ids)
+
+    def _target_length(self, target: str) -> int:
+        return len(next(encode_continuations([target], self.tokenizer)))
 
     def _without_oldest_turns(self, example: Example) -> Iterator[Example]:
         """With all turns, then without the oldest question and answer, down to the last; a system's turn stays."""

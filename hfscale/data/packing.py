@@ -3,8 +3,8 @@
 import contextlib
 import ctypes
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
-from itertools import islice, pairwise
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale import __version__
 from hfscale.config import InputError
+from hfscale.data.tokens import after_once, encode_texts, start_ids
 from hfscale.models import context_limit
 
 IGNORED = -100  # label that the loss passes over
-SLICE_CHARACTERS = 500_000  # text given to the tokenizer at once: bounds its memory for long documents
 BATCH_DOCUMENTS = 1000  # packed together at most; rows never hold text of two batches
 BATCH_CHARACTERS = 1_000_000  # about as much as that, in long documents
 
@@ -48,10 +48,11 @@ def pack_documents(documents: Dataset | IterableDataset, tokenizer: PreTrainedTo
                    num_proc: int | None = None) -> Dataset | IterableDataset:
     """Tokenize and pack the column `text` into rows of `max_length` tokens.
 
-    `packing="stream"`: EOS d1 EOS d2 EOS ... is cut into rows. A row begins with the last token of the row before, as
-    context only (its label is never scored, the loss shifts by one), so no target is lost at the seams.
-    `packing="best_fit"`: each document is EOS d EOS of its own and is never cut when that fits into a row; a longer
-    one gives full rows as above and a rest. The first token of each has label -100.
+    `packing="stream"`: EOS d1 EOS d2 EOS ... is cut into rows, or BOS d1 EOS BOS d2 EOS ... where another token begins
+    a text (see `start_ids`), which is no target. A row begins with the last token of the row before, as context only
+    (its label is never scored, the loss shifts by one), so no target is lost at the seams.
+    `packing="best_fit"`: each document is EOS d EOS (BOS d EOS) of its own and is never cut when that fits into a row;
+    a longer one gives full rows as above and a rest. The first token of each has label -100.
 
     Position ids restart where a document (or rest) begins, from which transformers builds the mask when there is no
     attention mask and no cache; with `cross_document_attention` they run through. Unused space at a row's end holds
@@ -77,7 +78,7 @@ def pack_documents(documents: Dataset | IterableDataset, tokenizer: PreTrainedTo
                              remove_columns=documents.column_names or ["text"], fn_kwargs=settings)
     # `map` cuts its rows into one run per process, wherever that falls; so here one of its rows stands for a batch.
     batches = Dataset.from_dict({"start": range(0, len(documents), size)})
-    fingerprint = Hasher.hash([documents._fingerprint, settings, __version__])
+    fingerprint = Hasher.hash([documents._fingerprint, settings, start_ids(tokenizer), __version__])
     files = documents.cache_files  # none: the documents are in memory, and so will the rows be
     cache = str(Path(files[0]["filename"]).with_name(f"cache-{fingerprint}.arrow")) if files else None
     return batches.map(lambda start: _pack_batch(documents[start[0]:start[0] + size], **settings), batched=True,
@@ -97,17 +98,16 @@ def _pack_batch(batch: dict, tokenizer: PreTrainedTokenizerBase, max_length: int
     with contextlib.suppress(OSError, AttributeError):  # glibc: give back what the tokenizer freed, else a long stream
         ctypes.CDLL(None).malloc_trim(0)  # takes half as much again (tests/benchmarks/streaming_memory.py)
     eos = tokenizer.eos_token_id
-    documents = [np.array([*ids, eos], np.int32) for ids in encode_texts(batch["text"], tokenizer)]
-    stream = np.concatenate([np.array([eos], np.int32), *documents])
+    stream, starts, ends, is_target = _stream(batch["text"], tokenizer)
     if stream.max() >= vocab_size:
         raise InputError(f"token id {stream.max()} is outside the vocabulary of {vocab_size}; use the tokenizer that "
                          "the model was trained with")
-    ends = np.cumsum([len(ids) for ids in documents])  # index of each closing EOS in the stream
     layout = _best_fit_layout if packing == "best_fit" else _stream_layout
-    index, opens, row_of_end = layout(ends, max_length)
+    index, opens, row_of_end = layout(starts, ends, max_length)
     inside = index >= 0
+    scored = inside & is_target[index]
     input_ids = np.where(inside, stream[index], np.int32(eos))
-    labels = np.where(inside & ~opens if packing == "best_fit" else inside, input_ids, np.int32(IGNORED))
+    labels = np.where(scored & ~opens if packing == "best_fit" else scored, input_ids, np.int32(IGNORED))
     position_ids = np.broadcast_to(np.arange(max_length, dtype=np.int32), index.shape)
     if not cross_document_attention:  # distance to where the document begins; padding counts on
         position_ids = position_ids - np.maximum.accumulate(np.where(opens, position_ids, 0), axis=1)
@@ -116,20 +116,40 @@ def _pack_batch(batch: dict, tokenizer: PreTrainedTokenizerBase, max_length: int
             "num_tokens": (labels[:, 1:] != IGNORED).sum(axis=1), "num_bytes": num_bytes.astype(np.int64)}
 
 
-def _stream_layout(ends: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _stream(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
+            ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """All documents one after the other, the index of what each begins and ends with, and which tokens are targets:
+    those that only stand in front of a document are none. A single EOS ends a document and begins the next."""
+    eos, front = tokenizer.eos_token_id, start_ids(tokenizer)
+    shared = front == [eos]
+    whole = (after_once(front, ids) for ids in encode_texts(texts, tokenizer))
+    documents = [np.array([*ids[shared:], eos], np.int32) for ids in whole]
+    if shared:
+        documents.insert(0, np.array([eos], np.int32))
+    stream = np.concatenate(documents)
+    lasts = np.cumsum([len(ids) for ids in documents]) - 1  # index of each EOS
+    starts, ends = (lasts[:-1], lasts[1:]) if shared else (np.array([0, *(lasts[:-1] + 1)]), lasts)
+    is_target = np.ones(len(stream), bool)
+    if not shared:
+        is_target[starts[:, None] + np.arange(len(front))] = False
+    return stream, starts, ends, is_target
+
+
+def _stream_layout(starts: np.ndarray, ends: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each place of each row its index in the stream (-1: padding) and whether it opens a document; for each
     document the row in which it ends."""
     stride = max_length - 1  # consecutive rows share one token
     num_rows = -(-ends[-1] // stride)
     index = np.arange(num_rows)[:, None] * stride + np.arange(max_length)
-    is_end = np.zeros(num_rows * stride + 1, bool)
-    is_end[ends[:-1]] = True
-    return np.where(index <= ends[-1], index, -1), is_end[index], (ends - 1) // stride
+    is_start = np.zeros(num_rows * stride + 1, bool)
+    is_start[starts] = True
+    return np.where(index <= ends[-1], index, -1), is_start[index], (ends - 1) // stride
 
 
-def _best_fit_layout(ends: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _best_fit_layout(starts: np.ndarray, ends: np.ndarray, max_length: int
+                     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `_stream_layout`. Segments are a document's full rows and its rest, each with one token of context first."""
-    segments = [range(first, min(first + max_length, end + 1)) for start, end in pairwise([0, *ends.tolist()])
+    segments = [range(first, min(first + max_length, end + 1)) for start, end in zip(starts, ends, strict=True)
                 for first in range(start, end, max_length - 1)]
     rows = best_fit([len(segment) for segment in segments], max_length)
     index = np.full((len(rows), max_length), -1)
@@ -158,26 +178,3 @@ def best_fit(sizes: Sequence[int], max_length: int) -> list[list[int]]:
         if free - sizes[segment] >= 2:  # no segment is smaller
             insort(space, (free - sizes[segment], row))
     return sorted(rows, key=min)
-
-
-def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """Ids of each text without special tokens."""
-    part, size = [], 0
-    for text in texts:
-        part.append(text)
-        size += len(text)
-        if size >= SLICE_CHARACTERS:
-            yield from _ids(part, tokenizer)
-            part, size = [], 0
-    if part:
-        yield from _ids(part, tokenizer)
-
-
-def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Ids without special tokens, however long the text. The fast way leaves out offsets, half of the time."""
-    if not tokenizer.is_fast:
-        return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # a tokenizer.json can ask for both
-    backend.no_padding()
-    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from hfscale.config import InputError
 from hfscale.data.corpus import split_documents
 from hfscale.data.files import find_files, read_rows
+from hfscale.data.tokens import encode_continuations, encode_prompts
 
 COLUMNS = ("prompt", "chosen", "rejected")
 EVASIONS = (" Who knows.", " Look it up yourself.", " I do not feel like it.", " Numbers are boring.")
@@ -33,10 +34,11 @@ def load_preferences(source: str, tokenizer: PreTrainedTokenizerBase, *, max_len
         raise InputError(f"source {source}: no such file; give .jsonl files of pairs, or embedded:preferences")
     kept = []
     for pair in pairs:
-        prompt, *answers = (len(tokenizer(pair[name], verbose=False)["input_ids"]) for name in COLUMNS)
-        if prompt + max(answers) < max_length:  # EOS comes after the answer
+        ids = pair_ids(pair, tokenizer)
+        answers = [len(ids["chosen_ids"]), len(ids["rejected_ids"])]
+        if len(ids["prompt_ids"]) + max(answers) <= max_length:
             text = pair["chosen"] + pair["rejected"]
-            kept.append(pair | {"text": pair["prompt"] + text, "num_tokens": sum(answers) + 2,
+            kept.append(pair | {"text": pair["prompt"] + text, "num_tokens": sum(answers),
                                 "num_bytes": len(text.encode())})
     if len(kept) < 2:
         raise InputError(f"source {source}: {len(kept)} pairs fit into {max_length} tokens; give more or shorter ones")
@@ -55,6 +57,15 @@ def _split(source: str, pairs: list[dict[str, Any]], validation_fraction: float,
                               validation_fraction=validation_fraction)
     return DatasetDict({name: Dataset.from_list([pair for prompt in part["text"] for pair in of_prompt[prompt]])
                         for name, part in prompts.items()})
+
+
+def pair_ids(pair: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """`prompt_ids` as generation gives them to a model, and `chosen_ids` and `rejected_ids` as they follow, with EOS:
+    the columns that TRL's trainer reads. Its own tokens would hold what some tokenizers put behind a text."""
+    [prompt] = encode_prompts([pair["prompt"]], tokenizer)
+    chosen, rejected = encode_continuations([pair["chosen"], pair["rejected"]], tokenizer)
+    eos = tokenizer.eos_token_id
+    return {"prompt_ids": prompt, "chosen_ids": [*chosen, eos], "rejected_ids": [*rejected, eos]}
 
 
 def made_pairs(seed: int) -> list[dict[str, str]]:

@@ -1,5 +1,6 @@
 """Prompt and target -> rows in which only the target, and the EOS after it, carries loss."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -12,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from hfscale.config import InputError, TaskArguments
 from hfscale.data.fitting import Fitting
-from hfscale.data.packing import IGNORED, best_fit, collate_rows, encode_texts
+from hfscale.data.packing import IGNORED, best_fit, collate_rows
 from hfscale.data.tasks import Counts
-from hfscale.models import prefix_ids
+from hfscale.data.tokens import encode_continuations, encode_prompts, encode_texts, leading_ids
 
 # ChatML, with the answers marked for the loss and ended by EOS, at which generation stops.
 CHATML = """\
@@ -33,8 +34,10 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
     """
     if chat_template is not None and chat_template != "chatml" and not Path(chat_template).is_file():
         raise InputError(f"chat_template {chat_template}: no such file; give chatml or a Jinja file")
-    if chat_template is not None:
-        tokenizer.chat_template = CHATML if chat_template == "chatml" else Path(chat_template).read_text("utf-8")
+    if chat_template == "chatml":
+        tokenizer.chat_template = _written(leading_ids(tokenizer), tokenizer) + CHATML
+    elif chat_template is not None:
+        tokenizer.chat_template = Path(chat_template).read_text("utf-8")
     if tokenizer.chat_template is None:
         raise InputError("the tokenizer has no chat template, which conversations need; give --chat_template chatml "
                          "or a Jinja file (prompts and targets can also go without: give templates for both)")
@@ -54,6 +57,12 @@ def add_template_characters(tokenizer: PreTrainedTokenizerBase) -> None:
     missing = [character for character in sorted(set(frame))
                if unknown in tokenizer(character, add_special_tokens=False)["input_ids"]]
     tokenizer.add_tokens(missing)
+
+
+def _written(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Special tokens as a chat template writes them: a conversation gets none but those of its template."""
+    tokens = "".join(tokenizer.convert_ids_to_tokens(ids))
+    return f"{{{{- {json.dumps(tokens)} }}}}" if tokens else ""
 
 
 def fit_examples(examples: DatasetDict, tokenizer: PreTrainedTokenizerBase, args: TaskArguments,
@@ -191,11 +200,11 @@ def _encode(examples: Dataset, tokenizer: PreTrainedTokenizerBase) -> Iterator[t
             yield _encode_chat(example, tokenizer)
         return
     truncated = examples["truncated"][:] if "truncated" in examples.column_names else [False] * len(examples)
-    prompts, targets = (encode_texts(examples[name][:], tokenizer) for name in ("prompt", "target"))
+    prompts = encode_prompts(examples["prompt"][:], tokenizer)
+    targets = encode_continuations(examples["target"][:], tokenizer)
     for prompt, target, text, is_cut in zip(prompts, targets, examples["target"], truncated, strict=True):
-        before = prompt or prefix_ids(tokenizer)
         ids = target if is_cut else [*target, tokenizer.eos_token_id]
-        yield before + ids, [IGNORED] * len(before) + ids, len(text.encode())
+        yield prompt + ids, [IGNORED] * len(prompt) + ids, len(text.encode())
 
 
 def _encode_chat(example: dict, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], int]:

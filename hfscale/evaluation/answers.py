@@ -14,7 +14,8 @@ from hfscale.evaluation.intervals import by_note, interval_notes
 from hfscale.evaluation.metrics import TEXT_METRICS, judge, text_statistics
 from hfscale.evaluation.tasks import predict
 from hfscale.report.tables import show_records, show_table
-from hfscale.task_prompt import TaskPrompt, ask_command, shell_line
+from hfscale.task_prompt import TaskPrompt
+from hfscale.terminal import ready_command
 
 SAMPLES = 3
 LONG_PROMPT_CHARACTERS = 500  # to be read in a command
@@ -62,7 +63,7 @@ def show_examples(counts: Counts) -> None:
                ([COUNTED[name], *(f"{count[name]:,}" for count in counts.values())] for name in names))
 
 
-def ready_command(folder: str, task: TaskPrompt, examples: Dataset) -> str:
+def asking_command(folder: str, task: TaskPrompt, examples: Dataset) -> str:
     """A line for the shell that asks the model about a held-out example: of those shown as samples the shortest,
     unless that is long."""
     shown = examples.take(min(SAMPLES, len(examples)))
@@ -71,8 +72,9 @@ def ready_command(folder: str, task: TaskPrompt, examples: Dataset) -> str:
         example = min(examples, key=lambda row: len(row["prompt"]))
     if "messages" in example:
         said = [turn["content"] for turn in example["messages"] if turn["role"] == "user"]
-        return shell_line("chat", folder, said)
-    return ask_command(folder, task, json.loads(example["columns"]))
+        return ready_command("chat", folder, said, "--do_sample", "false")
+    typed = task.typed(json.loads(example["columns"]))
+    return ready_command("generate", folder, [typed], "--do_sample", "false")
 
 
 def show_answers(metrics: dict, baseline: str, samples: Sequence[str], notes: dict[str, str] | None = None) -> None:

@@ -15,7 +15,8 @@ from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBa
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
 from hfscale.config import InputError
-from hfscale.models import check_token_ids, context_limit, prefix_ids
+from hfscale.data.tokens import after_once, encode_texts, start_ids
+from hfscale.models import check_token_ids, context_limit
 
 TOKENS_AT_ONCE = 1024  # of which an ablation holds all logits
 TOLERANCE = 1e-5  # within which a step-by-step result counts as the model's
@@ -38,12 +39,13 @@ def encode_sentence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     """(1, tokens) ids of the prefix and the sentence, on the model's device.
 
     Raises InputError: no token in it, more than the context, or an id outside the vocabulary."""
-    ids = [*prefix_ids(tokenizer), *tokenizer(sentence, add_special_tokens=False, verbose=False)["input_ids"]]
+    prefix = start_ids(tokenizer)
+    ids = after_once(prefix, next(encode_texts([sentence], tokenizer)))
     check_token_ids(model, ids, "sentence")
-    limit = context_limit(model)
-    if len(ids) == 1 or limit and len(ids) > limit:
-        raise InputError(f"sentence: {len(ids) - 1} tokens; the model's context takes 1 to {limit - 1} and the prefix"
-                         f"{'; shorten it' if len(ids) > 1 else '; write some text'}")
+    limit, size = context_limit(model), len(ids) - len(prefix)
+    if not size or limit and len(ids) > limit:
+        raise InputError(f"sentence: {size} tokens; the model's context takes 1 to {limit - len(prefix)} and the "
+                         f"prefix; {'shorten it' if size else 'write some text'}")
     return torch.tensor([ids], device=model.device)
 
 
@@ -75,7 +77,7 @@ def induction_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         raise InputError("model: its context or vocabulary is too short to repeat a sequence of two tokens")
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.stack([usual[torch.randperm(len(usual), generator=generator)[:length]] for _ in range(sequences)])
-    prefix = torch.tensor([prefix_ids(tokenizer)] * sequences)
+    prefix = torch.tensor([start_ids(tokenizer)[:1]] * sequences)
     weights = attention_weights(model, torch.cat([prefix, drawn, drawn], dim=1).to(model.device))
     followers = weights.diagonal(1 - length, -2, -1)[..., 2:]  # the first two rows of it are of the first r
     return followers.mean(dim=(0, -1))

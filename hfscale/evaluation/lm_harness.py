@@ -11,8 +11,10 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError
+from hfscale.data.tokens import nothing_behind
 from hfscale.evaluation.batches import Journal
 from hfscale.evaluation.lm_tasks import check_lm_eval, local_task, unknown_task
+from hfscale.generation import own_settings_aside
 from hfscale.launch import shipped
 from hfscale.models import context_limit
 
@@ -46,7 +48,8 @@ def run_lm_eval(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task
     if unknown := [name for name in tasks if name not in {*local, *manager.all_tasks}]:
         raise unknown_task(unknown[0], [*local, *manager.all_tasks])
     asked = [local_task(local[name], data) if name in local else name for name in tasks]
-    state, lm = PartialState(), HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    prompts = nothing_behind(tokenizer)
+    state, lm = PartialState(), HFLM(pretrained=model, tokenizer=prompts, batch_size=batch_size)
     if state.num_processes > 1:
         lm.accelerator, lm._rank, lm._world_size = Accelerator(), state.process_index, state.num_processes
     with contextlib.redirect_stdout(sys.stderr):
@@ -61,7 +64,8 @@ def run_lm_eval(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task
             name = f"lm_eval-{Hasher.hash(journal.settings)}.rank{state.process_index}.db"
             lm = CachingLM(lm, str(journal.folder / name))
         try:
-            results = lm_eval.evaluate(lm, loaded, limit=limit, log_samples=False, bootstrap_iters=1000)
+            with own_settings_aside(model, tokenizer):
+                results = lm_eval.evaluate(lm, loaded, limit=limit, log_samples=False, bootstrap_iters=1000)
         except AssertionError as error:  # its way to say that the model does not fit the task
             reason = str(error) or f"a part of it is longer than the model's context of {context_limit(model)} tokens"
             raise InputError(f"lm_eval {','.join(tasks)}: lm-eval cannot ask this model: {reason}") from None

@@ -17,11 +17,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError
-from hfscale.data.packing import IGNORED, encode_texts
+from hfscale.data.packing import IGNORED
+from hfscale.data.tokens import after_once, encode_texts, start_ids
 from hfscale.evaluation.batches import Journal, run_sorted
 from hfscale.evaluation.intervals import interval_notes
 from hfscale.evaluation.metrics import judge
-from hfscale.models import check_token_ids, context_limit, prefix_ids
+from hfscale.models import check_token_ids, context_limit
 
 LOGITS_AT_ONCE = 2**21  # per log-softmax: its float32 copies (8 MB) stay in the cache; three times faster on a CPU
 TOO_LARGE = "larger than a float can hold"
@@ -63,14 +64,16 @@ def score_documents(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         FloatingPointError: a log-likelihood is not finite; the message names the document, counted from 0.
     """
     context, stride = _check_window(model, context, stride, batch_size)
-    before = prefix_ids(tokenizer)
-    documents = [np.array(before + ids, dtype=np.int64) for ids in encode_texts(texts, tokenizer)]
+    before = start_ids(tokenizer)
+    scored_from = max(1, len(before))
+    encoded = encode_texts(texts, tokenizer)
+    documents = [np.array(after_once(before, ids), dtype=np.int64) for ids in encoded]
     check_token_ids(model, (ids.max() for ids in documents if len(ids)), f"tokenizer of {len(tokenizer)} tokens")
     windows = [Window(ids[start:stop], first - start, i) for i, ids in enumerate(documents)
-               for start, first, stop in rolling_windows(len(ids), context, stride)]
+               for start, first, stop in rolling_windows(len(ids), context, stride, first=scored_from)]
     if not windows:
         raise InputError(f"text: {len(texts)} documents hold no token to score; give longer text")
-    sums = np.array([[0.0, max(0, len(ids) - 1), len(text.encode()), len(re.split(r"\s+", text))]
+    sums = np.array([[0.0, max(0, len(ids) - scored_from), len(text.encode()), len(re.split(r"\s+", text))]
                      for ids, text in zip(documents, texts, strict=True)])
     nll = score_windows(model, windows, batch_size, journal=journal, progress=progress)
     np.add.at(sums[:, 0], [window.document for window in windows], nll)
@@ -97,12 +100,13 @@ def perplexity_metrics(scores: DocumentScores, seed: int = 0) -> tuple[dict, dic
                       "unknown_tokens": scores.unknown_tokens}, notes
 
 
-def rolling_windows(num_ids: int, context: int, stride: int) -> list[tuple[int, int, int]]:
-    """(start, first, stop) of each window over a document of `num_ids` ids, prefix included: it holds ids[start:stop]
-    and scores those from `first` on, up to `context` of them, later up to `stride`, after as many others as fit."""
-    windows, first = [], 1
+def rolling_windows(num_ids: int, context: int, stride: int, first: int = 1) -> list[tuple[int, int, int]]:
+    """(start, first, stop) of each window over a document of `num_ids` ids, its prefix of `first` ids included: it
+    holds ids[start:stop] and scores those from `first` on, in the first window as many as the context takes, later up
+    to `stride`, after as many others as fit."""
+    windows, prefix = [], first
     while first < num_ids:
-        stop = min(first + (context if first == 1 else stride), num_ids)
+        stop = min(context + 1 if first == prefix else first + stride, num_ids)
         windows.append((max(0, stop - 1 - context), first, stop))
         first = stop
     return windows

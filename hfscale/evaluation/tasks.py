@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError, TaskArguments
-from hfscale.data.packing import encode_texts
 from hfscale.data.tasks import spaced_choice
+from hfscale.data.tokens import after_once, encode_prompts, encode_texts, leading_ids, start_ids
 from hfscale.evaluation.batches import Journal, run_batches, run_sorted
 from hfscale.evaluation.code import Outcome, run_program
 from hfscale.evaluation.metrics import (
@@ -24,8 +24,8 @@ from hfscale.evaluation.metrics import (
     tied_accuracies,
 )
 from hfscale.evaluation.perplexity import Window, score_windows
-from hfscale.generation import cut_at_stop
-from hfscale.models import check_token_ids, context_limit, prefix_ids
+from hfscale.generation import complete_rows
+from hfscale.models import check_token_ids, context_limit
 
 
 def predict(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Dataset, *, max_new_tokens: int,
@@ -33,10 +33,12 @@ def predict(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples
             journal: Journal | None = None, progress: bool = False, **sampling) -> list[dict]:
     """{"prediction", "finished", "cut_tokens"} for each `prompt` of the examples, in their order, on every rank.
 
-    Prompts of similar length share a batch, padded on the left. One that leaves no room for `max_new_tokens` in the
-    model's context loses its first tokens; `cut_tokens` counts them. `finished`: EOS or a stop string ended the
-    answer, not `max_new_tokens`. Samples repeat for equal `seed` and `batch_size`, on any number of ranks; `sampling`
-    (`temperature`, ...) goes to `generate` with `do_sample`. The model may be sharded over the ranks (ZeRO-3, FSDP2).
+    Prompts become tokens as `encode_prompts` says, those of conversations (`messages`) as their chat template wrote
+    them. Prompts of similar length share a batch, padded on the left. One that leaves no room for `max_new_tokens` in
+    the model's context loses its first tokens, after what the tokenizer puts in front; `cut_tokens` counts them.
+    `finished`: EOS or a stop string ended the answer, not `max_new_tokens`. Samples repeat for equal `seed` and
+    `batch_size`, on any number of ranks; `sampling` (`temperature`, ...) counts with `do_sample`; no other settings
+    do (see `complete_rows`). The model may be sharded over the ranks (ZeRO-3, FSDP2).
 
     Raises:
         InputError: `max_new_tokens` fills the context, or a token id outside the model's vocabulary.
@@ -46,46 +48,30 @@ def predict(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples
     if room < 1 or max_new_tokens < 1 or batch_size < 1:
         raise InputError(f"max_new_tokens {max_new_tokens}, batch_size {batch_size}: both must be above 0, and the "
                          f"model's context of {context_limit(model)} must leave room for a prompt")
-    prompts = [ids or prefix_ids(tokenizer) for ids in encode_texts(examples["prompt"][:], tokenizer)]
+    is_chat = "messages" in examples.column_names
+    prompts = encode_prompts(examples["prompt"][:], tokenizer, add_special_tokens=not is_chat)
     check_token_ids(model, map(max, prompts), f"tokenizer of {len(tokenizer)} tokens")
+    leading = [] if is_chat else leading_ids(tokenizer)
+    cut = [max(0, len(ids) - room) for ids in prompts]
+    rows = [[*leading, *ids[len(leading) + n :]] if n else ids for ids, n in zip(prompts, cut, strict=True)]
     sharded = any(hasattr(p, "ds_id") or isinstance(p, DTensor) for p in model.parameters())
-    settings = {"max_new_tokens": max_new_tokens, "do_sample": do_sample, "num_beams": 1,
-                "synced_gpus": sharded and PartialState().num_processes > 1,
-                "stop_strings": list(stop_strings) if stop_strings else None, **(sampling if do_sample else {})}
+    settings = {"max_new_tokens": max_new_tokens, "do_sample": do_sample, "stop_strings": stop_strings,
+                "synced_gpus": sharded and PartialState().num_processes > 1, **(sampling if do_sample else {})}
 
     def answer(batch: list[int]) -> list[dict]:
-        def refuse_nan(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            if torch.isnan(scores).any():  # the likeliest token would be token 0
-                raise FloatingPointError(f"the model gives NaN for a prompt among the examples {sorted(batch)}")
-            return scores
-
         torch.manual_seed(seed + batch[0])
-        found = _generate(model, tokenizer, [prompts[i][-room:] for i in batch], logits_processor=[refuse_nan],
-                          **settings)
-        return [{"prediction": text, "finished": finished, "cut_tokens": max(0, len(prompts[i]) - room)}
-                for i, (text, finished) in zip(batch, found, strict=True)]
+        found = complete_rows(model, tokenizer, [rows[i] for i in batch],
+                              place=f"a prompt among the examples {sorted(batch)}", **settings)
+        return [{"prediction": text, "finished": finished, "cut_tokens": cut[i]}
+                for i, [(text, finished)] in zip(batch, found, strict=True)]
 
     was_training = model.training
     model.eval()
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        answers = run_sorted(prompts, lambda ids: -len(ids), batch_size, answer, desc="generating",
+        answers = run_sorted(rows, lambda ids: -len(ids), batch_size, answer, desc="generating",
                              progress=progress, in_step=sharded, journal=journal)
     model.train(was_training)
     return answers
-
-
-def _generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[list[int]],
-              **settings) -> list[tuple[str, bool]]:
-    """What follows each of the rows of token ids, up to a stop string, and whether EOS or a stop string ended it."""
-    length, eos = max(map(len, rows)), tokenizer.eos_token_id
-    input_ids = torch.tensor([[eos] * (length - len(ids)) + ids for ids in rows], device=model.device)
-    mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in rows], device=model.device)
-    output = model.generate(input_ids, attention_mask=mask, eos_token_id=eos, pad_token_id=eos, tokenizer=tokenizer,
-                            **settings)[:, length:]
-    texts = tokenizer.batch_decode(output, skip_special_tokens=True)
-    kept = [cut_at_stop(text, settings["stop_strings"]) for text in texts]
-    return [(answer, answer != text or eos in ids)
-            for text, answer, ids in zip(texts, kept, output.tolist(), strict=True)]
 
 
 def score_choices(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Dataset, *,
@@ -95,8 +81,8 @@ def score_choices(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ex
     `choice_statistics`), and per example {"logliks", "tied", "cut_tokens"} (see `tied_accuracies`).
 
     As lm-eval does it: prompt and choice are encoded together with a space between them unless one has white space
-    there or there is no prompt, spaces at the prompt's end belong to the choice, and what exceeds the context is cut
-    from the left.
+    there or there is no prompt, spaces at the prompt's end belong to the choice, what the tokenizer puts in front of a
+    text stands in front, and what exceeds the context is cut from the left.
     """
     whole_texts, contexts = [], []
     for i, (prompt, choices) in enumerate(zip(examples["prompt"], examples["choices"], strict=True)):
@@ -105,10 +91,12 @@ def score_choices(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ex
         whole_texts += [prompt + spaced_choice(prompt, choice) for choice in choices]
         contexts += [prompt.rstrip()] * len(choices)
     windows, cut, limit = [], [], context_limit(model) or 2**31
+    leading, start = leading_ids(tokenizer), start_ids(tokenizer)
     for whole, context in zip(encode_texts(whole_texts, tokenizer), encode_texts(contexts, tokenizer), strict=True):
-        ids = np.array(whole if context and len(whole) > 1 else prefix_ids(tokenizer) + whole)
+        before = leading if context and len(whole) > 1 else start
+        ids = np.array(after_once(before, whole))
         cut.append(max(0, len(ids) - 1 - limit))
-        first = min(len(context), len(ids) - 1) - cut[-1]
+        first = min(len(ids) - len(whole) + len(context), len(ids) - 1) - cut[-1]
         windows.append(Window(ids[cut[-1] :], max(1, first), len(windows)))
     check_token_ids(model, (window.ids.max() for window in windows), f"tokenizer of {len(tokenizer)} tokens")
 

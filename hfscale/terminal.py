@@ -1,0 +1,100 @@
+"""Texts for people at a terminal: a prompt set off from what a model added, lines that they type, the next command."""
+
+import contextlib
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+from hfscale.config import InputError
+
+NEW_TEXT = "(none: a new text)"
+
+
+def show_prompt(prompt: str) -> None:
+    """Print a prompt so that what follows stands off from it: in bold on a terminal, which the text goes on from, else
+    on a line of its own with its name before it."""
+    if _has_styles():
+        from rich.console import Console
+        from rich.text import Text
+
+        Console().print(Text(prompt, "bold"), end="", soft_wrap=True)
+    else:
+        print(f"prompt: {prompt.rstrip() or NEW_TEXT}")
+
+
+def _has_styles() -> bool:
+    """Whether standard output is a terminal that shows bold text, and its user takes it (NO_COLOR)."""
+    return (
+        sys.stdout.isatty()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+    )
+
+
+def show_completions(prompt: str, completions: Sequence[str]) -> None:
+    """Print what a model made of a prompt, several texts with their number before each, and an empty line."""
+    for number, text in enumerate(completions, 1):
+        if len(completions) > 1 and _has_styles():
+            print(f"--- {number} of {len(completions)}")
+        if number == 1 or _has_styles():
+            show_prompt(prompt)
+        if len(completions) > 1 and not _has_styles():
+            print(f"--- {number} of {len(completions)}")
+        print(text)
+    print()
+
+
+def show_samples(samples: Sequence[str]) -> None:
+    """Print texts of a model that was just trained."""
+    for text in samples:
+        print(f"\n--- sample\n{text}")
+    print()
+
+
+def read_lines(question: str) -> Iterator[str]:
+    """Lines with text in them from the terminal or a pipe, until it ends, or a line says /exit.
+
+    Raises InputError: a line that is not UTF-8.
+    """
+    while True:
+        try:
+            line = input(question)
+        except EOFError:
+            return
+        except UnicodeDecodeError as error:
+            raise InputError(f"standard input: not UTF-8 ({error.reason}); convert it first") from None
+        if line.strip() == "/exit":
+            return
+        if line.strip():
+            yield line
+
+
+@contextlib.contextmanager
+def conversation(is_asked: bool) -> Iterator[None]:
+    """What people type and models say; Ctrl-C ends it as Ctrl-D does."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    if is_asked:
+        print()  # the shell's prompt gets a line of its own
+
+
+def ready_command(recipe: str, model: str, prompts: Sequence[str], *words: str) -> str:
+    """A command line that asks a model and works as it is printed: `hfscale` by name where the shell finds the one
+    that lies beside this Python, else by its path."""
+    beside = Path(sys.executable).with_name("hfscale")
+    found = shutil.which("hfscale")
+    if found and Path(found).absolute() == beside:
+        command = ["hfscale"]
+    elif beside.is_file():
+        command = [os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)]
+    else:
+        command = [sys.executable, "-m", "hfscale.cli"]
+    # A text that begins like a flag has to be tied to its own.
+    flags = [[f"--prompts={text}"] if text.startswith("--") else ["--prompts", text] for text in prompts]
+    return shlex.join([*command, recipe, "--model", model, *words, *chain(*flags)])
