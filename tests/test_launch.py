@@ -311,7 +311,7 @@ def test_exit_status_of_one_process(end, status, says, script, capfd):
 
 
 @pytest.mark.parametrize(("end", "status", "says"), [
-    (2, 2, None), (3, 3, "error: rank 1 ended with exit status 3; its messages are above"),
+    (2, 2, None), (141, 141, None), (3, 3, "error: rank 1 ended with exit status 3; its messages are above"),
     (-9, 137, "error: rank 1 was killed by SIGKILL")])
 def test_exit_status_of_two_processes(end, status, says, script):
     result = hfscale(str(script), "--accelerate", "cpu_2proc", "--end", str(end), LAST="1")
@@ -333,3 +333,20 @@ def test_sigterm_reaches_the_recipe(tmp_path):
     start = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143 and time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("reaches", ["all, as from a terminal", "the command alone"])
+def test_ctrl_c_ends_the_recipe_too_in_one_line(tmp_path, reaches):
+    path = tmp_path / "wait.py"
+    path.write_text("import time\nfrom dataclasses import dataclass\nfrom hfscale.config import run\n"
+                    "@dataclass\nclass WaitArguments:\n    x: int = 0\n"
+                    "def main():\n    print('ready', flush=True)\n    time.sleep(60)\n"
+                    "if __name__ == '__main__':\n    run(main)\n")
+    process = subprocess.Popen([sys.executable, "-m", "hfscale.cli", str(path)], cwd=ROOT, env=ENV, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    assert process.stdout.readline() == "ready\n"
+    (os.killpg if reaches.startswith("all") else os.kill)(process.pid, signal.SIGINT)
+    out, error = process.communicate(timeout=40)  # which waits until the recipe has closed them, too
+    assert process.returncode == 128 + signal.SIGINT
+    lines = [line for line in error.splitlines() if not line.startswith(("launch config: ", "running: "))]
+    assert lines == ["stopped by Ctrl-C"] and out == ""
