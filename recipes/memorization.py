@@ -14,7 +14,9 @@ from hfscale.config import InputError, RemoteCodeArguments, check_writable, pars
 @dataclass
 class MemorizationArguments(RemoteCodeArguments):
     model: str = field(default="runs/quickstart", metadata={"help": "run folder; its run.json names its text"})
-    num_samples: int = field(default=20, metadata={"help": "texts to generate and look for in the training text"})
+    num_samples: int = field(
+        default=20, metadata={"help": "texts to generate and look for in the training text", "min": 1, "max": 100_000}
+    )
     max_new_tokens: int = field(default=128, metadata={"help": "length of each"})
     documents: int = field(default=100, metadata={"help": "training and held-out documents to compare the loss on"})
     canaries: list[str] = field(default_factory=list, metadata={"help": "texts that were planted in training text"})

@@ -4,6 +4,7 @@
     hfscale report --runs runs/a runs/b --also runs/scale-tiny runs/data --output_file runs/a-and-b.html
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,15 +25,15 @@ def main(argv: list[str] | None = None) -> None:
     if not args.runs:
         raise InputError("runs: none given; name the folder of a finished run")
     page = Path(args.output_file or Path(args.runs[0], "report.html"))
-    if page.is_dir():
+    if os.path.isdir(page):
         raise InputError(f"output_file {page}: is a folder; name a file")
+    check_writable(f"output_file {page}", page.parent, page.name)
     if page.exists() and not args.overwrite:
         raise InputError(f"output_file {page}: exists; name another or pass --overwrite")
 
     from hfscale.report.page import render_page
 
     html = render_page(args.runs, args.also)
-    check_writable(f"output_file {page}", page.parent, page.name)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_text(page, html)
     print(f"page: {page} ({len(html.encode()) / 1e6:.2f} MB); open it in a browser, no network is needed")

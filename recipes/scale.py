@@ -101,6 +101,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _check(args: ScaleArguments, folder: Path) -> None:
+    check_writable(f"output_dir {folder}", folder)
     if (folder / "law.json").exists() and args.cell is None and not args.overwrite:
         raise InputError(f"output_dir {folder}: holds law.json; name another, or --overwrite it (cells are kept)")
     for name, least in (("jobs", 1), ("resamples", 1), ("retries", 0)):
@@ -108,7 +109,6 @@ def _check(args: ScaleArguments, folder: Path) -> None:
             raise InputError(f"{name}: got {getattr(args, name)}, expected at least {least}")
     if wrong := [flops for flops in args.budgets if not 0 < flops < math.inf]:
         raise InputError(f"budgets: got {wrong[0]}, expected numbers above 0")
-    check_writable(f"output_dir {folder}", folder)
 
 
 def _range(points: list[tuple]) -> list[float]:

@@ -25,8 +25,10 @@ from recipes import (
     finetune_task,
     generate,
     memorization,
+    prepare_data,
     pretrain,
     quickstart,
+    scale,
     score,
     train_tokenizer,
 )
@@ -429,6 +431,7 @@ def test_output_dir_that_cannot_be_a_folder(refused, recipe):
 WRITERS = {
     pretrain: [], quickstart: [], train_tokenizer: ["--vocab_size", "300"], attention_maps: ["--model", "model"],
     memorization: ["--model", "model"], bias_probe: ["--model", "model"], finetune: ["--model", "model"],
+    score: ["--model", "model"], scale: ["--config", "tiny_cpu"], prepare_data: [],
     finetune_task: ["--task_source", "embedded:arithmetic"],
 }
 
@@ -446,7 +449,8 @@ def test_output_dir_that_cannot_be_made(place, recipe, folder, match):
     """Said before any text is read or model loaded."""
     Path("gone").symlink_to("not-there")
     words = [*WRITERS[recipe], "--output_dir", folder]
-    source = ["--source", "missing.txt"] if recipe in (pretrain, quickstart, train_tokenizer, finetune) else []
+    reads = (pretrain, quickstart, train_tokenizer, finetune, score, prepare_data)
+    source = ["--source", "missing.txt"] if recipe in reads else []
     before = contents(Path.cwd())
     with pytest.raises(InputError, match=match) as caught:
         recipe.main([*words, *source])

@@ -273,6 +273,7 @@ def test_one_run_is_not_beside_itself(run_folder, monkeypatch):
 
 @pytest.mark.parametrize(("place", "says"), [
     ("/proc/page.html", "output_file /proc/page.html: cannot be written"),
+    ("x" * 300, "cannot be written (File name too long); name another place"),
     ("run", "output_file run: is a folder; name a file"),
     ("run/run.json/page.html", "is not a folder that can be written to")])
 def test_a_page_that_cannot_be_written_is_one_line(place, says, run_folder, monkeypatch):

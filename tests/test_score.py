@@ -365,6 +365,7 @@ def test_task_from_model_to_predictions_and_back(folder, tmp_path, monkeypatch):
     record = json.loads((tmp_path / "first" / "scores.json").read_text())
     [system] = record["systems"]
     assert (system["context"], system["max_new_tokens"], system["do_sample"]) == (24, 8, False)
+    assert system["end_tokens"] == ["<|endoftext|>"]  # none but the tokenizer's: the folder names no other
     assert system["metrics"]["eval_items"] == 23 and system["metrics"]["eval_chrf"] > 0
     score.main(["--predictions", "first/predictions.jsonl", "--metrics", "chrf", "f1", "--output_dir", "second"])
     lines = [json.loads(line) for line in Path("first/predictions.jsonl").read_text().splitlines()]

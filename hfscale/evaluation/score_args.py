@@ -1,5 +1,6 @@
 """What the score recipe's arguments must be, known before any text or model is read."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ def check_score_args(args: Any) -> None:
 def _check_output(args: Any) -> None:
     folder = Path(args.output_dir)
     place = f"--output_dir {folder}"
-    if next(p for p in (folder, *folder.absolute().parents) if p.exists()).is_file():
+    if next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p)).is_file():
         raise InputError(f"{place}: is a file; name a folder")
+    check_writable(place, folder)
     if args.resume and args.overwrite:
         raise InputError(
             "--resume auto continues a run and --overwrite replaces it; give one of the two"
@@ -40,7 +42,6 @@ def _check_output(args: Any) -> None:
         raise InputError(
             f"{place}: holds an unfinished run; --resume auto goes on, --overwrite starts anew"
         )
-    check_writable(place, folder)
 
 
 def _check_kind(args: Any) -> None:

@@ -36,6 +36,7 @@ from hfscale.evaluation.predictions import read_predictions
 from hfscale.evaluation.score_data import ScoreData
 from hfscale.evaluation.tasks import answer_task
 from hfscale.evaluation.text_notes import text_notes
+from hfscale.generation import end_ids
 from hfscale.models import context_limit, count_parameters
 
 # What may change between a run and its continuation; the model is known by its weights.
@@ -101,6 +102,7 @@ def _score_task(system: System, model: PreTrainedModel, tokenizer: PreTrainedTok
     if set(args.metrics) != {"accuracy"}:
         names = DECODING if args.do_sample else ("do_sample", "seed")
         shown = {"max_new_tokens": args.max_new_tokens, "stop_strings": args.stop_strings,
+                 "end_tokens": tokenizer.convert_ids_to_tokens(end_ids(model, tokenizer)),
                  **{name: getattr(args, name) for name in names}, "shortened": cut}
     decoding = {name: getattr(args, name) for name in DECODING}
     columns, system.records = answer_task(model, tokenizer, asked, args, pass_at=args.pass_at, journal=journal,
