@@ -133,6 +133,24 @@ def test_the_same_prompt_is_the_same_tokens_in_every_recipe(tokenizer, model, as
     assert score_documents(model, tokenizer, [PROMPT]).sums[0, 0] == pytest.approx(nll[first:].sum().item(), rel=1e-5)
 
 
+def test_choices_stand_after_the_same_prompt(kind, tokenizer, model, monkeypatch):
+    """And where there is no prompt, after what begins a document. Only the choice is scored."""
+    seen = []
+
+    def score(model, windows, batch_size, **more):
+        seen.extend(windows)
+        return [0.0] * len(windows)
+
+    monkeypatch.setattr(tasks, "score_windows", score)
+    examples = Dataset.from_list([{"prompt": prompt, "choices": ["yes"], "answer": 0} for prompt in (PROMPT, "")])
+    tasks.score_choices(model, tokenizer, examples)
+    [[asked], [bare]] = ([ids] for ids in encode_prompts([f"{PROMPT} yes", "yes"], tokenizer))
+    assert seen[0].ids.tolist() == asked
+    assert seen[0].first == len(encode_prompts([PROMPT], tokenizer)[0])
+    front = start_ids(tokenizer)
+    assert seen[1].ids.tolist() == front + bare[len(leading_ids(tokenizer)):] and seen[1].first == len(front)
+
+
 def test_a_cut_prompt_keeps_what_stands_in_front(tokenizer, model, asked):
     long = " ".join(["the cat sat on the mat"] * 30)
     examples = Dataset.from_list([{"prompt": long, "target": "yes", "references": ["yes"]}])

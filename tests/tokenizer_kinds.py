@@ -28,6 +28,7 @@ def _sentencepiece() -> Tokenizer:
     """As Llama's first ones: a space in front of every text, bytes for unknown characters."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # no token goes over two words
     parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     tokenizer.decoder = decoders.Sequence(parts)
     _train(tokenizer, trainers.BpeTrainer(vocab_size=200, special_tokens=SPECIAL))
