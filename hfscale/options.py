@@ -186,7 +186,8 @@ def check_limits(value: Any, limits: Mapping[str, Any]) -> None:
 
 
 def convert_text(words: list[str], kind: Any) -> Any:
-    """The words that follow a flag on the command line, as a value of the type; no words means true.
+    """The words that follow a flag on the command line, as a value of the type; no words means true, `[]` an empty
+    list.
 
     Raises:
         ValueError: as `convert`.
@@ -205,6 +206,8 @@ def _convert_text(words: list[str], kind: Any) -> Any:
         mapping = read_mapping(" ".join(words))  # a shell cuts at spaces what was not quoted
         if mapping is not None:
             return mapping
+    if list in members and words == ["[]"]:
+        return []
     if list in members and words and (len(words) > 1 or str not in members):
         item = get_args(members[list])[0]
         return [convert_text([word], item) for word in words]

@@ -111,6 +111,7 @@ def test_flags_win_over_files_and_later_files_over_earlier_ones(parse):
     (["--steps", "3"], {"steps": 3}),
     (["--steps", "0.3"], {"steps": 0.3}),
     (["--flag"], {"flag": True}),
+    (["--names", "[]"], {"names": []}),
     (["--flag", "--count", "2"], {"flag": True, "count": 2}),
     (["--flag", "False"], {"flag": False}),
     (["--choice", "blue"], {"choice": "blue"}),

@@ -81,7 +81,7 @@ def test_bad_input_leaves_nothing(source, tmp_path):
                          (["--validation_fraction", "-0.1", "--test_fraction", "0.2"], "expected numbers from 0"),
                          (["--num_proc", "-1"], "num_proc: got -1, expected at least 1"),
                          (["--num_proc", "0"], "num_proc: got 0"),
-                         (["--languages"], "languages: got none"),
+                         (["--languages", "[]"], "languages: got none"),
                          (["--min_words", "100000"], "no document is left"),
                          (["--near_duplicate_threshold", "2"], "threshold"),
                          (["--text_column", "body"], "it has text")):

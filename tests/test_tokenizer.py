@@ -169,7 +169,7 @@ def test_recipe_replaces_only_when_told_and_only_its_own(tmp_path, text):
     train(text, folder)
     with pytest.raises(InputError, match="exists"):
         train(text, folder)
-    train(text, folder, "--overwrite", "--algorithm", "unigram", "--extra_special_tokens")
+    train(text, folder, "--overwrite", "--algorithm", "unigram", "--extra_special_tokens", "[]")
     assert type(AutoTokenizer.from_pretrained(folder).backend_tokenizer.model).__name__ == "Unigram"
     assert "<|im_end|>" not in AutoTokenizer.from_pretrained(folder).get_vocab()
     (folder / "tokenizer_report.json").unlink()
