@@ -1,9 +1,11 @@
 """What of a loaded checkpoint is trained: all of it, its upper layers, or a small adapter (through peft)."""
 
 import functools
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -12,11 +14,13 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from hfscale.config import AdapterArguments, InputError, show_bitsandbytes
+from hfscale.behaviour import logits_equal, logits_on_trial
+from hfscale.config import AdapterArguments, InputError, is_main_rank, show_bitsandbytes
 from hfscale.launch import launched_engine
-from hfscale.models import is_adapter, load_model, load_saved_model
+from hfscale.models import embedding_rows, is_adapter, load_model, load_saved_model, trial_size
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+MAMBA_WEIGHTS = ("dt_proj", "out_proj")  # its code reads their weights past the layers, where an adapter is not seen
 OWN_TARGETS = ("IA3", "LN_TUNING")  # where these go is peft's knowledge of each architecture
 
 
@@ -43,7 +47,7 @@ def load_for_training(args: AdapterArguments, tokenizer: PreTrainedTokenizerBase
         return _attach(model, args, new_ids)
     if args.freeze_layers:
         embeddings = (module for module in model.modules() if isinstance(module, nn.Embedding))
-        for module in (*embeddings, *_blocks(model)[:args.freeze_layers]):
+        for module in (*embeddings, *_first_blocks(model, args.freeze_layers)):
             module.requires_grad_(False)
     return model
 
@@ -52,6 +56,7 @@ def _check(args: AdapterArguments, adapts: bool) -> None:
     """Refuse what would otherwise be ignored without a word."""
     if args.lora_rank is not None and args.lora_rank < 1:
         raise InputError(f"lora_rank: got {args.lora_rank}, expected at least 1")
+    check_new_tokens(args.add_tokens)
     if args.lora_rank is not None and args.peft_type is not None:
         raise InputError(f"lora_rank, peft_type {args.peft_type}: give one of the two")
     for name in ("use_dora", "use_rslora", "lora_dropout"):
@@ -104,18 +109,50 @@ def _load_in_4bit(name: str, trust_remote_code: bool) -> PreTrainedModel:
 
 def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list[int]:
     """Ids of those tokens that were new; tokenizer and embeddings grow where they must. New rows are drawn around the
-    mean of the old ones (upstream's way)."""
-    before = len(tokenizer)
+    mean of the old ones (upstream's way).
+
+    Raises InputError: the model's embeddings cannot grow.
+    """
+    new_ids = extend_tokenizer(tokenizer, tokens)
+    if max(new_ids, default=0) >= embedding_rows(model):
+        try:
+            model.resize_token_embeddings(max(new_ids) + 1)
+        except Exception as error:  # whatever the model's own code raises
+            raise InputError(f"add_tokens: the embeddings of {type(model).__name__} cannot grow: "
+                             f"{' '.join(str(error).split())[:200]}") from None
+    return new_ids
+
+
+def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list[int]:
+    """Add the tokens, those written <|like this|> as special ones; ids of those that were new. Those that were not
+    are named on stderr.
+
+    Raises InputError: as `check_new_tokens`.
+    """
+    check_new_tokens(tokens)
+    known = tokenizer.get_vocab()
     for token in tokens:
         tokenizer.add_tokens([token], special_tokens=token.startswith("<|") and token.endswith("|>"))
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
-    return list(range(before, len(tokenizer)))
+    old = [token for token in tokens if token in known]
+    if old and is_main_rank():
+        print(f"add_tokens: the tokenizer has {', '.join(map(repr, old))} already", file=sys.stderr)
+    return sorted(tokenizer.convert_tokens_to_ids([token for token in tokens if token not in known]))
+
+
+def check_new_tokens(tokens: Sequence[str]) -> None:
+    """Raise InputError for a token without characters, or given twice."""
+    if "" in tokens:
+        raise InputError("add_tokens: got an empty one; a token has at least one character")
+    twice = [token for i, token in enumerate(tokens) if token in tokens[:i]]
+    if twice:
+        raise InputError(f"add_tokens: {twice[0]!r} is given twice; give each once")
 
 
 def _attach(model: PreTrainedModel, args: AdapterArguments, new_ids: list[int]) -> PeftModel:
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)
-              and module is not model.get_output_embeddings()}
+    linear = _linear_layers(model)
+    if not linear:
+        raise InputError(f"model {args.model}: {type(model).__name__} has no linear layer that an adapter could be "
+                         "put on; train all weights")
     config = {"peft_type": args.peft_type or "LORA", "task_type": "CAUSAL_LM"}
     if args.peft_type in OWN_TARGETS and (args.target_modules or args.freeze_layers):
         raise InputError(f"target_modules, freeze_layers: {args.peft_type} has layers of its own; use --peft_kwargs")
@@ -126,11 +163,12 @@ def _attach(model: PreTrainedModel, args: AdapterArguments, new_ids: list[int]) 
                                        for module in linear.values())
     if args.lora_rank is not None:
         config |= {"r": args.lora_rank, "lora_alpha": args.lora_alpha, "lora_dropout": args.lora_dropout,
-                   "use_dora": args.use_dora, "use_rslora": args.use_rslora,
-                   "trainable_token_indices": new_ids or None}
+                   "use_dora": args.use_dora, "use_rslora": args.use_rslora, **_token_rows(model, new_ids)}
+        _check_rank("lora_rank", args.lora_rank, linear)
     more = args.peft_kwargs or {}
     if twice := sorted(more.keys() & {*config, "modules_to_save"}):  # whole tied embeddings come apart when merged
         raise InputError(f"peft_kwargs: {twice[0]} cannot be set here; take the argument of its own (see --help)")
+    _check_rank("peft_kwargs: r", more.get("r"), linear, always=1024)  # VeRA's is larger by design
     try:
         adapted = get_peft_model(model, get_peft_config(config | more))
     except (TypeError, ValueError) as error:
@@ -140,6 +178,54 @@ def _attach(model: PreTrainedModel, args: AdapterArguments, new_ids: list[int]) 
     return adapted
 
 
+def _check_rank(place: str, rank: Any, linear: dict[str, nn.Module], *, always: int = 1) -> None:
+    """Raise InputError, beginning with `place`, for a rank above both sides of the widest layer, where it takes memory
+    and gives nothing. One up to `always` is right for any layer."""
+    sides = [side for module in linear.values() for side in _sides(module)]
+    most = max([always, *sides])
+    if isinstance(rank, int) and rank > most:
+        raise InputError(f"{place}: got {rank}, expected at most {most}, the wider side of the widest layer")
+
+
+def _sides(layer: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs, also of a layer in 4 bits or under ZeRO-3."""
+    return (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)
+
+
+def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The layers that can have adapters, by name: all linear ones but the output embeddings and
+    those that peft would not reach or would break."""
+    modules = dict(model.named_modules())
+    is_mamba = any("mamba" in f"{name} {type(module).__name__}".lower() for name, module in modules.items())
+    unseen = MAMBA_WEIGHTS if is_mamba else ()
+
+    def can_adapt(name: str, module: nn.Module) -> bool:
+        return (isinstance(module, nn.Linear | Conv1D) and module is not model.get_output_embeddings()
+                and "router" not in type(module).__name__.lower()  # of experts: returns more than a product
+                and name.rpartition(".")[2] not in unseen)
+
+    return {name: module for name, module in modules.items() if can_adapt(name, module)}
+
+
+def _token_rows(model: PreTrainedModel, new_ids: list[int]) -> dict[str, Any]:
+    """Settings by which a LoRA adapter trains, and holds, all rows of the embeddings that belong to new tokens. Those
+    that it does not hold would be drawn anew whenever it is loaded."""
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    if not new_ids or outputs is None:
+        return {"trainable_token_indices": new_ids or None}
+    tied, has_bias = outputs.weight is inputs.weight, getattr(outputs, "bias", None) is not None
+    if tied and has_bias:
+        raise InputError(f"add_tokens: the output layer of {type(model).__name__} has a bias, which peft would leave "
+                         "out; train all weights (without --lora_rank)")
+    if tied:
+        return {"trainable_token_indices": new_ids}
+    names = {id(module): name for name, module in model.named_modules()}
+    input_name, output_name = names[id(inputs)], names[id(outputs)]
+    if has_bias:  # peft's layer for rows knows none, so the whole output layer is trained and saved
+        return {"trainable_token_indices": {input_name: new_ids}, "modules_to_save": [output_name]}
+    return {"trainable_token_indices": {input_name: new_ids, output_name: new_ids}}
+
+
 def _targets(model: PreTrainedModel, args: AdapterArguments, linear: dict[str, nn.Module]) -> list[str]:
     """Names, or ends of names, of the layers that get an adapter."""
     ends = sorted({name.rpartition(".")[2] for name in linear})
@@ -147,22 +233,37 @@ def _targets(model: PreTrainedModel, args: AdapterArguments, linear: dict[str, n
         if not any(f".{name}".endswith(f".{end}") for name in linear):
             raise InputError(f"target_modules: {end} ends the name of no linear layer here; these do: "
                              f"{', '.join(ends)} (or longer, such as {next(iter(linear))})")
-    ends = tuple(f".{end}" for end in args.target_modules or ends)
-    if not args.freeze_layers:
-        return [end[1:] for end in ends]
-    frozen = {id(module) for block in _blocks(model)[:args.freeze_layers] for module in block.modules()}
-    return [name for name, module in linear.items() if f".{name}".endswith(ends) and id(module) not in frozen]
+    endings = tuple(f".{end}" for end in args.target_modules or ends)
+    frozen = {id(module) for block in _first_blocks(model, args.freeze_layers) for module in block.modules()}
+    chosen = [name for name, module in linear.items()
+              if f".{name}".endswith(endings) and id(module) not in frozen]
+    meant = [name for name, _ in model.named_modules() if f".{name}".endswith(endings)]
+    # Ends make a short record, but those of layers in a Sequential are numbers, as those of blocks are.
+    return [ending[1:] for ending in endings] if sorted(chosen) == sorted(meant) else chosen
 
 
-def _blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The transformer blocks, from the first."""
+def _first_blocks(model: PreTrainedModel, count: int) -> Sequence[nn.Module]:
+    """The first `count` of the blocks that a model is a stack of."""
+    if not count:
+        return []
     layers = model.config.get_text_config().num_hidden_layers
-    return next(module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == layers)
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == layers:
+            return module[:count]
+    raise InputError(f"freeze_layers: {type(model).__name__} is no stack of {layers} blocks; leave it out")
 
 
 def merge_saved_adapter(folder: str, *, trust_remote_code: bool = False) -> None:
-    """Make a plain model of the adapter saved in `folder`: the adapter is added to its base model, in float32."""
+    """Make a plain model of the adapter saved in `folder`: the adapter is added to its base model, in float32.
+
+    Raises InputError: the sum is another model; the adapter stays as it was.
+    """
     model = load_saved_model(folder, trust_remote_code=trust_remote_code, dtype=torch.float32)
-    model.merge_and_unload().save_pretrained(folder)
+    before = logits_on_trial(model, trial_size(model))
+    merged = model.merge_and_unload()
+    if not logits_equal(logits_on_trial(merged, trial_size(merged)), before):
+        raise InputError(f"merge: added to the weights of {type(merged).__name__}, the adapter gives other logits; "
+                         f"leave --merge out and use it as it is: {folder}")
+    merged.save_pretrained(folder)
     for name in ADAPTER_FILES:
         Path(folder, name).unlink()

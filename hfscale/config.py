@@ -97,8 +97,10 @@ class DataArguments(SplitArguments, RemoteCodeArguments):
     max_length: int | None = field(default=None, metadata={"help": "tokens per row; default: the model's context"})
     cross_document_attention: bool = field(default=False, metadata={
         "help": "plain concatenation: let packed documents attend to each other"})
-    packing: Literal["stream", "best_fit"] = field(default="stream", metadata={
-        "help": "cut one stream into rows, or keep documents whole where they fit and leave some space unused"})
+    packing: Literal["stream", "best_fit", "none"] | None = field(default=None, metadata={
+        "help": "stream: cut one stream into rows; best_fit: keep documents whole where they fit and leave some space "
+                "unused; none: each document a row of its own, padded; default: stream, or none for a model that "
+                "lets packed documents see each other"})
 
 
 @dataclass
@@ -217,10 +219,24 @@ class AdapterArguments(RemoteCodeArguments):
     """A checkpoint to start from, and which weights are trained: all, the upper layers, or a small adapter's."""
 
     model: str = field(default="runs/quickstart", metadata={"help": "folder of a saved model, or a Hub id"})
-    lora_rank: int | None = field(default=None, metadata={"help": "rank of LoRA adapters, such as 16; default: none, "
-                                                                  "all weights are trained"})
-    lora_alpha: float = field(default=32, metadata={"help": "adapters count alpha / rank (rsLoRA: / sqrt(rank))"})
-    lora_dropout: float = field(default=0.0, metadata={"help": "dropout before the adapters"})
+    lora_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "rank of LoRA adapters, such as 16; default: none, all weights are trained",
+            "min": 1,
+        },
+    )
+    lora_alpha: float = field(
+        default=32,
+        metadata={
+            "help": "adapters count alpha / rank (rsLoRA: / sqrt(rank))",
+            "min": 1e-6,
+            "max": 1e6,
+        },
+    )
+    lora_dropout: float = field(
+        default=0.0, metadata={"help": "dropout before the adapters", "min": 0, "max": 0.99}
+    )
     use_dora: bool = field(default=False, metadata={"help": "DoRA: the size of each output is trained on its own"})
     use_rslora: bool = field(default=False, metadata={"help": "rsLoRA: rank-stabilised scale"})
     target_modules: list[str] | None = field(default=None, metadata={
@@ -241,13 +257,31 @@ class AdapterArguments(RemoteCodeArguments):
 class ShapeArguments:
     """The model, in the names of GPT2Config."""
 
-    n_layer: int = field(default=12, metadata={"help": "transformer blocks"})
-    n_head: int = field(default=12, metadata={"help": "attention heads per block"})
-    n_embd: int = field(default=768, metadata={"help": "width"})
-    n_positions: int = field(default=1024, metadata={"help": "context in tokens"})
-    resid_pdrop: float = field(default=0.0, metadata={"help": "dropout of the residual branches"})
-    embd_pdrop: float = field(default=0.0, metadata={"help": "dropout of the embeddings"})
-    attn_pdrop: float = field(default=0.0, metadata={"help": "dropout of the attention weights"})
+    # Far beyond what the largest models in use have; deeper ones take minutes to be made at all.
+    n_layer: int = field(
+        default=12, metadata={"help": "transformer blocks", "min": 1, "max": 1000}
+    )
+    n_head: int = field(
+        default=12, metadata={"help": "attention heads per block", "min": 1, "max": 10_000}
+    )
+    n_embd: int = field(default=768, metadata={"help": "width", "min": 1, "max": 1_000_000})
+    n_positions: int = field(
+        default=1024, metadata={"help": "context in tokens", "min": 1, "max": 1_000_000_000}
+    )
+    resid_pdrop: float = field(
+        default=0.0, metadata={"help": "dropout of the residual branches", "min": 0, "max": 0.99}
+    )
+    embd_pdrop: float = field(
+        default=0.0, metadata={"help": "dropout of the embeddings", "min": 0, "max": 0.99}
+    )
+    attn_pdrop: float = field(
+        default=0.0, metadata={"help": "dropout of the attention weights", "min": 0, "max": 0.99}
+    )
+
+
+def shape_of(args: ShapeArguments) -> dict[str, Any]:
+    """The model's sizes among a recipe's arguments, by their names in GPT2Config."""
+    return {item.name: getattr(args, item.name) for item in fields(ShapeArguments)}
 
 
 @dataclass

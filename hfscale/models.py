@@ -1,11 +1,17 @@
 """A model from random weights, or loaded from a folder or the Hub."""
 
+import contextlib
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import psutil
+import torch
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -18,9 +24,15 @@ from transformers import (
 )
 from transformers.activations import NewGELUActivation
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import find_adapter_config_file
 
+from hfscale.behaviour import TRIED_TOKENS, has_weights, is_causal
 from hfscale.config import InputError, show_bitsandbytes
+from hfscale.scaling.flops import Shape
+
+UNSAFE_PICKLE = ("its .bin file is a pickle that holds more than weights, and could run code when read; "
+                 "take .safetensors files instead")
 
 # What GPT-2's own configuration has otherwise: the same GELU, but in one kernel, and no dropout, since pretraining
 # seldom repeats its text.
@@ -31,19 +43,33 @@ def new_model(tokenizer: PreTrainedTokenizerBase, **architecture: int | float | 
     """GPT-2 with random weights for this tokenizer's vocabulary; `architecture` are `GPT2Config` arguments
     (see `DEFAULTS`).
 
-    Raises:
-        InputError: a size below 1, a width that the heads do not divide, a dropout outside [0, 1).
+    Raises InputError: see `check_architecture`.
     """
+    in_memory = torch.get_default_device().type != "meta"
+    check_architecture(architecture, vocab_size=len(tokenizer), in_memory=in_memory)
+    return GPT2LMHeadModel(GPT2Config(
+        vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, **(DEFAULTS | architecture)))
+
+
+def check_architecture(architecture: Mapping[str, int | float | str], vocab_size: int = 1, *,
+                       in_memory: bool = True) -> None:
+    """Raise InputError for a size below 1, a width that the heads do not divide, a dropout outside [0, 1), or, where
+    they are to be held `in_memory`, weights that this machine's memory does not hold."""
     for name, value in architecture.items():
         if name.startswith("n_") and value < 1:
             raise InputError(f"{name}: got {value}, expected at least 1")
         if name.endswith("_pdrop") and not 0 <= value < 1:
             raise InputError(f"{name}: got {value}, expected a number from 0 to below 1")
-    if architecture["n_embd"] % architecture["n_head"]:
-        raise InputError(f"n_embd {architecture['n_embd']} is not a multiple of n_head {architecture['n_head']}")
-    return GPT2LMHeadModel(GPT2Config(
-        vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, **(DEFAULTS | architecture)))
+    sizes = {name: architecture[name] for name in ("n_layer", "n_head", "n_embd", "n_positions")}
+    if sizes["n_embd"] % sizes["n_head"]:
+        raise InputError(f"n_embd {sizes['n_embd']} is not a multiple of n_head {sizes['n_head']}")
+    needed = 4 * Shape(**sizes, vocab_size=vocab_size).parameters()  # in float32
+    available = psutil.virtual_memory().total
+    if in_memory and needed > available:
+        raise InputError(f"n_layer {sizes['n_layer']}, n_embd {sizes['n_embd']}, n_positions {sizes['n_positions']}: "
+                         f"the weights alone take {needed / 2**30:,.0f} GiB, this machine has "
+                         f"{available / 2**30:,.0f} GiB of memory; choose smaller sizes")
 
 
 def load_model(name: str, *, trust_remote_code: bool = False, **kwargs) -> PreTrainedModel:
@@ -55,7 +81,8 @@ def load_model(name: str, *, trust_remote_code: bool = False, **kwargs) -> PreTr
 
     Raises:
         InputError: the folder holds no model or not all of its weights (upstream would draw the missing ones at
-            random), or the id is neither in the cache nor reachable; an adapter does not belong to its base model.
+            random), or the id is neither in the cache nor reachable; the model has an encoder, or sees the tokens that
+            it is to predict; an adapter does not belong to its base model.
     """
     if is_adapter(name):
         return _load_adapter(name, trust_remote_code=trust_remote_code, **kwargs)
@@ -64,13 +91,17 @@ def load_model(name: str, *, trust_remote_code: bool = False, **kwargs) -> PreTr
         hint = f"; the last checkpoint in it is {newest[-1].parent}" if newest else ""
         raise InputError(f"model {name}: this folder holds no config.json, so it is not a saved model{hint}")
     try:
-        if "quantization_config" in PreTrainedConfig.get_config_dict(name)[0]:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        _check_kind(config)
+        if getattr(config, "quantization_config", None):
             show_bitsandbytes()
         model, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True,
                                                            ignore_mismatched_sizes=True,
                                                            trust_remote_code=trust_remote_code, **kwargs)
     except Exception as error:  # file, format and Hub errors have no common base
         check_remote_code(f"model {name}", error)
+        if "weights_only" in str(error):  # upstream advises to read it all the same
+            raise InputError(f"model {name}: {UNSAFE_PICKLE}") from None
         reason = " ".join(str(error).split())[:200]
         if not os.path.isdir(name) and os.environ.get("HF_HUB_OFFLINE") == "1":
             reason = "no such folder, not in the Hub cache, and the Hub is not reachable; give a saved model's folder"
@@ -78,7 +109,37 @@ def load_model(name: str, *, trust_remote_code: bool = False, **kwargs) -> PreTr
     if wrong := sorted(info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}):
         raise InputError(f"model {name}: its files do not hold {len(wrong)} of the weights that its config.json "
                          f"describes, such as {wrong[0]}; is it another kind of model, or not whole?")
+    _check_is_causal(model, name)
     return fuse_gelu(model)
+
+
+def _check_kind(config: PreTrainedConfig) -> None:
+    """Raise ValueError for what `AutoModelForCausalLM` does not take, or takes only half of."""
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        raise ValueError(f"a model of the kind {kind} has an encoder; give one that only continues text, such as "
+                         "GPT-2")
+    brings_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not brings_code:
+        raise ValueError(f"transformers has no causal language model of the kind {kind}; give one that continues "
+                         "text, such as GPT-2")
+
+
+def _check_is_causal(model: PreTrainedModel, name: str) -> None:
+    """Raise InputError unless the model is seen to predict tokens from those before them alone: one that was made to
+    fill gaps loads without a word, and its losses and texts mean nothing."""
+    if getattr(model, "is_quantized", False) or not has_weights():
+        return
+    try:
+        causal = is_causal(model, trial_size(model))
+    except Exception as error:  # whatever the model's own code raises
+        if torch.accelerator.is_available():  # where it is not yet, and may need to be
+            return
+        raise InputError(f"model {name}: {type(model).__name__} cannot read a few tokens: {type(error).__name__}: "
+                         f"{' '.join(str(error).split())[:200]}") from None
+    if not causal:
+        raise InputError(f"model {name}: {type(model).__name__} sees later tokens, also the one to be predicted, as "
+                         "models do that fill gaps in text; give one that continues text, such as GPT-2")
 
 
 def check_remote_code(place: str, error: Exception) -> None:
@@ -93,7 +154,7 @@ def check_models(names: list[str], *, trust_remote_code: bool = False) -> None:
     read."""
     for name in names:
         try:
-            AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+            _check_kind(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code))
         except Exception:  # file, format and Hub errors have no common base
             if not is_adapter(name):
                 load_model(name, trust_remote_code=trust_remote_code)  # says what is wrong
@@ -109,40 +170,105 @@ def is_adapter(name: str) -> bool:
 
 def _load_adapter(name: str, **kwargs) -> PreTrainedModel:
     """`AutoModelForCausalLM` would load DoRA with other numbers, and what does not fit without a word."""
-    from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
+    from peft import PeftConfig, PeftModel, load_peft_weights
 
-    config = PeftConfig.from_pretrained(name)
-    base = config.base_model_name_or_path
-    # A relative path means the current folder, or one above the adapter's: both can be moved together.
-    above = [parent / base for parent in Path(name).absolute().parents] if os.path.isdir(name) else []
-    base = next((str(path) for path in (Path(base), *above) if path.is_dir()), base)
+    with _readable(name):
+        config = PeftConfig.from_pretrained(name)
+    base = _base_of(name, config)
     try:
+        if is_adapter(base):
+            raise InputError(f"model {base}: is an adapter itself; make a plain model of it first")
         model = load_model(base, **kwargs)
     except InputError as error:
         raise InputError(f"adapter {name}: its base {error} (named in adapter_config.json)") from None
-    record = Path(name, "run.json")
-    made = json.loads(record.read_text("utf-8")) if record.is_file() else {}
-    trained_on = made.get("model", {}).get("base_fingerprint")
+    trained_on = _fingerprint_of_base(name)
     if trained_on and trained_on != weights_fingerprint(base):
         raise InputError(f"adapter {name}: its base model {base} has other weights than those that it was trained on; "
                          "put them back, or train the adapter again")
-    tokens = getattr(config, "trainable_token_indices", None) or [0]
-    if max(tokens) >= model.get_input_embeddings().num_embeddings:  # rows for tokens that the adapter added
-        model.resize_token_embeddings(max(tokens) + 1, mean_resizing=False)
+    with _readable(name):
+        weights = load_peft_weights(name, "cpu")
     try:
+        tokens = getattr(config, "trainable_token_indices", None) or [0]
+        if isinstance(tokens, dict):  # by the name of the embedding
+            tokens = [index for indices in tokens.values() for index in indices]
+        if max(tokens) >= embedding_rows(model):  # rows for tokens that the adapter added
+            model.resize_token_embeddings(max(tokens) + 1, mean_resizing=False)
         model = PeftModel.from_pretrained(model, name)
-        own, saved = get_peft_model_state_dict(model, save_embedding_layers=False), load_peft_weights(name, "cpu")
-        if wrong := sorted((own.keys() - saved.keys()) | (saved.keys() - own.keys() - model.state_dict().keys())):
-            raise ValueError(f"{len(wrong)} weights are on one side only, such as {wrong[0]}")
-    except (RuntimeError, ValueError) as error:
+        _set_weights(model, weights)
+    except Exception as error:  # shapes, names and types that do not fit have no common base
         raise InputError(f"adapter {name}: does not fit its base model {base} ({' '.join(str(error).split())[:160]}); "
                          "it was made for another one") from None
     return model
 
 
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Raises InputError where a file of an adapter is broken, or a pickle that holds more than
+    weights."""
+    try:
+        yield
+    except pickle.UnpicklingError:
+        raise InputError(f"adapter {name}: {UNSAFE_PICKLE}") from None
+    except Exception as error:  # the kinds of broken files, and the Hub's errors, have no common base
+        raise InputError(f"adapter {name}: cannot be read: {type(error).__name__}: "
+                         f"{' '.join(str(error).split())[:200]}") from None
+
+
+def _base_of(name: str, config: Any) -> str:
+    """Where the base model lies that an adapter names. A relative path means the current folder, or one above the
+    adapter's: both can be moved together."""
+    base = config.base_model_name_or_path
+    if not base:
+        raise InputError(f"adapter {name}: adapter_config.json names no base model (base_model_name_or_path)")
+    above = [parent / base for parent in Path(name).absolute().parents] if os.path.isdir(name) else []
+    return next((str(path) for path in (Path(base), *above) if path.is_dir()), base)
+
+
+def _fingerprint_of_base(name: str) -> str | None:
+    """Of the base model's weights when the adapter was trained, if a record says so."""
+    try:
+        return json.loads(Path(name, "run.json").read_text("utf-8"))["model"]["base_fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):  # trained elsewhere
+        return None
+
+
+def _set_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Give the adapter on a model the weights that its file holds, all of them: peft passes over some (of shared
+    experts).
+
+    Raises ValueError: file and model do not have the same ones.
+    """
+    from peft import get_peft_model_state_dict
+
+    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
+    missing = wanted.keys() - weights.keys()
+    foreign = weights.keys() - wanted.keys() - model.state_dict().keys()
+    if missing | foreign:
+        raise ValueError(f"{len(missing | foreign)} weights are on one side only, such as "
+                         f"{min(missing | foreign)}")
+    for name in _differing(wanted, weights):
+        wanted[name].copy_(weights[name])
+    kept = _differing(get_peft_model_state_dict(model, save_embedding_layers=False), weights)
+    if kept:
+        raise ValueError(f"{len(kept)} weights cannot be set, such as {kept[0]}")
+
+
+def _differing(state: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> list[str]:
+    return [name for name, value in state.items()
+            if not torch.equal(value.cpu(), weights[name].to(value.dtype))]
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """How many tokens both the input and the output embeddings have a row for (under ZeRO-3 too, where no weight shows
+    its shape)."""
+    outputs = model.get_output_embeddings()
+    return min(model.get_input_embeddings().num_embeddings, getattr(outputs, "out_features", math.inf))
+
+
 def weights_fingerprint(name: str) -> str | None:
     """SHA-256 over the weight files of a folder (16 hexadecimal digits); None: it has none, or is a Hub id."""
-    digest, files = hashlib.sha256(), sorted(Path(name).glob("*.safetensors"))
+    digest = hashlib.sha256()
+    files = sorted(Path(name).glob("*.safetensors")) or sorted(Path(name).glob("pytorch_model*.bin"))
     for path in files:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -169,7 +295,21 @@ def fuse_gelu(model: PreTrainedModel) -> PreTrainedModel:
 
 def context_limit(model: PreTrainedModel) -> int | None:
     """Most tokens that the model reads at once; None: its configuration states no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = model.config.get_text_config()
+    stated = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    limit = next((size for size in stated if size is not None and size > 0), None)
+    inputs = model.get_input_embeddings()
+    for module in model.modules():
+        # RoBERTa's kind counts places from the one after its padding's.
+        if (isinstance(module, nn.Embedding) and module is not inputs and module.num_embeddings == limit
+                and module.padding_idx is not None):
+            return limit - module.padding_idx - 1
+    return limit
+
+
+def trial_size(model: PreTrainedModel) -> int:
+    """Tokens of a row on which a model's behaviour is tried out."""
+    return min(TRIED_TOKENS, context_limit(model) or TRIED_TOKENS)
 
 
 def check_token_ids(model: PreTrainedModel, ids: Iterable[int], place: str) -> None:

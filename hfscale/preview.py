@@ -5,8 +5,9 @@ import os
 from itertools import pairwise
 
 import psutil
+import pyarrow.compute
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -28,19 +29,19 @@ def preview(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Da
     if not is_main_rank():
         return
     console, row = Console(), next(iter(rows["train"]))
+    packed = "position_ids" in row
     console.print(_row_table(row, tokenizer))
-    max_length = len(row["input_ids"])
     counts = Table("what", "value", title="The run", show_header=False)
     for name, part in ((name, part) for name, part in rows.items() if isinstance(part, Dataset)):
-        counts.add_row(f"{name} rows x tokens", f"{len(part):,} x {max_length:,}")
-        scored = sum(part["num_tokens"])
+        scored, places, longest = sum(part["num_tokens"]), *_places(part)
+        counts.add_row(f"{name} rows x tokens", f"{len(part):,} x {'' if packed else 'up to '}{longest:,}")
         counts.add_row(f"{name} tokens scored", f"{scored:,}")
-        counts.add_row(f"{name} places not scored", f"{1 - scored / len(part) / (max_length - 1):.2%}")
+        counts.add_row(f"{name} places not scored", f"{1 - scored / (places - len(part)):.2%}")
     num_rows = len(rows["train"]) if isinstance(rows["train"], Dataset) else 0  # a stream: max_steps is given
     counts.add_row("steps", f"{count_steps(num_rows, args):,}")
     for name, value in count_parameters(model).items():
         counts.add_row(name.replace("_", " "), f"{value:,}")
-    memory = memory_at_hand(model, args, row)
+    memory = memory_at_hand(model, args, rows["train"])
     for part, size in memory.items():
         counts.add_row(f"memory: {part}", f"{size / 2**20:,.0f} MiB")
     total, there = sum(memory.values()), None if planned_launch() else device_memory_bytes(args)
@@ -65,8 +66,13 @@ def _row_table(row: dict, tokenizer: PreTrainedTokenizerBase) -> Table:
             if i not in hidden:
                 token, label = row["input_ids"][i], row["labels"][i]
                 shown = repr(tokenizer.decode([label])) if _is_scored(row, i) else "not scored"
-                table.add_row(str(row["position_ids"][i]), repr(tokenizer.decode([token])), str(token), shown)
+                table.add_row(str(_positions(row)[i]), repr(tokenizer.decode([token])), str(token), shown)
     return table
+
+
+def _positions(row: dict) -> list[int]:
+    """A row of one document has no position ids: the model counts by itself."""
+    return row.get("position_ids", range(len(row["input_ids"])))
 
 
 def _is_scored(row: dict, i: int) -> bool:
@@ -75,26 +81,35 @@ def _is_scored(row: dict, i: int) -> bool:
 
 def _parts(row: dict) -> list[range]:
     """Runs of places that are scored or are not, in turn, of the first text: positions begin anew with the next."""
-    positions = row["position_ids"]
+    positions = _positions(row)
     end = next((i for i in range(1, len(positions)) if positions[i] == 0), len(positions))
     bounds = [0, *(i for i in range(1, end) if _is_scored(row, i) != _is_scored(row, i - 1)), end]
     parts = [range(*pair) for pair in pairwise(bounds)]
     return parts[:-1] if len(parts) > 1 and not _is_scored(row, parts[-1][0]) else parts
 
 
-def memory_at_hand(model: PreTrainedModel, args: TrainingArguments, row: dict) -> dict[str, int]:
+def _places(part: Dataset) -> tuple[int, int]:
+    """Tokens of all rows, and of the longest."""
+    column = part.select_columns("input_ids").with_format("arrow")[:].column("input_ids")
+    lengths = pyarrow.compute.list_value_length(column)
+    return pyarrow.compute.sum(lengths).as_py(), pyarrow.compute.max(lengths).as_py()
+
+
+def memory_at_hand(model: PreTrainedModel, args: TrainingArguments, rows: Dataset | IterableDataset) -> dict[str, int]:
     """Bytes by part that a process of this launch will take (`step_memory_bytes`); another model than GPT-2 is taken
     as a GPT-2 of its sizes."""
+    row = next(iter(rows))
+    max_length = _places(rows)[1] if isinstance(rows, Dataset) else len(row["input_ids"])
     adapters = getattr(model, "peft_config", None) or {}
     adapter = next(iter(adapters.values()), None)
     step = Step(
         args.per_device_train_batch_size,
-        len(row["input_ids"]),
+        max_length,
         args.per_device_eval_batch_size,
         bf16=args.bf16 or args.fp16,
         activation_checkpointing=bool(args.gradient_checkpointing or args.activation_checkpointing),
         accumulates=args.gradient_accumulation_steps > 1,
-        masked=0 in row["position_ids"][1:],
+        masked=0 in row.get("position_ids", [])[1:],
         lora_rank=getattr(adapter, "r", 0),
         load_in_4bit=getattr(model, "is_loaded_in_4bit", False),
         lora_dropout=getattr(adapter, "lora_dropout", 0.0),
@@ -113,7 +128,7 @@ def _shape_of(model: PreTrainedModel, max_length: int) -> Shape:
         return Shape(**{name: getattr(config, name) for name in Shape._fields})
     return Shape(
         config.num_hidden_layers,
-        config.num_attention_heads,
+        getattr(config, "num_attention_heads", 1),  # none in a model without attention
         config.hidden_size,
         context_limit(model) or max_length,
         config.vocab_size,

@@ -38,8 +38,8 @@ def write_run(trainer: Trainer, recipe: str, args: Any, argv: list[str] | None, 
     folder, state, device = Path(trainer.args.output_dir), trainer.state, trainer.args.device
     model, tokens = trainer.accelerator.unwrap_model(trainer.model), int(state.num_input_tokens_seen)
     seconds = next((log["train_runtime"] for log in reversed(state.log_history) if "train_runtime" in log), None)
-    row = next(iter(rows["train"]))
-    planned = sum(memory_at_hand(model, trainer.args, row).values()) if "position_ids" in row else None
+    has_rows = "input_ids" in next(iter(rows["train"]))  # pairs of answers are made into rows by TRL
+    planned = sum(memory_at_hand(model, trainer.args, rows["train"]).values()) if has_rows else None
     record = {
         "schema_version": 1, "recipe": Path(recipe).stem,
         "command": shlex.join([Path(recipe).name, *(sys.argv[1:] if argv is None else argv)]),

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from datasets import Dataset
 from torch.nn import functional as F
 from transformers import PreTrainedModel, Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
+from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.utils import ModelOutput
 
 from hfscale.config import InputError, is_main_rank
 from hfscale.data.packing import IGNORED
@@ -68,6 +71,13 @@ def training_arguments(values: dict[str, Any], *, width: int, cls: type[Training
     return args
 
 
+def batch_rows_of_like_length(training_args: TrainingArguments, args: Any) -> None:
+    """Rows that are padded (`args.packing` none) share a batch with others of about their length, unless the user
+    chose another `train_sampling_strategy`."""
+    if args.packing == "none":
+        training_args.train_sampling_strategy = args.training.get("train_sampling_strategy", "group_by_length")
+
+
 def _try_out(args: TrainingArguments) -> None:
     """Raise ValueError or TypeError for what upstream finds wrong only after the data is prepared, or at the first
     evaluation: here AdamW and the schedule are made for a single number."""
@@ -92,26 +102,39 @@ def has_bf16_units(on_cpu: bool) -> bool:
         return False
 
 
+def next_token_loss(outputs: ModelOutput, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None,
+                    balance_weight: float = 0.0) -> torch.Tensor:
+    """Negative log-likelihood, in nats, of the labels (batch x length) that are not -100, each predicted from the
+    places before it: its mean, or the sum over `num_items_in_batch`. Where a model's configuration lets it return how
+    unevenly its experts are used (`output_router_logits`), that counts with `balance_weight`, as upstream's does."""
+    loss = ForCausalLMLoss(outputs.logits, labels, outputs.logits.shape[-1], num_items_in_batch)
+    imbalance = outputs.get("aux_loss")
+    return loss if imbalance is None else loss + balance_weight * imbalance.to(loss.device)
+
+
 class LMTrainer(Trainer):
     """`Trainer` whose losses are exact token means, for any batch size, row length and number of ranks.
 
-    Training: GPT-2's class name keeps upstream from finding its loss type, so it divides by all labels although the
-    first of each row is never predicted; naming the type mends loss and gradient. Evaluation: upstream averages batch
-    means; here each row's summed loss and number of targets are gathered and divided once. `eval_bits_per_byte` needs
-    rows with a column `num_bytes` (see `pack_documents`). `compute_metrics` is not used. `rows_from`: see
-    `CheckpointManifest`. `auto_batch`: each step's rows go through in the largest micro-batches that memory holds.
-    `can_resume`: the recipe has --resume.
+    Training: models compute losses of their own; GPT-2's divides by all labels although the first of each row is never
+    predicted, some do not shift them. So the loss is taken from the logits (`next_token_loss`). Evaluation: upstream
+    averages batch means; here each row's summed loss and number of targets are gathered and divided once.
+    `eval_bits_per_byte` needs rows with a column `num_bytes` (see `pack_documents`). `compute_metrics` is not used.
+    `rows_from`: see `CheckpointManifest`. `auto_batch`: each step's rows go through in the largest micro-batches that
+    memory holds. `can_resume`: the recipe has --resume.
     """
 
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, rows_from: dict[str, Any] | None = None,
                  auto_batch: bool = False, can_resume: bool = True, **kwargs):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        base.loss_type = "ForCausalLM"
-        self._saved_use_cache = base.config.use_cache
+        base.loss_type = "ForCausalLM"  # so that Trainer counts the labels that are predicted
+        self._saved_use_cache = getattr(base.config, "use_cache", None)  # none: the model has no cache
         self._pieces = None if auto_batch else 1  # micro-batches of a batch; None: to be found at the first step
         if auto_batch:
             args.per_device_train_batch_size *= args.gradient_accumulation_steps
             args.gradient_accumulation_steps = 1
+        if not args.label_smoothing_factor:  # else upstream's smoothed loss
+            balance_weight = getattr(base.config.get_text_config(), "router_aux_loss_coef", 0.0)
+            kwargs.setdefault("compute_loss_func", partial(next_token_loss, balance_weight=balance_weight))
         super().__init__(model=model, args=args, **kwargs)
         try:
             self._check_launch()
@@ -160,6 +183,12 @@ class LMTrainer(Trainer):
                   file=sys.stderr)
         return pieces
 
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Without a cache also where Trainer does not reach the setting, in a configuration within a configuration:
+        with one, position ids keep no documents apart."""
+        inputs = {**inputs, "use_cache": False}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Each row's summed loss in nats and its number of targets, in the places of logits and labels."""
         inputs = self._prepare_inputs(inputs)
@@ -205,7 +234,8 @@ class LMTrainer(Trainer):
         """Save the configuration as the model came; Trainer switches its `use_cache` off to train. Nothing is pushed
         to the Hub yet: the run's record and model card come last (`share_run`)."""
         config, while_training = self.model.config, self.model.config.use_cache
-        config.use_cache = self._saved_use_cache
+        if self._saved_use_cache is not None:
+            config.use_cache = self._saved_use_cache
         super().save_model(output_dir, _internal_call=True)
         config.use_cache = while_training
 

@@ -54,7 +54,8 @@ def write_maps(args: AttentionMapsArguments, folder: Path) -> str:
     from hfscale.report.page import template
     from hfscale.run_record import versions
 
-    model = load_model(args.model, attn_implementation="eager", trust_remote_code=args.trust_remote_code)
+    model = load_model(args.model, dtype="float32", attn_implementation="eager",
+                       trust_remote_code=args.trust_remote_code)
     model = getattr(model, "merge_and_unload", lambda: model)()  # an adapter's
     model.to(torch.accelerator.current_accelerator() or "cpu")
     tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)

@@ -23,15 +23,15 @@ def main(argv: list[str] | None = None) -> None:
 
     from hfscale.adapters import load_for_training, merge_saved_adapter
     from hfscale.data.corpus import load_splits, text_fingerprint
-    from hfscale.data.packing import collate_rows, pack_splits
-    from hfscale.data.tokenizer import load_pretrained_tokenizer
+    from hfscale.data.packing import collate_rows, pack_splits, settle_packing
+    from hfscale.data.tokenizer import load_model_tokenizer
     from hfscale.generation import beginning_of, generate_texts
     from hfscale.models import context_limit, load_saved_model
     from hfscale.preview import preview
     from hfscale.run_folder import check_output_dir, clear_output_dir, newest_checkpoint
     from hfscale.run_record import write_run
     from hfscale.terminal import ready_command, show_samples
-    from hfscale.training import LMTrainer, training_arguments
+    from hfscale.training import LMTrainer, batch_rows_of_like_length, training_arguments
 
     adapts = args.lora_rank or args.peft_type
     defaults = {"output_dir": "runs/finetune", "learning_rate": 5e-4 if adapts else 5e-5,
@@ -41,8 +41,11 @@ def main(argv: list[str] | None = None) -> None:
         check_output_dir(training_args.output_dir, resume=args.resume, overwrite=args.overwrite)
 
     set_seed(training_args.seed)
-    tokenizer = load_pretrained_tokenizer(args.tokenizer or args.model, trust_remote_code=args.trust_remote_code)
+    tokenizer = load_model_tokenizer(args.model, args.tokenizer, trust_remote_code=args.trust_remote_code)
     model = load_for_training(args, tokenizer)
+    args.packing = settle_packing(model, args.packing, default="stream",
+                                  cross_document_attention=args.cross_document_attention)
+    batch_rows_of_like_length(training_args, args)
     max_length = min(context_limit(model) or 1024, 1024) if args.max_length is None else args.max_length
     with training_args.main_process_first(desc="preparing the data"):  # the other ranks read its cache
         documents = load_splits(args, seed=training_args.seed)

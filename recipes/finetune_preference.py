@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(training_args.seed)
     tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
     model = load_for_training(args, tokenizer)
-    reference = load_model(args.model, trust_remote_code=args.trust_remote_code)
+    reference = load_model(args.model, dtype="float32", trust_remote_code=args.trust_remote_code)
     limit = context_limit(model) or 1024
     max_length = min(limit, 1024) if args.max_length is None else args.max_length
     if not 2 <= max_length <= limit:
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.save_state()
     trainer.accelerator.wait_for_everyone()
     saved = load_saved_model(training_args.output_dir, trust_remote_code=args.trust_remote_code)
-    reference = load_model(args.model, trust_remote_code=args.trust_remote_code)
+    reference = load_model(args.model, dtype="float32", trust_remote_code=args.trust_remote_code)
     metrics |= preference_metrics(saved.to(training_args.device), reference.to(training_args.device),
                                   trainer.eval_dataset, beta=args.beta)
 

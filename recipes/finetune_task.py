@@ -4,7 +4,7 @@
     hfscale finetune_task --config code --model gpt2 --lora_rank 16 --max_length 512 --output_dir runs/code-gpt2
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from hfscale.config import (
@@ -16,6 +16,7 @@ from hfscale.config import (
     is_main_rank,
     parse_args,
     run,
+    shape_of,
 )
 
 
@@ -25,8 +26,9 @@ class FinetuneTaskArguments(TaskArguments, AdapterArguments, ShapeArguments, Run
     tokenizer: str | None = field(default=None, metadata={
         "help": "train:<vocab size>, unigram:<vocab size>, char, a folder or a Hub id; default: the checkpoint's own"})
     max_length: int | None = field(default=None, metadata={"help": "tokens per row; default: the context, up to 1024"})
-    packing: Literal["best_fit", "pad"] = field(default="best_fit", metadata={
-        "help": "several examples in a row, apart from each other; or one, rows of similar length together"})
+    packing: Literal["best_fit", "none"] | None = field(default=None, metadata={
+        "help": "best_fit: several examples in a row, apart from each other; none: one, padded, rows of similar "
+                "length together; default: best_fit, or none for a model that lets packed examples see each other"})
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -35,8 +37,8 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
 
     from hfscale.adapters import merge_saved_adapter
-    from hfscale.data.packing import collate_rows
-    from hfscale.data.supervised import collate_padded, fit_examples, supervised_rows
+    from hfscale.data.packing import collate_rows, settle_packing
+    from hfscale.data.supervised import fit_examples, supervised_rows
     from hfscale.data.tasks import baseline_answers, count_dropped, example_texts, load_task, task_prompt
     from hfscale.evaluation.answers import (
         GenerationMetrics,
@@ -48,16 +50,17 @@ def main(argv: list[str] | None = None) -> None:
         show_examples,
     )
     from hfscale.evaluation.text_notes import text_notes
-    from hfscale.models import context_limit
+    from hfscale.models import check_architecture, context_limit
     from hfscale.preview import preview
     from hfscale.run_folder import check_output_dir, clear_output_dir, newest_checkpoint
     from hfscale.run_record import write_run
     from hfscale.task_prompt import save_task_prompt
-    from hfscale.training import LMTrainer, training_arguments
+    from hfscale.training import LMTrainer, batch_rows_of_like_length, training_arguments
 
-    by_length = {"train_sampling_strategy": "group_by_length"} if args.packing == "pad" else {}
-    width = args.n_embd if args.model == "new" else 256
-    training_args = training_arguments(by_length | args.training, width=width)
+    is_new = args.model == "new"
+    if is_new:
+        check_architecture(shape_of(args), in_memory=not args.dry_run)
+    training_args = training_arguments(args.training, width=args.n_embd if is_new else 256)
     left_to_score = not_measured(args)
     if not args.dry_run:
         check_output_dir(training_args.output_dir, resume=args.resume, overwrite=args.overwrite)
@@ -69,6 +72,8 @@ def main(argv: list[str] | None = None) -> None:
         texts = example_texts(examples)
     task = task_prompt(args, examples)
     model, tokenizer = make_model(args, texts["train"], is_chat=task.prompt is None)
+    args.packing = settle_packing(model, args.packing, default="best_fit")
+    batch_rows_of_like_length(training_args, args)
     max_length = min(context_limit(model) or 1024, 1024) if args.max_length is None else args.max_length
     examples, cut = fit_examples(examples, tokenizer, args, max_length, counts=counts)
     rows = supervised_rows(examples, tokenizer, max_length, args.packing)
@@ -80,8 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     baseline, _ = measure_answers(baseline_answers(args.baseline, examples), examples["validation"], args, "baseline")
 
     trainer = LMTrainer(model=model, args=training_args, train_dataset=rows["train"], eval_dataset=rows["validation"],
-                        data_collator=collate_rows if args.packing == "best_fit" else collate_padded,
-                        processing_class=tokenizer, auto_batch=args.auto_batch)
+                        data_collator=collate_rows, processing_class=tokenizer, auto_batch=args.auto_batch)
     trainer.add_callback(GenerationMetrics(trainer, examples["validation"], args))
     clear_output_dir(training_args.output_dir, args.overwrite)
     before, _ = measure_answers(trainer, examples["validation"], args, "before_eval")
@@ -110,25 +114,25 @@ def main(argv: list[str] | None = None) -> None:
 
 def make_model(args: FinetuneTaskArguments, texts, *, is_chat: bool):
     """Model and tokenizer: the checkpoint to go on from, or random weights and a tokenizer made from the texts."""
-    from hfscale.adapters import load_for_training
+    from hfscale.adapters import extend_tokenizer, load_for_training
     from hfscale.data.supervised import add_template_characters, set_chat_template
-    from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer
+    from hfscale.data.tokenizer import load_model_tokenizer, load_tokenizer
     from hfscale.models import new_model
 
     if args.model != "new":
-        tokenizer = load_pretrained_tokenizer(args.tokenizer or args.model, trust_remote_code=args.trust_remote_code)
+        tokenizer = load_model_tokenizer(args.model, args.tokenizer, trust_remote_code=args.trust_remote_code)
         model = load_for_training(args, tokenizer)
         if is_chat:
             set_chat_template(tokenizer, args.chat_template)
         return model, tokenizer
-    if args.lora_rank or args.peft_type or args.freeze_layers:
+    if args.lora_rank is not None or args.peft_type or args.freeze_layers:
         raise InputError("model new: random weights are trained whole; leave out adapters and freeze_layers")
     tokenizer = load_tokenizer(args.tokenizer or "train:1024", texts, trust_remote_code=args.trust_remote_code)
-    tokenizer.add_tokens(args.add_tokens, special_tokens=True)
+    extend_tokenizer(tokenizer, args.add_tokens)
     if is_chat:
         set_chat_template(tokenizer, args.chat_template)
         add_template_characters(tokenizer)
-    return new_model(tokenizer, **{f.name: getattr(args, f.name) for f in fields(ShapeArguments)}), tokenizer
+    return new_model(tokenizer, **shape_of(args)), tokenizer
 
 
 if __name__ == "__main__":

@@ -7,7 +7,16 @@
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
-from hfscale.config import InputError, RunArguments, ShapeArguments, StreamArguments, is_main_rank, parse_args, run
+from hfscale.config import (
+    InputError,
+    RunArguments,
+    ShapeArguments,
+    StreamArguments,
+    is_main_rank,
+    parse_args,
+    run,
+    shape_of,
+)
 
 
 @dataclass
@@ -27,18 +36,21 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.data.tokenizer import load_tokenizer
     from hfscale.generation import beginning_of, generate_texts
     from hfscale.launch import launched_processes
-    from hfscale.models import load_saved_model, new_model
+    from hfscale.models import check_architecture, load_saved_model, new_model
     from hfscale.preview import preview
     from hfscale.run_folder import check_output_dir, clear_output_dir, newest_checkpoint
     from hfscale.run_record import write_run
     from hfscale.terminal import ready_command, show_samples
-    from hfscale.training import LMTrainer, training_arguments
+    from hfscale.training import LMTrainer, batch_rows_of_like_length, training_arguments
 
+    check_architecture(shape_of(args), in_memory=not args.dry_run)
+    args.packing = args.packing or "stream"  # a GPT-2 keeps packed documents apart
     max_length = args.n_positions if args.max_length is None else args.max_length
     if max_length > args.n_positions:
         raise InputError(f"max_length {max_length} is beyond the model's n_positions {args.n_positions}")
     training_args = training_arguments(args.training, width=args.n_embd)
     processes = launched_processes(training_args.world_size)
+    batch_rows_of_like_length(training_args, args)
     if args.streaming and training_args.max_steps < 1:
         rows = training_args.train_batch_size * training_args.gradient_accumulation_steps * processes
         raise InputError("--streaming: a stream does not say how long it is; set --max_steps to the tokens to train "
@@ -62,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
 
     set_seed(training_args.seed)
     with torch.device("meta") if args.dry_run else nullcontext():  # a model that is only counted takes no memory
-        model = new_model(tokenizer, **{f.name: getattr(args, f.name) for f in fields(ShapeArguments)})
+        model = new_model(tokenizer, **shape_of(args))
     if args.dry_run:
         return preview(model, tokenizer, rows, training_args)
     rows_from = {f.name: getattr(args, f.name) for f in fields(StreamArguments)} | {"max_length": max_length}

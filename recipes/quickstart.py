@@ -21,17 +21,18 @@ class QuickstartArguments(DataArguments):
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(QuickstartArguments, argv, recipe=__file__)
 
+    import torch
     from transformers import pipeline, set_seed
 
     from hfscale.data.corpus import load_splits
-    from hfscale.data.packing import collate_rows, pack_splits
+    from hfscale.data.packing import collate_rows, pack_splits, settle_packing
     from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer
     from hfscale.generation import beginning_of, generate_texts
     from hfscale.models import load_model, new_model
     from hfscale.run_folder import check_output_dir, clear_output_dir
     from hfscale.run_record import write_run
     from hfscale.terminal import ready_command, show_samples
-    from hfscale.training import LMTrainer, training_arguments
+    from hfscale.training import LMTrainer, batch_rows_of_like_length, training_arguments
 
     new = args.model == "new"
     defaults = {"output_dir": "runs/quickstart", "max_steps": 700, "learning_rate": 1e-3 if new else 5e-5,
@@ -46,8 +47,11 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = load_tokenizer(args.tokenizer, documents["train"], trust_remote_code=args.trust_remote_code)
         model = new_model(tokenizer, n_layer=4, n_head=8, n_embd=256, n_positions=args.max_length)
     else:
-        model = load_model(args.model, trust_remote_code=args.trust_remote_code)
+        model = load_model(args.model, trust_remote_code=args.trust_remote_code, dtype=torch.float32)
         tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
+    args.packing = settle_packing(model, args.packing, default="stream",
+                                  cross_document_attention=args.cross_document_attention)
+    batch_rows_of_like_length(training_args, args)
     # Rows with labels, so that padding need not be masked and EOS stays learnable.
     rows = pack_splits(documents, tokenizer, args.max_length, args.cross_document_attention, model, args.packing)
 

@@ -31,7 +31,8 @@ class ScoreArguments(TaskArguments, SourceArguments, RemoteCodeArguments):
         "help": "text: embedded:<name>, files, folder, glob, saved data set, Hub id; default: what the run held out"})
     split: str = field(default="train", metadata={"help": "split of a saved or Hub data set"})
     tokenizer: str | None = field(default=None, metadata={"help": "folder or Hub id; default: that of the model"})
-    context: int | None = field(default=None, metadata={"help": "tokens read at a time; default: the model's limit"})
+    context: int | None = field(default=None, metadata={
+        "help": "tokens read at a time; default: the model's limit, or 1024 if it states none"})
     stride: int | None = field(default=None, metadata={
         "help": "tokens that each window after the first one scores; default: half the context"})
     batch_size: int = field(default=8, metadata={"help": "windows or prompts at a time"})
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    from hfscale.data.tokenizer import load_pretrained_tokenizer
+    from hfscale.data.tokenizer import load_model_tokenizer
     from hfscale.evaluation.score_data import load_score_data
     from hfscale.evaluation.score_report import preview_scores, show_scores, write_scores
     from hfscale.evaluation.scores import score_file, score_model
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
 
     names, trusted = [] if args.predictions else args.model, args.trust_remote_code
     check_models(names, trust_remote_code=trusted)
-    tokenizers = [load_pretrained_tokenizer(args.tokenizer or name, trust_remote_code=trusted) for name in names]
+    tokenizers = [load_model_tokenizer(name, args.tokenizer, trust_remote_code=trusted) for name in names]
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available()))
     with state.main_process_first():  # the other ranks read its cache
         data = load_score_data(args)

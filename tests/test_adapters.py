@@ -16,6 +16,7 @@ from hfscale.adapters import load_for_training, merge_saved_adapter
 from hfscale.config import AdapterArguments, InputError
 from hfscale.data.tokenizer import train_bpe
 from hfscale.models import load_model
+from tests.tiny_models import APART, LLAMA, TOGETHER, save_tiny_model
 
 IDS = torch.arange(3, 23).reshape(2, 10)
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 32, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
@@ -148,6 +149,64 @@ def test_grown_vocabulary_is_learned_tied_and_comes_back(base, tokenizer, tmp_pa
     assert torch.equal(plain.transformer.wte.weight[:270], old)  # the rows of old tokens stay
 
 
+UNTIED = {"llama": LLAMA, "gpt_neox": APART["gpt_neox"], "qwen3": LLAMA, "rwkv": TOGETHER["rwkv"],
+          "phi": LLAMA, "gptj": APART["gptj"]}  # the last two with a bias in the output layer
+
+
+@pytest.mark.parametrize("kind", UNTIED)
+@pytest.mark.parametrize("padding", [0, 8])
+@pytest.mark.parametrize("method", ["lora", "dora", "rslora"])
+def test_rows_of_new_tokens_come_back_where_embeddings_are_two_matrices(kind, padding, method, tmp_path):
+    """The same model at each load, and merged: the one that was trained. With padding, the new tokens take rows that
+    the embeddings had."""
+    folder = save_tiny_model(kind, UNTIED[kind], tmp_path / "base", padding)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    args = AdapterArguments(model=str(folder), add_tokens=["<|new|>", "hfscale"], **METHODS[method])
+    model = load_for_training(args, tokenizer)
+    assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    new = tokenizer.convert_tokens_to_ids(["<|new|>", "hfscale"])
+    assert new == [270, 271]
+    ids = torch.cat([IDS, torch.tensor(new)[:, None]], dim=1)
+    before = logits_of(model, ids)
+    expected = logits_of(train(model, ids), ids)
+    assert (expected - before)[..., new].abs().max() > 0.1
+    assert (expected - before)[:, -1].abs().max() > 0.1  # what follows the new tokens
+    model.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    for _ in range(2):
+        torch.manual_seed(_)
+        assert (logits_of(load_model(str(tmp_path / "adapter")), ids) - expected).abs().max() < 1e-5
+    merge_saved_adapter(str(tmp_path / "adapter"))
+    plain = load_model(str(tmp_path / "adapter"))
+    assert (logits_of(plain, ids) - expected).abs().max() < 1e-4
+    assert plain.config.vocab_size == 270 + max(2, padding)
+
+
+def test_a_tied_output_layer_with_a_bias_is_refused(tmp_path):
+    folder = save_tiny_model("ctrl", APART["ctrl"], tmp_path)
+    args = AdapterArguments(model=str(folder), lora_rank=4, add_tokens=["new"])
+    with pytest.raises(InputError, match="^add_tokens: the output layer of CTRLLMHeadModel has a bias") as error:
+        load_for_training(args, AutoTokenizer.from_pretrained(folder))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["ctrl", "mamba", "jamba", "falcon", "bloom", "opt", "gpt_neo"])
+def test_adapters_of_other_kinds_train_save_load_and_merge(kind, tmp_path):
+    """Among them layers named by numbers, as in a Sequential, and layers whose weights are read past them."""
+    folder = save_tiny_model(kind, (APART | TOGETHER)[kind], tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = load_for_training(AdapterArguments(model=str(folder), lora_rank=4), tokenizer)
+    untrained = logits_of(model)
+    expected = logits_of(train(model))
+    assert (expected - untrained).abs().max() > 1e-2
+    idle = [name for name, p in model.named_parameters() if p.requires_grad and ".lora_B." in name and not p.any()]
+    assert not idle
+    model.save_pretrained(tmp_path / "adapter")
+    assert (logits_of(load_model(str(tmp_path / "adapter"))) - expected).abs().max() < 1e-5
+    merge_saved_adapter(str(tmp_path / "adapter"))
+    assert (logits_of(load_model(str(tmp_path / "adapter"))) - expected).abs().max() < 1e-3
+
+
 def test_grown_vocabulary_of_a_whole_model(base, tokenizer, tmp_path):
     model = load_for_training(AdapterArguments(model=base, add_tokens=["new"]), tokenizer)
     expected = logits_of(train(model), IDS)
@@ -158,9 +217,10 @@ def test_grown_vocabulary_of_a_whole_model(base, tokenizer, tmp_path):
     assert plain.lm_head.weight.data_ptr() == plain.transformer.wte.weight.data_ptr()
 
 
-def test_tokens_that_are_known_grow_nothing(base, tokenizer):
+def test_tokens_that_are_known_grow_nothing(base, tokenizer, capsys):
     model = load_for_training(AdapterArguments(model=base, lora_rank=4, add_tokens=["<|endoftext|>"]), tokenizer)
     assert model.config.vocab_size == 270 == len(tokenizer)
+    assert capsys.readouterr().err.endswith("\nadd_tokens: the tokenizer has '<|endoftext|>' already\n")
     assert model.peft_config["default"].trainable_token_indices is None
 
 
@@ -216,8 +276,71 @@ def test_adapter_without_its_base(adapter, where):
         load_model(str(adapter))
 
 
+def pickled(adapter: Path, value: object) -> None:
+    """The adapter's weights, and this value, in a file that pickle reads."""
+    weights = adapter / "adapter_model.safetensors"
+    torch.save(load_file(weights) | {"more": value}, adapter / "adapter_model.bin")
+    weights.unlink()
+
+
+class Code:
+    """What a pickle can hold: here something that would make a file when it is read."""
+
+    def __init__(self, path: Path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
+
+def test_a_pickle_in_an_adapters_folder_runs_no_code(adapter, tmp_path):
+    pickled(adapter, Code(tmp_path / "made"))
+    says = r"^adapter .*: its \.bin file is a pickle that holds more than weights"
+    with pytest.raises(InputError, match=says) as error:
+        load_model(str(adapter))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "made").exists()
+
+
+def test_an_old_adapter_in_a_pickle_of_weights_loads(adapter):
+    expected = logits_of(load_model(str(adapter)))
+    weights = adapter / "adapter_model.safetensors"
+    torch.save(load_file(weights), adapter / "adapter_model.bin")
+    weights.unlink()
+    assert torch.equal(logits_of(load_model(str(adapter))), expected)
+
+
+@pytest.mark.parametrize(("name", "content", "says"), [
+    ("adapter_config.json", "{", "cannot be read: "),
+    ("adapter_config.json", "[]", "cannot be read: "),
+    ("adapter_config.json", '{"peft_type": "NONE"}', "cannot be read: "),
+    ("adapter_config.json", '{"peft_type": "LORA"}', "names no base model"),
+    ("adapter_model.safetensors", "junk", "cannot be read: "),
+    ("run.json", "[]", None),
+    ("run.json", "{", None),
+])
+def test_broken_files_of_an_adapter(adapter, name, content, says):
+    (adapter / name).write_text(content)
+    if says is None:
+        assert isinstance(load_model(str(adapter)), PeftModel)
+        return
+    with pytest.raises(InputError, match=f"^adapter .*: .*{says}") as error:
+        load_model(str(adapter))
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_of_an_adapter_is_refused(adapter):
+    point_to(adapter, str(adapter))
+    with pytest.raises(InputError, match="^adapter .*: its base model .*: is an adapter itself"):
+        load_model(str(adapter))
+
+
 @pytest.mark.parametrize(("values", "says"), [
     ({"lora_rank": 0}, "lora_rank: got 0"),
+    ({"lora_rank": 10**8}, "lora_rank: got 100000000, expected at most 128, the wider side of the widest layer"),
+    ({"peft_type": "VERA", "peft_kwargs": {"r": 10**8}}, "peft_kwargs: r: got 100000000, expected at most 1024"),
+    ({"add_tokens": [""]}, "add_tokens: got an empty one"),
+    ({"add_tokens": ["a<", "b<", "a<"]}, "add_tokens: 'a<' is given twice"),
     ({"lora_rank": 4, "target_modules": ["c_attn", "q_proj"]}, "q_proj .* these do: c_attn, c_fc, c_proj "),
     ({"lora_rank": 4, "target_modules": ["wte"]}, "wte ends the name of no linear layer"),
     ({"lora_rank": 4, "target_modules": ["lm_head"]}, "lm_head ends the name of no linear layer"),

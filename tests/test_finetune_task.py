@@ -35,7 +35,7 @@ def own_task(tmp_path, **more: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("packing", ["best_fit", "pad"])
+@pytest.mark.parametrize("packing", ["best_fit", "none"])
 def test_a_task_of_ones_own_is_learned_and_the_model_stops(tmp_path, packing, capsys):
     folder = tmp_path / "run"
     finetune_task.main(["--config", own_task(tmp_path), *TINY, "--packing", packing, "--learning_rate", "5e-3",

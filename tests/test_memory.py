@@ -208,6 +208,7 @@ def test_what_a_gpu_keeps_of_dropout():
 ])
 def test_the_model_at_hand_is_counted_as_it_is(arguments, step, tmp_path):
     """Its own sizes, dropout and trained weights: what `--dry_run` shows and `run.json` keeps."""
+    from datasets import Dataset
     from transformers import GPT2Config, TrainingArguments
 
     from hfscale.adapters import load_for_training
@@ -219,6 +220,6 @@ def test_the_model_at_hand_is_counted_as_it_is(arguments, step, tmp_path):
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     model = load_for_training(AdapterArguments(model=str(tmp_path), **arguments), None)
     args = TrainingArguments(str(tmp_path / "run"), use_cpu=True, per_device_train_batch_size=2, optim="sgd")
-    row = {"input_ids": [0] * 64, "position_ids": [*range(32), *range(32)]}
+    rows = Dataset.from_list([{"input_ids": [0] * 64, "position_ids": [*range(32), *range(32)]}])
     expected = Step(2, 64, 8, optimizer_bytes=0, on_cpu=True)._replace(**step)
-    assert memory_at_hand(model, args, row) == step_memory_bytes(shape, expected, Sharding())
+    assert memory_at_hand(model, args, rows) == step_memory_bytes(shape, expected, Sharding())

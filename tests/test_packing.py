@@ -139,6 +139,35 @@ def test_best_fit_rows_by_hand():
     assert (rows["num_tokens"][:], rows["num_bytes"][:]) == ([5, 3, 4, 3], [0, 7, 2, 2])
 
 
+def test_single_rows_by_hand():
+    documents = Dataset.from_dict({"text": ["abcdefg", "d", "", "c"]})
+    tokenizer = train_char(documents)
+    rows = pack_documents(documents, tokenizer, 6, packing="none")
+    eos, a, b, c, d, e, f, g = tokenizer.convert_tokens_to_ids([tokenizer.eos_token, *"abcdefg"])
+    no = IGNORED
+    assert rows["input_ids"][:] == [[eos, a, b, c, d, e], [e, f, g, eos], [eos, d, eos], [eos, eos], [eos, c, eos]]
+    assert rows["labels"][:] == [[no, a, b, c, d, e], [no, f, g, eos], [no, d, eos], [no, eos], [no, c, eos]]
+    assert rows.column_names == ["input_ids", "labels", "num_tokens", "num_bytes"]  # the model counts places itself
+    assert (rows["num_tokens"][:], rows["num_bytes"][:]) == ([5, 3, 2, 1, 2], [0, 7, 1, 0, 1])
+    batch = collate_rows([rows[1], rows[3]])
+    assert batch["input_ids"].tolist() == [[e, f, g, eos], [eos, eos, eos, eos]]
+    assert batch["labels"].tolist() == [[no, f, g, eos], [no, eos, no, no]]
+    assert set(batch) == {"input_ids", "labels"}
+
+
+@pytest.mark.parametrize("max_length", [2, 5, 16, 64])
+def test_single_rows_score_every_token_once_and_as_alone(documents, tokenizer, model, max_length):
+    rows = pack_documents(documents, tokenizer, max_length, packing="none")
+    stream = [token for text in TEXTS for token in [*tokenizer.encode(text), tokenizer.eos_token_id]]
+    assert targets(rows) == stream
+    assert sum(rows["num_tokens"]) == len(stream)
+    assert sum(rows["num_bytes"]) == sum(len(text.encode()) for text in TEXTS)
+    assert max(map(len, rows["input_ids"])) <= max_length
+    if max_length == 64:
+        alone = torch.cat([document_nll(model, tokenizer, text) for text in TEXTS])
+        torch.testing.assert_close(packed_nll(model, rows), alone, atol=1e-5, rtol=0)
+
+
 def test_best_fit_takes_the_fullest_row_and_never_overfills():
     assert best_fit([3, 6, 5, 2, 4], 10) == [[2, 0, 3], [1, 4]]  # 6, then 5; 4 fills the first; 3 and 2 the second
     sizes = np.random.default_rng(0).integers(2, 101, 3000).tolist()
@@ -166,7 +195,7 @@ def document_nll(model, tokenizer, text):
 def packed_nll(model, rows):
     batch = collate_rows(list(rows))
     with torch.no_grad():
-        logits = model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[:, :-1]
+        logits = model(batch["input_ids"], position_ids=batch.get("position_ids"), use_cache=False).logits[:, :-1]
     labels = batch["labels"][:, 1:]
     return torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none",
                                              ignore_index=IGNORED)[labels != IGNORED]
@@ -218,11 +247,11 @@ def many(monkeypatch):
 
 
 def as_lists(rows):
-    return [(list(row["input_ids"]), list(row["labels"]), list(row["position_ids"]), int(row["num_tokens"]),
+    return [(list(row["input_ids"]), list(row["labels"]), list(row.get("position_ids", [])), int(row["num_tokens"]),
              int(row["num_bytes"])) for row in rows]
 
 
-@pytest.mark.parametrize("packing", ["stream", "best_fit"])
+@pytest.mark.parametrize("packing", ["stream", "best_fit", "none"])
 def test_the_number_of_processes_changes_no_row(packing):
     documents = Dataset.from_dict({"text": ["abcdefghij"[:1 + i * 7 % 10] for i in range(2500)]})  # 3 batches
     tokenizer = train_char(documents)
@@ -243,14 +272,15 @@ def test_rows_are_cached_beside_documents_on_disk(documents, tokenizer, tmp_path
         assert as_lists(other) != as_lists(first)
 
 
-@pytest.mark.parametrize("packing", ["stream", "best_fit"])
+@pytest.mark.parametrize("packing", ["stream", "best_fit", "none"])
 def test_streaming_gives_the_same_rows(many, packing):
     documents, tokenizer = many
     rows = pack_documents(documents, tokenizer, 16, packing=packing)
     for num_shards in (1, 3):
         streamed = pack_documents(documents.to_iterable_dataset(num_shards=num_shards), tokenizer, 16, packing=packing)
         assert as_lists(streamed) == as_lists(rows)
-    assert collate_rows(list(islice(streamed, 2)))["input_ids"].tolist() == rows["input_ids"][:2]
+    first = collate_rows(rows.select([0, 1]).to_list())["input_ids"]
+    assert torch.equal(collate_rows(list(islice(streamed, 2)))["input_ids"], first)
 
 
 @pytest.mark.parametrize("num_shards", [3, 4])  # 3: both ranks read all shards and take every other row
@@ -266,7 +296,7 @@ def test_ranks_and_workers_share_the_stream_out(many, packing, num_shards):
         assert seen == Counter(targets(pack_documents(documents, tokenizer, 16, packing=packing)))
 
 
-@pytest.mark.parametrize("packing", ["stream", "best_fit"])
+@pytest.mark.parametrize("packing", ["stream", "best_fit", "none"])
 def test_a_stream_resumes_at_the_next_row(many, packing):
     """Without a shuffle buffer by its state. A buffer's rows are not in the state, so there by skipping."""
     documents, tokenizer = many

@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from hfscale.config import InputError
 from hfscale.evaluation import perplexity
 from hfscale.evaluation.perplexity import DocumentScores, perplexity_metrics, rolling_windows, score_documents
+from tests.tiny_models import MAMBA, tiny_model
 
 TEXTS = [
     "the cat sat on the mat, and the dog sat on the log.",
@@ -104,6 +105,13 @@ def test_a_model_that_gives_all_logits(model, tokenizer):
     expected = score_documents(model, tokenizer, TEXTS, context=8, stride=3).sums[:, 0]
     got = score_documents(plain, tokenizer, TEXTS, context=8, stride=3).sums[:, 0]
     np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_a_model_that_states_no_limit_is_read_in_1024_tokens(tokenizer):
+    free = tiny_model("mamba", MAMBA, len(tokenizer))
+    scores = score_documents(free, tokenizer, ["some text"])
+    assert (scores.context, scores.stride) == (1024, 512)
+    assert score_documents(free, tokenizer, ["some text"], context=2000).context == 2000
 
 
 def test_logits_are_taken_in_pieces(model, tokenizer, monkeypatch):

@@ -13,7 +13,6 @@ from hfscale.data.packing import IGNORED, collate_rows
 from hfscale.data.supervised import (
     CHATML,
     add_template_characters,
-    collate_padded,
     fit_examples,
     set_chat_template,
     supervised_rows,
@@ -61,7 +60,7 @@ def char_tokenizer(*texts: str):
     return tokenizer
 
 
-@pytest.mark.parametrize("packing", ["best_fit", "pad"])
+@pytest.mark.parametrize("packing", ["best_fit", "none"])
 @pytest.mark.parametrize("task", TASKS)
 def test_which_tokens_carry_loss(task, packing, tmp_path):
     """One token is one character (or one special token), so every place of the row is told."""
@@ -77,7 +76,7 @@ def test_which_tokens_carry_loss(task, packing, tmp_path):
     unused = [(tokenizer.eos_token_id, IGNORED)] * (len(made) - 2 * len(one))
     assert made == one + one + unused
     assert len(unused) == (200 - 2 * len(one) if packing == "best_fit" else 0)
-    positions = [p for row in rows for p in row["position_ids"]]
+    positions = [p for row in rows for p in row.get("position_ids", range(len(row["input_ids"])))]
     assert positions[:2 * len(one)] == list(range(len(one))) * 2  # each begins anew: neither sees the other
     loss_text = "".join(text for text, loss in expected if loss)
     assert sum(rows["num_tokens"]) == 2 * sum(label != IGNORED for _, label in one)
@@ -105,7 +104,7 @@ def made():
 
 def losses(model, batch) -> tuple[float, int]:
     with torch.no_grad():
-        logits = model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+        logits = model(batch["input_ids"], position_ids=batch.get("position_ids"), use_cache=False).logits
     targets = batch["labels"][:, 1:]
     nll = F.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
     return nll.item(), int((targets != IGNORED).sum())
@@ -121,9 +120,9 @@ def test_packed_and_padded_losses_equal_each_examples_own(made):
             logp = model(ids).logits.log_softmax(-1)
         for at in range(len(prompt), ids.shape[1]):
             alone, tokens = alone - logp[0, at - 1, ids[0, at]].item(), tokens + 1
-    for packing, collate in (("best_fit", collate_rows), ("pad", collate_padded)):
+    for packing in ("best_fit", "none"):
         rows = supervised_rows(examples, tokenizer, 64, packing)["train"]
-        nll, count = losses(model, collate(list(rows)))
+        nll, count = losses(model, collate_rows(list(rows)))
         assert (count, sum(rows["num_tokens"])) == (tokens, tokens)
         assert nll / count == pytest.approx(alone / tokens, abs=1e-5)
     assert len(supervised_rows(examples, tokenizer, 64, "best_fit")["train"]) < 15  # it does pack
@@ -132,7 +131,7 @@ def test_packed_and_padded_losses_equal_each_examples_own(made):
 def test_accumulation_changes_no_update(made, tmp_path):
     """Six padded rows with different numbers of targets: at once, or in three parts that are summed."""
     examples, tokenizer, model = made
-    rows = supervised_rows(examples, tokenizer, 64, "pad")["train"].select(range(3, 9))
+    rows = supervised_rows(examples, tokenizer, 64, "none")["train"].select(range(3, 9))
     weights = []
     for size, parts in ((6, 1), (2, 3)):
         torch.manual_seed(1)
@@ -141,7 +140,7 @@ def test_accumulation_changes_no_update(made, tmp_path):
                                  per_device_train_batch_size=size, gradient_accumulation_steps=parts, report_to="none",
                                  lr_scheduler_type="constant", max_grad_norm=0, save_strategy="no", disable_tqdm=True,
                                  logging_steps=1)
-        trainer = LMTrainer(model=copy, args=args, train_dataset=rows, data_collator=collate_padded)
+        trainer = LMTrainer(model=copy, args=args, train_dataset=rows, data_collator=collate_rows)
         trainer.train()
         weights.append((trainer.state.log_history[0]["loss"], torch.cat([p.flatten() for p in copy.parameters()])))
     assert weights[0][0] == pytest.approx(weights[1][0], abs=1e-5)
@@ -150,8 +149,8 @@ def test_accumulation_changes_no_update(made, tmp_path):
 
 def test_the_last_label_of_every_answer_is_eos(made):
     examples, tokenizer, _ = made
-    rows = list(supervised_rows(examples, tokenizer, 64, "pad")["train"])
-    batch = collate_padded(rows)
+    rows = list(supervised_rows(examples, tokenizer, 64, "none")["train"])
+    batch = collate_rows(rows)
     for row, labels in zip(rows, batch["labels"], strict=True):
         assert labels[len(row["labels"]) - 1] == tokenizer.eos_token_id
         assert (labels[len(row["labels"]):] == IGNORED).all()
@@ -230,7 +229,7 @@ def test_conversations_fit_by_construction(tmp_path, special, long_targets):
     for max_length in range(100, 260, 7):
         counts = {}
         fitted, _ = fit_examples(examples, tokenizer, args, max_length, counts=counts)
-        rows = supervised_rows(fitted, tokenizer, max_length, "pad")["train"]
+        rows = supervised_rows(fitted, tokenizer, max_length, "none")["train"]
         assert max(map(len, rows["input_ids"])) <= max_length
         assert counts["train"]["used"] + counts["train"]["long_target"] == 60
         for example, row in zip(fitted["train"], rows, strict=True):
@@ -276,7 +275,7 @@ def test_a_truncated_target_is_what_fits_beside_its_prompt_without_eos(max_lengt
     [example] = fitted["train"]
     assert (example["prompt"], example["target"], example["references"]) == (prompt, target, [whole])
     assert counts["train"]["truncated"] == 1
-    [made] = supervised_rows(fitted, tokenizer, max_length, "pad")["train"]
+    [made] = supervised_rows(fitted, tokenizer, max_length, "none")["train"]
     assert made["labels"] == [IGNORED] * len(prompt) + tokenizer(target)["input_ids"]
     assert made["num_bytes"] == len(target)
 
@@ -305,7 +304,7 @@ def test_an_empty_prompt_is_the_token_that_starts_a_text():
     """As it is when choices are scored, or a text is begun."""
     tokenizer = char_tokenizer("ab")
     row = {"prompt": "", "target": "ab", "references": ["ab"], "source": ""}
-    [made] = supervised_rows(DatasetDict(train=Dataset.from_list([row])), tokenizer, 9, "pad")["train"]
+    [made] = supervised_rows(DatasetDict(train=Dataset.from_list([row])), tokenizer, 9, "none")["train"]
     eos, (a, b) = tokenizer.eos_token_id, tokenizer("ab")["input_ids"]
     assert (made["input_ids"], made["labels"]) == ([eos, a, b, eos], [IGNORED, a, b, eos])
 

@@ -11,6 +11,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from hfscale.config import InputError
 from hfscale.data.tokenizer import (
+    load_model_tokenizer,
     load_pretrained_tokenizer,
     load_tokenizer,
     measure_tokenizer,
@@ -117,6 +118,26 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path):
     with pytest.raises(InputError, match="tokenizer"):
         load_pretrained_tokenizer(str(tmp_path))
     assert os.listdir(tmp_path) == ["config.json"]
+
+
+def test_a_tokenizer_in_place_of_the_models_own(tmp_path):
+    """It may know more tokens; one of another text with the same size numbers them in another way."""
+    texts = {"own": "the cat sat on the mat and the log", "other": "my dogs dig big holes in my garden"}
+    for name, text in texts.items():
+        train_bpe(Dataset.from_dict({"text": [text] * 3}), 265).save_pretrained(tmp_path / name)
+    larger = load_pretrained_tokenizer(str(tmp_path / "own"))
+    larger.add_tokens(["new"])
+    larger.save_pretrained(tmp_path / "larger")
+    own, other, more = (str(tmp_path / name) for name in ("own", "other", "larger"))
+    assert len(load_pretrained_tokenizer(own)) == len(load_pretrained_tokenizer(other)) == 265
+    assert len(load_model_tokenizer(own)) == len(load_model_tokenizer(own, own)) == 265
+    assert len(load_model_tokenizer(own, more)) == 266
+    assert len(load_model_tokenizer(more, own)) == 265
+    with pytest.raises(InputError, match=r"^tokenizer .*other: its token \d+ is .*, that of model .*own is ") as error:
+        load_model_tokenizer(own, other)
+    assert "\n" not in str(error.value)
+    (tmp_path / "none").mkdir()  # a model can come without a tokenizer
+    assert len(load_model_tokenizer(str(tmp_path / "none"), other)) == 265
 
 
 def test_measures_are_those_of_the_definition():

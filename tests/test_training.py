@@ -7,10 +7,11 @@ import torch
 from datasets import Dataset
 
 from hfscale.config import InputError
-from hfscale.data.packing import IGNORED, collate_rows
+from hfscale.data.packing import IGNORED, collate_rows, pack_documents, settle_packing
 from hfscale.data.tokenizer import train_bpe
 from hfscale.models import new_model
 from hfscale.training import LMTrainer, training_arguments
+from tests.tiny_models import APART, TOGETHER, tiny_model
 
 LENGTH = 16
 
@@ -65,6 +66,60 @@ def test_eval_loss_is_the_token_mean_for_any_batch_size(model, rows, tmp_path, b
     assert metrics["eval_tokens"] == tokens
     bits = expected * tokens / math.log(2) / sum(rows["num_bytes"])
     assert metrics["eval_bits_per_byte"] == pytest.approx(bits, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba", "bart", "openai-gpt", "mixtral"])
+def test_losses_of_other_kinds_are_token_means(kind, tmp_path):
+    """Whatever a model computes as its own loss, such as one whose labels it does not shift."""
+    model = tiny_model(kind, (APART | TOGETHER)[kind], 270)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 270, (8, LENGTH), generator=generator).tolist()
+    rows = Dataset.from_list([{"input_ids": row, "labels": row[:2 + i] + [IGNORED] * (LENGTH - 2 - i)}
+                              for i, row in enumerate(ids)])
+    with torch.no_grad():
+        logits = model(torch.tensor(ids), use_cache=False).logits[:, :-1]
+    labels = torch.tensor(rows["labels"][:])[:, 1:]
+    exact = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED).item()
+    trainer = trainer_for(model, rows, tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4,
+                          max_steps=1, logging_steps=1, learning_rate=0.0)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(exact, rel=1e-5)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "fuyu", "granitemoe"])
+def test_training_keeps_documents_apart_as_the_trial_said(kind, tokenizer, tmp_path):
+    """Also where Trainer does not reach the switch of the cache, which would let them see each other."""
+    model = tiny_model(kind, APART[kind], 270)
+    texts = [f"some words {i} to train on" * (1 + i % 2) for i in range(6)]
+    assert settle_packing(model, "best_fit", default="none") == "best_fit"
+    rows = pack_documents(Dataset.from_dict({"text": texts}), tokenizer, 60, packing="best_fit")
+    eos, total, tokens = tokenizer.eos_token_id, 0.0, 0
+    for text in texts:
+        ids = torch.tensor([[eos, *tokenizer.encode(text), eos]])
+        with torch.no_grad():
+            logits = model(ids, use_cache=False).logits[0, :-1]
+        total += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
+        tokens += ids.shape[1] - 1
+    assert len(rows) < len(texts)
+    trainer = trainer_for(model, rows, tmp_path, per_device_train_batch_size=len(rows), max_steps=1, logging_steps=1,
+                          learning_rate=0.0)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_the_balance_of_experts_counts_where_the_configuration_asks_for_it(tmp_path):
+    """Added with upstream's weight, as the model's own loss has it."""
+    model = tiny_model("mixtral", APART["mixtral"] | {"output_router_logits": True, "router_aux_loss_coef": 0.5}, 270)
+    ids = torch.randint(3, 270, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    rows = Dataset.from_list([{"input_ids": row, "labels": row} for row in ids.tolist()])
+    with torch.no_grad():
+        expected = model(ids, labels=ids, use_cache=False)
+    assert expected.aux_loss > 0.1
+    trainer = trainer_for(model, rows, tmp_path, per_device_train_batch_size=2, max_steps=1, logging_steps=1,
+                          learning_rate=0.0)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.loss.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("batch_size,accumulation", [(16, 1), (4, 4), (1, 16)])

@@ -168,13 +168,16 @@ def _validation_split(name: str, config: str | None) -> str:
 
 
 def _check_apart(train: Dataset, held_out: Dataset, args: DataArguments) -> None:
-    """Say how many held-out documents are trained on too; raises InputError if all are."""
+    """Say how many held-out documents are trained on too; raises InputError if the two texts are the same."""
     held_out_texts = set(map(_digest, held_out["text"]))
-    trained_on = {
-        digest for batch in train.iter(1000) for digest in map(_digest, batch["text"]) if digest in held_out_texts}
-    if trained_on == held_out_texts:
-        raise InputError(f"validation_source {', '.join(args.validation_source)}: all its documents are in source "
-                         f"{', '.join(args.source)} too; give other text, or leave it out to hold out a part")
+    trained_on, is_same = set(), True
+    for batch in train.iter(1000):
+        digests = set(map(_digest, batch["text"]))
+        trained_on |= digests & held_out_texts
+        is_same = is_same and digests <= held_out_texts
+    if is_same and trained_on == held_out_texts:
+        raise InputError(f"validation_source {', '.join(args.validation_source)}: its documents are those of source "
+                         f"{', '.join(args.source)}; give other text, or leave it out to hold out a part")
     if trained_on:
         say([f"validation_source: {len(trained_on):,} of its {len(held_out_texts):,} different documents are in the "
              "training text too"])

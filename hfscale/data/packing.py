@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import sys
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from itertools import islice
@@ -14,13 +15,69 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale import __version__
-from hfscale.config import InputError
+from hfscale.behaviour import random_ids, reads_as_alone, run_as_in_training
+from hfscale.config import InputError, is_main_rank
 from hfscale.data.tokens import after_once, encode_texts, start_ids
-from hfscale.models import context_limit
+from hfscale.models import context_limit, trial_size
 
 IGNORED = -100  # label that the loss passes over
 BATCH_DOCUMENTS = 1000  # packed together at most; rows never hold text of two batches
 BATCH_CHARACTERS = 1_000_000  # about as much as that, in long documents
+
+
+def settle_packing(model: PreTrainedModel, packing: str | None, *, default: str,
+                   cross_document_attention: bool = False) -> str:
+    """How documents become rows for this model: `packing` as it was asked for, else `default`, or `none` where the
+    model lets documents in one row see each other and they should not. That is tried on two short ones
+    (`reads_as_alone`): no configuration tells. Every rank asks.
+
+    Raises InputError: a packing was asked for by name and does not keep documents apart, or not even `none` does.
+    """
+    size = trial_size(model)
+    if cross_document_attention or size < 4:  # a context too short for two documents
+        return packing or default
+    kind = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
+    try:
+        run_as_in_training(model, collate_rows([_trial_row(model, size)]))
+        if packing != "none" and _keeps_apart(model, size):
+            return packing or default
+        readable = _reads_padded_rows(model, size)
+    except Exception as error:  # whatever a model's own code raises; training would raise it later
+        raise InputError(f"model: {kind} cannot read a row of {size} tokens: {type(error).__name__}: "
+                         f"{' '.join(str(error).split())[:200]}") from None
+    if not readable:
+        raise InputError(f"model: {kind} reads a text in another way when its row is padded beside a longer one, so "
+                         "neither packed nor padded rows train it right; take another model")
+    if packing not in ("none", None):
+        raise InputError(f"packing {packing}: {kind} lets documents that share a row see each other; use --packing "
+                         "none, which gives each a row of its own")
+    if packing is None and is_main_rank():
+        print(f"packing: {kind} lets documents that share a row see each other, so each gets a row of its own, padded "
+              "in its batch (--packing none)", file=sys.stderr)
+    return "none"
+
+
+def _keeps_apart(model: PreTrainedModel, size: int) -> bool:
+    """Tried in a batch of two rows, each of two documents in the other order."""
+    short = size // 2 - 1
+    rows = [_trial_row(model, *lengths) for lengths in ((short, size - short), (size - short, short))]
+    places = [(0, 0, short), (0, short, size), (1, 0, size - short), (1, size - short, size)]
+    return reads_as_alone(model, collate_rows(rows), places)
+
+
+def _reads_padded_rows(model: PreTrainedModel, size: int) -> bool:
+    short = size // 2
+    rows = [_trial_row(model, length) for length in (short, size)]
+    for row in rows:
+        del row["position_ids"]
+    return reads_as_alone(model, collate_rows(rows), [(0, 0, short), (1, 0, size)])
+
+
+def _trial_row(model: PreTrainedModel, *lengths: int) -> dict[str, list[int]]:
+    """A packed row of documents of these lengths, of random tokens."""
+    ids = [token for length in lengths for token in random_ids(model, length, seed=length).tolist()]
+    return {"input_ids": ids, "labels": ids,
+            "position_ids": [place for length in lengths for place in range(length)]}
 
 
 def pack_splits(documents: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int,
@@ -36,6 +93,8 @@ def pack_splits(documents: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_
         raise InputError(f"max_length {max_length} is beyond the model's context of {context} tokens")
     settings = (tokenizer, max_length, cross_document_attention, vocab_size, packing)
     rows = DatasetDict({name: pack_documents(part, *settings) for name, part in documents.items()})
+    if packing == "none":  # a row may be short
+        return rows
     tokens = sum(row["num_tokens"] for row in islice(rows["train"], max_length)) + 1  # at least one in each row
     if tokens < max_length:
         raise InputError(f"the training text holds {tokens:,} tokens, fewer than one row of {max_length:,}; "
@@ -53,21 +112,26 @@ def pack_documents(documents: Dataset | IterableDataset, tokenizer: PreTrainedTo
     (its label is never scored, the loss shifts by one), so no target is lost at the seams.
     `packing="best_fit"`: each document is EOS d EOS (BOS d EOS) of its own and is never cut when that fits into a row;
     a longer one gives full rows as above and a rest. The first token of each has label -100.
+    `packing="none"`: the same documents, full rows and rests, each a row of its own length, for models that do not
+    keep packed documents apart.
 
     Position ids restart where a document (or rest) begins, from which transformers builds the mask when there is no
     attention mask and no cache; with `cross_document_attention` they run through. Unused space at a row's end holds
     EOS under label -100. Batches (see `BATCH_DOCUMENTS`) are packed by themselves: any `num_proc` gives the same rows.
 
     Returns:
-        Rows of `input_ids`, `labels`, `position_ids` (each `max_length` integers), `num_tokens` (targets scored in the
-        row) and `num_bytes` (UTF-8 bytes of the documents that end in it); both columns sum to the whole text's.
+        Rows of `input_ids`, `labels`, `position_ids` (each `max_length` integers; with `none` up to as many, and no
+        position ids: the model counts by itself), `num_tokens` (targets scored in the row) and `num_bytes` (UTF-8
+        bytes of the documents that end in it); both columns sum to the whole text's.
 
     Raises InputError: rows of fewer than 2 tokens, or a token id beyond the vocabulary (default: the tokenizer's).
     """
     if max_length < 2:
         raise InputError(f"max_length: got {max_length}, expected at least 2")
-    features = Features({name: List(Value("int32"), length=max_length)
-                         for name in ("input_ids", "labels", "position_ids")}
+    one_each = packing == "none"
+    names = ("input_ids", "labels") if one_each else ("input_ids", "labels", "position_ids")
+    length = -1 if one_each else max_length
+    features = Features({name: List(Value("int32"), length=length) for name in names}
                         | {"num_tokens": Value("int64"), "num_bytes": Value("int64")})
     settings = {"tokenizer": tokenizer, "max_length": max_length, "cross_document_attention": cross_document_attention,
                 "vocab_size": vocab_size or len(tokenizer), "packing": packing}
@@ -88,13 +152,25 @@ def pack_documents(documents: Dataset | IterableDataset, tokenizer: PreTrainedTo
 
 
 def collate_rows(rows: list[dict]) -> dict[str, torch.Tensor]:
-    """A batch of packed rows as int64 tensors, rows x length. No attention mask: the position ids say it all."""
-    names = ("input_ids", "labels", "position_ids")
-    return {name: torch.from_numpy(np.array([row[name] for row in rows], dtype=np.int64)) for name in names}
+    """A batch of rows as int64 tensors, rows x longest, of those columns that the model takes (Trainer drops others).
+
+    No attention mask: packed rows have position ids, which say it all, and shorter rows are filled on the right,
+    which no earlier token attends to. No label is hidden, filler has none.
+    """
+    longest = max(len(row["input_ids"]) for row in rows)
+    names = [name for name in ("input_ids", "labels", "position_ids") if name in rows[0]]
+    return {name: torch.from_numpy(np.array([_filled(row, name, longest) for row in rows], dtype=np.int64))
+            for name in names}
+
+
+def _filled(row: dict, name: str, longest: int) -> list[int]:
+    values = row[name]
+    filler = IGNORED if name == "labels" else values[-1]  # any token that the model knows
+    return values if len(values) == longest else [*values, *[filler] * (longest - len(values))]
 
 
 def _pack_batch(batch: dict, tokenizer: PreTrainedTokenizerBase, max_length: int, cross_document_attention: bool,
-                vocab_size: int, packing: str) -> dict[str, np.ndarray]:
+                vocab_size: int, packing: str) -> dict[str, np.ndarray | list[np.ndarray]]:
     with contextlib.suppress(OSError, AttributeError):  # glibc: give back what the tokenizer freed, else a long stream
         ctypes.CDLL(None).malloc_trim(0)  # takes half as much again (tests/benchmarks/streaming_memory.py)
     eos = tokenizer.eos_token_id
@@ -102,18 +178,23 @@ def _pack_batch(batch: dict, tokenizer: PreTrainedTokenizerBase, max_length: int
     if stream.max() >= vocab_size:
         raise InputError(f"token id {stream.max()} is outside the vocabulary of {vocab_size}; use the tokenizer that "
                          "the model was trained with")
-    layout = _best_fit_layout if packing == "best_fit" else _stream_layout
-    index, opens, row_of_end = layout(starts, ends, max_length)
+    layouts = {"stream": _stream_layout, "best_fit": _best_fit_layout, "none": _single_layout}
+    index, opens, row_of_end = layouts[packing](starts, ends, max_length)
     inside = index >= 0
     scored = inside & is_target[index]
     input_ids = np.where(inside, stream[index], np.int32(eos))
-    labels = np.where(scored & ~opens if packing == "best_fit" else scored, input_ids, np.int32(IGNORED))
+    labels = np.where(scored if packing == "stream" else scored & ~opens, input_ids, np.int32(IGNORED))
     position_ids = np.broadcast_to(np.arange(max_length, dtype=np.int32), index.shape)
     if not cross_document_attention:  # distance to where the document begins; padding counts on
         position_ids = position_ids - np.maximum.accumulate(np.where(opens, position_ids, 0), axis=1)
     num_bytes = np.bincount(row_of_end, [len(text.encode()) for text in batch["text"]], len(index))
-    return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids,
-            "num_tokens": (labels[:, 1:] != IGNORED).sum(axis=1), "num_bytes": num_bytes.astype(np.int64)}
+    counts = {"num_tokens": (labels[:, 1:] != IGNORED).sum(axis=1), "num_bytes": num_bytes.astype(np.int64)}
+    if packing == "none":
+        lengths = inside.sum(axis=1)
+        trimmed = {name: [row[:length] for row, length in zip(rows, lengths, strict=True)]
+                   for name, rows in (("input_ids", input_ids), ("labels", labels))}
+        return trimmed | counts
+    return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids} | counts
 
 
 def _stream(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
@@ -146,12 +227,28 @@ def _stream_layout(starts: np.ndarray, ends: np.ndarray, max_length: int) -> tup
     return np.where(index <= ends[-1], index, -1), is_start[index], (ends - 1) // stride
 
 
-def _best_fit_layout(starts: np.ndarray, ends: np.ndarray, max_length: int
-                     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `_stream_layout`. Segments are a document's full rows and its rest, each with one token of context first."""
-    segments = [range(first, min(first + max_length, end + 1)) for start, end in zip(starts, ends, strict=True)
-                for first in range(start, end, max_length - 1)]
-    rows = best_fit([len(segment) for segment in segments], max_length)
+def _best_fit_layout(starts: np.ndarray, ends: np.ndarray,
+                     max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `_stream_layout`, several segments in a row."""
+    segments = _segments(starts, ends, max_length)
+    return _lay_out(best_fit([len(segment) for segment in segments], max_length), segments, ends, max_length)
+
+
+def _single_layout(starts: np.ndarray, ends: np.ndarray,
+                   max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `_stream_layout`, one segment in a row."""
+    segments = _segments(starts, ends, max_length)
+    return _lay_out([[i] for i in range(len(segments))], segments, ends, max_length)
+
+
+def _segments(starts: np.ndarray, ends: np.ndarray, max_length: int) -> list[range]:
+    """Where in the stream each document's full rows lie, and its rest, each with one token of context first."""
+    return [range(first, min(first + max_length, end + 1)) for start, end in zip(starts, ends, strict=True)
+            for first in range(start, end, max_length - 1)]
+
+
+def _lay_out(rows: list[list[int]], segments: list[range], ends: np.ndarray,
+             max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     index = np.full((len(rows), max_length), -1)
     opens, row_of_stop = np.zeros(index.shape, bool), {}
     for row, held in enumerate(rows):

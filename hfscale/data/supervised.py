@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from hfscale.config import InputError, TaskArguments
 from hfscale.data.fitting import Fitting
-from hfscale.data.packing import IGNORED, best_fit, collate_rows
+from hfscale.data.packing import IGNORED, best_fit
 from hfscale.data.tasks import Counts
 from hfscale.data.tokens import encode_continuations, encode_prompts, encode_texts, leading_ids
 
@@ -149,8 +148,8 @@ def supervised_rows(examples: DatasetDict, tokenizer: PreTrainedTokenizerBase, m
     (targets scored) and `num_bytes` (of the target texts).
 
     `best_fit`: several examples share a row of `max_length`, none is cut and none attends to another (position ids
-    restart). Unused space holds EOS under label -100. `pad`: one example a row, of its own length, for
-    `collate_padded`. Of a conversation each answer is a target.
+    restart). Unused space holds EOS under label -100. `none`: one example a row, of its own length, without position
+    ids. Of a conversation each answer is a target.
     """
     return DatasetDict({name: _rows(part, tokenizer, max_length, packing) for name, part in examples.items()})
 
@@ -163,8 +162,9 @@ def _rows(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
         place = examples[i].get("place", f"example {i}")
         raise InputError(f"{place}: {longest} tokens with its answers are more than max_length {max_length}; raise it "
                          "or leave the example out")
-    if packing == "pad":
-        return Dataset.from_list([_row([example], len(example[0]), tokenizer.eos_token_id) for example in encoded])
+    if packing == "none":
+        return Dataset.from_list([_row([example], len(example[0]), tokenizer.eos_token_id)
+                                  for example in encoded]).remove_columns("position_ids")
     return Dataset.from_list([_row([encoded[i] for i in held], max_length, tokenizer.eos_token_id)
                               for held in best_fit(sizes, max_length)])
 
@@ -178,19 +178,6 @@ def _row(encoded: list[tuple[list[int], list[int], int]], length: int, eos: int)
     positions = [at for size in (*before, last + unused) for at in range(size)]
     return {"input_ids": ids + [eos] * unused, "labels": labels + [IGNORED] * unused, "position_ids": positions,
             "num_tokens": sum(label != IGNORED for label in labels), "num_bytes": sum(size for *_, size in encoded)}
-
-
-def collate_padded(rows: list[dict]) -> dict[str, torch.Tensor]:
-    """A batch of rows of different length, rows x longest: filled on the right, which no earlier token attends to, so
-    that, as for packed rows, there is no attention mask. No label is hidden."""
-    longest = max(len(row["input_ids"]) for row in rows)
-
-    def filled(row: dict) -> dict:
-        n = longest - len(row["input_ids"])
-        return {"input_ids": row["input_ids"] + row["input_ids"][-1:] * n, "labels": row["labels"] + [IGNORED] * n,
-                "position_ids": list(range(longest))}
-
-    return collate_rows([filled(row) for row in rows])
 
 
 def _encode(examples: Dataset, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], list[int], int]]:

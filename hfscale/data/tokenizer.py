@@ -83,6 +83,28 @@ def load_pretrained_tokenizer(name: str, *, trust_remote_code: bool = False) -> 
     return tokenizer
 
 
+def load_model_tokenizer(model: str, tokenizer: str | None = None, *,
+                         trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
+    """The tokenizer of a model's folder or Hub id, or the one given in its place, in which each id has to mean the
+    same token; it can know more of them.
+
+    Raises InputError: as `load_pretrained_tokenizer`, or an id means another token than to the model's own.
+    """
+    given = load_pretrained_tokenizer(tokenizer or model, trust_remote_code=trust_remote_code)
+    if tokenizer is None or tokenizer == model:
+        return given
+    try:
+        expected = load_pretrained_tokenizer(model, trust_remote_code=trust_remote_code).get_vocab()
+    except InputError:  # a model can come without one
+        return given
+    token_of = {index: token for token, index in given.get_vocab().items()}
+    for token, index in sorted(expected.items(), key=lambda pair: pair[1]):
+        if token_of.get(index, token) != token:
+            raise InputError(f"tokenizer {tokenizer}: its token {index} is {token_of[index]!r}, that of model {model} "
+                             f"is {token!r}; leave --tokenizer out, or give the one that the model was trained with")
+    return given
+
+
 def train_byte_level(documents: Dataset, algorithm: str, vocab_size: int,
                      extra_special_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """`bpe` as GPT-2 uses it, or `unigram` (Kudo 2018, arXiv:1804.10959), from scratch over the bytes of GPT-2's

@@ -5,7 +5,6 @@ predicted exactly once. One longer than the context is read through windows: `st
 scores, and the rest of it shows the text before them. Only the metrics at the end divide.
 """
 
-import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hfscale.behaviour import forward_takes
 from hfscale.config import InputError
 from hfscale.data.packing import IGNORED
 from hfscale.data.tokens import after_once, encode_texts, start_ids
@@ -25,6 +25,7 @@ from hfscale.evaluation.metrics import judge
 from hfscale.models import check_token_ids, context_limit
 
 LOGITS_AT_ONCE = 2**21  # per log-softmax: its float32 copies (8 MB) stay in the cache; three times faster on a CPU
+UNLIMITED_CONTEXT = 1024  # of a model that states no limit, such as one with a state instead of attention
 TOO_LARGE = "larger than a float can hold"
 NO_PREFIX = "no BOS or EOS in the tokenizer: first tokens are not scored, but their bytes and words would count"
 
@@ -54,7 +55,7 @@ def score_documents(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     """Negative log-likelihood of each text; the same on every rank, for any batch size and number of ranks.
 
     Args:
-        context: most input tokens at a time; default: the model's own limit.
+        context: most input tokens at a time; default: the model's own limit, else 1024.
         stride: tokens that each window after the first one scores; default: half the context. `stride == context`
             gives the disjoint windows of lm-eval.
         journal: where finished batches are kept (see `run_batches`).
@@ -115,9 +116,7 @@ def rolling_windows(num_ids: int, context: int, stride: int, first: int = 1) -> 
 def _check_window(model: PreTrainedModel, context: int | None, stride: int | None, batch_size: int) -> tuple[int, int]:
     """The context and stride to use: 1 <= stride <= context <= the model's limit."""
     limit = context_limit(model)
-    if context is None and limit is None:
-        raise InputError("context: the model states no limit of its own; set context")
-    context = limit if context is None else context
+    context = limit or UNLIMITED_CONTEXT if context is None else context
     stride = max(1, context // 2) if stride is None else stride
     for name, value, most in (("context", context, limit), ("stride", stride, context), ("batch_size", batch_size, 0)):
         if value < 1 or most and value > most:
@@ -148,7 +147,7 @@ def _batch_nll(model: PreTrainedModel, batch: list[Window]) -> list[float]:
     for row, window in zip(labels, batch, strict=True):
         row[: window.first - 1] = IGNORED
     kept = input_ids.shape[1] + 1 - min(window.first for window in batch)  # the positions before are not scored
-    extra = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    extra = {"logits_to_keep": kept} if forward_takes(model, "logits_to_keep") else {}
     logits = model(input_ids=input_ids.to(model.device), use_cache=False, **extra).logits[:, -kept:]
     rows, targets = logits.flatten(0, 1), labels[:, -kept:].flatten().to(logits.device)
     at_once = max(1, LOGITS_AT_ONCE // logits.shape[-1])
