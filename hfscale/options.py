@@ -186,8 +186,8 @@ def check_limits(value: Any, limits: Mapping[str, Any]) -> None:
 
 
 def convert_text(words: list[str], kind: Any) -> Any:
-    """The words that follow a flag on the command line, as a value of the type; no words means true, `[]` an empty
-    list.
+    """The words that follow a flag on the command line, as a value of the type; no words means true; a list may be
+    written as JSON, an empty one as `[]`.
 
     Raises:
         ValueError: as `convert`.
@@ -206,8 +206,9 @@ def _convert_text(words: list[str], kind: Any) -> Any:
         mapping = read_mapping(" ".join(words))  # a shell cuts at spaces what was not quoted
         if mapping is not None:
             return mapping
-    if list in members and words == ["[]"]:
-        return []
+    if list in members and len(words) == 1 and words[0].startswith("["):
+        with contextlib.suppress(json.JSONDecodeError):  # `[PAD]` is a word
+            return convert(json.loads(words[0]), kind)
     if list in members and words and (len(words) > 1 or str not in members):
         item = get_args(members[list])[0]
         return [convert_text([word], item) for word in words]

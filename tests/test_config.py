@@ -112,6 +112,8 @@ def test_flags_win_over_files_and_later_files_over_earlier_ones(parse):
     (["--steps", "0.3"], {"steps": 0.3}),
     (["--flag"], {"flag": True}),
     (["--names", "[]"], {"names": []}),
+    (["--names", '["a", "b c"]'], {"names": ["a", "b c"]}),
+    (["--names", "[PAD]"], {"names": ["[PAD]"]}),
     (["--flag", "--count", "2"], {"flag": True, "count": 2}),
     (["--flag", "False"], {"flag": False}),
     (["--choice", "blue"], {"choice": "blue"}),
