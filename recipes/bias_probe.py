@@ -31,8 +31,8 @@ class BiasProbeArguments(RemoteCodeArguments):
     num_return_sequences: int = field(
         default=10, metadata={"help": "continuations of each prompt", "min": 1, "max": 100_000}
     )
-    max_new_tokens: int = field(default=20, metadata={"help": "of a continuation"})
-    batch_size: int = field(default=16, metadata={"help": "texts at a time"})
+    max_new_tokens: int = field(default=20, metadata={"help": "of a continuation", "min": 1})
+    batch_size: int = field(default=16, metadata={"help": "texts at a time", "min": 1})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "weights"})
     seed: int = field(default=0, metadata={"help": "of the bootstrap, the tests and the continuations"})
     output_dir: str = field(default="runs/bias", metadata={"help": "folder for bias.json"})
@@ -48,9 +48,6 @@ def main(argv: list[str] | None = None) -> None:
     if not 1 <= len(args.model) <= 2 or bool(args.pairs) == bool(args.templates):
         raise InputError("--model, --pairs: expected one or two models, and either --pairs or templates (as --config "
                          "templates has them)")
-    for name in ("batch_size", "num_return_sequences", "max_new_tokens"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}: got {getattr(args, name)}, expected at least 1")
 
     import torch
     from accelerate import PartialState
@@ -62,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.evaluation import bias
     from hfscale.evaluation.intervals import compare, estimate
     from hfscale.evaluation.tasks import score_choices
-    from hfscale.generation import generate_texts
+    from hfscale.generation import fit_prompts, generate_texts
     from hfscale.models import check_models, load_model
     from hfscale.run_record import versions
 
@@ -79,6 +76,9 @@ def main(argv: list[str] | None = None) -> None:
     # All at first: one that cannot be loaded shows at once.
     models = [load_model(name, dtype=args.dtype, trust_remote_code=args.trust_remote_code).to(state.device)
               for name in args.model]
+    for model, tokenizer in zip(models, tokenizers, strict=True):
+        if judge:
+            fit_prompts(model, tokenizer, args.prompts)  # one that is too long shows before anything is scored
     for model, tokenizer in zip(models, tokenizers, strict=True):
         found.append(score_choices(model, tokenizer, examples, batch_size=args.batch_size, progress=True)[1])
         scored.append(columns_of(items, [each["logliks"] for each in found[-1]]))

@@ -17,12 +17,14 @@ class MemorizationArguments(RemoteCodeArguments):
     num_samples: int = field(
         default=20, metadata={"help": "texts to generate and look for in the training text", "min": 1, "max": 100_000}
     )
-    max_new_tokens: int = field(default=128, metadata={"help": "length of each"})
-    documents: int = field(default=100, metadata={"help": "training and held-out documents to compare the loss on"})
+    max_new_tokens: int = field(default=128, metadata={"help": "length of each", "min": 1})
+    documents: int = field(default=100, metadata={
+        "help": "training and held-out documents to compare the loss on", "min": 1})
     canaries: list[str] = field(default_factory=list, metadata={"help": "texts that were planted in training text"})
     canary_pattern: str | None = field(default=None, metadata={"help": "their form, # for each random digit"})
-    candidates: int = field(default=1000, metadata={"help": "other texts of that form to rank a canary among"})
-    batch_size: int = field(default=8, metadata={"help": "texts at a time; changes the speed only"})
+    candidates: int = field(default=1000, metadata={
+        "help": "other texts of that form to rank a canary among", "min": 1})
+    batch_size: int = field(default=8, metadata={"help": "texts at a time; changes the speed only", "min": 1})
     seed: int = field(default=0, metadata={"help": "of samples, candidates and bootstrap"})
     output_dir: str = field(default="runs/memorization", metadata={"help": "folder for memorization.json"})
     overwrite: bool = field(default=False, metadata={"help": "replace a memorization.json that exists"})
@@ -37,9 +39,6 @@ def main(argv: list[str] | None = None) -> None:
     check_writable(f"output_dir {args.output_dir}", output_file.parent)
     if args.canaries and not args.canary_pattern:
         raise InputError("canary_pattern: missing; give the canaries' form, such as 'my code is ####'")
-    for name in ("num_samples", "max_new_tokens", "documents", "candidates", "batch_size"):
-        if getattr(args, name) < 1:
-            raise InputError(f"{name}: got {getattr(args, name)}, expected at least 1")
 
     from datasets import Dataset
 

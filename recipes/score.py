@@ -24,9 +24,11 @@ class ScoreArguments(TaskArguments, SourceArguments, RemoteCodeArguments):
         "help": "tasks of lm-eval, or local_multiple_choice, local_perplexity, local_generation with --lm_eval_data"})
     lm_eval_data: str | None = field(default=None, metadata={"help": "JSONL file for the local tasks"})
     lm_eval_include: str | None = field(default=None, metadata={"help": "folder with lm-eval task files of your own"})
-    limit: int | None = field(default=None, metadata={"help": "at most this many examples of each lm-eval task"})
+    limit: int | None = field(default=None, metadata={
+        "help": "at most this many examples of each lm-eval task", "min": 1})
     validation_examples: int | None = field(default=None, metadata={
-        "help": "at most this many examples of a task, always the same ones; default: all (of an embedded task 500)"})
+        "help": "at most this many examples of a task, always the same ones; default: all (of an embedded task 500)",
+        "min": 1})
     source: list[str] | None = field(default=None, metadata={
         "help": "text: embedded:<name>, files, folder, glob, saved data set, Hub id; default: what the run held out"})
     split: str = field(default="train", metadata={"help": "split of a saved or Hub data set"})
@@ -35,13 +37,14 @@ class ScoreArguments(TaskArguments, SourceArguments, RemoteCodeArguments):
         "help": "tokens read at a time; default: the model's limit, or 1024 if it states none"})
     stride: int | None = field(default=None, metadata={
         "help": "tokens that each window after the first one scores; default: half the context"})
-    batch_size: int = field(default=8, metadata={"help": "windows or prompts at a time"})
+    batch_size: int = field(default=8, metadata={"help": "windows or prompts at a time", "min": 1})
     do_sample: bool = field(default=False, metadata={"help": "draw answers; false: the likeliest token each time"})
     temperature: float = field(default=1.0, metadata={"help": "of drawn answers", "min": 1e-6, "max": 1e6})
     top_k: int = field(default=50, metadata={"help": "draw among this many likeliest tokens; 0: all", "min": 0})
     top_p: float = field(default=1.0, metadata={
         "help": "draw among the likeliest tokens up to this probability", "min": 1e-6, "max": 1})
-    num_samples: int = field(default=1, metadata={"help": "answers drawn per example; text metrics take the first"})
+    num_samples: int = field(default=1, metadata={
+        "help": "answers drawn per example; text metrics take the first", "min": 1})
     pass_at: list[int] = field(default_factory=lambda: [1], metadata={"help": "the k of pass@k, up to num_samples"})
     allow_code_execution: bool = field(default=False, metadata={"help": "pass_at_k may run what the model wrote"})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "weights"})

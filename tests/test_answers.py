@@ -2,7 +2,8 @@
 
 import pytest
 
-from hfscale.evaluation.answers import show_answers
+from hfscale.config import InputError, TaskArguments
+from hfscale.evaluation.answers import not_measured, show_answers
 from hfscale.evaluation.intervals import NO_SPREAD, ONE_ITEM
 
 
@@ -42,3 +43,16 @@ def test_others_carry_none(capsys):
     show_answers(metrics_of(50.0, [45.0, 55.0]), "most_frequent", [])
     shown = capsys.readouterr().out
     assert "50" in shown and NO_SPREAD not in shown and ONE_ITEM not in shown
+
+
+def test_options_of_metrics_are_checked_before_training():
+    for options, match in (
+        ({"f1": {}}, "'f1' is not among the metrics"),
+        ({"rouge": {"tokenizer": "word"}}, "rouge: got"),
+    ):
+        with pytest.raises(InputError, match=match):
+            not_measured(TaskArguments(metrics=["rouge"], metric_options=options))
+    args = TaskArguments(
+        metrics=["rouge", "pass_at_k"], metric_options={"rouge": {"tokenizer": "words"}}
+    )
+    assert not_measured(args) == ["pass_at_k"]

@@ -475,7 +475,7 @@ def test_the_shipped_pairs_run(place):
     assert groups["all"]["items"] == 112 and groups["gender and occupation"]["clusters"] == 16
 
 
-def test_toxicity_is_that_of_the_classifier(place, capsys):
+def test_toxicity_is_that_of_the_classifier(place, capsys, monkeypatch):
     tokenizer = word_tokenizer()
     torch.manual_seed(0)
     classifier = AutoModelForSequenceClassification.from_config(DistilBertConfig(
@@ -498,6 +498,9 @@ def test_toxicity_is_that_of_the_classifier(place, capsys):
     assert 0 < toxicity["mean_toxicity"] <= toxicity["expected_max_toxicity"] < 1
     shown = capsys.readouterr().out
     assert all(f"{toxicity[name]:.4g}" in shown for name in ("mean_toxicity", "expected_max_toxicity"))
+    monkeypatch.setattr("hfscale.evaluation.tasks.score_windows", None)
+    with pytest.raises(InputError, match="prompt 0: 30 tokens leave no room"):  # before anything is scored
+        bias_probe.main([*words, "--overwrite", "--prompts", "she " * 30])
     with pytest.raises(InputError, match="toxic_label rude: .*fine, toxic"):
         bias_probe.main([*words, "--overwrite", "--toxic_label", "rude"])
 

@@ -135,7 +135,7 @@ def test_one_document_has_no_interval_and_says_so(recipe, tmp_path, capsys):
 @pytest.mark.parametrize(("words", "message"), [
     (["--context", "25"], "context: got 25"),
     (["--context", "8", "--stride", "9"], "stride: got 9"),
-    (["--batch_size", "0"], "batch_size: got 0"),
+    (["--batch_size", "0"], "batch_size: got '0', expected at least 1"),
     (["--model", "./missing"], "model ./missing: "),
     (["--source", "missing.txt"], "missing.txt: no such file"),
     (["--dtype", "float3"], "did you mean float32"),

@@ -31,8 +31,8 @@ def check(words: str) -> None:
         (f"{TASK} --metrics chrf --limit 5", "^limit: is of --lm_eval tasks"),
         ("--lm_eval_data a.jsonl", "^lm_eval_data: is of --lm_eval tasks"),
         ("--lm_eval_include folder", "^lm_eval_include: is of --lm_eval tasks"),
-        ("--lm_eval local_perplexity --limit 0", "^limit: got 0, expected at least 1"),
-        ("--lm_eval local_perplexity --limit -3", "^limit: got -3, expected at least 1"),
+        ("--lm_eval local_perplexity --limit 0", "limit: got '0', expected at least 1"),
+        ("--lm_eval local_perplexity --limit -3", "limit: got '-3', expected at least 1"),
         ("--lm_eval ,", "^lm_eval: names no task"),
         (
             "--lm_eval local_perplexity --lm_eval_data missing.jsonl",
@@ -87,12 +87,12 @@ def check(words: str) -> None:
             f"{TASK} --metrics chrf --num_samples 3",
             "^num_samples: got 3, but without --do_sample all of them are the",
         ),
-        (f"{TASK} --metrics chrf --num_samples 0", "^num_samples: got 0, expected at least 1"),
+        (f"{TASK} --metrics chrf --num_samples 0", "num_samples: got '0', expected at least 1"),
         (
             f"{TASK} --metrics chrf --validation_examples 0",
-            "^validation_examples: got 0, expected at least 1",
+            "validation_examples: got '0', expected at least 1",
         ),
-        (f"{TASK} --metrics chrf --batch_size -2", "^batch_size: got -2, expected at least 1"),
+        (f"{TASK} --metrics chrf --batch_size -2", "batch_size: got '-2', expected at least 1"),
         (
             f"{TASK} --metrics chrf --stop_strings=",
             "^stop_strings: an empty string would end every answer at once",

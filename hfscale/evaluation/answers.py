@@ -11,6 +11,7 @@ from transformers.integrations import TensorBoardCallback
 from hfscale.config import InputError, TaskArguments
 from hfscale.data.tasks import COUNTED, Counts
 from hfscale.evaluation.intervals import by_note, interval_notes
+from hfscale.evaluation.metric_options import check_options
 from hfscale.evaluation.metrics import TEXT_METRICS, judge, text_statistics
 from hfscale.evaluation.tasks import predict
 from hfscale.report.tables import show_records, show_table
@@ -43,7 +44,9 @@ def measure_answers(answerer: Trainer | Sequence[str], examples: Dataset, args: 
 def not_measured(args: TaskArguments) -> list[str]:
     """The task's metrics that need more than answers: likelihoods of choices, or to run programs. `score` has them.
 
-    Raises InputError: accuracy without choices."""
+    Raises InputError: accuracy without choices; options that a metric does not take, or of one that is not asked
+    for."""
+    check_options(args.metric_options, args.metrics)
     if "accuracy" in args.metrics and args.choices is None:
         raise InputError("metrics: accuracy needs choices; name the column that lists them with --choices")
     return [name for name in args.metrics if name not in TEXT_METRICS]

@@ -11,7 +11,6 @@ from hfscale.evaluation.metrics import TEXT_METRICS
 
 LM_EVAL_ONLY = ("lm_eval_data", "lm_eval_include", "limit")
 TEXT_ONLY = ("context", "stride")
-AT_LEAST_ONE = ("limit", "validation_examples", "num_samples", "batch_size")
 
 
 def check_score_args(args: Any) -> None:
@@ -58,10 +57,6 @@ def _check_kind(args: Any) -> None:
     given = [name for name in LM_EVAL_ONLY if getattr(args, name) is not None]
     if given and not args.lm_eval:
         raise InputError(f"{given[0]}: is of --lm_eval tasks, and none is given; leave it out")
-    for name in AT_LEAST_ONE:
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise InputError(f"{name}: got {value}, expected at least 1")
     is_text = not (args.lm_eval or args.predictions or args.task_source)
     given = [name for name in TEXT_ONLY if getattr(args, name) is not None]
     if given and not is_text:
