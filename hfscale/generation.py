@@ -261,7 +261,7 @@ def _complete_batch(
     mask = [[0] * (length - len(ids)) + [1] * len(ids) for ids in rows]
     stopping = [StopText(tokenizer, stop_strings, length)] if stop_strings else []
     config = GenerationConfig(**settings, eos_token_id=ends, pad_token_id=ends[0] if ends else 0)
-    with own_settings_aside(model, tokenizer):
+    with own_settings_aside(model, tokenizer), _faults_named(model):
         output = model.generate(
             torch.tensor(filled, device=model.device),
             attention_mask=torch.tensor(mask, device=model.device),
@@ -300,6 +300,21 @@ def own_settings_aside(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
         yield
     finally:
         base.generation_config = own
+
+
+@contextlib.contextmanager
+def _faults_named(model: PreTrainedModel) -> Iterator[None]:
+    """Raises InputError instead of what a model's own code raises that reads texts but does not go on
+    with them."""
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
+        raise InputError(
+            f"model: {type(_base(model)).__name__} cannot generate text: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from None
 
 
 def _base(model: PreTrainedModel) -> PreTrainedModel:

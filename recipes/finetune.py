@@ -4,9 +4,10 @@
     hfscale finetune --model gpt2 --source "speeches/*.txt" --lora_rank 16 --output_dir runs/speeches
 """
 
+import sys
 from dataclasses import dataclass, field, fields, replace
 
-from hfscale.config import AdapterArguments, DataArguments, RunArguments, parse_args, run
+from hfscale.config import AdapterArguments, DataArguments, InputError, RunArguments, parse_args, run
 
 
 @dataclass
@@ -74,7 +75,11 @@ def main(argv: list[str] | None = None) -> None:
         if args.merge:
             merge_saved_adapter(training_args.output_dir, trust_remote_code=args.trust_remote_code)
         saved = load_saved_model(training_args.output_dir, trust_remote_code=args.trust_remote_code)
-        texts = generate_texts(saved, tokenizer, [""], num_return_sequences=3, max_new_tokens=100)[0]
+        try:
+            texts = generate_texts(saved, tokenizer, [""], num_return_sequences=3, max_new_tokens=100)[0]
+        except InputError as error:  # the run is done all the same
+            print(f"no samples: {error}", file=sys.stderr)
+            texts = []
         write_run(trainer, __file__, args, argv, documents, rows, metrics, texts)
         for name in (f"eval_{part}loss" for part in ("", "forget_") if f"eval_{part}loss" in metrics):
             before = metrics.get(f"before_{name}")

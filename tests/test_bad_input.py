@@ -172,9 +172,9 @@ def test_training_arguments_that_cannot_work(refused, recipe, words, match):
 
 
 @pytest.mark.parametrize(("words", "match"), [
-    ("--n_layer 0", "n_layer: got 0, expected at least 1"),
+    ("--n_layer 0", "--n_layer: got '0', expected 1 to 1000"),
     ("--n_head 3", "n_embd 32 is not a multiple of n_head 3"),
-    ("--resid_pdrop 1", "resid_pdrop: got 1.0"),
+    ("--resid_pdrop 1", "--resid_pdrop: got '1', expected 0 to 0.99"),
     ("--tokenizer train", "expected train:<vocab size>"),
     ("--tokenizer train:257", "expected train:<vocab size>, at least 258"),
     ("--tokenizer train:many", "expected train:<vocab size>"),

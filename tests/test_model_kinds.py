@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    OPTForCausalLM,
     T5ForConditionalGeneration,
     ViTForImageClassification,
 )
@@ -228,6 +229,19 @@ def test_quickstart_takes_any_model(place):
         ]
     )
     assert record_of(place / "quick")["config"]["packing"] == "none"
+
+
+def test_a_model_that_cannot_generate_is_trained_all_the_same(place, monkeypatch, capsys):
+    def fail(*inputs, **settings):
+        raise IndexError("no cache of this form")
+
+    monkeypatch.setattr(OPTForCausalLM, "generate", fail)
+    record = record_of(tune(place, "opt", "no-samples"))
+    assert record["samples"] == []
+    says = "model: OPTForCausalLM cannot generate text: IndexError: no cache of this form"
+    assert f"no samples: {says}" in capsys.readouterr().err.splitlines()
+    with pytest.raises(InputError, match=f"^{says}$"):
+        generate.main(["--model", str(place / "opt"), "--prompts", "item"])
 
 
 # ---- new tokens of an adapter

@@ -327,7 +327,7 @@ def test_sizes_come_from_the_files_at_hand(tmp_path):
     ("--accelerators missing.yaml", "--accelerators missing.yaml: "),
     ("--gpu mine --accelerators mine.yaml", "mine: not of the form of accelerators.yaml"),
     ("--accelerators list.yaml", "--accelerators list.yaml: a100-80gb: not of the form of accelerators.yaml"),
-    ("--n_embd 1000000000 --n_head 1", "nothing fits on 1 x a100-80gb"),
+    ("--n_embd 1000000 --n_head 1", "nothing fits on 1 x a100-80gb"),
     ("--gpu low --accelerators mine.yaml", "low: memory_gb: expected a number above 0"),
     ("--num_gpu 2", "unknown name --num_gpu; did you mean num_gpus?"),
     ("--max_length 99999", "max_length 99999 is beyond the model's n_positions 1024"),
@@ -337,8 +337,8 @@ def test_sizes_come_from_the_files_at_hand(tmp_path):
     ("--num_machines 0", "num_machines: got 0, expected above 0"),
     ("--network_gbit_s -1", "network_gbit_s: got -1"), ("--tokens inf", "tokens: got inf"),
     ("--config gpt2_small --num_gpus 1000", "tokens_per_step: 524,288 tokens are fewer than one row of 1,024"),
-    ("--n_head 7", "n_embd 768 is not a multiple of n_head 7"), ("--n_layer 0", "n_layer: got 0"),
-    ("--resid_pdrop 1.5", "resid_pdrop: got 1.5"),
+    ("--n_head 7", "n_embd 768 is not a multiple of n_head 7"), ("--n_layer 0", "--n_layer: got '0'"),
+    ("--resid_pdrop 1.5", "--resid_pdrop: got '1.5'"),
     ("--bf16 --fp16", "bf16, fp16: both are given"),
     ("--optim adafactor", "optim: got 'adafactor'; plan knows what adamw_torch"),
     ("--torch_compile true", "torch_compile: got True, which plan does not count"),
@@ -352,7 +352,7 @@ def test_sizes_come_from_the_files_at_hand(tmp_path):
     ("--model gpt2 --load_in_4bit", "load_in_4bit: works with --lora_rank"),
     ("--model gpt2 --target_modules c_fc", "target_modules: works with --lora_rank"),
     ("--model gpt2 --n_layer 3", "n_layer: the checkpoint gpt2 has its own"),
-    ("--model gpt2 --lora_rank 4 --lora_dropout 1", "lora_dropout: got 1"),
+    ("--model gpt2 --lora_rank 4 --lora_dropout 1", "--lora_dropout: got '1'"),
     ("--lora_rank 4", "lora_rank: works on a checkpoint; name it with --model"),
 ])
 def test_bad_input_is_one_line(words, says, tmp_path, monkeypatch, capsys):
