@@ -117,7 +117,7 @@ class TaskArguments:
     """A task is data: its examples, how one is asked and answered, and how answers are judged."""
 
     task_source: list[str] | None = field(default=None, metadata={
-        "help": "examples: embedded:<task>, files (.jsonl, .json, .csv, .txt, also .gz), or a Hub id"})
+        "help": "examples: embedded:<task>, files (.jsonl, .json, .csv, .tsv, .parquet, .txt, also .gz), or a Hub id"})
     task_validation_source: list[str] | None = field(default=None, metadata={"help": "held-out examples of its own"})
     task_format: Literal["columns", "parallel", "squad", "instructions", "chat"] = field(default="columns", metadata={
         "help": "rows with named columns, two text files line by line (columns source, target), SQuAD (context, "

@@ -10,6 +10,7 @@ import re
 import pytest
 from babel.dates import format_date
 from babel.numbers import format_currency
+from datasets import Dataset
 
 from hfscale.config import InputError, TaskArguments
 from hfscale.data.embedded_tasks import NAMES, _functions, _swap_words, embedded_examples
@@ -44,6 +45,13 @@ def test_columns_of_jsonl_json_and_csv_fill_the_templates(tmp_path):
         made = load(source, prompt="Say {q} ({more.deep}): ", target=" {a}!", copied="{q}")
         assert [(row["prompt"], row["target"], row["source"]) for row in made] == expected
         assert [row["references"] for row in made] == [[" 1!"], [" 2!"]]
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    for source in ("rows.parquet", "saved"):
+        made = load(str(tmp_path / source), prompt="{q} {more.deep}")
+        assert [row["prompt"] for row in made] == ["one 7", "two 8"]
+    made = load(write(tmp_path / "rows.TSV", "q\ta\none\t1, or\n"))
+    assert (made[0]["prompt"], made[0]["target"]) == ("one", "1, or")
     made = load(write(tmp_path / "rows.csv", 'q,a\r\none,"1, or\nI"\r\n'))
     assert (made[0]["prompt"], made[0]["target"]) == ("one", "1, or\nI")
 

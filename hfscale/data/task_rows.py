@@ -2,15 +2,19 @@
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeAlias
+
+from datasets import load_dataset
 
 from hfscale.config import InputError
 from hfscale.data.corpus import load_saved
-from hfscale.data.files import find_files, read_rows, read_text, reading, suffix_of
+from hfscale.data.files import find_files, kind_of, read_rows, read_text, reading
 
 Row: TypeAlias = tuple[str, dict[str, Any]]  # where it stands, for errors, and its columns
 
+ROW_KINDS = ("jsonl", "json", "csv", "tsv")  # of `files.KINDS`
 UNANSWERABLE = "no answer"  # what a model should say to a SQuAD v2 question that its text does not answer
 # Columns of files of questions and answers, in any case, as public data sets name them.
 QUESTIONS = ("prompt", "instruction", "question", "query", "input", "inputs")
@@ -68,16 +72,25 @@ def without_frame(prompt: str) -> str:
 
 
 def _records(source: str) -> Iterator[Row]:
-    """Rows of JSON lines, of JSON (a list, or one object), of CSV, or of what `datasets` loads."""
+    """Rows of tables and of JSON, or of what `datasets` loads."""
     files = find_files(source) if source else []
     for path in files:
-        if suffix_of(path) not in (".jsonl", ".json", ".csv"):
-            raise InputError(f"task_source {path}: a task is read from .jsonl, .json, .csv (also .gz, .zst), a saved "
-                             "data set or a Hub id, and with --task_format parallel from two text files")
-        yield from ((f"{path}{place}", row) for place, row in read_rows(path))
+        kind = kind_of(path)
+        if kind in ROW_KINDS:
+            yield from ((f"{path}{place}", row) for place, row in read_rows(path))
+        elif kind == "parquet":
+            yield from _numbered(str(path), partial(load_dataset, "parquet", data_files=str(path), split="train"))
+        else:
+            raise InputError(f"task_source {path}: a task is read from .jsonl, .json, .csv, .tsv (also .gz, .zst), "
+                             ".parquet, a saved data set or a Hub id, and with --task_format parallel from two text "
+                             "files")
     if not files:
-        with reading(f"task_source {source}"):
-            yield from ((f"{source}: row {i}", row) for i, row in enumerate(load_saved(source, None, "train")))
+        yield from _numbered(source, partial(load_saved, source, None, "train"))
+
+
+def _numbered(source: str, load: Callable[[], Iterable[dict[str, Any]]]) -> Iterator[Row]:
+    with reading(f"task_source {source}"):
+        yield from ((f"{source}: row {i}", row) for i, row in enumerate(load()))
 
 
 def _parallel(sources: list[str]) -> Iterator[Row]:

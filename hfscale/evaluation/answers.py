@@ -16,6 +16,7 @@ from hfscale.report.tables import show_records, show_table
 from hfscale.task_prompt import TaskPrompt, ask_command, shell_line
 
 SAMPLES = 3
+LONG_PROMPT_CHARACTERS = 500  # to be read in a command
 
 
 def measure_answers(answerer: Trainer | Sequence[str], examples: Dataset, args: TaskArguments,
@@ -61,8 +62,12 @@ def show_examples(counts: Counts) -> None:
 
 
 def ready_command(folder: str, task: TaskPrompt, examples: Dataset) -> str:
-    """A line for the shell that asks the model about the held-out example with the shortest prompt."""
-    example = min(examples, key=lambda row: len(row["prompt"]))
+    """A line for the shell that asks the model about a held-out example: of those shown as samples the shortest,
+    unless that is long."""
+    shown = examples.take(min(SAMPLES, len(examples)))
+    example = min(shown, key=lambda row: len(row["prompt"]))
+    if len(example["prompt"]) > LONG_PROMPT_CHARACTERS:
+        example = min(examples, key=lambda row: len(row["prompt"]))
     if "messages" in example:
         said = [turn["content"] for turn in example["messages"] if turn["role"] == "user"]
         return shell_line("chat", folder, said)
