@@ -29,7 +29,7 @@ from transformers.utils import find_adapter_config_file
 
 from hfscale.behaviour import TRIED_TOKENS, has_weights, is_causal
 from hfscale.config import InputError, show_bitsandbytes
-from hfscale.scaling.flops import Shape
+from hfscale.planning.flops import Shape
 
 UNSAFE_PICKLE = ("its .bin file is a pickle that holds more than weights, and could run code when read; "
                  "take .safetensors files instead")

@@ -48,11 +48,9 @@ def write_maps(args: AttentionMapsArguments, folder: Path) -> str:
     import torch
 
     from hfscale.data.tokenizer import load_pretrained_tokenizer
-    from hfscale.evaluation import attention
     from hfscale.models import count_parameters, load_model
-    from hfscale.report import attention_page
-    from hfscale.report.page import template
-    from hfscale.run_record import versions
+    from hfscale.probes import attention, attention_page
+    from hfscale.training.record import versions
 
     model = load_model(args.model, dtype="float32", attn_implementation="eager",
                        trust_remote_code=args.trust_remote_code)
@@ -85,7 +83,7 @@ def write_maps(args: AttentionMapsArguments, folder: Path) -> str:
     np.savez_compressed(folder / "attention.npz", weights=weights, rollout=rollout)
     attention_page.draw_maps(weights, folder / "attention_maps.png")
     attention_page.draw_scores(scores, folder / "head_scores.png")
-    text = template("attention.txt.j2").render(record)
+    text = attention_page.as_text(record)
     write_text(folder / "attention.txt", text)
     attention_page.write_page(folder / "attention.html", record, np.hstack([weights, rollout[:, None]]))
     for step in explained["steps"] if explained else []:

@@ -54,14 +54,14 @@ def main(argv: list[str] | None = None) -> None:
     from accelerate.utils import parse_flag_from_env
     from datasets import Dataset
 
-    from hfscale.data.bias_items import read_items, template_items, unaligned
     from hfscale.data.tokenizer import load_pretrained_tokenizer
-    from hfscale.evaluation import bias
-    from hfscale.evaluation.intervals import compare, estimate
-    from hfscale.evaluation.tasks import score_choices
-    from hfscale.generation import fit_prompts, generate_texts
+    from hfscale.generation.texts import fit_prompts, generate_texts
+    from hfscale.metrics.intervals import compare, estimate
     from hfscale.models import check_models, load_model
-    from hfscale.run_record import versions
+    from hfscale.probes import bias
+    from hfscale.probes.bias_items import read_items, template_items, unaligned
+    from hfscale.tasks.answers import score_choices
+    from hfscale.training.record import versions
 
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available()))
     check_models(args.model, trust_remote_code=args.trust_remote_code)

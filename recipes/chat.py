@@ -35,10 +35,10 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     from hfscale.data.tokenizer import load_pretrained_tokenizer
-    from hfscale.generation import check_settings
+    from hfscale.generation.terminal import conversation, read_lines
+    from hfscale.generation.texts import check_settings
     from hfscale.models import load_model
-    from hfscale.task_prompt import load_task_prompt
-    from hfscale.terminal import conversation, read_lines
+    from hfscale.tasks.prompt import load_task_prompt
 
     settings = {name: getattr(args, name) for name in SamplingArguments.__dataclass_fields__}
     if task := load_task_prompt(args.model):
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def talk(model, tokenizer, lines: Iterable[str], system: str | None, settings: dict, *, is_echoed: bool) -> None:
     """Answer each line, with as many of the turns before as the context holds."""
-    from hfscale.generation import generate_texts
+    from hfscale.generation.texts import generate_texts
     from hfscale.models import context_limit
 
     first = [{"role": "system", "content": system}] if system else []
@@ -111,7 +111,7 @@ def write_turns(messages: list[dict[str, str]], tokenizer) -> str:
 
 def room_after(messages: list[dict[str, str]], model, tokenizer) -> int:
     """How many tokens the context has left for an answer; 0: not even the turns fit."""
-    from hfscale.generation import fit_prompts
+    from hfscale.generation.texts import fit_prompts
 
     with contextlib.suppress(InputError):
         _, [room] = fit_prompts(model, tokenizer, [write_turns(messages, tokenizer)], add_special_tokens=False)

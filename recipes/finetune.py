@@ -23,16 +23,16 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
 
     from hfscale.adapters import load_for_training, merge_saved_adapter
-    from hfscale.data.corpus import load_splits, text_fingerprint
     from hfscale.data.packing import collate_rows, pack_splits, settle_packing
+    from hfscale.data.sources import load_splits, text_fingerprint
     from hfscale.data.tokenizer import load_model_tokenizer
-    from hfscale.generation import beginning_of, generate_texts
+    from hfscale.generation.terminal import ready_command, show_samples
+    from hfscale.generation.texts import beginning_of, generate_texts
     from hfscale.models import context_limit, load_saved_model
-    from hfscale.preview import preview
-    from hfscale.run_folder import check_output_dir, clear_output_dir, newest_checkpoint
-    from hfscale.run_record import write_run
-    from hfscale.terminal import ready_command, show_samples
-    from hfscale.training import LMTrainer, batch_rows_of_like_length, training_arguments
+    from hfscale.training.checkpoints import check_output_dir, clear_output_dir, newest_checkpoint
+    from hfscale.training.preview import preview
+    from hfscale.training.record import write_run
+    from hfscale.training.trainer import LMTrainer, batch_rows_of_like_length, training_arguments
 
     adapts = args.lora_rank or args.peft_type
     defaults = {"output_dir": "runs/finetune", "learning_rate": 5e-4 if adapts else 5e-5,

@@ -55,17 +55,17 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
     from trl import DPOConfig, DPOTrainer
 
-    from hfscale import run_folder
     from hfscale.adapters import load_for_training, merge_saved_adapter
-    from hfscale.data.preferences import load_preferences, pair_ids
     from hfscale.data.tokenizer import load_pretrained_tokenizer
-    from hfscale.evaluation.intervals import by_note, interval_notes
-    from hfscale.evaluation.preferences import preference_metrics
-    from hfscale.generation import generate_texts
+    from hfscale.generation.texts import generate_texts
+    from hfscale.metrics.intervals import by_note, interval_notes
     from hfscale.models import context_limit, load_model, load_saved_model
     from hfscale.report.tables import cell
-    from hfscale.run_record import write_run
-    from hfscale.training import training_arguments
+    from hfscale.tasks.preference_metrics import preference_metrics
+    from hfscale.tasks.preferences import load_preferences, pair_ids
+    from hfscale.training.record import write_run
+    from hfscale.training.trainer import checkpoints as run_folder
+    from hfscale.training.trainer import training_arguments
 
     # TRL's own defaults are others: a tenth of these rates, recomputed activations, bf16 where it is slow.
     defaults = {"output_dir": "runs/finetune-preference", "learning_rate": 1e-4 if args.lora_rank else 1e-5,

@@ -38,9 +38,10 @@ def main(argv: list[str] | None = None) -> None:
 
     from hfscale.adapters import merge_saved_adapter
     from hfscale.data.packing import collate_rows, settle_packing
-    from hfscale.data.supervised import fit_examples, supervised_rows
-    from hfscale.data.tasks import baseline_answers, count_dropped, example_texts, load_task, task_prompt
-    from hfscale.evaluation.answers import (
+    from hfscale.metrics.text_notes import text_notes
+    from hfscale.models import check_architecture, context_limit
+    from hfscale.tasks.examples import baseline_answers, count_dropped, example_texts, load_task, task_prompt
+    from hfscale.tasks.measures import (
         GenerationMetrics,
         asking_command,
         measure_answers,
@@ -49,13 +50,12 @@ def main(argv: list[str] | None = None) -> None:
         show_answers,
         show_examples,
     )
-    from hfscale.evaluation.text_notes import text_notes
-    from hfscale.models import check_architecture, context_limit
-    from hfscale.preview import preview
-    from hfscale.run_folder import check_output_dir, clear_output_dir, newest_checkpoint
-    from hfscale.run_record import write_run
-    from hfscale.task_prompt import save_task_prompt
-    from hfscale.training import LMTrainer, batch_rows_of_like_length, training_arguments
+    from hfscale.tasks.prompt import save_task_prompt
+    from hfscale.tasks.rows import fit_examples, supervised_rows
+    from hfscale.training.checkpoints import check_output_dir, clear_output_dir, newest_checkpoint
+    from hfscale.training.preview import preview
+    from hfscale.training.record import write_run
+    from hfscale.training.trainer import LMTrainer, batch_rows_of_like_length, training_arguments
 
     is_new = args.model == "new"
     if is_new:
@@ -115,9 +115,9 @@ def main(argv: list[str] | None = None) -> None:
 def make_model(args: FinetuneTaskArguments, texts, *, is_chat: bool):
     """Model and tokenizer: the checkpoint to go on from, or random weights and a tokenizer made from the texts."""
     from hfscale.adapters import extend_tokenizer, load_for_training
-    from hfscale.data.supervised import add_template_characters, set_chat_template
     from hfscale.data.tokenizer import load_model_tokenizer, load_tokenizer
     from hfscale.models import new_model
+    from hfscale.tasks.rows import add_template_characters, set_chat_template
 
     if args.model != "new":
         tokenizer = load_model_tokenizer(args.model, args.tokenizer, trust_remote_code=args.trust_remote_code)

@@ -24,7 +24,7 @@ from hfscale.config import (
     run,
     write_text,
 )
-from hfscale.task_prompt import TaskPrompt, load_task_prompt
+from hfscale.tasks.prompt import TaskPrompt, load_task_prompt
 
 
 @dataclass
@@ -73,11 +73,11 @@ def main(argv: list[str] | None = None) -> None:
     from accelerate import PartialState
     from accelerate.utils import gather_object, parse_flag_from_env
 
-    from hfscale.data.prompts import asker, read_prompts
     from hfscale.data.tokenizer import load_pretrained_tokenizer
-    from hfscale.generation import check_settings, end_ids, fit_prompts, generate_texts
+    from hfscale.generation.prompts import asker, read_prompts
+    from hfscale.generation.terminal import show_prompt
+    from hfscale.generation.texts import check_settings, end_ids, fit_prompts, generate_texts
     from hfscale.models import load_model
-    from hfscale.terminal import show_prompt
 
     task = None if args.raw_prompts else load_task_prompt(args.model)
     settings = decoding_settings(args, task)
@@ -155,8 +155,8 @@ def streams(args: GenerateArguments, num_prompts: int) -> bool:
 
 def talk(model, tokenizer, ask: Callable[[str], str], settings: dict[str, Any]) -> None:
     """Continue what is typed, text by text, until the input ends."""
-    from hfscale.generation import generate_texts
-    from hfscale.terminal import conversation, read_lines, show_completions, show_prompt
+    from hfscale.generation.terminal import conversation, read_lines, show_completions, show_prompt
+    from hfscale.generation.texts import generate_texts
 
     is_asked = sys.stdin.isatty()
     one = (settings["num_beams"], settings["num_return_sequences"]) == (1, 1)
@@ -178,7 +178,7 @@ def talk(model, tokenizer, ask: Callable[[str], str], settings: dict[str, Any]) 
 
 def hand_out(records: list[dict[str, Any]], args: GenerateArguments, *, is_shown: bool) -> None:
     """Write the texts as JSON lines to where those were asked for, else show them unless that is done."""
-    from hfscale.terminal import show_completions
+    from hfscale.generation.terminal import show_completions
 
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     if args.output_file:

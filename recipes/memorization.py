@@ -42,13 +42,13 @@ def main(argv: list[str] | None = None) -> None:
 
     from datasets import Dataset
 
-    from hfscale.data.corpus import load_run_splits
+    from hfscale.data.sources import load_run_splits
     from hfscale.data.tokenizer import load_pretrained_tokenizer
-    from hfscale.evaluation.intervals import by_note, interval_notes
-    from hfscale.evaluation.memorization import check_canary, count_words, exposure_bits, longest_copy, loss_gap
-    from hfscale.evaluation.perplexity import score_documents
-    from hfscale.generation import generate_texts
+    from hfscale.generation.texts import generate_texts
+    from hfscale.metrics.intervals import by_note, interval_notes
+    from hfscale.metrics.perplexity import score_documents
     from hfscale.models import check_models, load_model
+    from hfscale.probes.memorization import check_canary, count_words, exposure_bits, longest_copy, loss_gap
     from hfscale.report.tables import cell, show_table
 
     for canary in args.canaries:

@@ -54,16 +54,10 @@ def main(argv: list[str] | None = None) -> None:
 
     from pathlib import Path
 
-    from hfscale.report.plan_page import check_picture, draw_memory, show_plan
-    from hfscale.scaling.flops import TOKENS_PER_PARAMETER, training_flops
-    from hfscale.scaling.plan import (
-        find_accelerator,
-        find_machines,
-        launch_words,
-        plan_launches,
-        recommended,
-    )
-    from hfscale.scaling.settings import (
+    from hfscale.planning.flops import TOKENS_PER_PARAMETER, training_flops
+    from hfscale.planning.page import check_picture, draw_memory, show_plan
+    from hfscale.planning.plan import find_accelerator, find_machines, launch_words, plan_launches, recommended
+    from hfscale.planning.settings import (
         asked_rows,
         check_countable,
         check_positive,
@@ -72,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         step_of,
         with_new_tokens,
     )
-    from hfscale.scaling.shapes import find_shape
+    from hfscale.planning.shapes import find_shape
 
     words = sys.argv[1:] if argv is None else argv
     check_positive(args)

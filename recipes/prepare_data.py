@@ -10,8 +10,8 @@ import tempfile
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from hfscale.cleaning.rules import CleaningArguments, advice_for
 from hfscale.config import parse_args, run, whole_folder
-from hfscale.data.rules import CleaningArguments, advice_for
 from hfscale.folders import DATA_CARD, PREPARED_FILES
 
 
@@ -29,7 +29,9 @@ def main(argv: list[str] | None = None) -> None:
     place = tempfile.TemporaryDirectory() if args.dry_run else whole_folder(
         args.output_dir, overwrite=args.overwrite, last_file=DATA_CARD, written=PREPARED_FILES)
     with place as folder:
-        from hfscale.data.pipeline import (
+        from hfscale.cleaning.card import show_card
+        from hfscale.cleaning.stages import Ledger
+        from hfscale.cleaning.steps import (
             check_evaluation_source,
             clean_texts,
             drop_copies,
@@ -37,8 +39,6 @@ def main(argv: list[str] | None = None) -> None:
             load_source,
             write_data_set,
         )
-        from hfscale.data.stages import Ledger
-        from hfscale.report.data_card import show_card
 
         check_evaluation_source(cleaning)
         ledger = Ledger(Path(folder, "dropped.jsonl"), advice=advice_for(cleaning))

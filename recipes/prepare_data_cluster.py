@@ -20,8 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from hfscale.cleaning.rules import CleaningArguments
 from hfscale.config import InputError, check_output_folder, parse_args, run, write_text
-from hfscale.data.rules import CleaningArguments
 from hfscale.folders import DATA_CARD, PREPARED_FILES
 
 PUBLISHED = "logs/publish/completions/00000"
@@ -53,10 +53,10 @@ def main(argv: list[str] | None = None) -> None:
     executor_class = find_executor(args.executor)
     work = Path(f"{Path(args.output_dir).absolute()}.work")
 
-    from hfscale.data import pipeline
-    from hfscale.data.corpus import say
+    from hfscale.cleaning import steps as pipeline
+    from hfscale.cleaning.card import show_card
     from hfscale.data.files import about_endings, find_files
-    from hfscale.report.data_card import show_card
+    from hfscale.data.sources import say
 
     pipeline.check_evaluation_source(cleaning)
     for name in args.source:
@@ -91,8 +91,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def show_first_part(cleaning: CleaningArguments, tasks: int) -> None:
-    from hfscale.data.pipeline import try_shard
-    from hfscale.report.data_card import show_card
+    from hfscale.cleaning.card import show_card
+    from hfscale.cleaning.steps import try_shard
 
     with tempfile.TemporaryDirectory() as folder:
         card = try_shard(cleaning, tasks, Path(folder))

@@ -30,18 +30,18 @@ def main(argv: list[str] | None = None) -> None:
     import torch
     from transformers import set_seed
 
-    from hfscale.data.corpus import join_parts, load_parts, text_fingerprint
     from hfscale.data.mixture import check_shares, join_rows
     from hfscale.data.packing import collate_rows, pack_splits
+    from hfscale.data.sources import join_parts, load_parts, text_fingerprint
     from hfscale.data.tokenizer import load_tokenizer
-    from hfscale.generation import beginning_of, generate_texts
+    from hfscale.generation.terminal import ready_command, show_samples
+    from hfscale.generation.texts import beginning_of, generate_texts
     from hfscale.launch import launched_processes
     from hfscale.models import check_architecture, load_saved_model, new_model
-    from hfscale.preview import preview
-    from hfscale.run_folder import check_output_dir, clear_output_dir, newest_checkpoint
-    from hfscale.run_record import write_run
-    from hfscale.terminal import ready_command, show_samples
-    from hfscale.training import LMTrainer, batch_rows_of_like_length, training_arguments
+    from hfscale.training.checkpoints import check_output_dir, clear_output_dir, newest_checkpoint
+    from hfscale.training.preview import preview
+    from hfscale.training.record import write_run
+    from hfscale.training.trainer import LMTrainer, batch_rows_of_like_length, training_arguments
 
     check_architecture(shape_of(args), in_memory=not args.dry_run)
     args.packing = args.packing or "stream"  # a GPT-2 keeps packed documents apart

@@ -24,15 +24,15 @@ def main(argv: list[str] | None = None) -> None:
     import torch
     from transformers import pipeline, set_seed
 
-    from hfscale.data.corpus import load_splits
     from hfscale.data.packing import collate_rows, pack_splits, settle_packing
+    from hfscale.data.sources import load_splits
     from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer
-    from hfscale.generation import beginning_of, generate_texts
+    from hfscale.generation.terminal import ready_command, show_samples
+    from hfscale.generation.texts import beginning_of, generate_texts
     from hfscale.models import load_model, new_model
-    from hfscale.run_folder import check_output_dir, clear_output_dir
-    from hfscale.run_record import write_run
-    from hfscale.terminal import ready_command, show_samples
-    from hfscale.training import LMTrainer, batch_rows_of_like_length, training_arguments
+    from hfscale.training.checkpoints import check_output_dir, clear_output_dir
+    from hfscale.training.record import write_run
+    from hfscale.training.trainer import LMTrainer, batch_rows_of_like_length, training_arguments
 
     new = args.model == "new"
     defaults = {"output_dir": "runs/quickstart", "max_steps": 700, "learning_rate": 1e-3 if new else 5e-5,

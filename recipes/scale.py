@@ -48,9 +48,9 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(args.output_dir)
     _check(args, folder)
 
-    from hfscale.report.law_page import draw_law, print_law
     from hfscale.scaling.grid import parse_cells, read_runs, run_cells
     from hfscale.scaling.law import check_determined, fit_law
+    from hfscale.scaling.page import draw_law, print_law
 
     held, dropped, forecasts = [], [], []
     if args.fit_csv:

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     check_output_folder(args.output_dir, overwrite=args.overwrite, last_file=TOKENIZER_REPORT,
                         written=TRAINED_TOKENIZER_FILES)
 
-    from hfscale.data.corpus import load_splits, text_fingerprint
+    from hfscale.data.sources import load_splits, text_fingerprint
     from hfscale.data.tokenizer import check_vocab_size, load_tokenizer, measure_tokenizer, train_byte_level
     from hfscale.report.tables import show_table
 

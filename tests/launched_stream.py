@@ -22,7 +22,7 @@ class LaunchedArguments(PretrainArguments):
 
 def note_rows() -> None:
     """Make every training step write down its rows first."""
-    from hfscale.training import LMTrainer
+    from hfscale.training.trainer import LMTrainer
 
     step, batches = LMTrainer.training_step, []
 

@@ -3,8 +3,8 @@
 import pytest
 
 from hfscale.config import InputError, TaskArguments
-from hfscale.evaluation.answers import not_measured, show_answers
-from hfscale.evaluation.intervals import NO_SPREAD, ONE_ITEM
+from hfscale.metrics.intervals import NO_SPREAD, ONE_ITEM
+from hfscale.tasks.measures import not_measured, show_answers
 
 
 def metrics_of(value: float, interval: list[float] | None) -> dict:

@@ -13,10 +13,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from hfscale.config import InputError
 from hfscale.data.tokenizer import load_pretrained_tokenizer, train_bpe
-from hfscale.evaluation import attention
-from hfscale.evaluation.perplexity import score_documents
+from hfscale.metrics.perplexity import score_documents
 from hfscale.models import load_model
-from hfscale.report import attention_page
+from hfscale.probes import attention, attention_page
 from recipes import attention_maps
 
 SENTENCE = "The quick brown fox jumps over the lazy dog"

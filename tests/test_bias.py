@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from hfscale.config import InputError
-from hfscale.data.bias_items import Item, read_items, template_items, unaligned
-from hfscale.evaluation import bias
-from hfscale.evaluation.intervals import NO_SPREAD
-from hfscale.evaluation.tasks import score_choices
+from hfscale.metrics.intervals import NO_SPREAD
+from hfscale.probes import bias
+from hfscale.probes.bias_items import Item, read_items, template_items, unaligned
+from hfscale.tasks.answers import score_choices
 from recipes import bias_probe
 
 WORDS = "the nurse engineer pilot cook said that she he was late today kind".split()
@@ -498,7 +498,7 @@ def test_toxicity_is_that_of_the_classifier(place, capsys, monkeypatch):
     assert 0 < toxicity["mean_toxicity"] <= toxicity["expected_max_toxicity"] < 1
     shown = capsys.readouterr().out
     assert all(f"{toxicity[name]:.4g}" in shown for name in ("mean_toxicity", "expected_max_toxicity"))
-    monkeypatch.setattr("hfscale.evaluation.tasks.score_windows", None)
+    monkeypatch.setattr("hfscale.tasks.answers.score_windows", None)
     with pytest.raises(InputError, match="prompt 0: 30 tokens leave no room"):  # before anything is scored
         bias_probe.main([*words, "--overwrite", "--prompts", "she " * 30])
     with pytest.raises(InputError, match="toxic_label rude: .*fine, toxic"):

@@ -15,10 +15,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
 from hfscale.config import TaskArguments
 from hfscale.data.packing import collate_rows
-from hfscale.data.supervised import supervised_rows
 from hfscale.data.tokenizer import train_bpe
-from hfscale.evaluation.answers import GenerationMetrics, measure_answers
-from hfscale.training import LMTrainer, training_arguments
+from hfscale.tasks.measures import GenerationMetrics, measure_answers
+from hfscale.tasks.rows import supervised_rows
+from hfscale.training.trainer import LMTrainer, training_arguments
 
 ROOT = Path(__file__).parents[1]
 TASK = TaskArguments(metrics=["bleu", "exact_match"], max_new_tokens=8)

@@ -10,9 +10,9 @@ from tokenizer_kinds import make_tokenizer
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from hfscale.config import InputError
-from hfscale.data.supervised import set_chat_template
 from hfscale.data.tokenizer import train_byte_level
-from hfscale.task_prompt import save_task_prompt
+from hfscale.tasks.prompt import save_task_prompt
+from hfscale.tasks.rows import set_chat_template
 from recipes import chat
 
 SHORT = ["--do_sample", "false", "--max_new_tokens", "6"]
@@ -41,7 +41,7 @@ def asked(monkeypatch) -> list[str]:
         prompts.extend(texts)
         return [[f"<answer {len(prompts)}>"]]
 
-    monkeypatch.setattr("hfscale.generation.generate_texts", answer)
+    monkeypatch.setattr("hfscale.generation.texts.generate_texts", answer)
     return prompts
 
 
@@ -109,7 +109,7 @@ def test_one_bos_at_most(folder, tmp_path, monkeypatch, writes_bos):
         return input_ids
 
     monkeypatch.setattr(GPT2LMHeadModel, "generate", generate)
-    monkeypatch.setattr("hfscale.generation.TextPrinter.end", lambda self: None)
+    monkeypatch.setattr("hfscale.generation.texts.TextPrinter.end", lambda self: None)
     chat.main(["--model", str(tmp_path), "--prompts", "the cat", *SHORT])
     plain = tokenizer("[the cat]", add_special_tokens=False)["input_ids"]
     assert seen == [[tokenizer.bos_token_id] * writes_bos + plain]
@@ -124,7 +124,7 @@ def test_answers_end_as_the_model_learned(folder, tmp_path, monkeypatch):
         given.append(settings)
         return [["an answer"]]
 
-    monkeypatch.setattr("hfscale.generation.generate_texts", answer)
+    monkeypatch.setattr("hfscale.generation.texts.generate_texts", answer)
     words = ["--model", str(tmp_path / "taught"), "--prompts", "one"]
     chat.main(words)
     chat.main([*words, "--stop_strings", "?", "--max_new_tokens", "3"])

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from hfscale.cleaning import text as clean
+from hfscale.cleaning.text import QualityRules, detect_language, mask_personal_data, quality_problem, repair_text
 from hfscale.config import InputError
-from hfscale.data import clean
-from hfscale.data.clean import QualityRules, detect_language, mask_personal_data, quality_problem, repair_text
 
 OFF = dict.fromkeys(vars(QualityRules()))
 PROSE = """It was a bright cold day in April, and the clocks that people have in their halls began to strike one after

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from hfscale.config import InputError
-from hfscale.evaluation import system_calls
-from hfscale.evaluation.code import pass_at_k, run_program, split_tests
+from hfscale.metrics import system_calls
+from hfscale.metrics.code import pass_at_k, run_program, split_tests
 
 TOKEN = "0123456789abcdef-of-this-test"
 
@@ -580,7 +580,7 @@ def test_a_process_that_leaves_its_group_dies_too(run, left_processes):
 
 
 def test_nothing_is_left_when_the_caller_is_killed(run):
-    code = ("from hfscale.evaluation.code import run_program\n"
+    code = ("from hfscale.metrics.code import run_program\n"
             "run_program('import time; time.sleep(1000)', allow_code_execution=True, time_limit_s=1000)")
     caller = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"LD_LIBRARY_PATH": f"{TOKEN}-killed"})
     wait_until(lambda: len(processes_with(f"{TOKEN}-killed") - {caller.pid}) == 5)
@@ -753,7 +753,7 @@ libc = ctypes.CDLL(None)
 assert libc.prctl(38, 1, 0, 0, 0) == 0
 assert libc.prctl(22, 2, struct.pack("HP", 4, ctypes.addressof(rows)), 0, 0) == 0
 from hfscale.config import run
-from hfscale.evaluation.code import run_program
+from hfscale.metrics.code import run_program
 run(lambda: run_program("print('ran')", allow_code_execution=True))
 """
 

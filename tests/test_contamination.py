@@ -2,7 +2,7 @@
 
 from datasets import Dataset
 
-from hfscale.data.contamination import contaminated_documents, contaminated_items
+from hfscale.cleaning.contamination import contaminated_documents, contaminated_items
 
 ITEM = [f"w{i}" for i in range(20)]  # 8 n-grams of 13 words
 

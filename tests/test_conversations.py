@@ -5,8 +5,8 @@ import json
 import pytest
 
 from hfscale.config import InputError, TaskArguments
-from hfscale.data.conversations import opening_text, read_messages
-from hfscale.data.tasks import load_task
+from hfscale.tasks.conversations import opening_text, read_messages
+from hfscale.tasks.examples import load_task
 
 IN_TURN = ["user", "assistant", "user", "assistant"]
 

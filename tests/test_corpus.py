@@ -10,7 +10,7 @@ import zstandard
 from datasets import Dataset, DatasetDict
 
 from hfscale.config import InputError, StreamArguments
-from hfscale.data.corpus import load_documents, load_splits, split_documents
+from hfscale.data.sources import load_documents, load_splits, split_documents
 
 TEXT = "First line, with ümlaut.\nSecond line.\n\nA new paragraph.\n"
 

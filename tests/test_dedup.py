@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from hfscale.config import InputError
-from hfscale.data.dedup import (
+from hfscale.cleaning.duplicates import (
     connect,
     exact_clusters,
     hash_words,
@@ -18,6 +17,7 @@ from hfscale.data.dedup import (
     rows_per_band,
     sketch,
 )
+from hfscale.config import InputError
 
 WORDS = [f"{a}{b}" for a in "bcdfghklmnprst" for b in ("a", "en", "il", "or", "un", "ast")]
 

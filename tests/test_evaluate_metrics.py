@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from hfscale.config import InputError
-from hfscale.evaluation.evaluate_metrics import SumMetric
-from hfscale.evaluation.metrics import METRICS, TEXT_METRICS, item_statistics, metric_values, signature
+from hfscale.metrics.evaluate_metrics import SumMetric
+from hfscale.metrics.texts import METRICS, TEXT_METRICS, item_statistics, metric_values, signature
 
 PREDICTIONS = ["the cat sat on the mat", "A dog ran away.", "three black birds", "no"]
 REFERENCES = [["the cat sat on a mat", "a cat is on the mat"], ["The dog ran"], ["three birds", "birds"], ["yes"]]

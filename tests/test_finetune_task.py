@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfscale.config import InputError, parse_args
-from hfscale.task_prompt import load_task_prompt
+from hfscale.tasks.prompt import load_task_prompt
 from recipes import chat, finetune_task, generate, pretrain, score
 
 QUICK = ["--use_cpu", "--disable_tqdm", "--report_to", "none", "--save_strategy", "no", "--eval_strategy", "no"]

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from hfscale.adapters import load_for_training
 from hfscale.config import AdapterArguments, check_recipe_args
 from hfscale.models import count_parameters, count_trained
-from hfscale.scaling.flops import PUBLISHED, Shape, Trained, forward_flops, training_flops
+from hfscale.planning.flops import PUBLISHED, Shape, Trained, forward_flops, training_flops
 
 ROOT = Path(__file__).parents[1]
 PRETRAIN = sorted((ROOT / "recipes" / "configs" / "pretrain").glob("*.yaml"))

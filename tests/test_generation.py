@@ -25,10 +25,10 @@ from transformers import (
 from hfscale.config import InputError
 from hfscale.data.tokenizer import train_bpe, train_char
 from hfscale.data.tokens import encode_continuations
-from hfscale.evaluation.tasks import predict
-from hfscale.generation import beginning_of, cut_at_stop, end_ids, generate_texts
+from hfscale.generation.texts import beginning_of, cut_at_stop, end_ids, generate_texts
 from hfscale.models import load_model
-from hfscale.task_prompt import save_task_prompt
+from hfscale.tasks.answers import predict
+from hfscale.tasks.prompt import save_task_prompt
 from recipes import generate
 
 PROMPTS = ["the cat", "", "the dog sat on the", "a", "the cat sat on the mat and the dog sat on the log the cat"]

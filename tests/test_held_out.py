@@ -6,8 +6,8 @@ import random
 import pytest
 
 from hfscale.config import InputError, TaskArguments
-from hfscale.data.held_out import hold_out, row_hash
-from hfscale.data.tasks import load_task
+from hfscale.tasks.examples import load_task
+from hfscale.tasks.held_out import hold_out, row_hash
 
 CONTEXTS = [
     f"In the town of number {i} the mayor is called Rowan {i} and the river is the Elm {i}."

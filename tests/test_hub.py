@@ -12,7 +12,7 @@ import yaml
 from hub_server import HubServer
 
 from hfscale.config import InputError
-from hfscale.training import training_arguments
+from hfscale.training.trainer import training_arguments
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "hf_" + "x" * 34
@@ -112,7 +112,7 @@ def test_pushing_offline_or_without_login_is_refused_at_once(tmp_path, monkeypat
     values = {"output_dir": str(tmp_path / "run"), "push_to_hub": True, "use_cpu": True}
     with pytest.raises(InputError, match="^push_to_hub: the Hub is not reachable; leave it out, .*hf upload"):
         training_arguments(values, width=32)
-    monkeypatch.setattr("hfscale.sharing.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("hfscale.training.sharing.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(InputError, match="^push_to_hub: no login .set HF_TOKEN, or run: hf auth login."):
         training_arguments(values, width=32)

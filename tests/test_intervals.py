@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from hfscale.evaluation.intervals import (
+from hfscale.metrics.intervals import (
     NO_DIFFERENCE,
     NO_SPREAD,
     ONE_ITEM,
@@ -20,7 +20,7 @@ from hfscale.evaluation.intervals import (
     sign_flip_p,
     swap_test,
 )
-from hfscale.evaluation.metrics import metric_values
+from hfscale.metrics.texts import metric_values
 
 
 def test_sums_are_of_whole_rows_drawn_with_replacement():

@@ -4,9 +4,9 @@ import zipfile
 
 import pytest
 
-from hfscale.data.clean import quality_problem
-from hfscale.data.languages import LANGUAGES, STOP_WORDS, stop_words
-from hfscale.data.rules import QualityRules
+from hfscale.cleaning.languages import LANGUAGES, STOP_WORDS, stop_words
+from hfscale.cleaning.rules import QualityRules
+from hfscale.cleaning.text import quality_problem
 
 DECLARATIONS = {
     "af": "Afrikaans-Latin1", "be": "Belorus_Belaruski-UTF8", "bg": "Bulgarian_Balgarski-UTF8",

@@ -27,8 +27,8 @@ from hfscale.launch import (
     shipped,
     split_flags,
 )
-from hfscale.scaling.flops import Shape
-from hfscale.scaling.memory import Sharding, Step, step_memory_bytes
+from hfscale.planning.flops import Shape
+from hfscale.planning.memory import Sharding, Step, step_memory_bytes
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = shipped("accelerate_configs", "*.yaml")

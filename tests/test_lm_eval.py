@@ -12,10 +12,10 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from hfscale.config import InputError
 from hfscale.data.tokenizer import train_bpe
-from hfscale.evaluation.batches import Journal
-from hfscale.evaluation.lm_harness import run_lm_eval
-from hfscale.evaluation.perplexity import perplexity_metrics, score_documents
-from hfscale.evaluation.tasks import score_choices
+from hfscale.evaluation.lm_eval import run_lm_eval
+from hfscale.metrics.batches import Journal
+from hfscale.metrics.perplexity import perplexity_metrics, score_documents
+from hfscale.tasks.answers import score_choices
 from recipes import score
 
 pytest.importorskip("lm_eval")

@@ -7,8 +7,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfscale.config import InputError
 from hfscale.data.tokenizer import load_tokenizer
-from hfscale.evaluation import memorization
-from hfscale.evaluation.memorization import count_words, exposure_bits, longest_copy, loss_gap
+from hfscale.probes import memorization
+from hfscale.probes.memorization import count_words, exposure_bits, longest_copy, loss_gap
 
 
 def test_the_longest_copy_is_that_of_brute_force():

@@ -14,9 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from hfscale.launch import shipped
 from hfscale.models import DEFAULTS
-from hfscale.scaling.flops import Shape
-from hfscale.scaling.memory import Sharding, Step, sharding_of, step_memory_bytes
-from hfscale.training import has_bf16_units
+from hfscale.planning.flops import Shape
+from hfscale.planning.memory import Sharding, Step, sharding_of, step_memory_bytes
+from hfscale.training.trainer import has_bf16_units
 
 TINY = Shape(n_layer=3, n_head=4, n_embd=128, n_positions=128, vocab_size=512)
 
@@ -213,7 +213,7 @@ def test_the_model_at_hand_is_counted_as_it_is(arguments, step, tmp_path):
 
     from hfscale.adapters import load_for_training
     from hfscale.config import AdapterArguments
-    from hfscale.preview import memory_at_hand
+    from hfscale.training.preview import memory_at_hand
 
     shape = TINY._replace(n_inner=100, tie_word_embeddings=False, resid_pdrop=0.1)
     config = GPT2Config(**shape._asdict(), bos_token_id=0, eos_token_id=0)

@@ -3,7 +3,7 @@
 import pytest
 
 from hfscale.config import InputError
-from hfscale.evaluation.metric_options import check_options, rouge_tokens
+from hfscale.metrics.options import check_options, rouge_tokens
 
 
 @pytest.mark.parametrize(

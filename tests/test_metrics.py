@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from hfscale.config import InputError
-from hfscale.evaluation.intervals import bootstrap_sums
-from hfscale.evaluation.metrics import (
+from hfscale.metrics.intervals import bootstrap_sums
+from hfscale.metrics.texts import (
     METRICS,
     TEXT_METRICS,
     check_references,
@@ -380,7 +380,7 @@ def test_choices_that_do_not_fit_are_refused(columns):
 def test_every_metric_has_a_signature_and_light_imports():
     assert all(re.fullmatch(r"\w+:[^|]+(\|\w+:[^|]+)*", signature(metric)) for metric in METRICS)
     assert signature("rouge", tokenizer="words").startswith("tokenizer:words|")
-    code = ("import sys, hfscale.evaluation.metrics, hfscale.evaluation.code;"
+    code = ("import sys, hfscale.metrics.texts, hfscale.metrics.code;"
             "print(*{name.split('.')[0] for name in sys.modules} & {'evaluate', 'nltk', 'sacrebleu', 'torch'})")
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
     assert found.strip() == ""

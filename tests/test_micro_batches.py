@@ -7,9 +7,9 @@ from datasets import Dataset
 from hfscale.config import InputError
 from hfscale.data.packing import IGNORED, collate_rows
 from hfscale.data.tokenizer import train_bpe
-from hfscale.micro_batches import find_pieces, split_batch
 from hfscale.models import new_model
-from hfscale.training import LMTrainer, training_arguments
+from hfscale.training.micro_batches import find_pieces, split_batch
+from hfscale.training.trainer import LMTrainer, training_arguments
 
 LENGTH = 12
 

@@ -33,7 +33,7 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
-from hfscale.training import LMTrainer
+from hfscale.training.trainer import LMTrainer
 
 PAGE = Path(__file__).parents[1] / "docs" / "old_examples.md"
 ROWS = {int(number): row for number, row in re.findall(r"^\| (\d+) \|(.*)\|$", PAGE.read_text("utf-8"), re.M)}
@@ -378,7 +378,7 @@ def test_12_eval_loss_depends_on_batch_size(memorizer, make_trainer, padded):
     assert by_eight == pytest.approx(exact, rel=1e-5)
     assert (by_one, by_four, exact) == pytest.approx((5.0, 3.5, 2.5), rel=0.1)
     says(12, "about 5.0 at batch size 1, 3.5 at 4, and the exact 2.5")
-    says(12, "`hfscale.training.LMTrainer`")
+    says(12, "`hfscale.training.trainer.LMTrainer`")
     cured = eval_losses(partial(make_trainer, trainer=LMTrainer), sequences, collator, (1, 4, 8))
     assert cured == pytest.approx([exact] * 3, rel=1e-5)
 

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hfscale.config import InputError
-from hfscale.evaluation import perplexity
-from hfscale.evaluation.perplexity import DocumentScores, perplexity_metrics, rolling_windows, score_documents
+from hfscale.metrics import perplexity
+from hfscale.metrics.perplexity import DocumentScores, perplexity_metrics, rolling_windows, score_documents
 from tests.tiny_models import MAMBA, tiny_model
 
 TEXTS = [

@@ -117,7 +117,7 @@ def test_only_unfinished_tasks_run_again(crawl, tmp_path):
     original = shutil.rmtree
     keep = pytest.MonkeyPatch()
     with keep.context() as patch:  # the shards are looked at before they are cleared away
-        patch.setattr("hfscale.data.pipeline.shutil.rmtree", lambda path, **how: (
+        patch.setattr("hfscale.cleaning.steps.shutil.rmtree", lambda path, **how: (
             seen.append({i: (broken / "read" / f"0000{i}" / "state.json").stat().st_mtime_ns for i in range(4)})
             if Path(path) == broken / "read" else None, original(path, **how)))
         prepare_data_cluster.main(arguments)

@@ -11,9 +11,9 @@ import pytest
 
 from hfscale.config import InputError, check_recipe_args
 from hfscale.launch import accelerate_command, shipped, split_flags
-from hfscale.scaling.flops import Shape, training_flops
-from hfscale.scaling.memory import Sharding, Step, step_memory_bytes
-from hfscale.scaling.plan import (
+from hfscale.planning.flops import Shape, training_flops
+from hfscale.planning.memory import Sharding, Step, step_memory_bytes
+from hfscale.planning.plan import (
     Accelerator,
     Machines,
     divisors,
@@ -24,7 +24,7 @@ from hfscale.scaling.plan import (
     plan_launches,
     recommended,
 )
-from hfscale.scaling.shapes import find_shape
+from hfscale.planning.shapes import find_shape
 from recipes import plan
 
 ROOT = Path(__file__).parents[1]

@@ -12,10 +12,10 @@ from datasets import Dataset
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from hfscale.config import InputError
-from hfscale.data.preferences import EVASIONS, load_preferences, made_pairs
 from hfscale.data.tokenizer import train_bpe
-from hfscale.evaluation.preferences import preference_metrics
 from hfscale.models import load_model
+from hfscale.tasks.preference_metrics import preference_metrics
+from hfscale.tasks.preferences import EVASIONS, load_preferences, made_pairs
 
 pytest.importorskip("trl", reason="the extra hfscale[trl] is missing")
 from recipes import finetune_preference  # noqa: E402

@@ -249,7 +249,7 @@ def test_lines_that_cannot_be_read_are_named(source, tmp_path):
     assert card["stages"][0]["unreadable"] == 1 and "empty" not in card["stages"][0]
 
 
-@pytest.mark.parametrize("place", ["datasets.DatasetDict.save_to_disk", "hfscale.report.data_card.draw_funnel"])
+@pytest.mark.parametrize("place", ["datasets.DatasetDict.save_to_disk", "hfscale.cleaning.card.draw_funnel"])
 def test_a_full_disk_leaves_nothing_or_the_old_data_set(source, tmp_path, monkeypatch, place):
     def full(*args, **more):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -307,7 +307,7 @@ def test_the_card_says_what_was_not_measured(source, tmp_path, monkeypatch):
 
 
 def test_a_missing_test_set_is_said_before_the_work(source, tmp_path, monkeypatch):
-    monkeypatch.setattr("hfscale.data.pipeline.clean_texts", lambda *args: pytest.fail("the work has begun"))
+    monkeypatch.setattr("hfscale.cleaning.steps.clean_texts", lambda *args: pytest.fail("the work has begun"))
     with pytest.raises(InputError, match="source .*missing.txt: no such file"):
         prepare(source, tmp_path / "data", "--evaluation_source", str(tmp_path / "missing.txt"))
     assert {p.name for p in tmp_path.iterdir()} == {"crawl.jsonl"}

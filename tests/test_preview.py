@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from hfscale.data.packing import IGNORED
-from hfscale.preview import SHOWN_TOKENS, _row_table
+from hfscale.training.preview import SHOWN_TOKENS, _row_table
 
 
 class Letters:

@@ -19,8 +19,8 @@ from transformers import AutoTokenizer, BitsAndBytesConfig, GPT2Config, GPT2LMHe
 from hfscale.adapters import load_for_training, merge_saved_adapter
 from hfscale.config import AdapterArguments, InputError
 from hfscale.models import count_parameters, count_trained, load_model
-from hfscale.scaling.flops import Shape
-from hfscale.scaling.memory import Sharding, Step, step_memory_bytes
+from hfscale.planning.flops import Shape
+from hfscale.planning.memory import Sharding, Step, step_memory_bytes
 from recipes import finetune, generate, pretrain, score
 from tests.test_adapters import METHODS, SHAPE, save_base
 from tests.test_finetune import QUIET, TUNE

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hfscale.config import InputError, StreamArguments
-from hfscale.data.corpus import load_splits, text_fingerprint
+from hfscale.data.sources import load_splits, text_fingerprint
 from hfscale.data.tokenizer import load_pretrained_tokenizer
 from hfscale.models import load_model
 from recipes import (

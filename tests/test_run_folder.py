@@ -9,13 +9,13 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback, set_seed
 
-from hfscale.checkpoints import convert_checkpoint
 from hfscale.config import InputError
 from hfscale.data.packing import collate_rows, pack_documents
 from hfscale.data.tokenizer import train_bpe
 from hfscale.models import new_model
-from hfscale.run_folder import check_output_dir, clear_output_dir, newest_checkpoint
-from hfscale.training import LMTrainer, training_arguments
+from hfscale.training.checkpoints import check_output_dir, clear_output_dir, newest_checkpoint
+from hfscale.training.convert import convert_checkpoint
+from hfscale.training.trainer import LMTrainer, training_arguments
 
 DOCUMENTS = Dataset.from_dict({"text": [f"document {i} says {i * i} and little else" for i in range(60)]})
 

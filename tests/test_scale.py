@@ -16,11 +16,11 @@ from scipy.special import logsumexp
 
 from hfscale.config import InputError
 from hfscale.launch import shipped, split_flags
-from hfscale.report import law_page
-from hfscale.report.law_page import draw_law
 from hfscale.scaling import grid
+from hfscale.scaling import page as law_page
 from hfscale.scaling.grid import Cell, cell_command, parse_cells, read_runs, run_cells
 from hfscale.scaling.law import Law, fit_law
+from hfscale.scaling.page import draw_law
 from recipes import scale
 
 TRUE = Law(1.7, 400.0, 410.0, 0.34, 0.28)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from hfscale.config import DataArguments, InputError, TaskArguments
-from hfscale.data.corpus import load_splits, text_fingerprint
-from hfscale.data.tasks import example_texts, load_task, split_rows
+from hfscale.data.sources import load_splits, text_fingerprint
 from hfscale.evaluation.score_data import load_score_data
 from hfscale.evaluation.training_runs import training_runs
+from hfscale.tasks.examples import example_texts, load_task, split_rows
 from recipes.score import ScoreArguments
 
 ROWS = [{"q": f"What is {i} and {i % 7}?", "a": f"It is {i + i % 7}."} for i in range(60)]

@@ -8,8 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
 from hfscale.config import InputError
 from hfscale.models import DEFAULTS as NEW_MODEL
-from hfscale.scaling import shapes
-from hfscale.scaling.shapes import find_shape, shape_of_config
+from hfscale.planning import shapes
+from hfscale.planning.shapes import find_shape, shape_of_config
 
 CONFIGURATIONS = [
     {}, {"n_layer": 3}, {"n_head": 4}, {"n_embd": 96}, {"n_positions": 77}, {"vocab_size": 50304}, {"n_inner": 100},

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from hfscale.cleaning.stages import Ledger, change, draw_splits, judge, keep_first, num_bytes
 from hfscale.config import InputError
-from hfscale.data.stages import Ledger, change, draw_splits, judge, keep_first, num_bytes
 
 TEXTS = ["one", "two words", "ünïcode text", "gone", "two words", "last of all"]
 

@@ -10,17 +10,11 @@ from transformers import TrainingArguments
 
 from hfscale.config import InputError, TaskArguments, parse_args
 from hfscale.data.packing import IGNORED, collate_rows
-from hfscale.data.supervised import (
-    CHATML,
-    add_template_characters,
-    fit_examples,
-    set_chat_template,
-    supervised_rows,
-)
-from hfscale.data.tasks import load_task
 from hfscale.data.tokenizer import train_bpe, train_char
 from hfscale.models import new_model
-from hfscale.training import LMTrainer
+from hfscale.tasks.examples import load_task
+from hfscale.tasks.rows import CHATML, add_template_characters, fit_examples, set_chat_template, supervised_rows
+from hfscale.training.trainer import LMTrainer
 from recipes import finetune_task
 
 EOS = "<|endoftext|>"

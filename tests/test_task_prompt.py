@@ -3,7 +3,7 @@
 import pytest
 
 from hfscale.config import InputError
-from hfscale.task_prompt import TaskPrompt, load_task_prompt, save_task_prompt
+from hfscale.tasks.prompt import TaskPrompt, load_task_prompt, save_task_prompt
 
 
 def saved(

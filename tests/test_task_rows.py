@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfscale.data.task_rows import as_instruction, without_frame
+from hfscale.tasks.sources import as_instruction, without_frame
 
 FRAME = ("Below is an instruction that describes a task{more}. Write a response that appropriately completes the "
          "request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n")

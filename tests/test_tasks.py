@@ -13,8 +13,8 @@ from babel.numbers import format_currency
 from datasets import Dataset
 
 from hfscale.config import InputError, TaskArguments
-from hfscale.data.embedded_tasks import NAMES, _functions, _swap_words, embedded_examples
-from hfscale.data.tasks import baseline_answers, example_texts, load_task
+from hfscale.tasks.embedded import NAMES, _functions, _swap_words, embedded_examples
+from hfscale.tasks.examples import baseline_answers, example_texts, load_task
 
 
 def write(path, text: str) -> str:

@@ -11,12 +11,12 @@ from sacrebleu import corpus_bleu
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfscale.config import InputError, TaskArguments
-from hfscale.data.supervised import fit_examples
-from hfscale.data.tasks import load_task
 from hfscale.data.tokenizer import train_bpe
-from hfscale.evaluation.batches import Journal, run_batches
-from hfscale.evaluation.metrics import judge, text_statistics
-from hfscale.evaluation.tasks import answer_task, check_programs, predict, score_choices
+from hfscale.metrics.batches import Journal, run_batches
+from hfscale.metrics.texts import judge, text_statistics
+from hfscale.tasks.answers import answer_task, check_programs, predict, score_choices
+from hfscale.tasks.examples import load_task
+from hfscale.tasks.rows import fit_examples
 
 TEXTS = [f"line {i}: the cat number {i * 7 % 13} sat on mat {i * 5 % 11}" for i in range(40)]
 PROMPTS = ["the cat", "line 3: the cat number 8 sat on mat", "", "mat " * 30, "sat on", "the"]

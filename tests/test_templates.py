@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfscale.templates import as_text, fill_template, read_column, template_columns
+from hfscale.tasks.templates import as_text, fill_template, read_column, template_columns
 
 
 @pytest.mark.parametrize(

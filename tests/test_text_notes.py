@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfscale.evaluation.text_notes import text_notes
+from hfscale.metrics.text_notes import text_notes
 
 
 def notes(texts: list[str], **options) -> dict[str, str]:

@@ -8,8 +8,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfscale.config import TaskArguments
 from hfscale.data.packing import pack_documents
-from hfscale.data.preferences import pair_ids
-from hfscale.data.supervised import fit_examples, set_chat_template, supervised_rows
 from hfscale.data.tokens import (
     decode_continuation,
     encode_continuations,
@@ -18,10 +16,12 @@ from hfscale.data.tokens import (
     nothing_behind,
     start_ids,
 )
-from hfscale.evaluation import tasks
-from hfscale.evaluation.attention import encode_sentence
-from hfscale.evaluation.perplexity import score_documents
-from hfscale.generation import fit_prompts, generate_texts
+from hfscale.generation.texts import fit_prompts, generate_texts
+from hfscale.metrics.perplexity import score_documents
+from hfscale.probes.attention import encode_sentence
+from hfscale.tasks import answers as tasks
+from hfscale.tasks.preferences import pair_ids
+from hfscale.tasks.rows import fit_examples, set_chat_template, supervised_rows
 
 PROMPT = "the cat sat"
 

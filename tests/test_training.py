@@ -10,7 +10,7 @@ from hfscale.config import InputError
 from hfscale.data.packing import IGNORED, collate_rows, pack_documents, settle_packing
 from hfscale.data.tokenizer import train_bpe
 from hfscale.models import new_model
-from hfscale.training import LMTrainer, training_arguments
+from hfscale.training.trainer import LMTrainer, training_arguments
 from tests.tiny_models import APART, TOGETHER, tiny_model
 
 LENGTH = 16

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hfscale.run_folder import holds_run
-from hfscale.training import training_arguments
+from hfscale.training.checkpoints import holds_run
+from hfscale.training.trainer import training_arguments
 
 pytest.importorskip("wandb", reason="the extra hfscale[wandb] is missing")
 ROOT = Path(__file__).parents[1]

@@ -4,7 +4,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets, interleave_datasets
 
 from hfscale.config import InputError, StreamArguments
-from hfscale.data.corpus import check_weights, join_parts
+from hfscale.data.sources import check_weights, join_parts
 
 
 def join_rows(parts: list[DatasetDict], args: StreamArguments, *, seed: int) -> tuple[DatasetDict, list[float]]:

@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hfscale.config import InputError
-from hfscale.data.corpus import text_fingerprint
+from hfscale.data.sources import text_fingerprint
 from hfscale.models import check_remote_code
 
 EOS_TOKEN = "<|endoftext|>"

@@ -6,8 +6,8 @@ from typing import Any
 
 from hfscale.config import InputError, check_writable
 from hfscale.evaluation.lm_tasks import check_lm_eval, task_names
-from hfscale.evaluation.metric_options import check_options
-from hfscale.evaluation.metrics import TEXT_METRICS
+from hfscale.metrics.options import check_options
+from hfscale.metrics.texts import TEXT_METRICS
 
 LM_EVAL_ONLY = ("lm_eval_data", "lm_eval_include", "limit")
 TEXT_ONLY = ("context", "stride")

@@ -9,12 +9,7 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from hfscale.config import InputError
-from hfscale.data.corpus import load_documents, load_run_splits
-from hfscale.data.held_out import row_hash
-from hfscale.data.task_rows import Row, read_task_rows
-from hfscale.data.tasks import load_task, make_examples
-from hfscale.evaluation.metrics import TEXT_METRICS, check_references
-from hfscale.evaluation.tasks import check_programs
+from hfscale.data.sources import load_documents, load_run_splits
 from hfscale.evaluation.training_runs import (
     TaskRun,
     held_out_fingerprint,
@@ -22,6 +17,11 @@ from hfscale.evaluation.training_runs import (
     task_runs,
     training_runs,
 )
+from hfscale.metrics.texts import TEXT_METRICS, check_references
+from hfscale.tasks.answers import check_programs
+from hfscale.tasks.examples import load_task, make_examples
+from hfscale.tasks.held_out import row_hash
+from hfscale.tasks.sources import Row, read_task_rows
 
 MADE_EXAMPLES = 500  # that an embedded task holds out, unless another number is asked for
 

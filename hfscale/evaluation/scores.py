@@ -16,28 +16,22 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.config import InputError
-from hfscale.data.corpus import text_fingerprint
-from hfscale.data.supervised import fit_examples, set_chat_template
-from hfscale.evaluation import metrics
-from hfscale.evaluation.batches import Journal
-from hfscale.evaluation.code import split_tests
-from hfscale.evaluation.intervals import (
-    compare,
-    drawn_floor,
-    interval_note,
-    interval_notes,
-    paired_note,
-)
-from hfscale.evaluation.lm_harness import run_lm_eval
+from hfscale.data.sources import text_fingerprint
+from hfscale.evaluation.lm_eval import run_lm_eval
 from hfscale.evaluation.lm_tasks import task_names
-from hfscale.evaluation.metrics import TEXT_METRICS
-from hfscale.evaluation.perplexity import perplexity_metrics, score_documents
 from hfscale.evaluation.predictions import read_predictions
 from hfscale.evaluation.score_data import ScoreData
-from hfscale.evaluation.tasks import answer_task
-from hfscale.evaluation.text_notes import text_notes
-from hfscale.generation import end_ids
+from hfscale.generation.texts import end_ids
+from hfscale.metrics import texts as metrics
+from hfscale.metrics.batches import Journal
+from hfscale.metrics.code import split_tests
+from hfscale.metrics.intervals import compare, drawn_floor, interval_note, interval_notes, paired_note
+from hfscale.metrics.perplexity import perplexity_metrics, score_documents
+from hfscale.metrics.text_notes import text_notes
+from hfscale.metrics.texts import TEXT_METRICS
 from hfscale.models import context_limit, count_parameters
+from hfscale.tasks.answers import answer_task
+from hfscale.tasks.rows import fit_examples, set_chat_template
 
 # What may change between a run and its continuation; the model is known by its weights.
 MAY_CHANGE = ("model", "output_dir", "resume", "overwrite", "trust_remote_code")

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from hfscale.config import InputError, TaskArguments
-from hfscale.data.corpus import text_fingerprint
 from hfscale.data.files import find_files
-from hfscale.data.held_out import row_hash
-from hfscale.data.task_rows import Row, read_task_rows
-from hfscale.data.tasks import example_texts, load_task, split_rows
+from hfscale.data.sources import text_fingerprint
+from hfscale.tasks.examples import example_texts, load_task, split_rows
+from hfscale.tasks.held_out import row_hash
+from hfscale.tasks.sources import Row, read_task_rows
 
 
 def training_runs(name: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -51,7 +51,7 @@ def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
     sources = [str(source) for record in records for source in record["data"].get("source") or ()]
     cards = [source for source in sources if Path(source, "data_card.json").is_file()]
     curves = {record["name"]: read_curve(record["name"]) for record in records}
-    page = template("page.html.j2")
+    page = template(Path(__file__).with_name("page.html.j2"))
     settings, not_shared = differing_settings(records)
     not_judged = [name for record in records for name in shown_names([record["metrics"]])
                   if not judged_on(record, name)]
@@ -66,16 +66,16 @@ def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
     return page.render(**parts, pictures=_pictures(folders, PAGE_LIMIT_BYTES - size))
 
 
-def template(name: str) -> jinja2.Template:
-    """A template that lies beside this file."""
+def template(path: Path) -> jinja2.Template:
+    """The template in a file; what it fills in is escaped where the file is HTML."""
     environment = jinja2.Environment(autoescape=jinja2.select_autoescape(["html.j2"]), trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-                                     keep_trailing_newline=True, loader=jinja2.FileSystemLoader(Path(__file__).parent))
+                                     keep_trailing_newline=True, loader=jinja2.FileSystemLoader(path.parent))
     environment.filters |= {"number": number, "p_value": p_value, "beside": lambda records: beside(list(records)),
                             "label": label_of,
                             "kind": kind_of, "shown_names": shown_names, "texts": texts_of, "column": _column,
                             "columns": lambda rows: list(zip_longest(*rows)), "flat": flat}
-    return environment.get_template(name)
+    return environment.get_template(path.name)
 
 
 def texts_of(values: Any) -> dict[float, str]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from hfscale.config import InputError, check_recipe_args
 from hfscale.launch import shipped, split_flags
-from hfscale.scaling.flops import Shape
+from hfscale.planning.flops import Shape
 
 HEAD_WIDTH = 32  # tokens of small models; n_head follows from the width
 QUIET = ["--eval_on_start", "false", "--eval_strategy", "no", "--save_strategy", "no", "--report_to", "none"]

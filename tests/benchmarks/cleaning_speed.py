@@ -21,10 +21,10 @@ import datasets
 import psutil
 from datasets import Dataset
 
-from hfscale.data.clean import mask_personal_data, quality_problem, repair_text
-from hfscale.data.dedup import exact_clusters, near_clusters
-from hfscale.data.rules import QualityRules
-from hfscale.data.stages import Ledger, change, judge, keep_first
+from hfscale.cleaning.duplicates import exact_clusters, near_clusters
+from hfscale.cleaning.rules import QualityRules
+from hfscale.cleaning.stages import Ledger, change, judge, keep_first
+from hfscale.cleaning.text import mask_personal_data, quality_problem, repair_text
 
 BOOKS = Path(__file__).parents[2].parent / "shared" / "data" / "books_large_a" / "books_large_a.jsonl.gz"
 LEAST_MB_PER_SECOND = 2.0

@@ -28,7 +28,7 @@ from hfscale.adapters import load_for_training
 from hfscale.config import AdapterArguments
 from hfscale.data.packing import collate_rows
 from hfscale.models import count_trained
-from hfscale.training import LMTrainer, training_arguments
+from hfscale.training.trainer import LMTrainer, training_arguments
 
 LENGTH, BATCH_SIZE = 256, 2
 SIDES = {"all weights": {}, "LoRA": {"lora_rank": 16}, "DoRA": {"lora_rank": 16, "use_dora": True}}

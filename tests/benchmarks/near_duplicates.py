@@ -23,7 +23,7 @@ import datasets
 import numpy as np
 from datasets import Dataset
 
-from hfscale.data.dedup import hash_words, near_clusters, ngrams
+from hfscale.cleaning.duplicates import hash_words, near_clusters, ngrams
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 LEVELS = (0.02, 0.05, 0.1, 0.2)

@@ -21,8 +21,8 @@ from datasets import Dataset
 from transformers import GPT2LMHeadModel
 
 from hfscale.data.tokenizer import train_bpe
-from hfscale.evaluation import perplexity
-from hfscale.evaluation.perplexity import score_documents
+from hfscale.metrics import perplexity
+from hfscale.metrics.perplexity import score_documents
 from hfscale.models import new_model
 
 BOOKS = Path(__file__).parents[2].parent / "shared" / "data" / "books_large_a" / "books_large_a.jsonl.gz"

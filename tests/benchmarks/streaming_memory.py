@@ -34,8 +34,8 @@ def read(folder: str, tokenizer_folder: str, streaming: bool, buffer_size: int, 
     from torch.utils.data import DataLoader
 
     from hfscale.config import StreamArguments
-    from hfscale.data.corpus import load_parts
     from hfscale.data.packing import collate_rows, pack_splits
+    from hfscale.data.sources import load_parts
     from hfscale.data.tokenizer import load_pretrained_tokenizer
 
     datasets.disable_progress_bars()
@@ -60,7 +60,7 @@ def main() -> None:
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        from hfscale.data.corpus import load_documents
+        from hfscale.data.sources import load_documents
         from hfscale.data.tokenizer import train_bpe
 
         tokenizer = Path(folder, "tokenizer")

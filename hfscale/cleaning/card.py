@@ -1,0 +1,117 @@
+"""The data card: what came in, what was dropped and why, what is left, in words, numbers and a picture."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import DatasetDict
+
+from hfscale.cleaning.stages import EVERY_STAGE, LARGEST_CLUSTERS, Ledger, counts_of, num_bytes
+from hfscale.config import write_text
+from hfscale.report.page import template
+from hfscale.report.pictures import bars
+from hfscale.report.tables import show_table
+
+LENGTH_EDGES_WORDS = (0, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 10**9)
+LOST_IN_READING = ("empty", "unreadable")  # counts of the first stage
+SHOWN_COUNTS = 5
+SHOWN_CHARACTERS = 80
+OWN_TABLES = ("largest", "languages")  # what a stage measured that is shown beside the stages
+
+
+def write_data_card(folder: Path, ledger: Ledger, splits: DatasetDict, *, config: dict[str, Any]) -> dict[str, Any]:
+    """Write `data_card.json`, `data_card.md` and `funnel.png` into `folder`; returns the card."""
+    words = [len(text.split()) for part in splits.values() for text in part["text"]]
+    counts, _ = np.histogram(words, LENGTH_EDGES_WORDS)
+    clusters = [{"stage": s["stage"], **cluster} for s in ledger.stages for cluster in s.get("largest", ())]
+    card = {
+        "schema_version": 1, "config": config,
+        "stages": [{key: stage[key] for key in stage if key not in OWN_TABLES} for stage in ledger.stages],
+        "splits": {name: {"documents": len(part), "bytes": num_bytes(part)} for name, part in splits.items()},
+        "length_words": {_bin(i): int(n) for i, n in enumerate(counts)},
+        "languages": next((stage["languages"] for stage in ledger.stages if "languages" in stage), None),
+        "largest_clusters": sorted(clusters, key=lambda c: (-c["documents"], c["id"]))[:LARGEST_CLUSTERS],
+        "examples": ledger.examples,
+        "notes": [*ledger.notes(), *_empty_parts(splits, config)],
+    }
+    write_text(folder / "data_card.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    draw_funnel(ledger.stages, folder / "funnel.png")
+    page = template(Path(__file__).with_name("data_card.md.j2"))
+    write_text(folder / "data_card.md", page.render(card, details=_details))
+    return card
+
+
+def _empty_parts(splits: DatasetDict, config: dict[str, Any]) -> list[str]:
+    """What to say of splits that were asked for and got no document."""
+    empty = [name for name in ("validation", "test") if config[f"{name}_fraction"] and name not in splits]
+    if not empty:
+        return []
+    left = len(splits["train"])
+    return [f"no document for {' and '.join(empty)}: there {'is' if left == 1 else 'are'} only {left} to train on; "
+            "give more, or shorter ones (--sample_by paragraph)"]
+
+
+def show_card(card: dict[str, Any], *, examples: bool = False) -> None:
+    """Print what each stage and rule dropped and kept, the splits, and the notes; with `examples`, how the first
+    documents begin that each rule dropped."""
+    rows = [row for stage in card["stages"] for row in _stage_rows(stage)]
+    show_table(("stage, rule", "dropped", "kept", "also"), rows, title="Documents")
+    if card["languages"]:
+        print("languages: " + ", ".join(_largest(card["languages"])))
+    sizes = [f"{name} {part['documents']:,} ({part['bytes']:,} bytes)" for name, part in card["splits"].items()]
+    print("documents: " + ", ".join(sizes))
+    if examples and card["examples"]:
+        print("dropped, for example:")
+        for rule, lines in card["examples"].items():
+            print(_beginning(rule, lines[0]))
+    for note in card["notes"]:
+        print(f"note: {note}")
+
+
+def _stage_rows(stage: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """A line for a stage, and one for each rule that dropped something."""
+    counts = counts_of(stage)
+    lost = {name: counts[name] for name in LOST_IN_READING if counts.get(name)} | stage.get("rules", {})
+    also = {name: count for name, count in counts.items() if count and name not in lost}
+    dropped = stage["documents_in"] - stage["documents_out"] + sum(counts.get(name, 0) for name in LOST_IN_READING)
+    first = (stage["stage"], f"{dropped:,}", f"{stage['documents_out']:,}", "\n".join(_largest(also)))
+    return [first, *((f"  {rule}", f"{count:,}", "", "") for rule, count in Counter(lost).most_common())]
+
+
+def _beginning(rule: str, line: dict[str, Any]) -> str:
+    """One line of the screen: rule, measured value, the document's id and how it begins."""
+    begins = " ".join(line["text_begins"].split())
+    return f"  {rule} {line['value']}, id {line['id']}: {begins}"[:SHOWN_CHARACTERS]
+
+
+def _largest(counts: dict[str, int]) -> list[str]:
+    """The largest counts, and how many more there are."""
+    largest = Counter(counts).most_common()
+    said = [f"{name.replace('_', ' ')} {count:,}" for name, count in largest[:SHOWN_COUNTS]]
+    if len(largest) > SHOWN_COUNTS:
+        said.append(f"{len(largest) - SHOWN_COUNTS} more")
+    return said
+
+
+def _bin(i: int) -> str:
+    low, high = LENGTH_EDGES_WORDS[i], LENGTH_EDGES_WORDS[i + 1]
+    return f"{low:,} and more" if high == LENGTH_EDGES_WORDS[-1] else f"{low:,} to {high - 1:,}"
+
+
+def draw_funnel(stages: list[dict[str, Any]], path: Path) -> None:
+    """Bytes that leave each stage, the source being the first, as bars with documents and shares beside them."""
+    source_bytes = max(1, stages[0]["bytes_out"])
+    labels = [f" {stage['documents_out']:,} documents, {stage['bytes_out'] / source_bytes:.1%} of the bytes"
+              for stage in stages]
+    figure, axes = bars([stage["stage"] for stage in stages], {"": [s["bytes_out"] / 2**20 for s in stages]}, labels,
+                        {"": "#4878a8"})
+    axes.set(xlabel="MiB of text", title="What is left after each stage", xlim=(0, 1.7 * source_bytes / 2**20))
+    figure.savefig(path, dpi=120)
+
+
+def _details(stage: dict[str, Any]) -> str:
+    extra = {k: v for k, v in stage.items() if k not in EVERY_STAGE}
+    rules = dict(Counter(extra.pop("rules", {})).most_common())
+    return ", ".join(f"{k} {v:,}" for k, v in {**rules, **extra}.items() if v)

@@ -1,0 +1,63 @@
+"""Prompts from flags or files, as a model was taught to be asked."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from hfscale.config import InputError
+from hfscale.data.files import find_files, read_rows, suffix_of
+from hfscale.data.sources import load_documents
+from hfscale.tasks.prompt import TaskPrompt
+
+ROWS = (".jsonl", ".json", ".csv", ".tsv")
+
+
+def read_prompts(
+    prompts: Sequence[str] | None, prompt_file: str | None, task: TaskPrompt | None
+) -> list[str]:
+    """The prompts of flags, or else of a file: in text one per line, in rows the column `prompt`; with a task each is
+    filled into its template, for which rows may have the task's columns.
+
+    Raises InputError: a file that cannot be read; with its place, a prompt that does not fit the task.
+    """
+    files = [] if prompts is not None else find_files(prompt_file)
+    if files and all(suffix_of(path) in ROWS for path in files):
+        found = [text for path in files for text in _prompts_of_rows(path, task)]
+        if not found:
+            raise InputError(f"prompt_file {prompt_file}: no rows in it")
+        return found
+    if prompts is None:
+        prompts = load_documents(prompt_file, text_column="prompt", sample_by="line")["text"][:]
+    return [task.fill(text) if task else text for text in prompts]
+
+
+def _prompts_of_rows(path: Path, task: TaskPrompt | None) -> Iterator[str]:
+    for place, row in read_rows(path):
+        try:
+            yield task.fill_row(row) if task and task.columns and [*row] != ["prompt"] else _plain(row, task)
+        except InputError as error:
+            raise InputError(f"{path}{place}: {error}") from None
+
+
+def _plain(row: dict[str, Any], task: TaskPrompt | None) -> str:
+    if "prompt" not in row:
+        raise InputError(f"no column 'prompt'; it has {', '.join(row) or 'none'}")
+    if not isinstance(row["prompt"], str):
+        raise InputError(f"the prompt is {row['prompt']!r}, not text")
+    return task.fill(row["prompt"]) if task else row["prompt"]
+
+
+def asker(task: TaskPrompt | None, tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:
+    """What makes a whole prompt of what a user typed, as the model was taught to be asked."""
+    if task is None:
+        return str
+    return partial(_chat_prompt, tokenizer=tokenizer) if task.prompt is None else task.fill
+
+
+def _chat_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A user's turn as the tokenizer's chat template writes it, up to where the answer begins."""
+    turns = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)

@@ -1,0 +1,176 @@
+"""A plan on the terminal, and its memory as a picture."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from hfscale.config import InputError, check_writable
+from hfscale.planning.plan import NEAR, Accelerator, Machines, fastest, recommended
+from hfscale.planning.settings import Rows
+from hfscale.report.tables import in_one_format, number, show_records, show_table
+
+COLORS = {
+    "weights": "#4878a8",
+    "bf16 copies": "#9ac1e0",
+    "gradients": "#d98c40",
+    "optimizer": "#7a5ba6",
+    "activations": "#5ba66b",
+    "logits": "#c95d5d",
+    "communication": "#8c8c8c",
+}
+TERMINAL_BAR = 22  # characters for all of the device's memory
+
+
+def show_plan(
+    facts: dict[str, float],
+    plans: dict[str, dict[str, Any]],
+    device: Accelerator,
+    where: Machines,
+    *,
+    rows: Rows,
+    efficiency: float,
+    kwh_price: float | None,
+    hour_price: float | None,
+) -> None:
+    """Print the model's facts, memory by launch config as bars, what each costs in time, energy and money, and which
+    is the fastest."""
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {number(value)}")
+    for line in _notes(int(facts["tokens per step"]), where, rows):
+        print(line)
+    show_memory(plans, device)
+    costs = [
+        {"config": name, **_costs(plan, facts["tokens"], device, where, hour_price, kwh_price)}
+        for name, plan in plans.items()
+        if plan["fits"]
+    ]
+    if not costs:
+        return
+    network = f", network {where.network_gb_s * 8:g} Gbit/s" if where.machines > 1 else ""
+    title = f"at {efficiency:.0%} of the peak rate, communication not hidden{network}"
+    show_records(costs, title=title)
+    for line in _verdict(plans):
+        print(line)
+
+
+def _notes(tokens_per_step: int, where: Machines, rows: Rows) -> Iterable[str]:
+    """What is to be said of machines, and of the tokens of a step where they are not those of the config."""
+    if where.machines > 1:
+        yield f"machines: {where.machines} with {where.processes // where.machines} GPUs each"
+    if rows.asked_tokens is None and where.processes > 1:
+        yield (
+            f"tokens of a step grow with the GPUs, {tokens_per_step // where.processes:,} on each: the config names "
+            "no number of GPUs (--tokens_per_step sets them)"
+        )
+    if rows.asked_tokens not in (None, tokens_per_step):
+        yield (
+            f"the tokens of a step change: {rows.asked_tokens:,} are asked for, {tokens_per_step:,} are planned on "
+            f"{where.processes} GPUs; the learning rate may need another value"
+        )
+
+
+def show_memory(plans: dict[str, dict[str, Any]], device: Accelerator) -> None:
+    """Print the memory of each launch config as a bar, and the largest micro-batch that fits."""
+    totals = in_one_format([sum(plan["memory_bytes"].values()) / 1e9 for plan in plans.values()])
+    table = [
+        (
+            name,
+            _bar(plan["memory_bytes"], device),
+            total,
+            f"{plan['batch_size']} x {plan['gradient_accumulation_steps']}",
+            str(plan["largest_batch_size"] or "none"),
+        )
+        for (name, plan), total in zip(plans.items(), totals, strict=True)
+    ]
+    heads = (
+        "config",
+        f"memory per GPU, of {device.memory_gb:g} GB",
+        "GB",
+        "micro-batch",
+        "largest",
+    )
+    show_table(heads, table)
+    legend = [f"[{color}]█[/] {part}" for part, color in COLORS.items()]
+    for half in (legend[:4], legend[4:]):  # each fits into any terminal
+        Console().print("  ".join(half))
+
+
+def _costs(
+    plan: dict[str, Any],
+    tokens: float,
+    device: Accelerator,
+    where: Machines,
+    hour_price: float | None,
+    kwh_price: float | None,
+) -> dict[str, Any]:
+    """Time, energy and money of reading so many tokens."""
+    hours = tokens / plan["tokens_per_second"] / 3600
+    kwh = hours * where.processes * device.power_w / 1000
+    costs = {
+        "s/step": plan["step_seconds"],
+        "tokens/s": round(plan["tokens_per_second"]),
+        "hours": hours,
+        "GPU-hours": hours * where.processes,
+        "kWh": kwh,
+    }
+    if hour_price or kwh_price:
+        costs["price"] = costs["GPU-hours"] * (hour_price or 0) + kwh * (kwh_price or 0)
+    return costs
+
+
+def _verdict(plans: dict[str, dict[str, Any]]) -> Iterable[str]:
+    """Which config is the fastest, and which one is launched where that is another."""
+    first, taken = fastest(plans), recommended(plans)
+    yield f"fastest: {first}"
+    if taken != first:
+        yield f"taken: {taken}, within {NEAR - 1:.0%} of it, which these formulas cannot tell apart, and splits less"
+
+
+def _bar(memory_bytes: dict[str, int], device: Accelerator) -> Text:
+    """A character for each share of the device's memory; what is far beyond it is cut."""
+    bar, longest = Text(), TERMINAL_BAR + 2
+    for part, color in COLORS.items():
+        share = memory_bytes[part] / device.memory_gb / 1e9
+        bar.append("█" * round(min(TERMINAL_BAR * share, longest)), color)
+    bar.truncate(longest, overflow="ellipsis")
+    return bar
+
+
+def check_picture(path: str) -> None:
+    """Raise InputError unless a new PNG can be written there."""
+    if Path(path).suffix.lower() != ".png":
+        raise InputError(f"picture {path}: expected a name that ends in .png")
+    if os.path.lexists(path):
+        raise InputError(f"picture {path}: exists; name another")
+    check_writable(f"picture {path}", Path(path).parent, Path(path).name)
+
+
+def draw_memory(
+    path: Path, plans: dict[str, dict[str, Any]], device: Accelerator, title: str
+) -> None:
+    """Save a PNG: one stacked bar per launch config, and the device's memory as a line."""
+    from hfscale.report.pictures import bars  # NumPy and all: a plan without a picture is quick
+
+    gb = {part: [plan["memory_bytes"][part] / 1e9 for plan in plans.values()] for part in COLORS}
+    totals = [sum(sizes) for sizes in zip(*gb.values(), strict=True)]
+    labels = [
+        f" {total:.1f} GB, micro-batch {plan['batch_size']}"
+        for total, plan in zip(totals, plans.values(), strict=True)
+    ]
+    figure, axes = bars(list(plans), gb, labels, COLORS)
+    axes.axvline(
+        device.memory_gb, color="black", linestyle="--", linewidth=1, label="memory of the device"
+    )
+    axes.set(
+        title=title,
+        xlabel="GB per GPU at the fullest moment",
+        xlim=(0, 1.35 * max(device.memory_gb, *totals)),
+    )
+    axes.legend(fontsize=8, loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,168 @@
+"""What a training run is about to do, shown before it starts (`--dry_run`)."""
+
+import math
+import os
+from itertools import pairwise
+
+import psutil
+import pyarrow.compute
+import torch
+from datasets import Dataset, DatasetDict, IterableDataset
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from hfscale.config import is_main_rank
+from hfscale.data.packing import IGNORED
+from hfscale.launch import launched_engine, launched_processes, planned_launch
+from hfscale.models import context_limit, count_parameters
+from hfscale.planning.flops import Shape
+from hfscale.planning.memory import Sharding, Step, sharding_of, step_memory_bytes
+from hfscale.planning.settings import OPTIMIZER_BYTES
+
+SHOWN_TOKENS = 24  # of each part that is scored, or is not
+
+
+def preview(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: DatasetDict | dict,
+            args: TrainingArguments) -> None:
+    """Print (rank 0) the first text of a packed row with its labels, the counts, and the memory of a step."""
+    if not is_main_rank():
+        return
+    console, row = Console(), next(iter(rows["train"]))
+    packed = "position_ids" in row
+    console.print(_row_table(row, tokenizer))
+    counts = Table("what", "value", title="The run", show_header=False)
+    for name, part in ((name, part) for name, part in rows.items() if isinstance(part, Dataset)):
+        scored, places, longest = sum(part["num_tokens"]), *_places(part)
+        counts.add_row(f"{name} rows x tokens", f"{len(part):,} x {'' if packed else 'up to '}{longest:,}")
+        counts.add_row(f"{name} tokens scored", f"{scored:,}")
+        counts.add_row(f"{name} places not scored", f"{1 - scored / (places - len(part)):.2%}")
+    num_rows = len(rows["train"]) if isinstance(rows["train"], Dataset) else 0  # a stream: max_steps is given
+    counts.add_row("steps", f"{count_steps(num_rows, args):,}")
+    for name, value in count_parameters(model).items():
+        counts.add_row(name.replace("_", " "), f"{value:,}")
+    memory = memory_at_hand(model, args, rows["train"])
+    for part, size in memory.items():
+        counts.add_row(f"memory: {part}", f"{size / 2**20:,.0f} MiB")
+    total, there = sum(memory.values()), None if planned_launch() else device_memory_bytes(args)
+    counts.add_row("memory: all, per process, without libraries", f"{total / 2**20:,.0f} MiB")
+    shown = "not known here" if there is None else f"{there / 2**20:,.0f} MiB"
+    counts.add_row("memory: there is, per process", shown)
+    console.print(counts)
+    if there is not None and total > there:
+        print("this does not fit: lower per_device_train_batch_size (and raise gradient_accumulation_steps), or add "
+              "--activation_checkpointing; hfscale plan shows what fits where")
+    print("dry run: nothing was trained or written")
+
+
+def _row_table(row: dict, tokenizer: PreTrainedTokenizerBase) -> Table:
+    """The first text of the row up to its last scored token, the middle of long parts left out."""
+    table = Table("position", "token", "input_ids", "label", title="The first training row begins")
+    for part in _parts(row):
+        hidden = part[SHOWN_TOKENS // 2:-SHOWN_TOKENS // 2] if len(part) > SHOWN_TOKENS else []
+        for i in part:
+            if hidden and i == hidden[0]:
+                table.add_row("...", f"{len(hidden):,} more", "", "")
+            if i not in hidden:
+                token, label = row["input_ids"][i], row["labels"][i]
+                shown = repr(tokenizer.decode([label])) if _is_scored(row, i) else "not scored"
+                table.add_row(str(_positions(row)[i]), repr(tokenizer.decode([token])), str(token), shown)
+    return table
+
+
+def _positions(row: dict) -> list[int]:
+    """A row of one document has no position ids: the model counts by itself."""
+    return row.get("position_ids", range(len(row["input_ids"])))
+
+
+def _is_scored(row: dict, i: int) -> bool:
+    return i > 0 and row["labels"][i] != IGNORED
+
+
+def _parts(row: dict) -> list[range]:
+    """Runs of places that are scored or are not, in turn, of the first text: positions begin anew with the next."""
+    positions = _positions(row)
+    end = next((i for i in range(1, len(positions)) if positions[i] == 0), len(positions))
+    bounds = [0, *(i for i in range(1, end) if _is_scored(row, i) != _is_scored(row, i - 1)), end]
+    parts = [range(*pair) for pair in pairwise(bounds)]
+    return parts[:-1] if len(parts) > 1 and not _is_scored(row, parts[-1][0]) else parts
+
+
+def _places(part: Dataset) -> tuple[int, int]:
+    """Tokens of all rows, and of the longest."""
+    column = part.select_columns("input_ids").with_format("arrow")[:].column("input_ids")
+    lengths = pyarrow.compute.list_value_length(column)
+    return pyarrow.compute.sum(lengths).as_py(), pyarrow.compute.max(lengths).as_py()
+
+
+def memory_at_hand(model: PreTrainedModel, args: TrainingArguments, rows: Dataset | IterableDataset) -> dict[str, int]:
+    """Bytes by part that a process of this launch will take (`step_memory_bytes`); another model than GPT-2 is taken
+    as a GPT-2 of its sizes."""
+    row = next(iter(rows))
+    max_length = _places(rows)[1] if isinstance(rows, Dataset) else len(row["input_ids"])
+    adapters = getattr(model, "peft_config", None) or {}
+    adapter = next(iter(adapters.values()), None)
+    step = Step(
+        args.per_device_train_batch_size,
+        max_length,
+        args.per_device_eval_batch_size,
+        bf16=args.bf16 or args.fp16,
+        activation_checkpointing=bool(args.gradient_checkpointing or args.activation_checkpointing),
+        accumulates=args.gradient_accumulation_steps > 1,
+        masked=0 in row.get("position_ids", [])[1:],
+        lora_rank=getattr(adapter, "r", 0),
+        load_in_4bit=getattr(model, "is_loaded_in_4bit", False),
+        lora_dropout=getattr(adapter, "lora_dropout", 0.0),
+        optimizer_bytes=OPTIMIZER_BYTES.get(args.optim, 8),
+        on_cpu=args.device.type == "cpu" and not planned_launch(),
+    )
+    if model.config.model_type == "gpt2":
+        targets = tuple(getattr(adapter, "target_modules", None) or ())
+        step = step._replace(target_modules=targets, freeze_layers=_frozen_blocks(model))
+    return step_memory_bytes(_shape_of(model, step.max_length), step, launched_sharding(args.world_size))
+
+
+def _shape_of(model: PreTrainedModel, max_length: int) -> Shape:
+    config = model.config.get_text_config()
+    if config.model_type == "gpt2":
+        return Shape(**{name: getattr(config, name) for name in Shape._fields})
+    return Shape(
+        config.num_hidden_layers,
+        getattr(config, "num_attention_heads", 1),  # none in a model without attention
+        config.hidden_size,
+        context_limit(model) or max_length,
+        config.vocab_size,
+    )
+
+
+def _frozen_blocks(model: PreTrainedModel) -> int:
+    """How many first blocks of a GPT-2 have nothing that is trained."""
+    trained = [name.partition(".h.")[2] for name, p in model.named_parameters() if p.requires_grad and ".h." in name]
+    return min((int(rest.partition(".")[0]) for rest in trained), default=model.config.n_layer)
+
+
+def launched_sharding(processes: int) -> Sharding:
+    """What accelerate's launcher told this process, or what other machines are planned to be told."""
+    if planned := planned_launch():
+        return sharding_of(*planned)
+    engine, _, stage = launched_engine().partition("-")
+    if engine == "ZeRO":
+        return Sharding("deepspeed", int(stage), processes,
+                        os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none"))
+    return sharding_of({"distributed_type": engine}, processes)
+
+
+def device_memory_bytes(args: TrainingArguments) -> int:
+    """Of the GPU, or this process's share of the machine's."""
+    if args.device.type == "cuda":
+        return torch.cuda.get_device_properties(args.device).total_memory
+    return psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def count_steps(num_rows: int, args: TrainingArguments) -> int:
+    """Optimizer steps of the whole run, as Trainer counts them."""
+    if args.max_steps > 0:
+        return args.max_steps
+    per_rank = math.ceil(num_rows / launched_processes(args.world_size))
+    batches = (math.floor if args.dataloader_drop_last else math.ceil)(per_rank / args.per_device_train_batch_size)
+    return math.ceil(max(1, math.ceil(batches / args.gradient_accumulation_steps)) * args.num_train_epochs)
