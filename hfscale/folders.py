@@ -48,7 +48,9 @@ CHECKPOINT_FILES = (
     "pytorch_model_fsdp_*/**",
     "optimizer_*/**",
 )
-CONVERTED = "resuming"  # a checkpoint rewritten for another engine, until the first step after it is done
+CONVERTED = (
+    "resuming"  # a checkpoint rewritten for another engine, until the first step after it is done
+)
 RUN_FILES = (
     *MODEL_FILES,
     "run.json",

@@ -14,14 +14,28 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hfscale.config import InputError, arguments_class, check_recipe_args, pick_flags, read_flags, shipped
+from hfscale.config import (
+    InputError,
+    arguments_class,
+    check_recipe_args,
+    pick_flags,
+    read_flags,
+    shipped,
+)
 from hfscale.options import did_you_mean
 
 ASSUMED_GPUS = 8  # in a machine that is not this one, where nothing is said
 PLANNED_CONFIG = "HFSCALE_PLANNED_CONFIG"  # see planned_launch
 PLANNED_PROCESSES = "HFSCALE_PLANNED_PROCESSES"
 # Of a launch config: what is checked outside its parts, and what is true or false but text for accelerate.
-TOP_LEVEL = ("num_machines", "machine_rank", "main_process_ip", "main_process_port", "use_cpu", "mixed_precision")
+TOP_LEVEL = (
+    "num_machines",
+    "machine_rank",
+    "main_process_ip",
+    "main_process_port",
+    "use_cpu",
+    "mixed_precision",
+)
 ZERO_STAGES = (0, 1, 2, 3)
 BOOLEANS = (
     "use_cpu",
@@ -36,7 +50,11 @@ BOOLEANS = (
     "fsdp_activation_checkpointing",
     "fsdp_activation_checkpointing_offload",
 )
-ALONE = ("plan", "report", "scale")  # they compute nothing on a device: no launcher, and torch is not imported
+ALONE = (
+    "plan",
+    "report",
+    "scale",
+)  # they compute nothing on a device: no launcher, and torch is not imported
 # The flags that are the launcher's, not the recipe's: type and meaning.
 FLAGS = {
     "accelerate": (str, "launch config (see hfscale recipes) or file; default: fits the machine"),
@@ -64,7 +82,11 @@ def launch(recipe: Path, argv: list[str]) -> int:
     gpus, threads = torch.accelerator.device_count(), torch.get_num_threads()
     env = planned_elsewhere(flags, gpus) if values.get("dry_run") and not use_cpu else {}
     if env:
-        flags, use_cpu, recipe_args = {"accelerate": "cpu"}, True, [*recipe_args, "--use_cpu", "true"]
+        flags, use_cpu, recipe_args = (
+            {"accelerate": "cpu"},
+            True,
+            [*recipe_args, "--use_cpu", "true"],
+        )
     words, more_env = accelerate_command(recipe, recipe_args, flags, use_cpu, gpus, threads)
     env |= more_env
     setting = "".join(f"{name}={shlex.quote(value)} " for name, value in env.items())
@@ -124,18 +146,26 @@ def read_launch(name: str, flags: dict, *, use_cpu: bool, gpus: int) -> Launch:
     if total == -1:  # accelerate's word for not given
         total = 0 if use_cpu or config.use_cpu else max(1, gpus) * machines
     if not isinstance(total, int) or machines < 1 or total < 1 or total % machines:
-        raise InputError(f"--accelerate {name}: num_processes is {total or 'not given'}; expected a whole number, "
-                         f"1 or more and the same on each machine (num_machines is {machines})")
+        raise InputError(
+            f"--accelerate {name}: num_processes is {total or 'not given'}; expected a whole number, "
+            f"1 or more and the same on each machine (num_machines is {machines})"
+        )
     asked = Launch(name, path, config, machines, total)
     if total > 1 and not asked.starts_many:
-        raise InputError(f"--accelerate {name}: means one process, not {total}; take cpu_2proc or ddp")
+        raise InputError(
+            f"--accelerate {name}: means one process, not {total}; take cpu_2proc or ddp"
+        )
     return asked
 
 
-def accelerate_command(recipe: Path, recipe_args: list[str], flags: dict, use_cpu: bool, gpus: int, threads: int
-                       ) -> tuple[list[str], dict[str, str]]:
+def accelerate_command(
+    recipe: Path, recipe_args: list[str], flags: dict, use_cpu: bool, gpus: int, threads: int
+) -> tuple[list[str], dict[str, str]]:
     """The words after `accelerate launch`, and environment variables; raises InputError if it cannot work there."""
-    name, trains = flags.get("accelerate"), "training" in arguments_class(recipe).__dataclass_fields__
+    name, trains = (
+        flags.get("accelerate"),
+        "training" in arguments_class(recipe).__dataclass_fields__,
+    )
     if name is None:
         name = pick_config(0 if use_cpu else gpus, flags.get("num_processes"), trains)
         why = "--use_cpu is given" if use_cpu else f"GPUs on this machine: {gpus}"
@@ -143,13 +173,28 @@ def accelerate_command(recipe: Path, recipe_args: list[str], flags: dict, use_cp
     asked = read_launch(name, flags, use_cpu=use_cpu, gpus=gpus)
     on_cpu = use_cpu or asked.config.use_cpu
     if not on_cpu and asked.local > gpus:
-        cure = "lower --num_processes" if gpus else "add --use_cpu" if trains else "take --accelerate cpu"
-        raise InputError(f"--accelerate {name}: needs {asked.local} GPU(s) on this machine, which has {gpus}; {cure}")
-    _check_machines(asked.machines, {"main_process_port": asked.config.main_process_port or 0} | flags)
+        cure = (
+            "lower --num_processes"
+            if gpus
+            else "add --use_cpu"
+            if trains
+            else "take --accelerate cpu"
+        )
+        raise InputError(
+            f"--accelerate {name}: needs {asked.local} GPU(s) on this machine, which has {gpus}; {cure}"
+        )
+    _check_machines(
+        asked.machines, {"main_process_port": asked.config.main_process_port or 0} | flags
+    )
     # --cpu only where one process is meant: with a config for several, accelerate would start a single one.
     alone = ["--cpu"] if on_cpu and not asked.config.use_cpu else []
     words = ["--num_processes", str(asked.processes)] if asked.starts_many else alone
-    words += [w for f in flags if f not in ("accelerate", "num_processes") for w in (f"--{f}", str(flags[f]))]
+    words += [
+        w
+        for f in flags
+        if f not in ("accelerate", "num_processes")
+        for w in (f"--{f}", str(flags[f]))
+    ]
     # Without the script's own flag each rank would train alone, on all of the data.
     extra = ["--use_cpu", "true"] if on_cpu and trains and not use_cpu else []
     sets_threads = on_cpu and "OMP_NUM_THREADS" not in os.environ
@@ -170,8 +215,11 @@ def planned_elsewhere(flags: dict, gpus: int) -> dict[str, str]:
         return {}
     _check_rank(flags.get("machine_rank", 0), asked.machines)
     guess = f" (num_processes is not given: {ASSUMED_GPUS} GPUs on each machine are assumed)"
-    print(f"dry run of {asked.processes} processes on {asked.machines} machine(s), {asked.name}, shown by one process "
-          f"on this machine's CPU{guess if unknown and asked.starts_many else ''}", file=sys.stderr)
+    print(
+        f"dry run of {asked.processes} processes on {asked.machines} machine(s), {asked.name}, shown by one process "
+        f"on this machine's CPU{guess if unknown and asked.starts_many else ''}",
+        file=sys.stderr,
+    )
     return {PLANNED_CONFIG: str(asked.path), PLANNED_PROCESSES: str(asked.processes)}
 
 
@@ -197,12 +245,20 @@ def launched_engine() -> str:
         stage = (planned[0].get("deepspeed_config") or {}).get("zero_stage", 2)
         engines = {"DEEPSPEED": f"ZeRO-{stage}", "FSDP": "FSDP"}
         return engines.get(planned[0].get("distributed_type"), "one process or DDP")
-    told = {name for name in ("DEEPSPEED", "FSDP") if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"}
+    told = {
+        name
+        for name in ("DEEPSPEED", "FSDP")
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"
+    }
     if "DEEPSPEED" not in told:
         return "FSDP" if told else "one process or DDP"
-    from transformers.integrations.deepspeed import deepspeed_config  # there once TrainingArguments are made
+    from transformers.integrations.deepspeed import (
+        deepspeed_config,
+    )  # there once TrainingArguments are made
 
-    stage = (deepspeed_config() or {}).get("zero_optimization", {}).get("stage")  # also of the user's own file
+    stage = (
+        (deepspeed_config() or {}).get("zero_optimization", {}).get("stage")
+    )  # also of the user's own file
     return f"ZeRO-{stage or os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
 
 
@@ -226,8 +282,11 @@ def _read_config(path: Path) -> Any:
     known = {action.dest: action for action in launch_command_parser()._actions}
     for name in TOP_LEVEL:
         _check_value(f"{path}: {name}", known.get(name), name, getattr(config, name))
-    for part, prefix in (("fsdp_config", "fsdp_"), ("deepspeed_config", ""),
-                         ("parallelism_config", "parallelism_config_")):
+    for part, prefix in (
+        ("fsdp_config", "fsdp_"),
+        ("deepspeed_config", ""),
+        ("parallelism_config", "parallelism_config_"),
+    ):
         names = [name for name in known if name.startswith(prefix)]
         for key, value in (getattr(config, part, None) or {}).items():
             if key not in names:
@@ -244,10 +303,14 @@ def _stage_of_file(place: str, file: str) -> int:
         content = json.loads(Path(file).read_text("utf-8"))
         stage = content.get("zero_optimization", {}).get("stage", 0)
     except (OSError, ValueError, AttributeError, TypeError):
-        raise InputError(f"{place}: deepspeed_config_file {file}: not a JSON file of DeepSpeed's settings") from None
+        raise InputError(
+            f"{place}: deepspeed_config_file {file}: not a JSON file of DeepSpeed's settings"
+        ) from None
     if stage not in ZERO_STAGES:
-        raise InputError(f"{place}: deepspeed_config_file {file}: zero_optimization: stage: got {stage!r}, expected "
-                         f"one of {', '.join(map(str, ZERO_STAGES))}")
+        raise InputError(
+            f"{place}: deepspeed_config_file {file}: zero_optimization: stage: got {stage!r}, expected "
+            f"one of {', '.join(map(str, ZERO_STAGES))}"
+        )
     return stage
 
 
@@ -287,23 +350,31 @@ def _check_machines(machines: int, flags: dict) -> None:
     """Raise InputError unless the machines can find each other, and machine 0 can listen."""
     rank, port = flags.get("machine_rank", 0), flags["main_process_port"]
     if machines > 1 and not {"machine_rank", "main_process_ip"} <= flags.keys():
-        raise InputError(f"{machines} machines: each needs its own --machine_rank, and all --main_process_ip, the "
-                         "name or address of machine 0")
+        raise InputError(
+            f"{machines} machines: each needs its own --machine_rank, and all --main_process_ip, the "
+            "name or address of machine 0"
+        )
     _check_rank(rank, machines)
     if machines > 1 and port == 0:
-        raise InputError("several machines: --main_process_port must name one port for all, such as 29500")
+        raise InputError(
+            "several machines: --main_process_port must name one port for all, such as 29500"
+        )
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             if rank == 0:
                 probe.bind(("", port))
         except (OSError, OverflowError) as error:
-            raise InputError(f"--main_process_port {port}: cannot listen there ({error}); name a free port") from None
+            raise InputError(
+                f"--main_process_port {port}: cannot listen there ({error}); name a free port"
+            ) from None
 
 
 def _check_rank(rank: int, machines: int) -> None:
     if not 0 <= rank < machines:
-        raise InputError(f"--machine_rank {rank}: expected 0 to {machines - 1}; num_machines is {machines}")
+        raise InputError(
+            f"--machine_rank {rank}: expected 0 to {machines - 1}; num_machines is {machines}"
+        )
 
 
 def run_launcher(words: list[str], env: dict[str, str]) -> int:
@@ -314,11 +385,15 @@ def run_launcher(words: list[str], env: dict[str, str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    def forward(signum: int, frame) -> None:  # to a single process; several get it from PyTorch's launcher
+    def forward(
+        signum: int, frame
+    ) -> None:  # to a single process; several get it from PyTorch's launcher
         for child in psutil.Process().children():
             child.send_signal(signum)
 
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # said below
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(
+        logging.CRITICAL
+    )  # said below
     previous, rank, code = signal.signal(signal.SIGTERM, forward), 0, 0
     try:
         with patch_environment(**env):
@@ -339,6 +414,14 @@ def run_launcher(words: list[str], env: dict[str, str]) -> int:
         signal.signal(signal.SIGTERM, previous)
     if code < 0:
         print(f"error: rank {rank} was killed by {signal.Signals(-code).name}", file=sys.stderr)
-    elif code not in (0, 2, 128 + signal.SIGPIPE, 128 + signal.SIGINT):  # 2: the recipe has said why
-        print(f"error: rank {rank} ended with exit status {code}; its messages are above", file=sys.stderr)
+    elif code not in (
+        0,
+        2,
+        128 + signal.SIGPIPE,
+        128 + signal.SIGINT,
+    ):  # 2: the recipe has said why
+        print(
+            f"error: rank {rank} ended with exit status {code}; its messages are above",
+            file=sys.stderr,
+        )
     return 128 - code if code < 0 else code

@@ -23,7 +23,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.activations import NewGELUActivation
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
+from transformers.integrations.deepspeed import (
+    is_deepspeed_zero3_enabled,
+    unset_hf_deepspeed_config,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import find_adapter_config_file
 
@@ -31,15 +34,24 @@ from hfscale.behaviour import TRIED_TOKENS, has_weights, is_causal
 from hfscale.config import InputError, show_bitsandbytes
 from hfscale.planning.flops import Shape
 
-UNSAFE_PICKLE = ("its .bin file is a pickle that holds more than weights, and could run code when read; "
-                 "take .safetensors files instead")
+UNSAFE_PICKLE = (
+    "its .bin file is a pickle that holds more than weights, and could run code when read; "
+    "take .safetensors files instead"
+)
 
 # What GPT-2's own configuration has otherwise: the same GELU, but in one kernel, and no dropout, since pretraining
 # seldom repeats its text.
-DEFAULTS = {"activation_function": "gelu_pytorch_tanh", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+DEFAULTS = {
+    "activation_function": "gelu_pytorch_tanh",
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}
 
 
-def new_model(tokenizer: PreTrainedTokenizerBase, **architecture: int | float | str) -> GPT2LMHeadModel:
+def new_model(
+    tokenizer: PreTrainedTokenizerBase, **architecture: int | float | str
+) -> GPT2LMHeadModel:
     """GPT-2 with random weights for this tokenizer's vocabulary; `architecture` are `GPT2Config` arguments
     (see `DEFAULTS`).
 
@@ -47,13 +59,20 @@ def new_model(tokenizer: PreTrainedTokenizerBase, **architecture: int | float | 
     """
     in_memory = torch.get_default_device().type != "meta"
     check_architecture(architecture, vocab_size=len(tokenizer), in_memory=in_memory)
-    return GPT2LMHeadModel(GPT2Config(
-        vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, **(DEFAULTS | architecture)))
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **(DEFAULTS | architecture),
+        )
+    )
 
 
-def check_architecture(architecture: Mapping[str, int | float | str], vocab_size: int = 1, *,
-                       in_memory: bool = True) -> None:
+def check_architecture(
+    architecture: Mapping[str, int | float | str], vocab_size: int = 1, *, in_memory: bool = True
+) -> None:
     """Raise InputError for a size below 1, a width that the heads do not divide, a dropout outside [0, 1), or, where
     they are to be held `in_memory`, weights that this machine's memory does not hold."""
     for name, value in architecture.items():
@@ -67,9 +86,11 @@ def check_architecture(architecture: Mapping[str, int | float | str], vocab_size
     needed = 4 * Shape(**sizes, vocab_size=vocab_size).parameters()  # in float32
     available = psutil.virtual_memory().total
     if in_memory and needed > available:
-        raise InputError(f"n_layer {sizes['n_layer']}, n_embd {sizes['n_embd']}, n_positions {sizes['n_positions']}: "
-                         f"the weights alone take {needed / 2**30:,.0f} GiB, this machine has "
-                         f"{available / 2**30:,.0f} GiB of memory; choose smaller sizes")
+        raise InputError(
+            f"n_layer {sizes['n_layer']}, n_embd {sizes['n_embd']}, n_positions {sizes['n_positions']}: "
+            f"the weights alone take {needed / 2**30:,.0f} GiB, this machine has "
+            f"{available / 2**30:,.0f} GiB of memory; choose smaller sizes"
+        )
 
 
 def load_model(name: str, *, trust_remote_code: bool = False, **kwargs) -> PreTrainedModel:
@@ -87,17 +108,25 @@ def load_model(name: str, *, trust_remote_code: bool = False, **kwargs) -> PreTr
     if is_adapter(name):
         return _load_adapter(name, trust_remote_code=trust_remote_code, **kwargs)
     if os.path.isdir(name) and not Path(name, "config.json").is_file():
-        newest = sorted(Path(name).glob("checkpoint-*/config.json"), key=lambda p: p.stat().st_mtime)
+        newest = sorted(
+            Path(name).glob("checkpoint-*/config.json"), key=lambda p: p.stat().st_mtime
+        )
         hint = f"; the last checkpoint in it is {newest[-1].parent}" if newest else ""
-        raise InputError(f"model {name}: this folder holds no config.json, so it is not a saved model{hint}")
+        raise InputError(
+            f"model {name}: this folder holds no config.json, so it is not a saved model{hint}"
+        )
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         _check_kind(config)
         if getattr(config, "quantization_config", None):
             show_bitsandbytes()
-        model, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True,
-                                                           ignore_mismatched_sizes=True,
-                                                           trust_remote_code=trust_remote_code, **kwargs)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=trust_remote_code,
+            **kwargs,
+        )
     except Exception as error:  # file, format and Hub errors have no common base
         check_remote_code(f"model {name}", error)
         if "weights_only" in str(error):  # upstream advises to read it all the same
@@ -107,8 +136,10 @@ def load_model(name: str, *, trust_remote_code: bool = False, **kwargs) -> PreTr
             reason = "no such folder, not in the Hub cache, and the Hub is not reachable; give a saved model's folder"
         raise InputError(f"model {name}: cannot be loaded: {reason}") from None
     if wrong := sorted(info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}):
-        raise InputError(f"model {name}: its files do not hold {len(wrong)} of the weights that its config.json "
-                         f"describes, such as {wrong[0]}; is it another kind of model, or not whole?")
+        raise InputError(
+            f"model {name}: its files do not hold {len(wrong)} of the weights that its config.json "
+            f"describes, such as {wrong[0]}; is it another kind of model, or not whole?"
+        )
     _check_is_causal(model, name)
     return fuse_gelu(model)
 
@@ -117,12 +148,16 @@ def _check_kind(config: PreTrainedConfig) -> None:
     """Raise ValueError for what `AutoModelForCausalLM` does not take, or takes only half of."""
     kind = config.model_type
     if config.is_encoder_decoder:
-        raise ValueError(f"a model of the kind {kind} has an encoder; give one that only continues text, such as "
-                         "GPT-2")
+        raise ValueError(
+            f"a model of the kind {kind} has an encoder; give one that only continues text, such as "
+            "GPT-2"
+        )
     brings_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not brings_code:
-        raise ValueError(f"transformers has no causal language model of the kind {kind}; give one that continues "
-                         "text, such as GPT-2")
+        raise ValueError(
+            f"transformers has no causal language model of the kind {kind}; give one that continues "
+            "text, such as GPT-2"
+        )
 
 
 def _check_is_causal(model: PreTrainedModel, name: str) -> None:
@@ -135,18 +170,24 @@ def _check_is_causal(model: PreTrainedModel, name: str) -> None:
     except Exception as error:  # whatever the model's own code raises
         if torch.accelerator.is_available():  # where it is not yet, and may need to be
             return
-        raise InputError(f"model {name}: {type(model).__name__} cannot read a few tokens: {type(error).__name__}: "
-                         f"{' '.join(str(error).split())[:200]}") from None
+        raise InputError(
+            f"model {name}: {type(model).__name__} cannot read a few tokens: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from None
     if not causal:
-        raise InputError(f"model {name}: {type(model).__name__} sees later tokens, also the one to be predicted, as "
-                         "models do that fill gaps in text; give one that continues text, such as GPT-2")
+        raise InputError(
+            f"model {name}: {type(model).__name__} sees later tokens, also the one to be predicted, as "
+            "models do that fill gaps in text; give one that continues text, such as GPT-2"
+        )
 
 
 def check_remote_code(place: str, error: Exception) -> None:
     """Raise InputError, beginning with `place`, if the error is upstream's refusal to run a folder's code."""
     if "trust_remote_code" in str(error):
-        raise InputError(f"{place}: brings code of its own, which can do anything on this machine; read it, and pass "
-                         "--trust_remote_code if you trust it") from None
+        raise InputError(
+            f"{place}: brings code of its own, which can do anything on this machine; read it, and pass "
+            "--trust_remote_code if you trust it"
+        ) from None
 
 
 def check_models(names: list[str], *, trust_remote_code: bool = False) -> None:
@@ -180,11 +221,15 @@ def _load_adapter(name: str, **kwargs) -> PreTrainedModel:
             raise InputError(f"model {base}: is an adapter itself; make a plain model of it first")
         model = load_model(base, **kwargs)
     except InputError as error:
-        raise InputError(f"adapter {name}: its base {error} (named in adapter_config.json)") from None
+        raise InputError(
+            f"adapter {name}: its base {error} (named in adapter_config.json)"
+        ) from None
     trained_on = _fingerprint_of_base(name)
     if trained_on and trained_on != weights_fingerprint(base):
-        raise InputError(f"adapter {name}: its base model {base} has other weights than those that it was trained on; "
-                         "put them back, or train the adapter again")
+        raise InputError(
+            f"adapter {name}: its base model {base} has other weights than those that it was trained on; "
+            "put them back, or train the adapter again"
+        )
     with _readable(name):
         weights = load_peft_weights(name, "cpu")
     try:
@@ -196,8 +241,10 @@ def _load_adapter(name: str, **kwargs) -> PreTrainedModel:
         model = PeftModel.from_pretrained(model, name)
         _set_weights(model, weights)
     except Exception as error:  # shapes, names and types that do not fit have no common base
-        raise InputError(f"adapter {name}: does not fit its base model {base} ({' '.join(str(error).split())[:160]}); "
-                         "it was made for another one") from None
+        raise InputError(
+            f"adapter {name}: does not fit its base model {base} ({' '.join(str(error).split())[:160]}); "
+            "it was made for another one"
+        ) from None
     return model
 
 
@@ -209,9 +256,13 @@ def _readable(name: str) -> Iterator[None]:
         yield
     except pickle.UnpicklingError:
         raise InputError(f"adapter {name}: {UNSAFE_PICKLE}") from None
-    except Exception as error:  # the kinds of broken files, and the Hub's errors, have no common base
-        raise InputError(f"adapter {name}: cannot be read: {type(error).__name__}: "
-                         f"{' '.join(str(error).split())[:200]}") from None
+    except (
+        Exception
+    ) as error:  # the kinds of broken files, and the Hub's errors, have no common base
+        raise InputError(
+            f"adapter {name}: cannot be read: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from None
 
 
 def _base_of(name: str, config: Any) -> str:
@@ -219,8 +270,12 @@ def _base_of(name: str, config: Any) -> str:
     adapter's: both can be moved together."""
     base = config.base_model_name_or_path
     if not base:
-        raise InputError(f"adapter {name}: adapter_config.json names no base model (base_model_name_or_path)")
-    above = [parent / base for parent in Path(name).absolute().parents] if os.path.isdir(name) else []
+        raise InputError(
+            f"adapter {name}: adapter_config.json names no base model (base_model_name_or_path)"
+        )
+    above = (
+        [parent / base for parent in Path(name).absolute().parents] if os.path.isdir(name) else []
+    )
     return next((str(path) for path in (Path(base), *above) if path.is_dir()), base)
 
 
@@ -244,8 +299,10 @@ def _set_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     missing = wanted.keys() - weights.keys()
     foreign = weights.keys() - wanted.keys() - model.state_dict().keys()
     if missing | foreign:
-        raise ValueError(f"{len(missing | foreign)} weights are on one side only, such as "
-                         f"{min(missing | foreign)}")
+        raise ValueError(
+            f"{len(missing | foreign)} weights are on one side only, such as "
+            f"{min(missing | foreign)}"
+        )
     for name in _differing(wanted, weights):
         wanted[name].copy_(weights[name])
     kept = _differing(get_peft_model_state_dict(model, save_embedding_layers=False), weights)
@@ -254,21 +311,28 @@ def _set_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
 
 
 def _differing(state: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> list[str]:
-    return [name for name, value in state.items()
-            if not torch.equal(value.cpu(), weights[name].to(value.dtype))]
+    return [
+        name
+        for name, value in state.items()
+        if not torch.equal(value.cpu(), weights[name].to(value.dtype))
+    ]
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
     """How many tokens both the input and the output embeddings have a row for (under ZeRO-3 too, where no weight shows
     its shape)."""
     outputs = model.get_output_embeddings()
-    return min(model.get_input_embeddings().num_embeddings, getattr(outputs, "out_features", math.inf))
+    return min(
+        model.get_input_embeddings().num_embeddings, getattr(outputs, "out_features", math.inf)
+    )
 
 
 def weights_fingerprint(name: str) -> str | None:
     """SHA-256 over the weight files of a folder (16 hexadecimal digits); None: it has none, or is a Hub id."""
     digest = hashlib.sha256()
-    files = sorted(Path(name).glob("*.safetensors")) or sorted(Path(name).glob("pytorch_model*.bin"))
+    files = sorted(Path(name).glob("*.safetensors")) or sorted(
+        Path(name).glob("pytorch_model*.bin")
+    )
     for path in files:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -301,8 +365,12 @@ def context_limit(model: PreTrainedModel) -> int | None:
     inputs = model.get_input_embeddings()
     for module in model.modules():
         # RoBERTa's kind counts places from the one after its padding's.
-        if (isinstance(module, nn.Embedding) and module is not inputs and module.num_embeddings == limit
-                and module.padding_idx is not None):
+        if (
+            isinstance(module, nn.Embedding)
+            and module is not inputs
+            and module.num_embeddings == limit
+            and module.padding_idx is not None
+        ):
             return limit - module.padding_idx - 1
     return limit
 
@@ -316,8 +384,10 @@ def check_token_ids(model: PreTrainedModel, ids: Iterable[int], place: str) -> N
     """Raise InputError, beginning with `place`, if an id is outside the model's vocabulary."""
     largest, size = max(ids, default=0), model.config.get_text_config().vocab_size
     if largest >= size:
-        raise InputError(f"{place}: token id {largest} is outside the model's vocabulary of {size}; use the tokenizer "
-                         "that the model was trained with")
+        raise InputError(
+            f"{place}: token id {largest} is outside the model's vocabulary of {size}; use the tokenizer "
+            "that the model was trained with"
+        )
 
 
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:

@@ -24,8 +24,12 @@ def training_types() -> dict[str, Any]:
     """
     root = Path(importlib.util.find_spec("transformers").submodule_search_locations[0])
     files = [root / f"{name}.py" for name in ("training_args", "trainer_utils", "debug_utils")]
-    classes = {node.name: node for path in files for node in ast.parse(path.read_text("utf-8")).body
-               if isinstance(node, ast.ClassDef)}
+    classes = {
+        node.name: node
+        for path in files
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    }
     enums = {name: choices for name, node in classes.items() if (choices := _enum_choices(node))}
     names = {"Any": Any, "Literal": Literal, "ParallelismConfig": dict, **enums}
     found = {}
@@ -38,7 +42,11 @@ def training_types() -> dict[str, Any]:
 
 
 def _enum_choices(node: ast.ClassDef) -> Any:
-    values = [s.value.value for s in node.body if isinstance(s, ast.Assign) and isinstance(s.value, ast.Constant)]
+    values = [
+        s.value.value
+        for s in node.body
+        if isinstance(s, ast.Assign) and isinstance(s.value, ast.Constant)
+    ]
     is_enum = any(isinstance(base, ast.Name) and base.id.endswith("Enum") for base in node.bases)
     return Literal[tuple(values)] if is_enum and values else None
 
@@ -64,7 +72,9 @@ def describe(kind: Any) -> str:
         elif (get_origin(member) or member) is dict:
             words.append("{name: value, ...}")
         else:
-            words.append("null" if member is type(None) else (get_origin(member) or member).__name__)
+            words.append(
+                "null" if member is type(None) else (get_origin(member) or member).__name__
+            )
     return " or ".join(words)
 
 
@@ -182,7 +192,9 @@ def check_limits(value: Any, limits: Mapping[str, Any]) -> None:
     numbers = value if isinstance(value, list) else [value]
     if all(number is None or least <= number <= most for number in numbers):
         return
-    raise ValueError(f"expected at least {least}" if most == math.inf else f"expected {least} to {most}")
+    raise ValueError(
+        f"expected at least {least}" if most == math.inf else f"expected {least} to {most}"
+    )
 
 
 def convert_text(words: list[str], kind: Any) -> Any:

@@ -1,7 +1,7 @@
 """Talk with a model that has a chat template, in the terminal: several turns, answers as they come.
 
-    hfscale chat --model runs/task-dialogue
-    hfscale chat --model runs/task-dialogue --prompts "Hello" "A table for two, please" --do_sample false
+hfscale chat --model runs/task-dialogue
+hfscale chat --model runs/task-dialogue --prompts "Hello" "A table for two, please" --do_sample false
 """
 
 import contextlib
@@ -14,18 +14,28 @@ from hfscale.config import InputError, RemoteCodeArguments, SamplingArguments, p
 
 @dataclass
 class ChatArguments(SamplingArguments, RemoteCodeArguments):
-    model: str = field(default="runs/task-dialogue", metadata={"help": "folder of a model or adapter, or a Hub id"})
-    system: str | None = field(default=None, metadata={"help": "first message, which tells the model who it is"})
+    model: str = field(
+        default="runs/task-dialogue", metadata={"help": "folder of a model or adapter, or a Hub id"}
+    )
+    system: str | None = field(
+        default=None, metadata={"help": "first message, which tells the model who it is"}
+    )
     prompts: list[str] | None = field(
         default=None,
-        metadata={"help": "what to say, turn by turn, and then stop; default: ask, or read standard input by line"},
+        metadata={
+            "help": "what to say, turn by turn, and then stop; default: ask, or read standard input by line"
+        },
     )
     max_new_tokens: int | None = field(
         default=None,
-        metadata={"help": "most tokens per answer; default: 128, or as the model learned its task", "min": 1},
+        metadata={
+            "help": "most tokens per answer; default: 128, or as the model learned its task",
+            "min": 1,
+        },
     )
     temperature: float = field(
-        default=0.7, metadata={"help": "below 1: likelier tokens more often", "min": 1e-6, "max": 1e6}
+        default=0.7,
+        metadata={"help": "below 1: likelier tokens more often", "min": 1e-6, "max": 1e6},
     )
 
 
@@ -56,20 +66,26 @@ def main(argv: list[str] | None = None) -> None:
         )
     is_asked = args.prompts is None and sys.stdin.isatty()
     if is_asked:
-        print(f"{args.model}: type and press Enter; /reset forgets the conversation, /exit or Ctrl-D ends it")
+        print(
+            f"{args.model}: type and press Enter; /reset forgets the conversation, /exit or Ctrl-D ends it"
+        )
     lines = read_lines("you: " if is_asked else "") if args.prompts is None else args.prompts
     with conversation(is_asked):
         talk(model, tokenizer, lines, args.system, settings, is_echoed=not is_asked)
 
 
-def talk(model, tokenizer, lines: Iterable[str], system: str | None, settings: dict, *, is_echoed: bool) -> None:
+def talk(
+    model, tokenizer, lines: Iterable[str], system: str | None, settings: dict, *, is_echoed: bool
+) -> None:
     """Answer each line, with as many of the turns before as the context holds."""
     from hfscale.generation.texts import generate_texts
     from hfscale.models import context_limit
 
     first = [{"role": "system", "content": system}] if system else []
     messages = list(first)
-    needed = min(settings["max_new_tokens"], (context_limit(model) or 2**31) // 4)  # room that an answer must have
+    needed = min(
+        settings["max_new_tokens"], (context_limit(model) or 2**31) // 4
+    )  # room that an answer must have
     for turn, said in enumerate(lines):
         if said.strip() == "/exit":
             break
@@ -114,7 +130,9 @@ def room_after(messages: list[dict[str, str]], model, tokenizer) -> int:
     from hfscale.generation.texts import fit_prompts
 
     with contextlib.suppress(InputError):
-        _, [room] = fit_prompts(model, tokenizer, [write_turns(messages, tokenizer)], add_special_tokens=False)
+        _, [room] = fit_prompts(
+            model, tokenizer, [write_turns(messages, tokenizer)], add_special_tokens=False
+        )
         return room
     return 0
 

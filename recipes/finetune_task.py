@@ -1,7 +1,7 @@
 """Teach a causal language model a task, prompt -> target: translation, summarization, questions, dialogue, code.
 
-    hfscale finetune_task --config translation
-    hfscale finetune_task --config code --model gpt2 --lora_rank 16 --max_length 512 --output_dir runs/code-gpt2
+hfscale finetune_task --config translation
+hfscale finetune_task --config code --model gpt2 --lora_rank 16 --max_length 512 --output_dir runs/code-gpt2
 """
 
 from dataclasses import asdict, dataclass, field
@@ -22,13 +22,26 @@ from hfscale.config import (
 
 @dataclass
 class FinetuneTaskArguments(TaskArguments, AdapterArguments, ShapeArguments, RunArguments):
-    model: str = field(default="new", metadata={"help": "folder of a saved model, a Hub id, or new: random weights"})
-    tokenizer: str | None = field(default=None, metadata={
-        "help": "train:<vocab size>, unigram:<vocab size>, char, a folder or a Hub id; default: the checkpoint's own"})
-    max_length: int | None = field(default=None, metadata={"help": "tokens per row; default: the context, up to 1024"})
-    packing: Literal["best_fit", "none"] | None = field(default=None, metadata={
-        "help": "best_fit: several examples in a row, apart from each other; none: one, padded, rows of similar "
-                "length together; default: best_fit, or none for a model that lets packed examples see each other"})
+    model: str = field(
+        default="new",
+        metadata={"help": "folder of a saved model, a Hub id, or new: random weights"},
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "train:<vocab size>, unigram:<vocab size>, char, a folder or a Hub id; default: the checkpoint's own"
+        },
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "tokens per row; default: the context, up to 1024"}
+    )
+    packing: Literal["best_fit", "none"] | None = field(
+        default=None,
+        metadata={
+            "help": "best_fit: several examples in a row, apart from each other; none: one, padded, rows of similar "
+            "length together; default: best_fit, or none for a model that lets packed examples see each other"
+        },
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,7 +53,13 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.data.packing import collate_rows, settle_packing
     from hfscale.metrics.text_notes import text_notes
     from hfscale.models import check_architecture, context_limit
-    from hfscale.tasks.examples import baseline_answers, count_dropped, example_texts, load_task, task_prompt
+    from hfscale.tasks.examples import (
+        baseline_answers,
+        count_dropped,
+        example_texts,
+        load_task,
+        task_prompt,
+    )
     from hfscale.tasks.measures import (
         GenerationMetrics,
         asking_command,
@@ -67,14 +86,18 @@ def main(argv: list[str] | None = None) -> None:
 
     set_seed(training_args.seed)
     counts: dict = {}
-    with training_args.main_process_first(desc="preparing the data"):  # the other ranks read its cache
+    with training_args.main_process_first(
+        desc="preparing the data"
+    ):  # the other ranks read its cache
         examples = load_task(args, seed=training_args.seed, counts=counts)
         texts = example_texts(examples)
     task = task_prompt(args, examples)
     model, tokenizer = make_model(args, texts["train"], is_chat=task.prompt is None)
     args.packing = settle_packing(model, args.packing, default="best_fit")
     batch_rows_of_like_length(training_args, args)
-    max_length = min(context_limit(model) or 1024, 1024) if args.max_length is None else args.max_length
+    max_length = (
+        min(context_limit(model) or 1024, 1024) if args.max_length is None else args.max_length
+    )
     examples, cut = fit_examples(examples, tokenizer, args, max_length, counts=counts)
     rows = supervised_rows(examples, tokenizer, max_length, args.packing)
     if args.dry_run:
@@ -82,10 +105,19 @@ def main(argv: list[str] | None = None) -> None:
             show_examples(counts)
         return preview(model, tokenizer, rows, training_args)
     checkpoint = newest_checkpoint(training_args) if args.resume else None
-    baseline, _ = measure_answers(baseline_answers(args.baseline, examples), examples["validation"], args, "baseline")
+    baseline, _ = measure_answers(
+        baseline_answers(args.baseline, examples), examples["validation"], args, "baseline"
+    )
 
-    trainer = LMTrainer(model=model, args=training_args, train_dataset=rows["train"], eval_dataset=rows["validation"],
-                        data_collator=collate_rows, processing_class=tokenizer, auto_batch=args.auto_batch)
+    trainer = LMTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=rows["train"],
+        eval_dataset=rows["validation"],
+        data_collator=collate_rows,
+        processing_class=tokenizer,
+        auto_batch=args.auto_batch,
+    )
     trainer.add_callback(GenerationMetrics(trainer, examples["validation"], args))
     clear_output_dir(training_args.output_dir, args.overwrite)
     before, _ = measure_answers(trainer, examples["validation"], args, "before_eval")
@@ -101,8 +133,17 @@ def main(argv: list[str] | None = None) -> None:
             merge_saved_adapter(folder, trust_remote_code=args.trust_remote_code)
         save_task_prompt(folder, **asdict(task))
         samples = sample_texts(examples["validation"], answers)
-        write_run(trainer, __file__, args, argv, texts, rows, metrics, samples, {
-            "dropped": count_dropped(counts), "shortened": cut, "examples": counts})
+        write_run(
+            trainer,
+            __file__,
+            args,
+            argv,
+            texts,
+            rows,
+            metrics,
+            samples,
+            {"dropped": count_dropped(counts), "shortened": cut, "examples": counts},
+        )
         show_examples(counts)
         notes = text_notes(examples["validation"]["references"], args.metrics, args.metric_options)
         show_answers(metrics, args.baseline, samples, notes)
@@ -120,14 +161,20 @@ def make_model(args: FinetuneTaskArguments, texts, *, is_chat: bool):
     from hfscale.tasks.rows import add_template_characters, set_chat_template
 
     if args.model != "new":
-        tokenizer = load_model_tokenizer(args.model, args.tokenizer, trust_remote_code=args.trust_remote_code)
+        tokenizer = load_model_tokenizer(
+            args.model, args.tokenizer, trust_remote_code=args.trust_remote_code
+        )
         model = load_for_training(args, tokenizer)
         if is_chat:
             set_chat_template(tokenizer, args.chat_template)
         return model, tokenizer
     if args.lora_rank is not None or args.peft_type or args.freeze_layers:
-        raise InputError("model new: random weights are trained whole; leave out adapters and freeze_layers")
-    tokenizer = load_tokenizer(args.tokenizer or "train:1024", texts, trust_remote_code=args.trust_remote_code)
+        raise InputError(
+            "model new: random weights are trained whole; leave out adapters and freeze_layers"
+        )
+    tokenizer = load_tokenizer(
+        args.tokenizer or "train:1024", texts, trust_remote_code=args.trust_remote_code
+    )
     extend_tokenizer(tokenizer, args.add_tokens)
     if is_chat:
         set_chat_template(tokenizer, args.chat_template)

@@ -29,8 +29,12 @@ from hfscale.tasks.prompt import TaskPrompt, load_task_prompt
 
 @dataclass
 class GenerateArguments(DecodingArguments, RemoteCodeArguments):
-    model: str = field(default="runs/quickstart", metadata={"help": "folder of a saved model, or a Hub id"})
-    prompts: list[str] | None = field(default=None, metadata={"help": 'texts to continue; "" starts a new text'})
+    model: str = field(
+        default="runs/quickstart", metadata={"help": "folder of a saved model, or a Hub id"}
+    )
+    prompts: list[str] | None = field(
+        default=None, metadata={"help": 'texts to continue; "" starts a new text'}
+    )
     prompt_file: str | None = field(
         default=None,
         metadata={
@@ -39,16 +43,28 @@ class GenerateArguments(DecodingArguments, RemoteCodeArguments):
         },
     )
     interactive: bool = field(
-        default=False, metadata={"help": "type the beginning of a text, get it continued, again and again"}
+        default=False,
+        metadata={"help": "type the beginning of a text, get it continued, again and again"},
     )
     raw_prompts: bool = field(
-        default=False, metadata={"help": "leave out the template and stop strings that a model learned its task with"}
+        default=False,
+        metadata={
+            "help": "leave out the template and stop strings that a model learned its task with"
+        },
     )
-    output_file: str | None = field(default=None, metadata={"help": "JSONL file, one line per prompt"})
+    output_file: str | None = field(
+        default=None, metadata={"help": "JSONL file, one line per prompt"}
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace an output_file that exists"})
-    json: bool = field(default=False, metadata={"help": "JSON lines on standard output, one per prompt"})
-    stream: bool | None = field(default=None, metadata={"help": "print as it comes; default: one text on a terminal"})
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "weights"})
+    json: bool = field(
+        default=False, metadata={"help": "JSON lines on standard output, one per prompt"}
+    )
+    stream: bool | None = field(
+        default=None, metadata={"help": "print as it comes; default: one text on a terminal"}
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "weights"}
+    )
     max_new_tokens: int | None = field(
         default=None,
         metadata={
@@ -58,11 +74,15 @@ class GenerateArguments(DecodingArguments, RemoteCodeArguments):
     )
     do_sample: bool | None = field(
         default=None,
-        metadata={"help": "draw tokens; false: the likeliest; default: draw, but for a model that learned a task"},
+        metadata={
+            "help": "draw tokens; false: the likeliest; default: draw, but for a model that learned a task"
+        },
     )
 
 
-SETTINGS = tuple(DecodingArguments.__dataclass_fields__)  # of generate_texts, and in every line of JSON
+SETTINGS = tuple(
+    DecodingArguments.__dataclass_fields__
+)  # of generate_texts, and in every line of JSON
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -84,28 +104,48 @@ def main(argv: list[str] | None = None) -> None:
     check_settings(**settings)
     prompts = [] if args.interactive else read_prompts(args.prompts, args.prompt_file, task)
     stream = streams(args, len(prompts))
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available()))
-    model = load_model(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code).to(state.device)
+    state = PartialState(
+        cpu=parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available())
+    )
+    model = load_model(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code).to(
+        state.device
+    )
     tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
     ask, is_chat = asker(task, tokenizer), task is not None and task.prompt is None
     if task and state.is_main_process:
         form = "a turn of its chat template" if is_chat else repr(task.prompt)
-        print(f"{args.model} learned a task: a prompt becomes {form} (--raw_prompts leaves it)", file=sys.stderr)
+        print(
+            f"{args.model} learned a task: a prompt becomes {form} (--raw_prompts leaves it)",
+            file=sys.stderr,
+        )
     if args.interactive:
         if state.num_processes > 1:
-            raise InputError(f"--interactive: one process talks with people, not {state.num_processes}")
+            raise InputError(
+                f"--interactive: one process talks with people, not {state.num_processes}"
+            )
         return talk(model, tokenizer, ask, settings | {"add_special_tokens": not is_chat})
 
     prompts = [ask(prompt) for prompt in prompts] if is_chat else prompts
     # Every rank checks all of them: an error stops every rank alike.
     fit_prompts(model, tokenizer, prompts, add_special_tokens=not is_chat)
-    shown = settings | {"dtype": args.dtype, "end_tokens": tokenizer.convert_ids_to_tokens(end_ids(model, tokenizer))}
-    settings |= {"add_special_tokens": not is_chat, "stream": stream and state.is_main_process, "progress": True}
+    shown = settings | {
+        "dtype": args.dtype,
+        "end_tokens": tokenizer.convert_ids_to_tokens(end_ids(model, tokenizer)),
+    }
+    settings |= {
+        "add_special_tokens": not is_chat,
+        "stream": stream and state.is_main_process,
+        "progress": True,
+    }
     if settings["stream"]:
         show_prompt(prompts[0])
-    with state.split_between_processes(prompts) as share:  # ranks must not draw the same random numbers
+    with state.split_between_processes(
+        prompts
+    ) as share:  # ranks must not draw the same random numbers
         settings["seed"] += state.process_index
-        completions = gather_object(generate_texts(model, tokenizer, share, skip_prompt=True, **settings))
+        completions = gather_object(
+            generate_texts(model, tokenizer, share, skip_prompt=True, **settings)
+        )
     if state.is_main_process:
         records = [
             {"prompt": prompt, "completions": texts, "settings": shown, "model": args.model}
@@ -118,8 +158,15 @@ def check_outputs(args: GenerateArguments) -> None:
     """Raise InputError for places that cannot be written to, and for flags that contradict each other."""
     if [args.prompts, args.prompt_file, args.interactive or None].count(None) != 2:
         raise InputError("--prompts, --prompt_file: give one of the two, or --interactive")
-    if args.json and (args.output_file or args.stream) or args.interactive and (args.json or args.output_file):
-        raise InputError("--interactive, --json, --output_file: give one of them; --json does not stream")
+    if (
+        args.json
+        and (args.output_file or args.stream)
+        or args.interactive
+        and (args.json or args.output_file)
+    ):
+        raise InputError(
+            "--interactive, --json, --output_file: give one of them; --json does not stream"
+        )
     if args.output_file is None:
         return
     output_file = Path(args.output_file)
@@ -139,7 +186,11 @@ def decoding_settings(args: GenerateArguments, task: TaskPrompt | None) -> dict[
     says_how = args.num_beams == 1 and any(given[name] != getattr(default, name) for name in draws)
     usual = {"max_new_tokens": default.max_new_tokens, "do_sample": True, "stop_strings": None}
     if task:
-        usual = {"max_new_tokens": task.max_new_tokens, "do_sample": says_how, "stop_strings": task.stop_strings}
+        usual = {
+            "max_new_tokens": task.max_new_tokens,
+            "do_sample": says_how,
+            "stop_strings": task.stop_strings,
+        }
     return given | {name: value for name, value in usual.items() if given[name] is None}
 
 
@@ -147,7 +198,9 @@ def streams(args: GenerateArguments, num_prompts: int) -> bool:
     """Whether text is printed as it comes: one on a terminal, or as asked. Raises InputError: asked for several."""
     one = (num_prompts, args.num_beams, args.num_return_sequences) == (1, 1, 1)
     if args.stream and not one and not args.interactive:
-        raise InputError("--stream: works for one prompt, one sequence and num_beams 1; leave it off")
+        raise InputError(
+            "--stream: works for one prompt, one sequence and num_beams 1; leave it off"
+        )
     if args.stream is None:
         return one and sys.stdout.isatty() and not args.json and not args.output_file
     return args.stream
@@ -169,7 +222,9 @@ def talk(model, tokenizer, ask: Callable[[str], str], settings: dict[str, Any]) 
                 prompt = ask(typed)
                 if one:
                     show_prompt(prompt)
-                texts = generate_texts(model, tokenizer, [prompt], stream=one, skip_prompt=True, **settings)
+                texts = generate_texts(
+                    model, tokenizer, [prompt], stream=one, skip_prompt=True, **settings
+                )
                 if not one:
                     show_completions(prompt, texts[0])
             except InputError as error:

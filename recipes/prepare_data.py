@@ -17,17 +17,30 @@ from hfscale.folders import DATA_CARD, PREPARED_FILES
 
 @dataclass
 class PrepareDataArguments(CleaningArguments):
-    output_dir: str = field(default="runs/data", metadata={"help": "folder of the data set and its card"})
+    output_dir: str = field(
+        default="runs/data", metadata={"help": "folder of the data set and its card"}
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace the data set in output_dir"})
-    dry_run: bool = field(default=False, metadata={
-        "help": "show what each stage and rule would drop, with examples, and write nothing"})
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "show what each stage and rule would drop, with examples, and write nothing"
+        },
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(PrepareDataArguments, argv, recipe=__file__)
-    cleaning = CleaningArguments(**{f.name: getattr(args, f.name) for f in fields(CleaningArguments)})
-    place = tempfile.TemporaryDirectory() if args.dry_run else whole_folder(
-        args.output_dir, overwrite=args.overwrite, last_file=DATA_CARD, written=PREPARED_FILES)
+    cleaning = CleaningArguments(
+        **{f.name: getattr(args, f.name) for f in fields(CleaningArguments)}
+    )
+    place = (
+        tempfile.TemporaryDirectory()
+        if args.dry_run
+        else whole_folder(
+            args.output_dir, overwrite=args.overwrite, last_file=DATA_CARD, written=PREPARED_FILES
+        )
+    )
     with place as folder:
         from hfscale.cleaning.card import show_card
         from hfscale.cleaning.stages import Ledger

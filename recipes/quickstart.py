@@ -1,7 +1,7 @@
 """The tutorial's example, made right: from text to a model that generates, in one page.
 
-    python recipes/quickstart.py                  # a small model from random weights, on text that is already here
-    python recipes/quickstart.py --model gpt2     # fine-tune the Hub's checkpoint on the same text
+python recipes/quickstart.py                  # a small model from random weights, on text that is already here
+python recipes/quickstart.py --model gpt2     # fine-tune the Hub's checkpoint on the same text
 """
 
 from dataclasses import dataclass, field
@@ -11,10 +11,16 @@ from hfscale.config import DataArguments, parse_args, run
 
 @dataclass
 class QuickstartArguments(DataArguments):
-    model: str = field(default="new", metadata={"help": "new (random weights), a folder, or a Hub id such as gpt2"})
-    tokenizer: str = field(default="train:4096", metadata={"help": "for a new model: train:<vocab size> or char"})
+    model: str = field(
+        default="new", metadata={"help": "new (random weights), a folder, or a Hub id such as gpt2"}
+    )
+    tokenizer: str = field(
+        default="train:4096", metadata={"help": "for a new model: train:<vocab size> or char"}
+    )
     max_length: int = field(default=256, metadata={"help": "tokens per row"})
-    overwrite: bool = field(default=False, metadata={"help": "delete an earlier run in output_dir first"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "delete an earlier run in output_dir first"}
+    )
     training: dict = field(default_factory=dict)  # every argument of transformers.TrainingArguments
 
 
@@ -35,29 +41,56 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.training.trainer import LMTrainer, batch_rows_of_like_length, training_arguments
 
     new = args.model == "new"
-    defaults = {"output_dir": "runs/quickstart", "max_steps": 700, "learning_rate": 1e-3 if new else 5e-5,
-                "per_device_train_batch_size": 4, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
-                "weight_decay": 0.1, "logging_steps": 50, "save_strategy": "no", "eval_on_start": True}
+    defaults = {
+        "output_dir": "runs/quickstart",
+        "max_steps": 700,
+        "learning_rate": 1e-3 if new else 5e-5,
+        "per_device_train_batch_size": 4,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "weight_decay": 0.1,
+        "logging_steps": 50,
+        "save_strategy": "no",
+        "eval_on_start": True,
+    }
     training_args = training_arguments(defaults | args.training, width=256)
-    check_output_dir(training_args.output_dir, resume=None, overwrite=args.overwrite, can_resume=False)
+    check_output_dir(
+        training_args.output_dir, resume=None, overwrite=args.overwrite, can_resume=False
+    )
     set_seed(training_args.seed)
 
     documents = load_splits(args, seed=training_args.seed)
     if new:
-        tokenizer = load_tokenizer(args.tokenizer, documents["train"], trust_remote_code=args.trust_remote_code)
+        tokenizer = load_tokenizer(
+            args.tokenizer, documents["train"], trust_remote_code=args.trust_remote_code
+        )
         model = new_model(tokenizer, n_layer=4, n_head=8, n_embd=256, n_positions=args.max_length)
     else:
-        model = load_model(args.model, trust_remote_code=args.trust_remote_code, dtype=torch.float32)
+        model = load_model(
+            args.model, trust_remote_code=args.trust_remote_code, dtype=torch.float32
+        )
         tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
-    args.packing = settle_packing(model, args.packing, default="stream",
-                                  cross_document_attention=args.cross_document_attention)
+    args.packing = settle_packing(
+        model,
+        args.packing,
+        default="stream",
+        cross_document_attention=args.cross_document_attention,
+    )
     batch_rows_of_like_length(training_args, args)
     # Rows with labels, so that padding need not be masked and EOS stays learnable.
-    rows = pack_splits(documents, tokenizer, args.max_length, args.cross_document_attention, model, args.packing)
+    rows = pack_splits(
+        documents, tokenizer, args.max_length, args.cross_document_attention, model, args.packing
+    )
 
-    trainer = LMTrainer(model=model, args=training_args, train_dataset=rows["train"],
-                        eval_dataset=rows["validation"], data_collator=collate_rows, processing_class=tokenizer,
-                        can_resume=False)
+    trainer = LMTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=rows["train"],
+        eval_dataset=rows["validation"],
+        data_collator=collate_rows,
+        processing_class=tokenizer,
+        can_resume=False,
+    )
     clear_output_dir(training_args.output_dir, args.overwrite)
     trainer.train()
     metrics = trainer.evaluate() | trainer.metrics_before()
@@ -65,8 +98,12 @@ def main(argv: list[str] | None = None) -> None:
     trainer.save_state()
 
     # The folder that was really saved, as any tool loads it; "" starts a new text.
-    saved = pipeline("text-generation", training_args.output_dir, trust_remote_code=args.trust_remote_code)
-    samples = generate_texts(saved.model, saved.tokenizer, [""], num_return_sequences=3, max_new_tokens=64)[0]
+    saved = pipeline(
+        "text-generation", training_args.output_dir, trust_remote_code=args.trust_remote_code
+    )
+    samples = generate_texts(
+        saved.model, saved.tokenizer, [""], num_return_sequences=3, max_new_tokens=64
+    )[0]
     write_run(trainer, __file__, args, argv, documents, rows, metrics, samples)
     show_samples(samples)
     for name in ("perplexity", "bits_per_byte"):

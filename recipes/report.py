@@ -1,7 +1,7 @@
 """One HTML page of a run, or of several beside each other: what was done, curves, metrics, samples, data, pictures.
 
-    hfscale report --runs runs/pretrain-tiny
-    hfscale report --runs runs/a runs/b --also runs/scale-tiny runs/data --output_file runs/a-and-b.html
+hfscale report --runs runs/pretrain-tiny
+hfscale report --runs runs/a runs/b --also runs/scale-tiny runs/data --output_file runs/a-and-b.html
 """
 
 import os
@@ -13,10 +13,18 @@ from hfscale.config import InputError, check_writable, parse_args, run, write_te
 
 @dataclass
 class ReportArguments:
-    runs: list[str] = field(default_factory=lambda: ["runs/quickstart"], metadata={"help": "folders of finished runs"})
-    also: list[str] = field(default_factory=list, metadata={
-        "help": "folders that score, scale, prepare_data, attention_maps or bias_probe wrote, to show on the page"})
-    output_file: str | None = field(default=None, metadata={"help": "the page; default: report.html in the first run"})
+    runs: list[str] = field(
+        default_factory=lambda: ["runs/quickstart"], metadata={"help": "folders of finished runs"}
+    )
+    also: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "folders that score, scale, prepare_data, attention_maps or bias_probe wrote, to show on the page"
+        },
+    )
+    output_file: str | None = field(
+        default=None, metadata={"help": "the page; default: report.html in the first run"}
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace a page that exists"})
 
 
@@ -36,7 +44,9 @@ def main(argv: list[str] | None = None) -> None:
     html = render_page(args.runs, args.also)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_text(page, html)
-    print(f"page: {page} ({len(html.encode()) / 1e6:.2f} MB); open it in a browser, no network is needed")
+    print(
+        f"page: {page} ({len(html.encode()) / 1e6:.2f} MB); open it in a browser, no network is needed"
+    )
 
 
 if __name__ == "__main__":

@@ -7,13 +7,21 @@ from pathlib import Path
 
 import pytest
 
-CACHES = {"HF_HOME": "", "HF_HUB_CACHE": "hub", "HF_DATASETS_CACHE": "datasets", "HF_MODULES_CACHE": "modules",
-          "HF_ASSETS_CACHE": "assets", "HF_XET_CACHE": "xet"}
+CACHES = {
+    "HF_HOME": "",
+    "HF_HUB_CACHE": "hub",
+    "HF_DATASETS_CACHE": "datasets",
+    "HF_MODULES_CACHE": "modules",
+    "HF_ASSETS_CACHE": "assets",
+    "HF_XET_CACHE": "xet",
+}
 
 
 def pytest_configure(config):
     """Before any test module, and so any Hugging Face library, is imported: these read the variables once."""
-    if hasattr(config, "workerinput"):  # a worker of pytest-xdist inherits what the main process set
+    if hasattr(
+        config, "workerinput"
+    ):  # a worker of pytest-xdist inherits what the main process set
         return
     folder = config.stash[FOLDER] = tempfile.mkdtemp(prefix="hfscale-tests-")
     os.environ.update({name: os.path.join(folder, sub) for name, sub in CACHES.items()})
@@ -42,6 +50,9 @@ def tiny_corpus(tmp_path_factory) -> Path:
     """A folder of 40 UTF-8 text files, one short document each: 00.txt, 01.txt, ..."""
     folder = tmp_path_factory.mktemp("corpus")
     for i in range(40):
-        text = f"line {i}: the cat number {i * 7 % 13} sat on mat {i * 5 % 11}" + " and on the log" * (i % 6)
+        text = (
+            f"line {i}: the cat number {i * 7 % 13} sat on mat {i * 5 % 11}"
+            + " and on the log" * (i % 6)
+        )
         (folder / f"{i:02}.txt").write_text(text + " – ö\n", "utf-8")
     return folder

@@ -51,7 +51,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def note(self) -> list[str]:
         token = self.headers.get("Authorization")
-        self.server.requests.append((self.command, self.path, token and token.removeprefix("Bearer ")))
+        self.server.requests.append(
+            (self.command, self.path, token and token.removeprefix("Bearer "))
+        )
         return self.path.partition("?")[0].strip("/").split("/")
 
     def do_POST(self):
@@ -67,8 +69,10 @@ class Handler(BaseHTTPRequestHandler):
         elif parts == ["api", "validate-yaml"]:
             self.answer(200, {"errors": [], "warnings": []})
         elif parts[4:5] == ["preupload"]:
-            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
-                     for file in json.loads(body)["files"]]
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
             self.answer(200, {"files": files})
         elif parts[4:5] == ["commit"]:
             repo = "/".join(parts[2:4])
@@ -94,14 +98,38 @@ class Handler(BaseHTTPRequestHandler):
         elif files is None:
             self.answer(404, X_Error_Code="RepoNotFound")
         elif api and parts[4:5] == ["tree"]:
-            self.answer(200, [{"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                              for path, data in files.items()])
+            self.answer(
+                200,
+                [
+                    {
+                        "type": "file",
+                        "path": path,
+                        "size": len(data),
+                        "oid": hashlib.sha1(data).hexdigest(),
+                    }
+                    for path, data in files.items()
+                ],
+            )
         elif api:
-            self.answer(200, {"id": repo, "sha": self.server.sha(repo), "private": False, "tags": [], "downloads": 0,
-                              "siblings": [{"rfilename": path} for path in files]})
+            self.answer(
+                200,
+                {
+                    "id": repo,
+                    "sha": self.server.sha(repo),
+                    "private": False,
+                    "tags": [],
+                    "downloads": 0,
+                    "siblings": [{"rfilename": path} for path in files],
+                },
+            )
         elif (path := "/".join(parts[4:])) in files:
-            self.answer(200, files[path], X_Repo_Commit=self.server.sha(repo),
-                        ETag=f'"{hashlib.sha1(files[path]).hexdigest()}"', Accept_Ranges="bytes")
+            self.answer(
+                200,
+                files[path],
+                X_Repo_Commit=self.server.sha(repo),
+                ETag=f'"{hashlib.sha1(files[path]).hexdigest()}"',
+                Accept_Ranges="bytes",
+            )
         else:
             self.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=self.server.sha(repo))
 

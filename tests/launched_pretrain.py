@@ -47,12 +47,16 @@ def describe(trainer) -> dict:
         "world_size": trainer.accelerator.num_processes,
         "distributed_type": trainer.accelerator.distributed_type.value,
         "wrapper": type(engine).__name__,
-        "zero_stage": engine.zero_optimization_stage() if type(engine).__name__ == "DeepSpeedEngine" else None,
+        "zero_stage": engine.zero_optimization_stage()
+        if type(engine).__name__ == "DeepSpeedEngine"
+        else None,
         "tensors": len(list(model.parameters())),
         "dtensors": sum(type(p).__name__ == "DTensor" for p in model.parameters()),
         "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters()),
         "local_parameters": sum(local_numel(p) for p in model.parameters()),
-        "local_moments": sum(local_numel(s["exp_avg"]) for s in optimizer.state.values() if "exp_avg" in s),
+        "local_moments": sum(
+            local_numel(s["exp_avg"]) for s in optimizer.state.values() if "exp_avg" in s
+        ),
         "partition_gradients": getattr(trainer.optimizer.optimizer, "partition_gradients", None),
     }
 
@@ -72,11 +76,17 @@ def measure() -> None:
             profiler.export_chrome_trace(str(trace))
             events = json.loads(trace.read_text())["traceEvents"]
             # Not the sum of the events' own bytes: what gloo's threads release is only in the running total.
-            peak = max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]")
+            peak = max(
+                event["args"]["Total Allocated"]
+                for event in events
+                if event.get("name") == "[memory]"
+            )
             path = Path(os.environ["RANK_NOTES"]) / f"peak{args.process_index}.json"
             path.write_text(json.dumps({"peak_bytes": peak}))
 
-    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+    profiler = torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    )
     profiler.start()
     trainer.DEFAULT_CALLBACKS.append(Measure)
 

@@ -28,7 +28,9 @@ def note_rows() -> None:
 
     def noted(self, model, inputs, num_items_in_batch=None):
         batches.append(inputs["input_ids"].tolist())
-        Path(os.environ["ROW_NOTES"], f"rank{self.args.process_index}.json").write_text(json.dumps(batches))
+        Path(os.environ["ROW_NOTES"], f"rank{self.args.process_index}.json").write_text(
+            json.dumps(batches)
+        )
         return step(self, model, inputs, num_items_in_batch)
 
     LMTrainer.training_step = noted

@@ -19,12 +19,27 @@ from hfscale.models import load_model
 from tests.tiny_models import APART, LLAMA, TOGETHER, save_tiny_model
 
 IDS = torch.arange(3, 23).reshape(2, 10)
-SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 32, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
-         "attn_pdrop": 0.0}
-METHODS = {"lora": {"lora_rank": 4}, "dora": {"lora_rank": 4, "use_dora": True},
-           "rslora": {"lora_rank": 4, "use_rslora": True}, "IA3": {"peft_type": "IA3"}, "VERA": {"peft_type": "VERA"},
-           "GRALORA": {"peft_type": "GRALORA"}, "HIRA": {"peft_type": "HIRA"}, "RANDLORA": {"peft_type": "RANDLORA"},
-           "FOURIERFT": {"peft_type": "FOURIERFT"}, "LN_TUNING": {"peft_type": "LN_TUNING"}}
+SHAPE = {
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 32,
+    "n_positions": 32,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}
+METHODS = {
+    "lora": {"lora_rank": 4},
+    "dora": {"lora_rank": 4, "use_dora": True},
+    "rslora": {"lora_rank": 4, "use_rslora": True},
+    "IA3": {"peft_type": "IA3"},
+    "VERA": {"peft_type": "VERA"},
+    "GRALORA": {"peft_type": "GRALORA"},
+    "HIRA": {"peft_type": "HIRA"},
+    "RANDLORA": {"peft_type": "RANDLORA"},
+    "FOURIERFT": {"peft_type": "FOURIERFT"},
+    "LN_TUNING": {"peft_type": "LN_TUNING"},
+}
 
 
 def save_base(folder: Path, seed: int = 0, **shape: int) -> str:
@@ -65,6 +80,7 @@ def train(model, ids=IDS, steps: int = 3):
 
 # ---- sizes
 
+
 def test_rank_16_trains_two_percent_of_gpt2_small_and_saves_few_megabytes(tmp_path, monkeypatch):
     """The default targets on GPT-2 small's real shape; counted by hand: rank x (inputs + outputs) of each layer."""
     torch.manual_seed(0)
@@ -83,12 +99,23 @@ def test_rank_16_trains_two_percent_of_gpt2_small_and_saves_few_megabytes(tmp_pa
 def test_attention_alone_and_upper_layers_alone(base, tokenizer):
     def adapted(**values):
         model = load_for_training(AdapterArguments(model=base, lora_rank=4, **values), tokenizer)
-        return sorted({n.split(".lora_")[0].removeprefix("base_model.model.transformer.h.")
-                       for n, p in model.named_parameters() if p.requires_grad})
+        return sorted(
+            {
+                n.split(".lora_")[0].removeprefix("base_model.model.transformer.h.")
+                for n, p in model.named_parameters()
+                if p.requires_grad
+            }
+        )
 
-    every = [f"{i}.{layer}" for i in (0, 1) for layer in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")]
+    every = [
+        f"{i}.{layer}"
+        for i in (0, 1)
+        for layer in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    ]
     assert adapted() == every
-    assert adapted(target_modules=["attn.c_attn", "attn.c_proj"]) == [n for n in every if ".attn." in n]
+    assert adapted(target_modules=["attn.c_attn", "attn.c_proj"]) == [
+        n for n in every if ".attn." in n
+    ]
     assert adapted(freeze_layers=1) == every[4:]
     assert adapted(freeze_layers=1, target_modules=["c_fc"]) == ["1.mlp.c_fc"]
 
@@ -97,13 +124,18 @@ def test_frozen_layers_do_not_move(base, tokenizer):
     before = load_file(Path(base, "model.safetensors"))
     model = train(load_for_training(AdapterArguments(model=base, freeze_layers=1), tokenizer))
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
-    kept = {n for n in before if n.startswith(("transformer.h.0.", "transformer.wte", "transformer.wpe"))}
+    kept = {
+        n
+        for n in before
+        if n.startswith(("transformer.h.0.", "transformer.wte", "transformer.wpe"))
+    }
     assert before.keys() - moved == kept
     full = train(load_for_training(AdapterArguments(model=base), tokenizer))
     assert all(p.requires_grad for p in full.parameters())
 
 
 # ---- saved, loaded, merged
+
 
 @pytest.mark.parametrize("method", METHODS)
 def test_saved_loaded_and_merged_models_agree(method, base, tokenizer, tmp_path):
@@ -135,11 +167,15 @@ def test_grown_vocabulary_is_learned_tied_and_comes_back(base, tokenizer, tmp_pa
     assert (expected - before)[..., 270:].abs().max() > 1e-2
     model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "adapter_model.safetensors")
-    assert sum(t.numel() for t in saved.values()) < 4 * 2 * 1000  # the two rows, not both embeddings
+    assert (
+        sum(t.numel() for t in saved.values()) < 4 * 2 * 1000
+    )  # the two rows, not both embeddings
     assert [tuple(t.shape) for n, t in saved.items() if "token" in n] == [(2, 32)]
     assert (logits_of(load_model(str(tmp_path)), ids) - expected).abs().max() < 1e-6
     tokenizer.save_pretrained(tmp_path)
-    assert (logits_of(AutoPeftModelForCausalLM.from_pretrained(tmp_path), ids) - expected).abs().max() < 1e-6
+    assert (
+        logits_of(AutoPeftModelForCausalLM.from_pretrained(tmp_path), ids) - expected
+    ).abs().max() < 1e-6
     merge_saved_adapter(str(tmp_path))
     plain = load_model(str(tmp_path))
     assert plain.config.vocab_size == 272 == len(AutoTokenizer.from_pretrained(tmp_path))
@@ -149,14 +185,22 @@ def test_grown_vocabulary_is_learned_tied_and_comes_back(base, tokenizer, tmp_pa
     assert torch.equal(plain.transformer.wte.weight[:270], old)  # the rows of old tokens stay
 
 
-UNTIED = {"llama": LLAMA, "gpt_neox": APART["gpt_neox"], "qwen3": LLAMA, "rwkv": TOGETHER["rwkv"],
-          "phi": LLAMA, "gptj": APART["gptj"]}  # the last two with a bias in the output layer
+UNTIED = {
+    "llama": LLAMA,
+    "gpt_neox": APART["gpt_neox"],
+    "qwen3": LLAMA,
+    "rwkv": TOGETHER["rwkv"],
+    "phi": LLAMA,
+    "gptj": APART["gptj"],
+}  # the last two with a bias in the output layer
 
 
 @pytest.mark.parametrize("kind", UNTIED)
 @pytest.mark.parametrize("padding", [0, 8])
 @pytest.mark.parametrize("method", ["lora", "dora", "rslora"])
-def test_rows_of_new_tokens_come_back_where_embeddings_are_two_matrices(kind, padding, method, tmp_path):
+def test_rows_of_new_tokens_come_back_where_embeddings_are_two_matrices(
+    kind, padding, method, tmp_path
+):
     """The same model at each load, and merged: the one that was trained. With padding, the new tokens take rows that
     the embeddings had."""
     folder = save_tiny_model(kind, UNTIED[kind], tmp_path / "base", padding)
@@ -185,7 +229,9 @@ def test_rows_of_new_tokens_come_back_where_embeddings_are_two_matrices(kind, pa
 def test_a_tied_output_layer_with_a_bias_is_refused(tmp_path):
     folder = save_tiny_model("ctrl", APART["ctrl"], tmp_path)
     args = AdapterArguments(model=str(folder), lora_rank=4, add_tokens=["new"])
-    with pytest.raises(InputError, match="^add_tokens: the output layer of CTRLLMHeadModel has a bias") as error:
+    with pytest.raises(
+        InputError, match="^add_tokens: the output layer of CTRLLMHeadModel has a bias"
+    ) as error:
         load_for_training(args, AutoTokenizer.from_pretrained(folder))
     assert "\n" not in str(error.value)
 
@@ -199,7 +245,11 @@ def test_adapters_of_other_kinds_train_save_load_and_merge(kind, tmp_path):
     untrained = logits_of(model)
     expected = logits_of(train(model))
     assert (expected - untrained).abs().max() > 1e-2
-    idle = [name for name, p in model.named_parameters() if p.requires_grad and ".lora_B." in name and not p.any()]
+    idle = [
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and ".lora_B." in name and not p.any()
+    ]
     assert not idle
     model.save_pretrained(tmp_path / "adapter")
     assert (logits_of(load_model(str(tmp_path / "adapter"))) - expected).abs().max() < 1e-5
@@ -218,9 +268,13 @@ def test_grown_vocabulary_of_a_whole_model(base, tokenizer, tmp_path):
 
 
 def test_tokens_that_are_known_grow_nothing(base, tokenizer, capsys):
-    model = load_for_training(AdapterArguments(model=base, lora_rank=4, add_tokens=["<|endoftext|>"]), tokenizer)
+    model = load_for_training(
+        AdapterArguments(model=base, lora_rank=4, add_tokens=["<|endoftext|>"]), tokenizer
+    )
     assert model.config.vocab_size == 270 == len(tokenizer)
-    assert capsys.readouterr().err.endswith("\nadd_tokens: the tokenizer has '<|endoftext|>' already\n")
+    assert capsys.readouterr().err.endswith(
+        "\nadd_tokens: the tokenizer has '<|endoftext|>' already\n"
+    )
     assert model.peft_config["default"].trainable_token_indices is None
 
 
@@ -234,20 +288,30 @@ def test_base_is_found_beside_the_adapter(tmp_path, monkeypatch):
     model.save_pretrained("runs/lora")
     monkeypatch.chdir(tmp_path)
     shutil.move("a", "b")
-    assert json.loads(Path("b/runs/lora/adapter_config.json").read_text())["base_model_name_or_path"] == "runs/base"
+    assert (
+        json.loads(Path("b/runs/lora/adapter_config.json").read_text())["base_model_name_or_path"]
+        == "runs/base"
+    )
     assert torch.equal(logits_of(load_model("b/runs/lora")), logits_of(model))
 
 
 def test_adapter_of_plain_peft_loads(base, tmp_path):
     """Not made here: other targets, bias and whole embeddings in the file."""
     torch.manual_seed(2)
-    config = LoraConfig(task_type=TaskType.CAUSAL_LM, r=2, target_modules=["c_attn"], fan_in_fan_out=True, bias="all")
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=2,
+        target_modules=["c_attn"],
+        fan_in_fan_out=True,
+        bias="all",
+    )
     model = train(get_peft_model(AutoModelForCausalLM.from_pretrained(base), config))
     model.save_pretrained(tmp_path, save_embedding_layers=True)
     assert (logits_of(load_model(str(tmp_path))) - logits_of(model)).abs().max() < 1e-6
 
 
 # ---- refused
+
 
 @pytest.fixture
 def adapter(base, tokenizer, tmp_path) -> Path:
@@ -264,7 +328,9 @@ def point_to(adapter: Path, base: str) -> None:
 @pytest.mark.parametrize("shape", [{"n_embd": 64}, {"n_layer": 1}, {"n_layer": 3}], ids=str)
 def test_adapter_for_another_base_model(adapter, tmp_path, shape):
     point_to(adapter, save_base(tmp_path / "other", **shape))
-    with pytest.raises(InputError, match="does not fit its base model .*it was made for another one") as error:
+    with pytest.raises(
+        InputError, match="does not fit its base model .*it was made for another one"
+    ) as error:
         load_model(str(adapter))
     assert "\n" not in str(error.value)
 
@@ -272,7 +338,9 @@ def test_adapter_for_another_base_model(adapter, tmp_path, shape):
 @pytest.mark.parametrize("where", ["runs/missing", "some/model"])
 def test_adapter_without_its_base(adapter, where):
     point_to(adapter, where)
-    with pytest.raises(InputError, match=f"^adapter .*: its base model {where}: cannot be loaded: no such folder"):
+    with pytest.raises(
+        InputError, match=f"^adapter .*: its base model {where}: cannot be loaded: no such folder"
+    ):
         load_model(str(adapter))
 
 
@@ -310,15 +378,18 @@ def test_an_old_adapter_in_a_pickle_of_weights_loads(adapter):
     assert torch.equal(logits_of(load_model(str(adapter))), expected)
 
 
-@pytest.mark.parametrize(("name", "content", "says"), [
-    ("adapter_config.json", "{", "cannot be read: "),
-    ("adapter_config.json", "[]", "cannot be read: "),
-    ("adapter_config.json", '{"peft_type": "NONE"}', "cannot be read: "),
-    ("adapter_config.json", '{"peft_type": "LORA"}', "names no base model"),
-    ("adapter_model.safetensors", "junk", "cannot be read: "),
-    ("run.json", "[]", None),
-    ("run.json", "{", None),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("adapter_config.json", "{", "cannot be read: "),
+        ("adapter_config.json", "[]", "cannot be read: "),
+        ("adapter_config.json", '{"peft_type": "NONE"}', "cannot be read: "),
+        ("adapter_config.json", '{"peft_type": "LORA"}', "names no base model"),
+        ("adapter_model.safetensors", "junk", "cannot be read: "),
+        ("run.json", "[]", None),
+        ("run.json", "{", None),
+    ],
+)
 def test_broken_files_of_an_adapter(adapter, name, content, says):
     (adapter / name).write_text(content)
     if says is None:
@@ -335,30 +406,54 @@ def test_an_adapter_of_an_adapter_is_refused(adapter):
         load_model(str(adapter))
 
 
-@pytest.mark.parametrize(("values", "says"), [
-    ({"lora_rank": 0}, "lora_rank: got 0"),
-    ({"lora_rank": 10**8}, "lora_rank: got 100000000, expected at most 128, the wider side of the widest layer"),
-    ({"peft_type": "VERA", "peft_kwargs": {"r": 10**8}}, "peft_kwargs: r: got 100000000, expected at most 1024"),
-    ({"add_tokens": [""]}, "add_tokens: got an empty one"),
-    ({"add_tokens": ["a<", "b<", "a<"]}, "add_tokens: 'a<' is given twice"),
-    ({"lora_rank": 4, "target_modules": ["c_attn", "q_proj"]}, "q_proj .* these do: c_attn, c_fc, c_proj "),
-    ({"lora_rank": 4, "target_modules": ["wte"]}, "wte ends the name of no linear layer"),
-    ({"lora_rank": 4, "target_modules": ["lm_head"]}, "lm_head ends the name of no linear layer"),
-    ({"lora_rank": 4, "peft_type": "IA3"}, "give one of the two"),
-    ({"load_in_4bit": True}, "load_in_4bit: works with --lora_rank or --peft_type"),
-    ({"lora_rank": 4, "freeze_layers": 2}, "freeze_layers: got 2, the model has 2 blocks"),
-    ({"freeze_layers": -1}, "freeze_layers: got -1"),
-    ({"freeze_layers": 1, "add_tokens": ["x"]}, "add_tokens: their embeddings would not be trained"),
-    ({"peft_type": "VERA", "add_tokens": ["x"]}, "add_tokens: their embeddings would not be trained"),
-    ({"peft_type": "IA3", "target_modules": ["c_attn"]}, "IA3 has layers of its own"),
-    ({"lora_rank": 4, "peft_kwargs": {"rang": 3}}, "peft_kwargs: LORA: .*rang"),
-    ({"lora_rank": 4, "peft_kwargs": {"r": 3}}, "peft_kwargs: r cannot be set here"),
-    ({"lora_rank": 4, "peft_kwargs": {"modules_to_save": ["wte"]}}, "peft_kwargs: modules_to_save cannot be set"),
-    ({"use_dora": True}, "use_dora: works with --lora_rank"),
-    ({"lora_dropout": 0.1}, "lora_dropout: works with --lora_rank"),
-    ({"merge": True}, "merge: works with --lora_rank or --peft_type"),
-    ({"target_modules": ["c_attn"]}, "target_modules: works with"),
-])
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"lora_rank": 0}, "lora_rank: got 0"),
+        (
+            {"lora_rank": 10**8},
+            "lora_rank: got 100000000, expected at most 128, the wider side of the widest layer",
+        ),
+        (
+            {"peft_type": "VERA", "peft_kwargs": {"r": 10**8}},
+            "peft_kwargs: r: got 100000000, expected at most 1024",
+        ),
+        ({"add_tokens": [""]}, "add_tokens: got an empty one"),
+        ({"add_tokens": ["a<", "b<", "a<"]}, "add_tokens: 'a<' is given twice"),
+        (
+            {"lora_rank": 4, "target_modules": ["c_attn", "q_proj"]},
+            "q_proj .* these do: c_attn, c_fc, c_proj ",
+        ),
+        ({"lora_rank": 4, "target_modules": ["wte"]}, "wte ends the name of no linear layer"),
+        (
+            {"lora_rank": 4, "target_modules": ["lm_head"]},
+            "lm_head ends the name of no linear layer",
+        ),
+        ({"lora_rank": 4, "peft_type": "IA3"}, "give one of the two"),
+        ({"load_in_4bit": True}, "load_in_4bit: works with --lora_rank or --peft_type"),
+        ({"lora_rank": 4, "freeze_layers": 2}, "freeze_layers: got 2, the model has 2 blocks"),
+        ({"freeze_layers": -1}, "freeze_layers: got -1"),
+        (
+            {"freeze_layers": 1, "add_tokens": ["x"]},
+            "add_tokens: their embeddings would not be trained",
+        ),
+        (
+            {"peft_type": "VERA", "add_tokens": ["x"]},
+            "add_tokens: their embeddings would not be trained",
+        ),
+        ({"peft_type": "IA3", "target_modules": ["c_attn"]}, "IA3 has layers of its own"),
+        ({"lora_rank": 4, "peft_kwargs": {"rang": 3}}, "peft_kwargs: LORA: .*rang"),
+        ({"lora_rank": 4, "peft_kwargs": {"r": 3}}, "peft_kwargs: r cannot be set here"),
+        (
+            {"lora_rank": 4, "peft_kwargs": {"modules_to_save": ["wte"]}},
+            "peft_kwargs: modules_to_save cannot be set",
+        ),
+        ({"use_dora": True}, "use_dora: works with --lora_rank"),
+        ({"lora_dropout": 0.1}, "lora_dropout: works with --lora_rank"),
+        ({"merge": True}, "merge: works with --lora_rank or --peft_type"),
+        ({"target_modules": ["c_attn"]}, "target_modules: works with"),
+    ],
+)
 def test_settings_that_cannot_work(base, tokenizer, values, says):
     with pytest.raises(InputError, match=says) as error:
         load_for_training(AdapterArguments(model=base, **values), tokenizer)
@@ -371,7 +466,9 @@ def test_an_adapter_is_no_checkpoint_to_start_from(adapter, tokenizer):
 
 
 def test_dropout_of_adapters_is_off_when_they_answer(base, tokenizer):
-    model = load_for_training(AdapterArguments(model=base, lora_rank=4, lora_dropout=0.5), tokenizer)
+    model = load_for_training(
+        AdapterArguments(model=base, lora_rank=4, lora_dropout=0.5), tokenizer
+    )
     train(model)
     assert torch.equal(logits_of(model), logits_of(model))
     assert not math.isnan(logits_of(model).sum())

@@ -11,7 +11,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "hfscale").rglob("*.py"))
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
-HEAVY = ("torch", "transformers", "datasets", "accelerate", "evaluate", "deepspeed", "peft", "numpy")
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "evaluate",
+    "deepspeed",
+    "peft",
+    "numpy",
+)
 # Imported before the arguments are checked, by the command, or on machines that only plan or draw.
 LIGHT = (
     "__init__",
@@ -24,7 +33,11 @@ LIGHT = (
     "tasks.prompt",
     "tasks.templates",
 )
-LIGHT_BUT_FOR_NUMPY = ("hfscale.scaling.law", "hfscale.scaling.page", "hfscale.planning.page")  # figures are numbers
+LIGHT_BUT_FOR_NUMPY = (
+    "hfscale.scaling.law",
+    "hfscale.scaling.page",
+    "hfscale.planning.page",
+)  # figures are numbers
 
 
 def name_of(path: Path) -> str:
@@ -52,16 +65,22 @@ def parsed(path: Path) -> ast.Module:
 
 # ---- import direction
 
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_the_library_does_not_know_the_recipes(path):
-    assert not [name for name in imports(parsed(path)) if name.split(".")[0] in ("recipes", "tests")
-                or name.startswith("hfscale.recipes")]
+    assert not [
+        name
+        for name in imports(parsed(path))
+        if name.split(".")[0] in ("recipes", "tests") or name.startswith("hfscale.recipes")
+    ]
 
 
 def test_the_library_has_no_cycles():
     names = {module_of(path): path for path in MODULES}
-    edges = {name: {found for found in imports(parsed(path)) if found in names and found != name}
-             for name, path in names.items()}
+    edges = {
+        name: {found for found in imports(parsed(path)) if found in names and found != name}
+        for name, path in names.items()
+    }
     done: set[str] = set()
 
     def visit(name: str, above: tuple[str, ...]) -> None:
@@ -78,23 +97,33 @@ def test_the_library_has_no_cycles():
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_a_recipe_imports_what_is_heavy_only_inside_main(path):
-    top = ast.Module([node for node in parsed(path).body if not isinstance(node, ast.FunctionDef)], [])
+    top = ast.Module(
+        [node for node in parsed(path).body if not isinstance(node, ast.FunctionDef)], []
+    )
     assert {name.split(".")[0] for name in imports(top)}.isdisjoint(HEAVY)
     assert not [name for name in imports(parsed(path)) if name.split(".")[0] == "recipes"]
-    private = [name for name in imports(parsed(path)) if name.startswith("hfscale") and "._" in name]
+    private = [
+        name for name in imports(parsed(path)) if name.startswith("hfscale") and "._" in name
+    ]
     assert not private, "a recipe uses the public side of the library"
 
 
 def is_light(module: str) -> bool:
     name = module.removeprefix("hfscale.")
-    return name == "hfscale" or any(name == light or name.startswith(f"{light}.") for light in LIGHT)
+    return name == "hfscale" or any(
+        name == light or name.startswith(f"{light}.") for light in LIGHT
+    )
 
 
 @pytest.mark.parametrize("module", sorted(filter(is_light, map(module_of, MODULES))))
 def test_light_modules_import_nothing_heavy(module):
     heavy = set(HEAVY) - ({"numpy"} if module in LIGHT_BUT_FOR_NUMPY else set())
-    code = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}} & {heavy!r})"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    code = (
+        f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}} & {heavy!r})"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert (result.returncode, result.stdout.strip()) == (0, ""), result.stderr
 
 
@@ -102,29 +131,45 @@ def test_light_modules_import_nothing_heavy(module):
 def test_importing_a_module_has_no_effects(path):
     """At module level there are imports, constants, classes and functions; no loops, no bare calls."""
     for node in parsed(path).body:
-        allowed = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef, ast.Assign, ast.AnnAssign)
+        allowed = (
+            ast.Import,
+            ast.ImportFrom,
+            ast.ClassDef,
+            ast.FunctionDef,
+            ast.Assign,
+            ast.AnnAssign,
+        )
         is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         is_entry = isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
         assert isinstance(node, allowed) or is_docstring or is_entry, f"line {node.lineno}"
         if isinstance(node, ast.Assign):
-            assert all(isinstance(target, ast.Name) and target.id.isupper() or ast.unparse(target) == "__version__"
-                       for target in node.targets), f"line {node.lineno}: not a constant"
+            assert all(
+                isinstance(target, ast.Name)
+                and target.id.isupper()
+                or ast.unparse(target) == "__version__"
+                for target in node.targets
+            ), f"line {node.lineno}: not a constant"
     assert not [node.lineno for node in ast.walk(parsed(path)) if isinstance(node, ast.Global)]
 
 
 # ---- what a recipe is
 
+
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_recipes_have_one_form(path):
     tree = parsed(path)
     assert ast.get_docstring(tree)
-    main = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
+    main = next(
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"
+    )
     assert ast.unparse(main.args) == "argv: list[str] | None=None"
     assert ast.unparse(main.body[0].value).startswith("parse_args(")  # before anything heavy
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     assert classes[-1].name.endswith("Arguments")
     assert ast.unparse(main.body[0].value).startswith(f"parse_args({classes[-1].name}, argv")
-    assert sum(node.name.lower() == f"{path.stem.replace('_', '')}arguments" for node in classes) == 1
+    assert (
+        sum(node.name.lower() == f"{path.stem.replace('_', '')}arguments" for node in classes) == 1
+    )
     assert ast.unparse(tree.body[-1]) == "if __name__ == '__main__':\n    run(main)"
 
 
@@ -138,12 +183,15 @@ def test_every_own_argument_is_explained(path):
 
 def test_script_names_hide_no_other_module():
     """A launched script's folder comes first on the path: recipes/evaluate.py would be imported for `evaluate`."""
-    installed = {name.lower() for name in importlib.metadata.packages_distributions()} | set(sys.stdlib_module_names)
+    installed = {name.lower() for name in importlib.metadata.packages_distributions()} | set(
+        sys.stdlib_module_names
+    )
     assert "evaluate" in installed
     assert not {path.stem for path in RECIPES} & installed
 
 
 # ---- public things are documented
+
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_public_functions_say_what_they_do(path):

@@ -24,10 +24,21 @@ SHARP = 20.0  # scales queries and keys, so that softmax picks one token
 
 def save_model(folder, **config):
     torch.manual_seed(0)
-    tokenizer = train_bpe(Dataset.from_dict({"text": [SENTENCE, SENTENCE.lower(), "a list of items"] * 3}), 300)
-    shape = {"vocab_size": len(tokenizer), "n_layer": 3, "n_head": 4, "n_embd": 32, "n_positions": 40}
-    GPT2LMHeadModel(GPT2Config(**shape | {"initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": 0} | config)
-                    ).save_pretrained(folder)
+    tokenizer = train_bpe(
+        Dataset.from_dict({"text": [SENTENCE, SENTENCE.lower(), "a list of items"] * 3}), 300
+    )
+    shape = {
+        "vocab_size": len(tokenizer),
+        "n_layer": 3,
+        "n_head": 4,
+        "n_embd": 32,
+        "n_positions": 40,
+    }
+    GPT2LMHeadModel(
+        GPT2Config(
+            **shape | {"initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": 0} | config
+        )
+    ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -64,9 +75,22 @@ def built_model(positions: int, vocab: int) -> GPT2LMHeadModel:
     """Two layers of one head each. The stream has three blocks: position, token, and the token before. Layer 0 attends
     to the token before and writes what it is into the third block; layer 1 looks for its own token there."""
     width = positions + 2 * vocab
-    model = GPT2LMHeadModel(GPT2Config(
-        vocab_size=vocab, n_positions=positions, n_embd=width, n_layer=2, n_head=1, n_inner=4, attn_pdrop=0,
-        embd_pdrop=0, resid_pdrop=0, bos_token_id=0, eos_token_id=0, attn_implementation="eager")).eval()
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=vocab,
+            n_positions=positions,
+            n_embd=width,
+            n_layer=2,
+            n_head=1,
+            n_inner=4,
+            attn_pdrop=0,
+            embd_pdrop=0,
+            resid_pdrop=0,
+            bos_token_id=0,
+            eos_token_id=0,
+            attn_implementation="eager",
+        )
+    ).eval()
     position, token = slice(0, positions), slice(positions, positions + vocab)
     before = slice(positions + vocab, width)
     blocks = model.transformer.h
@@ -110,17 +134,27 @@ class StubTokenizer:
 
 # ---- weights
 
+
 def test_weights_are_the_models_own_and_rows_sum_to_one(model, folder, ids):
     weights = attention.attention_weights(model, ids)[0]
-    upstream = GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager").eval()(ids, output_attentions=True)
+    upstream = GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager").eval()(
+        ids, output_attentions=True
+    )
     torch.testing.assert_close(weights, torch.cat(upstream.attentions), atol=1e-6, rtol=0)
     torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]), atol=1e-6, rtol=0)
     assert weights.shape == (3, 4, ids.shape[1], ids.shape[1]) and not weights.triu(1).any()
 
 
-@pytest.mark.parametrize("flags", [
-    {}, {"scale_attn_weights": False}, {"scale_attn_by_inverse_layer_idx": True},
-    {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True}, {"reorder_and_upcast_attn": True}])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"scale_attn_weights": False},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True},
+        {"reorder_and_upcast_attn": True},
+    ],
+)
 def test_steps_by_hand_give_what_the_model_computed(flags, tmp_path):
     model = load_model(str(save_model(tmp_path / "model", **flags)), attn_implementation="eager")
     ids = torch.randint(0, 300, (1, 12), generator=torch.Generator().manual_seed(1))
@@ -131,33 +165,51 @@ def test_steps_by_hand_give_what_the_model_computed(flags, tmp_path):
         assert all(list(values[step["name"]].shape) == step["shape"] for step in explained["steps"])
         assert explained["equal"] and max(explained["difference"].values()) < 1e-5
         torch.testing.assert_close(values["A"], weights[layer, head], atol=1e-5, rtol=0)
-        torch.testing.assert_close(values["Q"] @ values["K"].T / explained["divisor"], values["S"], atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            values["Q"] @ values["K"].T / explained["divisor"], values["S"], atol=1e-4, rtol=0
+        )
         torch.testing.assert_close(values["A"] @ values["V"], values["Z"], atol=1e-4, rtol=0)
         torch.testing.assert_close(values["C"][:, 8 * head : 8 * head + 8], values["Z"])
         assert values["M"].isinf().sum() == 12 * 11 / 2 and values["O"].shape == (12, 32)
         divisor = 1.0 if flags.get("scale_attn_weights") is False else math.sqrt(8)
-        assert explained["divisor"] == divisor * (layer + 1 if "scale_attn_by_inverse_layer_idx" in flags else 1)
+        assert explained["divisor"] == divisor * (
+            layer + 1 if "scale_attn_by_inverse_layer_idx" in flags else 1
+        )
 
 
 def test_a_difference_is_reported_as_one(model, ids):
     """The steps are compared with what the model really computed: an attention that does something else shows."""
-    handle = model.transformer.h[1].attn.register_forward_hook(lambda m, i, out: (out[0] + 0.01, out[1]), prepend=True)
+    handle = model.transformer.h[1].attn.register_forward_hook(
+        lambda m, i, out: (out[0] + 0.01, out[1]), prepend=True
+    )
     try:
         explained = attention.explain_head(model, ids, 1, 0)
     finally:
         handle.remove()
-    assert not explained["equal"] and explained["difference"]["output"] == pytest.approx(0.01, rel=1e-3)
+    assert not explained["equal"] and explained["difference"]["output"] == pytest.approx(
+        0.01, rel=1e-3
+    )
     assert "DIFFER" in attention_page.conclusion(explained)
 
 
 # ---- scores
 
+
 def test_scores_by_hand():
     weights = torch.tensor([[[[1.0, 0, 0], [0.25, 0.75, 0], [0.5, 0.25, 0.25]]]])
     scores = {name: value.item() for name, value in attention.head_scores(weights).items()}
-    entropies = (-(0.25 * math.log(0.25) + 0.75 * math.log(0.75)), -(0.5 * math.log(0.5) + 0.5 * math.log(0.25)))
-    assert scores == pytest.approx({"entropy": sum(entropies) / 2, "mean_distance": (0.25 + 1.0 + 0.25) / 2,
-                                    "previous_token": 0.25, "first_token": 0.375})
+    entropies = (
+        -(0.25 * math.log(0.25) + 0.75 * math.log(0.75)),
+        -(0.5 * math.log(0.5) + 0.5 * math.log(0.25)),
+    )
+    assert scores == pytest.approx(
+        {
+            "entropy": sum(entropies) / 2,
+            "mean_distance": (0.25 + 1.0 + 0.25) / 2,
+            "previous_token": 0.25,
+            "first_token": 0.375,
+        }
+    )
 
 
 def test_built_heads_are_found():
@@ -167,7 +219,9 @@ def test_built_heads_are_found():
     assert previous[0, 0] > 0.999 and previous[1, 0] < 0.5
     induction = attention.induction_scores(model, tokenizer, length=10)
     assert induction.shape == (2, 1) and induction[1, 0] > 0.999 and induction[0, 0] < 0.001
-    broken = built_model(positions=32, vocab=20)  # without the copy of the token before there is nothing to find
+    broken = built_model(
+        positions=32, vocab=20
+    )  # without the copy of the token before there is nothing to find
     broken.transformer.h[0].attn.c_proj.weight.data.zero_()
     assert attention.induction_scores(broken, tokenizer, length=10)[1, 0] < 0.2
 
@@ -180,7 +234,9 @@ def test_induction_reads_the_right_cells(model, tokenizer, monkeypatch):
         seen.append(input_ids)
         weights = torch.zeros(len(input_ids), 3, 4, 11, 11)
         weights[:, 1, 2, range(6, 11), range(2, 7)] = torch.tensor([1.0, 0.5, 0.5, 0.0, 1.0])
-        weights[:, 0, 0, range(4, 6), range(0, 2)] = 1.0  # the same diagonal, but rows of the first r
+        weights[:, 0, 0, range(4, 6), range(0, 2)] = (
+            1.0  # the same diagonal, but rows of the first r
+        )
         return weights
 
     monkeypatch.setattr(attention, "attention_weights", fake)
@@ -189,8 +245,14 @@ def test_induction_reads_the_right_cells(model, tokenizer, monkeypatch):
     expected[1, 2] = 0.6
     torch.testing.assert_close(scores, expected)
     [drawn] = seen
-    assert drawn.shape == (3, 11) and (drawn[:, 1:6] == drawn[:, 6:]).all() and (drawn[:, 0] == 0).all()
-    assert all(len(set(row)) == 6 for row in drawn[:, :6].tolist())  # all different: only one earlier occurrence
+    assert (
+        drawn.shape == (3, 11)
+        and (drawn[:, 1:6] == drawn[:, 6:]).all()
+        and (drawn[:, 0] == 0).all()
+    )
+    assert all(
+        len(set(row)) == 6 for row in drawn[:, :6].tolist()
+    )  # all different: only one earlier occurrence
     assert not set(drawn[:, 1:].flatten().tolist()) & set(tokenizer.all_special_ids)
 
 
@@ -204,8 +266,13 @@ def test_rollout_by_hand():
 
 # ---- ablation and lens
 
-def test_ablation_equals_removing_the_heads_rows_from_the_output_matrix(folder, model, ids, monkeypatch):
-    monkeypatch.setattr(attention, "TOKENS_AT_ONCE", 3 * ids.shape[1])  # three heads at a time, then one
+
+def test_ablation_equals_removing_the_heads_rows_from_the_output_matrix(
+    folder, model, ids, monkeypatch
+):
+    monkeypatch.setattr(
+        attention, "TOKENS_AT_ONCE", 3 * ids.shape[1]
+    )  # three heads at a time, then one
     before = {name: value.clone() for name, value in model.state_dict().items()}
     loss, effects = attention.ablate_heads(model, ids)
     for layer, head in np.ndindex(3, 4):
@@ -221,7 +288,9 @@ def test_ablation_equals_removing_the_heads_rows_from_the_output_matrix(folder, 
 
 def test_loss_is_that_of_score(model, tokenizer, ids):
     scores = score_documents(model, tokenizer, [SENTENCE])
-    assert attention.ablate_heads(model, ids)[0] == pytest.approx(scores.sums[0, 0] / scores.sums[0, 1], rel=1e-6)
+    assert attention.ablate_heads(model, ids)[0] == pytest.approx(
+        scores.sums[0, 0] / scores.sums[0, 1], rel=1e-6
+    )
 
 
 def test_lens_of_a_layer_is_the_model_cut_there(folder, model, ids):
@@ -239,6 +308,7 @@ def test_lens_of_a_layer_is_the_model_cut_there(folder, model, ids):
 
 # ---- the recipe and its page
 
+
 @pytest.fixture(scope="module")
 def made(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("made") / "out"
@@ -248,7 +318,9 @@ def made(folder, tmp_path_factory):
 
 def page_data(path):
     text = path.read_text("utf-8")
-    return text, json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
+    return text, json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1]
+    )
 
 
 def test_files_hold_the_numbers(made, model, ids):
@@ -270,7 +342,9 @@ def test_files_hold_the_numbers(made, model, ids):
 def test_page_needs_nothing_else_and_its_weights_are_right(made, model, ids):
     text, data = page_data(made / "attention.html")
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|src=|<link|@import|url\(", text)
-    assert len(text.encode()) < 3_000_000 and "equal the model's own" in data["explain"]["conclusion"]
+    assert (
+        len(text.encode()) < 3_000_000 and "equal the model's own" in data["explain"]["conclusion"]
+    )
     weights = attention.attention_weights(model, ids)[0]
     maps = torch.cat([weights, attention.rollout(weights)[:, None]], dim=1).numpy()
     shown = np.frombuffer(base64.b64decode(data["weights"]), "<u2").reshape(3, 5, -1) / 65535
@@ -280,7 +354,10 @@ def test_page_needs_nothing_else_and_its_weights_are_right(made, model, ids):
 def test_page_of_a_long_sentence_stays_small(tmp_path):
     layers, heads, tokens = 12, 13, 300
     weights = np.tril(np.ones((tokens, tokens), np.float32)) / np.arange(1, tokens + 1)[:, None]
-    record = {"tokens": ["x"] * tokens, "logit_lens": [{"loss": 1.0, "top": [[["<b>", 0.5]]] * tokens}] * 13}
+    record = {
+        "tokens": ["x"] * tokens,
+        "logit_lens": [{"loss": 1.0, "top": [[["<b>", 0.5]]] * tokens}] * 13,
+    }
     weights = np.broadcast_to(weights, (layers, heads, tokens, tokens))
     attention_page.write_page(tmp_path / "page.html", record, weights)
     text, data = page_data(tmp_path / "page.html")
@@ -290,23 +367,43 @@ def test_page_of_a_long_sentence_stays_small(tmp_path):
 
 # ---- bad input
 
+
 def test_what_is_refused(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    llama = LlamaForCausalLM(LlamaConfig(vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                                         num_attention_heads=2, bos_token_id=0, eos_token_id=0))
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=300,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
     llama.save_pretrained("llama")
     for file in folder.glob("tokenizer*"):
         (tmp_path / "llama" / file.name).write_bytes(file.read_bytes())
     before = sorted(tmp_path.iterdir())
     for words, message in (
-            (["--sentence", "the lazy dog " * 30], r"sentence: \d+ tokens; the model's context takes 1 to 39 .*short"),
-            (["--sentence", ""], "sentence: 0 tokens.*write some text"),
-            (["--model", "llama"], "model: LlamaForCausalLM does not attend as GPT-2 does; give a GPT-2-style model"),
-            (["--explain", "3", "0"], "explain 3 0: expected a layer from 0 to 2 and a head from 0 to 3"),
-            (["--explain", "0", "-1"], "explain 0 -1"),
-            (["--explain", "0"], r"--explain \[0\].*two numbers"),
-            (["--top_k", "0"], "--top_k 0"),
-            (["--model", "./missing"], "model ./missing: ")):
+        (
+            ["--sentence", "the lazy dog " * 30],
+            r"sentence: \d+ tokens; the model's context takes 1 to 39 .*short",
+        ),
+        (["--sentence", ""], "sentence: 0 tokens.*write some text"),
+        (
+            ["--model", "llama"],
+            "model: LlamaForCausalLM does not attend as GPT-2 does; give a GPT-2-style model",
+        ),
+        (
+            ["--explain", "3", "0"],
+            "explain 3 0: expected a layer from 0 to 2 and a head from 0 to 3",
+        ),
+        (["--explain", "0", "-1"], "explain 0 -1"),
+        (["--explain", "0"], r"--explain \[0\].*two numbers"),
+        (["--top_k", "0"], "--top_k 0"),
+        (["--model", "./missing"], "model ./missing: "),
+    ):
         with pytest.raises(InputError, match=message) as caught:
             attention_maps.main(["--model", str(folder), "--output_dir", "out", *words])
         assert "\n" not in str(caught.value) and sorted(tmp_path.iterdir()) == before

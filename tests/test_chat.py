@@ -26,8 +26,15 @@ def folder(tmp_path_factory) -> str:
     set_chat_template(tokenizer, "chatml")
     tokenizer.save_pretrained(path)
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(tokenizer), n_layer=1, n_head=2, n_embd=32, n_positions=128, eos_token_id=0,
-                        bos_token_id=0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_layer=1,
+        n_head=2,
+        n_embd=32,
+        n_positions=128,
+        eos_token_id=0,
+        bos_token_id=0,
+    )
     GPT2LMHeadModel(config).save_pretrained(path)
     return str(path)
 
@@ -62,7 +69,20 @@ def test_each_turn_holds_the_ones_before(folder, asked):
 
 
 def test_reset_keeps_only_the_system_message(folder, asked):
-    chat.main(["--model", folder, "--system", "Be brief.", "--prompts", "one", "/reset", "two", "/exit", "three"])
+    chat.main(
+        [
+            "--model",
+            folder,
+            "--system",
+            "Be brief.",
+            "--prompts",
+            "one",
+            "/reset",
+            "two",
+            "/exit",
+            "three",
+        ]
+    )
     system = "<|im_start|>system\nBe brief.<|im_end|>\n"
     assert asked == [system + user("one") + CUE, system + user("two") + CUE]
 
@@ -74,8 +94,12 @@ def test_oldest_turns_go_when_the_context_is_full(folder, asked, capsys):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     turns = [user(text) + assistant(f"<answer {i + 1}>") for i, text in enumerate(said)]
     for i, prompt in enumerate(asked):
-        fits = next(first for first in range(i + 1) if len(tokenizer(
-            "".join(turns[first:i]) + user(said[i]) + CUE)["input_ids"]) <= 128 - 10)
+        fits = next(
+            first
+            for first in range(i + 1)
+            if len(tokenizer("".join(turns[first:i]) + user(said[i]) + CUE)["input_ids"])
+            <= 128 - 10
+        )
         assert prompt == "".join(turns[fits:i]) + user(said[i]) + CUE
     assert fits > 0 and "the oldest turn was dropped" in capsys.readouterr().err
 
@@ -101,7 +125,9 @@ def test_one_bos_at_most(folder, tmp_path, monkeypatch, writes_bos):
     turns = "{% for turn in messages %}[{{ turn.content }}]{% endfor %}"
     tokenizer.chat_template = "{{ bos_token }}" * writes_bos + turns
     tokenizer.save_pretrained(tmp_path)
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_layer=1, n_head=1, n_embd=8)).save_pretrained(tmp_path)
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_layer=1, n_head=1, n_embd=8)
+    ).save_pretrained(tmp_path)
     seen = []
 
     def generate(self, input_ids, **settings):
@@ -118,7 +144,9 @@ def test_one_bos_at_most(folder, tmp_path, monkeypatch, writes_bos):
 def test_answers_end_as_the_model_learned(folder, tmp_path, monkeypatch):
     given = []
     shutil.copytree(folder, tmp_path / "taught")
-    save_task_prompt(tmp_path / "taught", prompt=None, columns=[], stop_strings=["!"], max_new_tokens=7)
+    save_task_prompt(
+        tmp_path / "taught", prompt=None, columns=[], stop_strings=["!"], max_new_tokens=7
+    )
 
     def answer(*words, **settings):
         given.append(settings)
@@ -130,7 +158,10 @@ def test_answers_end_as_the_model_learned(folder, tmp_path, monkeypatch):
     chat.main([*words, "--stop_strings", "?", "--max_new_tokens", "3"])
     chat.main(["--model", folder, "--prompts", "one"])
     assert [(settings["stop_strings"], settings["max_new_tokens"]) for settings in given] == [
-        (["!"], 7), (["?"], 3), (None, 128)]
+        (["!"], 7),
+        (["?"], 3),
+        (None, 128),
+    ]
 
 
 @pytest.mark.parametrize("when", ["asking", "answering"])
@@ -139,8 +170,13 @@ def test_ctrl_c_ends_the_talk(folder, monkeypatch, when):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
-    monkeypatch.setattr(*(("builtins.input", interrupt) if when == "asking" else
-                          (GPT2LMHeadModel, "generate", interrupt)))
+    monkeypatch.setattr(
+        *(
+            ("builtins.input", interrupt)
+            if when == "asking"
+            else (GPT2LMHeadModel, "generate", interrupt)
+        )
+    )
     chat.main(["--model", folder])
 
 
@@ -155,8 +191,12 @@ def test_a_template_that_refuses_a_role(folder, tmp_path, monkeypatch):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "strict")
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     tokenizer.save_pretrained(tmp_path / "strict")
-    with pytest.raises(InputError, match="refuses turns of system, user: System role not supported$"):
-        chat.main(["--model", str(tmp_path / "strict"), "--system", "Be brief.", "--prompts", "one"])
+    with pytest.raises(
+        InputError, match="refuses turns of system, user: System role not supported$"
+    ):
+        chat.main(
+            ["--model", str(tmp_path / "strict"), "--system", "Be brief.", "--prompts", "one"]
+        )
 
 
 def test_a_message_longer_than_the_context(folder):
@@ -169,6 +209,8 @@ def test_a_tokenizer_without_a_chat_template(folder, tmp_path):
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)
     GPT2LMHeadModel.from_pretrained(folder).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="has no chat template, so it was not taught to talk; take one made by") as e:
+    with pytest.raises(
+        InputError, match="has no chat template, so it was not taught to talk; take one made by"
+    ) as e:
         chat.main(["--model", str(tmp_path), "--prompts", "hello"])
     assert "\n" not in str(e.value)

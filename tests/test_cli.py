@@ -36,7 +36,13 @@ def test_help_lists_every_recipe_with_its_first_line(hfscale):
     status, out, _ = hfscale("--help")
     assert status == 0
     for name in RECIPES:
-        first = (ROOT / "recipes" / f"{name}.py").read_text().removeprefix('"""').splitlines()[0].removesuffix('"""')
+        first = (
+            (ROOT / "recipes" / f"{name}.py")
+            .read_text()
+            .removeprefix('"""')
+            .splitlines()[0]
+            .removesuffix('"""')
+        )
         assert any(line.split() == [name, *first.split()] for line in out.splitlines()), name
     for word in ("recipes", "copy", "env", "--accelerate", "--num_processes"):
         assert f"  {word}" in out
@@ -66,46 +72,68 @@ def test_recipe_help_shows_both_kinds_of_arguments(hfscale):
     assert out.index("--num_machines") < out.index("--n_layer") < out.index("learning_rate")
 
 
-@pytest.mark.parametrize(("words", "says"), [
-    (["pretrian"], "did you mean pretrain?"),
-    (["xyz", "--source", "a"], "see hfscale --help"),
-    (["./missing.py"], "unknown"),
-    (["env", "--json"], "hfscale env --json"),
-    (["copy"], "copy RECIPE [FOLDER]"),
-    (["copy", "pretrian"], "did you mean pretrain?"),
-    (["pretrain", "--learning_rat", "1"], "learning_rate"),
-    (["pretrain", "--config", "tiny_gpu"], "tiny_cpu"),
-    (["pretrain", "--accelerate", "zero"], "zero1, zero2, zero3"),
-    (["pretrain", "--num_processes"], "--num_processes: got '', expected int"),
-])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["pretrian"], "did you mean pretrain?"),
+        (["xyz", "--source", "a"], "see hfscale --help"),
+        (["./missing.py"], "unknown"),
+        (["env", "--json"], "hfscale env --json"),
+        (["copy"], "copy RECIPE [FOLDER]"),
+        (["copy", "pretrian"], "did you mean pretrain?"),
+        (["pretrain", "--learning_rat", "1"], "learning_rate"),
+        (["pretrain", "--config", "tiny_gpu"], "tiny_cpu"),
+        (["pretrain", "--accelerate", "zero"], "zero1, zero2, zero3"),
+        (["pretrain", "--num_processes"], "--num_processes: got '', expected int"),
+    ],
+)
 def test_bad_input_is_one_line_and_status_2(hfscale, words, says):
     status, out, error = hfscale(*words)
     assert (status, out) == (2, "")
     assert error.startswith("error: ") and error.count("\n") == 1 and says in error
 
 
-@pytest.mark.parametrize("words", ["--help", "recipes", "pretrain --help", "pretrain --bad 1", "copy xyz"])
+@pytest.mark.parametrize(
+    "words", ["--help", "recipes", "pretrain --help", "pretrain --bad 1", "copy xyz"]
+)
 def test_light_verbs_import_nothing_heavy(words):
-    code = ("import sys\nfrom hfscale.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
-            "heavy = {'torch', 'transformers', 'datasets', 'accelerate', 'numpy'} & sys.modules.keys()\n"
-            "assert not heavy, heavy\n")
+    code = (
+        "import sys\nfrom hfscale.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'accelerate', 'numpy'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+    )
     start = time.monotonic()
-    subprocess.run([sys.executable, "-c", code, *words.split()], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", code, *words.split()], cwd=ROOT, check=True, capture_output=True
+    )
     assert time.monotonic() - start < 2
 
 
 def test_copy_gives_script_and_configs(hfscale, tmp_path):
     status, out, _ = hfscale("copy", "pretrain", str(tmp_path / "mine"))
     assert status == 0
-    made = {path.relative_to(tmp_path / "mine"): path for path in (tmp_path / "mine").rglob("*") if path.is_file()}
-    sources = [ROOT / "recipes" / "pretrain.py", *(ROOT / "recipes" / "configs" / "pretrain").glob("*.yaml")]
+    made = {
+        path.relative_to(tmp_path / "mine"): path
+        for path in (tmp_path / "mine").rglob("*")
+        if path.is_file()
+    }
+    sources = [
+        ROOT / "recipes" / "pretrain.py",
+        *(ROOT / "recipes" / "configs" / "pretrain").glob("*.yaml"),
+    ]
     assert {name: path.read_bytes() for name, path in made.items()} == {
-        source.relative_to(ROOT / "recipes"): source.read_bytes() for source in sources}
+        source.relative_to(ROOT / "recipes"): source.read_bytes() for source in sources
+    }
     *wrote, following = out.splitlines()
     assert sorted(wrote) == sorted(f"wrote {path}" for path in made.values())
     script = tmp_path / "mine" / "pretrain.py"
-    assert following == f"next: hfscale {script} --config {script.parent / 'configs/pretrain/tiny_cpu.yaml'}"
-    assert hfscale(str(script), "--config", "tiny_cpu", "--bad", "1")[2].startswith("error: command line: unknown")
+    assert (
+        following
+        == f"next: hfscale {script} --config {script.parent / 'configs/pretrain/tiny_cpu.yaml'}"
+    )
+    assert hfscale(str(script), "--config", "tiny_cpu", "--bad", "1")[2].startswith(
+        "error: command line: unknown"
+    )
 
 
 def test_copy_goes_to_the_current_folder(hfscale, tmp_path, monkeypatch):
@@ -121,7 +149,9 @@ def test_copy_overwrites_nothing(hfscale, tmp_path):
     taken.write_text("mine")
     status, out, error = hfscale("copy", "pretrain", str(tmp_path))
     assert (status, out) == (2, "") and str(taken) in error
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [taken] and taken.read_text() == "mine"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [
+        taken
+    ] and taken.read_text() == "mine"
 
 
 def test_copy_to_a_place_that_cannot_be_written(hfscale, tmp_path):
@@ -147,7 +177,9 @@ def test_env_reports(hfscale, monkeypatch):
 def test_env_names_missing_extras(hfscale, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     real = cli.importlib.metadata.distributions
-    monkeypatch.setattr(cli.importlib.metadata, "distributions", lambda: (d for d in real() if d.name != "wandb"))
+    monkeypatch.setattr(
+        cli.importlib.metadata, "distributions", lambda: (d for d in real() if d.name != "wandb")
+    )
     assert 'wandb (pip install "hfscale[wandb]")' in hfscale("env")[1]
 
 
@@ -183,16 +215,27 @@ def test_ends_silently_where_nobody_reads_any_more(words, also_errors):
     command = ["-c", program] if words in PRINTING else ["-m", "hfscale.cli", *words.split()]
     reader, writer = os.pipe()
     os.close(reader)
-    result = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=writer, text=True,
-                            stderr=writer if also_errors else subprocess.PIPE)
+    result = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        stdout=writer,
+        text=True,
+        stderr=writer if also_errors else subprocess.PIPE,
+    )
     os.close(writer)
     assert result.returncode == 128 + signal.SIGPIPE
-    assert also_errors or result.stderr == "" or (words == "bad input" and result.stderr == "error: wrong\n")
+    assert (
+        also_errors
+        or result.stderr == ""
+        or (words == "bad input" and result.stderr == "error: wrong\n")
+    )
 
 
 def test_ctrl_c_is_one_line():
     program = "import os, signal\nfrom hfscale.config import run\nrun(lambda: os.kill(os.getpid(), signal.SIGINT))"
-    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True)
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True
+    )
     assert (result.returncode, result.stderr) == (128 + signal.SIGINT, "stopped by Ctrl-C\n")
 
 
@@ -202,7 +245,12 @@ def test_finds_its_files_when_installed_from_a_wheel(tmp_path):
     shutil.copytree(ROOT / "hfscale", package, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("recipes", "accelerate_configs"):
         shutil.copytree(ROOT / name, package / name, ignore=shutil.ignore_patterns("__pycache__"))
-    result = subprocess.run([sys.executable, "-m", "hfscale.cli", "recipes"], cwd=tmp_path, text=True,
-                            capture_output=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    result = subprocess.run(
+        [sys.executable, "-m", "hfscale.cli", "recipes"],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
     assert f"pretrain  ({package / 'recipes' / 'pretrain.py'})" in result.stdout
     assert "launch configs: cpu, cpu_2proc, ddp" in result.stdout

@@ -52,26 +52,46 @@ def left_processes(monkeypatch):
 
 
 def human_eval(shared_data: Path) -> list[dict]:
-    rows = [json.loads(line) for line in gzip.open(shared_data / "humaneval" / "HumanEval.jsonl.gz", "rt")]
-    return [{"head": row["prompt"], "solution": row["canonical_solution"], "stub": "    pass\n",
-             "test": f"{row['test']}\ncheck({row['entry_point']})"} for row in rows]
+    rows = [
+        json.loads(line)
+        for line in gzip.open(shared_data / "humaneval" / "HumanEval.jsonl.gz", "rt")
+    ]
+    return [
+        {
+            "head": row["prompt"],
+            "solution": row["canonical_solution"],
+            "stub": "    pass\n",
+            "test": f"{row['test']}\ncheck({row['entry_point']})",
+        }
+        for row in rows
+    ]
 
 
 def mbpp(shared_data: Path) -> list[dict]:
     rows = [json.loads(line) for line in gzip.open(shared_data / "mbpp" / "mbpp.jsonl.gz", "rt")]
-    return [{"head": "", "solution": row["code"], "stub": "",
-             "test": "\n".join([row["test_setup_code"], *row["test_list"]])} for row in rows]
+    return [
+        {
+            "head": "",
+            "solution": row["code"],
+            "stub": "",
+            "test": "\n".join([row["test_setup_code"], *row["test_list"]]),
+        }
+        for row in rows
+    ]
 
 
 def failures(run, tasks: list[dict], part: str) -> list[str]:
     """What the programs that do not pass print."""
     programs = [task["head"] + task[part] for task in tasks]
     with ThreadPoolExecutor(2) as pool:
-        outcomes = list(pool.map(partial(run, time_limit_s=60), programs, [task["test"] for task in tasks]))
+        outcomes = list(
+            pool.map(partial(run, time_limit_s=60), programs, [task["test"] for task in tasks])
+        )
     return [outcome.output or str(outcome) for outcome in outcomes if not outcome.passed]
 
 
 # ---- right and wrong programs
+
 
 def test_reference_solutions_pass_and_stubs_do_not(run, shared_data):
     tasks = human_eval(shared_data)[::20] + mbpp(shared_data)[::90]
@@ -87,8 +107,20 @@ def test_all_reference_solutions_pass(run, shared_data):
     assert failures(run, tasks, "solution") == []
 
 
-@pytest.mark.parametrize("program", ["import os; os._exit(0)", "exit()", "raise SystemExit(0)", "def f(:", "1 / 0",
-                                     "import os\nif os.fork(): 1 / 0", "input()", "\0", "\ud800"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import os; os._exit(0)",
+        "exit()",
+        "raise SystemExit(0)",
+        "def f(:",
+        "1 / 0",
+        "import os\nif os.fork(): 1 / 0",
+        "input()",
+        "\0",
+        "\ud800",
+    ],
+)
 def test_a_program_that_does_not_come_to_its_end_does_not_pass(run, program):
     outcome = run(program)
     assert (outcome.passed, outcome.timed_out) == (False, False)
@@ -428,21 +460,26 @@ def f(x):
     return 0
 """,
     "stops a loop over the tests": "def f(x): raise StopIteration",
-    "answers with the tests' end": WITH_CHANNEL + """
+    "answers with the tests' end": WITH_CHANNEL
+    + """
 def f(x): raw("tuple 4", text("error"), "type SystemExit", "tuple 1", "int 0", text(""))
 """,
-    "has the tests make what equals all": WITH_CHANNEL + """
+    "has the tests make what equals all": WITH_CHANNEL
+    + """
 def f(x):
     return channel.ask("call", channel.ask("call", type, "All", (), {"__eq__": str}))
 """,
-    "takes attributes of the tests' objects": WITH_CHANNEL + """
+    "takes attributes of the tests' objects": WITH_CHANNEL
+    + """
 def f(x):
     return channel.ask("getattr", channel.ask("getattr", {}, "__class__"), "__eq__")
 """,
-    "answers with an error of no kind": WITH_CHANNEL + """
+    "answers with an error of no kind": WITH_CHANNEL
+    + """
 def f(x): raw("tuple 4", text("error"), "exception 2", "int 0", text("StopIteration"), "tuple 0", text(""))
 """,
-    "floods the pipe": WITH_CHANNEL + """
+    "floods the pipe": WITH_CHANNEL
+    + """
 import threading
 def flood():
     while True: raw("tuple 3", text("value"), "int 0", "list 0")
@@ -509,7 +546,8 @@ def f(x): return N()
         "f(lambda: 0)",
     ),
     "a function that runs code": (
-        WITH_CHANNEL + """
+        WITH_CHANNEL
+        + """
 def function():
     raw("tuple 3", text("value"), "type exec", "list 0")
     return "import os; os._exit(100)"
@@ -550,6 +588,7 @@ assert os.getsid(0) == os.getpid() == 2
 
 # ---- attacks on the machine
 
+
 def test_endless_loop(run, left_processes):
     start = time.monotonic()
     assert run("while True: pass", time_limit_s=1)[:2] == (False, True)
@@ -560,8 +599,11 @@ def test_endless_loop(run, left_processes):
 
 def test_fork_bomb(run, left_processes):
     start = time.monotonic()
-    outcome = run("import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        print('full')",
-                  time_limit_s=2, file_limit_bytes=10_000)
+    outcome = run(
+        "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        print('full')",
+        time_limit_s=2,
+        file_limit_bytes=10_000,
+    )
     assert not outcome.passed and "full" in outcome.output
     assert time.monotonic() - start < 20
     assert left_processes() == set()
@@ -573,16 +615,22 @@ def test_at_most_so_many_processes(run):
 
 
 def test_a_process_that_leaves_its_group_dies_too(run, left_processes):
-    outcome = run("import os, time\nif not os.fork():\n    os.setsid()\n    if not os.fork(): time.sleep(1000)\n"
-                  "    os._exit(0)\nos.wait(); print('over')")
+    outcome = run(
+        "import os, time\nif not os.fork():\n    os.setsid()\n    if not os.fork(): time.sleep(1000)\n"
+        "    os._exit(0)\nos.wait(); print('over')"
+    )
     assert outcome.passed and outcome.output == "over\n"
     assert left_processes() == set()
 
 
 def test_nothing_is_left_when_the_caller_is_killed(run):
-    code = ("from hfscale.metrics.code import run_program\n"
-            "run_program('import time; time.sleep(1000)', allow_code_execution=True, time_limit_s=1000)")
-    caller = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"LD_LIBRARY_PATH": f"{TOKEN}-killed"})
+    code = (
+        "from hfscale.metrics.code import run_program\n"
+        "run_program('import time; time.sleep(1000)', allow_code_execution=True, time_limit_s=1000)"
+    )
+    caller = subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ | {"LD_LIBRARY_PATH": f"{TOKEN}-killed"}
+    )
     wait_until(lambda: len(processes_with(f"{TOKEN}-killed") - {caller.pid}) == 5)
     caller.kill()
     caller.wait()
@@ -650,15 +698,24 @@ def test_files_of_the_machine_cannot_be_seen_changed_or_deleted(run, tmp_path):
     kept, library = tmp_path / "kept.txt", Path(json.__file__)
     kept.write_text("still here")
     before = library.stat()
-    for attack in (f"import os; os.remove({str(kept)!r})", f"import os; os.remove({str(library)!r})",
-                   f"import shutil; shutil.rmtree({str(tmp_path)!r})", f"open({str(kept)!r}, 'w').write('gone')",
-                   f"open({str(library)!r}, 'a').write('#')", f"open({str(kept)!r}).read()",
-                   "import os; os.mkdir('/new')", "open('/etc/passwd')", "open('/proc/self/mem')"):
+    for attack in (
+        f"import os; os.remove({str(kept)!r})",
+        f"import os; os.remove({str(library)!r})",
+        f"import shutil; shutil.rmtree({str(tmp_path)!r})",
+        f"open({str(kept)!r}, 'w').write('gone')",
+        f"open({str(library)!r}, 'a').write('#')",
+        f"open({str(kept)!r}).read()",
+        "import os; os.mkdir('/new')",
+        "open('/etc/passwd')",
+        "open('/proc/self/mem')",
+    ):
         outcome = run(attack)
         assert not outcome.passed and "Error" in outcome.output, attack
     assert kept.read_text() == "still here" and list(tmp_path.iterdir()) == [kept]
     assert (before.st_size, before.st_mtime) == (library.stat().st_size, library.stat().st_mtime)
-    assert run(f"import os; assert not os.path.exists({str(tmp_path)!r}); assert os.listdir('.') == []").passed
+    assert run(
+        f"import os; assert not os.path.exists({str(tmp_path)!r}); assert os.listdir('.') == []"
+    ).passed
 
 
 def test_written_files_and_output_are_bounded_and_gone(run, monkeypatch, tmp_path):
@@ -671,18 +728,30 @@ def test_written_files_and_output_are_bounded_and_gone(run, monkeypatch, tmp_pat
 
 
 def test_no_connection_reaches_the_machine(run, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix, \
-            socket.socket(socket.AF_UNIX) as abstract, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as tcp,
+        socket.socket(socket.AF_UNIX) as unix,
+        socket.socket(socket.AF_UNIX) as abstract,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+    ):
         unix.bind(str(tmp_path / "socket"))
         abstract.bind(f"\0hfscale-{os.getpid()}")
         udp.bind(("127.0.0.1", 0))
         for listener in (unix, abstract):
             listener.listen()
-        socket.create_connection(tcp.getsockname()).close()  # it can be reached from outside the sandbox
+        socket.create_connection(
+            tcp.getsockname()
+        ).close()  # it can be reached from outside the sandbox
         tcp.accept()[0].close()
-        for family, kind, address in ((2, 1, tcp.getsockname()), (1, 1, unix.getsockname()),
-                                      (1, 1, abstract.getsockname()), (2, 2, udp.getsockname())):
-            outcome = run(f"import socket\ns = socket.socket({family}, {kind})\ns.connect({address!r}); s.send(b'x')")
+        for family, kind, address in (
+            (2, 1, tcp.getsockname()),
+            (1, 1, unix.getsockname()),
+            (1, 1, abstract.getsockname()),
+            (2, 2, udp.getsockname()),
+        ):
+            outcome = run(
+                f"import socket\ns = socket.socket({family}, {kind})\ns.connect({address!r}); s.send(b'x')"
+            )
             assert not outcome.passed and "Error" in outcome.output, address
         for listener in (tcp, unix, abstract, udp):
             listener.settimeout(0.05)
@@ -739,9 +808,13 @@ assert subprocess.run(["/bin/true"]).returncode == 0
 
 # ---- refusals
 
+
 def test_nothing_runs_unless_it_is_allowed(monkeypatch):
     monkeypatch.setattr(subprocess, "run", None)
-    with pytest.raises(InputError, match="^allow_code_execution: pass@k runs code that a model wrote; set it to true"):
+    with pytest.raises(
+        InputError,
+        match="^allow_code_execution: pass@k runs code that a model wrote; set it to true",
+    ):
         run_program("print(1)")
 
 
@@ -761,10 +834,14 @@ run(lambda: run_program("print('ran')", allow_code_execution=True))
 def test_a_machine_that_cannot_isolate_runs_nothing():
     """As in a container with its usual filter of system calls."""
     code = FORBID_NAMESPACES.format(number={"x86_64": 272, "aarch64": 97}[platform.machine()])
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == ("error: allow_code_execution: this machine does not let a program be isolated ([Errno 1] "
-                             "unshare: Operation not permitted); nothing was run; see docs/metrics.md\n")
+    assert result.stderr == (
+        "error: allow_code_execution: this machine does not let a program be isolated ([Errno 1] "
+        "unshare: Operation not permitted); nothing was run; see docs/metrics.md\n"
+    )
 
 
 def test_a_python_that_cannot_start_inside_is_no_failure_of_the_program(run, monkeypatch):
@@ -775,14 +852,21 @@ def test_a_python_that_cannot_start_inside_is_no_failure_of_the_program(run, mon
 
 # ---- pass@k
 
-@pytest.mark.parametrize(("template", "parts"), [
-    ("{prompt}{prediction}\n{test}", ("{prompt}{prediction}\n", "{test}")),
-    ("{prediction}\n{test}\ncheck({name})\n", ("{prediction}\n", "{test}\ncheck({name})\n")),
-    ("{prediction}{rest}\n    return x\n{checks}", ("{prediction}{rest}\n    return x\n", "{checks}")),
-    ("{prediction}\n{rest}\n{test}", ("{prediction}\n{rest}\n", "{test}")),
-    ("{test}\n{prediction}", ("{test}\n{prediction}", "")),
-    ("{prompt}{prediction}", ("{prompt}{prediction}", "")),
-])
+
+@pytest.mark.parametrize(
+    ("template", "parts"),
+    [
+        ("{prompt}{prediction}\n{test}", ("{prompt}{prediction}\n", "{test}")),
+        ("{prediction}\n{test}\ncheck({name})\n", ("{prediction}\n", "{test}\ncheck({name})\n")),
+        (
+            "{prediction}{rest}\n    return x\n{checks}",
+            ("{prediction}{rest}\n    return x\n", "{checks}"),
+        ),
+        ("{prediction}\n{rest}\n{test}", ("{prediction}\n{rest}\n", "{test}")),
+        ("{test}\n{prediction}", ("{test}\n{prediction}", "")),
+        ("{prompt}{prediction}", ("{prompt}{prediction}", "")),
+    ],
+)
 def test_the_tests_of_a_template_are_its_end(template, parts):
     assert split_tests(template) == parts
     assert split_tests(template, tests_apart=False) == (template, "")

@@ -14,8 +14,12 @@ CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.y*ml"))
 PRETRAIN = [path for path in CONFIGS if path.parent.name == "pretrain"]
 HARDWARE = ("bf16", "fp16", "tf32", "use_cpu")
 # Parameters of the published checkpoints.
-PUBLISHED = {"gpt2_small": 124_439_808, "gpt2_medium": 354_823_168, "gpt2_large": 774_030_080,
-             "gpt2_xl": 1_557_611_200}
+PUBLISHED = {
+    "gpt2_small": 124_439_808,
+    "gpt2_medium": 354_823_168,
+    "gpt2_large": 774_030_080,
+    "gpt2_xl": 1_557_611_200,
+}
 
 
 def values_of(path: Path) -> dict:
@@ -49,9 +53,13 @@ def test_training_arguments_take_the_values(path, tmp_path):
     from hfscale.training.trainer import training_arguments
     from recipes import pretrain
 
-    values = parse_args(pretrain.PretrainArguments, ["--config", str(path)], recipe=pretrain.__file__).training
+    values = parse_args(
+        pretrain.PretrainArguments, ["--config", str(path)], recipe=pretrain.__file__
+    ).training
     portable = {name: value for name, value in values.items() if name not in HARDWARE}
-    args = training_arguments(portable | {"use_cpu": True, "output_dir": str(tmp_path / "run")}, width=32)
+    args = training_arguments(
+        portable | {"use_cpu": True, "output_dir": str(tmp_path / "run")}, width=32
+    )
     for name in portable.keys() - {"output_dir", "report_to"}:
         assert getattr(args, name) == values[name], name
     assert not (tmp_path / "run").exists()
@@ -68,20 +76,33 @@ def test_shape_is_the_published_models(name):
         model = GPT2LMHeadModel(GPT2Config(vocab_size=50257, **shape))
     assert model.num_parameters() == PUBLISHED[name]
     assert shape["n_embd"] // shape["n_head"] == 64  # as wide a head as in all four
-    tokens_per_step = 8 * values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] * 1024
+    tokens_per_step = (
+        8 * values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] * 1024
+    )
     assert tokens_per_step == 2**19  # on the eight GPUs that the file speaks of
 
 
 def test_char_tiny_is_the_reference():
     values = values_of(ROOT / "recipes" / "configs" / "pretrain" / "char_tiny.yaml")
-    expected = {"tokenizer": "char", "split_by": "position", "validation_fraction": 0.1, "n_layer": 4, "n_head": 4,
-                "n_embd": 128, "n_positions": 64, "per_device_train_batch_size": 12, "max_steps": 2000}
+    expected = {
+        "tokenizer": "char",
+        "split_by": "position",
+        "validation_fraction": 0.1,
+        "n_layer": 4,
+        "n_head": 4,
+        "n_embd": 128,
+        "n_positions": 64,
+        "per_device_train_batch_size": 12,
+        "max_steps": 2000,
+    }
     assert values.items() >= expected.items()
     assert not {"resid_pdrop", "embd_pdrop", "attn_pdrop"} & values.keys()  # 0 by default
     assert values.get("gradient_accumulation_steps", 1) == 1
 
 
-@pytest.mark.parametrize("path", shipped("accelerate_configs", "*.yaml").values(), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", shipped("accelerate_configs", "*.yaml").values(), ids=lambda path: path.stem
+)
 def test_accelerate_takes_the_launch_config(path):
     from accelerate.commands.config.config_args import load_config_from_file
 
@@ -91,23 +112,44 @@ def test_accelerate_takes_the_launch_config(path):
 
 
 def test_launch_configs_are_the_promised_ones():
-    names = {"cpu", "cpu_2proc", "single_gpu", "ddp", "fsdp2", "fsdp2_offload", "zero1", "zero2", "zero3",
-             "zero3_offload", "zero3_nvme", "multi_node_ddp", "multi_node_fsdp2", "multi_node_zero3"}
+    names = {
+        "cpu",
+        "cpu_2proc",
+        "single_gpu",
+        "ddp",
+        "fsdp2",
+        "fsdp2_offload",
+        "zero1",
+        "zero2",
+        "zero3",
+        "zero3_offload",
+        "zero3_nvme",
+        "multi_node_ddp",
+        "multi_node_fsdp2",
+        "multi_node_zero3",
+    }
     assert shipped("accelerate_configs", "*.yaml").keys() >= names
     assert {p.name for p in (ROOT / "accelerate_configs").iterdir()} == {
-        f"{name}.yaml" for name in shipped("accelerate_configs", "*.yaml")}
+        f"{name}.yaml" for name in shipped("accelerate_configs", "*.yaml")
+    }
 
 
 def test_all_of_them_go_into_the_wheel():
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
     data = setuptools["package-data"]
-    packed = {path for pattern in data["hfscale.recipes"] for path in (ROOT / "recipes").glob(pattern)}
+    packed = {
+        path for pattern in data["hfscale.recipes"] for path in (ROOT / "recipes").glob(pattern)
+    }
     folders = ("launch", "lm_eval_tasks")
     others = {path for folder in folders for path in (ROOT / "recipes" / folder).iterdir()}
     assert packed >= set(CONFIGS) | others
     assert "accelerators.yaml" in data["hfscale.scaling"]
-    templates = {path for name in ("hfscale", "hfscale.report") for pattern in data[name]
-                 for path in (ROOT / name.replace(".", "/")).glob(pattern)}
+    templates = {
+        path
+        for name in ("hfscale", "hfscale.report")
+        for pattern in data[name]
+        for path in (ROOT / name.replace(".", "/")).glob(pattern)
+    }
     assert templates >= {*(ROOT / "hfscale").rglob("*.j2"), *(ROOT / "hfscale").rglob("*.html")}
     assert data["hfscale.accelerate_configs"] == ["*.yaml"]
     packages = {path.parent for path in (ROOT / "hfscale").rglob("__init__.py")}

@@ -12,7 +12,9 @@ def rows(*texts):
 
 
 def test_the_share_counts_the_ngrams_found_anywhere():
-    train = rows("nothing here", "before " + " ".join(ITEM[:14]) + " after", "x " + " ".join(ITEM[6:]))
+    train = rows(
+        "nothing here", "before " + " ".join(ITEM[:14]) + " after", "x " + " ".join(ITEM[6:])
+    )
     (found,) = contaminated_items(train, [" ".join(ITEM)])
     assert found == (4 / 8, 1)  # two n-grams in each of two documents
     assert contaminated_documents(train, [" ".join(ITEM)]) == [1, 2]
@@ -27,7 +29,13 @@ def test_twelve_words_are_no_match_and_thirteen_are():
 def test_short_items_are_matched_whole():
     train = rows("The capital is Rome, of course.", "is rome")
     items = ["capital IS rome", "rome is capital", "course", "is", ""]
-    assert contaminated_items(train, items) == [(1.0, 0), (0.0, None), (1.0, 0), (1.0, 0), (0.0, None)]
+    assert contaminated_items(train, items) == [
+        (1.0, 0),
+        (0.0, None),
+        (1.0, 0),
+        (1.0, 0),
+        (0.0, None),
+    ]
 
 
 def test_first_document_order_of_items_and_case_do_not_matter():

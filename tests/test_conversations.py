@@ -32,9 +32,21 @@ def read(row: dict, **settings) -> list[str]:
         talk("guest", "gpt", "guest", "gpt", key="speaker", text="utterance"),
         {"turns": [["USER", "t0"], ["ASSISTANT", "t1"], ["USER", "t2"], ["ASSISTANT", "t3"]]},
         {"turns": ["t0", "t1", "t2", "t3"]},
-        {"conversations": [{"from": "human", "value": f"t{i}"} if i % 2 == 0 else ["gpt", f"t{i}"] for i in range(4)]},
-        {"messages": [{"role": role, "content": [{"type": "text", "text": "t"}, {"type": "text", "text": f"{i}"}]}
-                      for i, role in enumerate(IN_TURN)]},
+        {
+            "conversations": [
+                {"from": "human", "value": f"t{i}"} if i % 2 == 0 else ["gpt", f"t{i}"]
+                for i in range(4)
+            ]
+        },
+        {
+            "messages": [
+                {
+                    "role": role,
+                    "content": [{"type": "text", "text": "t"}, {"type": "text", "text": f"{i}"}],
+                }
+                for i, role in enumerate(IN_TURN)
+            ]
+        },
     ],
 )
 def test_usual_forms_and_names(row):
@@ -49,7 +61,11 @@ def test_usual_forms_and_names(row):
         ("customer", "agent", {"assistant_role": "AGENT"}),
         ("Speaker 1", "Speaker 2", {"user_role": "speaker 1", "assistant_role": "speaker 2"}),
         ("USER", "SYSTEM", {"assistant_role": "SYSTEM"}),
-        ("gpt", "human", {"user_role": "gpt", "assistant_role": "human"}),  # what is said goes before what is usual
+        (
+            "gpt",
+            "human",
+            {"user_role": "gpt", "assistant_role": "human"},
+        ),  # what is said goes before what is usual
         ("利用者", "助手", {"user_role": "利用者", "assistant_role": "助手"}),
     ],
 )
@@ -59,13 +75,21 @@ def test_roles_of_any_two_names(first, second, settings):
 
 def test_a_system_turn_may_come_first():
     assert read(talk("system", "user", "assistant")) == ["system", "user", "assistant"]
-    assert read(talk("system", "customer", "agent"), user_role="customer") == ["system", "user", "assistant"]
+    assert read(talk("system", "customer", "agent"), user_role="customer") == [
+        "system",
+        "user",
+        "assistant",
+    ]
 
 
 @pytest.mark.parametrize(
     ("row", "settings", "message"),
     [
-        (talk("customer", "agent"), {}, "the roles are customer, agent; .*--user_role and --assistant_role"),
+        (
+            talk("customer", "agent"),
+            {},
+            "the roles are customer, agent; .*--user_role and --assistant_role",
+        ),
         (talk("user", "assistant", "tool"), {}, "the roles are user, assistant, tool"),
         (talk("assistant", "user"), {}, "the roles are assistant, user"),
         (talk("user", "assistant", "assistant"), {}, "the roles are user, assistant, assistant"),
@@ -76,10 +100,17 @@ def test_a_system_turn_may_come_first():
         ({"messages": [{"role": "user"}]}, {}, "turn 0 is .*; expected a role and a text"),
         ({"messages": [{"content": "x"}]}, {}, "turn 0 is .*; expected a role and a text"),
         ({"messages": [["user", "x", "y"]]}, {}, "turn 0 is .*; expected a role and a text"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, {}, "turn 0 is .*; expected a role and"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+            {},
+            "turn 0 is .*; expected a role and",
+        ),
         ({"messages": [3]}, {}, "turn 0 is '3'; expected a role and a text"),
-        (talk("user", "assistant") | {"messages": [["user", "x"], ["gpt", " "]]}, {},
-         r"turn 1 is .*; expected a role and a text that is not empty \(--drop_empty leaves such conversations out"),
+        (
+            talk("user", "assistant") | {"messages": [["user", "x"], ["gpt", " "]]},
+            {},
+            r"turn 1 is .*; expected a role and a text that is not empty \(--drop_empty leaves such conversations out",
+        ),
         ({"text": "x"}, {}, "no column messages, conversations, turns; it has text"),
     ],
 )
@@ -89,18 +120,32 @@ def test_what_is_no_conversation_is_named_with_its_place(row, settings, message)
 
 
 def test_the_users_last_turn_is_left_out_and_counted(tmp_path):
-    rows = [talk(*IN_TURN), talk(*IN_TURN, "user"), talk("user"), talk("system", "user"), talk("user", "assistant"),
-            {"messages": [["user", "x"], ["gpt", " "]]}]
+    rows = [
+        talk(*IN_TURN),
+        talk(*IN_TURN, "user"),
+        talk("user"),
+        talk("system", "user"),
+        talk("user", "assistant"),
+        {"messages": [["user", "x"], ["gpt", " "]]},
+    ]
     path = tmp_path / "chats.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     counts = {}
-    args = TaskArguments(task_source=[str(path)], task_validation_source=[str(path)], task_format="chat",
-                         drop_empty=True)
+    args = TaskArguments(
+        task_source=[str(path)],
+        task_validation_source=[str(path)],
+        task_format="chat",
+        drop_empty=True,
+    )
     parts = load_task(args, seed=0, counts=counts)
-    assert {name: counts["train"][name] for name in ("read", "lost_turn", "unanswered", "empty")} == {
-        "read": 6, "lost_turn": 1, "unanswered": 2, "empty": 1}
+    assert {
+        name: counts["train"][name] for name in ("read", "lost_turn", "unanswered", "empty")
+    } == {"read": 6, "lost_turn": 1, "unanswered": 2, "empty": 1}
     assert sorted(len(row["messages"]) for row in parts["train"]) == [2, 4, 4]
-    assert all(row["messages"][-1] == {"role": "assistant", "content": row["target"]} for row in parts["train"])
+    assert all(
+        row["messages"][-1] == {"role": "assistant", "content": row["target"]}
+        for row in parts["train"]
+    )
 
 
 def test_how_a_conversation_begins():

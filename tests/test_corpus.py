@@ -22,14 +22,23 @@ def folder(tmp_path):
     (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"zipped"))
     (tmp_path / "d.txt.zst").write_bytes(zstandard.ZstdCompressor().compress(b"zstandard"))
     (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "e.jsonl").write_text('{"text": "row 1", "id": 1}\n{"text": "row 2", "id": 2}\n')
+    (tmp_path / "sub" / "e.jsonl").write_text(
+        '{"text": "row 1", "id": 1}\n{"text": "row 2", "id": 2}\n'
+    )
     (tmp_path / "notes.pdf").write_bytes(b"%PDF")
     return tmp_path
 
 
 def test_a_folder_is_read_whole_and_in_order(folder):
     documents = load_documents(str(folder))
-    assert documents["text"][:] == [TEXT, "with a byte order mark\nand CRLF", "zipped", "zstandard", "row 1", "row 2"]
+    assert documents["text"][:] == [
+        TEXT,
+        "with a byte order mark\nand CRLF",
+        "zipped",
+        "zstandard",
+        "row 1",
+        "row 2",
+    ]
     assert documents.column_names == ["text"]
 
 
@@ -42,7 +51,10 @@ def test_files_globs_and_several_sources(folder):
 def test_sample_by(folder):
     path = str(folder / "a.txt")
     assert load_documents(path, sample_by="line")["text"][:] == [
-        "First line, with ümlaut.", "Second line.", "A new paragraph."]
+        "First line, with ümlaut.",
+        "Second line.",
+        "A new paragraph.",
+    ]
     paragraphs = load_documents(path, sample_by="paragraph")["text"][:]
     assert paragraphs == ["First line, with ümlaut.\nSecond line.", "A new paragraph."]
 
@@ -53,7 +65,10 @@ def test_other_columns_and_formats(tmp_path):
     rows.to_csv(tmp_path / "x.csv")
     (tmp_path / "x.json").write_text(json.dumps(rows.to_list()))
     for suffix in ("parquet", "csv", "json"):
-        assert load_documents(str(tmp_path / f"x.{suffix}"), text_column="body")["text"][:] == ["one", "two"]
+        assert load_documents(str(tmp_path / f"x.{suffix}"), text_column="body")["text"][:] == [
+            "one",
+            "two",
+        ]
     with pytest.raises(InputError, match="no column 'text'; it has body, n"):
         load_documents(str(tmp_path / "x.parquet"))
     with pytest.raises(InputError, match="holds .*int64.*, not text"):
@@ -61,23 +76,43 @@ def test_other_columns_and_formats(tmp_path):
 
 
 LIKE_OTHER_TYPES = [
-    "null", "NA", "None", "nan", "N/A", "#N/A", "-inf", "007", "1e5", "1,5", "true", "2020-01-02",
-    "2020-01-02T03:04:05", "12:30", "0x1F", "A house."]
+    "null",
+    "NA",
+    "None",
+    "nan",
+    "N/A",
+    "#N/A",
+    "-inf",
+    "007",
+    "1e5",
+    "1,5",
+    "true",
+    "2020-01-02",
+    "2020-01-02T03:04:05",
+    "12:30",
+    "0x1F",
+    "A house.",
+]
 
 
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json", "list.json", "lines.json", "parquet"])
+@pytest.mark.parametrize(
+    "suffix", ["csv", "tsv", "jsonl", "json", "list.json", "lines.json", "parquet"]
+)
 @pytest.mark.parametrize("count", [1, len(LIKE_OTHER_TYPES)])
 def test_text_stays_the_text_it_was(tmp_path, suffix, count):
     """A reader that guesses types would take them for nothing, for numbers, or for dates."""
     path = tmp_path / f"x.{suffix}"
     for start in range(0, len(LIKE_OTHER_TYPES), count):
-        texts = LIKE_OTHER_TYPES[start:start + count]
+        texts = LIKE_OTHER_TYPES[start : start + count]
         rows = [{"id": i, "text": text} for i, text in enumerate(texts)]
         if suffix == "parquet":
             Dataset.from_list(rows).to_parquet(path)
         elif suffix in ("csv", "tsv"):
             delimiter = "," if suffix == "csv" else "\t"
-            lines = [delimiter.join(("id", "text")), *(f'{row["id"]}{delimiter}"{row["text"]}"' for row in rows)]
+            lines = [
+                delimiter.join(("id", "text")),
+                *(f'{row["id"]}{delimiter}"{row["text"]}"' for row in rows),
+            ]
             path.write_text("\n".join(lines))
         elif suffix in ("jsonl", "lines.json"):
             path.write_text("\n".join(map(json.dumps, rows)))
@@ -90,15 +125,23 @@ def test_text_stays_the_text_it_was(tmp_path, suffix, count):
 def test_rows_that_do_not_fit_their_header_stop_or_are_left_out_and_counted(tmp_path, capsys):
     path = tmp_path / "x.csv"
     path.write_text('text\nOne\nHello, my name is Anna\n"Two, three"\n"a" b\nFour\n')
-    with pytest.raises(InputError, match=r"x\.csv:3: 2 fields, but the header has 1 .*; --on_error skip leaves it"):
+    with pytest.raises(
+        InputError, match=r"x\.csv:3: 2 fields, but the header has 1 .*; --on_error skip leaves it"
+    ):
         load_documents(str(path), on_error="stop")
     dropped: dict[str, int] = {}
-    assert load_documents(str(path), on_error="skip", dropped=dropped)["text"][:] == ["One", "Two, three", "Four"]
+    assert load_documents(str(path), on_error="skip", dropped=dropped)["text"][:] == [
+        "One",
+        "Two, three",
+        "Four",
+    ]
     assert dropped == {"unreadable": 2}
     said = capsys.readouterr().err
     assert "x.csv:3: 2 fields" in said and "x.csv:5: text goes on after its closing quote" in said
     path.write_text('text\nOne\n"Two\nThree\n')
-    with pytest.raises(InputError, match=r"x\.csv:3: a quote is never closed"):  # nothing after it can be told
+    with pytest.raises(
+        InputError, match=r"x\.csv:3: a quote is never closed"
+    ):  # nothing after it can be told
         load_documents(str(path), on_error="skip")
 
 
@@ -109,8 +152,14 @@ def test_a_field_of_a_megabyte(tmp_path):
 
 def test_files_without_text_and_unknown_endings_are_said(tmp_path, capsys):
     blank = '{"text": " "}\n{"text": null}\n'
-    files = {"a.txt": "one", "b.txt": "", "c.jsonl": blank, "d.csv": "text\n", "e.rst": "two",
-             "f.JSONL": '{"text": "three"}'}
+    files = {
+        "a.txt": "one",
+        "b.txt": "",
+        "c.jsonl": blank,
+        "d.csv": "text\n",
+        "e.rst": "two",
+        "f.JSONL": '{"text": "three"}',
+    }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     dropped: dict[str, int] = {}
@@ -127,8 +176,9 @@ def test_files_without_text_and_unknown_endings_are_said(tmp_path, capsys):
 
 
 def test_saved_data_sets(tmp_path):
-    DatasetDict(train=Dataset.from_dict({"text": ["t"]}), test=Dataset.from_dict({"text": ["x"]})).save_to_disk(
-        tmp_path / "saved")
+    DatasetDict(
+        train=Dataset.from_dict({"text": ["t"]}), test=Dataset.from_dict({"text": ["x"]})
+    ).save_to_disk(tmp_path / "saved")
     assert load_documents(str(tmp_path / "saved"))["text"][:] == ["t"]
     assert load_documents(str(tmp_path / "saved"), split="test")["text"][:] == ["x"]
     with pytest.raises(InputError, match="no split 'dev'; it has train, test"):
@@ -144,7 +194,9 @@ def test_words_of_a_data_set_on_the_hub_are_text(tmp_path, monkeypatch, kind):
     (tmp_path / "hub").mkdir()
     writers[kind](tmp_path / "hub" / f"train.{kind}")
     load_dataset = datasets.load_dataset
-    monkeypatch.setattr(datasets, "load_dataset", lambda path, **how: load_dataset(str(tmp_path / "hub"), **how))
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda path, **how: load_dataset(str(tmp_path / "hub"), **how)
+    )
     assert load_documents("some/name")["text"][:] == texts
     assert [row["text"] for row in load_documents("some/name", streaming=True)] == texts
 
@@ -171,7 +223,10 @@ def test_split_by_document_is_a_partition():
     documents = Dataset.from_dict({"text": [str(i) for i in range(50)]})
     parts = split_documents(documents, split_by="document", validation_fraction=0.1, seed=3)
     assert len(parts["validation"]) == 5
-    assert sorted(parts["train"]["text"][:] + parts["validation"]["text"][:], key=int) == documents["text"][:]
+    assert (
+        sorted(parts["train"]["text"][:] + parts["validation"]["text"][:], key=int)
+        == documents["text"][:]
+    )
     again = split_documents(documents, split_by="document", validation_fraction=0.1, seed=3)
     assert again["validation"]["text"][:] == parts["validation"]["text"][:]
 
@@ -189,13 +244,16 @@ def test_too_few_documents_are_split_by_position_and_it_is_said(capsys):
     one = Dataset.from_dict({"text": ["0123456789"]})
     two = Dataset.from_dict({"text": ["01234", "56789"]})
     for documents, fraction, count in ((one, 0.3, "1 document"), (two, 0.75, "2 documents")):
-        parts = split_documents(documents, split_by="document", validation_fraction=fraction, seed=0)
+        parts = split_documents(
+            documents, split_by="document", validation_fraction=fraction, seed=0
+        )
         last = math.ceil(10 * fraction)
         assert "".join(parts["train"]["text"]) == "0123456789"[:-last]
         assert "".join(parts["validation"]["text"]) == "0123456789"[-last:]
         assert capsys.readouterr().err.splitlines()[-1] == (
             f"the source holds {count}, too few to draw some at random: the last {fraction:.1%} of the text is held "
-            "out (as with --split_by position)")
+            "out (as with --split_by position)"
+        )
     with pytest.raises(InputError, match="between 0 and 1"):
         split_documents(one, split_by="position", validation_fraction=1.5, seed=0)
 
@@ -204,46 +262,81 @@ def test_a_stream_whose_documents_are_all_on_one_side():
     stream = Dataset.from_dict({"text": ["equal"] * 50}).to_iterable_dataset()
     says = {seed: [] for seed in range(20)}
     for seed in says:
-        with pytest.raises(InputError, match="of the stream's documents .equal ones are on the same side") as error:
+        with pytest.raises(
+            InputError, match="of the stream's documents .equal ones are on the same side"
+        ) as error:
             split_documents(stream, split_by="document", validation_fraction=0.5, seed=seed)
         says[seed] = str(error.value)
     assert {"none" in said for said in says.values()} == {True, False}
 
 
 def arguments(**given):
-    return StreamArguments(sample_by="line", **{name: list(map(str, value)) for name, value in given.items()})
+    return StreamArguments(
+        sample_by="line", **{name: list(map(str, value)) for name, value in given.items()}
+    )
 
 
 def test_validation_text_is_other_text_than_the_source(tmp_path, capsys):
-    for name, lines in (("a.txt", "one\ntwo\n"), ("b.txt", "two\none\ntwo\n"), ("c.txt", "two\nthree\nthree\n")):
+    for name, lines in (
+        ("a.txt", "one\ntwo\n"),
+        ("b.txt", "two\none\ntwo\n"),
+        ("c.txt", "two\nthree\nthree\n"),
+    ):
         (tmp_path / name).write_text(lines)
-    with pytest.raises(InputError, match=r"validation_source .*b\.txt: its documents are those of source .*a\.txt;"):
-        load_splits(arguments(source=[tmp_path / "a.txt"], validation_source=[tmp_path / "b.txt"]), seed=0)
+    with pytest.raises(
+        InputError, match=r"validation_source .*b\.txt: its documents are those of source .*a\.txt;"
+    ):
+        load_splits(
+            arguments(source=[tmp_path / "a.txt"], validation_source=[tmp_path / "b.txt"]), seed=0
+        )
     given = arguments(source=[tmp_path / "a.txt"], validation_source=[tmp_path / "c.txt"])
     assert load_splits(given, seed=0)["validation"]["text"][:] == ["two", "three", "three"]
-    assert "validation_source: 1 of its 2 different documents are in the training text too" in capsys.readouterr().err
-    given = arguments(source=[tmp_path / "a.txt", tmp_path / "c.txt"], validation_source=[tmp_path / "c.txt"])
+    assert (
+        "validation_source: 1 of its 2 different documents are in the training text too"
+        in capsys.readouterr().err
+    )
+    given = arguments(
+        source=[tmp_path / "a.txt", tmp_path / "c.txt"], validation_source=[tmp_path / "c.txt"]
+    )
     assert load_splits(given, seed=0)["validation"]["text"][:] == ["two", "three", "three"]
-    assert "validation_source: 2 of its 2 different documents are in the training text too" in capsys.readouterr().err
+    assert (
+        "validation_source: 2 of its 2 different documents are in the training text too"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_stored_validation_split_is_the_validation_text(tmp_path):
     parts = {name: Dataset.from_dict({"text": [name]}) for name in ("train", "validation", "test")}
     DatasetDict(parts).save_to_disk(tmp_path / "saved")
-    splits = load_splits(arguments(source=[tmp_path / "saved"], validation_source=[tmp_path / "saved"]), seed=0)
-    assert (splits["train"]["text"][:], splits["validation"]["text"][:]) == (["train"], ["validation"])
+    splits = load_splits(
+        arguments(source=[tmp_path / "saved"], validation_source=[tmp_path / "saved"]), seed=0
+    )
+    assert (splits["train"]["text"][:], splits["validation"]["text"][:]) == (
+        ["train"],
+        ["validation"],
+    )
     del parts["validation"]
     DatasetDict(parts).save_to_disk(tmp_path / "other")
     with pytest.raises(InputError, match="its documents are those of source"):
-        load_splits(arguments(source=[tmp_path / "other"], validation_source=[tmp_path / "other"]), seed=0)
+        load_splits(
+            arguments(source=[tmp_path / "other"], validation_source=[tmp_path / "other"]), seed=0
+        )
 
 
-@pytest.mark.parametrize(("texts", "said"), [
-    (["<!doctype html><html><p>Bees</p></html>", "Bees"],
-     "1 of the first 2 texts are HTML; hfscale prepare_data --extract_html true takes their text out"),
-    (['<div class="a"><p>Bees</p><a href="x">y</a></div>'] * 3, "3 of the first 3 texts are HTML"),
-    (["In <b>bold</b> type", "The <html> tag opens a page", "print('<html>')"], None),
-])
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (
+            ["<!doctype html><html><p>Bees</p></html>", "Bees"],
+            "1 of the first 2 texts are HTML; hfscale prepare_data --extract_html true takes their text out",
+        ),
+        (
+            ['<div class="a"><p>Bees</p><a href="x">y</a></div>'] * 3,
+            "3 of the first 3 texts are HTML",
+        ),
+        (["In <b>bold</b> type", "The <html> tag opens a page", "print('<html>')"], None),
+    ],
+)
 def test_text_that_is_html_is_said(tmp_path, capsys, texts, said):
     (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     load_splits(arguments(source=[tmp_path / "x.jsonl"]), seed=0)
@@ -253,26 +346,48 @@ def test_text_that_is_html_is_said(tmp_path, capsys, texts, said):
 
 # ---- what cannot be read
 
+
 def test_what_is_left_out_is_named_and_counted_again_from_the_cache(tmp_path, capsys):
     good = [json.dumps({"text": f"row {i}"}) for i in range(8)]
-    lines = [*good[:2], '{"text": ', '{"txt": "x"}', '{"text": 3}', '{"text": ""}', '{"text": null}', "", *good[2:]]
+    lines = [
+        *good[:2],
+        '{"text": ',
+        '{"txt": "x"}',
+        '{"text": 3}',
+        '{"text": ""}',
+        '{"text": null}',
+        "",
+        *good[2:],
+    ]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    (tmp_path / "b.jsonl").write_bytes(b'{"text": "gr\xfc\xdfe"}\n{"text": "a\\u0000b"}\n{"text": "a\0b"}\n')
+    (tmp_path / "b.jsonl").write_bytes(
+        b'{"text": "gr\xfc\xdfe"}\n{"text": "a\\u0000b"}\n{"text": "a\0b"}\n'
+    )
     (tmp_path / "c.txt").write_text("grüße", "latin-1")
     (tmp_path / "d.txt").write_text("grüße", "utf-8")
     (tmp_path / "e.txt").write_text(" \n")
     for _ in range(2):
         dropped: dict[str, int] = {}
         documents = load_documents(str(tmp_path), on_error="skip", dropped=dropped)
-        assert sorted(documents["text"]) == sorted([*(f"row {i}" for i in range(8)), "a\0b", "grüße"])
+        assert sorted(documents["text"]) == sorted(
+            [*(f"row {i}" for i in range(8)), "a\0b", "grüße"]
+        )
         assert dropped == {"unreadable": 6, "empty": 3}
         said = capsys.readouterr().err
-        for place in ("c.txt: not UTF-8", "a.jsonl:3: not JSON", "a.jsonl:4: no column 'text'; it has txt",
-                      "a.jsonl:5: column 'text' holds int", "b.jsonl:1: not UTF-8", "6 in all"):
+        for place in (
+            "c.txt: not UTF-8",
+            "a.jsonl:3: not JSON",
+            "a.jsonl:4: no column 'text'; it has txt",
+            "a.jsonl:5: column 'text' holds int",
+            "b.jsonl:1: not UTF-8",
+            "6 in all",
+        ):
             assert place in said
     with pytest.raises(InputError, match=r"c\.txt: not UTF-8"):
         load_documents(str(tmp_path))
-    with pytest.raises(InputError, match=r"a\.jsonl:3: not JSON \(Expecting value at column 10\); mend .*line$"):
+    with pytest.raises(
+        InputError, match=r"a\.jsonl:3: not JSON \(Expecting value at column 10\); mend .*line$"
+    ):
         load_documents(str(tmp_path / "a.jsonl"))
 
 
@@ -291,4 +406,8 @@ def test_line_ends_and_paragraphs(tmp_path):
     how = str(tmp_path / "x.txt")
     assert load_documents(how)["text"][:] == ["one\ntwo\n\n \nthree\nfour\n\n\n\nfive"]
     assert load_documents(how, sample_by="line")["text"][:] == ["one", "two", "three\nfour", "five"]
-    assert load_documents(how, sample_by="paragraph")["text"][:] == ["one\ntwo", "three\nfour", "five"]
+    assert load_documents(how, sample_by="paragraph")["text"][:] == [
+        "one\ntwo",
+        "three\nfour",
+        "five",
+    ]

@@ -53,8 +53,11 @@ def test_planted_copies_are_found_and_nothing_else(backend, monkeypatch):
     if backend == "rensa":
         pytest.importorskip("rensa", reason="rensa is optional")
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec",
-                        lambda name, *more: None if name == "rensa" != backend else find_spec(name, *more))
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *more: None if name == "rensa" != backend else find_spec(name, *more),
+    )
     expected = [3 * (i // 3) + (2 if i % 3 == 2 else 0) for i in range(180)]
     assert near_clusters(documents(*planted())).tolist() == expected
 
@@ -68,7 +71,9 @@ def test_clusters_do_not_depend_on_the_number_of_workers():
 def test_bands_can_be_shared_out():
     rows = documents(*planted(seed=3))
     signatures = sketch(rows)
-    links = [near_links(rows, signatures, threshold=0.52, part=i, parts=50) for i in range(50)]  # some have no band
+    links = [
+        near_links(rows, signatures, threshold=0.52, part=i, parts=50) for i in range(50)
+    ]  # some have no band
     assert connect(len(rows), np.concatenate(links[::-1])).tolist() == near_clusters(rows).tolist()
     assert len(near_links(rows, signatures, threshold=0.52)) == 60  # one link for each planted copy
 
@@ -79,18 +84,32 @@ def test_the_threshold_is_exact():
     for seed in range(2, 7):
         rng = random.Random(seed)
         just, below = left[:18] + sentence(rng, 7), left[:17] + sentence(rng, 8)
-        assert near_clusters(documents(" ".join(left), " ".join(just)), threshold=0.5).tolist() == [0, 0]
-        assert near_clusters(documents(" ".join(left), " ".join(below)), threshold=0.5).tolist() == [0, 1]
+        assert near_clusters(documents(" ".join(left), " ".join(just)), threshold=0.5).tolist() == [
+            0,
+            0,
+        ]
+        assert near_clusters(
+            documents(" ".join(left), " ".join(below)), threshold=0.5
+        ).tolist() == [0, 1]
 
 
 def test_a_chain_is_one_cluster_named_by_its_first():
     words = [f"w{i}" for i in range(130)]
-    steps = [" ".join(words[start:start + 100]) for start in (30, 15, 0)]  # neighbours share 81 of 111 shingles
-    assert near_clusters(documents("something else", *steps), threshold=0.65).tolist() == [0, 1, 1, 1]
+    steps = [
+        " ".join(words[start : start + 100]) for start in (30, 15, 0)
+    ]  # neighbours share 81 of 111 shingles
+    assert near_clusters(documents("something else", *steps), threshold=0.65).tolist() == [
+        0,
+        1,
+        1,
+        1,
+    ]
 
 
 def test_short_documents_match_only_the_same_words():
-    rows = documents("Hello, world!", "hello world", "hello", "", " ", "***", "hello world again", "* * *", "--")
+    rows = documents(
+        "Hello, world!", "hello world", "hello", "", " ", "***", "hello world again", "* * *", "--"
+    )
     assert near_clusters(rows).tolist() == [0, 0, 2, 3, 3, 5, 6, 5, 8]
 
 
@@ -108,7 +127,9 @@ def test_texts_without_spaces_are_cut_into_characters():
 def test_words_that_differ_in_a_vowel_sign_are_different_words():
     """Without its vowel signs the second text would be the first."""
     text = "किताब मेज पर है और वह घर में पानी पीता है"
-    assert near_clusters(documents(text, text.replace("ि", "ी").replace("ा", "ु").replace("े", "ो"))).tolist() == [0, 1]
+    assert near_clusters(
+        documents(text, text.replace("ि", "ी").replace("ा", "ु").replace("े", "ो"))
+    ).tolist() == [0, 1]
     assert near_clusters(documents(text, f"«{text}»।")).tolist() == [0, 0]
 
 
@@ -119,14 +140,20 @@ def test_many_identical_documents_and_no_documents():
 
 
 def test_rows_that_were_selected_are_counted_as_they_stand():
-    rows = documents("unrelated words of some length", *["the same six words in here"] * 3).select([3, 0, 1])
+    rows = documents("unrelated words of some length", *["the same six words in here"] * 3).select(
+        [3, 0, 1]
+    )
     assert near_clusters(rows).tolist() == [0, 1, 0]
 
 
 def test_a_document_longer_than_a_slice_is_hashed_whole():
     words = [f"w{i}" for i in range(20_000)]
     head, tail = " ".join(words[:9_000]), " ".join(words[9_000:])
-    assert near_clusters(documents(" ".join(words), tail, head), threshold=0.54).tolist() == [0, 0, 2]
+    assert near_clusters(documents(" ".join(words), tail, head), threshold=0.54).tolist() == [
+        0,
+        0,
+        2,
+    ]
 
 
 def test_ngrams_are_runs_of_words_in_order():
@@ -146,5 +173,7 @@ def test_bands_meet_pairs_at_the_threshold():
 
 @pytest.mark.parametrize("wrong", [0.0, 0.03, 1.2])
 def test_a_wrong_threshold_is_named(wrong):
-    with pytest.raises(InputError, match=f"near duplicates: got threshold {wrong}, expected 0.031 to 1"):
+    with pytest.raises(
+        InputError, match=f"near duplicates: got threshold {wrong}, expected 0.031 to 1"
+    ):
         near_clusters(documents("a"), threshold=wrong)

@@ -19,7 +19,10 @@ from recipes import finetune, generate, pretrain, score
 
 ROOT = Path(__file__).parents[1]
 QUIET = "--disable_tqdm --report_to none --save_strategy no --bf16 false --use_cpu".split()
-TUNE = [*QUIET, *"--max_steps 8 --per_device_train_batch_size 4 --learning_rate 1e-2 --sample_by line".split()]
+TUNE = [
+    *QUIET,
+    *"--max_steps 8 --per_device_train_batch_size 4 --learning_rate 1e-2 --sample_by line".split(),
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +30,50 @@ def place(tmp_path_factory) -> Path:
     """A folder with a new domain, an old one, and a model of the old one."""
     folder = tmp_path_factory.mktemp("finetune")
     (folder / "old.txt").write_text("\n".join(f"line {i} counts to {i * 3}" for i in range(80)))
-    (folder / "new.txt").write_text("\n".join(f"{i}: red, green and {'blue' * (i % 3)}" for i in range(80)))
-    pretrain.main(["--source", str(folder / "old.txt"), "--sample_by", "line", "--tokenizer", "train:300",
-                   "--n_layer", "2", "--n_head", "2", "--n_embd", "32", "--n_positions", "32", "--max_steps", "30",
-                   "--learning_rate", "1e-2", "--output_dir", str(folder / "base"), *QUIET])
+    (folder / "new.txt").write_text(
+        "\n".join(f"{i}: red, green and {'blue' * (i % 3)}" for i in range(80))
+    )
+    pretrain.main(
+        [
+            "--source",
+            str(folder / "old.txt"),
+            "--sample_by",
+            "line",
+            "--tokenizer",
+            "train:300",
+            "--n_layer",
+            "2",
+            "--n_head",
+            "2",
+            "--n_embd",
+            "32",
+            "--n_positions",
+            "32",
+            "--max_steps",
+            "30",
+            "--learning_rate",
+            "1e-2",
+            "--output_dir",
+            str(folder / "base"),
+            *QUIET,
+        ]
+    )
     return folder
 
 
 def tune(place: Path, name: str, *words: str) -> Path:
-    finetune.main(["--model", str(place / "base"), "--source", str(place / "new.txt"), "--output_dir",
-                   str(place / name), *TUNE, *words])
+    finetune.main(
+        [
+            "--model",
+            str(place / "base"),
+            "--source",
+            str(place / "new.txt"),
+            "--output_dir",
+            str(place / name),
+            *TUNE,
+            *words,
+        ]
+    )
     return place / name
 
 
@@ -50,17 +87,24 @@ def lora(place) -> Path:
 
 
 def test_run_says_what_was_gained_and_forgotten(place):
-    record = record_of(tune(place, "gained", "--lora_rank", "4", "--forget_source", str(place / "old.txt")))
+    record = record_of(
+        tune(place, "gained", "--lora_rank", "4", "--forget_source", str(place / "old.txt"))
+    )
     metrics = record["metrics"]
     assert metrics["eval_loss"] < metrics["before_eval_loss"] - 0.5
     assert metrics["eval_forget_loss"] > metrics["before_eval_forget_loss"]
     assert metrics["before_eval_tokens"] == metrics["eval_tokens"]
-    old = record_of(place / "base")["metrics"]  # split as pretraining did: the very text that it held out
+    old = record_of(place / "base")[
+        "metrics"
+    ]  # split as pretraining did: the very text that it held out
     assert metrics["before_eval_forget_loss"] == pytest.approx(old["eval_loss"], abs=1e-5)
     assert metrics["eval_forget_tokens"] == old["eval_tokens"]
     model, layers = record["model"], 2 * ((32 + 96) + (32 + 32) + (32 + 128) + (128 + 32))
-    assert (model["architecture"], model["adapter"], model["trained_parameters"]) == ("GPT2LMHeadModel", "LORA",
-                                                                                     4 * layers)
+    assert (model["architecture"], model["adapter"], model["trained_parameters"]) == (
+        "GPT2LMHeadModel",
+        "LORA",
+        4 * layers,
+    )
 
 
 def test_every_recipe_takes_the_adapter(lora, tmp_path, capsys):
@@ -83,7 +127,10 @@ def test_an_adapter_knows_the_weights_that_it_was_trained_on(place, lora, tmp_pa
     weights = load_file(tmp_path / "base" / "model.safetensors")
     weights["transformer.ln_f.bias"] += 1
     save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match="its base model .*/base has other weights than those that it was trained on"):
+    with pytest.raises(
+        InputError,
+        match="its base model .*/base has other weights than those that it was trained on",
+    ):
         load_model(str(tmp_path / "lora"))
 
 
@@ -103,29 +150,67 @@ def test_whole_model_with_frozen_layers(place):
     folder = tune(place, "frozen", "--freeze_layers", "1")
     before, after = (load_file(f / "model.safetensors") for f in (place / "base", folder))
     same = {name for name in before if torch.equal(before[name], after[name])}
-    assert same == {n for n in before if n.startswith(("transformer.wte", "transformer.wpe", "transformer.h.0."))}
+    assert same == {
+        n
+        for n in before
+        if n.startswith(("transformer.wte", "transformer.wpe", "transformer.h.0."))
+    }
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_accumulated_gradients_give_the_same_run(place, kind):
     """Rows of unequal numbers of targets: four at once, or one by one."""
-    how = ["--packing", "best_fit", "--max_steps", "3", *(["--lora_rank", "4"] if kind == "lora" else [])]
+    how = [
+        "--packing",
+        "best_fit",
+        "--max_steps",
+        "3",
+        *(["--lora_rank", "4"] if kind == "lora" else []),
+    ]
     whole = tune(place, f"{kind}-whole", *how)
-    parts = tune(place, f"{kind}-parts", *how, "--per_device_train_batch_size", "1", "--gradient_accumulation_steps",
-                 "4")
+    parts = tune(
+        place,
+        f"{kind}-parts",
+        *how,
+        "--per_device_train_batch_size",
+        "1",
+        "--gradient_accumulation_steps",
+        "4",
+    )
     losses = [record_of(folder)["metrics"]["eval_loss"] for folder in (whole, parts)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 def test_resumed_adapter_run_is_the_same(place):
     whole = tune(place, "straight", "--lora_rank", "4", "--add_tokens", "new")
-    words = ["--lora_rank", "4", "--add_tokens", "new", "--save_strategy", "steps", "--save_steps", "4"]
+    words = [
+        "--lora_rank",
+        "4",
+        "--add_tokens",
+        "new",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "4",
+    ]
     part = tune(place, "resumed", *words)
     expected = load_file(whole / "adapter_model.safetensors")
     (part / "adapter_model.safetensors").unlink()
     shutil.rmtree(part / "checkpoint-8")
-    finetune.main(["--model", str(place / "base"), "--source", str(place / "new.txt"), "--output_dir", str(part),
-                   *TUNE, *words, "--resume", "auto"])
+    finetune.main(
+        [
+            "--model",
+            str(place / "base"),
+            "--source",
+            str(place / "new.txt"),
+            "--output_dir",
+            str(part),
+            *TUNE,
+            *words,
+            "--resume",
+            "auto",
+        ]
+    )
     found = load_file(part / "adapter_model.safetensors")
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -151,14 +236,23 @@ def test_dry_run_writes_nothing(place, capsys):
     assert not folder.exists() and "dry run" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("words", "says"), [
-    (["--model", "missing"], "model missing: cannot be loaded|tokenizer missing: no such folder"),
-    (["--lora_rank", "4", "--target_modules", "q_proj"], "q_proj ends the name of no linear layer"),
-    (["--max_length", "0"], "max_length: got 0"),
-    (["--max_length", "33"], "max_length 33 is beyond the model's context of 32"),
-    (["--forget_source", "missing.txt"], "source missing.txt: no such file"),
-    (["--load_in_4bit"], "load_in_4bit: works with --lora_rank or --peft_type"),
-])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ["--model", "missing"],
+            "model missing: cannot be loaded|tokenizer missing: no such folder",
+        ),
+        (
+            ["--lora_rank", "4", "--target_modules", "q_proj"],
+            "q_proj ends the name of no linear layer",
+        ),
+        (["--max_length", "0"], "max_length: got 0"),
+        (["--max_length", "33"], "max_length 33 is beyond the model's context of 32"),
+        (["--forget_source", "missing.txt"], "source missing.txt: no such file"),
+        (["--load_in_4bit"], "load_in_4bit: works with --lora_rank or --peft_type"),
+    ],
+)
 def test_bad_input_leaves_nothing(place, words, says):
     with pytest.raises(InputError, match=says) as error:
         tune(place, "refused", *words)
@@ -167,7 +261,9 @@ def test_bad_input_leaves_nothing(place, words, says):
 
 def test_new_tokens_of_an_adapter_are_refused_where_weights_are_sharded(place, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InputError, match="add_tokens: an adapter cannot hold new tokens where weights are sharded"):
+    with pytest.raises(
+        InputError, match="add_tokens: an adapter cannot hold new tokens where weights are sharded"
+    ):
         tune(place, "sharded", "--lora_rank", "4", "--add_tokens", "new")
 
 
@@ -183,19 +279,52 @@ def test_adapters_of_two_processes_load(config, place):
     if config == "zero3" and find_spec("deepspeed") is None:
         pytest.skip("the extra hfscale[deepspeed] is missing")
     folder = place / config
-    words = ["--model", str(place / "base"), "--source", str(place / "new.txt"), "--output_dir", str(folder), *TUNE,
-             "--per_device_train_batch_size", "2", "--lora_rank", "4"]
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([sys.executable, "-m", "hfscale.cli", "tests/launched_finetune.py", "--accelerate", config,
-                             "--num_processes", "2", *words], cwd=ROOT, env=env, text=True, capture_output=True,
-                            timeout=300)
+    words = [
+        "--model",
+        str(place / "base"),
+        "--source",
+        str(place / "new.txt"),
+        "--output_dir",
+        str(folder),
+        *TUNE,
+        "--per_device_train_batch_size",
+        "2",
+        "--lora_rank",
+        "4",
+    ]
+    env = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "hfscale.cli",
+            "tests/launched_finetune.py",
+            "--accelerate",
+            config,
+            "--num_processes",
+            "2",
+            *words,
+        ],
+        cwd=ROOT,
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     record = record_of(folder)
     assert record["hardware"]["world_size"] == 2
     assert record["hardware"]["distributed_type"] == ("DEEPSPEED" if config == "zero3" else "FSDP")
     one = record_of(tune(place, f"{config}-one", "--lora_rank", "4"))
     assert record["metrics"]["eval_loss"] == pytest.approx(one["metrics"]["eval_loss"], abs=2e-4)
-    saved, alone = (load_file(f / "adapter_model.safetensors") for f in (folder, place / f"{config}-one"))
+    saved, alone = (
+        load_file(f / "adapter_model.safetensors") for f in (folder, place / f"{config}-one")
+    )
     assert saved.keys() == alone.keys()
     assert max((saved[name] - alone[name]).abs().max() for name in saved) < 2e-3
     assert isinstance(load_model(str(folder)), PeftModel)

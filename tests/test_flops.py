@@ -35,7 +35,12 @@ def test_parameters_of_every_shipped_model(path, vocab_size):
 
 def test_published_sizes():
     assert [Shape(*PUBLISHED[name], 1024, 50257).parameters() for name in PUBLISHED] == [
-        124_439_808, 354_823_168, 774_030_080, 1_557_611_200, 81_912_576]
+        124_439_808,
+        354_823_168,
+        774_030_080,
+        1_557_611_200,
+        81_912_576,
+    ]
 
 
 def counted(model, ids) -> tuple[int, int]:
@@ -51,11 +56,19 @@ def counted(model, ids) -> tuple[int, int]:
 WIDE, NARROW = {"n_inner": 200}, {"n_inner": 20}
 UNTIED, CROSS = {"tie_word_embeddings": False}, {"add_cross_attention": True}
 CONFIGURATIONS = [
-    ({}, {}), (WIDE, {}), (NARROW, {}), (UNTIED, {}), (CROSS, {}), (WIDE | UNTIED | CROSS, {}),
-    ({"n_layer": 1, "n_head": 4}, {}), ({"n_positions": 40, "vocab_size": 257}, {}),
+    ({}, {}),
+    (WIDE, {}),
+    (NARROW, {}),
+    (UNTIED, {}),
+    (CROSS, {}),
+    (WIDE | UNTIED | CROSS, {}),
+    ({"n_layer": 1, "n_head": 4}, {}),
+    ({"n_positions": 40, "vocab_size": 257}, {}),
     ({"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}, {}),
-    ({}, {"freeze_layers": 1}), (UNTIED | NARROW, {"freeze_layers": 3}),
-    ({}, {"lora_rank": 4}), (WIDE | CROSS, {"lora_rank": 2}),
+    ({}, {"freeze_layers": 1}),
+    (UNTIED | NARROW, {"freeze_layers": 3}),
+    ({}, {"lora_rank": 4}),
+    (WIDE | CROSS, {"lora_rank": 2}),
     ({}, {"lora_rank": 4, "target_modules": ("attn.c_attn",)}),
     ({}, {"lora_rank": 4, "target_modules": ("c_proj",)}),
     (CROSS, {"lora_rank": 3, "target_modules": ("c_attn", "c_fc")}),
@@ -68,14 +81,22 @@ CONFIGURATIONS = [
 def as_finetune_trains_it(shape: Shape, trained: dict, folder: Path, **config):
     """The model of a saved folder, frozen or with adapters by the library that finetune uses."""
     build(shape).save_pretrained(folder)
-    args = AdapterArguments(model=str(folder), **{"lora_rank": None, **trained,
-                                            "target_modules": list(trained.get("target_modules", ())) or None})
+    args = AdapterArguments(
+        model=str(folder),
+        **{
+            "lora_rank": None,
+            **trained,
+            "target_modules": list(trained.get("target_modules", ())) or None,
+        },
+    )
     model = load_for_training(args, None).train()
     model.config._attn_implementation = "eager"
     return model
 
 
-@pytest.mark.parametrize(("config", "trained"), CONFIGURATIONS, ids=lambda value: "-".join(value) or "plain")
+@pytest.mark.parametrize(
+    ("config", "trained"), CONFIGURATIONS, ids=lambda value: "-".join(value) or "plain"
+)
 def test_parameters_and_flops_are_those_of_the_real_model(config, trained, tmp_path):
     """With and without checkpointing; torch's counter wants eager attention, where each product is one of its own."""
     shape = TINY._replace(**config)
@@ -88,7 +109,9 @@ def test_parameters_and_flops_are_those_of_the_real_model(config, trained, tmp_p
             model.activation_checkpointing_enable({"use_reentrant": False})
         ids = torch.randint(0, shape.vocab_size, (rows, length))
         forward, backward = counted(model, ids)
-        planned = training_flops(shape, rows * length, length, activation_checkpointing=checkpointing, **trained)
+        planned = training_flops(
+            shape, rows * length, length, activation_checkpointing=checkpointing, **trained
+        )
         assert forward + backward == planned
         if not adapters:
             assert forward == forward_flops(shape, rows * length, length)

@@ -20,7 +20,12 @@ from recipes import (
     train_tokenizer,
 )
 
-TRAINED = ["run.json", "model.safetensors", "checkpoint-2/optimizer.pt", "runs/Jan01_host/events.out.tfevents.1"]
+TRAINED = [
+    "run.json",
+    "model.safetensors",
+    "checkpoint-2/optimizer.pt",
+    "runs/Jan01_host/events.out.tfevents.1",
+]
 PREPARED = ["data_card.json", "train/data-00000-of-00001.arrow"]
 # What an earlier run of each recipe that deletes folders left.
 WRITTEN = {
@@ -70,7 +75,14 @@ def earlier(recipe, tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.parametrize(
     "foreign",
-    ["src/main.py", "notes.txt", "checkpoint-best/a", "checkpoint-2/src/a.py", ".git/config", "train/a.txt"],
+    [
+        "src/main.py",
+        "notes.txt",
+        "checkpoint-best/a",
+        "checkpoint-2/src/a.py",
+        ".git/config",
+        "train/a.txt",
+    ],
 )
 def test_what_no_run_wrote_is_named_and_kept(recipe, earlier, foreign):
     write(earlier, [foreign])
@@ -109,13 +121,26 @@ def test_score_deletes_only_its_own_unfinished_work(tmp_path):
     write(tmp_path / "out", ["unfinished/mine.txt", "src/main.py"])
     write(tmp_path, ["text.txt"])
     with pytest.raises(InputError, match="model .*nowhere: cannot be loaded"):
-        score.main(["--model", str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "out"), "--overwrite"])
+        score.main(
+            [
+                "--model",
+                str(tmp_path / "nowhere"),
+                "--output_dir",
+                str(tmp_path / "out"),
+                "--overwrite",
+            ]
+        )
     assert {"unfinished/mine.txt", "src/main.py"} <= set(contents(tmp_path / "out"))
 
 
 def test_all_that_a_run_wrote_goes(tmp_path):
-    engines = ["checkpoint-2/global_step2/mp_rank_00_model_states.pt", "checkpoint-2/optimizer_0/.metadata",
-               "checkpoint-2/rng_state_1.pth", "checkpoint-2/manifest.json", "wandb/offline-run-1/files/a.json"]
+    engines = [
+        "checkpoint-2/global_step2/mp_rank_00_model_states.pt",
+        "checkpoint-2/optimizer_0/.metadata",
+        "checkpoint-2/rng_state_1.pth",
+        "checkpoint-2/manifest.json",
+        "wandb/offline-run-1/files/a.json",
+    ]
     write(tmp_path / "out", [*TRAINED, *engines])
     (tmp_path / "out" / "wandb" / "latest-run").symlink_to("offline-run-1")
     (tmp_path / "out" / "checkpoint-4").mkdir()  # killed at once

@@ -115,7 +115,9 @@ def test_questions_that_repeat_tie_no_contexts_together(tmp_path):
     """Long ones, asked about many pages: all would be one group, too large to be held out."""
     questions = [f"{question} Answer in as few words as you can find." for question in QUESTIONS]
     for name in ("context", "page"):
-        data = [{name: text, "q": question, "a": "x"} for text in CONTEXTS for question in questions]
+        data = [
+            {name: text, "q": question, "a": "x"} for text in CONTEXTS for question in questions
+        ]
         train, held_out = split(tmp_path, data, prompt=f"{{q}} {{{name}}}")
         assert (len(train), len(held_out)) == (54, 6)
         assert not {*map(number, train)} & {*map(number, held_out)}

@@ -27,8 +27,12 @@ def test_sums_are_of_whole_rows_drawn_with_replacement():
     columns = np.array([[1.0, 40.0], [2.0, 10.0], [4.0, 20.0]])
     sums = bootstrap_sums(columns, resamples=500, seed=3)
     assert sums.shape == (500, 2)
-    reachable = {tuple(columns[[a, b, c]].sum(axis=0)) for a in range(3) for b in range(3) for c in range(3)}
-    assert set(map(tuple, sums)) == reachable  # all of them, and the columns of an item stay together
+    reachable = {
+        tuple(columns[[a, b, c]].sum(axis=0)) for a in range(3) for b in range(3) for c in range(3)
+    }
+    assert (
+        set(map(tuple, sums)) == reachable
+    )  # all of them, and the columns of an item stay together
 
 
 def test_same_seed_same_draws_so_systems_are_paired():
@@ -47,7 +51,9 @@ def test_interval_is_as_wide_as_the_normal_theory_says():
     values = np.random.default_rng(0).normal(5.0, 2.0, size=(400, 1))
     low, high = percentile_interval(bootstrap_sums(values, resamples=4000)[:, 0] / 400)
     error = values.std() / 20
-    assert (low, high) == pytest.approx((values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.1 * error)
+    assert (low, high) == pytest.approx(
+        (values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.1 * error
+    )
 
 
 @pytest.mark.slow
@@ -59,9 +65,13 @@ def test_95_percent_intervals_hold_the_truth_in_95_percent_of_samples():
         right = generator.random(200) < 0.7
         tokens = 1 + generator.lognormal(4, 0.8, 200).round()
         nll = tokens * generator.normal(2, 0.5, 200)
-        sums = bootstrap_sums(np.column_stack([right, np.ones(200), nll, tokens, tokens, tokens]), seed=draw)
-        values = (metric_values("exact_match", sums[:, :2])["exact_match"],
-                  metric_values("perplexity", sums[:, 2:])["perplexity"])
+        sums = bootstrap_sums(
+            np.column_stack([right, np.ones(200), nll, tokens, tokens, tokens]), seed=draw
+        )
+        values = (
+            metric_values("exact_match", sums[:, :2])["exact_match"],
+            metric_values("perplexity", sums[:, 2:])["perplexity"],
+        )
         intervals = np.array([percentile_interval(value) for value in values])
         held += (intervals[:, 0] <= [70, np.exp(2)]) & ([70, np.exp(2)] <= intervals[:, 1])
     assert (held >= 930).all() and (held <= 970).all()
@@ -75,7 +85,9 @@ def test_estimate_is_the_value_of_the_sums_with_its_interval():
     columns = np.array([[10.0, 10], [300, 100]])
     found = estimate(columns, ratio, resamples=2000)
     assert found["score"] == pytest.approx(310 / 110)
-    assert found["score_ci95"] == pytest.approx([1, 3])  # two items: a quarter of the resamples is each one twice
+    assert found["score_ci95"] == pytest.approx(
+        [1, 3]
+    )  # two items: a quarter of the resamples is each one twice
     assert estimate(columns[:1], ratio)["score_ci95"] is None
 
 
@@ -86,7 +98,9 @@ def test_comparison_by_hand():
     found = compare(first, second, ratio, resamples=4000)["score"]
     assert found["difference"] == pytest.approx(0.75)
     assert found["difference_ci95"] == pytest.approx([0.25, 1.0])
-    assert found["p_value"] == 2 / 2**3  # of the signs of three differences, two in eight are all alike
+    assert (
+        found["p_value"] == 2 / 2**3
+    )  # of the signs of three differences, two in eight are all alike
     assert found["better"] is None  # although the interval does not hold 0
 
 
@@ -95,13 +109,22 @@ def test_paired_items_show_what_unpaired_intervals_hide():
     first = np.stack([draws.normal(0, 10, 200), np.ones(200)], axis=1)
     second = first + np.stack([draws.normal(0.3, 1, 200), np.zeros(200)], axis=1)
     found = compare(first, second, ratio)
-    assert found["score"]["better"] == "second" and found["loss"]["better"] == "first"  # a loss should fall
+    assert (
+        found["score"]["better"] == "second" and found["loss"]["better"] == "first"
+    )  # a loss should fall
     reverse = compare(second, first, ratio)
-    assert reverse["score"]["better"] == "first" and reverse["score"]["difference"] == -found["score"]["difference"]
+    assert (
+        reverse["score"]["better"] == "first"
+        and reverse["score"]["difference"] == -found["score"]["difference"]
+    )
     low, high = estimate(first, ratio)["score_ci95"]
     assert low < estimate(second, ratio)["score"] < high
     assert compare(first, first, ratio)["score"] == {
-        "difference": 0, "difference_ci95": [0, 0], "p_value": 1, "better": None}
+        "difference": 0,
+        "difference_ci95": [0, 0],
+        "p_value": 1,
+        "better": None,
+    }
 
 
 def test_equal_systems_are_seldom_called_different():
@@ -121,8 +144,10 @@ def test_items_that_cannot_be_paired_are_refused():
 
 # ---- the paired test
 
+
 def by_brute_force(first: np.ndarray, second: np.ndarray, values) -> float:
     """Over all ways to swap the two results of each item."""
+
     def difference(swaps) -> float:
         chosen = np.array(swaps)[:, None]
         one, other = np.where(chosen, second, first), np.where(chosen, first, second)
@@ -134,11 +159,15 @@ def by_brute_force(first: np.ndarray, second: np.ndarray, values) -> float:
 
 
 @pytest.mark.parametrize("items", [1, 2, 3, 7, 10])
-@pytest.mark.parametrize("value", [
-    lambda sums: sums[..., 0] / sums[..., 1],
-    lambda sums: np.exp(sums[..., 0] / sums[..., 1]),
-    lambda sums: np.sqrt(sums[..., 0] * sums[..., 1]),
-], ids=["mean", "perplexity", "not linear"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        lambda sums: sums[..., 0] / sums[..., 1],
+        lambda sums: np.exp(sums[..., 0] / sums[..., 1]),
+        lambda sums: np.sqrt(sums[..., 0] * sums[..., 1]),
+    ],
+    ids=["mean", "perplexity", "not linear"],
+)
 def test_few_items_are_tested_exactly(items, value):
     draws = np.random.default_rng(items)
     first, second = draws.gamma(2.0, size=(2, items, 2))
@@ -175,7 +204,9 @@ def test_items_that_do_not_differ_change_no_p_value():
         return {"total": sums[..., 0]}
 
     alone = swap_test(first, second, values)
-    assert swap_test(np.concatenate([first, alike]), np.concatenate([second, alike]), values) == alone
+    assert (
+        swap_test(np.concatenate([first, alike]), np.concatenate([second, alike]), values) == alone
+    )
     assert 0.06 < alone["total"] < 1
 
 
@@ -183,7 +214,9 @@ def test_two_systems_can_be_exchanged():
     draws = np.random.default_rng(6)
     first, second = draws.gamma(2.0, size=(2, 40, 2))
     for n in (8, 40):
-        one, other = (swap_test(*pair, ratio) for pair in ((first[:n], second[:n]), (second[:n], first[:n])))
+        one, other = (
+            swap_test(*pair, ratio) for pair in ((first[:n], second[:n]), (second[:n], first[:n]))
+        )
         assert one == other
 
 
@@ -196,7 +229,10 @@ def test_the_floor_of_a_p_value_that_is_drawn():
         assert floor is None if items <= 12 else floor == p_value == 2 / 1002
     changed = first.copy()
     changed[:5, 0] += 1
-    assert drawn_floor(first, changed) is None and compare(first, changed, ratio)["score"]["p_value"] == 2 / 2**5
+    assert (
+        drawn_floor(first, changed) is None
+        and compare(first, changed, ratio)["score"]["p_value"] == 2 / 2**5
+    )
     assert sign_flip_floor(np.ones(40)) == sign_flip_p(np.ones(40)) == 2 / 10_002
     assert sign_flip_floor(np.ones(12)) is None
 
@@ -205,9 +241,12 @@ def test_notes_say_why_nothing_can_be_shown():
     rows = np.stack([np.ones(40), np.ones(40)], axis=1)
     alike = estimate(rows, ratio)
     assert alike["score_ci95"] == [1, 1] and interval_notes(alike) == dict.fromkeys(
-        ("score_ci95", "loss_ci95"), NO_SPREAD)
+        ("score_ci95", "loss_ci95"), NO_SPREAD
+    )
     assert interval_notes(estimate(rows[:1], ratio))["score_ci95"] == ONE_ITEM
-    uneven = np.outer(np.random.default_rng(0).gamma(2.0, size=40), [0.1, 0.3])  # all a third, but for rounding
+    uneven = np.outer(
+        np.random.default_rng(0).gamma(2.0, size=40), [0.1, 0.3]
+    )  # all a third, but for rounding
     assert np.ptp(estimate(uneven, ratio)["score_ci95"]) > 0
     assert interval_notes(estimate(uneven, ratio))["score_ci95"] == NO_SPREAD
     mixed = np.stack([np.arange(40) % 2, np.ones(40)], axis=1)
@@ -216,5 +255,8 @@ def test_notes_say_why_nothing_can_be_shown():
     changed = rows.copy()
     changed[:3] += 1
     assert paired_note(rows, changed) == (
-        "only 3 of 40 items differ, so the p-value is at least 0.25: too few to show a difference")
-    assert paired_note(rows, rows + 1) == "" and paired_note(rows[:2], rows[:2] + 1).startswith("only 2 of 2")
+        "only 3 of 40 items differ, so the p-value is at least 0.25: too few to show a difference"
+    )
+    assert paired_note(rows, rows + 1) == "" and paired_note(rows[:2], rows[:2] + 1).startswith(
+        "only 2 of 2"
+    )

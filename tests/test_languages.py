@@ -43,7 +43,9 @@ def test_every_list_is_of_a_language_that_is_told_apart():
     assert len(LANGUAGES) == 176 and STOP_WORDS.keys() <= LANGUAGES
     for code, words in STOP_WORDS.items():
         assert len(words.split()) == len(set(words.split())) >= 8 and words == words.lower(), code
-    assert stop_words(["de", "fr"]) == [frozenset(STOP_WORDS[code].split()) for code in ("de", "fr")]
+    assert stop_words(["de", "fr"]) == [
+        frozenset(STOP_WORDS[code].split()) for code in ("de", "fr")
+    ]
     assert stop_words(["de", "gn"]) is None
 
 

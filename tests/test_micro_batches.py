@@ -22,16 +22,26 @@ def rows():
     for i in range(23):
         ids = torch.randint(3, 270, (LENGTH,), generator=generator).tolist()
         scored = 3 + i % 9
-        made.append({"input_ids": ids, "labels": ids[:scored] + [IGNORED] * (LENGTH - scored),
-                     "position_ids": list(range(LENGTH))})
+        made.append(
+            {
+                "input_ids": ids,
+                "labels": ids[:scored] + [IGNORED] * (LENGTH - scored),
+                "position_ids": list(range(LENGTH)),
+            }
+        )
     return Dataset.from_list(made)
 
 
 def train(rows, folder, *, holds: int, **how):
     """Losses of 6 steps and the last weights, on a machine whose memory holds `holds` rows at a time."""
     torch.manual_seed(0)
-    model = new_model(train_bpe(Dataset.from_dict({"text": ["some words to train on"]}), 270), n_layer=1, n_head=2,
-                      n_embd=32, n_positions=LENGTH)
+    model = new_model(
+        train_bpe(Dataset.from_dict({"text": ["some words to train on"]}), 270),
+        n_layer=1,
+        n_head=2,
+        n_embd=32,
+        n_positions=LENGTH,
+    )
     largest = []
 
     def limited(module, args, kwargs):
@@ -41,11 +51,26 @@ def train(rows, folder, *, holds: int, **how):
 
     model.register_forward_pre_hook(limited, with_kwargs=True)
     auto = how.pop("auto_batch", True)
-    args = training_arguments({
-        "output_dir": str(folder), "report_to": "none", "disable_tqdm": True, "bf16": False, "save_strategy": "no",
-        "logging_steps": 1, "max_steps": 6, "learning_rate": 1.0, "optim": "sgd", "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 4, **how}, width=32)
-    trainer = LMTrainer(model=model, args=args, train_dataset=rows, data_collator=collate_rows, auto_batch=auto)
+    args = training_arguments(
+        {
+            "output_dir": str(folder),
+            "report_to": "none",
+            "disable_tqdm": True,
+            "bf16": False,
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "max_steps": 6,
+            "learning_rate": 1.0,
+            "optim": "sgd",
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 4,
+            **how,
+        },
+        width=32,
+    )
+    trainer = LMTrainer(
+        model=model, args=args, train_dataset=rows, data_collator=collate_rows, auto_batch=auto
+    )
     trainer.train()
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     return losses, model.state_dict(), max(largest)
@@ -56,7 +81,10 @@ def test_same_curve_whatever_memory_holds(rows, tmp_path, capsys):
     assert len(plain) == 6 and plain[-1] < plain[0]
     for holds, expected in ((8, 8), (7, 4), (3, 2), (1, 1)):
         losses, found, largest = train(rows, tmp_path, holds=holds)
-        assert f"8 rows per process and step, in {8 // expected} micro-batches" in capsys.readouterr().err
+        assert (
+            f"8 rows per process and step, in {8 // expected} micro-batches"
+            in capsys.readouterr().err
+        )
         assert largest == expected
         assert losses == pytest.approx(plain, abs=1e-5)
         assert all(torch.allclose(found[name], weights[name], atol=1e-5) for name in weights)
@@ -93,8 +121,10 @@ def test_trying_leaves_no_trace():
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize(("rows", "pieces", "sizes"), [
-    (8, 2, [4, 4]), (7, 4, [2, 2, 2, 1]), (5, 2, [3, 2]), (2, 4, [1, 1])])
+@pytest.mark.parametrize(
+    ("rows", "pieces", "sizes"),
+    [(8, 2, [4, 4]), (7, 4, [2, 2, 2, 1]), (5, 2, [3, 2]), (2, 4, [1, 1])],
+)
 def test_a_batch_is_split_without_loss(rows, pieces, sizes):
     ids = torch.arange(rows * 3).view(rows, 3)
     parts = split_batch({"input_ids": ids, "labels": ids + 1, "use_cache": False}, pieces)

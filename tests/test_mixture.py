@@ -12,7 +12,9 @@ from hfscale.data.mixture import mix
 @pytest.fixture
 def sources():
     sizes = {"a": 16, "b": 4, "c": 1}
-    return [Dataset.from_dict({"text": [f"{name}{i}" for i in range(n)]}) for name, n in sizes.items()]
+    return [
+        Dataset.from_dict({"text": [f"{name}{i}" for i in range(n)]}) for name, n in sizes.items()
+    ]
 
 
 def counts(rows):
@@ -35,7 +37,9 @@ def test_temperature(sources):
 
 
 def test_weights(sources):
-    rows, epochs = mix(sources, [1, 0, 1])  # 10.5 and 10.5 of 21 rows: the earlier source wins the tie
+    rows, epochs = mix(
+        sources, [1, 0, 1]
+    )  # 10.5 and 10.5 of 21 rows: the earlier source wins the tie
     assert counts(rows) == {"a": 11, "c": 10}
     assert epochs == [11 / 16, 0.0, 10.0]
 

@@ -36,11 +36,18 @@ from transformers.trainer_utils import get_last_checkpoint
 from hfscale.training.trainer import LMTrainer
 
 PAGE = Path(__file__).parents[1] / "docs" / "old_examples.md"
-ROWS = {int(number): row for number, row in re.findall(r"^\| (\d+) \|(.*)\|$", PAGE.read_text("utf-8"), re.M)}
+ROWS = {
+    int(number): row
+    for number, row in re.findall(r"^\| (\d+) \|(.*)\|$", PAGE.read_text("utf-8"), re.M)
+}
 NEW_NAMES = PAGE.read_text("utf-8").partition("## Training arguments")[2]
 CONTEXT = 128
-TEXTS = ["The cat sat on the mat.", "A dog barked at the moon all night long.", "Rain fell.",
-         "She opened the old wooden box and found a letter inside."] * 4
+TEXTS = [
+    "The cat sat on the mat.",
+    "A dog barked at the moon all night long.",
+    "Rain fell.",
+    "She opened the old wooden box and found a letter inside.",
+] * 4
 
 
 def says(row: int, words: str) -> None:
@@ -61,7 +68,9 @@ def offline(tmp_path_factory):
     """No network and an empty cache, whatever the machine has; both constants are read at each call."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
+        patch.setattr(
+            huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub"))
+        )
         yield
 
 
@@ -77,7 +86,9 @@ def one_thread():
 @pytest.fixture(scope="module")
 def tokenizer_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    GPT2Tokenizer().train_new_from_iterator(TEXTS, vocab_size=400, show_progress=False).save_pretrained(folder)
+    GPT2Tokenizer().train_new_from_iterator(
+        TEXTS, vocab_size=400, show_progress=False
+    ).save_pretrained(folder)
     return folder
 
 
@@ -97,9 +108,20 @@ def padded(tokenizer):
 @pytest.fixture
 def model(tokenizer):
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(
-        vocab_size=len(tokenizer), n_layer=2, n_embd=32, n_head=2, n_positions=CONTEXT, bos_token_id=0, eos_token_id=0,
-        resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)).eval()
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_layer=2,
+            n_embd=32,
+            n_head=2,
+            n_positions=CONTEXT,
+            bos_token_id=0,
+            eos_token_id=0,
+            resid_pdrop=0,
+            embd_pdrop=0,
+            attn_pdrop=0,
+        )
+    ).eval()
 
 
 @pytest.fixture
@@ -110,9 +132,15 @@ def folder(tmp_path):
 @pytest.fixture
 def make_trainer(model, folder):
     def make(arguments=None, trainer=Trainer, **parts):
-        settings = {"output_dir": str(folder), "use_cpu": True, "disable_tqdm": True, "num_train_epochs": 1,
-                    "per_device_train_batch_size": 2} | (arguments or {})
+        settings = {
+            "output_dir": str(folder),
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": 2,
+        } | (arguments or {})
         return trainer(**({"model": model, "args": TrainingArguments(**settings)} | parts))
+
     return make
 
 
@@ -194,7 +222,9 @@ def test_04_pad_as_eos_hides_eos(tokenizer, model, make_trainer):
     texts = [text + tokenizer.eos_token for text in TEXTS]
 
     def collate():
-        batch = DataCollatorForLanguageModeling(tokenizer, mlm=False)([tokenizer(text) for text in texts])
+        batch = DataCollatorForLanguageModeling(tokenizer, mlm=False)(
+            [tokenizer(text) for text in texts]
+        )
         return int((batch["labels"] == eos).sum())
 
     tokenizer.pad_token = tokenizer.eos_token
@@ -205,7 +235,9 @@ def test_04_pad_as_eos_hides_eos(tokenizer, model, make_trainer):
     says(4, "16 of 16")
 
     rows = Dataset.from_dict(dict(tokenizer(texts, padding=True)))
-    trainer = make_trainer(train_dataset=rows, data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False))
+    trainer = make_trainer(
+        train_dataset=rows, data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    )
     with fails(4, IndexError, "index out of range in self"):
         trainer.train()
     model.resize_token_embeddings(len(tokenizer))
@@ -213,8 +245,12 @@ def test_04_pad_as_eos_hides_eos(tokenizer, model, make_trainer):
 
 
 OLD_ARGUMENTS = {
-    "overwrite_output_dir": True, "evaluation_strategy": "epoch", "no_cuda": True, "warmup_ratio": 0.1,
-    "logging_dir": "./logs", "group_by_length": True,
+    "overwrite_output_dir": True,
+    "evaluation_strategy": "epoch",
+    "no_cuda": True,
+    "warmup_ratio": 0.1,
+    "logging_dir": "./logs",
+    "group_by_length": True,
 }
 
 
@@ -226,10 +262,18 @@ def test_05_removed_training_arguments(name, folder):
 
 
 def test_05_new_training_arguments(make_trainer, rows, collator):
-    new = {"eval_strategy": "epoch", "use_cpu": True, "warmup_steps": 0.1,
-           "train_sampling_strategy": "group_by_length"}
-    for words in ('`eval_strategy="epoch"`', "`use_cpu=True`", "`warmup_steps=0.1`",
-                  '`train_sampling_strategy="group_by_length"`'):
+    new = {
+        "eval_strategy": "epoch",
+        "use_cpu": True,
+        "warmup_steps": 0.1,
+        "train_sampling_strategy": "group_by_length",
+    }
+    for words in (
+        '`eval_strategy="epoch"`',
+        "`use_cpu=True`",
+        "`warmup_steps=0.1`",
+        '`train_sampling_strategy="group_by_length"`',
+    ):
         assert words in NEW_NAMES
     with pytest.raises(ValueError, match="you didn't pass an `eval_dataset`"):
         make_trainer(new, train_dataset=rows, data_collator=collator)
@@ -243,11 +287,15 @@ def test_05_new_training_arguments(make_trainer, rows, collator):
 
 def test_05_used_output_folder_is_mixed(make_trainer, rows, collator, folder):
     for epochs in (2, 1):
-        make_trainer({"num_train_epochs": epochs}, train_dataset=rows, data_collator=collator).train()
+        make_trainer(
+            {"num_train_epochs": epochs}, train_dataset=rows, data_collator=collator
+        ).train()
     assert sorted(os.listdir(folder)) == ["checkpoint-16", "checkpoint-8"]
     assert get_last_checkpoint(folder).endswith("checkpoint-16")
     resumed = make_trainer({"num_train_epochs": 1}, train_dataset=rows, data_collator=collator)
-    assert resumed.train(resume_from_checkpoint=True).global_step == 16  # the earlier run's end, not this run's 8
+    assert (
+        resumed.train(resume_from_checkpoint=True).global_step == 16
+    )  # the earlier run's end, not this run's 8
     says(5, "resume_from_checkpoint=True")
 
 
@@ -278,7 +326,9 @@ def test_07_encodings_are_no_data_set(padded, make_trainer, collator):
     for tensors in (None, "pt"):
         encodings = padded(TEXTS, padding=True, truncation=True, return_tensors=tensors)
         assert len(encodings) == 2
-        with fails(7, ValueError, "The batch received was empty, your model won't be able to train on it"):
+        with fails(
+            7, ValueError, "The batch received was empty, your model won't be able to train on it"
+        ):
             make_trainer(train_dataset=encodings).train()
     encodings = dict(padded(TEXTS, padding=True))
     with fails(7, KeyError, "0"):
@@ -288,7 +338,11 @@ def test_07_encodings_are_no_data_set(padded, make_trainer, collator):
 
 
 def test_08_no_labels(make_trainer, rows, collator):
-    with fails(8, ValueError, "The model did not return a loss from the inputs, only the following keys: logits"):
+    with fails(
+        8,
+        ValueError,
+        "The model did not return a loss from the inputs, only the following keys: logits",
+    ):
         make_trainer(train_dataset=rows).train()
     result = make_trainer(train_dataset=rows, data_collator=collator).train()
     assert 0 < result.training_loss < 2 * math.log(400)
@@ -307,8 +361,12 @@ def test_09_labels_on_padding(padded, collator, model):
         everything = torch.nn.functional.cross_entropy(logits, copied[:, 1:])
         loss = model(**encodings, labels=copied).loss
         cured = model(**encodings, labels=kept).loss
-    assert loss.item() == pytest.approx(everything.item(), rel=1e-5)  # padding counts as a target like any other
-    assert cured.item() == pytest.approx(exact_loss(model, [padded(text)["input_ids"] for text in TEXTS]), rel=1e-5)
+    assert loss.item() == pytest.approx(
+        everything.item(), rel=1e-5
+    )  # padding counts as a target like any other
+    assert cured.item() == pytest.approx(
+        exact_loss(model, [padded(text)["input_ids"] for text in TEXTS]), rel=1e-5
+    )
 
 
 def test_10_trainer_tokenizer(make_trainer, rows, padded):
@@ -317,7 +375,9 @@ def test_10_trainer_tokenizer(make_trainer, rows, padded):
     assert make_trainer(train_dataset=rows, processing_class=padded).processing_class is padded
 
 
-@pytest.mark.parametrize("length, ratio, shortfall", [(16, "0.9375", "30 %"), (64, "0.984375", "8.7 %")])
+@pytest.mark.parametrize(
+    "length, ratio, shortfall", [(16, "0.9375", "30 %"), (64, "0.984375", "8.7 %")]
+)
 def test_11_loss_is_scaled(length, ratio, shortfall, model, make_trainer, folder):
     torch.manual_seed(1)
     sequences = torch.randint(1, model.config.vocab_size, (8, length)).tolist()
@@ -325,8 +385,15 @@ def test_11_loss_is_scaled(length, ratio, shortfall, model, make_trainer, folder
     exact = exact_loss(model, sequences)
 
     def measure():
-        arguments = {"per_device_train_batch_size": 8, "max_steps": 1, "logging_steps": 1, "learning_rate": 0.0}
-        trainer = make_trainer(arguments, train_dataset=rows, eval_dataset=rows, data_collator=default_data_collator)
+        arguments = {
+            "per_device_train_batch_size": 8,
+            "max_steps": 1,
+            "logging_steps": 1,
+            "learning_rate": 0.0,
+        }
+        trainer = make_trainer(
+            arguments, train_dataset=rows, eval_dataset=rows, data_collator=default_data_collator
+        )
         eval_loss = trainer.evaluate()["eval_loss"]
         trainer.train()
         step = next(log for log in trainer.state.log_history if "grad_norm" in log)
@@ -366,8 +433,12 @@ def memorizer(model):
 
 def eval_losses(make_trainer, sequences, collator, batch_sizes):
     rows = [{"input_ids": list(ids), "labels": list(ids)} for ids in sequences]
-    return [make_trainer({"per_device_eval_batch_size": size}, eval_dataset=rows, data_collator=collator)
-            .evaluate()["eval_loss"] for size in batch_sizes]
+    return [
+        make_trainer(
+            {"per_device_eval_batch_size": size}, eval_dataset=rows, data_collator=collator
+        ).evaluate()["eval_loss"]
+        for size in batch_sizes
+    ]
 
 
 def test_12_eval_loss_depends_on_batch_size(memorizer, make_trainer, padded):
@@ -385,17 +456,25 @@ def test_12_eval_loss_depends_on_batch_size(memorizer, make_trainer, padded):
 
 def test_12_rows_of_one_length_agree(memorizer, make_trainer, padded):
     stream = [token for text in TEXTS for token in padded(text)["input_ids"]]
-    sequences = [[5] * 16] + [stream[start:start + 16] for start in range(0, 7 * 16, 16)]
+    sequences = [[5] * 16] + [stream[start : start + 16] for start in range(0, 7 * 16, 16)]
     assert {len(ids) for ids in sequences} == {16}
     exact = exact_loss(memorizer, sequences)
-    losses = eval_losses(make_trainer, sequences, default_data_collator, (1, 3, 8))  # 3: a partial last batch
+    losses = eval_losses(
+        make_trainer, sequences, default_data_collator, (1, 3, 8)
+    )  # 3: a partial last batch
     assert losses == pytest.approx([exact] * 3, rel=1e-5)
 
 
-def test_13_checkpoint_that_was_never_saved(make_trainer, rows, collator, padded, folder, monkeypatch):
+def test_13_checkpoint_that_was_never_saved(
+    make_trainer, rows, collator, padded, folder, monkeypatch
+):
     monkeypatch.chdir(folder.parent)
-    trainer = make_trainer({"output_dir": "./results", "save_steps": 10_000, "save_total_limit": 2},
-                           train_dataset=rows, data_collator=collator, processing_class=padded)
+    trainer = make_trainer(
+        {"output_dir": "./results", "save_steps": 10_000, "save_total_limit": 2},
+        train_dataset=rows,
+        data_collator=collator,
+        processing_class=padded,
+    )
     trainer.train()
     assert os.listdir("results") == ["checkpoint-8"]
     says(13, "checkpoint-8")
@@ -416,11 +495,16 @@ def test_14_checkpoint_without_tokenizer(make_trainer, rows, padded, folder):
     assert not [name for name in os.listdir(checkpoint) if "token" in name]
     assert AutoTokenizer.from_pretrained(checkpoint).vocab_size == 0
     bare = pipeline("text-generation", model=checkpoint, device="cpu")
-    assert bare("The cat", max_length=50, num_return_sequences=3) == [{"generated_text": "The cat"}] * 3
+    assert (
+        bare("The cat", max_length=50, num_return_sequences=3)
+        == [{"generated_text": "The cat"}] * 3
+    )
     says(14, "You get your prompt back three times")
 
     given = pipeline("text-generation", model=checkpoint, tokenizer=padded, device="cpu")
-    assert len(given("The cat", max_new_tokens=5, min_new_tokens=5)[0]["generated_text"]) > len("The cat")
+    assert len(given("The cat", max_new_tokens=5, min_new_tokens=5)[0]["generated_text"]) > len(
+        "The cat"
+    )
     shutil.rmtree(folder)
     make_trainer(train_dataset=labelled, processing_class=padded).train()
     assert AutoTokenizer.from_pretrained(checkpoint).vocab_size == padded.vocab_size
@@ -428,8 +512,12 @@ def test_14_checkpoint_without_tokenizer(make_trainer, rows, padded, folder):
 
 def test_15_max_length_counts_the_prompt(generator, padded):
     def new_tokens(num_prompt_tokens, **limits):
-        results = generator(prompt_of(padded, num_prompt_tokens), num_return_sequences=3, return_tensors=True,
-                            **limits)
+        results = generator(
+            prompt_of(padded, num_prompt_tokens),
+            num_return_sequences=3,
+            return_tensors=True,
+            **limits,
+        )
         return [len(result["generated_token_ids"]) - num_prompt_tokens for result in results]
 
     with fails(15, ValueError, "Input length of input_ids is 50, but `max_length` is set to 50"):
@@ -450,7 +538,14 @@ def test_16_greedy_returns_one(generator, model, padded):
     sampled = generator("The cat", max_length=50, num_return_sequences=3)
     assert len({result["generated_text"] for result in sampled}) == 3
     for cure in ({"do_sample": True}, {"num_beams": 3}):
-        assert len(model.generate(ids, max_new_tokens=5, num_return_sequences=3, pad_token_id=0, **cure)) == 3
+        assert (
+            len(
+                model.generate(
+                    ids, max_new_tokens=5, num_return_sequences=3, pad_token_id=0, **cure
+                )
+            )
+            == 3
+        )
 
 
 def test_17_no_attentions_under_sdpa(model, tmp_path):
@@ -465,7 +560,9 @@ def test_17_no_attentions_under_sdpa(model, tmp_path):
         torch.testing.assert_close(attentions[0].sum(-1), torch.ones(1, 2, 3))
 
 
-@pytest.mark.parametrize("name", ["TextDataset", "LineByLineTextDataset", "AutoModelWithLMHead", "TFGPT2LMHeadModel"])
+@pytest.mark.parametrize(
+    "name", ["TextDataset", "LineByLineTextDataset", "AutoModelWithLMHead", "TFGPT2LMHeadModel"]
+)
 def test_18_removed_names(name):
     says(18, f"`{name}`")
     says(18, "cannot import name 'TextDataset' from 'transformers'")
@@ -482,6 +579,10 @@ def test_18_removed_calls_and_cures(tokenizer, model, tmp_path):
         pipeline("text2text-generation", model=str(tmp_path / "model"))
     assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "model")) is GPT2LMHeadModel
     (tmp_path / "train.txt").write_text("\n".join(TEXTS), "utf-8")
-    lines = load_dataset("text", data_files=str(tmp_path / "train.txt"), split="train",
-                         cache_dir=str(tmp_path / "cache"))
+    lines = load_dataset(
+        "text",
+        data_files=str(tmp_path / "train.txt"),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
     assert lines["text"][:] == TEXTS

@@ -17,7 +17,12 @@ from hfscale.data.tokenizer import train_bpe, train_char
 from hfscale.data.tokens import encode_texts
 from hfscale.models import new_model
 
-TEXTS = ["a small text", "ö", "a much longer text that fills more than one row of the packed kind, twice over", "end"]
+TEXTS = [
+    "a small text",
+    "ö",
+    "a much longer text that fills more than one row of the packed kind, twice over",
+    "end",
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +38,16 @@ def tokenizer(documents):
 @pytest.fixture(scope="module")
 def model(tokenizer):
     torch.manual_seed(0)
-    model = new_model(tokenizer, n_layer=2, n_head=2, n_embd=32, n_positions=64, resid_pdrop=0.0, embd_pdrop=0.0,
-                      attn_pdrop=0.0)
+    model = new_model(
+        tokenizer,
+        n_layer=2,
+        n_head=2,
+        n_embd=32,
+        n_positions=64,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
     return model.eval()
 
 
@@ -44,7 +57,9 @@ def targets(rows):
 
 @pytest.mark.parametrize("max_length", [2, 5, 16, 64])
 def test_every_token_is_scored_once_in_order(documents, tokenizer, max_length):
-    stream = [token for text in TEXTS for token in [*tokenizer.encode(text), tokenizer.eos_token_id]]
+    stream = [
+        token for text in TEXTS for token in [*tokenizer.encode(text), tokenizer.eos_token_id]
+    ]
     for plain in (False, True):
         rows = pack_documents(documents, tokenizer, max_length, cross_document_attention=plain)
         assert targets(rows) == stream
@@ -82,7 +97,9 @@ def test_rows_by_hand_where_another_token_begins_a_text():
     assert fitted["labels"][:] == [[IGNORED, the, cat, eos, IGNORED, the, eos, IGNORED]]
     assert fitted["position_ids"][:] == [[0, 1, 2, 3, 0, 1, 2, 3]]
     narrow = pack_documents(documents, tokenizer, 3, packing="best_fit")
-    assert sorted(narrow["input_ids"][:]) == sorted([[bos, the, cat], [cat, eos, eos], [bos, the, eos]])
+    assert sorted(narrow["input_ids"][:]) == sorted(
+        [[bos, the, cat], [cat, eos, eos], [bos, the, eos]]
+    )
 
 
 @pytest.mark.parametrize("packing", ["stream", "best_fit"])
@@ -91,8 +108,12 @@ def test_rows_by_hand_where_another_token_begins_a_text():
 def test_every_token_but_what_stands_in_front_is_scored_once(kind, max_length, packing):
     tokenizer = make_tokenizer(kind)
     texts = ["the cat sat on the mat", "no", "and the dog sat on the log " * 3]
-    wanted = Counter(token for ids in encode_texts(texts, tokenizer) for token in [*ids, tokenizer.eos_token_id])
-    rows = pack_documents(Dataset.from_dict({"text": texts}), tokenizer, max_length, packing=packing)
+    wanted = Counter(
+        token for ids in encode_texts(texts, tokenizer) for token in [*ids, tokenizer.eos_token_id]
+    )
+    rows = pack_documents(
+        Dataset.from_dict({"text": texts}), tokenizer, max_length, packing=packing
+    )
     assert Counter(targets(rows)) == wanted
     assert sum(rows["num_tokens"]) == wanted.total()
 
@@ -101,14 +122,22 @@ def test_every_token_but_what_stands_in_front_is_scored_once(kind, max_length, p
 def test_best_fit_scores_every_token_once(documents, tokenizer, max_length):
     eos = tokenizer.eos_token_id
     whole = [[eos, *tokenizer.encode(text), eos] for text in TEXTS]
-    pieces = [ids[i:i + max_length] for ids in whole for i in range(0, len(ids) - 1, max_length - 1)]
+    pieces = [
+        ids[i : i + max_length] for ids in whole for i in range(0, len(ids) - 1, max_length - 1)
+    ]
     rows = pack_documents(documents, tokenizer, max_length, packing="best_fit")
     assert Counter(map(tuple, segments(rows))) == Counter(map(tuple, pieces))
-    assert rows["num_tokens"][:] == [sum(label != IGNORED for label in row[1:]) for row in rows["labels"]]
+    assert rows["num_tokens"][:] == [
+        sum(label != IGNORED for label in row[1:]) for row in rows["labels"]
+    ]
     assert sum(rows["num_tokens"]) == sum(len(ids) - 1 for ids in whole)
     assert sum(rows["num_bytes"]) == sum(len(text.encode()) for text in TEXTS)
-    plain = pack_documents(documents, tokenizer, max_length, cross_document_attention=True, packing="best_fit")
-    assert plain["labels"][:] == rows["labels"][:]  # labels keep to their document also when attention does not
+    plain = pack_documents(
+        documents, tokenizer, max_length, cross_document_attention=True, packing="best_fit"
+    )
+    assert (
+        plain["labels"][:] == rows["labels"][:]
+    )  # labels keep to their document also when attention does not
     assert plain["position_ids"][:] == [list(range(max_length))] * len(rows)
 
 
@@ -119,23 +148,40 @@ def segments(rows):
         bounds = [i for i, position in enumerate(positions) if position == 0] + [len(ids)]
         for start, stop in zip(bounds, bounds[1:], strict=False):
             scored = [i for i in range(start, stop) if labels[i] != IGNORED]
-            assert scored == list(range(start + 1, start + 1 + len(scored)))  # all but the first; then padding
+            assert scored == list(
+                range(start + 1, start + 1 + len(scored))
+            )  # all but the first; then padding
             assert [labels[i] for i in scored] == [ids[i] for i in scored]
-            yield ids[start:start + 1 + len(scored)]
+            yield ids[start : start + 1 + len(scored)]
 
 
 def test_best_fit_rows_by_hand():
-    documents = Dataset.from_dict({"text": ["abcdefg", "d", "ab", "c"]})  # with both EOS 9, 3, 4 and 3 tokens
+    documents = Dataset.from_dict(
+        {"text": ["abcdefg", "d", "ab", "c"]}
+    )  # with both EOS 9, 3, 4 and 3 tokens
     tokenizer = train_char(documents)
     rows = pack_documents(documents, tokenizer, 6, packing="best_fit")
     eos, a, b, c, d, e, f, g = tokenizer.convert_tokens_to_ids([tokenizer.eos_token, *"abcdefg"])
     # Pieces: eos-abcde (6) and its rest e-fg-eos (4); 3; 4; 3. Largest first: 6 | 4 | 4 | 3, 3.
-    assert rows["input_ids"][:] == [[eos, a, b, c, d, e], [e, f, g, eos, eos, eos], [eos, d, eos, eos, c, eos],
-                                    [eos, a, b, eos, eos, eos]]
+    assert rows["input_ids"][:] == [
+        [eos, a, b, c, d, e],
+        [e, f, g, eos, eos, eos],
+        [eos, d, eos, eos, c, eos],
+        [eos, a, b, eos, eos, eos],
+    ]
     no = IGNORED
-    assert rows["labels"][:] == [[no, a, b, c, d, e], [no, f, g, eos, no, no], [no, d, eos, no, c, eos],
-                                 [no, a, b, eos, no, no]]
-    assert rows["position_ids"][:] == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 4, 5]]
+    assert rows["labels"][:] == [
+        [no, a, b, c, d, e],
+        [no, f, g, eos, no, no],
+        [no, d, eos, no, c, eos],
+        [no, a, b, eos, no, no],
+    ]
+    assert rows["position_ids"][:] == [
+        [0, 1, 2, 3, 4, 5],
+        [0, 1, 2, 3, 4, 5],
+        [0, 1, 2, 0, 1, 2],
+        [0, 1, 2, 3, 4, 5],
+    ]
     assert (rows["num_tokens"][:], rows["num_bytes"][:]) == ([5, 3, 4, 3], [0, 7, 2, 2])
 
 
@@ -145,9 +191,26 @@ def test_single_rows_by_hand():
     rows = pack_documents(documents, tokenizer, 6, packing="none")
     eos, a, b, c, d, e, f, g = tokenizer.convert_tokens_to_ids([tokenizer.eos_token, *"abcdefg"])
     no = IGNORED
-    assert rows["input_ids"][:] == [[eos, a, b, c, d, e], [e, f, g, eos], [eos, d, eos], [eos, eos], [eos, c, eos]]
-    assert rows["labels"][:] == [[no, a, b, c, d, e], [no, f, g, eos], [no, d, eos], [no, eos], [no, c, eos]]
-    assert rows.column_names == ["input_ids", "labels", "num_tokens", "num_bytes"]  # the model counts places itself
+    assert rows["input_ids"][:] == [
+        [eos, a, b, c, d, e],
+        [e, f, g, eos],
+        [eos, d, eos],
+        [eos, eos],
+        [eos, c, eos],
+    ]
+    assert rows["labels"][:] == [
+        [no, a, b, c, d, e],
+        [no, f, g, eos],
+        [no, d, eos],
+        [no, eos],
+        [no, c, eos],
+    ]
+    assert rows.column_names == [
+        "input_ids",
+        "labels",
+        "num_tokens",
+        "num_bytes",
+    ]  # the model counts places itself
     assert (rows["num_tokens"][:], rows["num_bytes"][:]) == ([5, 3, 2, 1, 2], [0, 7, 1, 0, 1])
     batch = collate_rows([rows[1], rows[3]])
     assert batch["input_ids"].tolist() == [[e, f, g, eos], [eos, eos, eos, eos]]
@@ -158,7 +221,9 @@ def test_single_rows_by_hand():
 @pytest.mark.parametrize("max_length", [2, 5, 16, 64])
 def test_single_rows_score_every_token_once_and_as_alone(documents, tokenizer, model, max_length):
     rows = pack_documents(documents, tokenizer, max_length, packing="none")
-    stream = [token for text in TEXTS for token in [*tokenizer.encode(text), tokenizer.eos_token_id]]
+    stream = [
+        token for text in TEXTS for token in [*tokenizer.encode(text), tokenizer.eos_token_id]
+    ]
     assert targets(rows) == stream
     assert sum(rows["num_tokens"]) == len(stream)
     assert sum(rows["num_bytes"]) == sum(len(text.encode()) for text in TEXTS)
@@ -169,10 +234,15 @@ def test_single_rows_score_every_token_once_and_as_alone(documents, tokenizer, m
 
 
 def test_best_fit_takes_the_fullest_row_and_never_overfills():
-    assert best_fit([3, 6, 5, 2, 4], 10) == [[2, 0, 3], [1, 4]]  # 6, then 5; 4 fills the first; 3 and 2 the second
+    assert best_fit([3, 6, 5, 2, 4], 10) == [
+        [2, 0, 3],
+        [1, 4],
+    ]  # 6, then 5; 4 fills the first; 3 and 2 the second
     sizes = np.random.default_rng(0).integers(2, 101, 3000).tolist()
     rows = best_fit(sizes, 100)
-    assert sorted(segment for row in rows for segment in row) == list(range(3000))  # each in one place
+    assert sorted(segment for row in rows for segment in row) == list(
+        range(3000)
+    )  # each in one place
     room = [100 - sum(sizes[segment] for segment in row) for row in rows]
     free: list[int] = []  # the same rule by search through all rows
     for size in sorted(sizes, reverse=True):
@@ -195,10 +265,13 @@ def document_nll(model, tokenizer, text):
 def packed_nll(model, rows):
     batch = collate_rows(list(rows))
     with torch.no_grad():
-        logits = model(batch["input_ids"], position_ids=batch.get("position_ids"), use_cache=False).logits[:, :-1]
+        logits = model(
+            batch["input_ids"], position_ids=batch.get("position_ids"), use_cache=False
+        ).logits[:, :-1]
     labels = batch["labels"][:, 1:]
-    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none",
-                                             ignore_index=IGNORED)[labels != IGNORED]
+    return torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED
+    )[labels != IGNORED]
 
 
 def test_packed_loss_equals_each_document_alone(documents, tokenizer, model):
@@ -216,7 +289,9 @@ def test_best_fit_loss_equals_each_document_alone(documents, tokenizer, model, m
     rows = pack_documents(short, tokenizer, max_length, packing="best_fit")
     assert len(rows) < 3  # something shares a row
     alone = torch.cat([document_nll(model, tokenizer, text) for text in short["text"]])
-    torch.testing.assert_close(packed_nll(model, rows).sort()[0], alone.sort()[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        packed_nll(model, rows).sort()[0], alone.sort()[0], atol=1e-5, rtol=0
+    )
 
 
 def test_too_little_text_names_the_counts(tokenizer):
@@ -242,20 +317,34 @@ def test_long_documents_are_tokenized_in_slices_alike(documents, tokenizer, monk
 def many(monkeypatch):
     """100 documents in batches of 7: document i repeats one character of its own, so a token names its document."""
     monkeypatch.setattr("hfscale.data.packing.BATCH_DOCUMENTS", 7)
-    documents = Dataset.from_dict({"text": [chr(0x4E00 + i) * (1 + i * 7 % 13) for i in range(100)]})
+    documents = Dataset.from_dict(
+        {"text": [chr(0x4E00 + i) * (1 + i * 7 % 13) for i in range(100)]}
+    )
     return documents, train_char(documents)
 
 
 def as_lists(rows):
-    return [(list(row["input_ids"]), list(row["labels"]), list(row.get("position_ids", [])), int(row["num_tokens"]),
-             int(row["num_bytes"])) for row in rows]
+    return [
+        (
+            list(row["input_ids"]),
+            list(row["labels"]),
+            list(row.get("position_ids", [])),
+            int(row["num_tokens"]),
+            int(row["num_bytes"]),
+        )
+        for row in rows
+    ]
 
 
 @pytest.mark.parametrize("packing", ["stream", "best_fit", "none"])
 def test_the_number_of_processes_changes_no_row(packing):
-    documents = Dataset.from_dict({"text": ["abcdefghij"[:1 + i * 7 % 10] for i in range(2500)]})  # 3 batches
+    documents = Dataset.from_dict(
+        {"text": ["abcdefghij"[: 1 + i * 7 % 10] for i in range(2500)]}
+    )  # 3 batches
     tokenizer = train_char(documents)
-    one, two = (pack_documents(documents, tokenizer, 64, packing=packing, num_proc=n) for n in (None, 2))
+    one, two = (
+        pack_documents(documents, tokenizer, 64, packing=packing, num_proc=n) for n in (None, 2)
+    )
     assert as_lists(one) == as_lists(two)
 
 
@@ -267,8 +356,11 @@ def test_rows_are_cached_beside_documents_on_disk(documents, tokenizer, tmp_path
     written = file.stat().st_mtime_ns
     assert as_lists(pack_documents(saved, tokenizer, 16)) == as_lists(first)
     assert file.stat().st_mtime_ns == written
-    for other in (pack_documents(saved, tokenizer, 16, packing="best_fit"), pack_documents(saved, tokenizer, 8),
-                  pack_documents(saved.select([0, 1]), tokenizer, 16)):
+    for other in (
+        pack_documents(saved, tokenizer, 16, packing="best_fit"),
+        pack_documents(saved, tokenizer, 8),
+        pack_documents(saved.select([0, 1]), tokenizer, 16),
+    ):
         assert as_lists(other) != as_lists(first)
 
 
@@ -277,22 +369,39 @@ def test_streaming_gives_the_same_rows(many, packing):
     documents, tokenizer = many
     rows = pack_documents(documents, tokenizer, 16, packing=packing)
     for num_shards in (1, 3):
-        streamed = pack_documents(documents.to_iterable_dataset(num_shards=num_shards), tokenizer, 16, packing=packing)
+        streamed = pack_documents(
+            documents.to_iterable_dataset(num_shards=num_shards), tokenizer, 16, packing=packing
+        )
         assert as_lists(streamed) == as_lists(rows)
     first = collate_rows(rows.select([0, 1]).to_list())["input_ids"]
     assert torch.equal(collate_rows(list(islice(streamed, 2)))["input_ids"], first)
 
 
-@pytest.mark.parametrize("num_shards", [3, 4])  # 3: both ranks read all shards and take every other row
+@pytest.mark.parametrize(
+    "num_shards", [3, 4]
+)  # 3: both ranks read all shards and take every other row
 @pytest.mark.parametrize("packing", ["stream", "best_fit"])
 def test_ranks_and_workers_share_the_stream_out(many, packing, num_shards):
     documents, tokenizer = many
-    stream = pack_documents(documents.to_iterable_dataset(num_shards=num_shards), tokenizer, 16, packing=packing)
+    stream = pack_documents(
+        documents.to_iterable_dataset(num_shards=num_shards), tokenizer, 16, packing=packing
+    )
     for rows in (stream, stream.shuffle(seed=1, buffer_size=8)):
         seen = Counter()
         for rank in range(2):
-            loader = DataLoader(split_dataset_by_node(rows, rank, 2), batch_size=2, num_workers=2, collate_fn=as_lists)
-            seen.update(label for batch in loader for row in batch for label in row[1][1:] if label != IGNORED)
+            loader = DataLoader(
+                split_dataset_by_node(rows, rank, 2),
+                batch_size=2,
+                num_workers=2,
+                collate_fn=as_lists,
+            )
+            seen.update(
+                label
+                for batch in loader
+                for row in batch
+                for label in row[1][1:]
+                if label != IGNORED
+            )
         assert seen == Counter(targets(pack_documents(documents, tokenizer, 16, packing=packing)))
 
 
@@ -302,7 +411,9 @@ def test_a_stream_resumes_at_the_next_row(many, packing):
     documents, tokenizer = many
 
     def stream():
-        return pack_documents(documents.to_iterable_dataset(num_shards=3), tokenizer, 16, packing=packing)
+        return pack_documents(
+            documents.to_iterable_dataset(num_shards=3), tokenizer, 16, packing=packing
+        )
 
     rows = as_lists(stream())
     for done in (1, 4, 5, 6, 30, len(rows) - 1):

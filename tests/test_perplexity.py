@@ -11,7 +11,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hfscale.config import InputError
 from hfscale.metrics import perplexity
-from hfscale.metrics.perplexity import DocumentScores, perplexity_metrics, rolling_windows, score_documents
+from hfscale.metrics.perplexity import (
+    DocumentScores,
+    perplexity_metrics,
+    rolling_windows,
+    score_documents,
+)
 from tests.tiny_models import MAMBA, tiny_model
 
 TEXTS = [
@@ -28,17 +33,35 @@ def tokenizer():
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(TEXTS, trainers.BpeTrainer(
-        vocab_size=320, special_tokens=["<|endoftext|>", "<|pad|>"], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|pad|>")
+    bpe.train_from_iterator(
+        TEXTS,
+        trainers.BpeTrainer(
+            vocab_size=320,
+            special_tokens=["<|endoftext|>", "<|pad|>"],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|pad|>"
+    )
 
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_layer=2, n_head=2, n_embd=32, n_positions=32,
-                                      initializer_range=0.3, bos_token_id=0, eos_token_id=0))
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_layer=2,
+            n_head=2,
+            n_embd=32,
+            n_positions=32,
+            initializer_range=0.3,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
 
 
 def naive_nll(model, tokenizer, text, context, stride):
@@ -56,14 +79,20 @@ def naive_nll(model, tokenizer, text, context, stride):
     return total
 
 
-@pytest.mark.parametrize(("context", "stride"), [(32, 16), (32, 32), (32, 1), (8, 3), (5, 5), (1, 1), (2, 1)])
+@pytest.mark.parametrize(
+    ("context", "stride"), [(32, 16), (32, 32), (32, 1), (8, 3), (5, 5), (1, 1), (2, 1)]
+)
 def test_equals_one_token_at_a_time(model, tokenizer, context, stride):
     scores = score_documents(model, tokenizer, TEXTS, context=context, stride=stride, batch_size=4)
     expected = [naive_nll(model, tokenizer, text, context, stride) for text in TEXTS]
     np.testing.assert_allclose(scores.sums[:, 0], expected, rtol=1e-5)
     metrics, _ = perplexity_metrics(scores)
     assert scores.sums[:, 1].tolist() == [len(tokenizer(text)["input_ids"]) for text in TEXTS]
-    assert metrics["bytes"] == sum(len(text.encode()) for text in TEXTS) > sum(len(text) for text in TEXTS)
+    assert (
+        metrics["bytes"]
+        == sum(len(text.encode()) for text in TEXTS)
+        > sum(len(text) for text in TEXTS)
+    )
     assert metrics["words"] == sum(len(re.split(r"\s+", text)) for text in TEXTS)
     nll = sum(expected)
     assert metrics["perplexity"] == pytest.approx(math.exp(nll / metrics["tokens"]), rel=1e-5)
@@ -89,8 +118,12 @@ def test_disjoint_windows_by_hand():
 
 @pytest.mark.parametrize("batch_size", [1, 7, 32])
 def test_batch_size_does_not_matter(model, tokenizer, batch_size):
-    one, other = (perplexity_metrics(score_documents(model, tokenizer, TEXTS, context=16, stride=5, batch_size=n))[0]
-                  for n in (3, batch_size))
+    one, other = (
+        perplexity_metrics(
+            score_documents(model, tokenizer, TEXTS, context=16, stride=5, batch_size=n)
+        )[0]
+        for n in (3, batch_size)
+    )
     for name in ("perplexity", "bits_per_byte", "word_perplexity", "perplexity_ci95"):
         assert other[name] == pytest.approx(one[name], rel=1e-6)
 
@@ -117,18 +150,24 @@ def test_a_model_that_states_no_limit_is_read_in_1024_tokens(tokenizer):
 def test_logits_are_taken_in_pieces(model, tokenizer, monkeypatch):
     whole = score_documents(model, tokenizer, TEXTS).sums[:, 0]
     monkeypatch.setattr(perplexity, "LOGITS_AT_ONCE", 3 * len(tokenizer))
-    np.testing.assert_allclose(score_documents(model, tokenizer, TEXTS).sums[:, 0], whole, rtol=1e-7)
+    np.testing.assert_allclose(
+        score_documents(model, tokenizer, TEXTS).sums[:, 0], whole, rtol=1e-7
+    )
 
 
 def test_uniform_model_by_hand(tokenizer):
     """All logits equal: every token costs ln V, whatever the text."""
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=512, n_layer=1, n_head=1, n_embd=8, n_positions=16))
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=512, n_layer=1, n_head=1, n_embd=8, n_positions=16)
+    )
     model.lm_head.weight.data.zero_()
     text = "the cat"
     metrics, notes = perplexity_metrics(score_documents(model, tokenizer, [text]))
     tokens = len(tokenizer(text)["input_ids"])
     assert metrics["perplexity"] == pytest.approx(512, rel=1e-6)
-    assert metrics["bits_per_byte"] == pytest.approx(tokens * 9 / 7, rel=1e-6)  # log2 512 = 9 bits a token, 7 bytes
+    assert metrics["bits_per_byte"] == pytest.approx(
+        tokens * 9 / 7, rel=1e-6
+    )  # log2 512 = 9 bits a token, 7 bytes
     assert metrics["word_perplexity"] == pytest.approx(512 ** (tokens / 2), rel=1e-5)
     assert metrics["perplexity_ci95"] is None and "one item" in notes["perplexity_ci95"]
 
@@ -166,7 +205,9 @@ def test_without_a_prefix_token_the_first_token_is_not_scored(model, tokenizer):
 
 
 def test_unknown_tokens_are_counted_and_noted(model):
-    letters = Tokenizer(models.WordLevel({"<eos>": 0, "<unk>": 1, "a": 2, "b": 3}, unk_token="<unk>"))
+    letters = Tokenizer(
+        models.WordLevel({"<eos>": 0, "<unk>": 1, "a": 2, "b": 3}, unk_token="<unk>")
+    )
     letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     known = PreTrainedTokenizerFast(tokenizer_object=letters, eos_token="<eos>", unk_token="<unk>")
     metrics, notes = perplexity_metrics(score_documents(model, known, ["abz", "bbbxy"]))
@@ -188,7 +229,9 @@ def test_bad_windows_are_refused(model, tokenizer):
 
 
 def test_ids_outside_the_vocabulary_are_refused(tokenizer):
-    small = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_layer=1, n_head=1, n_embd=8, n_positions=16))
+    small = GPT2LMHeadModel(
+        GPT2Config(vocab_size=100, n_layer=1, n_head=1, n_embd=8, n_positions=16)
+    )
     with pytest.raises(InputError, match=rf"{len(tokenizer)} tokens.*vocabulary of 100"):
         score_documents(small, tokenizer, TEXTS)
 
@@ -200,8 +243,12 @@ def test_text_without_tokens_is_refused(model, tokenizer):
 
 def test_non_finite_logits_name_the_document(model, tokenizer):
     broken = GPT2LMHeadModel(model.config)
-    only_in_2 = set(tokenizer(TEXTS[2])["input_ids"]) - {i for t in TEXTS[:2] for i in tokenizer(t)["input_ids"]}
-    broken.lm_head.weight = torch.nn.Parameter(torch.ones_like(broken.lm_head.weight))  # no longer tied to wte
+    only_in_2 = set(tokenizer(TEXTS[2])["input_ids"]) - {
+        i for t in TEXTS[:2] for i in tokenizer(t)["input_ids"]
+    }
+    broken.lm_head.weight = torch.nn.Parameter(
+        torch.ones_like(broken.lm_head.weight)
+    )  # no longer tied to wte
     broken.transformer.wte.weight.data[min(only_in_2)] = float("nan")
     assert np.isfinite(score_documents(broken, tokenizer, TEXTS[:2]).sums[:, 0]).all()
     with pytest.raises(FloatingPointError, match="document 2"):
@@ -215,13 +262,25 @@ def test_packed_rows_give_the_same_log_likelihoods(model, tokenizer, packing):
 
     from hfscale.data.packing import collate_rows, pack_documents
 
-    texts = [TEXTS[1], TEXTS[4], "the cat", "the dog sat", "a log"]  # none is cut: several fit into a row of 32
+    texts = [
+        TEXTS[1],
+        TEXTS[4],
+        "the cat",
+        "the dog sat",
+        "a log",
+    ]  # none is cut: several fit into a row of 32
     rows = pack_documents(Dataset.from_dict({"text": texts}), tokenizer, 32, packing=packing)
     batch = collate_rows(list(rows))
     with torch.no_grad():
-        logits = model.eval()(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
-    targets = batch["labels"][:, 1:].masked_fill(batch["labels"][:, 1:] == tokenizer.eos_token_id, -100)
-    nll = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), reduction="sum").item()
+        logits = model.eval()(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+        ).logits
+    targets = batch["labels"][:, 1:].masked_fill(
+        batch["labels"][:, 1:] == tokenizer.eos_token_id, -100
+    )
+    nll = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), targets.flatten(), reduction="sum"
+    ).item()
     scores = score_documents(model, tokenizer, texts)
     assert (targets != -100).sum().item() == scores.sums[:, 1].sum()
     assert nll == pytest.approx(scores.sums[:, 0].sum(), rel=1e-6)

@@ -37,7 +37,12 @@ def test_only_the_first_text_of_a_packed_row():
 
 
 def test_every_answer_of_a_conversation():
-    assert [label for _, label in shown([0, 1, 0, 1, 0])] == ["not scored", "'b'", "not scored", "'d'"]
+    assert [label for _, label in shown([0, 1, 0, 1, 0])] == [
+        "not scored",
+        "'b'",
+        "not scored",
+        "'d'",
+    ]
 
 
 @pytest.mark.parametrize("size", [SHOWN_TOKENS, SHOWN_TOKENS + 1, 500])

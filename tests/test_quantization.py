@@ -25,16 +25,23 @@ from recipes import finetune, generate, pretrain, score
 from tests.test_adapters import METHODS, SHAPE, save_base
 from tests.test_finetune import QUIET, TUNE
 
-bitsandbytes = pytest.importorskip("bitsandbytes", reason="the extra hfscale[quantization] is missing")
+bitsandbytes = pytest.importorskip(
+    "bitsandbytes", reason="the extra hfscale[quantization] is missing"
+)
 ROOT = Path(__file__).parents[1]
 IDS = torch.arange(3, 63).reshape(4, 15)
-LARGEST_GAP = 0.152  # half the widest step of NF4's 16 values, as a share of a block's largest weight
+LARGEST_GAP = (
+    0.152  # half the widest step of NF4's 16 values, as a share of a block's largest weight
+)
 NF4_ERROR = 0.092  # root mean square for normal weights in blocks of 64, as a share of their spread
 
 
 def layers_of(model) -> dict[str, nn.Module]:
-    return {name.removeprefix("base_model.model.").removesuffix(".base_layer"): module
-            for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)}
+    return {
+        name.removeprefix("base_model.model.").removesuffix(".base_layer"): module
+        for name, module in model.named_modules()
+        if isinstance(module, bitsandbytes.nn.Linear4bit)
+    }
 
 
 def unpacked(layer) -> torch.Tensor:
@@ -68,8 +75,10 @@ def rounded(base, tmp_path_factory) -> str:
 def four_bits(base: str, **values) -> PeftModel:
     method = values if "peft_type" in values else {"lora_rank": 4} | values
     torch.manual_seed(5)
-    return load_for_training(AdapterArguments(model=base, load_in_4bit=True, **method),
-                             AutoTokenizer.from_pretrained(base))
+    return load_for_training(
+        AdapterArguments(model=base, load_in_4bit=True, **method),
+        AutoTokenizer.from_pretrained(base),
+    )
 
 
 def logits_of(model, ids=IDS) -> torch.Tensor:
@@ -90,20 +99,32 @@ def train(model, steps: int = 4) -> list[float]:
 
 # ---- what is stored and computed
 
+
 def test_linear_layers_alone_are_in_four_bits_and_the_right_way_round(base):
     model, plain = four_bits(base), load_model(base)
-    assert layers_of(model).keys() == {f"transformer.h.{i}.{layer}" for i in (0, 1) for layer in (
-        "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")}
+    assert layers_of(model).keys() == {
+        f"transformer.h.{i}.{layer}"
+        for i in (0, 1)
+        for layer in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    }
     for name, layer in layers_of(model).items():
         weight = plain.get_submodule(name).weight.detach().T
-        error, largest = (unpacked(layer) - weight).reshape(-1, 64), weight.reshape(-1, 64).abs().amax(1)
-        assert (error.abs().amax(1) <= LARGEST_GAP * largest + 0.02 * largest.max()).all()  # scales are rounded too
+        error, largest = (
+            (unpacked(layer) - weight).reshape(-1, 64),
+            weight.reshape(-1, 64).abs().amax(1),
+        )
+        assert (
+            error.abs().amax(1) <= LARGEST_GAP * largest + 0.02 * largest.max()
+        ).all()  # scales are rounded too
         assert error.square().mean().sqrt() / weight.std() == pytest.approx(NF4_ERROR, rel=0.05)
         assert torch.equal(layer.bias, plain.get_submodule(name).bias)
     whole = model.get_base_model()
     assert whole.lm_head.weight.data_ptr() == whole.transformer.wte.weight.data_ptr()
     names = ["wte.weight", "wpe.weight", "h.0.ln_1.weight", "ln_f.bias"]
-    assert all(torch.equal(whole.transformer.get_parameter(n), plain.transformer.get_parameter(n)) for n in names)
+    assert all(
+        torch.equal(whole.transformer.get_parameter(n), plain.transformer.get_parameter(n))
+        for n in names
+    )
 
 
 def test_logits_are_those_of_the_rounded_weights(base, rounded):
@@ -116,21 +137,28 @@ def test_parameters_are_counted_as_of_the_plain_model(base):
     model = four_bits(base)
     added = count_trained(model)
     assert added == 2 * 4 * (4 + 2 + 5 + 5) * 64
-    assert count_parameters(model) == {name: n + added for name, n in count_parameters(load_model(base)).items()}
+    assert count_parameters(model) == {
+        name: n + added for name, n in count_parameters(load_model(base)).items()
+    }
 
 
 # ---- training
 
+
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"GRALORA"}))
 def test_training_is_that_of_the_adapter_on_the_rounded_weights(method, base, rounded, tmp_path):
     model = four_bits(base, **METHODS[method])
-    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+    frozen = {
+        name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad
+    }
     torch.manual_seed(5)
     reference = load_for_training(AdapterArguments(model=rounded, **METHODS[method]), None)
     losses = train(model)
     assert losses == pytest.approx(train(reference), abs=1e-5)
     assert losses[-1] < losses[0]
-    assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
+    assert all(
+        torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen
+    )
     expected = logits_of(model)
     assert (expected - logits_of(reference)).abs().max() < 1e-4
     model.save_pretrained(tmp_path)
@@ -146,7 +174,9 @@ def test_every_layer_learns_after_an_evaluation(base, monkeypatch):
     fresh, evaluated = four_bits(base), four_bits(base)
     logits_of(evaluated)
     assert train(evaluated) == train(fresh)
-    moved = [p for name, p in evaluated.named_parameters() if "lora_B" in name and p.abs().max() > 0]
+    moved = [
+        p for name, p in evaluated.named_parameters() if "lora_B" in name and p.abs().max() > 0
+    ]
     assert len(moved) == 8
 
 
@@ -157,13 +187,20 @@ def test_bf16_run_computes_in_bf16_and_keeps_its_frozen_weights(base):
         half = logits_of(model)
     assert half.dtype == torch.bfloat16
     assert 0 < (half - before).abs().max() < 0.02
-    assert all(torch.equal(p, frozen[name]) and p.dtype == frozen[name].dtype for name, p in model.named_parameters())
+    assert all(
+        torch.equal(p, frozen[name]) and p.dtype == frozen[name].dtype
+        for name, p in model.named_parameters()
+    )
 
 
 # ---- kept
 
+
 def test_saved_on_the_plain_model_merged_and_with_new_tokens(base, tmp_path):
-    model, tokenizer = four_bits(base, add_tokens=["<|im_start|>"]), AutoTokenizer.from_pretrained(base)
+    model, tokenizer = (
+        four_bits(base, add_tokens=["<|im_start|>"]),
+        AutoTokenizer.from_pretrained(base),
+    )
     ids = torch.cat([IDS, torch.full((4, 1), 270)], dim=1)
     train(model)
     expected = logits_of(model, ids)
@@ -172,7 +209,9 @@ def test_saved_on_the_plain_model_merged_and_with_new_tokens(base, tmp_path):
     on_plain = load_model(str(tmp_path))
     assert isinstance(on_plain, PeftModel) and not layers_of(on_plain)
     found = logits_of(on_plain, ids)
-    assert 0 < (found - expected).square().mean().sqrt() / expected.std() < 0.15  # what 4 bits lose, no more
+    assert (
+        0 < (found - expected).square().mean().sqrt() / expected.std() < 0.15
+    )  # what 4 bits lose, no more
     merge_saved_adapter(str(tmp_path))
     merged = load_model(str(tmp_path))
     assert type(merged) is GPT2LMHeadModel
@@ -181,20 +220,57 @@ def test_saved_on_the_plain_model_merged_and_with_new_tokens(base, tmp_path):
 
 # ---- the recipe
 
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("qlora")
     (folder / "old.txt").write_text("\n".join(f"line {i} counts to {i * 3}" for i in range(80)))
-    (folder / "new.txt").write_text("\n".join(f"{i}: red, green and {'blue' * (i % 3)}" for i in range(80)))
-    pretrain.main(["--source", str(folder / "old.txt"), "--sample_by", "line", "--tokenizer", "train:300",
-                   "--n_layer", "2", "--n_head", "2", "--n_embd", "64", "--n_positions", "32", "--max_steps", "30",
-                   "--learning_rate", "1e-2", "--output_dir", str(folder / "base"), *QUIET])
+    (folder / "new.txt").write_text(
+        "\n".join(f"{i}: red, green and {'blue' * (i % 3)}" for i in range(80))
+    )
+    pretrain.main(
+        [
+            "--source",
+            str(folder / "old.txt"),
+            "--sample_by",
+            "line",
+            "--tokenizer",
+            "train:300",
+            "--n_layer",
+            "2",
+            "--n_head",
+            "2",
+            "--n_embd",
+            "64",
+            "--n_positions",
+            "32",
+            "--max_steps",
+            "30",
+            "--learning_rate",
+            "1e-2",
+            "--output_dir",
+            str(folder / "base"),
+            *QUIET,
+        ]
+    )
     return folder
 
 
 def tune(place: Path, name: str, *words: str) -> dict:
-    finetune.main(["--model", str(place / "base"), "--source", str(place / "new.txt"), "--output_dir",
-                   str(place / name), *TUNE, "--lora_rank", "4", *words])
+    finetune.main(
+        [
+            "--model",
+            str(place / "base"),
+            "--source",
+            str(place / "new.txt"),
+            "--output_dir",
+            str(place / name),
+            *TUNE,
+            "--lora_rank",
+            "4",
+            *words,
+        ]
+    )
     return json.loads((place / name / "run.json").read_text())
 
 
@@ -217,22 +293,37 @@ def test_recipe_trains_records_resumes_and_its_folder_is_taken(place, tmp_path, 
     [system] = json.loads((tmp_path / "scores.json").read_text())["systems"]
     assert system["metrics"]["eval_documents"] == record["data"]["documents"]["validation"]
     capsys.readouterr()
-    generate.main(["--model", str(folder), "--prompts", "3: red", "--max_new_tokens", "4", "--json"])
+    generate.main(
+        ["--model", str(folder), "--prompts", "3: red", "--max_new_tokens", "4", "--json"]
+    )
     assert len(json.loads(capsys.readouterr().out)["completions"]) == 1
 
 
 def test_recomputed_activations_change_nothing(place):
-    losses = [tune(place, name, "--load_in_4bit", *words)["metrics"]["eval_loss"]
-              for name, words in (("stored", []), ("recomputed", ["--activation_checkpointing"]))]
+    losses = [
+        tune(place, name, "--load_in_4bit", *words)["metrics"]["eval_loss"]
+        for name, words in (("stored", []), ("recomputed", ["--activation_checkpointing"]))
+    ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
 # ---- refused
 
-@pytest.mark.parametrize(("values", "says"), [
-    ({"n_embd": 32}, "load_in_4bit: transformer.h.0.attn.c_attn has 32 inputs; on a CPU .* multiples of 64 alone"),
-    ({"n_embd": 64, "peft_type": "GRALORA"}, "load_in_4bit: GRALORA cannot be trained on 4-bit layers"),
-], ids=["width", "method"])
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (
+            {"n_embd": 32},
+            "load_in_4bit: transformer.h.0.attn.c_attn has 32 inputs; on a CPU .* multiples of 64 alone",
+        ),
+        (
+            {"n_embd": 64, "peft_type": "GRALORA"},
+            "load_in_4bit: GRALORA cannot be trained on 4-bit layers",
+        ),
+    ],
+    ids=["width", "method"],
+)
 def test_what_does_not_work(values, says, tmp_path):
     base = save_base(tmp_path, n_embd=values.pop("n_embd"))
     with pytest.raises(InputError, match=says) as error:
@@ -242,13 +333,17 @@ def test_what_does_not_work(values, says, tmp_path):
 
 def test_sharded_weights(base, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InputError, match="load_in_4bit: 4-bit weights are not sharded; take zero2 or ddp"):
+    with pytest.raises(
+        InputError, match="load_in_4bit: 4-bit weights are not sharded; take zero2 or ddp"
+    ):
         four_bits(base)
 
 
 def test_missing_package(base, monkeypatch):
     monkeypatch.setattr("hfscale.adapters.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r'bitsandbytes is not installed: pip install "hfscale\[quantization\]"'):
+    with pytest.raises(
+        InputError, match=r'bitsandbytes is not installed: pip install "hfscale\[quantization\]"'
+    ):
         four_bits(base)
 
 
@@ -273,16 +368,26 @@ print("by argument:", type(adapted.get_base_model().transformer.h[0].mlp.c_fc)._
 def test_it_is_imported_only_where_four_bits_are_asked_for(base, tmp_path):
     """Its import prints a warning on CPUs with bf16 instructions, and peft would import it at each start."""
     config = BitsAndBytesConfig(load_in_4bit=True)
-    GPT2LMHeadModel.from_pretrained(base, quantization_config=config).save_pretrained(tmp_path / "four_bits")
+    GPT2LMHeadModel.from_pretrained(base, quantization_config=config).save_pretrained(
+        tmp_path / "four_bits"
+    )
     words = [base, str(tmp_path / "four_bits"), str(tmp_path / "texts.jsonl")]
-    result = subprocess.run([sys.executable, "-c", ONE_PROCESS, *words], capture_output=True, text=True,
-                            env=os.environ | {"PYTHONPATH": str(ROOT)})
+    result = subprocess.run(
+        [sys.executable, "-c", ONE_PROCESS, *words],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-3:] == [
-        "not asked for: None", "by the folder: Linear4bit", "by argument: peft.tuners.lora.bnb"]
+        "not asked for: None",
+        "by the folder: Linear4bit",
+        "by argument: peft.tuners.lora.bnb",
+    ]
 
 
 # ---- memory
+
 
 def stored_bytes(model) -> int:
     """Of all parameters and of what 4-bit ones need to be read, shared storage once."""
@@ -290,27 +395,38 @@ def stored_bytes(model) -> int:
     for layer in layers_of(model).values():
         state = layer.weight.quant_state
         tensors += [state.absmax, state.state2.absmax, state.code, state.state2.code, state.offset]
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+    return sum(
+        {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()
+    )
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
-@pytest.mark.parametrize(("shape", "batch_size"), [(Shape(3, 4, 128, 128, 512), 8), (Shape(2, 4, 384, 128, 128), 1)],
-                         ids=["activations", "weights"])
+@pytest.mark.parametrize(
+    ("shape", "batch_size"),
+    [(Shape(3, 4, 128, 128, 512), 8), (Shape(2, 4, 384, 128, 128), 1)],
+    ids=["activations", "weights"],
+)
 def test_memory_is_what_was_planned(shape, batch_size, bf16, tmp_path):
     """Stored weights exactly but for bitsandbytes' tables (1 kB a layer); the peak as torch's allocator reports it,
     where activations take most, and where a layer's unpacked weights do."""
     step = Step(batch_size, 128, bf16=bf16, masked=False, lora_rank=8, load_in_4bit=True)
     config = GPT2Config(**SHAPE | shape._asdict(), use_cache=False, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    model = load_for_training(AdapterArguments(model=str(tmp_path), lora_rank=8, load_in_4bit=True), None).train()
+    model = load_for_training(
+        AdapterArguments(model=str(tmp_path), lora_rank=8, load_in_4bit=True), None
+    ).train()
     model.get_base_model().loss_type = "ForCausalLM"
     held, planned = stored_bytes(model), step_memory_bytes(shape, step, Sharding())
-    tables = 4 * shape.n_layer * (16 + 256 + 1 + 1) * 4  # NF4's values, the scales' values, their mean, rounding
+    tables = (
+        4 * shape.n_layer * (16 + 256 + 1 + 1) * 4
+    )  # NF4's values, the scales' values, their mean, rounding
     assert planned["weights"] <= held <= planned["weights"] + tables
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), fused=True)
     ids = torch.randint(0, shape.vocab_size, (2, step.batch_size, step.max_length))
     positions = torch.arange(step.max_length).expand(step.batch_size, -1)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
         for batch in ids:
             with torch.autocast("cpu", torch.bfloat16, enabled=step.bf16):
                 loss = model(batch, labels=batch, position_ids=positions, use_cache=False).loss

@@ -13,9 +13,27 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from hfscale.config import InputError
 from recipes import finetune, generate, memorization, pretrain, quickstart, report, score
 
-TINY = ["--n_layer", "1", "--n_head", "2", "--n_embd", "32", "--n_positions", "32", "--tokenizer", "train:300",
-        "--max_steps", "4", "--per_device_train_batch_size", "4", "--report_to", "none", "--disable_tqdm",
-        "--logging_steps", "2"]
+TINY = [
+    "--n_layer",
+    "1",
+    "--n_head",
+    "2",
+    "--n_embd",
+    "32",
+    "--n_positions",
+    "32",
+    "--tokenizer",
+    "train:300",
+    "--max_steps",
+    "4",
+    "--per_device_train_batch_size",
+    "4",
+    "--report_to",
+    "none",
+    "--disable_tqdm",
+    "--logging_steps",
+    "2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,31 +48,68 @@ def text(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    pretrain.main(["--source", text, "--output_dir", str(folder), *TINY, "--save_steps", "2", "--eval_on_start"])
+    pretrain.main(
+        [
+            "--source",
+            text,
+            "--output_dir",
+            str(folder),
+            *TINY,
+            "--save_steps",
+            "2",
+            "--eval_on_start",
+        ]
+    )
     return folder
 
 
 def test_run_folder_holds_what_the_design_promises(finished, text):
     record = json.loads((finished / "run.json").read_text())
-    assert set(record) == {"schema_version", "recipe", "command", "config", "data", "model", "hardware", "versions",
-                           "train", "metrics", "samples"}
+    assert set(record) == {
+        "schema_version",
+        "recipe",
+        "command",
+        "config",
+        "data",
+        "model",
+        "hardware",
+        "versions",
+        "train",
+        "metrics",
+        "samples",
+    }
     assert record["recipe"] == "pretrain"
     assert record["config"]["n_embd"] == 32 and record["config"]["learning_rate"] == 5e-5
     assert record["data"]["documents"] == {"train": 19, "validation": 1}
     assert record["train"]["steps"] == 4 and record["train"]["tokens"] == 4 * 4 * 32
-    assert 0 < record["train"]["memory_planned_bytes"] < record["train"]["memory_peak_bytes"]  # with the libraries
+    assert (
+        0 < record["train"]["memory_planned_bytes"] < record["train"]["memory_peak_bytes"]
+    )  # with the libraries
     metrics = record["metrics"]
     assert metrics["eval_perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]))
     assert metrics["eval_tokens"] == record["data"]["tokens"]["validation"]
-    bits = metrics["eval_loss"] * metrics["eval_tokens"] / math.log(2) / record["data"]["bytes"]["validation"]
+    bits = (
+        metrics["eval_loss"]
+        * metrics["eval_tokens"]
+        / math.log(2)
+        / record["data"]["bytes"]["validation"]
+    )
     assert metrics["eval_bits_per_byte"] == pytest.approx(bits)
     model = AutoModelForCausalLM.from_pretrained(finished)
     assert record["model"]["parameters"] == model.num_parameters()
     assert len(record["samples"]) == 3
-    for name in ("README.md", "trainer_state.json", "model.safetensors", "tokenizer.json",
-                 "checkpoint-4/manifest.json"):
+    for name in (
+        "README.md",
+        "trainer_state.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "checkpoint-4/manifest.json",
+    ):
         assert (finished / name).is_file()
-    assert "hub_token" not in record["config"] or record["config"]["hub_token"] in (None, "<HUB_TOKEN>")
+    assert "hub_token" not in record["config"] or record["config"]["hub_token"] in (
+        None,
+        "<HUB_TOKEN>",
+    )
 
 
 def test_untrained_loss_is_that_of_chance(finished):
@@ -64,16 +119,29 @@ def test_untrained_loss_is_that_of_chance(finished):
 
 def test_the_folder_loads_and_generates(finished):
     assert AutoTokenizer.from_pretrained(finished).eos_token == "<|endoftext|>"
-    made = pipeline("text-generation", model=str(finished))("Paragraph", max_new_tokens=5, num_return_sequences=2,
-                                                            do_sample=True)
+    made = pipeline("text-generation", model=str(finished))(
+        "Paragraph", max_new_tokens=5, num_return_sequences=2, do_sample=True
+    )
     assert len(made) == 2 and all(m["generated_text"].startswith("Paragraph") for m in made)
     assert AutoModelForCausalLM.from_pretrained(finished).config.use_cache
 
 
 def test_resume_after_the_end_changes_nothing(finished, text):
     weights = (finished / "model.safetensors").read_bytes()
-    pretrain.main(["--source", text, "--output_dir", str(finished), *TINY, "--save_steps", "2", "--eval_on_start",
-                   "--resume", "auto"])
+    pretrain.main(
+        [
+            "--source",
+            text,
+            "--output_dir",
+            str(finished),
+            *TINY,
+            "--save_steps",
+            "2",
+            "--eval_on_start",
+            "--resume",
+            "auto",
+        ]
+    )
     assert (finished / "model.safetensors").read_bytes() == weights
 
 
@@ -90,12 +158,16 @@ def test_quickstart_learns_and_prints_where_it_is(tmp_path, text, capsys, monkey
     shown = capsys.readouterr().out
     assert shown.count("--- sample") == 3
     assert "model and tokenizer: runs/quickstart" in shown
-    before, after = (float(shown.split("held-out perplexity: ")[1].split(word)[0].split()[-1].replace(",", ""))
-                     for word in (" before", " after"))
+    before, after = (
+        float(shown.split("held-out perplexity: ")[1].split(word)[0].split()[-1].replace(",", ""))
+        for word in (" before", " after")
+    )
     assert after < before / 2
     run = tmp_path / "runs" / "quickstart"
     assert (run / "model.safetensors").is_file()
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["quickstart"]  # TensorBoard's files lie in it
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [
+        "quickstart"
+    ]  # TensorBoard's files lie in it
     assert list(run.glob("runs/*/events.out.tfevents.*"))
     history = json.loads((run / "trainer_state.json").read_text())["log_history"]
     assert history[0]["step"] == 0 and f"{history[0]['eval_perplexity']:,.2f} before" in shown
@@ -117,7 +189,9 @@ def next_command_of(shown: str) -> list[str]:
 
 
 @pytest.mark.parametrize("recipe", [pretrain, finetune])
-def test_a_run_ends_with_its_samples_and_a_command_that_works(finished, tmp_path, text, capsys, monkeypatch, recipe):
+def test_a_run_ends_with_its_samples_and_a_command_that_works(
+    finished, tmp_path, text, capsys, monkeypatch, recipe
+):
     words = TINY if recipe is pretrain else ["--model", str(finished), *TINY[10:]]
     recipe.main(["--source", text, "--output_dir", str(tmp_path / "a run"), *words])
     shown = capsys.readouterr().out
@@ -131,8 +205,18 @@ def test_a_run_ends_with_its_samples_and_a_command_that_works(finished, tmp_path
 
 def test_score_of_a_run_agrees_with_its_evaluation(finished, text, tmp_path):
     """Same text, same weights, two implementations: windows over documents, and packed rows (which add the EOS)."""
-    score.main(["--model", str(finished), "--output_dir", str(tmp_path / "scores"), "--stride", "31",
-                "--context", "31"])
+    score.main(
+        [
+            "--model",
+            str(finished),
+            "--output_dir",
+            str(tmp_path / "scores"),
+            "--stride",
+            "31",
+            "--context",
+            "31",
+        ]
+    )
     [system] = json.loads((tmp_path / "scores" / "scores.json").read_text())["systems"]
     scores = system["metrics"]
     metrics = json.loads((finished / "run.json").read_text())["metrics"]
@@ -141,14 +225,31 @@ def test_score_of_a_run_agrees_with_its_evaluation(finished, text, tmp_path):
 
 
 def test_memorization_of_a_run_uses_its_own_text(finished, tmp_path, capsys):
-    words = ["--model", str(finished), "--num_samples", "2", "--max_new_tokens", "16", "--seed", "1",
-             "--output_dir", str(tmp_path), "--canaries", "to 12.", "--canary_pattern", "to ##."]
+    words = [
+        "--model",
+        str(finished),
+        "--num_samples",
+        "2",
+        "--max_new_tokens",
+        "16",
+        "--seed",
+        "1",
+        "--output_dir",
+        str(tmp_path),
+        "--canaries",
+        "to 12.",
+        "--canary_pattern",
+        "to ##.",
+    ]
     memorization.main(words)
     record = json.loads((tmp_path / "memorization.json").read_text())
     assert record["loss"]["validation_loss"] == pytest.approx(
-        json.loads((finished / "run.json").read_text())["metrics"]["eval_loss"], rel=0.02)  # windows see more text
+        json.loads((finished / "run.json").read_text())["metrics"]["eval_loss"], rel=0.02
+    )  # windows see more text
     copied = record["longest_copy_words"]
-    assert len(copied["samples"]) == 2 and max(copied["held-out text"]) >= 4  # every document has the same phrases
+    assert (
+        len(copied["samples"]) == 2 and max(copied["held-out text"]) >= 4
+    )  # every document has the same phrases
     assert record["canaries"]["to 12."]["candidates"] == 100
     with pytest.raises(InputError, match="holds memorization.json"):
         memorization.main(words)
@@ -165,10 +266,26 @@ def test_a_page_is_made_of_a_real_run(finished, tmp_path, capsys):
 @pytest.mark.slow
 def test_char_tiny_reaches_the_reference(shared_data, tmp_path):
     """2,000 steps on 1.5 million characters: at most 1.88 nats per character on the last tenth of the text, whole."""
-    pretrain.main(["--config", "char_tiny", "--source", str(shared_data / "tinyshakespeare" / "input.txt.gz"),
-                   "--output_dir", str(tmp_path / "char"), "--eval_strategy", "no", "--save_strategy", "no",
-                   "--report_to", "none", "--disable_tqdm"])
+    pretrain.main(
+        [
+            "--config",
+            "char_tiny",
+            "--source",
+            str(shared_data / "tinyshakespeare" / "input.txt.gz"),
+            "--output_dir",
+            str(tmp_path / "char"),
+            "--eval_strategy",
+            "no",
+            "--save_strategy",
+            "no",
+            "--report_to",
+            "none",
+            "--disable_tqdm",
+        ]
+    )
     record = json.loads((tmp_path / "char" / "run.json").read_text())
     assert record["train"]["tokens"] <= 2000 * 12 * 64  # the last batch of an epoch may be short
-    assert record["metrics"]["eval_tokens"] == 111_540 + 1  # every character of the validation text, and EOS
+    assert (
+        record["metrics"]["eval_tokens"] == 111_540 + 1
+    )  # every character of the validation text, and EOS
     assert record["metrics"]["eval_loss"] <= 1.88

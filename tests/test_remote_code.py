@@ -78,22 +78,39 @@ def folders(tmp_path_factory) -> Path:
     for name in ("MODEL", "TOKENIZER"):
         shutil.copytree(place / "good", place / name)
         (place / name / "other.py").write_text(code)
-    change_json(place / "MODEL" / "config.json", model_type="other", auto_map={
-        "AutoConfig": "other.OtherConfig", "AutoModelForCausalLM": "other.OtherModel"})
-    (place / "TOKENIZER" / "config.json").unlink()  # whose model type would name a class that is there
-    change_json(place / "TOKENIZER" / "tokenizer_config.json", tokenizer_class="OtherTokenizer", auto_map={
-        "AutoTokenizer": [None, "other.OtherTokenizer"]})
+    change_json(
+        place / "MODEL" / "config.json",
+        model_type="other",
+        auto_map={"AutoConfig": "other.OtherConfig", "AutoModelForCausalLM": "other.OtherModel"},
+    )
+    (
+        place / "TOKENIZER" / "config.json"
+    ).unlink()  # whose model type would name a class that is there
+    change_json(
+        place / "TOKENIZER" / "tokenizer_config.json",
+        tokenizer_class="OtherTokenizer",
+        auto_map={"AutoTokenizer": [None, "other.OtherTokenizer"]},
+    )
     (place / "ADAPTER").mkdir()
-    adapter = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(place / "MODEL")}
+    adapter = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(place / "MODEL"),
+    }
     (place / "ADAPTER" / "adapter_config.json").write_text(json.dumps(adapter))
     (place / "good.txt").write_text("\n".join(LINES))
     pairs = [{"prompt": f"a{i}", "chosen": f"b{i}", "rejected": "c"} for i in range(20)]
     (place / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    (place / "pairs.csv").write_text("sent_more,sent_less,stereo_antistereo,bias_type\na b,a c,stereo,age\n")
+    (place / "pairs.csv").write_text(
+        "sent_more,sent_less,stereo_antistereo,bias_type\na b,a c,stereo,age\n"
+    )
     text = {"source": [str(place / "good.txt")], "sample_by": "line"}
     fingerprint = text_fingerprint(load_splits(StreamArguments(**text), seed=0)["validation"])
-    (place / "MODEL" / "run.json").write_text(json.dumps(
-        {"config": text | {"seed": 0}, "data": {"fingerprint": {"validation": fingerprint}}}))
+    (place / "MODEL" / "run.json").write_text(
+        json.dumps(
+            {"config": text | {"seed": 0}, "data": {"fingerprint": {"validation": fingerprint}}}
+        )
+    )
     return place
 
 
@@ -107,11 +124,20 @@ def answers_yes(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 20))
 
 
-@pytest.mark.parametrize(("recipe", "words"), COMMANDS, ids=lambda v: v if isinstance(v, str) else v.__name__)
+@pytest.mark.parametrize(
+    ("recipe", "words"), COMMANDS, ids=lambda v: v if isinstance(v, str) else v.__name__
+)
 def test_no_recipe_runs_it_or_asks(recipe, words, folders, answers_yes, tmp_path, monkeypatch):
     monkeypatch.chdir(folders)
-    with pytest.raises(InputError, match="brings code of its own.*pass --trust_remote_code if you trust it") as error:
-        recipe.main([*words.split(), *([] if recipe in (generate, chat) else ["--output_dir", str(tmp_path / "out")])])
+    with pytest.raises(
+        InputError, match="brings code of its own.*pass --trust_remote_code if you trust it"
+    ) as error:
+        recipe.main(
+            [
+                *words.split(),
+                *([] if recipe in (generate, chat) else ["--output_dir", str(tmp_path / "out")]),
+            ]
+        )
     assert "\n" not in str(error.value)
     assert not Path("marker").exists()
 
@@ -124,5 +150,7 @@ def test_it_runs_when_trusted(folders, monkeypatch):
     assert load_pretrained_tokenizer("TOKENIZER", trust_remote_code=True)("cat")["input_ids"]
     assert Path("marker").read_text() == "this code ran"
     Path("marker").unlink()
-    generate.main([*f"--model MODEL {SENTENCES} --output_file texts.jsonl --trust_remote_code".split()])
+    generate.main(
+        [*f"--model MODEL {SENTENCES} --output_file texts.jsonl --trust_remote_code".split()]
+    )
     assert json.loads(Path("texts.jsonl").read_text())["completions"]

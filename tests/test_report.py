@@ -14,14 +14,33 @@ from hfscale.config import InputError
 from hfscale.report.page import PAGE_LIMIT_BYTES, read_curve, render_page
 from recipes import report
 
-RUN = {"schema_version": 1, "recipe": "pretrain", "command": "pretrain.py --seed 3", "config": {"seed": 3, "lr": 1e-3},
-       "data": {"source": ["a.txt"], "documents": {"train": 1234567, "validation": 3}, "tokens": {"validation": 900},
-                "fingerprint": {"train": "7c01", "validation": "ab12"}},
-       "model": {"architecture": "GPT2LMHeadModel", "parameters": 370432, "parameters_without_embeddings": 100096},
-       "hardware": {"device": "cpu", "world_size": 2}, "versions": {"torch": "2.13.0", "peft": None},
-       "train": {"tokens": 249856, "tokens_per_second": 2725.504590758705, "mfu": None},
-       "metrics": {"eval_loss": 6.1928565986877375, "eval_perplexity": 489.2416791081111, "eval_bleu": 61.25,
-                   "eval_bleu_ci95": [58.123456, 64.5]}, "samples": ["<script>alert(1)</script> & more"]}
+RUN = {
+    "schema_version": 1,
+    "recipe": "pretrain",
+    "command": "pretrain.py --seed 3",
+    "config": {"seed": 3, "lr": 1e-3},
+    "data": {
+        "source": ["a.txt"],
+        "documents": {"train": 1234567, "validation": 3},
+        "tokens": {"validation": 900},
+        "fingerprint": {"train": "7c01", "validation": "ab12"},
+    },
+    "model": {
+        "architecture": "GPT2LMHeadModel",
+        "parameters": 370432,
+        "parameters_without_embeddings": 100096,
+    },
+    "hardware": {"device": "cpu", "world_size": 2},
+    "versions": {"torch": "2.13.0", "peft": None},
+    "train": {"tokens": 249856, "tokens_per_second": 2725.504590758705, "mfu": None},
+    "metrics": {
+        "eval_loss": 6.1928565986877375,
+        "eval_perplexity": 489.2416791081111,
+        "eval_bleu": 61.25,
+        "eval_bleu_ci95": [58.123456, 64.5],
+    },
+    "samples": ["<script>alert(1)</script> & more"],
+}
 LOG = [{"step": 1, "loss": 7.5}, {"step": 2, "loss": 7.25}, {"step": 2, "eval_loss": 7.0}]
 
 
@@ -39,8 +58,11 @@ class Page(HTMLParser):
         self._value = attrs.get("value") if tag == "data" else None
         if tag == "data":
             self.values.append(float(attrs["value"]))
-        self.fetched += [v for k, v in attrs.items() if k in ("src", "href") and tag != "use"
-                         and not v.startswith(("#", "data:"))]
+        self.fetched += [
+            v
+            for k, v in attrs.items()
+            if k in ("src", "href") and tag != "use" and not v.startswith(("#", "data:"))
+        ]
 
     def handle_data(self, data):
         if self._value is not None:
@@ -67,7 +89,9 @@ def run_folder(tmp_path):
 
 def test_every_number_is_the_one_in_the_file(run_folder):
     page = Page(render_page([str(run_folder)]))
-    named = numbers({key: RUN[key] for key in ("config", "data", "model", "hardware", "train", "metrics")})
+    named = numbers(
+        {key: RUN[key] for key in ("config", "data", "model", "hardware", "train", "metrics")}
+    )
     assert sorted(page.values) == sorted(named)
     assert page.shown["489.2416791081111"] == "489.2" and page.shown["1234567"] == "1,234,567"
     assert page.shown["2725.504590758705"] == "2,725.5" and page.shown["0.001"] == "0.001"
@@ -88,34 +112,56 @@ def tables(html: str) -> list[list[list[str]]]:
     """The page's tables of runs, as rows of cells without markup."""
     found = re.findall(r'<table class="runs">(.*?)</table></div>', html, re.S)
     rows = [re.findall("<tr>(.*?)</tr>", table, re.S) for table in found]
-    return [[[re.sub("<[^>]+>", "", cell).strip() for cell in re.findall("<t[hd].*?>(.*?)</t[hd]>", row, re.S)]
-             for row in table] for table in rows]
+    return [
+        [
+            [
+                re.sub("<[^>]+>", "", cell).strip()
+                for cell in re.findall("<t[hd].*?>(.*?)</t[hd]>", row, re.S)
+            ]
+            for row in table
+        ]
+        for table in rows
+    ]
 
 
 def test_runs_stand_side_by_side(run_folder, tmp_path):
     other = write_run(tmp_path / "other", metrics={"eval_loss": 5.5})
     html = render_page([str(run_folder), other])
-    row = html[html.index('<th scope="row">loss</th>'):].split("</tr>")[0]
+    row = html[html.index('<th scope="row">loss</th>') :].split("</tr>")[0]
     assert row.count("<td>") == 2 and "6.1928565986877375" in row and '"5.5"' in row
     assert ">6.193<" in row and ">5.500<" in row  # in one format
-    row = html[html.index('<th scope="row">perplexity</th>'):].split("</tr>")[0]
+    row = html[html.index('<th scope="row">perplexity</th>') :].split("</tr>")[0]
     assert row.count("<td>") == 2
     assert "cannot be compared" not in html
 
 
 def test_runs_that_were_judged_on_different_texts_share_no_row(run_folder, tmp_path):
     alike = write_run(tmp_path / "alike", metrics={"eval_loss": 5.5})
-    other = write_run(tmp_path / "other", data={"fingerprint": {"train": "7c01", "validation": "cd34"}})
-    streams = [write_run(tmp_path / name, data={"fingerprint": {"train": None, "validation": None}})
-               for name in ("stream1", "stream2")]
+    other = write_run(
+        tmp_path / "other", data={"fingerprint": {"train": "7c01", "validation": "cd34"}}
+    )
+    streams = [
+        write_run(tmp_path / name, data={"fingerprint": {"train": None, "validation": None}})
+        for name in ("stream1", "stream2")
+    ]
     runs = [str(run_folder), alike, other, *streams]
     html = render_page(runs)
-    assert "judged on 4 different held-out texts: numbers of different tables cannot be compared" in html
+    assert (
+        "judged on 4 different held-out texts: numbers of different tables cannot be compared"
+        in html
+    )
     with_loss = [table for table in tables(html) if any(row[0] == "loss" for row in table)]
-    assert [table[0][1:] for table in with_loss] == [[str(run_folder), alike], [other], [streams[0]], [streams[1]]]
+    assert [table[0][1:] for table in with_loss] == [
+        [str(run_folder), alike],
+        [other],
+        [streams[0]],
+        [streams[1]],
+    ]
     assert "held-out text ab12, 3 documents" in html and "held-out text cd34" in html
-    curves = html[html.index('<h2 id="curves">'):html.index('<h2 id="samples">')]
-    assert curves.count("<svg") == 2 * 4 - 1  # stream1 and 2 were not trained on one known text either
+    curves = html[html.index('<h2 id="curves">') : html.index('<h2 id="samples">')]
+    assert (
+        curves.count("<svg") == 2 * 4 - 1
+    )  # stream1 and 2 were not trained on one known text either
     assert "validation loss: run, alike" in curves and "validation loss: other" in curves
 
 
@@ -124,9 +170,18 @@ def test_other_tokens_are_another_measure(run_folder, tmp_path):
     stands side by side."""
     metrics = {"eval_loss": 3.5, "eval_bits_per_byte": 2.25, "eval_tokens": 700}
     other = write_run(tmp_path / "other", metrics=metrics, data={"tokens": {"validation": 700}})
-    rows = {row[0]: row[1:] for table in tables(render_page([str(run_folder), other])) for row in table}
-    assert rows["loss, of 900 tokens"] == ["6.193", "–"] and rows["loss, of 700 tokens"] == ["–", "3.5"]
-    assert rows["bits per byte"] == ["–", "2.25"] and rows["bleu"][0].startswith("61.25") and "loss" not in rows
+    rows = {
+        row[0]: row[1:] for table in tables(render_page([str(run_folder), other])) for row in table
+    }
+    assert rows["loss, of 900 tokens"] == ["6.193", "–"] and rows["loss, of 700 tokens"] == [
+        "–",
+        "3.5",
+    ]
+    assert (
+        rows["bits per byte"] == ["–", "2.25"]
+        and rows["bleu"][0].startswith("61.25")
+        and "loss" not in rows
+    )
 
 
 def test_a_text_beside_the_held_out_one_has_a_table_of_its_own(run_folder, tmp_path):
@@ -140,11 +195,17 @@ def test_a_text_beside_the_held_out_one_has_a_table_of_its_own(run_folder, tmp_p
 
 
 def test_a_comparison_begins_with_the_settings_that_differ(run_folder, tmp_path):
-    other = write_run(tmp_path / "other", config={"lr": 5e-5, "output_dir": "elsewhere"}, recipe="finetune")
+    other = write_run(
+        tmp_path / "other", config={"lr": 5e-5, "output_dir": "elsewhere"}, recipe="finetune"
+    )
     html = render_page([str(run_folder), other])
     first, *_ = tables(html)
     assert html.index("What differs") < html.index("What was done")
-    assert first == [["setting", str(run_folder), other], ["recipe", "pretrain", "finetune"], ["lr", "0.001", "5e-05"]]
+    assert first == [
+        ["setting", str(run_folder), other],
+        ["recipe", "pretrain", "finetune"],
+        ["lr", "0.001", "5e-05"],
+    ]
     alike = write_run(tmp_path / "alike")
     assert "No setting: the runs were asked for the same." in render_page([str(run_folder), alike])
     assert "What differs" not in render_page([str(run_folder)])
@@ -157,12 +218,23 @@ def test_lists_are_tables_and_settings_are_folded(run_folder, tmp_path):
     study = tmp_path / "study"
     study.mkdir()
     points = [[370432 * i, 125000.0, 6.5 - i] for i in range(1, 4)]
-    (study / "law.json").write_text(json.dumps({"laws": {"my_grid": {"points": points}}, "config": {"jobs": 7}}))
-    stages = [{"stage": "source", "bytes_out": 10}, {"stage": "quality", "bytes_out": 7, "rules": {"too_short": 3}}]
+    (study / "law.json").write_text(
+        json.dumps({"laws": {"my_grid": {"points": points}}, "config": {"jobs": 7}})
+    )
+    stages = [
+        {"stage": "source", "bytes_out": 10},
+        {"stage": "quality", "bytes_out": 7, "rules": {"too_short": 3}},
+    ]
     (study / "data_card.json").write_text(json.dumps({"stages": stages}))
     html = render_page([str(run_folder)], [str(study)])
-    assert "<th>parameters N</th><th>tokens D</th><th>loss</th>" in html and html.count("370,432") == 2  # model, point
-    assert "<th>stage</th><th>bytes out</th><th>rules</th>" in html and ">my_grid<" in html and ">too_short<" in html
+    assert (
+        "<th>parameters N</th><th>tokens D</th><th>loss</th>" in html and html.count("370,432") == 2
+    )  # model, point
+    assert (
+        "<th>stage</th><th>bytes out</th><th>rules</th>" in html
+        and ">my_grid<" in html
+        and ">too_short<" in html
+    )
     folded = re.findall(r"<details><summary>every setting</summary>(.*?)</details>", html, re.S)
     assert len(folded) == 2 and ">jobs<" in folded[0] and ">seed<" in folded[1]
 
@@ -170,8 +242,10 @@ def test_lists_are_tables_and_settings_are_folded(run_folder, tmp_path):
 def test_p_values_at_their_floor_and_numbers_of_a_column(run_folder, tmp_path):
     study = tmp_path / "study"
     study.mkdir()
-    tests = [{"group": "a", "p_value": 2 / 1002, "p_value_floor": 2 / 1002, "difference": 0.5},
-             {"group": "b", "p_value": 0.25, "p_value_floor": 2 / 1002, "difference": 12.25}]
+    tests = [
+        {"group": "a", "p_value": 2 / 1002, "p_value_floor": 2 / 1002, "difference": 0.5},
+        {"group": "b", "p_value": 0.25, "p_value_floor": 2 / 1002, "difference": 12.25},
+    ]
     (study / "bias.json").write_text(json.dumps({"groups": tests}))
     html = render_page([str(run_folder)], [str(study)])
     assert ">&lt; 0.002</data>" in html and ">0.25</data>" in html and "p value floor" not in html
@@ -191,7 +265,9 @@ def test_curves_come_from_what_lies_in_the_folder(run_folder):
     for step in (9, 10):
         checkpoint = run_folder / f"checkpoint-{step}"
         checkpoint.mkdir()
-        (checkpoint / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": step, "grad_norm": 1.0}]}))
+        (checkpoint / "trainer_state.json").write_text(
+            json.dumps({"log_history": [{"step": step, "grad_norm": 1.0}]})
+        )
     assert render_page([str(run_folder)]).count("<svg") == 2  # the losses of the run's own log
     state.unlink()
     assert read_curve(str(run_folder)) == [{"step": 10, "grad_norm": 1.0}]  # the newest, by number
@@ -206,7 +282,9 @@ def test_curves_come_from_what_lies_in_the_folder(run_folder):
 def test_runs_of_one_name_are_told_apart_in_the_curves(tmp_path):
     runs = [write_run(tmp_path / name / "run") for name in ("a", "b")]
     html = render_page(runs)
-    assert all(html.count(f">{run}<") >= 2 for run in runs)  # the legend has no room for two of "run"
+    assert all(
+        html.count(f">{run}<") >= 2 for run in runs
+    )  # the legend has no room for two of "run"
 
 
 def test_it_fetches_nothing_and_text_stays_text(run_folder):
@@ -221,14 +299,22 @@ def test_studies_and_pictures_are_shown_while_there_is_room(run_folder, tmp_path
     (run_folder / "huge.png").write_bytes(b"x" * PAGE_LIMIT_BYTES)
     study = tmp_path / "study"
     study.mkdir()
-    (study / "law.json").write_text(json.dumps({"laws": {"grid": {"E": 1.625, "E_ci95": [1.5, 1.75]}}}))
+    (study / "law.json").write_text(
+        json.dumps({"laws": {"grid": {"E": 1.625, "E_ci95": [1.5, 1.75]}}})
+    )
     html = render_page([str(run_folder)], [str(study)])
-    assert html.count("<img") == 1 and "huge.png: too large for this page" in html and len(html) < 3_000_000
+    assert (
+        html.count("<img") == 1
+        and "huge.png: too large for this page" in html
+        and len(html) < 3_000_000
+    )
     assert {1.625, 1.5, 1.75} <= set(Page(html).values)
 
 
 def test_folders_without_a_record_are_refused(run_folder, tmp_path):
-    with pytest.raises(InputError, match="has no readable run.json; name a folder of a finished run"):
+    with pytest.raises(
+        InputError, match="has no readable run.json; name a folder of a finished run"
+    ):
         render_page([str(tmp_path)])
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(InputError, match="has no readable run.json"):
@@ -237,17 +323,33 @@ def test_folders_without_a_record_are_refused(run_folder, tmp_path):
         render_page([str(run_folder)], [str(tmp_path / "run2")])
 
 
-@pytest.mark.parametrize(("name", "content", "says"), [
-    ("run.json", "[]", "has no readable run.json; name a folder of a finished run"),
-    ("run.json", "{", "has no readable run.json"), ("run.json", b"\xff\xfe", "has no readable run.json"),
-    ("run.json", json.dumps(RUN | {"metrics": None}), "run.json (metrics is missing or of another kind)"),
-    ("run.json", json.dumps(RUN | {"samples": {}}), "run.json (samples is missing or of another kind)"),
-    ("run.json", json.dumps({**RUN, "recipe": 3}), "run.json (recipe is missing"),
-    ("trainer_state.json", "[1]", "has no readable trainer_state.json; take it out of the folder"),
-    ("trainer_state.json", "{}", "holds no log_history; take it out of the folder"),
-    ("scores.json", "[]", "also: {folder} has no readable scores.json"),
-    ("law.json", "nothing", "also: {folder} has no readable law.json"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("run.json", "[]", "has no readable run.json; name a folder of a finished run"),
+        ("run.json", "{", "has no readable run.json"),
+        ("run.json", b"\xff\xfe", "has no readable run.json"),
+        (
+            "run.json",
+            json.dumps(RUN | {"metrics": None}),
+            "run.json (metrics is missing or of another kind)",
+        ),
+        (
+            "run.json",
+            json.dumps(RUN | {"samples": {}}),
+            "run.json (samples is missing or of another kind)",
+        ),
+        ("run.json", json.dumps({**RUN, "recipe": 3}), "run.json (recipe is missing"),
+        (
+            "trainer_state.json",
+            "[1]",
+            "has no readable trainer_state.json; take it out of the folder",
+        ),
+        ("trainer_state.json", "{}", "holds no log_history; take it out of the folder"),
+        ("scores.json", "[]", "also: {folder} has no readable scores.json"),
+        ("law.json", "nothing", "also: {folder} has no readable law.json"),
+    ],
+)
 def test_files_that_are_no_records_are_one_line(name, content, says, run_folder):
     (run_folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     also = [str(run_folder)] if says.startswith("also") else []
@@ -257,7 +359,11 @@ def test_files_that_are_no_records_are_one_line(name, content, says, run_folder)
 
 
 def test_a_run_with_little_in_its_record_is_shown(run_folder):
-    little = {name: RUN[name] for name in ("recipe", "command", "config")} | {"data": {}, "model": {}, "metrics": {}}
+    little = {name: RUN[name] for name in ("recipe", "command", "config")} | {
+        "data": {},
+        "model": {},
+        "metrics": {},
+    }
     (run_folder / "run.json").write_text(json.dumps(little))
     assert "pretrain.py --seed 3" in render_page([str(run_folder)])
     odd = [{"step": 1, "loss": "nan"}, {"loss": 3.0}, "text", {"step": 2, "loss": float("nan")}]
@@ -267,15 +373,21 @@ def test_a_run_with_little_in_its_record_is_shown(run_folder):
 
 def test_one_run_is_not_beside_itself(run_folder, monkeypatch):
     monkeypatch.chdir(run_folder.parent)
-    with pytest.raises(InputError, match=f"runs: run/ is {run_folder}, which is named already; keep one"):
+    with pytest.raises(
+        InputError, match=f"runs: run/ is {run_folder}, which is named already; keep one"
+    ):
         render_page([str(run_folder), "run/"])
 
 
-@pytest.mark.parametrize(("place", "says"), [
-    ("/proc/page.html", "output_file /proc/page.html: cannot be written"),
-    ("x" * 300, "cannot be written (File name too long); name another place"),
-    ("run", "output_file run: is a folder; name a file"),
-    ("run/run.json/page.html", "is not a folder that can be written to")])
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("/proc/page.html", "output_file /proc/page.html: cannot be written"),
+        ("x" * 300, "cannot be written (File name too long); name another place"),
+        ("run", "output_file run: is a folder; name a file"),
+        ("run/run.json/page.html", "is not a folder that can be written to"),
+    ],
+)
 def test_a_page_that_cannot_be_written_is_one_line(place, says, run_folder, monkeypatch):
     monkeypatch.chdir(run_folder.parent)
     with pytest.raises(InputError) as error:

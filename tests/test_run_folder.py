@@ -17,7 +17,9 @@ from hfscale.training.checkpoints import check_output_dir, clear_output_dir, new
 from hfscale.training.convert import convert_checkpoint
 from hfscale.training.trainer import LMTrainer, training_arguments
 
-DOCUMENTS = Dataset.from_dict({"text": [f"document {i} says {i * i} and little else" for i in range(60)]})
+DOCUMENTS = Dataset.from_dict(
+    {"text": [f"document {i} says {i * i} and little else" for i in range(60)]}
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +33,43 @@ def rows(tokenizer):
 
 
 def arguments(folder, **values):
-    return training_arguments({"output_dir": str(folder), "max_steps": 6, "save_steps": 2, "logging_steps": 1,
-                               "per_device_train_batch_size": 4, "report_to": "none", "disable_tqdm": True,
-                               "learning_rate": 1e-2, "bf16": False, **values}, width=32)
+    return training_arguments(
+        {
+            "output_dir": str(folder),
+            "max_steps": 6,
+            "save_steps": 2,
+            "logging_steps": 1,
+            "per_device_train_batch_size": 4,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "learning_rate": 1e-2,
+            "bf16": False,
+            **values,
+        },
+        width=32,
+    )
 
 
 def trainer_for(folder, tokenizer, rows, callbacks=(), can_resume=True, **values):
     set_seed(0)
-    model = new_model(tokenizer, n_layer=1, n_head=2, n_embd=32, n_positions=16, resid_pdrop=0.1, embd_pdrop=0.1,
-                      attn_pdrop=0.1)
-    return LMTrainer(model=model, args=arguments(folder, **values), train_dataset=rows, data_collator=collate_rows,
-                     callbacks=list(callbacks), can_resume=can_resume)
+    model = new_model(
+        tokenizer,
+        n_layer=1,
+        n_head=2,
+        n_embd=32,
+        n_positions=16,
+        resid_pdrop=0.1,
+        embd_pdrop=0.1,
+        attn_pdrop=0.1,
+    )
+    return LMTrainer(
+        model=model,
+        args=arguments(folder, **values),
+        train_dataset=rows,
+        data_collator=collate_rows,
+        callbacks=list(callbacks),
+        can_resume=can_resume,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +104,10 @@ def test_resume_equals_no_pause(finished, tokenizer, rows, tmp_path):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("damage", ["cut weights", "flip weights", "no optimizer", "no scheduler", "no manifest",
-                                    "empty"])
+@pytest.mark.parametrize(
+    "damage",
+    ["cut weights", "flip weights", "no optimizer", "no scheduler", "no manifest", "empty"],
+)
 def test_a_broken_checkpoint_is_passed_over_with_a_reason(finished, tmp_path, capsys, damage):
     folder = copy_run(finished, tmp_path)
     newest = folder / "checkpoint-6"
@@ -92,8 +122,14 @@ def test_a_broken_checkpoint_is_passed_over_with_a_reason(finished, tmp_path, ca
         for path in newest.iterdir():
             path.unlink()
     else:
-        (newest / {"no optimizer": "optimizer.pt", "no scheduler": "scheduler.pt", "no manifest": "manifest.json"}
-         [damage]).unlink()
+        (
+            newest
+            / {
+                "no optimizer": "optimizer.pt",
+                "no scheduler": "scheduler.pt",
+                "no manifest": "manifest.json",
+            }[damage]
+        ).unlink()
     assert newest_checkpoint(arguments(folder)).endswith("checkpoint-4")
     assert "checkpoint-6 is not whole" in capsys.readouterr().err
 
@@ -104,7 +140,9 @@ def test_changed_settings_are_refused(finished, tmp_path):
         newest_checkpoint(arguments(folder, learning_rate=5e-3))
     with pytest.raises(InputError, match="global_batch_size was 4, is 8"):
         newest_checkpoint(arguments(folder, per_device_train_batch_size=8))
-    same = arguments(folder, per_device_train_batch_size=2, gradient_accumulation_steps=2, logging_steps=5)
+    same = arguments(
+        folder, per_device_train_batch_size=2, gradient_accumulation_steps=2, logging_steps=5
+    )
     assert newest_checkpoint(same).endswith("checkpoint-6")
 
 
@@ -115,8 +153,13 @@ def test_a_checkpoint_in_the_form_of_another_engine(finished, tmp_path, monkeypa
     assert newest_checkpoint(arguments(folder)) == str(folder / "resuming")
     optimizer = torch.load(folder / "resuming" / "optimizer.bin")
     weights = torch.load(folder / "resuming" / "pytorch_model_fsdp.bin")
-    assert set(os.listdir(folder / "resuming")) == {"optimizer.bin", "pytorch_model_fsdp.bin", "trainer_state.json",
-                                                    "scheduler.pt", "rng_state.pth"}
+    assert set(os.listdir(folder / "resuming")) == {
+        "optimizer.bin",
+        "pytorch_model_fsdp.bin",
+        "trainer_state.json",
+        "scheduler.pt",
+        "rng_state.pth",
+    }
     model, inner = finished.model, finished.optimizer.optimizer
     assert weights.keys() == model.state_dict().keys()
     assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
@@ -124,8 +167,10 @@ def test_a_checkpoint_in_the_form_of_another_engine(finished, tmp_path, monkeypa
         for key in ("step", "exp_avg", "exp_avg_sq"):
             assert torch.equal(optimizer["state"][name][key], inner.state[parameter][key])
     for there, group in zip(optimizer["param_groups"], inner.param_groups, strict=True):
-        assert [dict(model.named_parameters())[name] is p for name, p in
-                zip(there["params"], group["params"], strict=True)] == [True] * len(group["params"])
+        assert [
+            dict(model.named_parameters())[name] is p
+            for name, p in zip(there["params"], group["params"], strict=True)
+        ] == [True] * len(group["params"])
         assert there["weight_decay"] == group["weight_decay"]
 
 
@@ -139,21 +184,33 @@ def test_a_rewritten_checkpoint_is_none_of_the_run(finished, tmp_path, monkeypat
     assert not (folder / "resuming").exists()
 
 
-@pytest.mark.parametrize(("obstacle", "reason"), [
-    ({"optim": "adamw_torch_8bit"}, "AdamW's state alone"), ({"fp16": True}, "loss scale of fp16"),
-    ({"load_best_model_at_end": True}, "load_best_model_at_end"), ("adapter_model.safetensors", "an adapter"),
-    ("old", "does not name the parameters")])
+@pytest.mark.parametrize(
+    ("obstacle", "reason"),
+    [
+        ({"optim": "adamw_torch_8bit"}, "AdamW's state alone"),
+        ({"fp16": True}, "loss scale of fp16"),
+        ({"load_best_model_at_end": True}, "load_best_model_at_end"),
+        ("adapter_model.safetensors", "an adapter"),
+        ("old", "does not name the parameters"),
+    ],
+)
 def test_what_another_engine_cannot_go_on_from(finished, tmp_path, obstacle, reason):
     folder = copy_run(finished, tmp_path)
-    args, record = arguments(folder), json.loads((folder / "checkpoint-6" / "manifest.json").read_text())
+    args, record = (
+        arguments(folder),
+        json.loads((folder / "checkpoint-6" / "manifest.json").read_text()),
+    )
     if isinstance(obstacle, dict):  # set later: fp16 is refused on a CPU
         vars(args).update(obstacle)
     elif obstacle == "old":
         del record["parameters"]
     else:
         (folder / "checkpoint-6" / obstacle).touch()
-    with pytest.raises(InputError, match=f"of one process or DDP and cannot go on under FSDP: .*{reason}.*; launch as "
-                                         "before, or start from its weights: hfscale finetune --model .*checkpoint-6"):
+    with pytest.raises(
+        InputError,
+        match=f"of one process or DDP and cannot go on under FSDP: .*{reason}.*; launch as "
+        "before, or start from its weights: hfscale finetune --model .*checkpoint-6",
+    ):
         convert_checkpoint(folder / "checkpoint-6", record, "FSDP", args)
     assert not (folder / "resuming").exists()
 
@@ -189,12 +246,19 @@ class TermAt(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize(("can_resume", "says"), [
-    (True, "stopped by SIGTERM after step 3; a checkpoint is saved, --resume auto goes on\n"),
-    (False, "stopped by SIGTERM after step 3; a checkpoint is saved: {folder}/checkpoint-3\n"),
-])
-def test_sigterm_promises_resume_only_where_it_is(tokenizer, rows, tmp_path, capsys, can_resume, says):
-    trainer = trainer_for(tmp_path / "run", tokenizer, rows, callbacks=[TermAt(2)], can_resume=can_resume)
+@pytest.mark.parametrize(
+    ("can_resume", "says"),
+    [
+        (True, "stopped by SIGTERM after step 3; a checkpoint is saved, --resume auto goes on\n"),
+        (False, "stopped by SIGTERM after step 3; a checkpoint is saved: {folder}/checkpoint-3\n"),
+    ],
+)
+def test_sigterm_promises_resume_only_where_it_is(
+    tokenizer, rows, tmp_path, capsys, can_resume, says
+):
+    trainer = trainer_for(
+        tmp_path / "run", tokenizer, rows, callbacks=[TermAt(2)], can_resume=can_resume
+    )
     with pytest.raises(SystemExit):
         trainer.train()
     assert says.format(folder=tmp_path / "run") in capsys.readouterr().err
@@ -218,4 +282,10 @@ def test_manifest_lists_every_file(finished):
     folder = finished.args.output_dir + "/checkpoint-6"
     files = json.load(open(folder + "/manifest.json"))["files"]
     assert set(files) == set(os.listdir(folder)) - {"manifest.json"}
-    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= set(files)
+    assert {
+        "model.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "trainer_state.json",
+    } <= set(files)

@@ -27,17 +27,35 @@ def dropped(ledger):
 
 
 def test_change_counts_and_drops_what_became_empty(documents, ledger):
-    after = change(documents, "mask", lambda t: (t.replace("gone", "").replace("two", "2"), {"twos": t.count("two")}),
-                   ledger, None)
+    after = change(
+        documents,
+        "mask",
+        lambda t: (t.replace("gone", "").replace("two", "2"), {"twos": t.count("two")}),
+        ledger,
+        None,
+    )
     assert after["text"][:] == ["one", "2 words", "ünïcode text", "2 words", "last of all"]
     assert after["id"][:] == [10, 11, 12, 14, 15]
-    assert ledger.stages == [{"stage": "mask", "documents_in": 6, "documents_out": 5, "bytes_in": num_bytes(documents),
-                              "bytes_out": num_bytes(after), "changed": 3, "twos": 2}]
-    assert dropped(ledger) == [{"id": 13, "stage": "mask", "rule": "empty", "value": 0, "text_begins": "gone"}]
+    assert ledger.stages == [
+        {
+            "stage": "mask",
+            "documents_in": 6,
+            "documents_out": 5,
+            "bytes_in": num_bytes(documents),
+            "bytes_out": num_bytes(after),
+            "changed": 3,
+            "twos": 2,
+        }
+    ]
+    assert dropped(ledger) == [
+        {"id": 13, "stage": "mask", "rule": "empty", "value": 0, "text_begins": "gone"}
+    ]
 
 
 def test_judge_keeps_rule_and_value(documents, ledger):
-    after = judge(documents, "quality", lambda t: None if len(t) > 4 else ("min_length", len(t)), ledger, None)
+    after = judge(
+        documents, "quality", lambda t: None if len(t) > 4 else ("min_length", len(t)), ledger, None
+    )
     assert after["id"][:] == [11, 12, 14, 15]
     assert [(d["id"], d["value"]) for d in dropped(ledger)] == [(10, 3), (13, 4)]
     assert ledger.stages[0]["rules"] == {"min_length": 2}
@@ -58,20 +76,37 @@ def test_keep_first_of_each_cluster(documents, ledger):
     assert ledger.stages[0]["largest"] == [{"id": 11, "documents": 2, "text_begins": "two words"}]
 
 
-@pytest.mark.parametrize(("count", "fractions", "sizes"), [
-    (13, (0.02, 0), {"validation": 1, "train": 12}), (13, (0.02, 0.02), {"test": 1, "validation": 1, "train": 11}),
-    (2, (0.02, 0.02), {"validation": 1, "train": 1}), (1, (0.02, 0.02), {"train": 1}), (13, (0, 0), {"train": 13}),
-    (2, (0.9, 0), {"validation": 1, "train": 1}), (0, (0.02, 0), {}), (49, (0.02, 0), {"validation": 1, "train": 48}),
-    (100, (0.02, 0), {"validation": 2, "train": 98})])
-def test_each_split_that_is_asked_for_gets_a_document_as_long_as_one_is_left_to_train_on(count, fractions, sizes):
+@pytest.mark.parametrize(
+    ("count", "fractions", "sizes"),
+    [
+        (13, (0.02, 0), {"validation": 1, "train": 12}),
+        (13, (0.02, 0.02), {"test": 1, "validation": 1, "train": 11}),
+        (2, (0.02, 0.02), {"validation": 1, "train": 1}),
+        (1, (0.02, 0.02), {"train": 1}),
+        (13, (0, 0), {"train": 13}),
+        (2, (0.9, 0), {"validation": 1, "train": 1}),
+        (0, (0.02, 0), {}),
+        (49, (0.02, 0), {"validation": 1, "train": 48}),
+        (100, (0.02, 0), {"validation": 2, "train": 98}),
+    ],
+)
+def test_each_split_that_is_asked_for_gets_a_document_as_long_as_one_is_left_to_train_on(
+    count, fractions, sizes
+):
     documents = Dataset.from_dict({"text": [str(i) for i in range(count)]})
-    parts = draw_splits(documents, validation_fraction=fractions[0], test_fraction=fractions[1], seed=1)
+    parts = draw_splits(
+        documents, validation_fraction=fractions[0], test_fraction=fractions[1], seed=1
+    )
     assert {name: len(part) for name, part in parts.items()} == sizes
 
 
 def test_notes_stand_by_what_was_counted(documents, tmp_path):
-    advice = [(("min_a", "min_b"), "mend a or b"), (("pages",), "mend the pages"), (("changed",), "none changed"),
-              ((), "a rule is off")]
+    advice = [
+        (("min_a", "min_b"), "mend a or b"),
+        (("pages",), "mend the pages"),
+        (("changed",), "none changed"),
+        ((), "a rule is off"),
+    ]
     ledger = Ledger(tmp_path / "dropped.jsonl", advice=advice)
     ledger.add("source", documents, documents, pages=2)
     change(documents, "repair", lambda text: (text, {}), ledger, None)
@@ -86,7 +121,11 @@ def test_notes_stand_by_what_was_counted(documents, tmp_path):
 def test_split_is_a_partition():
     documents = Dataset.from_dict({"text": [str(i) for i in range(400)], "id": list(range(400))})
     parts = draw_splits(documents, validation_fraction=0.1, test_fraction=0.05, seed=1)
-    assert {name: len(part) for name, part in parts.items()} == {"test": 20, "validation": 40, "train": 340}
+    assert {name: len(part) for name, part in parts.items()} == {
+        "test": 20,
+        "validation": 40,
+        "train": 340,
+    }
     assert sorted(i for part in parts.values() for i in part["id"]) == list(range(400))
     assert all(sorted(part["id"]) == part["id"][:] for part in parts.values())
     again = draw_splits(documents, validation_fraction=0.1, test_fraction=0.05, seed=1)

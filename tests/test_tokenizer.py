@@ -21,8 +21,18 @@ from hfscale.data.tokenizer import (
 )
 from recipes import train_tokenizer
 
-DOCUMENTS = Dataset.from_dict({"text": ["The cat sat on the mat.\n\n\tThe dog did not. Größe 😀"] * 3})
-ODD = ["", " ", "  two  spaces ", "tab\tnewline\n\r\n", "Größe 😀 日本語", "\x00\x01\x7f", " .,!?'s don't n't"]
+DOCUMENTS = Dataset.from_dict(
+    {"text": ["The cat sat on the mat.\n\n\tThe dog did not. Größe 😀"] * 3}
+)
+ODD = [
+    "",
+    " ",
+    "  two  spaces ",
+    "tab\tnewline\n\r\n",
+    "Größe 😀 日本語",
+    "\x00\x01\x7f",
+    " .,!?'s don't n't",
+]
 
 
 CHAT = ["<|im_start|>", "<|im_end|>"]
@@ -47,7 +57,9 @@ def test_any_bytes_round_trip(trained):
     draw = random.Random(0)
     for data in [bytes([i]) for i in range(256)] + [draw.randbytes(64) for _ in range(50)]:
         tokens = model.tokenize("".join(letter[value] for value in data))
-        assert [trained.convert_ids_to_tokens(token.id) for token in tokens] == [token.value for token in tokens]
+        assert [trained.convert_ids_to_tokens(token.id) for token in tokens] == [
+            token.value for token in tokens
+        ]
         assert bytes(byte[symbol] for token in tokens for symbol in token.value) == data
 
 
@@ -63,7 +75,8 @@ def test_special_tokens_are_never_split(trained):
 def test_training_is_repeatable(trained):
     algorithm = type(trained.backend_tokenizer.model).__name__.lower()
     assert train_byte_level(DOCUMENTS, algorithm, 300, CHAT).backend_tokenizer.to_str() == (
-        trained.backend_tokenizer.to_str())
+        trained.backend_tokenizer.to_str()
+    )
 
 
 def test_unigram_spec_is_a_unigram_model():
@@ -99,13 +112,26 @@ def test_a_trained_tokenizer_is_shared_through_the_cache():
 def test_saved_folder_loads_alike(tmp_path):
     tokenizer = train_char(DOCUMENTS)
     tokenizer.save_pretrained(tmp_path)
-    for loaded in (load_pretrained_tokenizer(str(tmp_path)), AutoTokenizer.from_pretrained(tmp_path)):
+    for loaded in (
+        load_pretrained_tokenizer(str(tmp_path)),
+        AutoTokenizer.from_pretrained(tmp_path),
+    ):
         assert loaded.encode("The cat") == tokenizer.encode("The cat")
         assert loaded.decode(loaded.encode("The cat")) == "The cat"
 
 
-@pytest.mark.parametrize("spec", ["train:", "train:abc", "train:100", "train:-5", "unigram", "unigram:257",
-                                  "train:99999999999999"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "train:",
+        "train:abc",
+        "train:100",
+        "train:-5",
+        "unigram",
+        "unigram:257",
+        "train:99999999999999",
+    ],
+)
 def test_bad_sizes(spec):
     with pytest.raises(InputError, match="at least 258"):
         load_tokenizer(spec, DOCUMENTS)
@@ -114,7 +140,9 @@ def test_bad_sizes(spec):
 def test_a_folder_without_tokenizer_is_refused(tmp_path):
     with pytest.raises(InputError, match="tokenizer"):
         load_pretrained_tokenizer(str(tmp_path))
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')  # upstream loads this as an empty tokenizer
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "gpt2"}'
+    )  # upstream loads this as an empty tokenizer
     with pytest.raises(InputError, match="tokenizer"):
         load_pretrained_tokenizer(str(tmp_path))
     assert os.listdir(tmp_path) == ["config.json"]
@@ -122,7 +150,10 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path):
 
 def test_a_tokenizer_in_place_of_the_models_own(tmp_path):
     """It may know more tokens; one of another text with the same size numbers them in another way."""
-    texts = {"own": "the cat sat on the mat and the log", "other": "my dogs dig big holes in my garden"}
+    texts = {
+        "own": "the cat sat on the mat and the log",
+        "other": "my dogs dig big holes in my garden",
+    }
     for name, text in texts.items():
         train_bpe(Dataset.from_dict({"text": [text] * 3}), 265).save_pretrained(tmp_path / name)
     larger = load_pretrained_tokenizer(str(tmp_path / "own"))
@@ -133,7 +164,9 @@ def test_a_tokenizer_in_place_of_the_models_own(tmp_path):
     assert len(load_model_tokenizer(own)) == len(load_model_tokenizer(own, own)) == 265
     assert len(load_model_tokenizer(own, more)) == 266
     assert len(load_model_tokenizer(more, own)) == 265
-    with pytest.raises(InputError, match=r"^tokenizer .*other: its token \d+ is .*, that of model .*own is ") as error:
+    with pytest.raises(
+        InputError, match=r"^tokenizer .*other: its token \d+ is .*, that of model .*own is "
+    ) as error:
         load_model_tokenizer(own, other)
     assert "\n" not in str(error.value)
     (tmp_path / "none").mkdir()  # a model can come without a tokenizer
@@ -141,28 +174,50 @@ def test_a_tokenizer_in_place_of_the_models_own(tmp_path):
 
 
 def test_measures_are_those_of_the_definition():
-    documents = Dataset.from_dict({"text": ["ab cd\nGr\u00f6\u00dfe\n", "x" * 70_000]})  # longer than one piece
-    measured = measure_tokenizer(train_char(Dataset.from_dict({"text": ["ab cd\n", "x"]})), documents)
+    documents = Dataset.from_dict(
+        {"text": ["ab cd\nGr\u00f6\u00dfe\n", "x" * 70_000]}
+    )  # longer than one piece
+    measured = measure_tokenizer(
+        train_char(Dataset.from_dict({"text": ["ab cd\n", "x"]})), documents
+    )
     num_bytes, tokens, words = 14 + 70_000, 12 + 70_000, 3 + 2
     assert measured["bytes_per_token"] == pytest.approx(num_bytes / tokens)
     assert measured["tokens_per_word"] == pytest.approx(tokens / words)
-    assert measured["round_trip_share"] == pytest.approx((num_bytes - 8) / num_bytes)  # the line with unknown letters
+    assert measured["round_trip_share"] == pytest.approx(
+        (num_bytes - 8) / num_bytes
+    )  # the line with unknown letters
     assert measured["vocab_size"] == 7 + 3
     assert measure_tokenizer(train_bpe(DOCUMENTS, 270), documents)["round_trip_share"] == 1
 
 
 # ---- the recipe
 
+
 @pytest.fixture
 def text(tmp_path):
     path = tmp_path / "text.txt"
-    path.write_text("\n".join(f"line {i}: the cat number {i * 7 % 13} sat on mat {i * 5 % 11}" for i in range(60)))
+    path.write_text(
+        "\n".join(
+            f"line {i}: the cat number {i * 7 % 13} sat on mat {i * 5 % 11}" for i in range(60)
+        )
+    )
     return str(path)
 
 
 def train(text, folder, *more):
-    train_tokenizer.main(["--source", text, "--sample_by", "line", "--vocab_size", "300", "--output_dir", str(folder),
-                          *more])
+    train_tokenizer.main(
+        [
+            "--source",
+            text,
+            "--sample_by",
+            "line",
+            "--vocab_size",
+            "300",
+            "--output_dir",
+            str(folder),
+            *more,
+        ]
+    )
 
 
 def test_recipe_saves_a_tokenizer_and_its_report(tmp_path, text, capsys):
@@ -171,9 +226,17 @@ def test_recipe_saves_a_tokenizer_and_its_report(tmp_path, text, capsys):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|endoftext|>", "<|pad|>")
-    assert tokenizer.decode(tokenizer.encode("<|im_start|>Gr\u00f6\u00dfe")) == "<|im_start|>Gr\u00f6\u00dfe"
+    assert (
+        tokenizer.decode(tokenizer.encode("<|im_start|>Gr\u00f6\u00dfe"))
+        == "<|im_start|>Gr\u00f6\u00dfe"
+    )
     report = json.loads((folder / "tokenizer_report.json").read_text("utf-8"))
-    assert report["special_tokens"] == {"<|endoftext|>": 0, "<|pad|>": 1, "<|im_start|>": 2, "<|im_end|>": 3}
+    assert report["special_tokens"] == {
+        "<|endoftext|>": 0,
+        "<|pad|>": 1,
+        "<|im_start|>": 2,
+        "<|im_end|>": 3,
+    }
     own, char, unigram = report["tokenizers"]
     assert [row["name"] for row in report["tokenizers"]] == [str(folder), "char", "unigram:280"]
     assert char["bytes_per_token"] == 1 < own["bytes_per_token"]
@@ -198,18 +261,24 @@ def test_recipe_replaces_only_when_told_and_only_its_own(tmp_path, text):
         train(text, folder, "--overwrite")
 
 
-@pytest.mark.parametrize(("words", "match"), [
-    ("--vocab_size 259", r"^vocab_size: got 259, expected at least 260 \(256 bytes and"),
-    ("--vocab_size 2000000", "at most 1048576"),
-    ("--extra_special_tokens <a> <b> <a>", r"\['<a>', '<b>', '<a>'\], expected different names"),
-    ("--extra_special_tokens <a> <|pad|>", "different names, none empty, beside"),
-    ("--extra_special_tokens=", "different names, none empty"),
-    ("--algorithm wordpiece", r"--algorithm: got 'wordpiece', expected one of bpe, unigram"),
-    ("--compare missing-folder", "tokenizer missing-folder: no such folder"),
-    ("--compare train:1", "at least 258"),
-    ("--validation_source missing.txt", "no such file"),
-    ("--output_dir text.txt/tokenizer", "text.txt is not a folder"),
-])
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        ("--vocab_size 259", r"^vocab_size: got 259, expected at least 260 \(256 bytes and"),
+        ("--vocab_size 2000000", "at most 1048576"),
+        (
+            "--extra_special_tokens <a> <b> <a>",
+            r"\['<a>', '<b>', '<a>'\], expected different names",
+        ),
+        ("--extra_special_tokens <a> <|pad|>", "different names, none empty, beside"),
+        ("--extra_special_tokens=", "different names, none empty"),
+        ("--algorithm wordpiece", r"--algorithm: got 'wordpiece', expected one of bpe, unigram"),
+        ("--compare missing-folder", "tokenizer missing-folder: no such folder"),
+        ("--compare train:1", "at least 258"),
+        ("--validation_source missing.txt", "no such file"),
+        ("--output_dir text.txt/tokenizer", "text.txt is not a folder"),
+    ],
+)
 def test_recipe_refuses_in_one_line_and_leaves_nothing(tmp_path, text, monkeypatch, words, match):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=match) as caught:

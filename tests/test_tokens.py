@@ -59,7 +59,10 @@ def test_prompts_have_it_once_and_nothing_behind(kind, tokenizer):
     written = "".join(front) + PROMPT
     bare = tokenizer(written, add_special_tokens=False)["input_ids"]
     assert encode_prompts([PROMPT, written, ""], tokenizer) == [
-        ids_of(tokenizer, front) + plain, bare if front else plain, start_ids(tokenizer)]
+        ids_of(tokenizer, front) + plain,
+        bare if front else plain,
+        start_ids(tokenizer),
+    ]
     assert encode_prompts([PROMPT, written], tokenizer, add_special_tokens=False) == [plain, bare]
 
 
@@ -67,7 +70,9 @@ def test_a_tool_that_encodes_prompts_itself_gets_the_same(kind, tokenizer):
     texts = [PROMPT, "the cat  sat\non"]
     bare = nothing_behind(tokenizer)
     assert bare(texts)["input_ids"] == encode_prompts(texts, tokenizer)
-    assert tokenizer.num_special_tokens_to_add() == len(KINDS[kind][1]) + len(KINDS[kind][2])  # left as it was
+    assert tokenizer.num_special_tokens_to_add() == len(KINDS[kind][1]) + len(
+        KINDS[kind][2]
+    )  # left as it was
 
 
 def test_bos_alone_written_in_front_of_a_prompt():
@@ -77,13 +82,18 @@ def test_bos_alone_written_in_front_of_a_prompt():
 
 
 @pytest.mark.parametrize("text", ["yes", " yes", "    return x\n", "\nno", ", the cat", "."])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if "BERT" not in kind])  # which keeps no white space
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if "BERT" not in kind]
+)  # which keeps no white space
 def test_what_follows_a_prompt_reads_as_it_was_written(tokenizer, text):
     """So that prompt and answer together are the text, also with tokenizers that put a space in front of each."""
     [prompt] = encode_prompts([PROMPT], tokenizer)
     [ids] = encode_continuations([text], tokenizer)
     assert decode_continuation(ids, tokenizer, prompt[-1]) == text
-    assert tokenizer.decode([*prompt, *ids], skip_special_tokens=True).strip() == (PROMPT + text).strip()
+    assert (
+        tokenizer.decode([*prompt, *ids], skip_special_tokens=True).strip()
+        == (PROMPT + text).strip()
+    )
 
 
 class Seen(Exception):
@@ -93,6 +103,7 @@ class Seen(Exception):
 @pytest.fixture
 def asked(monkeypatch):
     """asked(work): the token ids that `model.generate` gets first."""
+
     def generate(self, input_ids, **settings):
         raise Seen(input_ids[0].tolist())
 
@@ -122,15 +133,19 @@ def test_the_same_prompt_is_the_same_tokens_in_every_recipe(tokenizer, model, as
     pair = pair_ids({"prompt": PROMPT, "chosen": "yes", "rejected": "no"}, tokenizer)
     assert pair["prompt_ids"] == expected and pair["chosen_ids"] == answer
 
-    document = start_ids(tokenizer) + expected[len(leading_ids(tokenizer)):]
+    document = start_ids(tokenizer) + expected[len(leading_ids(tokenizer)) :]
     assert encode_sentence(model, tokenizer, PROMPT).tolist() == [document]
     [row] = pack_documents(Dataset.from_dict({"text": [PROMPT]}), tokenizer, len(document) + 1)
     assert row["input_ids"] == [*document, tokenizer.eos_token_id]
     with torch.no_grad():
         logits = model(torch.tensor([document])).logits[0]
     first = len(start_ids(tokenizer)) - 1
-    nll = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(document[1:]), reduction="none")
-    assert score_documents(model, tokenizer, [PROMPT]).sums[0, 0] == pytest.approx(nll[first:].sum().item(), rel=1e-5)
+    nll = torch.nn.functional.cross_entropy(
+        logits[:-1], torch.tensor(document[1:]), reduction="none"
+    )
+    assert score_documents(model, tokenizer, [PROMPT]).sums[0, 0] == pytest.approx(
+        nll[first:].sum().item(), rel=1e-5
+    )
 
 
 def test_choices_stand_after_the_same_prompt(kind, tokenizer, model, monkeypatch):
@@ -142,13 +157,17 @@ def test_choices_stand_after_the_same_prompt(kind, tokenizer, model, monkeypatch
         return [0.0] * len(windows)
 
     monkeypatch.setattr(tasks, "score_windows", score)
-    examples = Dataset.from_list([{"prompt": prompt, "choices": ["yes"], "answer": 0} for prompt in (PROMPT, "")])
+    examples = Dataset.from_list(
+        [{"prompt": prompt, "choices": ["yes"], "answer": 0} for prompt in (PROMPT, "")]
+    )
     tasks.score_choices(model, tokenizer, examples)
     [[asked], [bare]] = ([ids] for ids in encode_prompts([f"{PROMPT} yes", "yes"], tokenizer))
     assert seen[0].ids.tolist() == asked
     assert seen[0].first == len(encode_prompts([PROMPT], tokenizer)[0])
     front = start_ids(tokenizer)
-    assert seen[1].ids.tolist() == front + bare[len(leading_ids(tokenizer)):] and seen[1].first == len(front)
+    assert seen[1].ids.tolist() == front + bare[len(leading_ids(tokenizer)) :] and seen[
+        1
+    ].first == len(front)
 
 
 def test_a_cut_prompt_keeps_what_stands_in_front(tokenizer, model, asked):
@@ -157,7 +176,7 @@ def test_a_cut_prompt_keeps_what_stands_in_front(tokenizer, model, asked):
     [whole] = encode_prompts([long], tokenizer)
     front = leading_ids(tokenizer)
     ids = asked(lambda: tasks.predict(model, tokenizer, examples, max_new_tokens=4))
-    assert ids == front + whole[len(whole) - (92 - len(front)):]
+    assert ids == front + whole[len(whole) - (92 - len(front)) :]
 
 
 CHATS = {
@@ -173,17 +192,28 @@ def test_a_chat_has_the_special_tokens_of_its_template_alone(kind, tokenizer, mo
         "{%- for message in messages %}{{ message.role + ':\\n' }}"
         "{% if message.role == 'assistant' %}{% generation %}{{ message.content + eos_token }}{% endgeneration %}"
         "{% else %}{{ message.content }}{% endif %}"
-        "{%- endfor %}{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}")
+        "{%- endfor %}{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"
+    )
     turns = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": "yes"}]
     expected = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True)["input_ids"]
     example = {"prompt": "", "target": "yes", "references": ["yes"], "messages": turns}
-    fitted, _ = fit_examples(DatasetDict(train=Dataset.from_list([example])), tokenizer,
-                             TaskArguments(max_new_tokens=4), max_length=96)
+    fitted, _ = fit_examples(
+        DatasetDict(train=Dataset.from_list([example])),
+        tokenizer,
+        TaskArguments(max_new_tokens=4),
+        max_length=96,
+    )
     rendered = fitted["train"]["prompt"][0]
-    assert asked(lambda: generate_texts(model, tokenizer, [rendered], add_special_tokens=False)) == expected
-    assert asked(lambda: tasks.predict(model, tokenizer, fitted["train"], max_new_tokens=4)) == expected
+    assert (
+        asked(lambda: generate_texts(model, tokenizer, [rendered], add_special_tokens=False))
+        == expected
+    )
+    assert (
+        asked(lambda: tasks.predict(model, tokenizer, fitted["train"], max_new_tokens=4))
+        == expected
+    )
     [row] = supervised_rows(fitted, tokenizer, 96, "pad")["train"]
-    assert row["input_ids"][:len(expected)] == expected
+    assert row["input_ids"][: len(expected)] == expected
 
 
 def test_our_chat_template_writes_what_the_tokenizer_puts_in_front(kind, tokenizer):

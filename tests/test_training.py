@@ -24,8 +24,16 @@ def tokenizer():
 @pytest.fixture
 def model(tokenizer):
     torch.manual_seed(0)
-    return new_model(tokenizer, n_layer=1, n_head=2, n_embd=32, n_positions=LENGTH, resid_pdrop=0.0, embd_pdrop=0.0,
-                     attn_pdrop=0.0)
+    return new_model(
+        tokenizer,
+        n_layer=1,
+        n_head=2,
+        n_embd=32,
+        n_positions=LENGTH,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,23 +44,44 @@ def rows():
     for i in range(37):
         ids = torch.randint(3, 270, (LENGTH,), generator=generator).tolist()
         scored = 2 + i % (LENGTH - 1)
-        made.append({"input_ids": ids, "labels": ids[:scored] + [IGNORED] * (LENGTH - scored),
-                     "position_ids": list(range(LENGTH)), "num_bytes": 3 * scored})
+        made.append(
+            {
+                "input_ids": ids,
+                "labels": ids[:scored] + [IGNORED] * (LENGTH - scored),
+                "position_ids": list(range(LENGTH)),
+                "num_bytes": 3 * scored,
+            }
+        )
     return Dataset.from_list(made)
 
 
 def trainer_for(model, rows, tmp_path, **values):
-    values = {"output_dir": str(tmp_path), "report_to": "none", "disable_tqdm": True, "bf16": False,
-              "save_strategy": "no", **values}
-    return LMTrainer(model=model, args=training_arguments(values, width=32), train_dataset=rows, eval_dataset=rows,
-                     data_collator=collate_rows)
+    values = {
+        "output_dir": str(tmp_path),
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": False,
+        "save_strategy": "no",
+        **values,
+    }
+    return LMTrainer(
+        model=model,
+        args=training_arguments(values, width=32),
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=collate_rows,
+    )
 
 
 def exact_loss(model, rows):
     """Sum of all targets' losses over their number, in one pass."""
     batch = collate_rows(list(rows))
-    logits = model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[:, :-1]
-    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"][:, 1:], ignore_index=IGNORED)
+    logits = model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[
+        :, :-1
+    ]
+    return torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2), batch["labels"][:, 1:], ignore_index=IGNORED
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 16, 37])
@@ -74,14 +103,28 @@ def test_losses_of_other_kinds_are_token_means(kind, tmp_path):
     model = tiny_model(kind, (APART | TOGETHER)[kind], 270)
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, 270, (8, LENGTH), generator=generator).tolist()
-    rows = Dataset.from_list([{"input_ids": row, "labels": row[:2 + i] + [IGNORED] * (LENGTH - 2 - i)}
-                              for i, row in enumerate(ids)])
+    rows = Dataset.from_list(
+        [
+            {"input_ids": row, "labels": row[: 2 + i] + [IGNORED] * (LENGTH - 2 - i)}
+            for i, row in enumerate(ids)
+        ]
+    )
     with torch.no_grad():
         logits = model(torch.tensor(ids), use_cache=False).logits[:, :-1]
     labels = torch.tensor(rows["labels"][:])[:, 1:]
-    exact = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED).item()
-    trainer = trainer_for(model, rows, tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4,
-                          max_steps=1, logging_steps=1, learning_rate=0.0)
+    exact = torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2), labels, ignore_index=IGNORED
+    ).item()
+    trainer = trainer_for(
+        model,
+        rows,
+        tmp_path,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        max_steps=1,
+        logging_steps=1,
+        learning_rate=0.0,
+    )
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(exact, rel=1e-5)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(exact, rel=1e-5)
@@ -102,22 +145,40 @@ def test_training_keeps_documents_apart_as_the_trial_said(kind, tokenizer, tmp_p
         total += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
         tokens += ids.shape[1] - 1
     assert len(rows) < len(texts)
-    trainer = trainer_for(model, rows, tmp_path, per_device_train_batch_size=len(rows), max_steps=1, logging_steps=1,
-                          learning_rate=0.0)
+    trainer = trainer_for(
+        model,
+        rows,
+        tmp_path,
+        per_device_train_batch_size=len(rows),
+        max_steps=1,
+        logging_steps=1,
+        learning_rate=0.0,
+    )
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(total / tokens, rel=1e-5)
 
 
 def test_the_balance_of_experts_counts_where_the_configuration_asks_for_it(tmp_path):
     """Added with upstream's weight, as the model's own loss has it."""
-    model = tiny_model("mixtral", APART["mixtral"] | {"output_router_logits": True, "router_aux_loss_coef": 0.5}, 270)
+    model = tiny_model(
+        "mixtral",
+        APART["mixtral"] | {"output_router_logits": True, "router_aux_loss_coef": 0.5},
+        270,
+    )
     ids = torch.randint(3, 270, (2, LENGTH), generator=torch.Generator().manual_seed(1))
     rows = Dataset.from_list([{"input_ids": row, "labels": row} for row in ids.tolist()])
     with torch.no_grad():
         expected = model(ids, labels=ids, use_cache=False)
     assert expected.aux_loss > 0.1
-    trainer = trainer_for(model, rows, tmp_path, per_device_train_batch_size=2, max_steps=1, logging_steps=1,
-                          learning_rate=0.0)
+    trainer = trainer_for(
+        model,
+        rows,
+        tmp_path,
+        per_device_train_batch_size=2,
+        max_steps=1,
+        logging_steps=1,
+        learning_rate=0.0,
+    )
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.loss.item(), rel=1e-5)
 
@@ -129,9 +190,19 @@ def test_gradient_is_that_of_the_token_mean(model, rows, tmp_path, batch_size, a
     loss = exact_loss(model, some)
     gradient = torch.autograd.grad(loss, model.transformer.wte.weight)[0]
     before = model.transformer.wte.weight.detach().clone()
-    trainer = trainer_for(model, some, tmp_path, per_device_train_batch_size=batch_size, optim="sgd",
-                          gradient_accumulation_steps=accumulation, max_steps=1, learning_rate=1.0,
-                          lr_scheduler_type="constant", max_grad_norm=0.0, logging_steps=1)
+    trainer = trainer_for(
+        model,
+        some,
+        tmp_path,
+        per_device_train_batch_size=batch_size,
+        optim="sgd",
+        gradient_accumulation_steps=accumulation,
+        max_steps=1,
+        learning_rate=1.0,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        logging_steps=1,
+    )
     trainer.train()
     moved = before - model.transformer.wte.weight.detach()
     assert (moved - gradient).norm() / gradient.norm() < 1e-5
@@ -159,8 +230,15 @@ def test_fp16_on_a_cpu_is_refused(tmp_path):
 
 def test_upstream_refusals_are_one_line(tmp_path):
     with pytest.raises(InputError, match="^training arguments: .*eval_steps"):
-        training_arguments({"output_dir": str(tmp_path), "eval_strategy": "steps", "eval_steps": 0.0,
-                            "logging_steps": 0}, width=32)
+        training_arguments(
+            {
+                "output_dir": str(tmp_path),
+                "eval_strategy": "steps",
+                "eval_steps": 0.0,
+                "logging_steps": 0,
+            },
+            width=32,
+        )
 
 
 def test_processes_that_form_no_job_are_refused(model, rows, tmp_path, monkeypatch):

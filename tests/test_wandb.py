@@ -15,8 +15,10 @@ from hfscale.training.trainer import training_arguments
 pytest.importorskip("wandb", reason="the extra hfscale[wandb] is missing")
 ROOT = Path(__file__).parents[1]
 SECRETS = {"HF_TOKEN": "hf_" + "s" * 34, "WANDB_API_KEY": "5ec1" * 10}
-RUN = ("--sample_by line --tokenizer train:300 --n_layer 1 --n_head 2 --n_embd 32 --n_positions 32 --max_steps 4 "
-       "--logging_steps 2 --save_steps 2 --disable_tqdm --bf16 false --use_cpu --report_to wandb tensorboard").split()
+RUN = (
+    "--sample_by line --tokenizer train:300 --n_layer 1 --n_head 2 --n_embd 32 --n_positions 32 --max_steps 4 "
+    "--logging_steps 2 --save_steps 2 --disable_tqdm --bf16 false --use_cpu --report_to wandb tensorboard"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +26,32 @@ def finished(tmp_path_factory):
     """(run folder, what was printed) of a run with secrets in the environment, whose W&B host does not answer."""
     place = tmp_path_factory.mktemp("wandb")
     (place / "text.txt").write_text("\n".join(f"line {i} counts to {i * 3}" for i in range(80)))
-    env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")} | SECRETS
-    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_BASE_URL": "http://127.0.0.1:9",
-            "WANDB_LOG_MODEL": "end", "HOME": str(place)}
-    result = subprocess.run([sys.executable, str(ROOT / "recipes" / "pretrain.py"), "--source", "text.txt",
-                             "--output_dir", "run", *RUN], cwd=place, env=env, text=True, capture_output=True,
-                            timeout=300)
+    env = {
+        name: value for name, value in os.environ.items() if not name.startswith("WANDB_")
+    } | SECRETS
+    env |= {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "WANDB_BASE_URL": "http://127.0.0.1:9",
+        "WANDB_LOG_MODEL": "end",
+        "HOME": str(place),
+    }
+    result = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "recipes" / "pretrain.py"),
+            "--source",
+            "text.txt",
+            "--output_dir",
+            "run",
+            *RUN,
+        ],
+        cwd=place,
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     return place / "run", result.stdout
 
@@ -39,7 +61,9 @@ def records(finished) -> list[dict]:
     """All records of the run's transaction log."""
     [path] = finished[0].glob("wandb/offline-run-*/run-*.wandb")
     wandb = Path(sys.executable).with_name("wandb")
-    shown = subprocess.run([wandb, "leet", "inspect", "--json", path], text=True, capture_output=True, timeout=60)
+    shown = subprocess.run(
+        [wandb, "leet", "inspect", "--json", path], text=True, capture_output=True, timeout=60
+    )
     return [json.loads(line) for line in shown.stdout.splitlines()]
 
 
@@ -56,13 +80,18 @@ def test_config_curves_samples_and_model_are_there(finished, records):
         assert name in text, name
     [table] = finished[0].glob("wandb/offline-run-*/files/media/table/*.json")
     samples = json.loads((finished[0] / "run.json").read_text())["samples"]
-    assert json.loads(table.read_text()) == {"columns": ["sample"], "data": [[text] for text in samples]}
+    assert json.loads(table.read_text()) == {
+        "columns": ["sample"],
+        "data": [[text] for text in samples],
+    }
 
 
 def test_no_file_holds_a_secret(finished):
     """Nor do the files that W&B keeps for an artifact, which lie in HOME."""
     files = [path for path in finished[0].parent.rglob("*") if path.is_file()]
-    assert any(path.suffix == ".wandb" for path in files) and any("artifacts" in path.parts for path in files)
+    assert any(path.suffix == ".wandb" for path in files) and any(
+        "artifacts" in path.parts for path in files
+    )
     for name, secret in SECRETS.items():
         assert not [path for path in files if secret.encode() in path.read_bytes()], name
 
@@ -80,7 +109,9 @@ def mode(tmp_path, monkeypatch):
             if value is not None:
                 monkeypatch.setenv(name, value)
         monkeypatch.setenv("WANDB_DIR", "x")
-        training_arguments({"output_dir": str(tmp_path / "run"), "report_to": "wandb", "use_cpu": True}, width=32)
+        training_arguments(
+            {"output_dir": str(tmp_path / "run"), "report_to": "wandb", "use_cpu": True}, width=32
+        )
         return os.environ.get("WANDB_MODE")
 
     return made

@@ -38,7 +38,9 @@ def test_pages_and_pieces_of_pages(text):
         "A house.",
         "The <html> tag opens a page, and <body> its text.",
         "print('<!doctype html><html><body>')",
-        "<p>" + "In <b>bold</b> type there is little markup and much text, as it should be. " * 5 + "</p>",
+        "<p>"
+        + "In <b>bold</b> type there is little markup and much text, as it should be. " * 5
+        + "</p>",
         "<|im_start|>user\nHello<|im_end|>",
         "<doc>\n" + "Wikipedia's plain text. " * 20 + "</doc>",
         "<?xml version='1.0'?><rss><item>text</item></rss>",
@@ -57,11 +59,17 @@ def test_text_that_is_no_page(text):
         ("\ufeffgrün".encode(), "grün"),
         ("grün".encode("utf-16"), "grün"),
         ("<meta charset='latin-1'>“grün”".encode("cp1252"), "<meta charset='latin-1'>“grün”"),
-        ('<META http-equiv=Content-Type content="text/html; charset=windows-1251">Привет'.encode("cp1251"),
-         '<META http-equiv=Content-Type content="text/html; charset=windows-1251">Привет'),
+        (
+            '<META http-equiv=Content-Type content="text/html; charset=windows-1251">Привет'.encode(
+                "cp1251"
+            ),
+            '<META http-equiv=Content-Type content="text/html; charset=windows-1251">Привет',
+        ),
         ("<meta charset=Shift_JIS>日本".encode("shift_jis"), "<meta charset=Shift_JIS>日本"),
-        ('<?xml version="1.0" encoding="iso-8859-15"?>€'.encode("iso8859-15"),
-         '<?xml version="1.0" encoding="iso-8859-15"?>€'),
+        (
+            '<?xml version="1.0" encoding="iso-8859-15"?>€'.encode("iso8859-15"),
+            '<?xml version="1.0" encoding="iso-8859-15"?>€',
+        ),
         (b"<meta charset=utf-16>ok", "<meta charset=utf-16>ok"),
         (b"<meta charset=nothing-known>ok", "<meta charset=nothing-known>ok"),
         (b"<meta charset=zlib>ok", "<meta charset=zlib>ok"),
@@ -80,10 +88,12 @@ def test_the_main_text_of_a_page():
     pytest.importorskip("trafilatura", reason="the extra html")
     assert page_text(PAGE) == (
         "Bees\nA colony of bees lives through the winter as a cluster.\n"
-        'On the first warm days of "spring" some of them fly out to look for water and early pollen.')
+        'On the first warm days of "spring" some of them fly out to look for water and early pollen.'
+    )
     assert page_text("<html><body></body></html>") == ""
     assert page_text("<p>A piece of a page, which is some prose with a mark around it.</p>") == (
-        "A piece of a page, which is some prose with a mark around it.")
+        "A piece of a page, which is some prose with a mark around it."
+    )
 
 
 def test_without_the_extra_one_line_names_it(monkeypatch):
@@ -95,5 +105,7 @@ def test_without_the_extra_one_line_names_it(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    with pytest.raises(InputError, match=r"^a.html: HTML needs an extra; pip install .hfscale\[html\]., or leave"):
+    with pytest.raises(
+        InputError, match=r"^a.html: HTML needs an extra; pip install .hfscale\[html\]., or leave"
+    ):
         extractor_version("a.html")

@@ -32,10 +32,14 @@ def test_words_of_many_scripts(text, words):
 
 @pytest.mark.parametrize("text", ["café über", "हिन्दी में है", "ガラス", "שָׁלוֹם"])
 def test_equal_text_in_another_normal_form_has_equal_words(text):
-    assert find_words(unicodedata.normalize("NFD", text)) == find_words(unicodedata.normalize("NFC", text))
+    assert find_words(unicodedata.normalize("NFD", text)) == find_words(
+        unicodedata.normalize("NFC", text)
+    )
 
 
-@pytest.mark.parametrize(("one", "other"), [("कि", "की"), ("كَتَبَ", "كُتِبَ"), ("ป่า", "ป้า"), ("mà", "má")])
+@pytest.mark.parametrize(
+    ("one", "other"), [("कि", "की"), ("كَتَبَ", "كُتِبَ"), ("ป่า", "ป้า"), ("mà", "má")]
+)
 def test_words_that_differ_in_a_mark_are_different(one, other):
     assert find_words(one) != find_words(other)
 

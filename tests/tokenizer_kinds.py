@@ -1,9 +1,21 @@
 """Small tokenizers of the kinds that models come with: what they put in front of a text, behind it, between words."""
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
-TEXTS = ["the cat sat on the mat and the dog sat on the log", "def f(x):\n    return x\n", "Say yes, no."] * 4
+TEXTS = [
+    "the cat sat on the mat and the dog sat on the log",
+    "def f(x):\n    return x\n",
+    "Say yes, no.",
+] * 4
 SPECIAL = ["<s>", "</s>", "<unk>", "<pad>", "[SEP]", "en_XX"]
 
 
@@ -12,7 +24,10 @@ def _bytes(add_prefix_space: bool = False) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    _train(tokenizer, trainers.BpeTrainer(vocab_size=320, special_tokens=SPECIAL, initial_alphabet=alphabet))
+    _train(
+        tokenizer,
+        trainers.BpeTrainer(vocab_size=320, special_tokens=SPECIAL, initial_alphabet=alphabet),
+    )
     return tokenizer
 
 
@@ -27,9 +42,18 @@ def _metaspace(scheme: str) -> Tokenizer:
 def _sentencepiece() -> Tokenizer:
     """As Llama's first ones: a space in front of every text, bytes for unknown characters."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # no token goes over two words
-    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        "▁", "merged_with_next"
+    )  # no token goes over two words
+    parts = [
+        decoders.Replace("▁", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
     tokenizer.decoder = decoders.Sequence(parts)
     _train(tokenizer, trainers.BpeTrainer(vocab_size=200, special_tokens=SPECIAL))
     tokenizer.add_tokens([f"<0x{byte:02X}>" for byte in range(256)])
@@ -38,7 +62,10 @@ def _sentencepiece() -> Tokenizer:
 
 def _word_pieces() -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.BertPreTokenizer(),
+        decoders.WordPiece(),
+    )
     _train(tokenizer, trainers.WordPieceTrainer(vocab_size=200, special_tokens=SPECIAL))
     return tokenizer
 
@@ -52,7 +79,9 @@ def _framed(tokenizer: Tokenizer, front: list[str], back: list[str]) -> Tokenize
     frame = [(token, tokenizer.token_to_id(token)) for token in {*front, *back}]
     if frame:
         single = " ".join([*front, "$A", *back])
-        tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=frame)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=single, special_tokens=frame
+        )
     return tokenizer
 
 
@@ -78,5 +107,10 @@ KINDS = {
 def make_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     """A new tokenizer of one of `KINDS`."""
     make, front, back, bos = KINDS[kind]
-    return PreTrainedTokenizerFast(tokenizer_object=_framed(make(), front, back), bos_token=bos, eos_token="</s>",
-                                   unk_token="<unk>", pad_token="<pad>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_framed(make(), front, back),
+        bos_token=bos,
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+    )

@@ -21,18 +21,32 @@ SHOWN_CHARACTERS = 80
 OWN_TABLES = ("largest", "languages")  # what a stage measured that is shown beside the stages
 
 
-def write_data_card(folder: Path, ledger: Ledger, splits: DatasetDict, *, config: dict[str, Any]) -> dict[str, Any]:
+def write_data_card(
+    folder: Path, ledger: Ledger, splits: DatasetDict, *, config: dict[str, Any]
+) -> dict[str, Any]:
     """Write `data_card.json`, `data_card.md` and `funnel.png` into `folder`; returns the card."""
     words = [len(text.split()) for part in splits.values() for text in part["text"]]
     counts, _ = np.histogram(words, LENGTH_EDGES_WORDS)
-    clusters = [{"stage": s["stage"], **cluster} for s in ledger.stages for cluster in s.get("largest", ())]
+    clusters = [
+        {"stage": s["stage"], **cluster} for s in ledger.stages for cluster in s.get("largest", ())
+    ]
     card = {
-        "schema_version": 1, "config": config,
-        "stages": [{key: stage[key] for key in stage if key not in OWN_TABLES} for stage in ledger.stages],
-        "splits": {name: {"documents": len(part), "bytes": num_bytes(part)} for name, part in splits.items()},
+        "schema_version": 1,
+        "config": config,
+        "stages": [
+            {key: stage[key] for key in stage if key not in OWN_TABLES} for stage in ledger.stages
+        ],
+        "splits": {
+            name: {"documents": len(part), "bytes": num_bytes(part)}
+            for name, part in splits.items()
+        },
         "length_words": {_bin(i): int(n) for i, n in enumerate(counts)},
-        "languages": next((stage["languages"] for stage in ledger.stages if "languages" in stage), None),
-        "largest_clusters": sorted(clusters, key=lambda c: (-c["documents"], c["id"]))[:LARGEST_CLUSTERS],
+        "languages": next(
+            (stage["languages"] for stage in ledger.stages if "languages" in stage), None
+        ),
+        "largest_clusters": sorted(clusters, key=lambda c: (-c["documents"], c["id"]))[
+            :LARGEST_CLUSTERS
+        ],
         "examples": ledger.examples,
         "notes": [*ledger.notes(), *_empty_parts(splits, config)],
     }
@@ -45,12 +59,16 @@ def write_data_card(folder: Path, ledger: Ledger, splits: DatasetDict, *, config
 
 def _empty_parts(splits: DatasetDict, config: dict[str, Any]) -> list[str]:
     """What to say of splits that were asked for and got no document."""
-    empty = [name for name in ("validation", "test") if config[f"{name}_fraction"] and name not in splits]
+    empty = [
+        name for name in ("validation", "test") if config[f"{name}_fraction"] and name not in splits
+    ]
     if not empty:
         return []
     left = len(splits["train"])
-    return [f"no document for {' and '.join(empty)}: there {'is' if left == 1 else 'are'} only {left} to train on; "
-            "give more, or shorter ones (--sample_by paragraph)"]
+    return [
+        f"no document for {' and '.join(empty)}: there {'is' if left == 1 else 'are'} only {left} to train on; "
+        "give more, or shorter ones (--sample_by paragraph)"
+    ]
 
 
 def show_card(card: dict[str, Any], *, examples: bool = False) -> None:
@@ -60,7 +78,10 @@ def show_card(card: dict[str, Any], *, examples: bool = False) -> None:
     show_table(("stage, rule", "dropped", "kept", "also"), rows, title="Documents")
     if card["languages"]:
         print("languages: " + ", ".join(_largest(card["languages"])))
-    sizes = [f"{name} {part['documents']:,} ({part['bytes']:,} bytes)" for name, part in card["splits"].items()]
+    sizes = [
+        f"{name} {part['documents']:,} ({part['bytes']:,} bytes)"
+        for name, part in card["splits"].items()
+    ]
     print("documents: " + ", ".join(sizes))
     if examples and card["examples"]:
         print("dropped, for example:")
@@ -73,11 +94,25 @@ def show_card(card: dict[str, Any], *, examples: bool = False) -> None:
 def _stage_rows(stage: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """A line for a stage, and one for each rule that dropped something."""
     counts = counts_of(stage)
-    lost = {name: counts[name] for name in LOST_IN_READING if counts.get(name)} | stage.get("rules", {})
+    lost = {name: counts[name] for name in LOST_IN_READING if counts.get(name)} | stage.get(
+        "rules", {}
+    )
     also = {name: count for name, count in counts.items() if count and name not in lost}
-    dropped = stage["documents_in"] - stage["documents_out"] + sum(counts.get(name, 0) for name in LOST_IN_READING)
-    first = (stage["stage"], f"{dropped:,}", f"{stage['documents_out']:,}", "\n".join(_largest(also)))
-    return [first, *((f"  {rule}", f"{count:,}", "", "") for rule, count in Counter(lost).most_common())]
+    dropped = (
+        stage["documents_in"]
+        - stage["documents_out"]
+        + sum(counts.get(name, 0) for name in LOST_IN_READING)
+    )
+    first = (
+        stage["stage"],
+        f"{dropped:,}",
+        f"{stage['documents_out']:,}",
+        "\n".join(_largest(also)),
+    )
+    return [
+        first,
+        *((f"  {rule}", f"{count:,}", "", "") for rule, count in Counter(lost).most_common()),
+    ]
 
 
 def _beginning(rule: str, line: dict[str, Any]) -> str:
@@ -103,11 +138,21 @@ def _bin(i: int) -> str:
 def draw_funnel(stages: list[dict[str, Any]], path: Path) -> None:
     """Bytes that leave each stage, the source being the first, as bars with documents and shares beside them."""
     source_bytes = max(1, stages[0]["bytes_out"])
-    labels = [f" {stage['documents_out']:,} documents, {stage['bytes_out'] / source_bytes:.1%} of the bytes"
-              for stage in stages]
-    figure, axes = bars([stage["stage"] for stage in stages], {"": [s["bytes_out"] / 2**20 for s in stages]}, labels,
-                        {"": "#4878a8"})
-    axes.set(xlabel="MiB of text", title="What is left after each stage", xlim=(0, 1.7 * source_bytes / 2**20))
+    labels = [
+        f" {stage['documents_out']:,} documents, {stage['bytes_out'] / source_bytes:.1%} of the bytes"
+        for stage in stages
+    ]
+    figure, axes = bars(
+        [stage["stage"] for stage in stages],
+        {"": [s["bytes_out"] / 2**20 for s in stages]},
+        labels,
+        {"": "#4878a8"},
+    )
+    axes.set(
+        xlabel="MiB of text",
+        title="What is left after each stage",
+        xlim=(0, 1.7 * source_bytes / 2**20),
+    )
     figure.savefig(path, dpi=120)
 
 

@@ -9,7 +9,9 @@ from hfscale.cleaning.duplicates import hash_words, ngrams
 NGRAM_SIZE = 13  # words
 
 
-def contaminated_items(train: Iterable[dict], items: Sequence[str]) -> list[tuple[float, int | None]]:
+def contaminated_items(
+    train: Iterable[dict], items: Sequence[str]
+) -> list[tuple[float, int | None]]:
     """For each evaluation item the share of its distinct n-grams, 0 to 1, that occurs in the training documents, and
     the index of the first document that holds one.
 
@@ -33,12 +35,18 @@ def contaminated_documents(train: Iterable[dict], items: Sequence[str]) -> list[
 def _item_ngrams(items: Sequence[str]) -> tuple[list, dict[int, np.ndarray]]:
     """Per item its n-gram length in words and its distinct hashes, and per length all hashes, sorted."""
     hashed = [hash_words(item) for item in items]
-    grams = [(min(NGRAM_SIZE, len(words)), np.unique(ngrams(words, NGRAM_SIZE))) for words in hashed]
+    grams = [
+        (min(NGRAM_SIZE, len(words)), np.unique(ngrams(words, NGRAM_SIZE))) for words in hashed
+    ]
     sizes = sorted({size for size, _ in grams})
-    return grams, {size: np.unique(np.concatenate([own for s, own in grams if s == size])) for size in sizes}
+    return grams, {
+        size: np.unique(np.concatenate([own for s, own in grams if s == size])) for size in sizes
+    }
 
 
-def _matches(train: Iterable[dict], wanted: dict[int, np.ndarray]) -> Iterator[tuple[int, int, np.ndarray]]:
+def _matches(
+    train: Iterable[dict], wanted: dict[int, np.ndarray]
+) -> Iterator[tuple[int, int, np.ndarray]]:
     """Document index, n-gram length, and where in `wanted[length]` the n-grams stand that the document holds."""
     for index, document in enumerate(train):
         words = hash_words(document["text"])

@@ -23,7 +23,9 @@ MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so no bit of a hash is lost
 NGRAM_SIZE = 5  # words of a shingle
 NUM_PERM = 128  # hashes of a signature
 SEED = 0  # of these
-RECALL_AT_THRESHOLD = 0.98  # least probability that banding meets a pair whose similarity is just the threshold
+RECALL_AT_THRESHOLD = (
+    0.98  # least probability that banding meets a pair whose similarity is just the threshold
+)
 WINDOW = 200  # neighbours compared per document in one bucket: keeps one huge bucket from costing its square
 SLICE = 8192  # pairs, or shingles of one document, worked on at once
 
@@ -35,8 +37,11 @@ def exact_clusters(documents: Dataset) -> np.ndarray:
 
 def text_digests(documents: Dataset) -> np.ndarray:
     """16 bytes (S16) for each `text`, equal for texts that `exact_clusters` takes as equal."""
-    digests = (hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
-               for batch in documents.iter(1000) for text in batch["text"])
+    digests = (
+        hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
+        for batch in documents.iter(1000)
+        for text in batch["text"]
+    )
     return np.fromiter(digests, "S16", len(documents))
 
 
@@ -46,7 +51,9 @@ def first_of_equal(values: np.ndarray) -> np.ndarray:
     return first[which]
 
 
-def near_clusters(documents: Dataset, *, threshold: float = 0.52, num_proc: int | None = None) -> np.ndarray:
+def near_clusters(
+    documents: Dataset, *, threshold: float = 0.52, num_proc: int | None = None
+) -> np.ndarray:
     """For each row the index (int64) of the first document of its cluster, its own when it is alone.
 
     A pair is linked when the Jaccard similarity of its sets of word 5-grams is >= `threshold`; clusters are what links
@@ -60,14 +67,17 @@ def near_clusters(documents: Dataset, *, threshold: float = 0.52, num_proc: int 
     return connect(len(documents), near_links(documents, signatures, threshold=threshold))
 
 
-def near_links(documents: Dataset, signatures: np.ndarray, *, threshold: float, part: int = 0,
-               parts: int = 1) -> np.ndarray:
+def near_links(
+    documents: Dataset, signatures: np.ndarray, *, threshold: float, part: int = 0, parts: int = 1
+) -> np.ndarray:
     """Pairs of rows (int64, shape (pairs, 2)) that connect the clusters of `near_clusters`; `signatures` by `sketch`.
 
     Looks at the bands `part`, `part + parts`, ... only: the pairs of all parts together connect the same clusters.
     """
     rows = rows_per_band(threshold)
-    likely = threshold - 1.5 / NUM_PERM**0.5  # an estimate lower by three standard errors is believed
+    likely = (
+        threshold - 1.5 / NUM_PERM**0.5
+    )  # an estimate lower by three standard errors is believed
 
     @functools.lru_cache(maxsize=128)
     def shingles(row: int) -> np.ndarray:
@@ -111,9 +121,14 @@ def rows_per_band(threshold: float) -> int:
     Raises InputError: a threshold above 1, or one too low for 128 hashes.
     """
     if not LEAST_THRESHOLD <= threshold <= 1:
-        raise InputError(f"near duplicates: got threshold {threshold}, expected {LEAST_THRESHOLD} to 1")
-    return next(rows for rows in range(NUM_PERM, 0, -1)
-                if 1 - (1 - threshold**rows) ** (NUM_PERM // rows) >= RECALL_AT_THRESHOLD)
+        raise InputError(
+            f"near duplicates: got threshold {threshold}, expected {LEAST_THRESHOLD} to 1"
+        )
+    return next(
+        rows
+        for rows in range(NUM_PERM, 0, -1)
+        if 1 - (1 - threshold**rows) ** (NUM_PERM // rows) >= RECALL_AT_THRESHOLD
+    )
 
 
 def hash_words(text: str) -> np.ndarray:
@@ -126,17 +141,28 @@ def ngrams(words: np.ndarray, size: int) -> np.ndarray:
     """uint64 hash of each run of `size` hashes along the first axis; of the whole when there are fewer."""
     size = min(size, len(words))
     count = len(words) - size + 1
-    return functools.reduce(lambda total, at: total * MULTIPLIER + words[at:at + count], range(1, size), words[:count])
+    return functools.reduce(
+        lambda total, at: total * MULTIPLIER + words[at : at + count], range(1, size), words[:count]
+    )
 
 
 def sketch(documents: Dataset, *, num_proc: int | None = None) -> np.ndarray:
     """MinHash signatures of the word n-grams, uint32, shape (documents, 128); by rensa where it is installed."""
     rows = documents.select_columns("text").map(
-        _sketch, batched=True, batch_size=200, num_proc=num_proc, remove_columns="text", desc="Hashing shingles",
+        _sketch,
+        batched=True,
+        batch_size=200,
+        num_proc=num_proc,
+        remove_columns="text",
+        desc="Hashing shingles",
         load_from_cache_file=False,  # its keys do not know that the code has changed
         fn_kwargs={"with_rensa": importlib.util.find_spec("rensa") is not None},
-        features=Features({"signature": List(Value("uint32"), length=NUM_PERM)}))
-    parts = [part["signature"].combine_chunks().flatten().to_numpy() for part in rows.with_format("arrow").iter(1000)]
+        features=Features({"signature": List(Value("uint32"), length=NUM_PERM)}),
+    )
+    parts = [
+        part["signature"].combine_chunks().flatten().to_numpy()
+        for part in rows.with_format("arrow").iter(1000)
+    ]
     return np.concatenate([np.zeros(0, np.uint32), *parts]).reshape(-1, NUM_PERM)
 
 
@@ -147,25 +173,31 @@ def _sketch(batch: dict, with_rensa: bool) -> dict[str, np.ndarray]:
 
         ends = np.cumsum([0, *map(len, shingles)]).astype(np.uint64)
         flat = np.concatenate(shingles)
-        return {"signature": RMinHash.digest_matrix_from_flat_token_hashes(flat, ends, NUM_PERM, SEED).to_rows()}
+        return {
+            "signature": RMinHash.digest_matrix_from_flat_token_hashes(
+                flat, ends, NUM_PERM, SEED
+            ).to_rows()
+        }
     from datasketch import MinHash
 
     sketches = [MinHash(NUM_PERM, SEED, hashfunc=int, scheme="affine32")]
     sketches += [sketches[0].copy() for _ in shingles[1:]]
     for sketch, hashes in zip(sketches, shingles, strict=True):
         for start in range(0, len(hashes), SLICE):
-            sketch.update_batch(hashes[start:start + SLICE] >> np.uint64(32))
+            sketch.update_batch(hashes[start : start + SLICE] >> np.uint64(32))
     return {"signature": [sketch.hashvalues for sketch in sketches]}
 
 
-def _candidates(signatures: np.ndarray, rows: int, part: int, parts: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _candidates(
+    signatures: np.ndarray, rows: int, part: int, parts: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs (left < right) that agree in all hashes of a band; first those next to each other in their bucket."""
     for band in range(part * rows, signatures.shape[1] - rows + 1, parts * rows):
-        keys = ngrams(signatures[:, band:band + rows].T.astype(np.uint64), rows)[0]
+        keys = ngrams(signatures[:, band : band + rows].T.astype(np.uint64), rows)[0]
         order = np.argsort(keys, kind="stable")
         keys, at = keys[order], np.arange(len(keys))
         for gap in range(1, WINDOW + 1):
             at = at[at + gap < len(keys)]
             at = at[keys[at] == keys[at + gap]]
             for start in range(0, len(at), SLICE):
-                yield order[at[start:start + SLICE]], order[at[start:start + SLICE] + gap]
+                yield order[at[start : start + SLICE]], order[at[start : start + SLICE] + gap]

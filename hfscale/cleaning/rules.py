@@ -13,6 +13,7 @@ LEAST_THRESHOLD = 0.031  # of near duplicates: below it 128 hashes are too few
 @dataclass
 class QualityRules:
     """Thresholds of `quality_problem`, None for off; defaults for English prose (for code: docs/cleaning.md)."""
+
     min_words: int | None = 50
     max_words: int | None = None
     min_mean_word_length: float | None = 3.0
@@ -34,36 +35,71 @@ class QualityRules:
 class CleaningArguments(QualityRules, SourceArguments):
     """What decides which documents a prepared data set holds; the rest of the recipe says where and how fast."""
 
-    extract_html: bool = field(default=False, metadata={
-        "help": "take the main text out of texts that are HTML pages (extra html); .html files are always read so"})
-    repair: bool = field(default=True, metadata={"help": "mend encoding, line ends, control characters, HTML residue"})
-    quality: bool = field(default=True, metadata={"help": "drop documents that break a rule (the thresholds above)"})
-    exact_duplicates: bool = field(default=True, metadata={"help": "keep the first of equal documents"})
-    near_duplicates: bool = field(default=True, metadata={"help": "keep the first of nearly equal documents"})
-    near_duplicate_threshold: float = field(default=0.52, metadata={"help": "Jaccard similarity of word shingles"})
-    personal_data: bool = field(default=True, metadata={"help": "mask e-mail and IP addresses, phone numbers, keys"})
-    evaluation_source: list[str] | None = field(default=None, metadata={
-        "help": "text that the model will be tested on: what of it is in here goes to contamination.json"})
-    drop_contaminated: bool = field(default=False, metadata={"help": "drop documents that share 13 words with it"})
-    languages: list[str] | None = field(default=None, metadata={
-        "help": "keep these only, such as en de; the quality rules count their stop words in place of English ones"})
-    validation_fraction: float = field(default=0.02, metadata={"help": "share of documents for validation"})
+    extract_html: bool = field(
+        default=False,
+        metadata={
+            "help": "take the main text out of texts that are HTML pages (extra html); .html files are always read so"
+        },
+    )
+    repair: bool = field(
+        default=True,
+        metadata={"help": "mend encoding, line ends, control characters, HTML residue"},
+    )
+    quality: bool = field(
+        default=True, metadata={"help": "drop documents that break a rule (the thresholds above)"}
+    )
+    exact_duplicates: bool = field(
+        default=True, metadata={"help": "keep the first of equal documents"}
+    )
+    near_duplicates: bool = field(
+        default=True, metadata={"help": "keep the first of nearly equal documents"}
+    )
+    near_duplicate_threshold: float = field(
+        default=0.52, metadata={"help": "Jaccard similarity of word shingles"}
+    )
+    personal_data: bool = field(
+        default=True, metadata={"help": "mask e-mail and IP addresses, phone numbers, keys"}
+    )
+    evaluation_source: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "text that the model will be tested on: what of it is in here goes to contamination.json"
+        },
+    )
+    drop_contaminated: bool = field(
+        default=False, metadata={"help": "drop documents that share 13 words with it"}
+    )
+    languages: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "keep these only, such as en de; the quality rules count their stop words in place of English ones"
+        },
+    )
+    validation_fraction: float = field(
+        default=0.02, metadata={"help": "share of documents for validation"}
+    )
     test_fraction: float = field(default=0.0, metadata={"help": "share of documents for testing"})
     seed: int = field(default=42, metadata={"help": "of the split"})
-    num_proc: int | None = field(default=None, metadata={"help": "worker processes; changes no result"})
+    num_proc: int | None = field(
+        default=None, metadata={"help": "worker processes; changes no result"}
+    )
 
     def __post_init__(self):
         shares = (self.validation_fraction, self.test_fraction)
         if min(shares) < 0 or sum(shares) >= 1:
-            raise InputError(f"validation_fraction {shares[0]} and test_fraction {shares[1]}: expected numbers from 0 "
-                             "up that together are below 1; they must leave documents to train on")
+            raise InputError(
+                f"validation_fraction {shares[0]} and test_fraction {shares[1]}: expected numbers from 0 "
+                "up that together are below 1; they must leave documents to train on"
+            )
         if self.num_proc is not None and self.num_proc < 1:
             raise InputError(f"num_proc: got {self.num_proc}, expected at least 1 process, or null")
         if self.extract_html:
             extractor_version("extract_html")
         if not LEAST_THRESHOLD <= self.near_duplicate_threshold <= 1:
-            raise InputError(f"near_duplicate_threshold: got {self.near_duplicate_threshold}, expected "
-                             f"{LEAST_THRESHOLD} to 1")
+            raise InputError(
+                f"near_duplicate_threshold: got {self.near_duplicate_threshold}, expected "
+                f"{LEAST_THRESHOLD} to 1"
+            )
         if self.languages == []:
             raise InputError("languages: got none; give codes such as en de, or leave it out")
         for code in self.languages or ():
@@ -77,15 +113,24 @@ def advice_for(args: CleaningArguments) -> list[tuple[tuple[str, ...], str]]:
     advice = []
     unknown = [code for code in args.languages or () if code not in STOP_WORDS]
     if unknown and args.quality and args.min_stop_words is not None:
-        advice.append(((), f"min_stop_words was off: no stop words of {', '.join(unknown)} are known"))
+        advice.append(
+            ((), f"min_stop_words was off: no stop words of {', '.join(unknown)} are known")
+        )
     if args.languages is None:
-        advice.append((
-            ("min_words", "min_mean_word_length", "max_mean_word_length", "min_stop_words"),
-            "the quality rules are made for English (min_stop_words counts English words); for other languages give "
-            "--languages, such as --languages de"))
+        advice.append(
+            (
+                ("min_words", "min_mean_word_length", "max_mean_word_length", "min_stop_words"),
+                "the quality rules are made for English (min_stop_words counts English words); for other languages give "
+                "--languages, such as --languages de",
+            )
+        )
     if not args.extract_html:
-        advice.append((
-            ("html_pages",), "texts that are HTML pages (html_pages): --extract_html true takes their text out"))
+        advice.append(
+            (
+                ("html_pages",),
+                "texts that are HTML pages (html_pages): --extract_html true takes their text out",
+            )
+        )
     return advice
 
 
@@ -94,6 +139,10 @@ def _check_language(code: str) -> None:
         return
     from babel import Locale
 
-    named = {name.lower(): known for known, name in Locale("en").languages.items() if known in LANGUAGES}
+    named = {
+        name.lower(): known for known, name in Locale("en").languages.items() if known in LANGUAGES
+    }
     hint = f"; did you mean {named[code.lower()]}?" if code.lower() in named else ""
-    raise InputError(f"languages: got {code!r}, expected codes that the detector gives, such as en, de or zh{hint}")
+    raise InputError(
+        f"languages: got {code!r}, expected codes that the detector gives, such as en, de or zh{hint}"
+    )

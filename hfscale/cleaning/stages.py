@@ -17,7 +17,9 @@ from hfscale.config import InputError, write_text
 PREVIEW_CHARACTERS = 200
 EXAMPLES_PER_RULE = 3
 LARGEST_CLUSTERS = 10
-ANEW = {"load_from_cache_file": False}  # the cache's keys do not know that a rule's code has changed
+ANEW = {
+    "load_from_cache_file": False
+}  # the cache's keys do not know that a rule's code has changed
 EVERY_STAGE = ("stage", "documents_in", "documents_out", "bytes_in", "bytes_out")
 
 
@@ -37,26 +39,48 @@ class Ledger:
 
     def add(self, stage: str, before: Dataset, after: Dataset, **counts: Any) -> None:
         """Documents and bytes in and out of a stage, and its own counts; raises InputError if no document is left."""
-        self._add({"stage": stage, "documents_in": len(before), "documents_out": len(after),
-                   "bytes_in": num_bytes(before), "bytes_out": num_bytes(after), **counts})
+        self._add(
+            {
+                "stage": stage,
+                "documents_in": len(before),
+                "documents_out": len(after),
+                "bytes_in": num_bytes(before),
+                "bytes_out": num_bytes(after),
+                **counts,
+            }
+        )
 
     def _add(self, record: dict[str, Any]) -> None:
         self.stages.append(record)
         if not self.shard and record["documents_out"] == 0:
             counts = json.dumps({name: n for name, n in record.items() if name not in EVERY_STAGE})
-            advice = "; ".join(["loosen the rule that dropped most, or switch the stage off", *self.notes()])
-            raise InputError(f"no document is left after the stage '{record['stage']}' ({counts}); {advice}")
+            advice = "; ".join(
+                ["loosen the rule that dropped most, or switch the stage off", *self.notes()]
+            )
+            raise InputError(
+                f"no document is left after the stage '{record['stage']}' ({counts}); {advice}"
+            )
 
     def notes(self) -> list[str]:
         """What to do about counts that there are; what has no names of counts is always said."""
-        counted = {name for stage in self.stages for name, count in counts_of(stage).items() if count}
+        counted = {
+            name for stage in self.stages for name, count in counts_of(stage).items() if count
+        }
         return [line for names, line in self.advice if not names or counted & {*names}]
 
     def drop(self, documents: Dataset, stage: str, broken: dict[int, tuple[str, Any]]) -> None:
         """A line of `dropped.jsonl` for each of these rows: id, stage, rule, measured value, how the text begins."""
         rows = zip(documents.select(list(broken)), broken.values(), strict=True)
-        self._drop({"id": row["id"], "stage": stage, "rule": rule, "value": value, "text_begins": _preview(row)}
-                   for row, (rule, value) in rows)
+        self._drop(
+            {
+                "id": row["id"],
+                "stage": stage,
+                "rule": rule,
+                "value": value,
+                "text_begins": _preview(row),
+            }
+            for row, (rule, value) in rows
+        )
 
     def _drop(self, lines: Iterable[dict]) -> None:
         with self.dropped_file.open("a", encoding="utf-8") as file:
@@ -72,11 +96,15 @@ class Ledger:
 
     def merge(self, dropped_files: Sequence[Path]) -> None:
         """Go through the same stages as the saved ledgers of all shards: counts are added, lines stand in order."""
-        shards = [json.loads(file.with_suffix(".json").read_text("utf-8")) for file in dropped_files]
+        shards = [
+            json.loads(file.with_suffix(".json").read_text("utf-8")) for file in dropped_files
+        ]
         for records in zip(*shards, strict=True):
             for file in dropped_files:
                 with file.open(encoding="utf-8") as lines:
-                    self._drop(d for d in map(json.loads, lines) if d["stage"] == records[0]["stage"])
+                    self._drop(
+                        d for d in map(json.loads, lines) if d["stage"] == records[0]["stage"]
+                    )
             self._add(functools.reduce(_sum, records))
 
 
@@ -88,11 +116,20 @@ def counts_of(stage: dict[str, Any]) -> dict[str, int]:
 
 def _sum(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Two shards' records of a stage as one: numbers are added, lists joined, counts in dictionaries added."""
-    def plus(a: Any, b: Any) -> Any:
-        return a if isinstance(a, str) else dict(Counter(a) + Counter(b)) if isinstance(a, dict) else a + b
 
-    return {name: plus(one[name], other[name]) if name in one and name in other else (one | other)[name]
-            for name in one | other}
+    def plus(a: Any, b: Any) -> Any:
+        return (
+            a
+            if isinstance(a, str)
+            else dict(Counter(a) + Counter(b))
+            if isinstance(a, dict)
+            else a + b
+        )
+
+    return {
+        name: plus(one[name], other[name]) if name in one and name in other else (one | other)[name]
+        for name in one | other
+    }
 
 
 def _preview(document: dict[str, Any]) -> str:
@@ -104,9 +141,15 @@ def num_bytes(documents: Dataset) -> int:
     return sum(len(text.encode()) for batch in documents.iter(1000) for text in batch["text"])
 
 
-def change(documents: Dataset, stage: str, function: Callable[[str], tuple[str, dict[str, int]]], ledger: Ledger,
-           num_proc: int | None) -> Dataset:
+def change(
+    documents: Dataset,
+    stage: str,
+    function: Callable[[str], tuple[str, dict[str, int]]],
+    ledger: Ledger,
+    num_proc: int | None,
+) -> Dataset:
     """Rewrite each text; `function` returns it with counts of what was done. Documents left empty are dropped."""
+
     def rewrite(text: str) -> dict:
         new, counts = function(text)
         return {"text": new, "changed": int(new != text), **counts}
@@ -115,37 +158,69 @@ def change(documents: Dataset, stage: str, function: Callable[[str], tuple[str, 
     counted = [name for name in rewritten.column_names if name not in documents.column_names]
     counts = {name: sum(rewritten[name]) for name in counted}
     empty = {i: ("empty", 0) for i, text in enumerate(rewritten["text"]) if not text.strip()}
-    return _leave_out(documents, rewritten.remove_columns(counted), stage, empty, ledger,
-                      **{name: count for name, count in counts.items() if count})
+    return _leave_out(
+        documents,
+        rewritten.remove_columns(counted),
+        stage,
+        empty,
+        ledger,
+        **{name: count for name, count in counts.items() if count},
+    )
 
 
-def judge(documents: Dataset, stage: str, problem: Callable[[str], tuple[str, Any] | None], ledger: Ledger,
-          num_proc: int | None) -> Dataset:
+def judge(
+    documents: Dataset,
+    stage: str,
+    problem: Callable[[str], tuple[str, Any] | None],
+    ledger: Ledger,
+    num_proc: int | None,
+) -> Dataset:
     """Drop each document for which `problem` names a rule and the measured value."""
-    judged = documents.map(lambda text: {"verdict": json.dumps(problem(text))}, input_columns="text",
-                           num_proc=num_proc, desc=stage, **ANEW)
+    judged = documents.map(
+        lambda text: {"verdict": json.dumps(problem(text))},
+        input_columns="text",
+        num_proc=num_proc,
+        desc=stage,
+        **ANEW,
+    )
     verdicts = judged["verdict"] if len(documents) else []  # of a shard; `map` adds no column then
     broken = {i: tuple(json.loads(line)) for i, line in enumerate(verdicts) if line != "null"}
     return drop_rows(documents, stage, broken, ledger)
 
 
-def drop_rows(documents: Dataset, stage: str, broken: dict[int, tuple[str, Any]], ledger: Ledger,
-              **counts: Any) -> Dataset:
+def drop_rows(
+    documents: Dataset,
+    stage: str,
+    broken: dict[int, tuple[str, Any]],
+    ledger: Ledger,
+    **counts: Any,
+) -> Dataset:
     """Drop the documents at these indices, for the rule and measured value given with each."""
     rules = Counter(rule for rule, _ in broken.values())
     return _leave_out(documents, documents, stage, broken, ledger, rules=dict(rules), **counts)
 
 
-def _leave_out(before: Dataset, after: Dataset, stage: str, broken: dict[int, tuple[str, Any]], ledger: Ledger,
-               **counts: Any) -> Dataset:
+def _leave_out(
+    before: Dataset,
+    after: Dataset,
+    stage: str,
+    broken: dict[int, tuple[str, Any]],
+    ledger: Ledger,
+    **counts: Any,
+) -> Dataset:
     ledger.drop(before, stage, broken)
     after = after.select(np.delete(np.arange(len(after)), list(broken)))
     ledger.add(stage, before, after, **counts)
     return after
 
 
-def keep_first(documents: Dataset, stage: str, clusters: np.ndarray, ledger: Ledger,
-               ids: np.ndarray | None = None) -> Dataset:
+def keep_first(
+    documents: Dataset,
+    stage: str,
+    clusters: np.ndarray,
+    ledger: Ledger,
+    ids: np.ndarray | None = None,
+) -> Dataset:
     """Keep each cluster's first document; `clusters` holds that document's index for every document.
 
     Of a shard: `clusters` and the ascending `ids` are those of all shards' documents.
@@ -156,23 +231,43 @@ def keep_first(documents: Dataset, stage: str, clusters: np.ndarray, ledger: Led
     first, sizes = ids[clusters[rows]], np.bincount(clusters, minlength=len(ids))[rows]
     copies = {i: ("copy of", int(first[i])) for i in np.flatnonzero(first != own).tolist()}
     shared = np.flatnonzero(sizes > 1).tolist()
-    largest = [{"id": int(own[i]), "documents": int(sizes[i]), "text_begins": _preview(documents[i])}
-               for i in sorted(shared, key=lambda i: (-sizes[i], i))[:LARGEST_CLUSTERS]]
-    return _leave_out(documents, documents, stage, copies, ledger, clusters=len(shared), largest=largest)
+    largest = [
+        {"id": int(own[i]), "documents": int(sizes[i]), "text_begins": _preview(documents[i])}
+        for i in sorted(shared, key=lambda i: (-sizes[i], i))[:LARGEST_CLUSTERS]
+    ]
+    return _leave_out(
+        documents, documents, stage, copies, ledger, clusters=len(shared), largest=largest
+    )
 
 
-def check_contamination(documents: Dataset, items: list[str], ledger: Ledger, *, drop: bool) -> Dataset:
+def check_contamination(
+    documents: Dataset, items: list[str], ledger: Ledger, *, drop: bool
+) -> Dataset:
     """Write `contamination.json`: per evaluation item the share of its 13-grams that is in the documents, and the id
     of the first that holds one; with `drop`, drop every document that holds one."""
-    found = [{"item": i, "share": share, "id": None if first is None else documents[first]["id"]}
-             for i, (share, first) in enumerate(contaminated_items(documents, items))]
-    write_text(ledger.dropped_file.with_name("contamination.json"), json.dumps(found, indent=1) + "\n")
-    shared = dict.fromkeys(contaminated_documents(documents, items) if drop else [], ("shares a 13-gram", 1))
-    return drop_rows(documents, "contamination", shared, ledger, evaluation_items=len(items),
-                     items_found=sum(item["share"] > 0 for item in found))
+    found = [
+        {"item": i, "share": share, "id": None if first is None else documents[first]["id"]}
+        for i, (share, first) in enumerate(contaminated_items(documents, items))
+    ]
+    write_text(
+        ledger.dropped_file.with_name("contamination.json"), json.dumps(found, indent=1) + "\n"
+    )
+    shared = dict.fromkeys(
+        contaminated_documents(documents, items) if drop else [], ("shares a 13-gram", 1)
+    )
+    return drop_rows(
+        documents,
+        "contamination",
+        shared,
+        ledger,
+        evaluation_items=len(items),
+        items_found=sum(item["share"] > 0 for item in found),
+    )
 
 
-def draw_splits(documents: Dataset, *, validation_fraction: float, test_fraction: float, seed: int) -> DatasetDict:
+def draw_splits(
+    documents: Dataset, *, validation_fraction: float, test_fraction: float, seed: int
+) -> DatasetDict:
     """Train, validation and test, drawn at random. What is asked for gets at least one document, and validation goes
     before test, as long as one is left to train on; a part without any is left out."""
     count = len(documents)
@@ -181,7 +276,9 @@ def draw_splits(documents: Dataset, *, validation_fraction: float, test_fraction
     test = _part_size(test_fraction, count, most=count - 1 - validation)
     held_out = test + validation
     parts = {"test": drawn[:test], "validation": drawn[test:held_out], "train": drawn[held_out:]}
-    return DatasetDict({name: documents.select(np.sort(rows)) for name, rows in parts.items() if len(rows)})
+    return DatasetDict(
+        {name: documents.select(np.sort(rows)) for name, rows in parts.items() if len(rows)}
+    )
 
 
 def _part_size(fraction: float, count: int, most: int) -> int:

@@ -28,7 +28,15 @@ from hfscale.cleaning.duplicates import (
     text_digests,
 )
 from hfscale.cleaning.rules import CleaningArguments, QualityRules, advice_for
-from hfscale.cleaning.stages import Ledger, change, check_contamination, draw_splits, drop_rows, judge, keep_first
+from hfscale.cleaning.stages import (
+    Ledger,
+    change,
+    check_contamination,
+    draw_splits,
+    drop_rows,
+    judge,
+    keep_first,
+)
 from hfscale.cleaning.text import detect_language, mask_personal_data, quality_problem, repair_text
 from hfscale.config import InputError, clear_disk_errors, whole_folder
 from hfscale.data.files import find_files
@@ -43,15 +51,21 @@ def check_evaluation_source(args: CleaningArguments) -> None:
         read_source(args, args.evaluation_source)
 
 
-def load_source(args: CleaningArguments, ledger: Ledger, groups: Sequence[tuple[list[str], int]] = (),
-                pieces: int = 1) -> Dataset:
+def load_source(
+    args: CleaningArguments,
+    ledger: Ledger,
+    groups: Sequence[tuple[list[str], int]] = (),
+    pieces: int = 1,
+) -> Dataset:
     """Documents with their number as `id`; what was empty is counted, what could not be read is named.
 
     `groups` are the sources of a shard, and which of so many `pieces` of each are its own.
     """
     parts, dropped, problems = [], {}, []
     for source, piece in groups or [(args.source, 0)]:
-        named = {} if piece else {"dropped": dropped, "problems": problems}  # with a file's first piece
+        named = (
+            {} if piece else {"dropped": dropped, "problems": problems}
+        )  # with a file's first piece
         part = read_source(args, source, may_be_empty=ledger.shard, **named)
         parts.append(part.select(np.array_split(np.arange(len(part)), pieces)[piece]))
     documents = concatenate_datasets(parts)
@@ -59,7 +73,9 @@ def load_source(args: CleaningArguments, ledger: Ledger, groups: Sequence[tuple[
     if pages:
         dropped |= {"html_pages": pages}
     nothing = Dataset.from_dict({"id": [None] * len(problems), "text": [""] * len(problems)})
-    ledger.drop(nothing, "source", {i: ("unreadable", problem) for i, problem in enumerate(problems)})
+    ledger.drop(
+        nothing, "source", {i: ("unreadable", problem) for i, problem in enumerate(problems)}
+    )
     ledger.add("source", documents, documents, **dropped)
     return documents.add_column("id", np.arange(len(documents)))
 
@@ -69,7 +85,9 @@ def clean_texts(documents: Dataset, args: CleaningArguments, ledger: Ledger) -> 
     if args.extract_html:
         documents = change(documents, "web pages", _extract, ledger, args.num_proc)
     if args.repair:
-        documents = change(documents, "repair", lambda text: (repair_text(text), {}), ledger, args.num_proc)
+        documents = change(
+            documents, "repair", lambda text: (repair_text(text), {}), ledger, args.num_proc
+        )
     if args.quality:
         rules = QualityRules(**{f.name: getattr(args, f.name) for f in fields(QualityRules)})
         problem = functools.partial(quality_problem, rules=rules, languages=args.languages)
@@ -86,7 +104,9 @@ def drop_copies(documents: Dataset, args: CleaningArguments, ledger: Ledger) -> 
     if args.exact_duplicates:
         documents = keep_first(documents, "exact duplicates", exact_clusters(documents), ledger)
     if args.near_duplicates:
-        clusters = near_clusters(documents, threshold=args.near_duplicate_threshold, num_proc=args.num_proc)
+        clusters = near_clusters(
+            documents, threshold=args.near_duplicate_threshold, num_proc=args.num_proc
+        )
         documents = keep_first(documents, "near duplicates", clusters, ledger)
     return documents
 
@@ -103,19 +123,33 @@ def finish_texts(documents: Dataset, args: CleaningArguments, ledger: Ledger) ->
     return documents
 
 
-def write_data_set(documents: Dataset, args: CleaningArguments, ledger: Ledger, folder: Path) -> dict[str, Any]:
+def write_data_set(
+    documents: Dataset, args: CleaningArguments, ledger: Ledger, folder: Path
+) -> dict[str, Any]:
     """Contamination, split, data set and card, into `folder`; returns the card."""
     if args.evaluation_source:
         items = read_source(args, args.evaluation_source)["text"][:]
         documents = check_contamination(documents, items, ledger, drop=args.drop_contaminated)
-    splits = draw_splits(documents, validation_fraction=args.validation_fraction, test_fraction=args.test_fraction,
-                         seed=args.seed)
+    splits = draw_splits(
+        documents,
+        validation_fraction=args.validation_fraction,
+        test_fraction=args.test_fraction,
+        seed=args.seed,
+    )
     splits.save_to_disk(folder)
     return write_data_card(folder, ledger, splits, config=asdict(args))
 
 
-def run_job(data: None, rank: int, world_size: int, *, job: Callable, args: CleaningArguments, work: Path,
-            tasks: int) -> None:
+def run_job(
+    data: None,
+    rank: int,
+    world_size: int,
+    *,
+    job: Callable,
+    args: CleaningArguments,
+    work: Path,
+    tasks: int,
+) -> None:
     """One of the jobs below as a step of a datatrove pipeline; raises InputError, also for a full disk."""
     from loguru import logger
 
@@ -142,7 +176,9 @@ def read_shard(rank: int, args: CleaningArguments, work: Path, tasks: int) -> No
     _save(load_source(args, ledger, *_share(rank, args, tasks)), ledger, work, "read", rank)
 
 
-def _share(rank: int, args: CleaningArguments, tasks: int) -> tuple[list[tuple[list[str], int]], int]:
+def _share(
+    rank: int, args: CleaningArguments, tasks: int
+) -> tuple[list[tuple[list[str], int]], int]:
     """Groups and pieces for `load_source`: whole files, or a part of one when there are fewer files than tasks."""
     names = [str(file) for name in args.source for file in find_files(name) or [name]]
     pieces = -(-tasks // len(names))
@@ -154,13 +190,22 @@ def _share(rank: int, args: CleaningArguments, tasks: int) -> tuple[list[tuple[l
 
 def clean_shard(rank: int, args: CleaningArguments, work: Path, tasks: int) -> None:
     """`clean_texts`, and what the search for copies needs."""
-    ledger, documents = Ledger(_file(work, "clean", rank, ".jsonl"), shard=True), _load(work, "read", [rank])
-    ids = np.arange(len(documents)) + sum(len(_load(work, "read", [before])) for before in range(rank))
+    ledger, documents = (
+        Ledger(_file(work, "clean", rank, ".jsonl"), shard=True),
+        _load(work, "read", [rank]),
+    )
+    ids = np.arange(len(documents)) + sum(
+        len(_load(work, "read", [before])) for before in range(rank)
+    )
     documents = clean_texts(documents.remove_columns("id").add_column("id", ids), args, ledger)
     _save(documents, ledger, work, "clean", rank)
     ids = np.array(documents["id"][:], np.int64)
-    np.savez(_file(work, "clean", rank, ".npz"), ids=ids, signatures=sketch(documents) if args.near_duplicates else [],
-             digests=text_digests(documents) if args.exact_duplicates else ids)
+    np.savez(
+        _file(work, "clean", rank, ".npz"),
+        ids=ids,
+        signatures=sketch(documents) if args.near_duplicates else [],
+        digests=text_digests(documents) if args.exact_duplicates else ids,
+    )
 
 
 def link_shards(rank: int, args: CleaningArguments, work: Path, tasks: int) -> None:
@@ -169,13 +214,18 @@ def link_shards(rank: int, args: CleaningArguments, work: Path, tasks: int) -> N
         kept = np.unique(first_of_equal(_array(work, "clean", "digests", tasks)))
         documents = _load(work, "clean", range(tasks)).select(kept)
         signatures = _array(work, "clean", "signatures", tasks)[kept]
-        links = near_links(documents, signatures, threshold=args.near_duplicate_threshold, part=rank, parts=tasks)
+        links = near_links(
+            documents, signatures, threshold=args.near_duplicate_threshold, part=rank, parts=tasks
+        )
         np.savez(_file(work, "link", rank, ".npz"), links=links)
 
 
 def finish_shard(rank: int, args: CleaningArguments, work: Path, tasks: int) -> None:
     """Drop this shard's copies of any document, then `finish_texts`."""
-    ledger, documents = Ledger(_file(work, "finish", rank, ".jsonl"), shard=True), _load(work, "clean", [rank])
+    ledger, documents = (
+        Ledger(_file(work, "finish", rank, ".jsonl"), shard=True),
+        _load(work, "clean", [rank]),
+    )
     ids = _array(work, "clean", "ids", tasks)
     if args.exact_duplicates:
         clusters = first_of_equal(_array(work, "clean", "digests", tasks))
@@ -187,11 +237,13 @@ def finish_shard(rank: int, args: CleaningArguments, work: Path, tasks: int) -> 
     _save(finish_texts(documents, args, ledger), ledger, work, "finish", rank)
 
 
-def publish_shards(rank: int, args: CleaningArguments, work: Path, tasks: int, *, output_dir: str,
-                   overwrite: bool) -> None:
+def publish_shards(
+    rank: int, args: CleaningArguments, work: Path, tasks: int, *, output_dir: str, overwrite: bool
+) -> None:
     """One task: all shards as one data set with one card; the shards go."""
-    with whole_folder(output_dir, overwrite=overwrite, last_file=DATA_CARD,
-                      written=PREPARED_FILES) as part:
+    with whole_folder(
+        output_dir, overwrite=overwrite, last_file=DATA_CARD, written=PREPARED_FILES
+    ) as part:
         ledger = Ledger(part / "dropped.jsonl", advice=advice_for(args))
         for job in ("read", "clean", "finish"):
             ledger.merge([_file(work, job, i, ".jsonl") for i in range(tasks)])

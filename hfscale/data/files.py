@@ -77,7 +77,9 @@ def about_endings(name: str, files: Iterable[Path]) -> list[str]:
     unknown = [file for file in files if suffix_of(file) not in KINDS]
     there = sorted(folder.rglob("*")) if folder.is_dir() else []
     left_out = [
-        file for file in there if file.is_file() and not file.name.startswith(".") and suffix_of(file) not in KINDS
+        file
+        for file in there
+        if file.is_file() and not file.name.startswith(".") and suffix_of(file) not in KINDS
     ]
     said = {"read as plain text": unknown, "left out": left_out}
     return [
@@ -94,7 +96,9 @@ def _some_names(paths: list[Path]) -> str:
 
 def open_bytes(path: str | Path) -> io.BufferedReader:
     """A file to read from, unpacked if it is an archive; a cut archive raises OSError, it is not a short file."""
-    return io.BufferedReader(pa.input_stream(str(path), compression=ARCHIVES.get(Path(path).suffix.lower())))
+    return io.BufferedReader(
+        pa.input_stream(str(path), compression=ARCHIVES.get(Path(path).suffix.lower()))
+    )
 
 
 def read_text(path: Path) -> str:
@@ -116,12 +120,16 @@ def read_rows(path: Path, kind: str | None = None) -> Iterator[tuple[str, dict[s
         if isinstance(row, Broken):
             raise InputError(f"{path}{place}: {row}")
         if not isinstance(row, dict):
-            raise InputError(f"{path}{place}: holds {str(row)[:40]!r}, not named columns; a row is a JSON object")
+            raise InputError(
+                f"{path}{place}: holds {str(row)[:40]!r}, not named columns; a row is a JSON object"
+            )
         try:
             json.dumps(row, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:  # JSON can name half a character
             half = f"\\u{ord(error.object[error.start]):04x}"
-            raise InputError(f"{path}{place}: {half} is half a character; mend or remove the row") from None
+            raise InputError(
+                f"{path}{place}: {half} is half a character; mend or remove the row"
+            ) from None
         yield place, row
 
 
@@ -196,7 +204,9 @@ def decode_line(line: bytes) -> str:
         return Broken(reason(error))
 
 
-def _delimited_rows(path: str | Path, file: Iterable[bytes], delimiter: str) -> Iterator[tuple[str, Any]]:
+def _delimited_rows(
+    path: str | Path, file: Iterable[bytes], delimiter: str
+) -> Iterator[tuple[str, Any]]:
     """Rows under their header, each with the line where it begins; a row that does not fit it is `Broken`.
 
     Raises InputError: with the line, bytes that are no UTF-8, a wrong header, a quote that is never closed.
@@ -212,8 +222,10 @@ def _delimited_rows(path: str | Path, file: Iterable[bytes], delimiter: str) -> 
             return
         except csv.Error as error:
             if "unexpected end of data" in str(error):
-                raise InputError(f"{path}:{begins}: a quote is never closed, which swallows the rest of the file; "
-                                 'close it, or write "" for a quote inside quotes') from None
+                raise InputError(
+                    f"{path}:{begins}: a quote is never closed, which swallows the rest of the file; "
+                    'close it, or write "" for a quote inside quotes'
+                ) from None
             row = Broken(_quote_problem(error))
         place = f":{begins}"
         begins = table.line_num + 1
@@ -244,8 +256,10 @@ def _named(row: list[str], header: list[str], delimiter: str) -> dict[str, str] 
         return dict(zip(header, row, strict=True))
     name = "tab" if delimiter == "\t" else "comma"
     fields = f"{len(row)} field{'s' * (len(row) != 1)}"
-    return Broken(f"{fields}, but the header has {len(header)} ({', '.join(header)[:60]}); write a text that holds a "
-                  f"{name} in quotes")
+    return Broken(
+        f"{fields}, but the header has {len(header)} ({', '.join(header)[:60]}); write a text that holds a "
+        f"{name} in quotes"
+    )
 
 
 def _check_header(place: str, header: list[str]) -> None:
@@ -254,13 +268,17 @@ def _check_header(place: str, header: list[str]) -> None:
             raise InputError(f"{place}: the header names the column '{name}' twice; rename one")
 
 
-def read_checked_rows(place: str, path: str, fits: Callable[[dict], Any], expected: str) -> list[dict[str, Any]]:
+def read_checked_rows(
+    place: str, path: str, fits: Callable[[dict], Any], expected: str
+) -> list[dict[str, Any]]:
     """All rows of a file of JSON lines, at least one; raises InputError also, with what is `expected`, for a row that
     does not fit."""
     rows = []
     for line, row in read_rows(Path(path), ".jsonl"):
         if not fits(row):
-            raise InputError(f"{place} {path}{line}: expected JSON with {expected}; it has {', '.join(row) or 'none'}")
+            raise InputError(
+                f"{place} {path}{line}: expected JSON with {expected}; it has {', '.join(row) or 'none'}"
+            )
         rows.append(row)
     if not rows:
         raise InputError(f"{place} {path}: no rows in it; expected JSON with {expected}")
@@ -288,8 +306,10 @@ def _check_cache(error: BaseException) -> None:
     cache = Path(config.HF_DATASETS_CACHE)
     if isinstance(error, OSError) and (error.errno in FULL_DISK or _is_at(cache, error.filename)):
         said = " ".join((error.strerror or str(error)).split())[:200]
-        raise InputError(f"HF_HOME: the cache of data sets, {cache}, cannot be written: {said}; free some space, or "
-                         "set HF_HOME to a folder on another disk") from None
+        raise InputError(
+            f"HF_HOME: the cache of data sets, {cache}, cannot be written: {said}; free some space, or "
+            "set HF_HOME to a folder on another disk"
+        ) from None
 
 
 def _is_at(folder: Path, name: Any) -> bool:
@@ -302,8 +322,10 @@ def _is_at(folder: Path, name: Any) -> bool:
 def reason(error: BaseException) -> str:
     """What a reader's error says, and where it helps what to do about it."""
     if isinstance(error, UnicodeDecodeError):
-        return (f"not UTF-8 (byte 0x{error.object[error.start]:02x} at offset {error.start}); convert it first, for "
-                "example: iconv -f cp1252 -t utf-8")
+        return (
+            f"not UTF-8 (byte 0x{error.object[error.start]:02x} at offset {error.start}); convert it first, for "
+            "example: iconv -f cp1252 -t utf-8"
+        )
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON ({error.msg} at character {error.pos})"
     said = " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,13 +1,21 @@
 """Training rows of one source, or of several in stated shares, in memory or as a stream without an end."""
 
 import numpy as np
-from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets, interleave_datasets
+from datasets import (
+    Dataset,
+    DatasetDict,
+    IterableDataset,
+    concatenate_datasets,
+    interleave_datasets,
+)
 
 from hfscale.config import InputError, StreamArguments
 from hfscale.data.sources import check_weights, join_parts
 
 
-def join_rows(parts: list[DatasetDict], args: StreamArguments, *, seed: int) -> tuple[DatasetDict, list[float]]:
+def join_rows(
+    parts: list[DatasetDict], args: StreamArguments, *, seed: int
+) -> tuple[DatasetDict, list[float]]:
     """Packed parts (see `load_parts`) -> rows to train on and to validate with, and the epochs of each source in one
     pass over the training rows (none for one source or a stream).
 
@@ -21,19 +29,25 @@ def join_rows(parts: list[DatasetDict], args: StreamArguments, *, seed: int) -> 
     if args.streaming:
         rows["train"] = _endless(sources, args, seed)
     elif len(sources) > 1:
-        rows["train"], epochs = mix(sources, args.source_weights, temperature=args.source_temperature, seed=seed)
+        rows["train"], epochs = mix(
+            sources, args.source_weights, temperature=args.source_temperature, seed=seed
+        )
     return rows, epochs
 
 
 def check_shares(documents: IterableDataset, processes: int) -> None:
     """Raises InputError if the files that one of the processes reads hold no document to train on: it would look for
     one forever, and the others wait. The same on every process."""
-    if documents.num_shards >= processes > 1:  # accelerate deals out files; fewer are read by all, row by row
+    if (
+        documents.num_shards >= processes > 1
+    ):  # accelerate deals out files; fewer are read by all, row by row
         for rank in range(processes):
             if next(iter(documents.shard(num_shards=processes, index=rank)), None) is None:
-                raise InputError(f"--streaming: process {rank} of {processes} would find no document to train on in "
-                                 "its files (empty, or held out); give more files, fewer processes, or a "
-                                 "--validation_source")
+                raise InputError(
+                    f"--streaming: process {rank} of {processes} would find no document to train on in "
+                    "its files (empty, or held out); give more files, fewer processes, or a "
+                    "--validation_source"
+                )
 
 
 def _endless(sources: list[IterableDataset], args: StreamArguments, seed: int) -> IterableDataset:
@@ -48,8 +62,13 @@ def _endless(sources: list[IterableDataset], args: StreamArguments, seed: int) -
     return interleave_datasets(sources, probabilities=shares, seed=seed)
 
 
-def mix(sources: list[Dataset], weights: list[float] | None = None, *, temperature: float | None = None,
-        seed: int = 42) -> tuple[Dataset, list[float]]:
+def mix(
+    sources: list[Dataset],
+    weights: list[float] | None = None,
+    *,
+    temperature: float | None = None,
+    seed: int = 42,
+) -> tuple[Dataset, list[float]]:
     """Shuffled rows of all sources in the wanted shares, as many as there are, and the epochs of each that they hold.
 
     A share counts rows. Mix packed rows to weigh by tokens, or texts to weigh by documents. Counts are exact rather
@@ -62,13 +81,17 @@ def mix(sources: list[Dataset], weights: list[float] | None = None, *, temperatu
     """
     lengths = np.array([len(rows) for rows in sources])
     if not lengths.all():
-        raise InputError(f"mixture: source {int(lengths.argmin()) + 1} has no rows; give sources that hold text")
+        raise InputError(
+            f"mixture: source {int(lengths.argmin()) + 1} has no rows; give sources that hold text"
+        )
     temperature = 1.0 if temperature is None else temperature
     if not temperature > 0:
         raise InputError(f"source_temperature: got {temperature}, expected a number above 0")
     if weights is not None:
         check_weights(weights, len(sources))
-    counts = _counts(lengths ** (1 / temperature) if weights is None else np.array(weights), lengths.sum())
+    counts = _counts(
+        lengths ** (1 / temperature) if weights is None else np.array(weights), lengths.sum()
+    )
     generator = np.random.default_rng(seed)
     parts = []
     for rows, count in zip(sources, counts.tolist(), strict=True):
@@ -81,5 +104,5 @@ def _counts(weights: np.ndarray, size: int) -> np.ndarray:
     """Whole numbers that sum to `size`, nearest to the shares (largest remainders; the earlier source wins a tie)."""
     exact = weights / weights.sum() * size
     counts = np.floor(exact + 1e-9).astype(int)
-    counts[np.argsort(counts - exact, kind="stable")[:size - counts.sum()]] += 1
+    counts[np.argsort(counts - exact, kind="stable")[: size - counts.sum()]] += 1
     return counts

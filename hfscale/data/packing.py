@@ -25,8 +25,13 @@ BATCH_DOCUMENTS = 1000  # packed together at most; rows never hold text of two b
 BATCH_CHARACTERS = 1_000_000  # about as much as that, in long documents
 
 
-def settle_packing(model: PreTrainedModel, packing: str | None, *, default: str,
-                   cross_document_attention: bool = False) -> str:
+def settle_packing(
+    model: PreTrainedModel,
+    packing: str | None,
+    *,
+    default: str,
+    cross_document_attention: bool = False,
+) -> str:
     """How documents become rows for this model: `packing` as it was asked for, else `default`, or `none` where the
     model lets documents in one row see each other and they should not. That is tried on two short ones
     (`reads_as_alone`): no configuration tells. Every rank asks.
@@ -43,24 +48,35 @@ def settle_packing(model: PreTrainedModel, packing: str | None, *, default: str,
             return packing or default
         readable = _reads_padded_rows(model, size)
     except Exception as error:  # whatever a model's own code raises; training would raise it later
-        raise InputError(f"model: {kind} cannot read a row of {size} tokens: {type(error).__name__}: "
-                         f"{' '.join(str(error).split())[:200]}") from None
+        raise InputError(
+            f"model: {kind} cannot read a row of {size} tokens: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from None
     if not readable:
-        raise InputError(f"model: {kind} reads a text in another way when its row is padded beside a longer one, so "
-                         "neither packed nor padded rows train it right; take another model")
+        raise InputError(
+            f"model: {kind} reads a text in another way when its row is padded beside a longer one, so "
+            "neither packed nor padded rows train it right; take another model"
+        )
     if packing not in ("none", None):
-        raise InputError(f"packing {packing}: {kind} lets documents that share a row see each other; use --packing "
-                         "none, which gives each a row of its own")
+        raise InputError(
+            f"packing {packing}: {kind} lets documents that share a row see each other; use --packing "
+            "none, which gives each a row of its own"
+        )
     if packing is None and is_main_rank():
-        print(f"packing: {kind} lets documents that share a row see each other, so each gets a row of its own, padded "
-              "in its batch (--packing none)", file=sys.stderr)
+        print(
+            f"packing: {kind} lets documents that share a row see each other, so each gets a row of its own, padded "
+            "in its batch (--packing none)",
+            file=sys.stderr,
+        )
     return "none"
 
 
 def _keeps_apart(model: PreTrainedModel, size: int) -> bool:
     """Tried in a batch of two rows, each of two documents in the other order."""
     short = size // 2 - 1
-    rows = [_trial_row(model, *lengths) for lengths in ((short, size - short), (size - short, short))]
+    rows = [
+        _trial_row(model, *lengths) for lengths in ((short, size - short), (size - short, short))
+    ]
     places = [(0, 0, short), (0, short, size), (1, 0, size - short), (1, size - short, size)]
     return reads_as_alone(model, collate_rows(rows), places)
 
@@ -76,13 +92,21 @@ def _reads_padded_rows(model: PreTrainedModel, size: int) -> bool:
 def _trial_row(model: PreTrainedModel, *lengths: int) -> dict[str, list[int]]:
     """A packed row of documents of these lengths, of random tokens."""
     ids = [token for length in lengths for token in random_ids(model, length, seed=length).tolist()]
-    return {"input_ids": ids, "labels": ids,
-            "position_ids": [place for length in lengths for place in range(length)]}
+    return {
+        "input_ids": ids,
+        "labels": ids,
+        "position_ids": [place for length in lengths for place in range(length)],
+    }
 
 
-def pack_splits(documents: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int,
-                cross_document_attention: bool = False, model: PreTrainedModel | None = None,
-                packing: str = "stream") -> DatasetDict:
+def pack_splits(
+    documents: DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    cross_document_attention: bool = False,
+    model: PreTrainedModel | None = None,
+    packing: str = "stream",
+) -> DatasetDict:
     """Every split through `pack_documents`, for a model that exists already or one made for this tokenizer.
 
     Raises InputError: as there, rows longer than the model's context, or training text that does not fill one row.
@@ -90,21 +114,33 @@ def pack_splits(documents: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_
     vocab_size = len(tokenizer) if model is None else model.config.get_text_config().vocab_size
     context = None if model is None else context_limit(model)
     if context and max_length > context:
-        raise InputError(f"max_length {max_length} is beyond the model's context of {context} tokens")
+        raise InputError(
+            f"max_length {max_length} is beyond the model's context of {context} tokens"
+        )
     settings = (tokenizer, max_length, cross_document_attention, vocab_size, packing)
     rows = DatasetDict({name: pack_documents(part, *settings) for name, part in documents.items()})
     if packing == "none":  # a row may be short
         return rows
-    tokens = sum(row["num_tokens"] for row in islice(rows["train"], max_length)) + 1  # at least one in each row
+    tokens = (
+        sum(row["num_tokens"] for row in islice(rows["train"], max_length)) + 1
+    )  # at least one in each row
     if tokens < max_length:
-        raise InputError(f"the training text holds {tokens:,} tokens, fewer than one row of {max_length:,}; "
-                         "give more text or a smaller --max_length")
+        raise InputError(
+            f"the training text holds {tokens:,} tokens, fewer than one row of {max_length:,}; "
+            "give more text or a smaller --max_length"
+        )
     return rows
 
 
-def pack_documents(documents: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, max_length: int,
-                   cross_document_attention: bool = False, vocab_size: int | None = None, packing: str = "stream",
-                   num_proc: int | None = None) -> Dataset | IterableDataset:
+def pack_documents(
+    documents: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    cross_document_attention: bool = False,
+    vocab_size: int | None = None,
+    packing: str = "stream",
+    num_proc: int | None = None,
+) -> Dataset | IterableDataset:
     """Tokenize and pack the column `text` into rows of `max_length` tokens.
 
     `packing="stream"`: EOS d1 EOS d2 EOS ... is cut into rows, or BOS d1 EOS BOS d2 EOS ... where another token begins
@@ -131,24 +167,47 @@ def pack_documents(documents: Dataset | IterableDataset, tokenizer: PreTrainedTo
     one_each = packing == "none"
     names = ("input_ids", "labels") if one_each else ("input_ids", "labels", "position_ids")
     length = -1 if one_each else max_length
-    features = Features({name: List(Value("int32"), length=length) for name in names}
-                        | {"num_tokens": Value("int64"), "num_bytes": Value("int64")})
-    settings = {"tokenizer": tokenizer, "max_length": max_length, "cross_document_attention": cross_document_attention,
-                "vocab_size": vocab_size or len(tokenizer), "packing": packing}
+    features = Features(
+        {name: List(Value("int32"), length=length) for name in names}
+        | {"num_tokens": Value("int64"), "num_bytes": Value("int64")}
+    )
+    settings = {
+        "tokenizer": tokenizer,
+        "max_length": max_length,
+        "cross_document_attention": cross_document_attention,
+        "vocab_size": vocab_size or len(tokenizer),
+        "packing": packing,
+    }
     head = [len(document["text"]) for document in islice(documents, 100)]
     size = min(BATCH_DOCUMENTS, max(1, BATCH_CHARACTERS * len(head) // max(1, sum(head))))
     if isinstance(documents, IterableDataset):
-        return documents.map(_pack_batch, batched=True, batch_size=size, features=features,
-                             remove_columns=documents.column_names or ["text"], fn_kwargs=settings)
+        return documents.map(
+            _pack_batch,
+            batched=True,
+            batch_size=size,
+            features=features,
+            remove_columns=documents.column_names or ["text"],
+            fn_kwargs=settings,
+        )
     # `map` cuts its rows into one run per process, wherever that falls; so here one of its rows stands for a batch.
     batches = Dataset.from_dict({"start": range(0, len(documents), size)})
     fingerprint = Hasher.hash([documents._fingerprint, settings, start_ids(tokenizer), __version__])
     files = documents.cache_files  # none: the documents are in memory, and so will the rows be
-    cache = str(Path(files[0]["filename"]).with_name(f"cache-{fingerprint}.arrow")) if files else None
-    return batches.map(lambda start: _pack_batch(documents[start[0]:start[0] + size], **settings), batched=True,
-                       batch_size=1, input_columns="start", remove_columns="start", features=features,
-                       num_proc=num_proc, cache_file_name=cache, new_fingerprint=fingerprint,
-                       desc="Tokenizing and packing")
+    cache = (
+        str(Path(files[0]["filename"]).with_name(f"cache-{fingerprint}.arrow")) if files else None
+    )
+    return batches.map(
+        lambda start: _pack_batch(documents[start[0] : start[0] + size], **settings),
+        batched=True,
+        batch_size=1,
+        input_columns="start",
+        remove_columns="start",
+        features=features,
+        num_proc=num_proc,
+        cache_file_name=cache,
+        new_fingerprint=fingerprint,
+        desc="Tokenizing and packing",
+    )
 
 
 def collate_rows(rows: list[dict]) -> dict[str, torch.Tensor]:
@@ -159,8 +218,12 @@ def collate_rows(rows: list[dict]) -> dict[str, torch.Tensor]:
     """
     longest = max(len(row["input_ids"]) for row in rows)
     names = [name for name in ("input_ids", "labels", "position_ids") if name in rows[0]]
-    return {name: torch.from_numpy(np.array([_filled(row, name, longest) for row in rows], dtype=np.int64))
-            for name in names}
+    return {
+        name: torch.from_numpy(
+            np.array([_filled(row, name, longest) for row in rows], dtype=np.int64)
+        )
+        for name in names
+    }
 
 
 def _filled(row: dict, name: str, longest: int) -> list[int]:
@@ -169,36 +232,58 @@ def _filled(row: dict, name: str, longest: int) -> list[int]:
     return values if len(values) == longest else [*values, *[filler] * (longest - len(values))]
 
 
-def _pack_batch(batch: dict, tokenizer: PreTrainedTokenizerBase, max_length: int, cross_document_attention: bool,
-                vocab_size: int, packing: str) -> dict[str, np.ndarray | list[np.ndarray]]:
-    with contextlib.suppress(OSError, AttributeError):  # glibc: give back what the tokenizer freed, else a long stream
-        ctypes.CDLL(None).malloc_trim(0)  # takes half as much again (tests/benchmarks/streaming_memory.py)
+def _pack_batch(
+    batch: dict,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    cross_document_attention: bool,
+    vocab_size: int,
+    packing: str,
+) -> dict[str, np.ndarray | list[np.ndarray]]:
+    with contextlib.suppress(
+        OSError, AttributeError
+    ):  # glibc: give back what the tokenizer freed, else a long stream
+        ctypes.CDLL(None).malloc_trim(
+            0
+        )  # takes half as much again (tests/benchmarks/streaming_memory.py)
     eos = tokenizer.eos_token_id
     stream, starts, ends, is_target = _stream(batch["text"], tokenizer)
     if stream.max() >= vocab_size:
-        raise InputError(f"token id {stream.max()} is outside the vocabulary of {vocab_size}; use the tokenizer that "
-                         "the model was trained with")
+        raise InputError(
+            f"token id {stream.max()} is outside the vocabulary of {vocab_size}; use the tokenizer that "
+            "the model was trained with"
+        )
     layouts = {"stream": _stream_layout, "best_fit": _best_fit_layout, "none": _single_layout}
     index, opens, row_of_end = layouts[packing](starts, ends, max_length)
     inside = index >= 0
     scored = inside & is_target[index]
     input_ids = np.where(inside, stream[index], np.int32(eos))
-    labels = np.where(scored if packing == "stream" else scored & ~opens, input_ids, np.int32(IGNORED))
+    labels = np.where(
+        scored if packing == "stream" else scored & ~opens, input_ids, np.int32(IGNORED)
+    )
     position_ids = np.broadcast_to(np.arange(max_length, dtype=np.int32), index.shape)
     if not cross_document_attention:  # distance to where the document begins; padding counts on
-        position_ids = position_ids - np.maximum.accumulate(np.where(opens, position_ids, 0), axis=1)
+        position_ids = position_ids - np.maximum.accumulate(
+            np.where(opens, position_ids, 0), axis=1
+        )
     num_bytes = np.bincount(row_of_end, [len(text.encode()) for text in batch["text"]], len(index))
-    counts = {"num_tokens": (labels[:, 1:] != IGNORED).sum(axis=1), "num_bytes": num_bytes.astype(np.int64)}
+    counts = {
+        "num_tokens": (labels[:, 1:] != IGNORED).sum(axis=1),
+        "num_bytes": num_bytes.astype(np.int64),
+    }
     if packing == "none":
         lengths = inside.sum(axis=1)
-        trimmed = {name: [row[:length] for row, length in zip(rows, lengths, strict=True)]
-                   for name, rows in (("input_ids", input_ids), ("labels", labels))}
+        trimmed = {
+            name: [row[:length] for row, length in zip(rows, lengths, strict=True)]
+            for name, rows in (("input_ids", input_ids), ("labels", labels))
+        }
         return trimmed | counts
     return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids} | counts
 
 
-def _stream(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
-            ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _stream(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """All documents one after the other, the index of what each begins and ends with, and which tokens are targets:
     those that only stand in front of a document are none. A single EOS ends a document and begins the next."""
     eos, front = tokenizer.eos_token_id, start_ids(tokenizer)
@@ -216,7 +301,9 @@ def _stream(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
     return stream, starts, ends, is_target
 
 
-def _stream_layout(starts: np.ndarray, ends: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _stream_layout(
+    starts: np.ndarray, ends: np.ndarray, max_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each place of each row its index in the stream (-1: padding) and whether it opens a document; for each
     document the row in which it ends."""
     stride = max_length - 1  # consecutive rows share one token
@@ -227,15 +314,19 @@ def _stream_layout(starts: np.ndarray, ends: np.ndarray, max_length: int) -> tup
     return np.where(index <= ends[-1], index, -1), is_start[index], (ends - 1) // stride
 
 
-def _best_fit_layout(starts: np.ndarray, ends: np.ndarray,
-                     max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _best_fit_layout(
+    starts: np.ndarray, ends: np.ndarray, max_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `_stream_layout`, several segments in a row."""
     segments = _segments(starts, ends, max_length)
-    return _lay_out(best_fit([len(segment) for segment in segments], max_length), segments, ends, max_length)
+    return _lay_out(
+        best_fit([len(segment) for segment in segments], max_length), segments, ends, max_length
+    )
 
 
-def _single_layout(starts: np.ndarray, ends: np.ndarray,
-                   max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _single_layout(
+    starts: np.ndarray, ends: np.ndarray, max_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `_stream_layout`, one segment in a row."""
     segments = _segments(starts, ends, max_length)
     return _lay_out([[i] for i in range(len(segments))], segments, ends, max_length)
@@ -243,18 +334,22 @@ def _single_layout(starts: np.ndarray, ends: np.ndarray,
 
 def _segments(starts: np.ndarray, ends: np.ndarray, max_length: int) -> list[range]:
     """Where in the stream each document's full rows lie, and its rest, each with one token of context first."""
-    return [range(first, min(first + max_length, end + 1)) for start, end in zip(starts, ends, strict=True)
-            for first in range(start, end, max_length - 1)]
+    return [
+        range(first, min(first + max_length, end + 1))
+        for start, end in zip(starts, ends, strict=True)
+        for first in range(start, end, max_length - 1)
+    ]
 
 
-def _lay_out(rows: list[list[int]], segments: list[range], ends: np.ndarray,
-             max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _lay_out(
+    rows: list[list[int]], segments: list[range], ends: np.ndarray, max_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     index = np.full((len(rows), max_length), -1)
     opens, row_of_stop = np.zeros(index.shape, bool), {}
     for row, held in enumerate(rows):
         at = 0
         for segment in (segments[i] for i in held):
-            index[row, at:at + len(segment)] = np.arange(segment.start, segment.stop)
+            index[row, at : at + len(segment)] = np.arange(segment.start, segment.stop)
             opens[row, at] = True
             at += len(segment)
             row_of_stop[segment.stop] = row

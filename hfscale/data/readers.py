@@ -23,8 +23,9 @@ from hfscale.data.web_pages import decode_page, page_text
 NO_TEXT = "no text in it"
 
 
-def read_documents(files: list[str], stamps: list, kind: str, unit: str, text_column: str,
-                   on_error: str | None) -> Iterator[dict]:
+def read_documents(
+    files: list[str], stamps: list, kind: str, unit: str, text_column: str, on_error: str | None
+) -> Iterator[dict]:
     """Rows of `text` or `problem` for all documents of files of one kind, one of `KINDS`.
 
     A document that cannot be read stops, or with `on_error="skip"` is a row that says why; an empty one is a row with
@@ -54,10 +55,14 @@ def _problem(said: str, name: str, on_error: str | None) -> str:
         said += "; its ending is not known, so it was read as plain text"
     if on_error == "skip":
         return said
-    raise InputError(said + ("; --on_error skip leaves it out" if on_error else ""))  # not every recipe has it
+    raise InputError(
+        said + ("; --on_error skip leaves it out" if on_error else "")
+    )  # not every recipe has it
 
 
-def _documents(name: str, kind: str, unit: str, text_column: str) -> Iterator[tuple[str, str | None]]:
+def _documents(
+    name: str, kind: str, unit: str, text_column: str
+) -> Iterator[tuple[str, str | None]]:
     """Each document, or what is wrong with it (`Broken`), after its place in the file."""
     if kind == "html":
         yield "", _page(name)
@@ -88,10 +93,15 @@ def _pieces(file: Any, unit: str) -> Iterator[tuple[int, bytes]]:
     elif unit == "line":
         yield from numbered_lines(file)
     else:
-        for is_text, group in groupby(enumerate(file, 1), lambda numbered: bool(numbered[1].strip())):
+        for is_text, group in groupby(
+            enumerate(file, 1), lambda numbered: bool(numbered[1].strip())
+        ):
             if is_text:
                 numbers, lines = zip(*group, strict=True)
-                yield numbers[0], b"".join(lines).removeprefix(codecs.BOM_UTF8 if numbers[0] == 1 else b"")
+                yield (
+                    numbers[0],
+                    b"".join(lines).removeprefix(codecs.BOM_UTF8 if numbers[0] == 1 else b""),
+                )
 
 
 def _plain_text(data: bytes, unit: str) -> str:

@@ -21,23 +21,42 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, con
 
 from hfscale import __version__
 from hfscale.config import DataArguments, InputError, SourceArguments, StreamArguments, is_main_rank
-from hfscale.data.files import ARCHIVES, KINDS, about_endings, find_files, kind_of, open_bytes, reading
+from hfscale.data.files import (
+    ARCHIVES,
+    KINDS,
+    about_endings,
+    find_files,
+    kind_of,
+    open_bytes,
+    reading,
+)
 from hfscale.data.readers import NO_TEXT, read_documents
 from hfscale.data.web_pages import extractor_version, is_html
 
 EMBEDDED = ("embedded:python-docs", "embedded:python-code")
 TEXT_FEATURES = Features({"text": Value("string")})
-READ_FEATURES = Features({"text": Value("string"), "problem": Value("string")})  # one of the two; none: empty
+READ_FEATURES = Features(
+    {"text": Value("string"), "problem": Value("string")}
+)  # one of the two; none: empty
 SHOWN_PROBLEMS = 5
 LOOKED_AT = 100  # documents, for HTML
 STREAM_SHARDS = 64  # of a stored data set, for ranks and workers to share
 HELD_OUT_CHARACTERS = 2_000_000  # of a stream: in memory, and scored at each evaluation
 
 
-def load_documents(source: str | list[str], *, text_column: str = "text", sample_by: str = "document",
-                   dataset_config_name: str | None = None, split: str = "train", on_error: str | None = None,
-                   streaming: bool = False, dropped: dict[str, int] | None = None, problems: list[str] | None = None,
-                   may_be_empty: bool = False) -> Dataset | IterableDataset:
+def load_documents(
+    source: str | list[str],
+    *,
+    text_column: str = "text",
+    sample_by: str = "document",
+    dataset_config_name: str | None = None,
+    split: str = "train",
+    on_error: str | None = None,
+    streaming: bool = False,
+    dropped: dict[str, int] | None = None,
+    problems: list[str] | None = None,
+    may_be_empty: bool = False,
+) -> Dataset | IterableDataset:
     """One row per document, in a column `text`; documents without a visible character are left out.
 
     A source is `embedded:<name>`, a file, a folder, a glob (the endings of `KINDS`, also as .gz, .zst or .bz2), a
@@ -56,7 +75,9 @@ def load_documents(source: str | list[str], *, text_column: str = "text", sample
         with reading(f"source {name}"):
             if name.startswith("embedded:"):
                 key = {"name": name, "python": sys.version, "hfscale": __version__}
-                parts.append(Dataset.from_generator(_read_embedded, gen_kwargs=key, features=TEXT_FEATURES))
+                parts.append(
+                    Dataset.from_generator(_read_embedded, gen_kwargs=key, features=TEXT_FEATURES)
+                )
             elif name and (files := find_files(name)):
                 notes += about_endings(name, files)
                 parts += _load_files(files, name, text_column, sample_by, on_error, streaming)
@@ -78,15 +99,25 @@ def say(lines: Iterable[str]) -> None:
             print(line, file=sys.stderr)
 
 
-def _keep_texts(parts: list[Dataset], dropped: dict[str, int] | None, problems: list[str] | None) -> Dataset:
+def _keep_texts(
+    parts: list[Dataset], dropped: dict[str, int] | None, problems: list[str] | None
+) -> Dataset:
     """One data set without empty texts; what is left out is counted and named."""
     rows = concatenate_datasets(parts)
-    said = rows.data.column("problem").drop_null().to_pylist() if "problem" in rows.column_names else []
+    said = (
+        rows.data.column("problem").drop_null().to_pylist()
+        if "problem" in rows.column_names
+        else []
+    )
     unreadable = [problem for problem in said if not problem.endswith(NO_TEXT)]
-    documents = rows.select_columns("text").filter(_has_text, input_columns="text", desc="Looking for empty texts")
+    documents = rows.select_columns("text").filter(
+        _has_text, input_columns="text", desc="Looking for empty texts"
+    )
     empty = len(rows) - len(documents) - len(unreadable)
     if len(documents):
-        _say_left_out([problem for problem in said if problem.endswith(NO_TEXT)], "files without text")
+        _say_left_out(
+            [problem for problem in said if problem.endswith(NO_TEXT)], "files without text"
+        )
     _say_left_out(unreadable, "documents that could not be read")
     if dropped is not None:
         dropped |= Counter(dropped) + Counter(unreadable=len(unreadable), empty=empty)
@@ -103,9 +134,14 @@ def _say_left_out(problems: list[str], what: str) -> None:
 
 def _stream(parts: list[Dataset | IterableDataset]) -> IterableDataset:
     """One stream without empty texts; what is left out is named when it is met."""
-    rows = concatenate_datasets([
-        part if isinstance(part, IterableDataset) else part.to_iterable_dataset(min(len(part), STREAM_SHARDS))
-        for part in parts])
+    rows = concatenate_datasets(
+        [
+            part
+            if isinstance(part, IterableDataset)
+            else part.to_iterable_dataset(min(len(part), STREAM_SHARDS))
+            for part in parts
+        ]
+    )
     return rows.filter(_has_text, input_columns=list(rows.features)).select_columns("text")
 
 
@@ -117,12 +153,23 @@ def _has_text(text: str | None, problem: str | None = None) -> bool:
 
 def read_source(args: SourceArguments, source: list[str], **how: Any) -> Dataset | IterableDataset:
     """`load_documents` as a recipe's arguments say."""
-    return load_documents(source, text_column=args.text_column, sample_by=args.sample_by, on_error=args.on_error,
-                          dataset_config_name=args.dataset_config_name, **how)
+    return load_documents(
+        source,
+        text_column=args.text_column,
+        sample_by=args.sample_by,
+        on_error=args.on_error,
+        dataset_config_name=args.dataset_config_name,
+        **how,
+    )
 
 
-def load_splits(args: DataArguments, *, seed: int, streaming: bool = False,
-                dropped: dict[str, int] | None = None) -> DatasetDict:
+def load_splits(
+    args: DataArguments,
+    *,
+    seed: int,
+    streaming: bool = False,
+    dropped: dict[str, int] | None = None,
+) -> DatasetDict:
     """The documents that `args` name, as `train` and `validation`. Of a stored `validation_source` with a split of
     that name, it is that split.
 
@@ -132,8 +179,12 @@ def load_splits(args: DataArguments, *, seed: int, streaming: bool = False,
     if not streaming:
         say(about_html(documents, args.source))
     if not args.validation_source:
-        return split_documents(documents, split_by=args.split_by, validation_fraction=args.validation_fraction,
-                               seed=seed)
+        return split_documents(
+            documents,
+            split_by=args.split_by,
+            validation_fraction=args.validation_fraction,
+            seed=seed,
+        )
     split = "train"
     if len(args.validation_source) == 1:
         split = _validation_split(args.validation_source[0], args.dataset_config_name)
@@ -149,8 +200,10 @@ def about_html(documents: Dataset, source: list[str]) -> list[str]:
     pages = sum(map(is_html, first))
     if not pages:
         return []
-    return [f"source {', '.join(source)}: {pages} of the first {len(first)} texts are HTML; hfscale prepare_data "
-            "--extract_html true takes their text out"]
+    return [
+        f"source {', '.join(source)}: {pages} of the first {len(first)} texts are HTML; hfscale prepare_data "
+        "--extract_html true takes their text out"
+    ]
 
 
 def _validation_split(name: str, config: str | None) -> str:
@@ -176,18 +229,26 @@ def _check_apart(train: Dataset, held_out: Dataset, args: DataArguments) -> None
         trained_on |= digests & held_out_texts
         is_same = is_same and digests <= held_out_texts
     if is_same and trained_on == held_out_texts:
-        raise InputError(f"validation_source {', '.join(args.validation_source)}: its documents are those of source "
-                         f"{', '.join(args.source)}; give other text, or leave it out to hold out a part")
+        raise InputError(
+            f"validation_source {', '.join(args.validation_source)}: its documents are those of source "
+            f"{', '.join(args.source)}; give other text, or leave it out to hold out a part"
+        )
     if trained_on:
-        say([f"validation_source: {len(trained_on):,} of its {len(held_out_texts):,} different documents are in the "
-             "training text too"])
+        say(
+            [
+                f"validation_source: {len(trained_on):,} of its {len(held_out_texts):,} different documents are in the "
+                "training text too"
+            ]
+        )
 
 
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def load_parts(args: StreamArguments, *, seed: int, dropped: dict[str, int] | None = None) -> list[DatasetDict]:
+def load_parts(
+    args: StreamArguments, *, seed: int, dropped: dict[str, int] | None = None
+) -> list[DatasetDict]:
     """As `load_splits`, as a stream if asked for; each source of a mixture is one part, split by itself.
 
     Raises InputError: as there, or weights that do not fit the sources.
@@ -196,25 +257,43 @@ def load_parts(args: StreamArguments, *, seed: int, dropped: dict[str, int] | No
     if weights is not None:
         check_weights(weights, len(args.source))
     if temperature is not None and (args.streaming or weights is not None):
-        raise InputError("source_temperature: not with --source_weights, and not with --streaming, which does not "
-                         "know the sizes of sources; give weights alone")
-    groups = [args.source] if weights is None and temperature is None else [[name] for name in args.source]
-    return [load_splits(replace(args, source=group), seed=seed, streaming=args.streaming, dropped=dropped)
-            for group in groups]
+        raise InputError(
+            "source_temperature: not with --source_weights, and not with --streaming, which does not "
+            "know the sizes of sources; give weights alone"
+        )
+    groups = (
+        [args.source]
+        if weights is None and temperature is None
+        else [[name] for name in args.source]
+    )
+    return [
+        load_splits(
+            replace(args, source=group), seed=seed, streaming=args.streaming, dropped=dropped
+        )
+        for group in groups
+    ]
 
 
 def check_weights(weights: list[float], num_sources: int) -> None:
     """Raises InputError unless there is a number from 0 up for each source, and not all are 0."""
-    if len(weights) != num_sources or not all(0 <= weight < math.inf for weight in weights) or not any(weights):
-        raise InputError(f"source_weights: got {weights} for {num_sources} source(s); expected a number from 0 up for "
-                         "each, not all 0")
+    if (
+        len(weights) != num_sources
+        or not all(0 <= weight < math.inf for weight in weights)
+        or not any(weights)
+    ):
+        raise InputError(
+            f"source_weights: got {weights} for {num_sources} source(s); expected a number from 0 up for "
+            "each, not all 0"
+        )
 
 
 def join_parts(parts: list[DatasetDict], args: StreamArguments) -> DatasetDict:
     """All training and all validation documents; a `validation_source` is in every part and counts once."""
     validation = [part["validation"] for part in (parts[:1] if args.validation_source else parts)]
-    return DatasetDict(train=concatenate_datasets([part["train"] for part in parts]),
-                       validation=concatenate_datasets(validation))
+    return DatasetDict(
+        train=concatenate_datasets([part["train"] for part in parts]),
+        validation=concatenate_datasets(validation),
+    )
 
 
 def load_run_splits(run_folder: str) -> DatasetDict:
@@ -224,23 +303,35 @@ def load_run_splits(run_folder: str) -> DatasetDict:
     """
     try:
         record = json.loads(Path(run_folder, "run.json").read_text("utf-8"))
-        args = StreamArguments(**{f.name: record["config"][f.name] for f in fields(StreamArguments)
-                                  if f.name in record["config"]})
+        args = StreamArguments(
+            **{
+                f.name: record["config"][f.name]
+                for f in fields(StreamArguments)
+                if f.name in record["config"]
+            }
+        )
         seed, fingerprint = record["config"]["seed"], record["data"]["fingerprint"]["validation"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"source: missing, and {run_folder} has no run.json that names the text of a run") from None
+        raise InputError(
+            f"source: missing, and {run_folder} has no run.json that names the text of a run"
+        ) from None
     if "source" not in record["config"]:
         learned = ", ".join(record["config"].get("task_source") or ["something else"])
-        raise InputError(f"source: missing, and {run_folder} was not trained on text but on {learned}; give a text, "
-                         "or the task")
+        raise InputError(
+            f"source: missing, and {run_folder} was not trained on text but on {learned}; give a text, "
+            "or the task"
+        )
     documents = join_parts(load_parts(args, seed=seed), args)
     if text_fingerprint(documents["validation"]) != fingerprint:
-        raise InputError(f"source: missing, and {', '.join(args.source)} is no longer the text of {run_folder}")
+        raise InputError(
+            f"source: missing, and {', '.join(args.source)} is no longer the text of {run_folder}"
+        )
     return documents
 
 
-def split_documents(documents: Dataset | IterableDataset, *, split_by: str, validation_fraction: float,
-                    seed: int) -> DatasetDict:
+def split_documents(
+    documents: Dataset | IterableDataset, *, split_by: str, validation_fraction: float, seed: int
+) -> DatasetDict:
     """Train and validation parts: documents drawn at random with `seed`, or the last part of the text by characters.
 
     Too few documents to draw from are split by position too, which is said. Of a stream a hash of text and seed says
@@ -250,7 +341,9 @@ def split_documents(documents: Dataset | IterableDataset, *, split_by: str, vali
     Raises InputError: the fraction is outside (0, 1), or a stream's last part.
     """
     if not 0 < validation_fraction < 1:
-        raise InputError(f"validation_fraction: got {validation_fraction}, expected a number between 0 and 1")
+        raise InputError(
+            f"validation_fraction: got {validation_fraction}, expected a number between 0 and 1"
+        )
     if isinstance(documents, IterableDataset):
         return _split_stream(documents, split_by, validation_fraction, seed)
     if split_by == "position":
@@ -258,19 +351,33 @@ def split_documents(documents: Dataset | IterableDataset, *, split_by: str, vali
     held_out = max(1, round(len(documents) * validation_fraction))
     if held_out >= len(documents):
         count = "1 document" if len(documents) == 1 else f"{len(documents)} documents"
-        say([f"the source holds {count}, too few to draw some at random: the last {validation_fraction:.1%} of the "
-             "text is held out (as with --split_by position)"])
+        say(
+            [
+                f"the source holds {count}, too few to draw some at random: the last {validation_fraction:.1%} of the "
+                "text is held out (as with --split_by position)"
+            ]
+        )
         return _split_by_position(documents, validation_fraction)
     parts = documents.train_test_split(test_size=held_out, seed=seed)
     return DatasetDict(train=parts["train"], validation=parts["test"])
 
 
-def _split_stream(documents: IterableDataset, split_by: str, fraction: float, seed: int) -> DatasetDict:
+def _split_stream(
+    documents: IterableDataset, split_by: str, fraction: float, seed: int
+) -> DatasetDict:
     if split_by == "position":
-        raise InputError("split_by position: a stream has no last part; use --split_by document or "
-                         "--validation_source")
-    train, held_out = (documents.filter(_is_held_out, input_columns="text", fn_kwargs={
-        "wanted": wanted, "fraction": fraction, "seed": seed}) for wanted in (False, True))
+        raise InputError(
+            "split_by position: a stream has no last part; use --split_by document or "
+            "--validation_source"
+        )
+    train, held_out = (
+        documents.filter(
+            _is_held_out,
+            input_columns="text",
+            fn_kwargs={"wanted": wanted, "fraction": fraction, "seed": seed},
+        )
+        for wanted in (False, True)
+    )
     texts, room = [], HELD_OUT_CHARACTERS
     for document in held_out:
         texts.append(document["text"])
@@ -278,11 +385,15 @@ def _split_stream(documents: IterableDataset, split_by: str, fraction: float, se
         if room <= 0:
             break
     if not texts:
-        raise InputError(f"validation_fraction: {fraction} holds out none of the stream's documents (equal ones "
-                         "are on the same side); raise it, or give a --validation_source")
+        raise InputError(
+            f"validation_fraction: {fraction} holds out none of the stream's documents (equal ones "
+            "are on the same side); raise it, or give a --validation_source"
+        )
     if next(iter(train), None) is None:
-        raise InputError(f"validation_fraction: {fraction} holds out all of the stream's documents (equal ones are on "
-                         "the same side); lower it, or give a --validation_source")
+        raise InputError(
+            f"validation_fraction: {fraction} holds out all of the stream's documents (equal ones are on "
+            "the same side); lower it, or give a --validation_source"
+        )
     return DatasetDict(train=train, validation=_documents(texts))
 
 
@@ -327,25 +438,47 @@ def _read_embedded(name: str, python: str, hfscale: str) -> Iterator[dict]:
     docs = name == "embedded:python-docs"
     yield from ({"text": topics[topic]} for topic in sorted(topics) if docs)
     root = Path(sysconfig.get_paths()["stdlib"])
-    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"}
+    skipped = {
+        "site-packages",
+        "dist-packages",
+        "test",
+        "tests",
+        "idle_test",
+        "lib2to3",
+        "__pycache__",
+    }
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
         if skipped.isdisjoint(parts) and not parts[0].startswith(("config-", "_sysconfigdata")):
-            with contextlib.suppress(UnicodeDecodeError):  # the few files that declare another encoding
+            with contextlib.suppress(
+                UnicodeDecodeError
+            ):  # the few files that declare another encoding
                 code = path.read_text("utf-8")
                 yield {"text": _docstrings(code) if docs else code}
 
 
 def _docstrings(code: str) -> str:
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    docstrings = [ast.get_docstring(node) for node in ast.walk(ast.parse(code)) if isinstance(node, documented)]
+    docstrings = [
+        ast.get_docstring(node)
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, documented)
+    ]
     return "\n\n".join(text for text in docstrings if text)
 
 
-def _load_files(files: list[Path], name: str, text_column: str, sample_by: str, on_error: str | None,
-                streaming: bool) -> list[Dataset | IterableDataset]:
+def _load_files(
+    files: list[Path],
+    name: str,
+    text_column: str,
+    sample_by: str,
+    on_error: str | None,
+    streaming: bool,
+) -> list[Dataset | IterableDataset]:
     """.parquet and .arrow by the `datasets` builder for each, all others as `read_documents` does."""
-    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # they log what the error says
+    logging.getLogger("datasets.packaged_modules").setLevel(
+        logging.CRITICAL
+    )  # they log what the error says
     parts = []
     for kind, group in groupby(files, kind_of):
         paths = [str(path.absolute()) for path in group]
@@ -356,9 +489,17 @@ def _load_files(files: list[Path], name: str, text_column: str, sample_by: str, 
             parts.append(_text_only(data, text_column, name))
             continue
         reader = extractor_version(paths[0]) if kind == "html" else __version__
-        stamps = [(reader, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]  # changed: read again
-        how = {"files": paths, "stamps": stamps, "kind": kind, "unit": sample_by, "text_column": text_column,
-               "on_error": on_error}
+        stamps = [
+            (reader, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths
+        ]  # changed: read again
+        how = {
+            "files": paths,
+            "stamps": stamps,
+            "kind": kind,
+            "unit": sample_by,
+            "text_column": text_column,
+            "on_error": on_error,
+        }
         make = IterableDataset.from_generator if streaming else Dataset.from_generator
         parts.append(make(read_documents, gen_kwargs=how, features=READ_FEATURES))
     return parts
@@ -371,35 +512,49 @@ def _read_whole(path: str) -> None:
             pass
 
 
-def load_saved(name: str, config: str | None, split: str, streaming: bool = False) -> Dataset | IterableDataset:
+def load_saved(
+    name: str, config: str | None, split: str, streaming: bool = False
+) -> Dataset | IterableDataset:
     """A data set from disk if saved there, else from the Hub; raises InputError where there is no such thing."""
     if name and Path(name).is_dir():
         data = datasets.load_from_disk(name)
         if isinstance(data, DatasetDict) and split not in data:
             raise InputError(f"source {name}: no split '{split}'; it has {', '.join(data)}")
         return data if isinstance(data, Dataset) else data[split]
-    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or any(c in name for c in "*?[")
+    looks_like_path = (
+        name.startswith((".", "/", "~")) or name.count("/") > 1 or any(c in name for c in "*?[")
+    )
     if looks_like_path or Path(name).suffix.lower() in (*KINDS, *ARCHIVES):
         raise InputError(f"source {name}: no such file or folder")
     how = {"name": config, "split": split, "streaming": streaming}
     try:
-        with contextlib.suppress(ValueError):  # of other files than CSV, whose readers do not know the argument
+        with contextlib.suppress(
+            ValueError
+        ):  # of other files than CSV, whose readers do not know the argument
             return datasets.load_dataset(name, **how, na_filter=False)  # "NA" and "null" are words
         return datasets.load_dataset(name, **how)
     except Exception as error:  # the Hub client's errors have no common base
         offline = os.environ.get("HF_HUB_OFFLINE") == "1"
         reason = "the Hub is not reachable" if offline else " ".join(str(error).split())[:200]
-        raise InputError(f"source {name}: not a file or folder here, and not loadable as a Hub data set ({reason}); "
-                         f"offline there are {', '.join(EMBEDDED)} and local files") from None
+        raise InputError(
+            f"source {name}: not a file or folder here, and not loadable as a Hub data set ({reason}); "
+            f"offline there are {', '.join(EMBEDDED)} and local files"
+        ) from None
 
 
-def _text_only(data: Dataset | IterableDataset, text_column: str, name: str) -> Dataset | IterableDataset:
+def _text_only(
+    data: Dataset | IterableDataset, text_column: str, name: str
+) -> Dataset | IterableDataset:
     columns = data.column_names or list(next(iter(data), {}))  # some streams only show their rows
     if text_column not in columns:
-        raise InputError(f"source {name}: no column '{text_column}'; it has {', '.join(columns)} "
-                         "(choose with --text_column)")
+        raise InputError(
+            f"source {name}: no column '{text_column}'; it has {', '.join(columns)} "
+            "(choose with --text_column)"
+        )
     kind = data.features[text_column] if data.features else Value("string")
     if getattr(kind, "dtype", None) not in ("string", "large_string"):
         raise InputError(f"source {name}: column '{text_column}' holds {kind}, not text")
     data = data.select_columns([text_column])
-    return (data if text_column == "text" else data.rename_column(text_column, "text")).cast(TEXT_FEATURES)
+    return (data if text_column == "text" else data.rename_column(text_column, "text")).cast(
+        TEXT_FEATURES
+    )

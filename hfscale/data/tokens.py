@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
-SLICE_CHARACTERS = 500_000  # text given to the tokenizer at once: bounds its memory for long documents
+SLICE_CHARACTERS = (
+    500_000  # text given to the tokenizer at once: bounds its memory for long documents
+)
 # After one of these a text is read as it is inside a longer one.
 ANCHORS = ("\n", ".", "a")
 
@@ -27,11 +29,15 @@ def encode_texts(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> It
 def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Ids without special tokens, however long the text. The fast way leaves out offsets, half of the time."""
     if not tokenizer.is_fast:
-        return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        return tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
+        )["input_ids"]
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()  # a tokenizer.json can ask for both
     backend.no_padding()
-    backend.encode_special_tokens = tokenizer.split_special_tokens  # else it depends on what was called before
+    backend.encode_special_tokens = (
+        tokenizer.split_special_tokens
+    )  # else it depends on what was called before
     return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
@@ -43,7 +49,11 @@ def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     for probe in _probes(tokenizer):
         [ids] = encode_texts([probe], tokenizer)
         # The tokenizer itself takes ten times as long.
-        whole = tokenizer.backend_tokenizer.encode(probe).ids if tokenizer.is_fast else tokenizer(probe)["input_ids"]
+        whole = (
+            tokenizer.backend_tokenizer.encode(probe).ids
+            if tokenizer.is_fast
+            else tokenizer(probe)["input_ids"]
+        )
         for at in range(len(whole) - len(ids) + 1) if ids else ():
             if whole[at : at + len(ids)] == ids:
                 return whole[:at]
@@ -59,7 +69,9 @@ def _probes(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
 def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What stands in front of a document: the tokenizer's own `leading_ids`, else BOS, else EOS; none if it has none
     of them."""
-    named = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
+    named = [
+        token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None
+    ]
     return leading_ids(tokenizer) or named[:1]
 
 
@@ -76,15 +88,18 @@ def nothing_behind(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBas
     return bare
 
 
-def encode_prompts(prompts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *,
-                   add_special_tokens: bool = True) -> list[list[int]]:
+def encode_prompts(
+    prompts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool = True
+) -> list[list[int]]:
     """Ids of each text that is to be continued: the tokenizer's `leading_ids` once, also where the text has them
     written in front, and none behind. An empty text becomes `start_ids`.
 
     A text that a chat template wrote has all its special tokens: give it with `add_special_tokens=False`.
     """
     leading = leading_ids(tokenizer) if add_special_tokens else []
-    return [after_once(leading, ids) or start_ids(tokenizer) for ids in encode_texts(prompts, tokenizer)]
+    return [
+        after_once(leading, ids) or start_ids(tokenizer) for ids in encode_texts(prompts, tokenizer)
+    ]
 
 
 def after_once(leading: list[int], ids: list[int]) -> list[int]:
@@ -93,7 +108,9 @@ def after_once(leading: list[int], ids: list[int]) -> list[int]:
     return [*leading, *ids[has:]]
 
 
-def encode_continuations(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+def encode_continuations(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[list[int]]:
     """Ids of each text as it follows other text: without the space that some tokenizers put in front of a text."""
     if not _adds_space(tokenizer):
         yield from encode_texts(texts, tokenizer)
@@ -105,14 +122,17 @@ def encode_continuations(texts: Sequence[str], tokenizer: PreTrainedTokenizerBas
 def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a text alone begins with another token than after a line break."""
     alone, after = encode_texts(["a", "\na"], tokenizer)
-    return after[-len(alone):] != alone
+    return after[-len(alone) :] != alone
 
 
 def _encode_continuation(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     for anchor in ANCHORS:
         before, whole = encode_texts([anchor, anchor + text], tokenizer)
-        ids = whole[len(before):]
-        if whole[: len(before)] == before and decode_continuation(ids, tokenizer, before[-1]) == text:
+        ids = whole[len(before) :]
+        if (
+            whole[: len(before)] == before
+            and decode_continuation(ids, tokenizer, before[-1]) == text
+        ):
             return ids
     return next(encode_texts([text], tokenizer))  # no tokens mean this text there
 
@@ -120,5 +140,11 @@ def _encode_continuation(text: str, tokenizer: PreTrainedTokenizerBase) -> list[
 def decode_continuation(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, before: int) -> str:
     """The text of `ids` that follow the token `before`, without special tokens: with the space between two words that
     some tokenizers leave out where a text begins."""
-    last, whole = (tokenizer.decode(part, skip_special_tokens=True) for part in ([before], [before, *ids]))
-    return whole[len(last):] if whole.startswith(last) else tokenizer.decode(ids, skip_special_tokens=True)
+    last, whole = (
+        tokenizer.decode(part, skip_special_tokens=True) for part in ([before], [before, *ids])
+    )
+    return (
+        whole[len(last) :]
+        if whole.startswith(last)
+        else tokenizer.decode(ids, skip_special_tokens=True)
+    )

@@ -7,9 +7,15 @@ import re
 from hfscale.config import InputError
 
 BEGINNING = 2048  # characters, or bytes, in which a page says what it is
-PAGE = re.compile(r"[\s\ufeff]*(?:<\?xml[^>]*>\s*|<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S)
-TAG = re.compile(r"</?(?:div|p|span|a|ul|ol|li|table|tr|td|th|h[1-6]|img|br|meta|link|script|style|nav|section|article"
-                 r"|header|footer|main|form|input|button|iframe|figure|font|center)\b[^<>]*>", re.I)
+PAGE = re.compile(
+    r"[\s\ufeff]*(?:<\?xml[^>]*>\s*|<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b",
+    re.I | re.S,
+)
+TAG = re.compile(
+    r"</?(?:div|p|span|a|ul|ol|li|table|tr|td|th|h[1-6]|img|br|meta|link|script|style|nav|section|article"
+    r"|header|footer|main|form|input|button|iframe|figure|font|center)\b[^<>]*>",
+    re.I,
+)
 LEAST_TAGS = 4
 LEAST_TAG_SHARE = 0.2  # of the characters
 CHARSET = re.compile(rb"<(?:meta|\?xml)[^>]*?(?:charset|encoding)\s*=\s*[\"']?\s*([\w.:-]+)", re.I)
@@ -53,7 +59,9 @@ def extractor_version(place: str) -> str:
     try:
         return importlib.metadata.version("trafilatura")
     except importlib.metadata.PackageNotFoundError:
-        raise InputError(f'{place}: HTML needs an extra; pip install "hfscale[html]", or leave it out') from None
+        raise InputError(
+            f'{place}: HTML needs an extra; pip install "hfscale[html]", or leave it out'
+        ) from None
 
 
 def page_text(page: str) -> str:

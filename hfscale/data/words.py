@@ -10,7 +10,9 @@ import regex
 # so that words which differ in a vowel sign would look equal.
 RUN = regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{M}\u200c\u200d]*+")
 # Where marks, joiners and scripts without spaces may stand: not in Latin, Greek, Cyrillic and Armenian text.
-OTHER_SCRIPTS = re.compile("[\u0300-\u036f\u0483-\u0489\u0590-\u1dff\u200c\u200d\u20d0-\u20ff\u2c60-\U0010ffff]")
+OTHER_SCRIPTS = re.compile(
+    "[\u0300-\u036f\u0483-\u0489\u0590-\u1dff\u200c\u200d\u20d0-\u20ff\u2c60-\U0010ffff]"
+)
 PLAIN_RUN = re.compile(r"[^\W_]+")  # what `RUN` finds in the other texts, in half the time
 # Thai, Lao, Burmese, Khmer, kana and Chinese characters: no spaces part the words.
 UNSPACED = (

@@ -19,9 +19,18 @@ from hfscale.metrics.batches import Journal
 from hfscale.models import context_limit
 
 
-def run_lm_eval(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[str], *,
-                data: str | None = None, include: str | None = None, batch_size: int = 8, seed: int = 0,
-                limit: int | None = None, journal: Journal | None = None) -> tuple[dict, dict]:
+def run_lm_eval(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str],
+    *,
+    data: str | None = None,
+    include: str | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    limit: int | None = None,
+    journal: Journal | None = None,
+) -> tuple[dict, dict]:
     """(metrics, facts): `<task>_<metric>` with lm-eval's `_stderr` and, from it, `_ci95` (1.96 times to each side;
     None where lm-eval gives no error), and per task its version, examples and shots. The same on every rank.
 
@@ -51,13 +60,19 @@ def run_lm_eval(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task
     prompts = nothing_behind(tokenizer)
     state, lm = PartialState(), HFLM(pretrained=model, tokenizer=prompts, batch_size=batch_size)
     if state.num_processes > 1:
-        lm.accelerator, lm._rank, lm._world_size = Accelerator(), state.process_index, state.num_processes
+        lm.accelerator, lm._rank, lm._world_size = (
+            Accelerator(),
+            state.process_index,
+            state.num_processes,
+        )
     with contextlib.redirect_stdout(sys.stderr):
         try:
             loaded = manager.load(asked)
         except Exception as error:  # the Hub, the files and the tasks each have errors of their own
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            raise InputError(f"lm_eval {','.join(tasks)}: the task or its data cannot be loaded: {reason}") from None
+            raise InputError(
+                f"lm_eval {','.join(tasks)}: the task or its data cannot be loaded: {reason}"
+            ) from None
         for task in loaded["tasks"].values():
             task.set_fewshot_seed(seed)
         if journal:
@@ -65,10 +80,17 @@ def run_lm_eval(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task
             lm = CachingLM(lm, str(journal.folder / name))
         try:
             with own_settings_aside(model, tokenizer):
-                results = lm_eval.evaluate(lm, loaded, limit=limit, log_samples=False, bootstrap_iters=1000)
+                results = lm_eval.evaluate(
+                    lm, loaded, limit=limit, log_samples=False, bootstrap_iters=1000
+                )
         except AssertionError as error:  # its way to say that the model does not fit the task
-            reason = str(error) or f"a part of it is longer than the model's context of {context_limit(model)} tokens"
-            raise InputError(f"lm_eval {','.join(tasks)}: lm-eval cannot ask this model: {reason}") from None
+            reason = (
+                str(error)
+                or f"a part of it is longer than the model's context of {context_limit(model)} tokens"
+            )
+            raise InputError(
+                f"lm_eval {','.join(tasks)}: lm-eval cannot ask this model: {reason}"
+            ) from None
     found = [_read(results) if state.is_main_process else None]
     return broadcast_object_list(found)[0]
 
@@ -83,8 +105,16 @@ def _read(results: dict) -> tuple[dict, dict]:
             error = values.get(f"{name}_stderr,{shown_filter}")
             error = error if isinstance(error, float) else None
             name = f"{task}_{name}" + ("" if shown_filter == "none" else f"_{shown_filter}")
-            interval = None if error is None else [float(value + side * 1.96 * error) for side in (-1, 1)]
+            interval = (
+                None if error is None else [float(value + side * 1.96 * error) for side in (-1, 1)]
+            )
             metrics |= {name: float(value), f"{name}_ci95": interval, f"{name}_stderr": error}
-    facts = {task: {"version": results["versions"].get(task), "num_fewshot": results["n-shot"].get(task),
-                    "examples": results["n-samples"].get(task, {}).get("effective")} for task in results["results"]}
+    facts = {
+        task: {
+            "version": results["versions"].get(task),
+            "num_fewshot": results["n-shot"].get(task),
+            "examples": results["n-samples"].get(task, {}).get("effective"),
+        }
+        for task in results["results"]
+    }
     return metrics, {"lm_eval": version("lm_eval"), "tasks": facts}

@@ -25,7 +25,13 @@ from hfscale.generation.texts import end_ids
 from hfscale.metrics import texts as metrics
 from hfscale.metrics.batches import Journal
 from hfscale.metrics.code import split_tests
-from hfscale.metrics.intervals import compare, drawn_floor, interval_note, interval_notes, paired_note
+from hfscale.metrics.intervals import (
+    compare,
+    drawn_floor,
+    interval_note,
+    interval_notes,
+    paired_note,
+)
 from hfscale.metrics.perplexity import perplexity_metrics, score_documents
 from hfscale.metrics.text_notes import text_notes
 from hfscale.metrics.texts import TEXT_METRICS
@@ -36,8 +42,18 @@ from hfscale.tasks.rows import fit_examples, set_chat_template
 # What may change between a run and its continuation; the model is known by its weights.
 MAY_CHANGE = ("model", "output_dir", "resume", "overwrite", "trust_remote_code")
 RESAMPLES = 1000  # of a comparison
-PER_TOKEN = ("loss", "perplexity")  # not comparable where two tokenizers cut the text into other tokens
-DECODING = ("do_sample", "seed", "temperature", "top_k", "top_p", "num_samples")  # the last four: of drawn answers
+PER_TOKEN = (
+    "loss",
+    "perplexity",
+)  # not comparable where two tokenizers cut the text into other tokens
+DECODING = (
+    "do_sample",
+    "seed",
+    "temperature",
+    "top_k",
+    "top_p",
+    "num_samples",
+)  # the last four: of drawn answers
 
 
 @dataclass
@@ -46,24 +62,39 @@ class System:
 
     name: str
     settings: dict[str, Any]  # what the numbers depend on: model, context, tokenizer, decoding, ...
-    columns: dict[str, np.ndarray] = field(default_factory=dict)  # metric: statistics of the items, (items, k)
+    columns: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # metric: statistics of the items, (items, k)
     options: dict[str, dict] = field(default_factory=dict)  # metric: its options
     metrics: dict[str, Any] = field(default_factory=dict)  # name: value, with `_ci95` beside it
     notes: dict[str, str] = field(default_factory=dict)
     records: list[dict] = field(default_factory=list)  # one line each in predictions.jsonl
 
 
-def score_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: ScoreData,
-                args: Any) -> System:
+def score_model(
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: ScoreData,
+    args: Any,
+) -> System:
     """What a model scores on lm-eval's tasks, on a task, or on a text; finished batches are kept on disk meanwhile."""
     weights = hashlib.sha256()  # over the first 64 numbers of each, which training changes
     for parameter in model.parameters():
         weights.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
     vocabulary = _digest(sorted(tokenizer.get_vocab().items()))
-    system = System(name, {
-        "model": {"architecture": type(model).__name__, **count_parameters(model), "dtype": str(model.dtype),
-                  "fingerprint": weights.hexdigest()[:16]},
-        "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens, {vocabulary}"})
+    system = System(
+        name,
+        {
+            "model": {
+                "architecture": type(model).__name__,
+                **count_parameters(model),
+                "dtype": str(model.dtype),
+                "fingerprint": weights.hexdigest()[:16],
+            },
+            "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens, {vocabulary}",
+        },
+    )
     score = _score_lm_eval if args.lm_eval else _score_task if args.task_source else _score_text
     score(system, model, tokenizer, data.rows, args, journal=_journal(system, data.rows, args))
     return system
@@ -80,34 +111,75 @@ def _journal(system: System, data: Dataset | None, args: Any) -> Journal:
     return Journal(folder, kept | system.settings | {"data": data_fingerprint(data, args)})
 
 
-def _score_text(system: System, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: Dataset,
-                args: Any, journal: Journal) -> None:
-    scores = score_documents(model, tokenizer, documents["text"][:], context=args.context, stride=args.stride,
-                             batch_size=args.batch_size, progress=True, journal=journal)
-    system.settings |= {"context": scores.context, "stride": scores.stride, "prefix_token": scores.prefix_token}
+def _score_text(
+    system: System,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Dataset,
+    args: Any,
+    journal: Journal,
+) -> None:
+    scores = score_documents(
+        model,
+        tokenizer,
+        documents["text"][:],
+        context=args.context,
+        stride=args.stride,
+        batch_size=args.batch_size,
+        progress=True,
+        journal=journal,
+    )
+    system.settings |= {
+        "context": scores.context,
+        "stride": scores.stride,
+        "prefix_token": scores.prefix_token,
+    }
     system.columns = {"perplexity": scores.sums}
     system.metrics, system.notes = perplexity_metrics(scores, seed=args.seed)
 
 
-def _score_task(system: System, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Dataset,
-                args: Any, journal: Journal) -> None:
+def _score_task(
+    system: System,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Dataset,
+    args: Any,
+    journal: Journal,
+) -> None:
     asked, cut = fit_prompts(model, tokenizer, examples, args)
     context, shown = context_limit(model) or 2**31, {}
     if set(args.metrics) != {"accuracy"}:
         names = DECODING if args.do_sample else ("do_sample", "seed")
-        shown = {"max_new_tokens": args.max_new_tokens, "stop_strings": args.stop_strings,
-                 "end_tokens": tokenizer.convert_ids_to_tokens(end_ids(model, tokenizer)),
-                 **{name: getattr(args, name) for name in names}, "shortened": cut}
+        shown = {
+            "max_new_tokens": args.max_new_tokens,
+            "stop_strings": args.stop_strings,
+            "end_tokens": tokenizer.convert_ids_to_tokens(end_ids(model, tokenizer)),
+            **{name: getattr(args, name) for name in names},
+            "shortened": cut,
+        }
     decoding = {name: getattr(args, name) for name in DECODING}
-    columns, system.records = answer_task(model, tokenizer, asked, args, pass_at=args.pass_at, journal=journal,
-                                          batch_size=args.batch_size, allow_code_execution=args.allow_code_execution,
-                                          **decoding)
+    columns, system.records = answer_task(
+        model,
+        tokenizer,
+        asked,
+        args,
+        pass_at=args.pass_at,
+        journal=journal,
+        batch_size=args.batch_size,
+        allow_code_execution=args.allow_code_execution,
+        **decoding,
+    )
     cut_items = sum(record["cut_tokens"] > 0 for record in system.records)
     system.settings |= {"context": context, "cut_items": cut_items, **shown}
     _judge_items(system, columns, examples["references"][:], args)
-    if "pass_at_k" in args.metrics and not split_tests(args.program, tests_apart=args.tests_apart)[1]:
-        system.notes["pass_at_k"] = ("programs ran in one process with their tests (tests_apart is false, or no tests "
-                                     "follow {prediction}); one that cheats can pass")
+    if (
+        "pass_at_k" in args.metrics
+        and not split_tests(args.program, tests_apart=args.tests_apart)[1]
+    ):
+        system.notes["pass_at_k"] = (
+            "programs ran in one process with their tests (tests_apart is false, or no tests "
+            "follow {prediction}); one that cheats can pass"
+        )
 
 
 def fit_prompts(
@@ -126,11 +198,25 @@ def fit_prompts(
     return fitted["validation"], cut["validation"]
 
 
-def _score_lm_eval(system: System, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: None, args: Any,
-                   journal: Journal) -> None:
-    system.metrics, facts = run_lm_eval(model, tokenizer, task_names(args.lm_eval), data=args.lm_eval_data,
-                                        seed=args.seed, include=args.lm_eval_include, batch_size=args.batch_size,
-                                        limit=args.limit, journal=journal)
+def _score_lm_eval(
+    system: System,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: None,
+    args: Any,
+    journal: Journal,
+) -> None:
+    system.metrics, facts = run_lm_eval(
+        model,
+        tokenizer,
+        task_names(args.lm_eval),
+        data=args.lm_eval_data,
+        seed=args.seed,
+        include=args.lm_eval_include,
+        batch_size=args.batch_size,
+        limit=args.limit,
+        journal=journal,
+    )
     intervals = {name: value for name, value in system.metrics.items() if value is not None}
     system.notes = interval_notes(intervals)  # of a perplexity lm-eval gives none
     system.settings |= facts | {"context": context_limit(model), "seed": args.seed}
@@ -142,31 +228,41 @@ def score_file(path: str, data: ScoreData, args: Any) -> System:
     data.counts = data.counts or Counter(read=len(places), scored=len(places))
     asked = args.metrics or TEXT_METRICS
     for metric in asked:
-        metrics.check_references(metric, references, places=places, **args.metric_options.get(metric, {}))
+        metrics.check_references(
+            metric, references, places=places, **args.metric_options.get(metric, {})
+        )
     columns = metrics.text_statistics(predictions, references, asked, args.metric_options)
     system = System(path, {"fingerprint": _digest(predictions), "references": _digest(references)})
     _judge_items(system, columns, references, args)
     return system
 
 
-def _judge_items(system: System, columns: dict[str, np.ndarray], references: Sequence[Sequence[str]],
-                 args: Any) -> None:
+def _judge_items(
+    system: System, columns: dict[str, np.ndarray], references: Sequence[Sequence[str]], args: Any
+) -> None:
     """Metrics from the statistics of the items, and what the value of each depends on."""
-    system.columns, system.options = columns, args.metric_options | {"pass_at_k": {"ks": args.pass_at}}
+    system.columns, system.options = (
+        columns,
+        args.metric_options | {"pass_at_k": {"ks": args.pass_at}},
+    )
     system.metrics = metrics.judge(columns, system.options, args.seed)
     system.notes = interval_notes(system.metrics)
     system.notes |= text_notes(references, list(columns), system.options)
     if "accuracy" in columns:
         system.metrics |= metrics.tie_shares([record["tied"] for record in system.records])
     system.metrics["items"] = len(references)
-    system.settings["signatures"] = {metric: metrics.signature(metric, references, **system.options.get(metric, {}))
-                                     for metric in columns}
+    system.settings["signatures"] = {
+        metric: metrics.signature(metric, references, **system.options.get(metric, {}))
+        for metric in columns
+    }
 
 
 def data_fingerprint(data: Dataset | None, args: Any) -> str | None:
     """Of the documents' text; of all columns of a task's examples; of lm-eval's local file."""
     if data is not None and args.task_source:
-        told = [name for name in ("place", "columns") if name in data.column_names]  # where and whence, not what
+        told = [
+            name for name in ("place", "columns") if name in data.column_names
+        ]  # where and whence, not what
         return _digest(list(data.remove_columns(told)))
     if data is not None:
         return text_fingerprint(data)
@@ -185,8 +281,10 @@ def compare_systems(systems: Sequence[System], seed: int) -> list[dict[str, Any]
     found, first = [], systems[0]
     for second in systems[1:]:
         if first.settings.get("references") != second.settings.get("references"):
-            raise InputError(f"predictions {first.name}, {second.name}: their references differ, so they cannot be "
-                             "compared; give files on the same items, in the same order, or score each alone")
+            raise InputError(
+                f"predictions {first.name}, {second.name}: their references differ, so they cannot be "
+                "compared; give files on the same items, in the same order, or score each alone"
+            )
         for metric in first.columns:
             found += _compare_metric(metric, first, second, seed)
     return found
@@ -207,5 +305,7 @@ def _compare_metric(metric: str, first: System, second: System, seed: int) -> li
             continue
         if same_tokens or name not in PER_TOKEN:
             note = paired_note(columns, other) or interval_note(interval) or None
-            found.append({"metric": f"eval_{name}", **names, **result, "p_value_floor": floor, "note": note})
+            found.append(
+                {"metric": f"eval_{name}", **names, **result, "p_value_floor": floor, "note": note}
+            )
     return found

@@ -37,7 +37,11 @@ def read_prompts(
 def _prompts_of_rows(path: Path, task: TaskPrompt | None) -> Iterator[str]:
     for place, row in read_rows(path):
         try:
-            yield task.fill_row(row) if task and task.columns and [*row] != ["prompt"] else _plain(row, task)
+            yield (
+                task.fill_row(row)
+                if task and task.columns and [*row] != ["prompt"]
+                else _plain(row, task)
+            )
         except InputError as error:
             raise InputError(f"{path}{place}: {error}") from None
 

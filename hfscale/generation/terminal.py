@@ -66,7 +66,9 @@ def read_lines(question: str) -> Iterator[str]:
         except EOFError:
             return
         except UnicodeDecodeError as error:
-            raise InputError(f"standard input: not UTF-8 ({error.reason}); convert it first") from None
+            raise InputError(
+                f"standard input: not UTF-8 ({error.reason}); convert it first"
+            ) from None
         if line.strip() == "/exit":
             return
         if line.strip():
@@ -96,5 +98,7 @@ def ready_command(recipe: str, model: str, prompts: Sequence[str], *words: str) 
     else:
         command = [sys.executable, "-m", "hfscale.cli"]
     # A text that begins like a flag has to be tied to its own.
-    flags = [[f"--prompts={text}"] if text.startswith("--") else ["--prompts", text] for text in prompts]
+    flags = [
+        [f"--prompts={text}"] if text.startswith("--") else ["--prompts", text] for text in prompts
+    ]
     return shlex.join([*command, recipe, "--model", model, *words, *chain(*flags)])

@@ -10,7 +10,12 @@ from typing import NamedTuple
 
 import torch
 from accelerate.utils import tqdm
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from hfscale.config import DecodingArguments, InputError
@@ -63,11 +68,19 @@ def generate_texts(
         InputError: a value that generation does not allow, or a prompt that leaves no room in the context.
         FloatingPointError: the model gives NaN.
     """
-    choice = {"do_sample": do_sample, "num_beams": num_beams, "num_return_sequences": num_return_sequences}
+    choice = {
+        "do_sample": do_sample,
+        "num_beams": num_beams,
+        "num_return_sequences": num_return_sequences,
+    }
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     settings = choice | {"repetition_penalty": repetition_penalty}
     check_settings(
-        **settings, **sampling, max_new_tokens=max_new_tokens, stop_strings=stop_strings, batch_size=batch_size
+        **settings,
+        **sampling,
+        max_new_tokens=max_new_tokens,
+        stop_strings=stop_strings,
+        batch_size=batch_size,
     )
     if stream and (len(prompts), num_beams, num_return_sequences) != (1, 1, 1):
         raise InputError("stream: works for one prompt, one sequence and num_beams 1; leave it off")
@@ -167,7 +180,9 @@ def fit_prompts(
     rows = encode_prompts(prompts, tokenizer, add_special_tokens=add_special_tokens)
     for i, ids in enumerate(rows):
         if not ids:
-            raise InputError(f"prompt {i}: it is empty and the tokenizer has neither BOS nor EOS; write a prompt")
+            raise InputError(
+                f"prompt {i}: it is empty and the tokenizer has neither BOS nor EOS; write a prompt"
+            )
         check_token_ids(model, ids, f"prompt {i}")
         if len(ids) >= limit:
             raise InputError(
@@ -273,7 +288,10 @@ def _complete_batch(
         )
     made = iter(output[:, length:].tolist())
     several = range(settings.get("num_return_sequences", 1))
-    return [[_completion(next(made), ids[-1], tokenizer, stop_strings, ends) for _ in several] for ids in rows]
+    return [
+        [_completion(next(made), ids[-1], tokenizer, stop_strings, ends) for _ in several]
+        for ids in rows
+    ]
 
 
 def _completion(
@@ -290,7 +308,9 @@ def _completion(
 
 
 @contextlib.contextmanager
-def own_settings_aside(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+def own_settings_aside(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[None]:
     """As long as this lasts, of the settings of the model's folder only the ids that end a text act: `generate` fills
     in from there what it is not given, and some settings have no value that means off."""
     base = _base(model)
@@ -336,7 +356,9 @@ def until_end(ids: Sequence[int], ends: Sequence[int]) -> Sequence[int]:
 
 def cut_at_stop(text: str, stop_strings: Iterable[str] | None) -> str:
     """`text` up to the first stop string."""
-    return text[: min((at for stop in stop_strings or [] if (at := text.find(stop)) >= 0), default=None)]
+    return text[
+        : min((at for stop in stop_strings or [] if (at := text.find(stop)) >= 0), default=None)
+    ]
 
 
 class StopText(StoppingCriteria):
@@ -346,8 +368,14 @@ class StopText(StoppingCriteria):
     tokens can make, which here just never comes.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str], prompt_length: int):
-        self.tokenizer, self.stop_strings, self.prompt_length = tokenizer, stop_strings, prompt_length
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str], prompt_length: int
+    ):
+        self.tokenizer, self.stop_strings, self.prompt_length = (
+            tokenizer,
+            stop_strings,
+            prompt_length,
+        )
         # A character has up to four bytes, a token at least one.
         self.tokens_read = 4 * max(map(len, stop_strings)) + 8
 
@@ -393,5 +421,7 @@ class TextPrinter(BaseStreamer):
 
     def _unsure(self, text: str) -> int:
         """How many characters at the end may still become another one, or part of a stop string."""
-        begun = [n for stop in self.stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n])]
+        begun = [
+            n for stop in self.stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n])
+        ]
         return max([*begun, len(text) - len(text.rstrip(BROKEN))])

@@ -19,8 +19,15 @@ class Journal(NamedTuple):
     settings: dict[str, Any]
 
 
-def run_batches(batches: Sequence, work: Callable[[Any], Any], *, desc: str, journal: Journal | None = None,
-                progress: bool = False, in_step: bool = False) -> list:
+def run_batches(
+    batches: Sequence,
+    work: Callable[[Any], Any],
+    *,
+    desc: str,
+    journal: Journal | None = None,
+    progress: bool = False,
+    in_step: bool = False,
+) -> list:
     """[work(batch) for batch in batches], each rank doing its share; the whole list on every rank.
 
     Args:
@@ -46,8 +53,13 @@ def run_batches(batches: Sequence, work: Callable[[Any], Any], *, desc: str, jou
     return [done[i] for i in range(len(batches))]
 
 
-def run_sorted(items: Sequence, key: Callable[[Any], Any], batch_size: int, work: Callable[[list[int]], list],
-               **kwargs) -> list:
+def run_sorted(
+    items: Sequence,
+    key: Callable[[Any], Any],
+    batch_size: int,
+    work: Callable[[list[int]], list],
+    **kwargs,
+) -> list:
     """A result per item, in their order: `work` gives those of a batch of indices. The batches are made in the order
     of `key`, so that like is beside like; `kwargs` are those of `run_batches`."""
     order = sorted(range(len(items)), key=lambda i: key(items[i]))
@@ -73,10 +85,15 @@ def _read(journal: Journal, desc: str) -> dict[int, Any]:
         if before is None:
             continue
         if before != now:
-            changed = [f"{name} was {before.get(name)}, is {now.get(name)}"
-                       for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
-            raise InputError(f"--resume auto: {journal.folder} is of a run with other settings "
-                             f"({'; '.join(changed)}); put them back, or pass --overwrite instead")
+            changed = [
+                f"{name} was {before.get(name)}, is {now.get(name)}"
+                for name in sorted(before.keys() | now.keys())
+                if before.get(name) != now.get(name)
+            ]
+            raise InputError(
+                f"--resume auto: {journal.folder} is of a run with other settings "
+                f"({'; '.join(changed)}); put them back, or pass --overwrite instead"
+            )
         done |= dict(filter(None, map(_json, lines)))
     return done
 

@@ -21,7 +21,9 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     by whole-number arithmetic. Raises InputError unless 0 <= c <= n and 1 <= k <= n.
     """
     if not (0 <= c <= n and 1 <= k <= n):
-        raise InputError(f"pass@{k}: {c} of {n} programs pass; expected 1 <= k <= n: sample at least k for each item")
+        raise InputError(
+            f"pass@{k}: {c} of {n} programs pass; expected 1 <= k <= n: sample at least k for each item"
+        )
     return (math.comb(n, k) - math.comb(n - c, k)) / math.comb(n, k)
 
 
@@ -79,7 +81,9 @@ def run_program(
             it did not run.
     """
     if not allow_code_execution:
-        raise InputError("allow_code_execution: pass@k runs code that a model wrote; set it to true to run it here")
+        raise InputError(
+            "allow_code_execution: pass@k runs code that a model wrote; set it to true to run it here"
+        )
     kinds = ("site-packages", "dist-packages")
     packages = [path for path in sys.path if os.path.basename(path) in kinds]
     limits = {
@@ -108,6 +112,8 @@ def run_program(
         text = output.read(file_limit_bytes).decode("utf-8", "replace")
     ended = (sandboxed.PASSED, sandboxed.FAILED, sandbox.TIMED_OUT)
     if status not in ended and status < sandbox.BY_SIGNAL:
-        raise InputError(f"allow_code_execution: this machine does not let a program be isolated ({text.strip()}); "
-                         "nothing was run; see docs/metrics.md")
+        raise InputError(
+            f"allow_code_execution: this machine does not let a program be isolated ({text.strip()}); "
+            "nothing was run; see docs/metrics.md"
+        )
     return Outcome(status == sandboxed.PASSED, status == sandbox.TIMED_OUT, text)

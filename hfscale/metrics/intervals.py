@@ -22,7 +22,9 @@ def bootstrap_sums(columns: np.ndarray, resamples: int = 1000, seed: int = 0) ->
     """
     columns = np.asarray(columns, dtype=np.float64)
     generator, items = np.random.default_rng(seed), len(columns)
-    return np.stack([columns[generator.integers(items, size=items)].sum(axis=0) for _ in range(resamples)])
+    return np.stack(
+        [columns[generator.integers(items, size=items)].sum(axis=0) for _ in range(resamples)]
+    )
 
 
 def percentile_interval(samples: np.ndarray, level: float = 0.95) -> list[float]:

@@ -24,8 +24,12 @@ from hfscale.metrics.intervals import interval_notes
 from hfscale.metrics.texts import judge
 from hfscale.models import check_token_ids, context_limit
 
-LOGITS_AT_ONCE = 2**21  # per log-softmax: its float32 copies (8 MB) stay in the cache; three times faster on a CPU
-UNLIMITED_CONTEXT = 1024  # of a model that states no limit, such as one with a state instead of attention
+LOGITS_AT_ONCE = (
+    2**21
+)  # per log-softmax: its float32 copies (8 MB) stay in the cache; three times faster on a CPU
+UNLIMITED_CONTEXT = (
+    1024  # of a model that states no limit, such as one with a state instead of attention
+)
 TOO_LARGE = "larger than a float can hold"
 NO_PREFIX = "no BOS or EOS in the tokenizer: first tokens are not scored, but their bytes and words would count"
 
@@ -45,13 +49,23 @@ class DocumentScores:
     sums: np.ndarray  # (documents, 4) float64: nll in nats, scored tokens, UTF-8 bytes, words as lm-eval counts them
     context: int
     stride: int
-    prefix_token: str | None  # None: the tokenizer has neither BOS nor EOS, and no first token was scored
+    prefix_token: (
+        str | None
+    )  # None: the tokenizer has neither BOS nor EOS, and no first token was scored
     unknown_tokens: int = 0  # in all documents; what they stand for was not predicted
 
 
-def score_documents(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *,
-                    context: int | None = None, stride: int | None = None, batch_size: int = 8,
-                    progress: bool = False, journal: Journal | None = None) -> DocumentScores:
+def score_documents(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 8,
+    progress: bool = False,
+    journal: Journal | None = None,
+) -> DocumentScores:
     """Negative log-likelihood of each text; the same on every rank, for any batch size and number of ranks.
 
     Args:
@@ -69,16 +83,29 @@ def score_documents(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     scored_from = max(1, len(before))
     encoded = encode_texts(texts, tokenizer)
     documents = [np.array(after_once(before, ids), dtype=np.int64) for ids in encoded]
-    check_token_ids(model, (ids.max() for ids in documents if len(ids)), f"tokenizer of {len(tokenizer)} tokens")
-    windows = [Window(ids[start:stop], first - start, i) for i, ids in enumerate(documents)
-               for start, first, stop in rolling_windows(len(ids), context, stride, first=scored_from)]
+    check_token_ids(
+        model, (ids.max() for ids in documents if len(ids)), f"tokenizer of {len(tokenizer)} tokens"
+    )
+    windows = [
+        Window(ids[start:stop], first - start, i)
+        for i, ids in enumerate(documents)
+        for start, first, stop in rolling_windows(len(ids), context, stride, first=scored_from)
+    ]
     if not windows:
         raise InputError(f"text: {len(texts)} documents hold no token to score; give longer text")
-    sums = np.array([[0.0, max(0, len(ids) - scored_from), len(text.encode()), len(re.split(r"\s+", text))]
-                     for ids, text in zip(documents, texts, strict=True)])
+    sums = np.array(
+        [
+            [0.0, max(0, len(ids) - scored_from), len(text.encode()), len(re.split(r"\s+", text))]
+            for ids, text in zip(documents, texts, strict=True)
+        ]
+    )
     nll = score_windows(model, windows, batch_size, journal=journal, progress=progress)
     np.add.at(sums[:, 0], [window.document for window in windows], nll)
-    unknown = {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, tokenizer.eos_token_id}  # GPT-2's is its EOS
+    unknown = {tokenizer.unk_token_id} - {
+        None,
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+    }  # GPT-2's is its EOS
     num_unknown = sum(int(np.isin(ids, list(unknown)).sum()) for ids in documents)
     prefix = tokenizer.convert_ids_to_tokens(before[0]) if before else None
     return DocumentScores(sums, context, stride, prefix, num_unknown)
@@ -90,18 +117,29 @@ def perplexity_metrics(scores: DocumentScores, seed: int = 0) -> tuple[dict, dic
     with np.errstate(all="ignore"):
         metrics = judge({"perplexity": scores.sums}, {}, seed)
     notes = interval_notes(metrics)
-    notes |= {key: TOO_LARGE for key, value in metrics.items() if value is not None and not np.isfinite(value).all()}
+    notes |= {
+        key: TOO_LARGE
+        for key, value in metrics.items()
+        if value is not None and not np.isfinite(value).all()
+    }
     if scores.prefix_token is None:
         notes |= {key: NO_PREFIX for key in metrics if not key.startswith(("loss", "perplexity"))}
     metrics |= {key: None for key, note in notes.items() if note in (TOO_LARGE, NO_PREFIX)}
     if scores.unknown_tokens:
         notes["unknown_tokens"] = "which text they stand for is not scored: the values leave it out"
     _, tokens, num_bytes, words = map(int, scores.sums.sum(axis=0))
-    return metrics | {"documents": len(scores.sums), "tokens": tokens, "bytes": num_bytes, "words": words,
-                      "unknown_tokens": scores.unknown_tokens}, notes
+    return metrics | {
+        "documents": len(scores.sums),
+        "tokens": tokens,
+        "bytes": num_bytes,
+        "words": words,
+        "unknown_tokens": scores.unknown_tokens,
+    }, notes
 
 
-def rolling_windows(num_ids: int, context: int, stride: int, first: int = 1) -> list[tuple[int, int, int]]:
+def rolling_windows(
+    num_ids: int, context: int, stride: int, first: int = 1
+) -> list[tuple[int, int, int]]:
     """(start, first, stop) of each window over a document of `num_ids` ids, its prefix of `first` ids included: it
     holds ids[start:stop] and scores those from `first` on, in the first window as many as the context takes, later up
     to `stride`, after as many others as fit."""
@@ -113,26 +151,46 @@ def rolling_windows(num_ids: int, context: int, stride: int, first: int = 1) -> 
     return windows
 
 
-def _check_window(model: PreTrainedModel, context: int | None, stride: int | None, batch_size: int) -> tuple[int, int]:
+def _check_window(
+    model: PreTrainedModel, context: int | None, stride: int | None, batch_size: int
+) -> tuple[int, int]:
     """The context and stride to use: 1 <= stride <= context <= the model's limit."""
     limit = context_limit(model)
     context = limit or UNLIMITED_CONTEXT if context is None else context
     stride = max(1, context // 2) if stride is None else stride
-    for name, value, most in (("context", context, limit), ("stride", stride, context), ("batch_size", batch_size, 0)):
+    for name, value, most in (
+        ("context", context, limit),
+        ("stride", stride, context),
+        ("batch_size", batch_size, 0),
+    ):
         if value < 1 or most and value > most:
-            raise InputError(f"{name}: got {value}, expected {f'1 to {most}' if most else 'at least 1'}")
+            raise InputError(
+                f"{name}: got {value}, expected {f'1 to {most}' if most else 'at least 1'}"
+            )
     return context, stride
 
 
-def score_windows(model: PreTrainedModel, windows: Sequence[Window], batch_size: int, *,
-                  journal: Journal | None = None, progress: bool = False) -> list[float]:
+def score_windows(
+    model: PreTrainedModel,
+    windows: Sequence[Window],
+    batch_size: int,
+    *,
+    journal: Journal | None = None,
+    progress: bool = False,
+) -> list[float]:
     """Summed nll of each window in nats, in the order given, the same on every rank."""
     # Little padding, few unscored logits; longest first, so too large a batch_size shows at once.
     was_training = model.training
     model.eval()
-    values = run_sorted(windows, lambda window: (-len(window.ids), window.first), batch_size,
-                        lambda batch: _batch_nll(model, [windows[i] for i in batch]), journal=journal, desc="scoring",
-                        progress=progress)
+    values = run_sorted(
+        windows,
+        lambda window: (-len(window.ids), window.first),
+        batch_size,
+        lambda batch: _batch_nll(model, [windows[i] for i in batch]),
+        journal=journal,
+        desc="scoring",
+        progress=progress,
+    )
     model.train(was_training)
     return values
 
@@ -142,20 +200,28 @@ def _batch_nll(model: PreTrainedModel, batch: list[Window]) -> list[float]:
     """Summed nll of each window of a batch, in nats. Rows are padded on the right without a mask: attention is
     causal, so what stands after a row's last token cannot reach a scored position."""
     parts = [torch.from_numpy(window.ids) for window in batch]
-    input_ids = pad_sequence([ids[:-1] for ids in parts], batch_first=True)  # id 0 as padding: every vocabulary has it
+    input_ids = pad_sequence(
+        [ids[:-1] for ids in parts], batch_first=True
+    )  # id 0 as padding: every vocabulary has it
     labels = pad_sequence([ids[1:] for ids in parts], batch_first=True, padding_value=IGNORED)
     for row, window in zip(labels, batch, strict=True):
         row[: window.first - 1] = IGNORED
-    kept = input_ids.shape[1] + 1 - min(window.first for window in batch)  # the positions before are not scored
+    kept = (
+        input_ids.shape[1] + 1 - min(window.first for window in batch)
+    )  # the positions before are not scored
     extra = {"logits_to_keep": kept} if forward_takes(model, "logits_to_keep") else {}
     logits = model(input_ids=input_ids.to(model.device), use_cache=False, **extra).logits[:, -kept:]
     rows, targets = logits.flatten(0, 1), labels[:, -kept:].flatten().to(logits.device)
     at_once = max(1, LOGITS_AT_ONCE // logits.shape[-1])
-    nll = [torch.nn.functional.cross_entropy(part.float(), ids, reduction="none")  # 0 where ignored
-           for part, ids in zip(rows.split(at_once), targets.split(at_once), strict=True)]
+    nll = [
+        torch.nn.functional.cross_entropy(part.float(), ids, reduction="none")  # 0 where ignored
+        for part, ids in zip(rows.split(at_once), targets.split(at_once), strict=True)
+    ]
     values = torch.cat(nll).cpu().double().view(len(batch), kept).sum(dim=1).tolist()
     for value, window in zip(values, batch, strict=True):
         if not np.isfinite(value):
-            raise FloatingPointError(f"document {window.document}: the log-likelihood of {len(window.ids)} of its "
-                                     f"tokens is {value}")
+            raise FloatingPointError(
+                f"document {window.document}: the log-likelihood of {len(window.ids)} of its "
+                f"tokens is {value}"
+            )
     return values

@@ -55,8 +55,14 @@ def main(limits: dict) -> int:
     open(f"/proc/self/task/{os.getpid()}/children").close()
     _system("prctl", DEATH_SIGNAL, signal.SIGKILL)
     _system("unshare", NAMESPACES | (USER_NAMESPACE if uid else 0))
-    if uid:  # the same user inside: the program, started anew, is without the privileges that this needs
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+    if (
+        uid
+    ):  # the same user inside: the program, started anew, is without the privileges that this needs
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{uid} {uid} 1"),
+            ("gid_map", f"{gid} {gid} 1"),
+        ):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
     # Root's program runs under an id that nobody has: root's own could use devices and is bound by no process limit.
@@ -163,7 +169,9 @@ def _enter_own_root(limits: dict, ids: tuple[int, int]) -> None:
             _mount(path, root + path, BIND)
     os.mkdir(root + FOLDER)
     closed = (ctypes.c_uint64 * 4)(READ_ONLY | BARE)
-    _system("syscall", MOUNT_SETATTR, -1, root.encode(), 0x8000, closed, 32)  # AT_RECURSIVE: and all mounted below
+    _system(
+        "syscall", MOUNT_SETATTR, -1, root.encode(), 0x8000, closed, 32
+    )  # AT_RECURSIVE: and all mounted below
     for path in DEVICES:
         _mount(path, root + path, BIND)
     _mount("tmpfs", root + FOLDER, BARE, f"size={limits['file_limit_bytes']},nr_inodes=1024")
@@ -240,14 +248,18 @@ def _fork(function, *args) -> int:
 
 def _mount(source: str | None, target: str, flags: int, data: str = "") -> None:
     name = source and source.encode()  # also the kind of file system where it is one
-    _system("mount", name, target.encode(), name, ctypes.c_ulong(flags), data.encode(), place=target)
+    _system(
+        "mount", name, target.encode(), name, ctypes.c_ulong(flags), data.encode(), place=target
+    )
 
 
 def _system(name: str, *args, place: str = "") -> None:
     """A call of the C library that Python does not offer; raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     if getattr(libc, name)(*args) < 0:
-        raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}", *[place] * bool(place))
+        raise OSError(
+            ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}", *[place] * bool(place)
+        )
 
 
 if __name__ == "__main__":

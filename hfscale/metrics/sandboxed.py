@@ -329,6 +329,7 @@ def _known_operation(name: str) -> types.FunctionType:
 
 # ---- the program's process
 
+
 def serve_program(reader: int, writer: int) -> None:
     """Run the program when the tests' process asks for it, and answer what that asks then."""
     main = types.ModuleType("__main__")
@@ -350,6 +351,7 @@ def serve_program(reader: int, writer: int) -> None:
 
 
 # ---- the tests' process
+
 
 def run_tests(reader: int, writer: int) -> int:
     """Run the tests of stdin on the program of stdin; the status with which this process is to end."""

@@ -17,17 +17,30 @@ import numpy as np
 from hfscale.config import InputError
 from hfscale.metrics.code import pass_at_k
 from hfscale.metrics.intervals import estimate, means
-from hfscale.metrics.options import ROUGE_TYPES, filled_options, rouge_scorer, rouge_tokens, sacrebleu_metric
+from hfscale.metrics.options import (
+    ROUGE_TYPES,
+    filled_options,
+    rouge_scorer,
+    rouge_tokens,
+    sacrebleu_metric,
+)
 from hfscale.options import did_you_mean
 
-TEXT_METRICS = ("bleu", "chrf", "rouge", "exact_match", "f1")  # they compare a prediction with references
+TEXT_METRICS = (
+    "bleu",
+    "chrf",
+    "rouge",
+    "exact_match",
+    "f1",
+)  # they compare a prediction with references
 METRICS = (*TEXT_METRICS, "accuracy", "pass_at_k", "perplexity")
 ACCURACIES = ("accuracy", "accuracy_per_token", "accuracy_per_byte")
 TIE_NATS = 1e-4  # closer log-likelihoods are equal but for float32 rounding
 
 
-def item_statistics(metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]],
-                    **options) -> np.ndarray:
+def item_statistics(
+    metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]], **options
+) -> np.ndarray:
     """(items, k) float64: what a text metric needs of each item, so that sums over items give its value.
 
     Args:
@@ -45,8 +58,13 @@ def item_statistics(metric: str, predictions: Sequence[str], references: Sequenc
         if not isinstance(text, str):
             raise InputError(f"{metric}: prediction of item {i} is {text!r}, expected a string")
     if metric in ("bleu", "chrf"):
-        streams = list(zip_longest(*references))  # sacrebleu wants the first references of all items, the second, ...
-        return np.array(sacrebleu_metric(metric, options)._extract_corpus_statistics(predictions, streams), np.float64)
+        streams = list(
+            zip_longest(*references)
+        )  # sacrebleu wants the first references of all items, the second, ...
+        return np.array(
+            sacrebleu_metric(metric, options)._extract_corpus_statistics(predictions, streams),
+            np.float64,
+        )
     settings, pairs = filled_options(metric, options), zip(predictions, references, strict=True)
     if metric == "rouge":
         scores = map(rouge_scorer(**settings).score_multi, references, predictions)
@@ -69,26 +87,42 @@ def metric_values(metric: str, sums: np.ndarray, **options) -> dict[str, np.ndar
         return {metric: np.apply_along_axis(lambda row: value(row.tolist()).score, -1, sums)[()]}
     if metric == "perplexity":
         nll, tokens, num_bytes, words = np.moveaxis(sums, -1, 0)
-        return {"loss": nll / tokens, "perplexity": np.exp(nll / tokens), "bits_per_byte": nll / np.log(2) / num_bytes,
-                "word_perplexity": np.exp(nll / words)}
+        return {
+            "loss": nll / tokens,
+            "perplexity": np.exp(nll / tokens),
+            "bits_per_byte": nll / np.log(2) / num_bytes,
+            "word_perplexity": np.exp(nll / words),
+        }
     if metric in ("exact_match", "f1"):
         return {metric: 100 * sums[..., 0] / sums[..., 1]}
-    names = {"rouge": ROUGE_TYPES, "accuracy": ACCURACIES,
-             "pass_at_k": [f"pass@{k}" for k in options.get("ks", (1,))]}
+    names = {
+        "rouge": ROUGE_TYPES,
+        "accuracy": ACCURACIES,
+        "pass_at_k": [f"pass@{k}" for k in options.get("ks", (1,))],
+    }
     return means(names[metric], sums)
 
 
-def text_statistics(predictions: Sequence[str], references: Sequence[Sequence[str]], metrics: Sequence[str],
-                    options: dict[str, dict]) -> dict[str, np.ndarray]:
+def text_statistics(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    metrics: Sequence[str],
+    options: dict[str, dict],
+) -> dict[str, np.ndarray]:
     """{metric: `item_statistics`} with the options of each metric."""
-    return {metric: item_statistics(metric, predictions, references, **options.get(metric, {})) for metric in metrics}
+    return {
+        metric: item_statistics(metric, predictions, references, **options.get(metric, {}))
+        for metric in metrics
+    }
 
 
 def judge(columns: dict[str, np.ndarray], options: dict[str, dict], seed: int = 0) -> dict:
     """The values of {metric: statistics of the items}, each with its 95 % interval beside it as `_ci95`."""
     found = {}
     for metric, rows in columns.items():
-        found |= estimate(rows, partial(metric_values, metric, **options.get(metric, {})), seed=seed)
+        found |= estimate(
+            rows, partial(metric_values, metric, **options.get(metric, {})), seed=seed
+        )
     return found
 
 
@@ -102,33 +136,50 @@ def signature(metric: str, references: Sequence[Sequence[str]] = (), **options) 
         return scorer.get_signature().format()
     if metric == "pass_at_k":
         return f"estimator:unbiased|k:{','.join(map(str, options.get('ks', (1,))))}"
-    how = {"rouge": {"refs": "best", "version": version("rouge_score")}, "accuracy": {"ties": "shared"},
-           "perplexity": {"mean": "token"}}.get(metric, {"refs": "best"})
-    return "|".join(f"{key}:{value}" for key, value in (filled_options(metric, options) | how).items())
+    how = {
+        "rouge": {"refs": "best", "version": version("rouge_score")},
+        "accuracy": {"ties": "shared"},
+        "perplexity": {"mean": "token"},
+    }.get(metric, {"refs": "best"})
+    return "|".join(
+        f"{key}:{value}" for key, value in (filled_options(metric, options) | how).items()
+    )
 
 
 def check_metric(metric: str) -> None:
     """Raise InputError unless `metric` is one of METRICS; it names the nearest."""
     if metric not in METRICS:
         known = ", ".join(METRICS)
-        raise InputError(f"metric: got {metric!r}, expected one of {known}{did_you_mean(metric, METRICS)}")
+        raise InputError(
+            f"metric: got {metric!r}, expected one of {known}{did_you_mean(metric, METRICS)}"
+        )
 
 
 def check_references(
-    metric: str, references: Sequence[Sequence[str]], *, places: Sequence[str] | None = None, **options
+    metric: str,
+    references: Sequence[Sequence[str]],
+    *,
+    places: Sequence[str] | None = None,
+    **options,
 ) -> None:
     """Raise InputError if a text metric cannot score against these references; worth doing before
     generating. `places` names the items, such as file and line."""
     check_metric(metric)
     if metric not in TEXT_METRICS:
-        raise InputError(f"metric: {metric} does not compare texts; expected one of {', '.join(TEXT_METRICS)}")
+        raise InputError(
+            f"metric: {metric} does not compare texts; expected one of {', '.join(TEXT_METRICS)}"
+        )
     _check_lengths(metric, references=references)
     places = places or [f"item {i}" for i in range(len(references))]
     for place, golds in zip(places, references, strict=True):
         if isinstance(golds, str) or not golds or not all(isinstance(gold, str) for gold in golds):
-            raise InputError(f"{metric}: references of {place} are {golds!r}, expected a list of one or more strings")
+            raise InputError(
+                f"{metric}: references of {place} are {golds!r}, expected a list of one or more strings"
+            )
         if metric not in ("exact_match", "f1") and not any(gold.strip() for gold in golds):
-            raise InputError(f"{metric}: references of {place} are empty; give its right answer or leave it out")
+            raise InputError(
+                f"{metric}: references of {place} are empty; give its right answer or leave it out"
+            )
     if metric in ("bleu", "chrf"):
         sacrebleu_metric(metric, options)
     else:
@@ -137,8 +188,12 @@ def check_references(
         _check_rouge_tokenizer(references, places, filled["tokenizer"])
 
 
-def choice_statistics(logliks: Sequence[Sequence[float]], tokens: Sequence[Sequence[int]],
-                      num_bytes: Sequence[Sequence[int]], answers: Sequence[int]) -> np.ndarray:
+def choice_statistics(
+    logliks: Sequence[Sequence[float]],
+    tokens: Sequence[Sequence[int]],
+    num_bytes: Sequence[Sequence[int]],
+    answers: Sequence[int],
+) -> np.ndarray:
     """(items, 4) float64 for `accuracy`: is the choice with the highest log-likelihood, in sum, per token and per
     UTF-8 byte, the right one; and 1. Of k choices that tie (see `likeliest`) each counts 1 / k. Each item has one
     number per choice.
@@ -149,10 +204,18 @@ def choice_statistics(logliks: Sequence[Sequence[float]], tokens: Sequence[Seque
     """
     _check_lengths("accuracy", logliks=logliks, tokens=tokens, num_bytes=num_bytes, answers=answers)
     rows = []
-    for i, (values, *units, answer) in enumerate(zip(logliks, tokens, num_bytes, answers, strict=True)):
-        if {len(unit) for unit in units} != {len(values)} or not 0 <= answer < len(values) or np.min(units) < 1:
-            raise InputError(f"accuracy: item {i} has logliks {values}, tokens {units[0]}, bytes {units[1]}, answer "
-                             f"{answer}; expected one number per choice, no empty choice, and an answer among them")
+    for i, (values, *units, answer) in enumerate(
+        zip(logliks, tokens, num_bytes, answers, strict=True)
+    ):
+        if (
+            {len(unit) for unit in units} != {len(values)}
+            or not 0 <= answer < len(values)
+            or np.min(units) < 1
+        ):
+            raise InputError(
+                f"accuracy: item {i} has logliks {values}, tokens {units[0]}, bytes {units[1]}, answer "
+                f"{answer}; expected one number per choice, no empty choice, and an answer among them"
+            )
         if np.isnan(values).any():
             raise FloatingPointError(f"item {i}: the log-likelihood of a choice is nan")
         best = [likeliest(values, unit) for unit in (np.ones(len(values)), *units)]
@@ -187,7 +250,9 @@ def tie_shares(tied: Sequence[Sequence[str]]) -> dict[str, float]:
     return {f"{name}_ties": sum(name in names for names in tied) / len(tied) for name in ACCURACIES}
 
 
-def pass_at_k_statistics(n: Sequence[int], c: Sequence[int], ks: Sequence[int] = (1,)) -> np.ndarray:
+def pass_at_k_statistics(
+    n: Sequence[int], c: Sequence[int], ks: Sequence[int] = (1,)
+) -> np.ndarray:
     """(items, len(ks) + 1) float64 from the number of programs and of those that pass, per item; see `pass_at_k`."""
     _check_lengths("pass_at_k", n=n, c=c)
     rows = [[*(pass_at_k(*counts, k) for k in ks), 1] for counts in zip(n, c, strict=True)]
@@ -203,20 +268,27 @@ def normalize_answer(text: str) -> str:
 def _check_lengths(metric: str, **columns: Sequence) -> None:
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1 or not all(lengths.values()):
-        raise InputError(f"{metric}: got {', '.join(f'{n} {name}' for name, n in lengths.items())}; expected one of "
-                         "each per item, and at least one item")
+        raise InputError(
+            f"{metric}: got {', '.join(f'{n} {name}' for name, n in lengths.items())}; expected one of "
+            "each per item, and at least one item"
+        )
 
 
 def _squad_score(metric: str, prediction: str, golds: Sequence[str], squad_version: int) -> float:
     """Best score over the right answers, 0 to 1. Version 2 passes over those that normalise to nothing, unless all do:
     then only such a prediction is right. Version 1 gives it exact match 1 and F1 0."""
-    words, answers = normalize_answer(prediction).split(), [normalize_answer(gold).split() for gold in golds]
+    words, answers = (
+        normalize_answer(prediction).split(),
+        [normalize_answer(gold).split() for gold in golds],
+    )
     if squad_version == 2:
         answers = [answer for answer in answers if answer] or [[]]
     if metric == "exact_match" or squad_version == 2 and not (words and answers[0]):
         return float(words in answers)
     shared = [sum((Counter(words) & Counter(answer)).values()) for answer in answers]
-    return max(2 * n / max(1, len(words) + len(answer)) for n, answer in zip(shared, answers, strict=True))
+    return max(
+        2 * n / max(1, len(words) + len(answer)) for n, answer in zip(shared, answers, strict=True)
+    )
 
 
 def _check_rouge_tokenizer(
@@ -228,5 +300,7 @@ def _check_rouge_tokenizer(
         text = " ".join(golds).lower()
         kept, letters = sum(map(len, tokens(text))), sum(map(str.isalnum, text))
         if 2 * kept < max(1, letters):
-            raise InputError(f"rouge: {place}: the tokenizer {tokenizer} drops most of {golds[0][:40]!r}; set "
-                             "tokenizer to words for letters beyond a to z, to character for text without spaces")
+            raise InputError(
+                f"rouge: {place}: the tokenizer {tokenizer} drops most of {golds[0][:40]!r}; set "
+                "tokenizer to words for letters beyond a to z, to character for text without spaces"
+            )

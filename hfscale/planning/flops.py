@@ -2,9 +2,16 @@
 
 from typing import NamedTuple
 
-TOKENS_PER_PARAMETER = 20  # compute-optimal: Hoffmann et al. 2022 (arXiv:2203.15556), approaches 1 and 2, table 3
-PUBLISHED = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280),
-             "gpt2-xl": (48, 25, 1600), "distilgpt2": (6, 12, 768)}  # n_layer, n_head, n_embd of the Hub's models
+TOKENS_PER_PARAMETER = (
+    20  # compute-optimal: Hoffmann et al. 2022 (arXiv:2203.15556), approaches 1 and 2, table 3
+)
+PUBLISHED = {
+    "gpt2": (12, 12, 768),
+    "gpt2-medium": (24, 16, 1024),
+    "gpt2-large": (36, 20, 1280),
+    "gpt2-xl": (48, 25, 1600),
+    "distilgpt2": (6, 12, 768),
+}  # n_layer, n_head, n_embd of the Hub's models
 
 
 class Shape(NamedTuple):
@@ -52,7 +59,9 @@ class Shape(NamedTuple):
         """Of one block: matrices and biases of its linear layers, and two layer norms (three with cross-attention)."""
         layers = [*self.linear_layers().values(), *self.idle_layers().values()]
         norms = 3 if self.add_cross_attention else 2
-        return sum(inputs * outputs + outputs for inputs, outputs in layers) + norms * 2 * self.n_embd
+        return (
+            sum(inputs * outputs + outputs for inputs, outputs in layers) + norms * 2 * self.n_embd
+        )
 
     def embedding_parameters(self) -> int:
         """Of token and position embeddings, and of an output embedding of its own."""
@@ -61,9 +70,13 @@ class Shape(NamedTuple):
 
     def parameters(self) -> int:
         """Of the whole model, a tied embedding once."""
-        return self.embedding_parameters() + self.n_layer * self.block_parameters() + 2 * self.n_embd
+        return (
+            self.embedding_parameters() + self.n_layer * self.block_parameters() + 2 * self.n_embd
+        )
 
-    def lora_parameters(self, rank: int, target_modules: tuple[str, ...] = (), freeze_layers: int = 0) -> int:
+    def lora_parameters(
+        self, rank: int, target_modules: tuple[str, ...] = (), freeze_layers: int = 0
+    ) -> int:
         """Of adapters: rank x (inputs + outputs) of each linear layer that has one (see `Trained`)."""
         trained = Trained(rank, target_modules, freeze_layers)
         layers = {**self.linear_layers(), **self.idle_layers()}
@@ -87,7 +100,9 @@ class Trained(NamedTuple):
         if not self.lora_rank or block < self.freeze_layers:
             return False
         whole_name = f".transformer.h.{block}.{name}"
-        return not self.target_modules or whole_name.endswith(tuple(f".{end}" for end in self.target_modules))
+        return not self.target_modules or whole_name.endswith(
+            tuple(f".{end}" for end in self.target_modules)
+        )
 
     def trains(self, block: int) -> bool:
         """Whether this block's own weights are trained."""
@@ -109,13 +124,19 @@ class Trained(NamedTuple):
         if not self.freeze_layers:
             return shape.parameters()
         output = 0 if shape.tie_word_embeddings else shape.vocab_size * shape.n_embd
-        return output + (shape.n_layer - self.freeze_layers) * shape.block_parameters() + 2 * shape.n_embd
+        return (
+            output
+            + (shape.n_layer - self.freeze_layers) * shape.block_parameters()
+            + 2 * shape.n_embd
+        )
 
     def idle_parameters(self, shape: Shape) -> int:
         """How many of them never get a gradient, so that AdamW keeps nothing for them: the cross-attention's."""
         layers = shape.idle_layers()
         if self.lora_rank:
-            return self.parameters(shape) - self.parameters(shape._replace(add_cross_attention=False))
+            return self.parameters(shape) - self.parameters(
+                shape._replace(add_cross_attention=False)
+            )
         matrices = sum(inputs * outputs + outputs for inputs, outputs in layers.values())
         norm = 2 * shape.n_embd if layers else 0
         return (shape.n_layer - self.freeze_layers) * (matrices + norm)
@@ -142,7 +163,9 @@ class Layer(NamedTuple):
 
     def forward_flops(self, rank: int) -> int:
         """Per token: two for each multiplication, with its adapter's two products."""
-        return 2 * self.inputs * self.outputs + self.adapted * 2 * rank * (self.inputs + self.outputs)
+        return 2 * self.inputs * self.outputs + self.adapted * 2 * rank * (
+            self.inputs + self.outputs
+        )
 
     def backward_flops(self, rank: int) -> int:
         """Per token: a product's size for each gradient that is needed, of its weights and of its input."""
@@ -171,7 +194,9 @@ class Block(NamedTuple):
 
     def backward_flops(self, max_length: int, rank: int) -> int:
         """Per token: of scores and weighted values two gradients each."""
-        attention = 2 * 2 * 2 * max_length * self.c_proj.inputs if self.c_attn.output_gradient else 0
+        attention = (
+            2 * 2 * 2 * max_length * self.c_proj.inputs if self.c_attn.output_gradient else 0
+        )
         return attention + sum(layer.backward_flops(rank) for layer in self)
 
     def again_flops(self, max_length: int, rank: int, *, dropout: bool) -> int:
@@ -184,11 +209,15 @@ class Block(NamedTuple):
         return self.forward_flops(max_length, rank) - (0 if dropout else not_needed)
 
 
-def blocks_in_training(shape: Shape, trained: Trained, activation_checkpointing: bool = False) -> list[Block]:
+def blocks_in_training(
+    shape: Shape, trained: Trained, activation_checkpointing: bool = False
+) -> list[Block]:
     """What is trained in each block, and where gradients go: back to the first trained weight, no further. With
     checkpointing upstream lets the embeddings' output ask for one, so that it goes through all blocks."""
     blocks = []
-    reached = trained.embeddings or activation_checkpointing  # whether the residual stream carries a gradient
+    reached = (
+        trained.embeddings or activation_checkpointing
+    )  # whether the residual stream carries a gradient
     for index in range(shape.n_layer):
         own, layers = trained.trains(index), []
         for name, (inputs, outputs) in shape.linear_layers().items():
@@ -210,8 +239,16 @@ def forward_flops(shape: Shape, tokens: int, max_length: int) -> int:
     return tokens * (output + sum(block.forward_flops(max_length, 0) for block in blocks))
 
 
-def training_flops(shape: Shape, tokens: int, max_length: int, *, activation_checkpointing: bool = False,
-                   lora_rank: int = 0, target_modules: tuple[str, ...] = (), freeze_layers: int = 0) -> int:
+def training_flops(
+    shape: Shape,
+    tokens: int,
+    max_length: int,
+    *,
+    activation_checkpointing: bool = False,
+    lora_rank: int = 0,
+    target_modules: tuple[str, ...] = (),
+    freeze_layers: int = 0,
+) -> int:
     """Of forward and backward passes: a product's gradients take two of its size, of weights that are trained and of
     inputs behind which something is. Checkpointing computes the blocks once more, without dropout but for the
     MLP's second layer, whose result the backward pass does not use."""
@@ -219,7 +256,9 @@ def training_flops(shape: Shape, tokens: int, max_length: int, *, activation_che
     blocks = blocks_in_training(shape, trained, activation_checkpointing)
     per_token = 2 * shape.vocab_size * shape.n_embd * (2 + trained.output_embedding(shape))
     for block in blocks:
-        per_token += block.forward_flops(max_length, lora_rank) + block.backward_flops(max_length, lora_rank)
+        per_token += block.forward_flops(max_length, lora_rank) + block.backward_flops(
+            max_length, lora_rank
+        )
         if activation_checkpointing:
             per_token += block.again_flops(max_length, lora_rank, dropout=shape.resid_pdrop > 0)
     return tokens * per_token

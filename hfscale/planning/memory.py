@@ -8,7 +8,10 @@ from hfscale.planning.flops import Block, Layer, Shape, Trained, blocks_in_train
 DEEPSPEED_BUCKET = 500_000_000  # values DeepSpeed reduces at a time by default: a buffer made in every backward pass
 ZERO3_LIVE = 1_000_000_000  # weights that ZeRO-3 keeps gathered by default: all of a smaller model
 MASK_BYTES = 1  # of a value that dropout left out or not, on a GPU; on a CPU it is a value itself
-KEPT_BY_RESULT = ("relu", "tanh")  # activations whose backward pass needs what they gave, not what they read
+KEPT_BY_RESULT = (
+    "relu",
+    "tanh",
+)  # activations whose backward pass needs what they gave, not what they read
 FSDP_BLOCKS = 5  # blocks in flight: one used, one gathered ahead, their copies and gradients on the way (measured)
 
 
@@ -54,12 +57,18 @@ def sharding_of(launch_config: dict[str, Any], processes: int) -> Sharding:
     """What the content of an accelerate config (its YAML) means for this many processes."""
     deepspeed, fsdp = (launch_config.get(f"{name}_config") or {} for name in ("deepspeed", "fsdp"))
     if launch_config.get("distributed_type") == "DEEPSPEED":
-        return Sharding("deepspeed", deepspeed.get("zero_stage", 2), processes,
-                        deepspeed.get("offload_optimizer_device", "none"))
+        return Sharding(
+            "deepspeed",
+            deepspeed.get("zero_stage", 2),
+            processes,
+            deepspeed.get("offload_optimizer_device", "none"),
+        )
     if launch_config.get("distributed_type") == "FSDP":
         splits_weights = _is_true(fsdp.get("fsdp_reshard_after_forward", True))
         offloads = _is_true(fsdp.get("fsdp_offload_params", False))
-        return Sharding("fsdp", 3 if splits_weights else 2, processes, "cpu" if offloads else "none")
+        return Sharding(
+            "fsdp", 3 if splits_weights else 2, processes, "cpu" if offloads else "none"
+        )
     return Sharding("ddp" if processes > 1 else "none", 0, processes)
 
 
@@ -79,9 +88,20 @@ def step_memory_bytes(shape: Shape, step: Step, sharding: Sharding) -> dict[str,
     gradients = state.pop("gradients")
     moments = _moments(shape, step, sharding, gradients)
     if step.accumulates:  # the gradients of the passes before are there all along
-        moments = [{**moment, "gradients": max(gradients, moment.get("gradients", 0))} for moment in moments]
+        moments = [
+            {**moment, "gradients": max(gradients, moment.get("gradients", 0))}
+            for moment in moments
+        ]
     fullest = max(moments, key=lambda moment: sum(moment.values()))
-    parts = ("weights", "bf16 copies", "gradients", "optimizer", "activations", "logits", "communication")
+    parts = (
+        "weights",
+        "bf16 copies",
+        "gradients",
+        "optimizer",
+        "activations",
+        "logits",
+        "communication",
+    )
     return {part: int(state.get(part, 0) + fullest.get(part, 0)) for part in parts}
 
 
@@ -106,7 +126,9 @@ def _state(shape: Shape, step: Step, sharding: Sharding) -> dict[str, float]:
         "weights": 0 if whole else weights * weights_part,
         "gradients": 0 if whole else value * trained * gradients_part,
         "optimizer": on_device * (master + step.optimizer_bytes) * trained * optimizer_part,
-        "communication": 4 * trained if sharding.engine == "ddp" else 0,  # DDP's buckets: one more copy
+        "communication": 4 * trained
+        if sharding.engine == "ddp"
+        else 0,  # DDP's buckets: one more copy
     }
 
 
@@ -119,10 +141,14 @@ def _saved_by_4bit(shape: Shape, step: Step, value: int) -> float:
     return linear * (value - 4.127 / 8)
 
 
-def _moments(shape: Shape, step: Step, sharding: Sharding, gradients: float) -> list[dict[str, float]]:
+def _moments(
+    shape: Shape, step: Step, sharding: Sharding, gradients: float
+) -> list[dict[str, float]]:
     """What comes on top of the state, by part, at each of the moments that `step_memory_bytes` names."""
     n, words = shape.n_embd, shape.vocab_size
-    tokens, eval_tokens = (rows * step.max_length for rows in (step.batch_size, step.eval_batch_size))
+    tokens, eval_tokens = (
+        rows * step.max_length for rows in (step.batch_size, step.eval_batch_size)
+    )
     sizes = _Vector.of(step, sharding)
     inside, between = tokens * n * sizes.inside, tokens * n * sizes.between
     wide = tokens * shape.inner * sizes.mlp
@@ -141,23 +167,43 @@ def _moments(shape: Shape, step: Step, sharding: Sharding, gradients: float) -> 
     tied_again = output_gradient if shape.tie_word_embeddings else 0
     return [
         # The loss is computed: logits as they come, in float32, and their log-probabilities.
-        {"activations": kept + inside + 2 * between, "logits": tokens * words * (10 if step.bf16 else 8),
-         "bf16 copies": copies.output + copies.blocks, "communication": few},
+        {
+            "activations": kept + inside + 2 * between,
+            "logits": tokens * words * (10 if step.bf16 else 8),
+            "bf16 copies": copies.output + copies.blocks,
+            "communication": few,
+        },
         # Its backward pass begins: log-probabilities and two gradients, in float32.
-        {"activations": kept + inside + between, "logits": tokens * words * 12,
-         "bf16 copies": copies.output + (0 if again else copies.blocks), "communication": few},
+        {
+            "activations": kept + inside + between,
+            "logits": tokens * words * 12,
+            "bf16 copies": copies.output + (0 if again else copies.blocks),
+            "communication": few,
+        },
         # Backward has reached the last block's MLP; with checkpointing the block is there once more. Its gradients
         # are five vectors, and a sixth where the residual's must be cast.
-        {"activations": kept + (kept_by_block[-1] if again else between)
-         + (1 if sizes.inside == sizes.between else 2) * inside + wide + unpacked
-         + tokens * _adapter_gradients(step, blocks[-1]),
-         "gradients": output_gradient + mlp_gradient,
-         "bf16 copies": copies.output + (copies.last if again else copies.blocks), "communication": bucket + many},
+        {
+            "activations": kept
+            + (kept_by_block[-1] if again else between)
+            + (1 if sizes.inside == sizes.between else 2) * inside
+            + wide
+            + unpacked
+            + tokens * _adapter_gradients(step, blocks[-1]),
+            "gradients": output_gradient + mlp_gradient,
+            "bf16 copies": copies.output + (copies.last if again else copies.blocks),
+            "communication": bucket + many,
+        },
         # Every gradient is there, that of the tied embedding twice, and little else.
-        {"activations": 2 * between + unpacked, "gradients": gradients + tied_again, "communication": bucket + few},
+        {
+            "activations": 2 * between + unpacked,
+            "gradients": gradients + tied_again,
+            "communication": bucket + few,
+        },
         # Evaluation: logits of a whole batch, in bf16 also in float32, and one block's vectors.
-        {"activations": eval_tokens * (4 * n + shape.inner * step.width),
-         "logits": eval_tokens * words * (6 if step.bf16 else 4)},
+        {
+            "activations": eval_tokens * (4 * n + shape.inner * step.width),
+            "logits": eval_tokens * words * (6 if step.bf16 else 4),
+        },
     ]
 
 
@@ -201,10 +247,14 @@ def _kept_by_attention(shape: Shape, step: Step, sizes: _Vector, block: Block) -
     result = shape.n_embd * sizes.inside
     if not block.c_attn.output_gradient:
         return result if block.c_proj.keeps_input else 0
-    if step.on_cpu and shape.attn_pdrop:  # not fused: the weights, their dropout and its result, all in float32
+    if (
+        step.on_cpu and shape.attn_pdrop
+    ):  # not fused: the weights, their dropout and its result, all in float32
         own = 4 * 3 * (shape.n_embd + shape.n_head * step.max_length)
         return own + (result if block.c_proj.keeps_input else 0)
-    read_again = block.c_proj.adapted and (step.bf16 or step.lora_dropout > 0)  # peft makes a copy for the adapter
+    read_again = block.c_proj.adapted and (
+        step.bf16 or step.lora_dropout > 0
+    )  # peft makes a copy for the adapter
     mask = step.max_length * step.width if step.masked else 0
     return (5 if read_again else 4) * result + 4 * shape.n_head + mask
 
@@ -239,7 +289,11 @@ def _copies(shape: Shape, step: Step, sharding: Sharding, blocks: Sequence[Block
     if step.load_in_4bit:
         return _Copies(output, 0, 0)
     by_block = [
-        sum(2 * layer.inputs * layer.outputs for layer in block if layer.trained or layer.input_gradient)
+        sum(
+            2 * layer.inputs * layer.outputs
+            for layer in block
+            if layer.trained or layer.input_gradient
+        )
         for block in blocks
     ]
     return _Copies(output, sum(by_block), by_block[-1])

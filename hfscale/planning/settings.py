@@ -13,11 +13,20 @@ from hfscale.planning.shapes import saved_tokenizer
 # Bytes that each optimizer keeps per trained parameter, beside the weights and their gradients.
 OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "adagrad": 4, "rmsprop": 4, "sgd": 0}
 # Arguments of training that change memory or time in a way that is not counted, but for these values.
-ONLY_WITH = {"torch_compile": (False,), "torch_compile_backend": (None,), "torch_compile_mode": (None,),
-             "activation_checkpointing_kwargs": (None, {}, {"use_reentrant": False}),
-             "gradient_checkpointing_kwargs": (None, {}, {"use_reentrant": False}), "optim_args": (None, ""),
-             "optim_target_modules": (None,), "label_smoothing_factor": (0,), "parallelism_config": (None,),
-             "bf16_full_eval": (False,), "fp16_full_eval": (False,), "use_cpu": (False,)}
+ONLY_WITH = {
+    "torch_compile": (False,),
+    "torch_compile_backend": (None,),
+    "torch_compile_mode": (None,),
+    "activation_checkpointing_kwargs": (None, {}, {"use_reentrant": False}),
+    "gradient_checkpointing_kwargs": (None, {}, {"use_reentrant": False}),
+    "optim_args": (None, ""),
+    "optim_target_modules": (None,),
+    "label_smoothing_factor": (0,),
+    "parallelism_config": (None,),
+    "bf16_full_eval": (False,),
+    "fp16_full_eval": (False,),
+    "use_cpu": (False,),
+}
 # Arguments of finetune, alike.
 ADAPTERS_ONLY_WITH = {"peft_type": (None,), "peft_kwargs": (None, {}), "use_dora": (False,)}
 ON_A_CHECKPOINT = ("lora_rank", "freeze_layers", "load_in_4bit", "add_tokens", "merge")
@@ -25,9 +34,24 @@ WITH_ADAPTERS = ("target_modules", "load_in_4bit", "lora_dropout", "use_rslora",
 DEFAULT_BATCH_SIZE = 8  # TrainingArguments', for training and evaluation
 
 
-POSITIVE = ("num_gpus", "num_machines", "network_gbit_s", "efficiency", "tokens", "tokens_per_step", "vocab_size",
-            "price_per_gpu_hour", "price_per_kwh", "max_length", "lora_rank")
-POSITIVE_IN_TRAINING = ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size")
+POSITIVE = (
+    "num_gpus",
+    "num_machines",
+    "network_gbit_s",
+    "efficiency",
+    "tokens",
+    "tokens_per_step",
+    "vocab_size",
+    "price_per_gpu_hour",
+    "price_per_kwh",
+    "max_length",
+    "lora_rank",
+)
+POSITIVE_IN_TRAINING = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "per_device_eval_batch_size",
+)
 FINETUNED_LENGTH = 1024  # finetune's rows are no longer where nothing is said
 
 
@@ -62,11 +86,15 @@ def check_countable(args: Any) -> None:
     for values, table in ((args.training, ONLY_WITH), (vars(args), ADAPTERS_ONLY_WITH)):
         for name, harmless in table.items():
             if name in values and values[name] not in harmless:
-                raise InputError(f"{name}: got {values[name]!r}, which plan does not count; leave it out, or see what "
-                                 "the first steps of a run take (memory_peak_bytes in its run.json)")
+                raise InputError(
+                    f"{name}: got {values[name]!r}, which plan does not count; leave it out, or see what "
+                    "the first steps of a run take (memory_peak_bytes in its run.json)"
+                )
     optimizer = args.training.get("optim", "adamw_torch_fused")
     if optimizer not in OPTIMIZER_BYTES:
-        raise InputError(f"optim: got {optimizer!r}; plan knows what {', '.join(OPTIMIZER_BYTES)} keep")
+        raise InputError(
+            f"optim: got {optimizer!r}; plan knows what {', '.join(OPTIMIZER_BYTES)} keep"
+        )
     _check_checkpoint(args)
     _check_adapters(args)
 
@@ -79,7 +107,9 @@ def _check_checkpoint(args: Any) -> None:
     sizes = ShapeArguments.__dataclass_fields__
     changed = [name for name, field in sizes.items() if getattr(args, name) != field.default]
     if args.model and changed:
-        raise InputError(f"{changed[0]}: the checkpoint {args.model} has its own; finetune does not take it")
+        raise InputError(
+            f"{changed[0]}: the checkpoint {args.model} has its own; finetune does not take it"
+        )
 
 
 def _check_adapters(args: Any) -> None:
@@ -88,7 +118,9 @@ def _check_adapters(args: Any) -> None:
     if args.lora_rank is None and given:
         raise InputError(f"{given[0]}: works with --lora_rank, which is not given")
     if not 0 <= args.lora_dropout < 1:
-        raise InputError(f"lora_dropout: got {args.lora_dropout}, expected a number from 0 to below 1")
+        raise InputError(
+            f"lora_dropout: got {args.lora_dropout}, expected a number from 0 to below 1"
+        )
     if args.add_tokens and (args.lora_rank or args.freeze_layers):
         raise InputError("add_tokens: plan counts new tokens only where all weights are trained")
 
@@ -97,12 +129,18 @@ def checked_targets(args: Any, shape: Shape) -> tuple[str, ...]:
     """The layers that get adapters, by the ends of their names; raises InputError for one that ends no name, and for
     blocks to freeze that the model has not."""
     if not 0 <= args.freeze_layers <= shape.n_layer - bool(args.lora_rank):
-        raise InputError(f"freeze_layers: got {args.freeze_layers}, the model has {shape.n_layer} blocks")
+        raise InputError(
+            f"freeze_layers: got {args.freeze_layers}, the model has {shape.n_layer} blocks"
+        )
     layers = [*shape.linear_layers(), *shape.idle_layers()]
-    names = [f".transformer.h.{block}.{layer}" for block in range(shape.n_layer) for layer in layers]
+    names = [
+        f".transformer.h.{block}.{layer}" for block in range(shape.n_layer) for layer in layers
+    ]
     for end in args.target_modules or []:
         if not any(name.endswith(f".{end}") for name in names):
-            raise InputError(f"target_modules: {end} ends the name of no linear layer; these do: {', '.join(layers)}")
+            raise InputError(
+                f"target_modules: {end} ends the name of no linear layer; these do: {', '.join(layers)}"
+            )
     return tuple(args.target_modules or ())
 
 
@@ -111,7 +149,9 @@ def find_max_length(args: Any, shape: Shape) -> int:
     longest = min(shape.n_positions, FINETUNED_LENGTH) if args.model else shape.n_positions
     max_length = args.max_length or longest
     if max_length > shape.n_positions:
-        raise InputError(f"max_length {max_length} is beyond the model's n_positions {shape.n_positions}")
+        raise InputError(
+            f"max_length {max_length} is beyond the model's n_positions {shape.n_positions}"
+        )
     return max_length
 
 
@@ -119,7 +159,9 @@ def with_new_tokens(args: Any, shape: Shape) -> Shape:
     """The shape with a vocabulary grown by `--add_tokens`: as many as the tokenizer has not, where it has no room."""
     if not args.add_tokens:
         return shape
-    tokenizer = saved_tokenizer(args.tokenizer if Path(args.tokenizer or "").is_dir() else args.model)
+    tokenizer = saved_tokenizer(
+        args.tokenizer if Path(args.tokenizer or "").is_dir() else args.model
+    )
     known = tokenizer.get_vocab() if tokenizer else {}
     words = len(known) or shape.vocab_size
     new = {token for token in args.add_tokens if token not in known}
@@ -181,8 +223,10 @@ def asked_rows(args: Any, argv: list[str], recipe: str, max_length: int) -> Rows
         return Rows(batch_size, passes, asked, given)
     rows = asked // max_length // args.num_gpus
     if rows < 1:
-        raise InputError(f"tokens_per_step: {asked:,} tokens are fewer than one row of {max_length:,} for each of "
-                         f"{args.num_gpus} GPUs; take fewer GPUs, or more tokens with --tokens_per_step")
+        raise InputError(
+            f"tokens_per_step: {asked:,} tokens are fewer than one row of {max_length:,} for each of "
+            f"{args.num_gpus} GPUs; take fewer GPUs, or more tokens with --tokens_per_step"
+        )
     batch_size = max(size for size in divisors(rows) if size <= batch_size)
     return Rows(batch_size, rows // batch_size, asked, given)
 
@@ -200,5 +244,7 @@ def _config_tokens(argv: list[str], recipe: str, max_length: int) -> int | None:
     if "num_gpus" not in config:
         return None
     batch_size, passes = _batch(config)
-    length = config.get("max_length") or (max_length if config.get("model") else config.get("n_positions", max_length))
+    length = config.get("max_length") or (
+        max_length if config.get("model") else config.get("n_positions", max_length)
+    )
     return config["num_gpus"] * batch_size * passes * length

@@ -7,17 +7,33 @@ from typing import Any
 from hfscale.config import InputError
 from hfscale.planning.flops import PUBLISHED, Shape
 
-ALIASES = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "hidden_size": "n_embd",
-           "max_position_embeddings": "n_positions"}  # GPT2Config.attribute_map
+ALIASES = {
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+}  # GPT2Config.attribute_map
 # What GPT2Config has where a file says nothing.
-DEFAULTS = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50257, "n_inner": None,
-            "tie_word_embeddings": True, "add_cross_attention": False, "activation_function": "gelu_new",
-            "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
+DEFAULTS = {
+    "n_layer": 12,
+    "n_head": 12,
+    "n_embd": 768,
+    "n_positions": 1024,
+    "vocab_size": 50257,
+    "n_inner": None,
+    "tie_word_embeddings": True,
+    "add_cross_attention": False,
+    "activation_function": "gelu_new",
+    "resid_pdrop": 0.1,
+    "embd_pdrop": 0.1,
+    "attn_pdrop": 0.1,
+}
 # The backward pass needs what these read (gelu_new: as hfscale runs it, in one kernel), or what they gave.
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu", "silu", "swish", "relu", "tanh")
 MOST_BLOCKS = 1000  # more are a slip, and each is counted
 # Fields that change nothing that is counted: names, tokens, generation, heads of other tasks, scales, old versions'.
-NOT_COUNTED = frozenset("""
+NOT_COUNTED = frozenset(
+    """
     _name_or_path architectures bos_token_id decoder_start_token_id dtype eos_token_id finetuning_task id2label
     initializer_range keys_to_ignore_at_inference label2id layer_norm_epsilon model_type n_ctx n_special name_or_path
     num_labels _num_labels output_past pad_token_id predict_special_tokens prefix problem_type
@@ -29,14 +45,26 @@ NOT_COUNTED = frozenset("""
     is_decoder length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams
     num_return_sequences output_scores remove_invalid_values repetition_penalty return_dict_in_generate
     suppress_tokens temperature tie_encoder_decoder top_k top_p typical_p
-""".split())
+""".split()
+)
 # Fields that would change what is counted, by the value with which they do not.
-ONLY_WITH = {"chunk_size_feed_forward": 0, "gradient_checkpointing": False, "is_encoder_decoder": False,
-             "output_attentions": False, "output_hidden_states": False, "pruned_heads": {}, "torchscript": False,
-             "use_bfloat16": False, "quantization_config": None, "auto_map": None}
+ONLY_WITH = {
+    "chunk_size_feed_forward": 0,
+    "gradient_checkpointing": False,
+    "is_encoder_decoder": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "pruned_heads": {},
+    "torchscript": False,
+    "use_bfloat16": False,
+    "quantization_config": None,
+    "auto_map": None,
+}
 
 
-def find_shape(model: str | None, sizes: dict[str, Any], tokenizer: str, vocab_size: int | None) -> Shape:
+def find_shape(
+    model: str | None, sizes: dict[str, Any], tokenizer: str, vocab_size: int | None
+) -> Shape:
     """Sizes of a published GPT-2 or of a saved model's folder; else of a new model, `sizes` being its GPT2Config
     arguments, with its tokenizer's vocabulary.
 
@@ -45,8 +73,10 @@ def find_shape(model: str | None, sizes: dict[str, Any], tokenizer: str, vocab_s
     if model is None:
         words = vocab_size or tokenizer_size(tokenizer)
         if not words:
-            raise InputError(f"tokenizer {tokenizer}: its vocabulary is not known before it is there; give "
-                             "--vocab_size")
+            raise InputError(
+                f"tokenizer {tokenizer}: its vocabulary is not known before it is there; give "
+                "--vocab_size"
+            )
         return checked_shape(sizes | {"vocab_size": words}, "command line")
     name = model.removeprefix("openai-community/").removeprefix("distilbert/")
     if name in PUBLISHED and not Path(model).is_dir():
@@ -57,13 +87,17 @@ def find_shape(model: str | None, sizes: dict[str, Any], tokenizer: str, vocab_s
 def read_shape(folder: str) -> Shape:
     """Sizes of the model that a folder holds; raises InputError: no GPT-2 there, or see `shape_of_config`."""
     if Path(folder, "adapter_config.json").is_file():
-        raise InputError(f"--model {folder}: is an adapter; make a plain model of it first (its run with --merge)")
+        raise InputError(
+            f"--model {folder}: is an adapter; make a plain model of it first (its run with --merge)"
+        )
     path = Path(folder, "config.json")
     try:
         config = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
-        raise InputError(f"--model {folder}: not a folder of a saved GPT-2; known without files: "
-                         f"{', '.join(PUBLISHED)}") from None
+        raise InputError(
+            f"--model {folder}: not a folder of a saved GPT-2; known without files: "
+            f"{', '.join(PUBLISHED)}"
+        ) from None
     return shape_of_config(config, str(path))
 
 
@@ -75,16 +109,24 @@ def shape_of_config(config: dict[str, Any], place: str) -> Shape:
     """
     if not isinstance(config, dict) or config.get("model_type") != "gpt2":
         kind = config.get("model_type") if isinstance(config, dict) else None
-        raise InputError(f"{place}: model_type is {kind!r}; plan counts gpt2 alone; for others, see what the first "
-                         "steps of a run take (memory_peak_bytes in its run.json)")
+        raise InputError(
+            f"{place}: model_type is {kind!r}; plan counts gpt2 alone; for others, see what the first "
+            "steps of a run take (memory_peak_bytes in its run.json)"
+        )
     for name, value in config.items():
         if name in ONLY_WITH and value not in (None, ONLY_WITH[name]):
-            raise InputError(f"{place}: {name} is {json.dumps(value)[:60]}, and plan does not count what that changes")
+            raise InputError(
+                f"{place}: {name} is {json.dumps(value)[:60]}, and plan does not count what that changes"
+            )
         if name not in DEFAULTS.keys() | ALIASES.keys() | ONLY_WITH.keys() | NOT_COUNTED:
-            raise InputError(f"{place}: unknown field {name}; plan cannot tell what it changes, so take it out of a "
-                             "copy of this file if it is a note")
+            raise InputError(
+                f"{place}: unknown field {name}; plan cannot tell what it changes, so take it out of a "
+                "copy of this file if it is a note"
+            )
     given = {ALIASES.get(name, name): value for name, value in config.items()}
-    return checked_shape(DEFAULTS | {name: given[name] for name in DEFAULTS.keys() & given.keys()}, place)
+    return checked_shape(
+        DEFAULTS | {name: given[name] for name in DEFAULTS.keys() & given.keys()}, place
+    )
 
 
 def checked_shape(values: dict[str, Any], place: str) -> Shape:
@@ -97,17 +139,23 @@ def checked_shape(values: dict[str, Any], place: str) -> Shape:
     if shape.n_layer > MOST_BLOCKS:
         raise InputError(f"{place}: n_layer: got {shape.n_layer}, expected at most {MOST_BLOCKS:,}")
     if shape.n_embd % shape.n_head:
-        raise InputError(f"{place}: n_embd {shape.n_embd} is not a multiple of n_head {shape.n_head}")
+        raise InputError(
+            f"{place}: n_embd {shape.n_embd} is not a multiple of n_head {shape.n_head}"
+        )
     for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
         value = getattr(shape, name)
         if type(value) not in (int, float) or not 0 <= value < 1:
             raise InputError(f"{place}: {name}: got {value!r}, expected a number from 0 to below 1")
     for name in ("tie_word_embeddings", "add_cross_attention"):
         if type(getattr(shape, name)) is not bool:
-            raise InputError(f"{place}: {name}: got {getattr(shape, name)!r}, expected true or false")
+            raise InputError(
+                f"{place}: {name}: got {getattr(shape, name)!r}, expected true or false"
+            )
     if shape.activation_function not in ACTIVATIONS:
-        raise InputError(f"{place}: activation_function: got {shape.activation_function!r}; plan knows what the "
-                         f"backward pass keeps of {', '.join(ACTIVATIONS)}")
+        raise InputError(
+            f"{place}: activation_function: got {shape.activation_function!r}; plan knows what the "
+            f"backward pass keeps of {', '.join(ACTIVATIONS)}"
+        )
     return shape
 
 

@@ -21,13 +21,25 @@ def draw_maps(weights: np.ndarray, path: Path) -> None:
     the weight, so that the small ones of a long text show."""
     layers, heads, tokens, _ = weights.shape
     framed = np.pad(weights, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
-    figure = Figure(figsize=(2 + min(heads, 24), 1 + min(layers, 24) * min(heads, 24) / heads), layout="constrained")
+    figure = Figure(
+        figsize=(2 + min(heads, 24), 1 + min(layers, 24) * min(heads, 24) / heads),
+        layout="constrained",
+    )
     axes = figure.subplots()
-    image = axes.imshow(framed.transpose(0, 2, 1, 3).reshape(layers * (tokens + 1), -1), cmap="Blues",
-                        norm=PowerNorm(0.5, 0, 1))
-    axes.set(xlabel="head", ylabel="layer", title="what each token (row) attends to (column)",
-             xticks=(np.arange(heads) + 0.5) * (tokens + 1) - 1, xticklabels=range(heads),
-             yticks=(np.arange(layers) + 0.5) * (tokens + 1) - 1, yticklabels=range(layers))
+    image = axes.imshow(
+        framed.transpose(0, 2, 1, 3).reshape(layers * (tokens + 1), -1),
+        cmap="Blues",
+        norm=PowerNorm(0.5, 0, 1),
+    )
+    axes.set(
+        xlabel="head",
+        ylabel="layer",
+        title="what each token (row) attends to (column)",
+        xticks=(np.arange(heads) + 0.5) * (tokens + 1) - 1,
+        xticklabels=range(heads),
+        yticks=(np.arange(layers) + 0.5) * (tokens + 1) - 1,
+        yticklabels=range(layers),
+    )
     figure.colorbar(image, label="weight", shrink=0.8)
     figure.savefig(path, dpi=120)
 
@@ -37,7 +49,9 @@ def draw_scores(scores: dict[str, np.ndarray], path: Path) -> None:
     figure = Figure(figsize=(12, 7), layout="constrained")
     for axes, (name, values) in zip(figure.subplots(2, 3).flat, scores.items(), strict=True):
         signed = {"cmap": "RdBu_r", "vmin": -abs(values).max(), "vmax": abs(values).max()}
-        image = axes.imshow(values, aspect="auto", **(signed if values.min() < 0 else {"cmap": "Blues", "vmin": 0}))
+        image = axes.imshow(
+            values, aspect="auto", **(signed if values.min() < 0 else {"cmap": "Blues", "vmin": 0})
+        )
         axes.set(title=name.replace("_", " "), xlabel="head", ylabel="layer")
         axes.locator_params(integer=True)
         figure.colorbar(image)
@@ -46,10 +60,16 @@ def draw_scores(scores: dict[str, np.ndarray], path: Path) -> None:
 
 def conclusion(explained: dict[str, Any]) -> str:
     """One sentence: whether the steps gave what the model computed, with the measured difference."""
-    verdict = "equal the model's own to" if explained["equal"] else "DIFFER from the model's own by more than"
-    return (f"O and A {verdict} {explained['tolerance']:g}: the largest difference is "
-            f"{explained['difference']['output']:.1e} in the layer's attention output and "
-            f"{explained['difference']['weights']:.1e} in the weights.")
+    verdict = (
+        "equal the model's own to"
+        if explained["equal"]
+        else "DIFFER from the model's own by more than"
+    )
+    return (
+        f"O and A {verdict} {explained['tolerance']:g}: the largest difference is "
+        f"{explained['difference']['output']:.1e} in the layer's attention output and "
+        f"{explained['difference']['weights']:.1e} in the weights."
+    )
 
 
 def as_text(record: dict[str, Any]) -> str:
@@ -63,14 +83,26 @@ def write_page(path: Path, record: dict[str, Any], weights: np.ndarray) -> None:
     `weights` (layers, maps, tokens, tokens) may hold more maps per layer than the heads that `record` scores: the
     last is the rollout. A long sentence is cut on the page, not in the files beside it."""
     layers, maps, tokens, _ = weights.shape
-    shown = min(tokens, int((MAP_BYTES * 3 / 4 / layers / maps) ** 0.5))  # n (n + 1) / 2 numbers of two bytes
+    shown = min(
+        tokens, int((MAP_BYTES * 3 / 4 / layers / maps) ** 0.5)
+    )  # n (n + 1) / 2 numbers of two bytes
     lower = weights[..., *np.tril_indices(shown)]
-    data = record | {"shown_tokens": shown, "maps": [layers, maps],
-                     "weights": base64.b64encode(np.rint(lower * 65535).astype("<u2").tobytes()).decode()}
+    data = record | {
+        "shown_tokens": shown,
+        "maps": [layers, maps],
+        "weights": base64.b64encode(np.rint(lower * 65535).astype("<u2").tobytes()).decode(),
+    }
     data["logit_lens"] = [{**layer, "top": layer["top"][:shown]} for layer in record["logit_lens"]]
     if record.get("explain"):
-        steps = [{**step, "values": [[f"{value:.4f}" for value in row[:SHOWN]] for row in step["values"][:SHOWN]]}
-                 for step in record["explain"]["steps"]]
+        steps = [
+            {
+                **step,
+                "values": [
+                    [f"{value:.4f}" for value in row[:SHOWN]] for row in step["values"][:SHOWN]
+                ],
+            }
+            for step in record["explain"]["steps"]
+        ]
         data["explain"] = record["explain"] | {"steps": steps}
     text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     page = Path(__file__).with_name("attention.html").read_text("utf-8")

@@ -35,11 +35,21 @@ def count_words(text: str) -> int:
 def check_canary(canary: str, pattern: str) -> None:
     """Raise InputError if the canary does not have the pattern's form, or the pattern has no #."""
     if "#" not in pattern or not re.fullmatch(re.escape(pattern).replace(r"\#", r"\d"), canary):
-        raise InputError(f"canary '{canary}': does not have the form '{pattern}' (# stands for one digit)")
+        raise InputError(
+            f"canary '{canary}': does not have the form '{pattern}' (# stands for one digit)"
+        )
 
 
-def exposure_bits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, canary: str, pattern: str, *,
-                  candidates: int = 1000, batch_size: int = 32, seed: int = 0) -> dict[str, float | int]:
+def exposure_bits(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    canary: str,
+    pattern: str,
+    *,
+    candidates: int = 1000,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> dict[str, float | int]:
     """Exposure of a planted canary: log2 of the number of texts it is compared with, less log2 of its rank by
     likelihood among them (Carlini et al., The Secret Sharer, 2019). 0 to 1 is what chance gives most often; the most
     that can be seen is `exposure_limit_bits`.
@@ -57,21 +67,31 @@ def exposure_bits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ca
     texts = [canary, *sorted(others)]
     nll = score_documents(model, tokenizer, texts, batch_size=batch_size).sums[:, 0]
     rank = 1 + int((nll[1:] <= nll[0]).sum())  # a tie shows nothing
-    return {"rank": rank, "candidates": len(texts), "exposure_bits": float(np.log2(len(texts) / rank)),
-            "exposure_limit_bits": float(np.log2(len(texts)))}
+    return {
+        "rank": rank,
+        "candidates": len(texts),
+        "exposure_bits": float(np.log2(len(texts) / rank)),
+        "exposure_limit_bits": float(np.log2(len(texts))),
+    }
 
 
-def loss_gap(first: np.ndarray, second: np.ndarray, resamples: int = 1000, seed: int = 0) -> dict[str, float | list]:
+def loss_gap(
+    first: np.ndarray, second: np.ndarray, resamples: int = 1000, seed: int = 0
+) -> dict[str, float | list]:
     """Loss of the second set of documents less that of the first, with a 95 % bootstrap interval.
 
     Both are (documents, columns) sums as `score_documents` gives them: nll in nats, tokens, ...; the sets are
     resampled independently.
     """
+
     def loss(sums: np.ndarray) -> np.ndarray:
         return sums[..., 0] / sums[..., 1]
 
-    found = {"gap_ci95": percentile_interval(loss(bootstrap_sums(second, seed=seed + 1))
-                                             - loss(bootstrap_sums(first, seed=seed)))}
+    found = {
+        "gap_ci95": percentile_interval(
+            loss(bootstrap_sums(second, seed=seed + 1)) - loss(bootstrap_sums(first, seed=seed))
+        )
+    }
     for i, (name, sums) in enumerate((("train_loss", first), ("validation_loss", second))):
         found |= estimate(sums, lambda sums, name=name: {name: loss(sums)}, seed=seed + i)
     return found | {"gap": found["validation_loss"] - found["train_loss"]}

@@ -27,7 +27,9 @@ class Judged(NamedTuple):
     part: str  # of the data: validation, or another that was held out
     text: str  # which text it is, and how large
     runs: list[str]
-    rows: list[tuple[str, list[tuple]]]  # name, and each run's value and interval; None: not measured
+    rows: list[
+        tuple[str, list[tuple]]
+    ]  # name, and each run's value and interval; None: not measured
 
 
 def differing_settings(records: Sequence[dict[str, Any]]) -> tuple[list[tuple], list[tuple]]:

@@ -15,25 +15,57 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from hfscale.config import InputError
-from hfscale.report.comparison import beside, differing_settings, flat, judged_on, judged_tables, same_measure
+from hfscale.report.comparison import (
+    beside,
+    differing_settings,
+    flat,
+    judged_on,
+    judged_tables,
+    same_measure,
+)
 from hfscale.report.tables import FLOOR, INTERVALS, in_one_format, number, p_value
 
 # Records of other recipes, each shown in a section of its own where the folder holds it.
-RECORDS = ("data_card.json", "scores.json", "law.json", "attention.json", "bias.json", "memorization.json")
+RECORDS = (
+    "data_card.json",
+    "scores.json",
+    "law.json",
+    "attention.json",
+    "bias.json",
+    "memorization.json",
+)
 PAGE_LIMIT_BYTES = 2_800_000  # pictures beyond it are named, not shown
 LONG_CHARACTERS = 20_000  # of a list in a record: longer ones are named, not shown
-NEEDED = {"recipe": str, "command": str, "config": dict, "data": dict, "model": dict, "metrics": dict}
+NEEDED = {
+    "recipe": str,
+    "command": str,
+    "config": dict,
+    "data": dict,
+    "model": dict,
+    "metrics": dict,
+}
 OPTIONAL = {"hardware": dict, "versions": dict, "train": dict, "samples": list}  # of a run's record
 # What is drawn over steps: the title, and on which part of the data it is measured (None: on none).
-CURVES = {"loss": ("training loss", "train"), "eval_loss": ("validation loss", "validation"),
-          "learning_rate": ("learning rate", None), "grad_norm": ("gradient norm", None)}
+CURVES = {
+    "loss": ("training loss", "train"),
+    "eval_loss": ("validation loss", "validation"),
+    "learning_rate": ("learning rate", None),
+    "grad_norm": ("gradient norm", None),
+}
 COLUMNS = {"points": ("parameters N", "tokens D", "loss")}  # of a list of lists, by its name
 FOLDED = {"config": "every setting", "versions": "of every library"}
 NAMED = ("laws", "rules", "examples", "canaries")  # mappings whose keys are names, not labels
 SIDE_BY_SIDE = ("systems",)  # records with much in each: they are columns, what they say are rows
 
-STYLE = {"svg.fonttype": "none", "font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False,
-         "axes.spines.right": False, "legend.frameon": False}
+STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
 
 
 def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
@@ -53,13 +85,25 @@ def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
     curves = {record["name"]: read_curve(record["name"]) for record in records}
     page = template(Path(__file__).with_name("page.html.j2"))
     settings, not_shared = differing_settings(records)
-    not_judged = [name for record in records for name in shown_names([record["metrics"]])
-                  if not judged_on(record, name)]
+    not_judged = [
+        name
+        for record in records
+        for name in shown_names([record["metrics"]])
+        if not judged_on(record, name)
+    ]
     parts = {
-        "runs": records, "settings": settings, "not_shared": not_shared, "tables": judged_tables(records),
-        "others": list(dict.fromkeys(not_judged)), "found": found, "charts": _charts(records, curves),
+        "runs": records,
+        "settings": settings,
+        "not_shared": not_shared,
+        "tables": judged_tables(records),
+        "others": list(dict.fromkeys(not_judged)),
+        "found": found,
+        "charts": _charts(records, curves),
         "without_curve": [name for name, log in curves.items() if not log],
-        "heads": COLUMNS, "folded": FOLDED, "side_by_side": SIDE_BY_SIDE, "named": NAMED,
+        "heads": COLUMNS,
+        "folded": FOLDED,
+        "side_by_side": SIDE_BY_SIDE,
+        "named": NAMED,
     }
     size = len(page.render(**parts, pictures=[]))
     folders = dict.fromkeys([*runs, *also, *cards])
@@ -68,21 +112,40 @@ def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
 
 def template(path: Path) -> jinja2.Template:
     """The template in a file; what it fills in is escaped where the file is HTML."""
-    environment = jinja2.Environment(autoescape=jinja2.select_autoescape(["html.j2"]), trim_blocks=True,
-                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-                                     keep_trailing_newline=True, loader=jinja2.FileSystemLoader(path.parent))
-    environment.filters |= {"number": number, "p_value": p_value, "beside": lambda records: beside(list(records)),
-                            "label": label_of,
-                            "kind": kind_of, "shown_names": shown_names, "texts": texts_of, "column": _column,
-                            "columns": lambda rows: list(zip_longest(*rows)), "flat": flat}
+    environment = jinja2.Environment(
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        loader=jinja2.FileSystemLoader(path.parent),
+    )
+    environment.filters |= {
+        "number": number,
+        "p_value": p_value,
+        "beside": lambda records: beside(list(records)),
+        "label": label_of,
+        "kind": kind_of,
+        "shown_names": shown_names,
+        "texts": texts_of,
+        "column": _column,
+        "columns": lambda rows: list(zip_longest(*rows)),
+        "flat": flat,
+    }
     return environment.get_template(path.name)
 
 
 def texts_of(values: Any) -> dict[float, str]:
     """How each number among the values, and among the lists in them, is written so that all have one format; nothing
     for a number alone."""
-    each = [inner for value in values for inner in (value if isinstance(value, list | tuple) else [value])]
-    numbers = [value for value in each if isinstance(value, int | float) and not isinstance(value, bool)]
+    each = [
+        inner
+        for value in values
+        for inner in (value if isinstance(value, list | tuple) else [value])
+    ]
+    numbers = [
+        value for value in each if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
     return dict(zip(numbers, in_one_format(numbers), strict=True)) if len(numbers) > 1 else {}
 
 
@@ -132,8 +195,10 @@ def read_run(folder: str) -> dict[str, Any]:
     whole = {name: kind() for name, kind in OPTIONAL.items()} | record
     for name, kind in (NEEDED | OPTIONAL).items():
         if not isinstance(whole.get(name), kind):
-            raise InputError(f"runs: {folder} has no readable run.json ({name} is missing or of another kind); name a "
-                             "folder of a finished run")
+            raise InputError(
+                f"runs: {folder} has no readable run.json ({name} is missing or of another kind); name a "
+                "folder of a finished run"
+            )
     return whole | {"name": folder}
 
 
@@ -143,16 +208,23 @@ def read_curve(folder: str) -> list[dict[str, Any]]:
     Raises InputError: a file that holds no log.
     """
     path = Path(folder, "trainer_state.json")
-    checkpoints = [path for path in Path(folder).glob("checkpoint-*/trainer_state.json")
-                   if path.parent.name.partition("-")[2].isdecimal()]
+    checkpoints = [
+        path
+        for path in Path(folder).glob("checkpoint-*/trainer_state.json")
+        if path.parent.name.partition("-")[2].isdecimal()
+    ]
     if not path.is_file():
         if not checkpoints:
             return []
         path = max(checkpoints, key=lambda path: int(path.parent.name.partition("-")[2]))
-    history = _read(path, "runs", "take it out of the folder to have the page without curves").get("log_history")
+    history = _read(path, "runs", "take it out of the folder to have the page without curves").get(
+        "log_history"
+    )
     if not isinstance(history, list):
-        raise InputError(f"runs: {path} holds no log_history; take it out of the folder to have the page without "
-                         "curves")
+        raise InputError(
+            f"runs: {path} holds no log_history; take it out of the folder to have the page without "
+            "curves"
+        )
     return [log for log in history if isinstance(log, dict) and "step" in log]
 
 
@@ -160,8 +232,13 @@ def _records(folder: str) -> list[tuple[str, dict[str, Any]]]:
     """(name, content) of each record in a folder; raises InputError: there is none, or one is not readable."""
     paths = [path for name in RECORDS if (path := Path(folder, name)).is_file()]
     if not paths:
-        raise InputError(f"also: {folder} holds none of {', '.join(RECORDS)}; name the output of another recipe")
-    return [(path.name, _without_long_lists(_read(path, "also", "write it again"), path.name)) for path in paths]
+        raise InputError(
+            f"also: {folder} holds none of {', '.join(RECORDS)}; name the output of another recipe"
+        )
+    return [
+        (path.name, _without_long_lists(_read(path, "also", "write it again"), path.name))
+        for path in paths
+    ]
 
 
 def _read(path: Path, place: str, cure: str) -> dict[str, Any]:
@@ -182,7 +259,9 @@ def _without_long_lists(value: Any, file: str) -> Any:
     return value
 
 
-def _charts(records: Sequence[dict[str, Any]], curves: dict[str, list[dict[str, Any]]]) -> list[str]:
+def _charts(
+    records: Sequence[dict[str, Any]], curves: dict[str, list[dict[str, Any]]]
+) -> list[str]:
     """An SVG of each logged value over steps. Losses on different texts, or in different tokens, are no lines of one
     chart."""
     names = short_names([record["name"] for record in records])
@@ -190,7 +269,9 @@ def _charts(records: Sequence[dict[str, Any]], curves: dict[str, list[dict[str, 
     for key, (label, part) in CURVES.items():
         groups: dict[tuple, dict[str, list[tuple[float, float]]]] = {}
         for record in records:
-            logged = [log for log in curves[record["name"]] if isinstance(log.get(key), int | float)]
+            logged = [
+                log for log in curves[record["name"]] if isinstance(log.get(key), int | float)
+            ]
             points = [(log["step"], log[key]) for log in logged]
             if points:
                 measure = same_measure(record, part) if part else ()
@@ -214,14 +295,20 @@ def _chart(lines: dict[str, list[tuple[float, float]]], title: str, salt: str) -
         axes, out = figure.subplots(), io.StringIO()
         for name, points in lines.items():
             steps, values = zip(*points, strict=True)
-            axes.plot(steps, values, marker="o" if len(points) < 20 else "", ms=3, lw=1.4, label=name)
+            axes.plot(
+                steps, values, marker="o" if len(points) < 20 else "", ms=3, lw=1.4, label=name
+            )
         axes.set_xlabel("step")
         axes.set_title(title, wrap=True)
         if len(lines) > 1:
             axes.legend()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     svg = out.getvalue()
-    return svg[svg.index("<svg"):].replace("#000000", "currentColor").replace("<text ", '<text fill="currentColor" ')
+    return (
+        svg[svg.index("<svg") :]
+        .replace("#000000", "currentColor")
+        .replace("<text ", '<text fill="currentColor" ')
+    )
 
 
 def _pictures(folders: Sequence[str], room_bytes: int) -> list[dict[str, str]]:

@@ -6,8 +6,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 
-def bars(names: Sequence[str], parts: dict[str, Sequence[float]], labels: Sequence[str],
-         colors: dict[str, str]) -> tuple[Figure, Axes]:
+def bars(
+    names: Sequence[str],
+    parts: dict[str, Sequence[float]],
+    labels: Sequence[str],
+    colors: dict[str, str],
+) -> tuple[Figure, Axes]:
     """A stacked horizontal bar per name, the first on top, with its label at the end; `parts` are {part: lengths}, and
     `colors` theirs."""
     figure = Figure(figsize=(9, 0.5 * len(names) + 1.4), layout="constrained")

@@ -54,7 +54,9 @@ def _format_of(numbers: Sequence[float], digits: int) -> str:
     before_point = max(1, math.floor(math.log10(largest)) + 1)
     wanted = digits - 1 - math.floor(math.log10(least))
     decimals = max(1, min(wanted, MOST_DECIMALS, MOST_DIGITS - before_point))
-    if largest >= FRACTION_LIMIT or least < 10 ** (1 - decimals):  # the least would keep one digit or none
+    if largest >= FRACTION_LIMIT or least < 10 ** (
+        1 - decimals
+    ):  # the least would keep one digit or none
         return powers
     return f",.{decimals}f"
 

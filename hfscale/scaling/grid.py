@@ -19,7 +19,16 @@ from hfscale.launch import shipped, split_flags
 from hfscale.planning.flops import Shape
 
 HEAD_WIDTH = 32  # tokens of small models; n_head follows from the width
-QUIET = ["--eval_on_start", "false", "--eval_strategy", "no", "--save_strategy", "no", "--report_to", "none"]
+QUIET = [
+    "--eval_on_start",
+    "false",
+    "--eval_strategy",
+    "no",
+    "--save_strategy",
+    "no",
+    "--report_to",
+    "none",
+]
 
 
 class Cell(NamedTuple):
@@ -38,7 +47,9 @@ class Cell(NamedTuple):
         """Parameters of the cell's model, before it is built, from the `run.json` of a cell that shares its vocabulary
         and context; `count` as in `run.json`'s `model`."""
         embeddings = like["model"]["parameters"] - like["model"]["parameters_without_embeddings"]
-        rows = embeddings // like["config"]["n_embd"] if count == "parameters" else 0  # of words and positions
+        rows = (
+            embeddings // like["config"]["n_embd"] if count == "parameters" else 0
+        )  # of words and positions
         return Shape(self.n_layer, 1, self.n_embd, 0, rows).parameters()
 
 
@@ -48,8 +59,10 @@ def parse_cells(names: Sequence[str], place: str) -> list[Cell]:
     for name in names:
         match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)-([1-9]\d*)", name)
         if not match or int(match[2]) % HEAD_WIDTH:
-            raise InputError(f"{place}: got '{name}', expected layers x width - tokens, as in 4x128-1000000, none of "
-                             f"them 0, the width a multiple of {HEAD_WIDTH}")
+            raise InputError(
+                f"{place}: got '{name}', expected layers x width - tokens, as in 4x128-1000000, none of "
+                f"them 0, the width a multiple of {HEAD_WIDTH}"
+            )
         cells.append(Cell(*map(int, match.groups())))
         if cells.count(cells[-1]) > 1:
             raise InputError(f"{place}: {name} is named twice; keep one")
@@ -59,23 +72,48 @@ def parse_cells(names: Sequence[str], place: str) -> list[Cell]:
 def cell_command(cell: Cell, folder: Path, pretrain_args: Sequence[str]) -> list[str]:
     """Words of `hfscale` that train a cell; `pretrain_args` are what all cells share, as in config=tiny_cpu."""
     if wrong := [word for word in pretrain_args if "=" not in word or word.startswith("-")]:
-        raise InputError(f"pretrain_args: got '{wrong[0]}', expected name=value, as in config=tiny_cpu")
+        raise InputError(
+            f"pretrain_args: got '{wrong[0]}', expected name=value, as in config=tiny_cpu"
+        )
     shared = [f"--{word}" for word in pretrain_args]
     flags, words = split_flags(shared)
     values = check_recipe_args(shipped("recipes", "pretrain.py")["pretrain"], words)
     context = values.get("max_length") or values.get("n_positions", 1024)
-    per_step = (context * values.get("per_device_train_batch_size", 8) * flags.get("num_processes", 1)
-                * values.get("gradient_accumulation_steps", 1))
+    per_step = (
+        context
+        * values.get("per_device_train_batch_size", 8)
+        * flags.get("num_processes", 1)
+        * values.get("gradient_accumulation_steps", 1)
+    )
     if cell.tokens < per_step:
-        raise InputError(f"tokens: {cell.tokens} is less than one step of {per_step} tokens; give more")
-    own = {"n_layer": cell.n_layer, "n_embd": cell.n_embd, "n_head": cell.n_embd // HEAD_WIDTH,
-           "max_steps": round(cell.tokens / per_step), "output_dir": folder / cell.name}
+        raise InputError(
+            f"tokens: {cell.tokens} is less than one step of {per_step} tokens; give more"
+        )
+    own = {
+        "n_layer": cell.n_layer,
+        "n_embd": cell.n_embd,
+        "n_head": cell.n_embd // HEAD_WIDTH,
+        "max_steps": round(cell.tokens / per_step),
+        "output_dir": folder / cell.name,
+    }
     one = [] if "num_processes" in flags else ["--num_processes", "1"]
-    return ["pretrain", *shared, *one, *QUIET, *(w for k, v in own.items() for w in (f"--{k}", str(v)))]
+    return [
+        "pretrain",
+        *shared,
+        *one,
+        *QUIET,
+        *(w for k, v in own.items() for w in (f"--{k}", str(v))),
+    ]
 
 
-def run_cells(cells: Sequence[Cell], folder: Path, pretrain_args: Sequence[str], *, jobs: int = 1,
-              retries: int = 1) -> tuple[dict[Cell, dict[str, Any]], list[str]]:
+def run_cells(
+    cells: Sequence[Cell],
+    folder: Path,
+    pretrain_args: Sequence[str],
+    *,
+    jobs: int = 1,
+    retries: int = 1,
+) -> tuple[dict[Cell, dict[str, Any]], list[str]]:
     """Train the cells that are not finished, `jobs` at a time; what each prints goes to `<cell>.log` beside it.
 
     Returns the `run.json` of each finished cell, and the names of those that failed `retries` + 1 times.
@@ -87,8 +125,11 @@ def run_cells(cells: Sequence[Cell], folder: Path, pretrain_args: Sequence[str],
     records = {cell: _finished(folder / cell.name, commands[cell]) for cell in cells}
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(_train, commands[cell], folder / cell.name, retries): cell
-                   for cell, record in records.items() if not record}
+        waiting = {
+            pool.submit(_train, commands[cell], folder / cell.name, retries): cell
+            for cell, record in records.items()
+            if not record
+        }
         finished = len(cells) - len(waiting)
         print(f"{finished} of {len(cells)} cells are finished; logs and runs: {folder}", flush=True)
         for number, future in enumerate(as_completed(waiting), finished + 1):
@@ -131,8 +172,14 @@ def _train(command: list[str], run: Path, retries: int) -> dict[str, Any] | None
         if status == 0:
             return _finished(run, command)
         if status == 2:
-            said = [line for line in log.read_text("utf-8", "replace").splitlines() if line.startswith("error: ")]
-            raise InputError(f"pretrain_args: {said[-1].removeprefix('error: ') if said else f'see {log}'}")
+            said = [
+                line
+                for line in log.read_text("utf-8", "replace").splitlines()
+                if line.startswith("error: ")
+            ]
+            raise InputError(
+                f"pretrain_args: {said[-1].removeprefix('error: ') if said else f'see {log}'}"
+            )
     return None
 
 
@@ -156,15 +203,21 @@ def read_runs(
             rows = csv.DictReader(text)
             heads = rows.fieldnames or []
             if missing := [name for name in wanted if name not in heads]:
-                raise InputError(f"fit_csv {path}: no column '{missing[0]}'; it has {', '.join(heads) or 'none'}")
+                raise InputError(
+                    f"fit_csv {path}: no column '{missing[0]}'; it has {', '.join(heads) or 'none'}"
+                )
             for row in rows:
                 if reason := _why_not(row, wanted):
                     dropped.append({"line": rows.line_num, "reason": reason})
                     continue
                 group = row[group_column] if group_column else "all"
-                groups.setdefault(group, []).append(tuple(_positive(row[name]) for name in wanted[:3]))
+                groups.setdefault(group, []).append(
+                    tuple(_positive(row[name]) for name in wanted[:3])
+                )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"fit_csv {path}: cannot be read: {' '.join(str(error).split())}") from None
+        raise InputError(
+            f"fit_csv {path}: cannot be read: {' '.join(str(error).split())}"
+        ) from None
     if not groups:
         raise InputError(f"fit_csv {path}: no line with a positive {', '.join(wanted[:3])}")
     return groups, dropped
@@ -172,7 +225,9 @@ def read_runs(
 
 def _why_not(row: dict[str | None, Any], wanted: Sequence[str]) -> str | None:
     """Why a line is no run; None: it is one."""
-    if None in row:  # a comma within a number, as in 1,000,000, moves what follows into other columns
+    if (
+        None in row
+    ):  # a comma within a number, as in 1,000,000, moves what follows into other columns
         return "it has more fields than the first line"
     for name in wanted[:3]:
         if _positive(row[name]) is None:

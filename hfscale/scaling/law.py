@@ -22,7 +22,13 @@ from hfscale.config import InputError
 EXPONENTS = np.linspace(0.05, 1.5, 16)
 STARTS = 8  # of the best points of the grid, each polished; the lowest end wins
 TINY = 1e-12
-FIVE = [0, 1, 2, 3, -1]  # log E, log A, log B, alpha, beta of what is fitted: equal exponents are one number there
+FIVE = [
+    0,
+    1,
+    2,
+    3,
+    -1,
+]  # log E, log A, log B, alpha, beta of what is fitted: equal exponents are one number there
 
 
 class Law(NamedTuple):
@@ -55,17 +61,25 @@ class Fit(NamedTuple):
 
     law: Law
     draws: list[Law]  # refits to the fitted losses with noise of `noise_sd` anew
-    noise_sd: float  # of log L around the law, widened for the few runs that the parameters leave over
+    noise_sd: (
+        float  # of log L around the law, widened for the few runs that the parameters leave over
+    )
 
     def record(self) -> dict[str, float | list]:
         """The five numbers, each with its 95 % interval beside it, and the warnings: a part of `law.json`."""
-        return {**self._with_intervals(Law._asdict), "noise_sd": self.noise_sd, "warnings": self.warnings}
+        return {
+            **self._with_intervals(Law._asdict),
+            "noise_sd": self.noise_sd,
+            "warnings": self.warnings,
+        }
 
     def split(self, flops: float) -> dict[str, float | list[float]]:
         """The compute-optimal N, D and loss for a budget of 6 N D FLOPs, each with its 95 % interval."""
         return {"flops": flops, **self._with_intervals(lambda law: law.split(flops))}
 
-    def _with_intervals(self, numbers_of: Callable[[Law], dict[str, float]]) -> dict[str, float | list[float]]:
+    def _with_intervals(
+        self, numbers_of: Callable[[Law], dict[str, float]]
+    ) -> dict[str, float | list[float]]:
         draws, found = [numbers_of(draw) for draw in self.draws], {}
         for name, value in numbers_of(self.law).items():
             found |= {name: value, f"{name}_ci95": self.interval([draw[name] for draw in draws])}
@@ -89,15 +103,28 @@ class Fit(NamedTuple):
             exponent = getattr(self.law, name)
             low, high = self.interval([getattr(draw, name) for draw in self.draws])
             if high > 2 * exponent or low < exponent / 2:
-                found.append(f"{name} is not determined: its 95 % interval is {low:.3g} to {high:.3g}; widen the grid")
+                found.append(
+                    f"{name} is not determined: its 95 % interval is {low:.3g} to {high:.3g}; widen the grid"
+                )
         if self.law.E < 1e-3:
-            found.append("E came out as 0: these runs show no floor of the loss; forecasts far beyond them are "
-                         "guesses")
+            found.append(
+                "E came out as 0: these runs show no floor of the loss; forecasts far beyond them are "
+                "guesses"
+            )
         return found
 
 
-def fit_law(n: Sequence[float], d: Sequence[float], loss: Sequence[float], *, equal_exponents: bool = False,
-            delta: float = 1e-3, resamples: int = 500, seed: int = 0, progress: str = "") -> Fit:
+def fit_law(
+    n: Sequence[float],
+    d: Sequence[float],
+    loss: Sequence[float],
+    *,
+    equal_exponents: bool = False,
+    delta: float = 1e-3,
+    resamples: int = 500,
+    seed: int = 0,
+    progress: str = "",
+) -> Fit:
     """Fit the law to runs of `n` parameters, `d` tokens and final `loss`; intervals by parametric bootstrap.
 
     `equal_exponents` sets alpha = beta, one parameter less, as in Gadre et al., Language models scale reliably with
@@ -112,7 +139,9 @@ def fit_law(n: Sequence[float], d: Sequence[float], loss: Sequence[float], *, eq
     """
     n, d, loss = (np.asarray(values, dtype=np.float64) for values in (n, d, loss))
     if not all((np.isfinite(v) & (v > 0)).all() for v in (n, d, loss)):
-        raise InputError("scaling fit: a size, token count or loss is not a positive number; leave that run out")
+        raise InputError(
+            "scaling fit: a size, token count or loss is not a positive number; leave that run out"
+        )
     check_determined(n, d, equal_exponents)
     parameters = _parameters(equal_exponents)
     x, y, w = np.log(n), np.log(d), np.log(loss)
@@ -121,35 +150,50 @@ def fit_law(n: Sequence[float], d: Sequence[float], loss: Sequence[float], *, eq
     best = _best_fit(x, y, w, _starts(x, y, w, equal_exponents), delta)
     law, free = _law(best, *centre), len(w) - parameters
     fitted = np.log(law.loss(n, d))
-    noise_sd = float(np.sqrt(np.sum((w - fitted) ** 2) / free) * student_t.ppf(0.975, free) / norm.ppf(0.975))
+    noise_sd = float(
+        np.sqrt(np.sum((w - fitted) ** 2) / free) * student_t.ppf(0.975, free) / norm.ppf(0.975)
+    )
     noise = np.random.default_rng(seed).normal(0, noise_sd, (resamples, len(w)))
     refits = tqdm(noise, desc=progress, disable=not progress)
-    return Fit(law, [_law(_best_fit(x, y, fitted + row, [best], delta), *centre) for row in refits], noise_sd)
+    return Fit(
+        law,
+        [_law(_best_fit(x, y, fitted + row, [best], delta), *centre) for row in refits],
+        noise_sd,
+    )
 
 
 def _parameters(equal_exponents: bool) -> int:
     return 4 if equal_exponents else 5
 
 
-def check_determined(n: Sequence[float], d: Sequence[float], equal_exponents: bool = False, place: str = "") -> None:
+def check_determined(
+    n: Sequence[float], d: Sequence[float], equal_exponents: bool = False, place: str = ""
+) -> None:
     """Raise InputError, beginning with `place`, unless runs of these sizes and data amounts can determine the law:
     one more run than it has parameters, and three sizes and amounts (two if `equal_exponents`)."""
     parameters, place = _parameters(equal_exponents), place or "scaling fit"
     if len(n) <= parameters:
-        raise InputError(f"{place}: {len(n)} runs cannot determine {parameters} parameters; give at least "
-                         f"{parameters + 1}")
+        raise InputError(
+            f"{place}: {len(n)} runs cannot determine {parameters} parameters; give at least "
+            f"{parameters + 1}"
+        )
     least = parameters - 2
     for name, values in (("model sizes", n), ("data amounts", d)):
         if len(np.unique(values)) < least:
-            raise InputError(f"{place}: {len(np.unique(values))} different {name}; the law needs at least {least} "
-                             "to tell its floor from its slope: add cells to the grid")
+            raise InputError(
+                f"{place}: {len(np.unique(values))} different {name}; the law needs at least {least} "
+                "to tell its floor from its slope: add cells to the grid"
+            )
 
 
-def _objective(free: np.ndarray, x: np.ndarray, y: np.ndarray, w: np.ndarray, delta: float
-               ) -> tuple[float, np.ndarray]:
+def _objective(
+    free: np.ndarray, x: np.ndarray, y: np.ndarray, w: np.ndarray, delta: float
+) -> tuple[float, np.ndarray]:
     """Summed Huber loss, scaled by 1 / delta^2 so that L-BFGS does not stop early, and its gradient."""
     e, a, b, alpha, beta = free[FIVE]
-    terms = np.exp(np.minimum(np.stack([np.full_like(x, e), a - alpha * x, b - beta * y]), 50.0))  # a wild step
+    terms = np.exp(
+        np.minimum(np.stack([np.full_like(x, e), a - alpha * x, b - beta * y]), 50.0)
+    )  # a wild step
     total = terms.sum(axis=0)
     error = (np.log(total) - w) / delta
     slope = np.clip(error, -1, 1)
@@ -169,11 +213,23 @@ def _starts(x: np.ndarray, y: np.ndarray, w: np.ndarray, equal_exponents: bool) 
     return [start for _, start in sorted(found, key=lambda item: item[0])[:STARTS]]
 
 
-def _best_fit(x: np.ndarray, y: np.ndarray, w: np.ndarray, starts: list[np.ndarray], delta: float) -> np.ndarray:
+def _best_fit(
+    x: np.ndarray, y: np.ndarray, w: np.ndarray, starts: list[np.ndarray], delta: float
+) -> np.ndarray:
     """The lowest end over all starts."""
     bounds = [(np.log(TINY), None)] * 3 + [(1e-3, 3.0)] * (len(starts[0]) - 3)
-    ends = [minimize(_objective, start, (x, y, w, delta), jac=True, method="L-BFGS-B", bounds=bounds,
-                     options={"maxiter": 3000, "maxcor": 30, "ftol": 1e-12, "gtol": 1e-8}) for start in starts]
+    ends = [
+        minimize(
+            _objective,
+            start,
+            (x, y, w, delta),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+            options={"maxiter": 3000, "maxcor": 30, "ftol": 1e-12, "gtol": 1e-8},
+        )
+        for start in starts
+    ]
     return min(ends, key=lambda end: end.fun).x
 
 

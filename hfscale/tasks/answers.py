@@ -28,9 +28,20 @@ from hfscale.models import check_token_ids, context_limit
 from hfscale.tasks.examples import spaced_choice
 
 
-def predict(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Dataset, *, max_new_tokens: int,
-            stop_strings: Sequence[str] | None = None, batch_size: int = 8, seed: int = 0, do_sample: bool = False,
-            journal: Journal | None = None, progress: bool = False, **sampling) -> list[dict]:
+def predict(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Dataset,
+    *,
+    max_new_tokens: int,
+    stop_strings: Sequence[str] | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    do_sample: bool = False,
+    journal: Journal | None = None,
+    progress: bool = False,
+    **sampling,
+) -> list[dict]:
     """{"prediction", "finished", "cut_tokens"} for each `prompt` of the examples, in their order, on every rank.
 
     Prompts become tokens as `encode_prompts` says, those of conversations (`messages`) as their chat template wrote
@@ -46,37 +57,68 @@ def predict(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples
     """
     room = (context_limit(model) or 2**31) - max_new_tokens
     if room < 1 or max_new_tokens < 1 or batch_size < 1:
-        raise InputError(f"max_new_tokens {max_new_tokens}, batch_size {batch_size}: both must be above 0, and the "
-                         f"model's context of {context_limit(model)} must leave room for a prompt")
+        raise InputError(
+            f"max_new_tokens {max_new_tokens}, batch_size {batch_size}: both must be above 0, and the "
+            f"model's context of {context_limit(model)} must leave room for a prompt"
+        )
     is_chat = "messages" in examples.column_names
     prompts = encode_prompts(examples["prompt"][:], tokenizer, add_special_tokens=not is_chat)
     check_token_ids(model, map(max, prompts), f"tokenizer of {len(tokenizer)} tokens")
     leading = [] if is_chat else leading_ids(tokenizer)
     cut = [max(0, len(ids) - room) for ids in prompts]
-    rows = [[*leading, *ids[len(leading) + n :]] if n else ids for ids, n in zip(prompts, cut, strict=True)]
+    rows = [
+        [*leading, *ids[len(leading) + n :]] if n else ids
+        for ids, n in zip(prompts, cut, strict=True)
+    ]
     sharded = any(hasattr(p, "ds_id") or isinstance(p, DTensor) for p in model.parameters())
-    settings = {"max_new_tokens": max_new_tokens, "do_sample": do_sample, "stop_strings": stop_strings,
-                "synced_gpus": sharded and PartialState().num_processes > 1, **(sampling if do_sample else {})}
+    settings = {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": do_sample,
+        "stop_strings": stop_strings,
+        "synced_gpus": sharded and PartialState().num_processes > 1,
+        **(sampling if do_sample else {}),
+    }
 
     def answer(batch: list[int]) -> list[dict]:
         torch.manual_seed(seed + batch[0])
-        found = complete_rows(model, tokenizer, [rows[i] for i in batch],
-                              place=f"a prompt among the examples {sorted(batch)}", **settings)
-        return [{"prediction": text, "finished": finished, "cut_tokens": cut[i]}
-                for i, [(text, finished)] in zip(batch, found, strict=True)]
+        found = complete_rows(
+            model,
+            tokenizer,
+            [rows[i] for i in batch],
+            place=f"a prompt among the examples {sorted(batch)}",
+            **settings,
+        )
+        return [
+            {"prediction": text, "finished": finished, "cut_tokens": cut[i]}
+            for i, [(text, finished)] in zip(batch, found, strict=True)
+        ]
 
     was_training = model.training
     model.eval()
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        answers = run_sorted(rows, lambda ids: -len(ids), batch_size, answer, desc="generating",
-                             progress=progress, in_step=sharded, journal=journal)
+        answers = run_sorted(
+            rows,
+            lambda ids: -len(ids),
+            batch_size,
+            answer,
+            desc="generating",
+            progress=progress,
+            in_step=sharded,
+            journal=journal,
+        )
     model.train(was_training)
     return answers
 
 
-def score_choices(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Dataset, *,
-                  batch_size: int = 8, journal: Journal | None = None, progress: bool = False
-                  ) -> tuple[np.ndarray, list[dict]]:
+def score_choices(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Dataset,
+    *,
+    batch_size: int = 8,
+    journal: Journal | None = None,
+    progress: bool = False,
+) -> tuple[np.ndarray, list[dict]]:
     """Multiple choice by the log-likelihood of each of `choices` after `prompt`: statistics for `accuracy` (see
     `choice_statistics`), and per example {"logliks", "tied", "cut_tokens"} (see `tied_accuracies`).
 
@@ -85,20 +127,28 @@ def score_choices(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ex
     text stands in front, and what exceeds the context is cut from the left.
     """
     whole_texts, contexts = [], []
-    for i, (prompt, choices) in enumerate(zip(examples["prompt"], examples["choices"], strict=True)):
+    for i, (prompt, choices) in enumerate(
+        zip(examples["prompt"], examples["choices"], strict=True)
+    ):
         if not choices or not all(choice.strip() for choice in choices):
-            raise InputError(f"accuracy: item {i} has the choices {choices!r}; expected texts that are not empty")
+            raise InputError(
+                f"accuracy: item {i} has the choices {choices!r}; expected texts that are not empty"
+            )
         whole_texts += [prompt + spaced_choice(prompt, choice) for choice in choices]
         contexts += [prompt.rstrip()] * len(choices)
     windows, cut, limit = [], [], context_limit(model) or 2**31
     leading, start = leading_ids(tokenizer), start_ids(tokenizer)
-    for whole, context in zip(encode_texts(whole_texts, tokenizer), encode_texts(contexts, tokenizer), strict=True):
+    for whole, context in zip(
+        encode_texts(whole_texts, tokenizer), encode_texts(contexts, tokenizer), strict=True
+    ):
         before = leading if context and len(whole) > 1 else start
         ids = np.array(after_once(before, whole))
         cut.append(max(0, len(ids) - 1 - limit))
         first = min(len(ids) - len(whole) + len(context), len(ids) - 1) - cut[-1]
         windows.append(Window(ids[cut[-1] :], max(1, first), len(windows)))
-    check_token_ids(model, (window.ids.max() for window in windows), f"tokenizer of {len(tokenizer)} tokens")
+    check_token_ids(
+        model, (window.ids.max() for window in windows), f"tokenizer of {len(tokenizer)} tokens"
+    )
 
     def per_item(values: Iterable) -> list[list]:
         left = iter(values)
@@ -106,15 +156,21 @@ def score_choices(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ex
 
     nll = _score_once(model, windows, batch_size, journal=journal, progress=progress)
     logliks = per_item(-value for value in nll)
-    num_bytes = [[len(choice.lstrip().encode()) for choice in choices] for choices in examples["choices"]]
+    num_bytes = [
+        [len(choice.lstrip().encode()) for choice in choices] for choices in examples["choices"]
+    ]
     tokens = per_item(len(window.ids) - window.first for window in windows)
     tied = [tied_accuracies(*units) for units in zip(logliks, tokens, num_bytes, strict=True)]
-    records = [{"logliks": values, "tied": names, "cut_tokens": max(n)}
-               for values, names, n in zip(logliks, tied, per_item(cut), strict=True)]
+    records = [
+        {"logliks": values, "tied": names, "cut_tokens": max(n)}
+        for values, names, n in zip(logliks, tied, per_item(cut), strict=True)
+    ]
     return choice_statistics(logliks, tokens, num_bytes, examples["answer"][:]), records
 
 
-def _score_once(model: PreTrainedModel, windows: Sequence[Window], batch_size: int, **kwargs) -> list[float]:
+def _score_once(
+    model: PreTrainedModel, windows: Sequence[Window], batch_size: int, **kwargs
+) -> list[float]:
     """As `score_windows`, equal ones only once: in another batch the same tokens can have another rounding error, and
     equal choices would not tie."""
     numbers: dict[tuple[int, bytes], int] = {}
@@ -133,25 +189,45 @@ def check_programs(examples: Dataset, *, allow_code_execution: bool, most: int =
     """Say on stderr, before anything is generated, if the programs cannot tell a right answer: the model's has no
     place in them, or none of the first right answers passes. Raises InputError as `run_program`."""
     if len(examples["program"][0]) == 1:
-        print("program: has no {prediction}, so that what the model answers is not run", file=sys.stderr)
+        print(
+            "program: has no {prediction}, so that what the model answers is not run",
+            file=sys.stderr,
+        )
         return
     answered = list(islice((row for row in examples if row["references"]), most))
     outcomes: list[Outcome] = []
     for row in answered:
         program = row["references"][0].join(row["program"])
-        outcomes.append(run_program(program, row["program_tests"], allow_code_execution=allow_code_execution))
+        outcomes.append(
+            run_program(program, row["program_tests"], allow_code_execution=allow_code_execution)
+        )
         if outcomes[-1].passed:
             return
     if outcomes:
-        said = outcomes[0].output.strip().splitlines()[-1:] or ["no error, but it did not come to its end"]
+        said = outcomes[0].output.strip().splitlines()[-1:] or [
+            "no error, but it did not come to its end"
+        ]
         place = answered[0].get("place", "example 0")
-        print(f"program: none of the first {len(outcomes)} right answers passes its test; {place}: {said[0][:200]} "
-              "(--program says what is run)", file=sys.stderr)
+        print(
+            f"program: none of the first {len(outcomes)} right answers passes its test; {place}: {said[0][:200]} "
+            "(--program says what is run)",
+            file=sys.stderr,
+        )
 
 
-def answer_task(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Dataset, args: TaskArguments, *,
-                num_samples: int = 1, pass_at: Sequence[int] = (1,), allow_code_execution: bool = False,
-                batch_size: int = 8, journal: Journal | None = None, **decoding) -> tuple[dict, list[dict]]:
+def answer_task(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Dataset,
+    args: TaskArguments,
+    *,
+    num_samples: int = 1,
+    pass_at: Sequence[int] = (1,),
+    allow_code_execution: bool = False,
+    batch_size: int = 8,
+    journal: Journal | None = None,
+    **decoding,
+) -> tuple[dict, list[dict]]:
     """({metric: statistics of the items}, a record per example) for all of `args.metrics`.
 
     `decoding` are arguments of `predict`. Each example is asked `num_samples` times; its first answer counts for the
@@ -166,22 +242,40 @@ def answer_task(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, exam
     if set(args.metrics) == {"accuracy"}:
         return columns, records
     asked = examples.select(np.repeat(np.arange(len(examples)), num_samples))
-    answers = predict(model, tokenizer, asked, max_new_tokens=args.max_new_tokens, stop_strings=args.stop_strings,
-                      **common, **decoding)
+    answers = predict(
+        model,
+        tokenizer,
+        asked,
+        max_new_tokens=args.max_new_tokens,
+        stop_strings=args.stop_strings,
+        **common,
+        **decoding,
+    )
     for record, answer in zip(records, answers[::num_samples], strict=True):
         record |= answer
-    columns |= text_statistics([answer["prediction"] for answer in answers[::num_samples]], examples["references"][:],
-                               [metric for metric in args.metrics if metric in TEXT_METRICS], args.metric_options)
+    columns |= text_statistics(
+        [answer["prediction"] for answer in answers[::num_samples]],
+        examples["references"][:],
+        [metric for metric in args.metrics if metric in TEXT_METRICS],
+        args.metric_options,
+    )
     if "pass_at_k" in args.metrics:
         predictions = [answer["prediction"] for answer in answers]
-        programs = [text.join(parts) for text, parts in zip(predictions, asked["program"], strict=True)]
+        programs = [
+            text.join(parts) for text, parts in zip(predictions, asked["program"], strict=True)
+        ]
         with_tests = list(zip(programs, asked["program_tests"], strict=True))
-        passed = run_batches(with_tests, lambda texts: run_program(
-            *texts, allow_code_execution=allow_code_execution).passed, desc="running programs", journal=journal,
-            progress=True)
+        passed = run_batches(
+            with_tests,
+            lambda texts: run_program(*texts, allow_code_execution=allow_code_execution).passed,
+            desc="running programs",
+            journal=journal,
+            progress=True,
+        )
         for i, record in enumerate(records):
             mine = slice(i * num_samples, (i + 1) * num_samples)
             record |= {"predictions": predictions[mine], "passed": passed[mine]}
-        columns["pass_at_k"] = pass_at_k_statistics([num_samples] * len(records),
-                                                    [sum(record["passed"]) for record in records], pass_at)
+        columns["pass_at_k"] = pass_at_k_statistics(
+            [num_samples] * len(records), [sum(record["passed"]) for record in records], pass_at
+        )
     return columns, records

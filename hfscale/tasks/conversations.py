@@ -70,7 +70,9 @@ def _read_turn(place: str, number: int, turn: Any) -> tuple[str, str]:
     if isinstance(content, list):
         content = _join_parts(content)
     if role is None or not isinstance(content, str):
-        raise InputError(f"{place}: turn {number} is {str(turn)[:60]!r}; expected a role and a text")
+        raise InputError(
+            f"{place}: turn {number} is {str(turn)[:60]!r}; expected a role and a text"
+        )
     return str(role).strip().lower(), content
 
 

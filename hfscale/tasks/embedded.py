@@ -23,23 +23,40 @@ HELD_OUT_BYTES = 32  # keys whose hash begins with a byte below it, one of eight
 MAX_ANSWER_CHARACTERS = 60
 SWAPPED_COPIES = 10  # of each summary to learn from, each with other words in the place of some
 SWAP_SHARE = 0.6  # of the words that a summary shares with the names
-UNITS = ("length-kilometer", "length-meter", "mass-kilogram", "volume-liter", "duration-hour", "duration-minute",
-         "digital-megabyte", "temperature-celsius", "speed-kilometer-per-hour", "area-hectare", "power-watt")
+UNITS = (
+    "length-kilometer",
+    "length-meter",
+    "mass-kilogram",
+    "volume-liter",
+    "duration-hour",
+    "duration-minute",
+    "digital-megabyte",
+    "temperature-celsius",
+    "speed-kilometer-per-hour",
+    "area-hectare",
+    "power-watt",
+)
 CURRENCIES = ("EUR", "USD", "GBP", "JPY", "CHF", "SEK", "PLN", "INR", "BRL", "CAD")
-NAMES = ("Ada Ben Clara David Emma Felix Greta Hugo Ines Jonas Karla Leo Mira Nora Oskar Paula Rosa Simon Tara Udo "
-         "Vera Willi Xenia Yann Zoe").split()
+NAMES = (
+    "Ada Ben Clara David Emma Felix Greta Hugo Ines Jonas Karla Leo Mira Nora Oskar Paula Rosa Simon Tara Udo "
+    "Vera Willi Xenia Yann Zoe"
+).split()
 CITIES = "Oslo Rome Paris Lima Quito Cairo Delhi Tokyo Seoul Dakar Accra Riga Minsk Sofia Bern Perth Havana".split()
 JOBS = "nurse pilot baker farmer teacher lawyer painter plumber singer tailor carpenter dentist librarian".split()
 PETS = "cat dog horse parrot rabbit goat tortoise pony hamster goose duck donkey".split()
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 WORD = re.compile("[A-Za-z]{3,}")  # that a summary can share with a name
 # statement, question, yes/no question, values
-FACTS = (("{name} lives in {value}.", "Where does {name} live?", "Does {name} live in {value}?", CITIES),
-         ("{name} is a {value}.", "What is {name}'s job?", "Is {name} a {value}?", JOBS),
-         ("{name} owns a {value}.", "Which animal does {name} own?", "Does {name} own a {value}?", PETS))
+FACTS = (
+    ("{name} lives in {value}.", "Where does {name} live?", "Does {name} live in {value}?", CITIES),
+    ("{name} is a {value}.", "What is {name}'s job?", "Is {name} a {value}?", JOBS),
+    ("{name} owns a {value}.", "Which animal does {name} own?", "Does {name} own a {value}?", PETS),
+)
 
 
-def embedded_examples(name: str, *, train_examples: int | None, validation_examples: int, seed: int) -> DatasetDict:
+def embedded_examples(
+    name: str, *, train_examples: int | None, validation_examples: int, seed: int
+) -> DatasetDict:
     """The set `embedded:<name>` as `train` and `validation`; each example's key decides its part, so no key (a value,
     a fact sheet, a signature) that is held out occurs in training.
 
@@ -50,18 +67,37 @@ def embedded_examples(name: str, *, train_examples: int | None, validation_examp
     Raises:
         InputError: an unknown name (the known ones are listed).
     """
-    makers = {"translation-en-de": partial(_translations, language="de"), "dialogue": _dialogues,
-              "translation-en-fr": partial(_translations, language="fr"), "question-answering": _questions,
-              "summarization": _summaries, "code": _one_statement_functions}
+    makers = {
+        "translation-en-de": partial(_translations, language="de"),
+        "dialogue": _dialogues,
+        "translation-en-fr": partial(_translations, language="fr"),
+        "question-answering": _questions,
+        "summarization": _summaries,
+        "code": _one_statement_functions,
+    }
     if name not in makers:
         known = ", ".join(f"embedded:{known}" for known in makers)
         raise InputError(f"task_source embedded:{name}: unknown; there are {known}")
     limits = {"train": train_examples or GENERATED_EXAMPLES, "validation": validation_examples}
-    rows = Dataset.from_generator(_rows, gen_kwargs={
-        "maker": makers[name], "seed": seed, "limits": limits,
-        "stamp": (sys.version, VERSION, hashlib.sha256(Path(__file__).read_bytes()).hexdigest())})
-    parts = {part: rows.filter(lambda of, part=part: of == part, input_columns="part", desc=f"Held apart: {part}")
-             for part in limits}
+    rows = Dataset.from_generator(
+        _rows,
+        gen_kwargs={
+            "maker": makers[name],
+            "seed": seed,
+            "limits": limits,
+            "stamp": (
+                sys.version,
+                VERSION,
+                hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+            ),
+        },
+    )
+    parts = {
+        part: rows.filter(
+            lambda of, part=part: of == part, input_columns="part", desc=f"Held apart: {part}"
+        )
+        for part in limits
+    }
     return DatasetDict(parts).remove_columns("part")
 
 
@@ -93,7 +129,9 @@ def _translations(rng: random.Random, language: str) -> Iterator[tuple[str, dict
 
 
 def _date(rng: random.Random) -> datetime.datetime:
-    return datetime.datetime(1900, 1, 1) + datetime.timedelta(minutes=rng.randrange(200 * 365 * 24 * 60))
+    return datetime.datetime(1900, 1, 1) + datetime.timedelta(
+        minutes=rng.randrange(200 * 365 * 24 * 60)
+    )
 
 
 def _number(rng: random.Random) -> float:
@@ -107,16 +145,23 @@ def _names(rng: random.Random) -> tuple[str, ...]:
     return kind, *rng.sample(codes, 3)
 
 
-def _written(value: datetime.datetime | float | tuple, form: tuple[float, float], locale: str) -> str:
+def _written(
+    value: datetime.datetime | float | tuple, form: tuple[float, float], locale: str
+) -> str:
     """`form`, two numbers from 0 to 1, picks one of the formats for this type of value."""
+
     def pick(options: tuple) -> str:
         return options[int(form[1] * len(options))]
 
     if isinstance(value, tuple):
         names = getattr(Locale(locale), value[0])
-        return lists.format_list([names[code] for code in value[1:]], pick(("standard", "or")), locale)
+        return lists.format_list(
+            [names[code] for code in value[1:]], pick(("standard", "or")), locale
+        )
     if isinstance(value, datetime.datetime):
-        if form[0] < 0.7:  # never both long and medium, which differ in German but in English not in May
+        if (
+            form[0] < 0.7
+        ):  # never both long and medium, which differ in German but in English not in May
             return dates.format_date(value, pick(("full", "long", "short")), locale)
         date = dates.format_date(value, pick(("full", "medium", "short")), locale)
         return f"{date}, {dates.format_time(value, 'short', locale=locale)}"
@@ -132,15 +177,22 @@ def _questions(rng: random.Random) -> Iterator[tuple[str, dict]]:
     text. The key is the text."""
     while True:
         people = rng.sample(NAMES, 3)
-        facts = [(name, fact, rng.choice(fact[3])) for name in people for fact in rng.sample(FACTS, 2)]
+        facts = [
+            (name, fact, rng.choice(fact[3])) for name in people for fact in rng.sample(FACTS, 2)
+        ]
         rng.shuffle(facts)
         context = " ".join(fact[0].format(name=name, value=value) for name, fact, value in facts)
         name, fact, value = rng.choice(facts)
         question, answer = fact[1].format(name=name), value
         if rng.random() < 1 / 3:
-            others = [other for _, kind, other in facts if kind is fact and other != value] or fact[3]
+            others = [other for _, kind, other in facts if kind is fact and other != value] or fact[
+                3
+            ]
             asked = value if rng.random() < 0.5 else rng.choice(others)
-            question, answer = fact[2].format(name=name, value=asked), "yes" if asked == value else "no"
+            question, answer = (
+                fact[2].format(name=name, value=asked),
+                "yes" if asked == value else "no",
+            )
         yield context, {"context": context, "question": question, "answer": answer}
 
 
@@ -149,13 +201,23 @@ def _dialogues(rng: random.Random) -> Iterator[tuple[str, dict]]:
     while True:
         name, city, number = rng.choice(NAMES), rng.choice(CITIES), rng.randint(2, 40)
         (day, later), thing = rng.sample(DAYS, 2), rng.choice(("table", "room", "boat", "guide"))
-        turns = [f"Hello, this is {name}.", f"Hello {name}, what can I do for you?",
-                 f"I need a {thing} for {number} on {day}.", f"A {thing} for {number} on {day}. In which city?",
-                 rng.choice(("{}.", "In {}, please.")).format(city),
-                 f"Done, {name}: a {thing} for {number} in {city} on {day}.",
-                 f"Sorry, could you make it {later}?", f"Done, {name}: a {thing} for {number} in {city} on {later}."]
-        messages = [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
-        yield f"{name} {city} {number} {day} {thing}", {"messages": messages[:2 * rng.randint(1, 4)]}
+        turns = [
+            f"Hello, this is {name}.",
+            f"Hello {name}, what can I do for you?",
+            f"I need a {thing} for {number} on {day}.",
+            f"A {thing} for {number} on {day}. In which city?",
+            rng.choice(("{}.", "In {}, please.")).format(city),
+            f"Done, {name}: a {thing} for {number} in {city} on {day}.",
+            f"Sorry, could you make it {later}?",
+            f"Done, {name}: a {thing} for {number} in {city} on {later}.",
+        ]
+        messages = [
+            {"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)
+        ]
+        yield (
+            f"{name} {city} {number} {day} {thing}",
+            {"messages": messages[: 2 * rng.randint(1, 4)]},
+        )
 
 
 def _functions(rng: random.Random) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
@@ -164,8 +226,11 @@ def _functions(rng: random.Random) -> Iterator[tuple[str, ast.FunctionDef | ast.
     for code in load_documents("embedded:python-code")["text"]:
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.Module | ast.ClassDef):
-                found += [(getattr(node, "name", ""), item) for item in node.body
-                          if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)]
+                found += [
+                    (getattr(node, "name", ""), item)
+                    for item in node.body
+                    if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)
+                ]
     rng.shuffle(found)
     yield from found
 
@@ -184,9 +249,15 @@ def _summaries(rng: random.Random) -> Iterator[tuple[str, dict]]:
         summary = " ".join(summary.split())
         text = rest.strip() or "\n".join(map(ast.unparse, node.body[1:]))
         if summary and text and len(summary) <= MAX_ANSWER_CHARACTERS:
-            arguments = " ".join(item.arg for item in node.args.args if item.arg not in ("self", "cls"))
-            row = {"signature": _signature(owner, node), "text": text, "summary": summary,
-                   "words": " | ".join(map(_words_of, (node.name, owner, arguments)))}
+            arguments = " ".join(
+                item.arg for item in node.args.args if item.arg not in ("self", "cls")
+            )
+            row = {
+                "signature": _signature(owner, node),
+                "text": text,
+                "summary": summary,
+                "words": " | ".join(map(_words_of, (node.name, owner, arguments))),
+            }
             if _is_held_out(summary):
                 held_out.add(summary)
             else:
@@ -205,7 +276,9 @@ def _words_of(names: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])|[\W_]+", " ", names).lower().strip()
 
 
-def _swap_words(row: dict[str, str], by_length: dict[int, list[str]], rng: random.Random) -> dict[str, str]:
+def _swap_words(
+    row: dict[str, str], by_length: dict[int, list[str]], rng: random.Random
+) -> dict[str, str]:
     """The row with some words that its summary shares with the names swapped for others of the same length, wherever
     they stand: what a summary says is then in what it is made from, not in memory."""
     shared = sorted({*WORD.findall(row["words"])} & {*WORD.findall(row["summary"].lower())})
@@ -226,4 +299,7 @@ def _one_statement_functions(rng: random.Random) -> Iterator[tuple[str, dict]]:
         statement = ast.unparse(body[0]) if len(body) == 1 else "\n"
         if "\n" not in statement and len(statement) <= MAX_ANSWER_CHARACTERS:
             hint = f"  # {doc.splitlines()[0]}" if doc else ""
-            yield _signature("", node), {"declaration": _signature(owner, node) + hint, "body": statement}
+            yield (
+                _signature("", node),
+                {"declaration": _signature(owner, node) + hint, "body": statement},
+            )

@@ -13,11 +13,22 @@ from hfscale.data.sources import split_documents
 from hfscale.data.tokens import encode_continuations, encode_prompts
 
 COLUMNS = ("prompt", "chosen", "rejected")
-EVASIONS = (" Who knows.", " Look it up yourself.", " I do not feel like it.", " Numbers are boring.")
+EVASIONS = (
+    " Who knows.",
+    " Look it up yourself.",
+    " I do not feel like it.",
+    " Numbers are boring.",
+)
 
 
-def load_preferences(source: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int, validation_fraction: float,
-                     seed: int) -> tuple[DatasetDict, int]:
+def load_preferences(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    validation_fraction: float,
+    seed: int,
+) -> tuple[DatasetDict, int]:
     """`train` and `validation` pairs with the columns prompt, chosen, rejected, text (all three), num_tokens and
     num_bytes of both answers; and how many pairs were left out because prompt and answer exceed `max_length` tokens.
 
@@ -29,34 +40,60 @@ def load_preferences(source: str, tokenizer: PreTrainedTokenizerBase, *, max_len
     if source == "embedded:preferences":
         pairs = made_pairs(seed)
     elif files := find_files(source):
-        pairs = [_checked(row, f"{path}{place}") for path in files for place, row in read_rows(path, ".jsonl")]
+        pairs = [
+            _checked(row, f"{path}{place}")
+            for path in files
+            for place, row in read_rows(path, ".jsonl")
+        ]
     else:
-        raise InputError(f"source {source}: no such file; give .jsonl files of pairs, or embedded:preferences")
+        raise InputError(
+            f"source {source}: no such file; give .jsonl files of pairs, or embedded:preferences"
+        )
     kept = []
     for pair in pairs:
         ids = pair_ids(pair, tokenizer)
         answers = [len(ids["chosen_ids"]), len(ids["rejected_ids"])]
         if len(ids["prompt_ids"]) + max(answers) <= max_length:
             text = pair["chosen"] + pair["rejected"]
-            kept.append(pair | {"text": pair["prompt"] + text, "num_tokens": sum(answers),
-                                "num_bytes": len(text.encode())})
+            kept.append(
+                pair
+                | {
+                    "text": pair["prompt"] + text,
+                    "num_tokens": sum(answers),
+                    "num_bytes": len(text.encode()),
+                }
+            )
     if len(kept) < 2:
-        raise InputError(f"source {source}: {len(kept)} pairs fit into {max_length} tokens; give more or shorter ones")
+        raise InputError(
+            f"source {source}: {len(kept)} pairs fit into {max_length} tokens; give more or shorter ones"
+        )
     return _split(source, kept, validation_fraction, seed), len(pairs) - len(kept)
 
 
-def _split(source: str, pairs: list[dict[str, Any]], validation_fraction: float, seed: int) -> DatasetDict:
+def _split(
+    source: str, pairs: list[dict[str, Any]], validation_fraction: float, seed: int
+) -> DatasetDict:
     """Prompts are drawn at random: all pairs of one are on one side."""
     of_prompt: dict[str, list[dict[str, Any]]] = {}
     for pair in pairs:
         of_prompt.setdefault(pair["prompt"], []).append(pair)
     if len(of_prompt) < 2:
-        raise InputError(f"source {source}: its {len(pairs)} pairs are all about one prompt, so that none can be held "
-                         "out and be new; give pairs of several prompts")
-    prompts = split_documents(Dataset.from_dict({"text": list(of_prompt)}), split_by="document", seed=seed,
-                              validation_fraction=validation_fraction)
-    return DatasetDict({name: Dataset.from_list([pair for prompt in part["text"] for pair in of_prompt[prompt]])
-                        for name, part in prompts.items()})
+        raise InputError(
+            f"source {source}: its {len(pairs)} pairs are all about one prompt, so that none can be held "
+            "out and be new; give pairs of several prompts"
+        )
+    prompts = split_documents(
+        Dataset.from_dict({"text": list(of_prompt)}),
+        split_by="document",
+        seed=seed,
+        validation_fraction=validation_fraction,
+    )
+    return DatasetDict(
+        {
+            name: Dataset.from_list([pair for prompt in part["text"] for pair in of_prompt[prompt]])
+            for name, part in prompts.items()
+        }
+    )
 
 
 def pair_ids(pair: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
@@ -74,8 +111,13 @@ def made_pairs(seed: int) -> list[dict[str, str]]:
     draw, pairs = random.Random(seed), []
     for a, b in draw.sample(list(itertools.product(range(10, 60), range(1, 10))), 400):
         word, result = draw.choice((("plus", a + b), ("minus", a - b)))
-        pairs.append({"prompt": f"What is {a} {word} {b}?", "chosen": f" {a} {word} {b} is {result}.",
-                      "rejected": draw.choice(EVASIONS)})
+        pairs.append(
+            {
+                "prompt": f"What is {a} {word} {b}?",
+                "chosen": f" {a} {word} {b} is {result}.",
+                "rejected": draw.choice(EVASIONS),
+            }
+        )
     return pairs
 
 
@@ -84,8 +126,10 @@ def _checked(row: dict[str, Any], place: str) -> dict[str, str]:
         if name not in row:
             raise InputError(f"{place}: no column '{name}'; it has {', '.join(row)}")
         if not isinstance(row[name], str) or not row[name].strip():
-            raise InputError(f"{place}: the {name} is {'empty' if row[name] in ('', None) else 'not text'}; mend or "
-                             "remove the line")
+            raise InputError(
+                f"{place}: the {name} is {'empty' if row[name] in ('', None) else 'not text'}; mend or "
+                "remove the line"
+            )
     if row["chosen"] == row["rejected"]:
         raise InputError(f"{place}: chosen and rejected are equal; mend or remove the line")
     return {name: row[name] for name in COLUMNS}

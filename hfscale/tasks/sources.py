@@ -15,15 +15,20 @@ from hfscale.data.sources import load_saved
 Row: TypeAlias = tuple[str, dict[str, Any]]  # where it stands, for errors, and its columns
 
 ROW_KINDS = ("jsonl", "json", "csv", "tsv")  # of `files.KINDS`
-UNANSWERABLE = "no answer"  # what a model should say to a SQuAD v2 question that its text does not answer
+UNANSWERABLE = (
+    "no answer"  # what a model should say to a SQuAD v2 question that its text does not answer
+)
 # Columns of files of questions and answers, in any case, as public data sets name them.
 QUESTIONS = ("prompt", "instruction", "question", "query", "input", "inputs")
 ANSWERS = ("response", "output", "completion", "answer", "answers", "target", "targets", "reply")
 CONTEXTS = ("input", "context")
 SYSTEMS = ("system", "system_prompt")
 # The text that Alpaca, and data sets after it, put around an instruction for models without a chat template.
-FRAME = re.compile(r"Below is an instruction that describes a task.*?### Instruction:\n(.*?)"
-                   r"(?:\n\n### Input:\n(.*?))?\n\n### Response:\s*", re.DOTALL)
+FRAME = re.compile(
+    r"Below is an instruction that describes a task.*?### Instruction:\n(.*?)"
+    r"(?:\n\n### Input:\n(.*?))?\n\n### Response:\s*",
+    re.DOTALL,
+)
 
 
 def read_task_rows(sources: list[str], task_format: str) -> list[Row]:
@@ -79,11 +84,15 @@ def _records(source: str) -> Iterator[Row]:
         if kind in ROW_KINDS:
             yield from ((f"{path}{place}", row) for place, row in read_rows(path))
         elif kind == "parquet":
-            yield from _numbered(str(path), partial(load_dataset, "parquet", data_files=str(path), split="train"))
+            yield from _numbered(
+                str(path), partial(load_dataset, "parquet", data_files=str(path), split="train")
+            )
         else:
-            raise InputError(f"task_source {path}: a task is read from .jsonl, .json, .csv, .tsv (also .gz, .zst), "
-                             ".parquet, a saved data set or a Hub id, and with --task_format parallel from two text "
-                             "files")
+            raise InputError(
+                f"task_source {path}: a task is read from .jsonl, .json, .csv, .tsv (also .gz, .zst), "
+                ".parquet, a saved data set or a Hub id, and with --task_format parallel from two text "
+                "files"
+            )
     if not files:
         yield from _numbered(source, partial(load_saved, source, None, "train"))
 
@@ -96,12 +105,19 @@ def _numbered(source: str, load: Callable[[], Iterable[dict[str, Any]]]) -> Iter
 def _parallel(sources: list[str]) -> Iterator[Row]:
     files = [file for source in sources for file in find_files(source)]
     if len(files) != 2:
-        raise InputError(f"task_source {' '.join(sources)}: {len(files)} files; parallel text is two, "
-                         "the source first")
-    sides = [[line.rstrip("\r") for line in read_text(path).removesuffix("\n").split("\n")] for path in files]
+        raise InputError(
+            f"task_source {' '.join(sources)}: {len(files)} files; parallel text is two, "
+            "the source first"
+        )
+    sides = [
+        [line.rstrip("\r") for line in read_text(path).removesuffix("\n").split("\n")]
+        for path in files
+    ]
     if len(sides[0]) != len(sides[1]):
-        raise InputError(f"task_source: {files[0]} has {len(sides[0])} lines and {files[1]} {len(sides[1])}; parallel "
-                         "files have the same number, line by line")
+        raise InputError(
+            f"task_source: {files[0]} has {len(sides[0])} lines and {files[1]} {len(sides[1])}; parallel "
+            "files have the same number, line by line"
+        )
     for i, (source, target) in enumerate(zip(*sides, strict=True), 1):
         yield f"{files[0]} and {files[1]}, line {i}", {"source": source, "target": target}
 
@@ -112,12 +128,22 @@ def _squad(rows: Iterable[Row]) -> Iterator[Row]:
         try:
             for paragraph in (p for article in record["data"] for p in article["paragraphs"]):
                 for qa in paragraph["qas"]:
-                    answers = list(dict.fromkeys(answer["text"] for answer in qa["answers"])) or [UNANSWERABLE]
-                    yield f"{place}: question {qa.get('id', qa['question'])}", {
-                        "context": paragraph["context"], "question": qa["question"], "answers": answers}
+                    answers = list(dict.fromkeys(answer["text"] for answer in qa["answers"])) or [
+                        UNANSWERABLE
+                    ]
+                    yield (
+                        f"{place}: question {qa.get('id', qa['question'])}",
+                        {
+                            "context": paragraph["context"],
+                            "question": qa["question"],
+                            "answers": answers,
+                        },
+                    )
         except (KeyError, TypeError) as error:
-            raise InputError(f"{place}: not SQuAD: {error} is missing or of another kind; expected data > paragraphs "
-                             "> context, qas > question, answers > text") from None
+            raise InputError(
+                f"{place}: not SQuAD: {error} is missing or of another kind; expected data > paragraphs "
+                "> context, qas > question, answers > text"
+            ) from None
 
 
 def _instructions(rows: Iterable[Row]) -> Iterator[Row]:
@@ -127,6 +153,8 @@ def _instructions(rows: Iterable[Row]) -> Iterator[Row]:
         for part in parts if isinstance(parts, list) and parts else [row]:
             found = as_instruction(row | part) if isinstance(part, dict) else None
             if found is None:
-                raise InputError(f"{place}: not an instruction; expected prompt and response, instruction, input and "
-                                 f"output, or question and answer; it has {', '.join(row)}")
+                raise InputError(
+                    f"{place}: not an instruction; expected prompt and response, instruction, input and "
+                    f"output, or question and answer; it has {', '.join(row)}"
+                )
             yield place, found

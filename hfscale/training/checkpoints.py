@@ -21,16 +21,43 @@ from hfscale.config import (
 )
 from hfscale.folders import RUN_FILES
 from hfscale.launch import launched_engine
-from hfscale.training.convert import convert_checkpoint, forget_converted, mend_converted, parameter_names
+from hfscale.training.convert import (
+    convert_checkpoint,
+    forget_converted,
+    mend_converted,
+    parameter_names,
+)
 
 MANIFEST = "manifest.json"
 # What may change between a run and its continuation: everything else would be silently ignored or mix two runs.
-MAY_CHANGE = ("output_dir", "max_steps", "num_train_epochs", "logging", "log_", "save", "eval", "report_to",
-              "run_name", "project", "disable_tqdm", "dataloader", "per_device", "gradient_accumulation", "use_cpu",
-              "local_rank", "push_to_hub", "hub_", "ddp_", "metric_for", "accelerator_config")
+MAY_CHANGE = (
+    "output_dir",
+    "max_steps",
+    "num_train_epochs",
+    "logging",
+    "log_",
+    "save",
+    "eval",
+    "report_to",
+    "run_name",
+    "project",
+    "disable_tqdm",
+    "dataloader",
+    "per_device",
+    "gradient_accumulation",
+    "use_cpu",
+    "local_rank",
+    "push_to_hub",
+    "hub_",
+    "ddp_",
+    "metric_for",
+    "accelerator_config",
+)
 
 
-def check_output_dir(output_dir: str, *, resume: str | None, overwrite: bool, can_resume: bool = True) -> None:
+def check_output_dir(
+    output_dir: str, *, resume: str | None, overwrite: bool, can_resume: bool = True
+) -> None:
     """Refuse a folder that holds a run, unless it is to be continued or may be deleted. Nothing is changed here.
     `can_resume`: the recipe has --resume.
 
@@ -40,12 +67,19 @@ def check_output_dir(output_dir: str, *, resume: str | None, overwrite: bool, ca
     path = Path(output_dir)
     check_writable(f"output_dir {output_dir}", path)
     if resume and overwrite:
-        raise InputError("--resume auto continues a run and --overwrite deletes it; give one of the two")
+        raise InputError(
+            "--resume auto continues a run and --overwrite deletes it; give one of the two"
+        )
     if path.is_dir() and any(path.iterdir()):
         if not holds_run(path):
-            raise InputError(f"output_dir {output_dir}: holds files that are no training run; name an empty folder")
+            raise InputError(
+                f"output_dir {output_dir}: holds files that are no training run; name an empty folder"
+            )
         if not resume and not overwrite:
-            ways = "--resume auto continues it, " * can_resume + "--overwrite deletes it, or name another folder"
+            ways = (
+                "--resume auto continues it, " * can_resume
+                + "--overwrite deletes it, or name another folder"
+            )
             raise InputError(f"output_dir {output_dir}: holds a run; {ways}")
     if overwrite:
         check_replaceable(f"output_dir {output_dir}", path, RUN_FILES)
@@ -54,7 +88,8 @@ def check_output_dir(output_dir: str, *, resume: str | None, overwrite: bool, ca
 def holds_run(path: Path) -> bool:
     """Whether a training run wrote here: its last files, checkpoints, or only logs yet."""
     only_logs = {p.name for p in path.iterdir()} <= {"runs", "wandb"} and (
-        any(path.glob("runs/*/events.out.tfevents.*")) or any(path.glob("wandb/*run-*")))
+        any(path.glob("runs/*/events.out.tfevents.*")) or any(path.glob("wandb/*run-*"))
+    )
     return only_logs or (path / "training_args.bin").is_file() or any(path.glob("checkpoint-*"))
 
 
@@ -78,27 +113,43 @@ class CheckpointManifest(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state, control, optimizer=None, **kwargs):
         mend_converted(args, optimizer)
 
-    def on_step_end(self, args: TrainingArguments, state, control, **kwargs):  # every rank has read it by now
+    def on_step_end(
+        self, args: TrainingArguments, state, control, **kwargs
+    ):  # every rank has read it by now
         forget_converted(args)
 
-    def on_save(self, args: TrainingArguments, state, control, model=None, optimizer=None, **kwargs):
+    def on_save(
+        self, args: TrainingArguments, state, control, model=None, optimizer=None, **kwargs
+    ):
         PartialState().wait_for_everyone()  # every rank saves its own random state
         if state.is_world_process_zero:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-            files = {str(p.relative_to(folder)): _digest(p) for p in sorted(folder.rglob("*"))
-                     if p.is_file() and p.name != MANIFEST}
-            record = {"step": state.global_step, "world_size": args.world_size,
-                      "config": _config_of(args, self.rows_from), "parameters": parameter_names(model, optimizer),
-                      "files": files}
+            files = {
+                str(p.relative_to(folder)): _digest(p)
+                for p in sorted(folder.rglob("*"))
+                if p.is_file() and p.name != MANIFEST
+            }
+            record = {
+                "step": state.global_step,
+                "world_size": args.world_size,
+                "config": _config_of(args, self.rows_from),
+                "parameters": parameter_names(model, optimizer),
+                "files": files,
+            }
             write_text(folder / MANIFEST, json.dumps(record, indent=1))
 
 
 def _digest(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
 
 
-def newest_checkpoint(args: TrainingArguments, rows_from: dict[str, Any] | None = None) -> str | None:
+def newest_checkpoint(
+    args: TrainingArguments, rows_from: dict[str, Any] | None = None
+) -> str | None:
     """The newest whole checkpoint in `output_dir`, or None; broken ones are passed over with a line on stderr.
     `rows_from` is compared with what `CheckpointManifest` was given. One of another engine is rewritten for this one
     (`convert_checkpoint`), so that every rank calls this, before it makes its Trainer.
@@ -108,19 +159,30 @@ def newest_checkpoint(args: TrainingArguments, rows_from: dict[str, Any] | None 
             cannot go on here.
     """
     forget_converted(args)  # which a continuation left that was broken off
-    folders = [p for p in Path(args.output_dir).glob("checkpoint-*") if p.name.partition("-")[2].isdigit()]
+    folders = [
+        p for p in Path(args.output_dir).glob("checkpoint-*") if p.name.partition("-")[2].isdigit()
+    ]
     for folder in sorted(folders, key=lambda p: -int(p.name.partition("-")[2])):
         if problem := _problem(folder):
             if is_main_rank():
-                print(f"--resume auto: {folder} is not whole ({problem}); trying an older one", file=sys.stderr)
+                print(
+                    f"--resume auto: {folder} is not whole ({problem}); trying an older one",
+                    file=sys.stderr,
+                )
         else:
-            record, now = json.loads((folder / MANIFEST).read_text()), _config_of(args, rows_from or {})
+            record, now = (
+                json.loads((folder / MANIFEST).read_text()),
+                _config_of(args, rows_from or {}),
+            )
             _check_same_config(record["config"], now, folder)
             if record["config"]["optimizer_state"] == now["optimizer_state"]:
                 return str(folder)
             return str(convert_checkpoint(folder, record, now["optimizer_state"], args))
     if is_main_rank():
-        print(f"--resume auto: no whole checkpoint in {args.output_dir}; starting anew", file=sys.stderr)
+        print(
+            f"--resume auto: no whole checkpoint in {args.output_dir}; starting anew",
+            file=sys.stderr,
+        )
     return None
 
 
@@ -141,7 +203,9 @@ def _problem(folder: Path) -> str | None:
 
 
 def _config_of(args: TrainingArguments, rows_from: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in args.to_dict().items() if not name.startswith(MAY_CHANGE)}
+    kept = {
+        name: value for name, value in args.to_dict().items() if not name.startswith(MAY_CHANGE)
+    }
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     now = {"global_batch_size": rows, "optimizer_state": _optimizer_state(args.world_size)}
     rows_from = {name: value for name, value in rows_from.items() if name != "trust_remote_code"}
@@ -155,11 +219,16 @@ def _optimizer_state(processes: int) -> str:
 
 def _check_same_config(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     names = sorted((before.keys() | now.keys()) - {"optimizer_state"})
-    changed = [f"{name} was {before.get(name)}, is {now.get(name)}" for name in names
-               if before.get(name) != now.get(name)]
+    changed = [
+        f"{name} was {before.get(name)}, is {now.get(name)}"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
     if changed:
-        raise InputError(f"--resume auto: {folder} belongs to a run with other settings ({'; '.join(changed)}); "
-                         "put them back, or start a run in another output_dir")
+        raise InputError(
+            f"--resume auto: {folder} belongs to a run with other settings ({'; '.join(changed)}); "
+            "put them back, or start a run in another output_dir"
+        )
 
 
 class StopOnSignal(TrainerCallback):
@@ -192,6 +261,8 @@ class StopOnSignal(TrainerCallback):
             if is_main_rank():
                 saved = Path(args.output_dir, f"checkpoint-{state.global_step}")
                 goes_on = ", --resume auto goes on" if self.can_resume else f": {saved}"
-                print(f"stopped by SIGTERM after step {state.global_step}; a checkpoint is saved{goes_on}",
-                      file=sys.stderr)
+                print(
+                    f"stopped by SIGTERM after step {state.global_step}; a checkpoint is saved{goes_on}",
+                    file=sys.stderr,
+                )
             raise SystemExit(128 + signal.SIGTERM)

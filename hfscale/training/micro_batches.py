@@ -15,12 +15,18 @@ BYTES_OF_ADAM = 8  # per parameter: two float32 moments
 def split_batch(inputs: Mapping[str, Any], pieces: int) -> list[dict[str, Any]]:
     """The batch in at most this many parts of nearly equal size, the largest first, each with at least one row."""
     pieces = min(pieces, len(inputs["input_ids"]))
-    parts = {name: value.tensor_split(pieces) if torch.is_tensor(value) and value.dim() else [value] * pieces
-             for name, value in inputs.items()}
+    parts = {
+        name: value.tensor_split(pieces)
+        if torch.is_tensor(value) and value.dim()
+        else [value] * pieces
+        for name, value in inputs.items()
+    }
     return [{name: part[i] for name, part in parts.items()} for i in range(pieces)]
 
 
-def find_pieces(model: torch.nn.Module, inputs: Mapping[str, Any], try_piece: Callable[[dict[str, Any]], Any]) -> int:
+def find_pieces(
+    model: torch.nn.Module, inputs: Mapping[str, Any], try_piece: Callable[[dict[str, Any]], Any]
+) -> int:
     """Into how many parts (1, 2, 4, ...) the batch must be split so that `try_piece`, a forward and a backward pass
     without communication, runs in memory twice (the second time beside the gradients of the first) while AdamW's
     state has its place. The largest number of all ranks; gradients and random state are left as they were.
@@ -32,17 +38,23 @@ def find_pieces(model: torch.nn.Module, inputs: Mapping[str, Any], try_piece: Ca
         pieces *= 2
     found = int(gather(torch.tensor([pieces], device=inputs["input_ids"].device)).max())
     if found >= 2 * rows > 0:
-        raise InputError("--auto_batch: not even one row fits into memory; take --activation_checkpointing, a shorter "
-                         "--max_length or a launch config that splits the model (hfscale plan shows which)")
+        raise InputError(
+            "--auto_batch: not even one row fits into memory; take --activation_checkpointing, a shorter "
+            "--max_length or a launch config that splits the model (hfscale plan shows which)"
+        )
     return found
 
 
-def _fits(model: torch.nn.Module, piece: dict[str, Any], try_piece: Callable[[dict[str, Any]], Any]) -> bool:
+def _fits(
+    model: torch.nn.Module, piece: dict[str, Any], try_piece: Callable[[dict[str, Any]], Any]
+) -> bool:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device, reserved = trained[0].device, None
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            reserved = torch.empty(BYTES_OF_ADAM * sum(p.numel() for p in trained), dtype=torch.uint8, device=device)
+            reserved = torch.empty(
+                BYTES_OF_ADAM * sum(p.numel() for p in trained), dtype=torch.uint8, device=device
+            )
             for _ in range(2):
                 try_piece(piece)
         return True

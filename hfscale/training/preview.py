@@ -23,8 +23,12 @@ from hfscale.planning.settings import OPTIMIZER_BYTES
 SHOWN_TOKENS = 24  # of each part that is scored, or is not
 
 
-def preview(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: DatasetDict | dict,
-            args: TrainingArguments) -> None:
+def preview(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: DatasetDict | dict,
+    args: TrainingArguments,
+) -> None:
     """Print (rank 0) the first text of a packed row with its labels, the counts, and the memory of a step."""
     if not is_main_rank():
         return
@@ -34,10 +38,14 @@ def preview(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Da
     counts = Table("what", "value", title="The run", show_header=False)
     for name, part in ((name, part) for name, part in rows.items() if isinstance(part, Dataset)):
         scored, places, longest = sum(part["num_tokens"]), *_places(part)
-        counts.add_row(f"{name} rows x tokens", f"{len(part):,} x {'' if packed else 'up to '}{longest:,}")
+        counts.add_row(
+            f"{name} rows x tokens", f"{len(part):,} x {'' if packed else 'up to '}{longest:,}"
+        )
         counts.add_row(f"{name} tokens scored", f"{scored:,}")
         counts.add_row(f"{name} places not scored", f"{1 - scored / (places - len(part)):.2%}")
-    num_rows = len(rows["train"]) if isinstance(rows["train"], Dataset) else 0  # a stream: max_steps is given
+    num_rows = (
+        len(rows["train"]) if isinstance(rows["train"], Dataset) else 0
+    )  # a stream: max_steps is given
     counts.add_row("steps", f"{count_steps(num_rows, args):,}")
     for name, value in count_parameters(model).items():
         counts.add_row(name.replace("_", " "), f"{value:,}")
@@ -50,8 +58,10 @@ def preview(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Da
     counts.add_row("memory: there is, per process", shown)
     console.print(counts)
     if there is not None and total > there:
-        print("this does not fit: lower per_device_train_batch_size (and raise gradient_accumulation_steps), or add "
-              "--activation_checkpointing; hfscale plan shows what fits where")
+        print(
+            "this does not fit: lower per_device_train_batch_size (and raise gradient_accumulation_steps), or add "
+            "--activation_checkpointing; hfscale plan shows what fits where"
+        )
     print("dry run: nothing was trained or written")
 
 
@@ -59,14 +69,16 @@ def _row_table(row: dict, tokenizer: PreTrainedTokenizerBase) -> Table:
     """The first text of the row up to its last scored token, the middle of long parts left out."""
     table = Table("position", "token", "input_ids", "label", title="The first training row begins")
     for part in _parts(row):
-        hidden = part[SHOWN_TOKENS // 2:-SHOWN_TOKENS // 2] if len(part) > SHOWN_TOKENS else []
+        hidden = part[SHOWN_TOKENS // 2 : -SHOWN_TOKENS // 2] if len(part) > SHOWN_TOKENS else []
         for i in part:
             if hidden and i == hidden[0]:
                 table.add_row("...", f"{len(hidden):,} more", "", "")
             if i not in hidden:
                 token, label = row["input_ids"][i], row["labels"][i]
                 shown = repr(tokenizer.decode([label])) if _is_scored(row, i) else "not scored"
-                table.add_row(str(_positions(row)[i]), repr(tokenizer.decode([token])), str(token), shown)
+                table.add_row(
+                    str(_positions(row)[i]), repr(tokenizer.decode([token])), str(token), shown
+                )
     return table
 
 
@@ -95,7 +107,9 @@ def _places(part: Dataset) -> tuple[int, int]:
     return pyarrow.compute.sum(lengths).as_py(), pyarrow.compute.max(lengths).as_py()
 
 
-def memory_at_hand(model: PreTrainedModel, args: TrainingArguments, rows: Dataset | IterableDataset) -> dict[str, int]:
+def memory_at_hand(
+    model: PreTrainedModel, args: TrainingArguments, rows: Dataset | IterableDataset
+) -> dict[str, int]:
     """Bytes by part that a process of this launch will take (`step_memory_bytes`); another model than GPT-2 is taken
     as a GPT-2 of its sizes."""
     row = next(iter(rows))
@@ -119,7 +133,9 @@ def memory_at_hand(model: PreTrainedModel, args: TrainingArguments, rows: Datase
     if model.config.model_type == "gpt2":
         targets = tuple(getattr(adapter, "target_modules", None) or ())
         step = step._replace(target_modules=targets, freeze_layers=_frozen_blocks(model))
-    return step_memory_bytes(_shape_of(model, step.max_length), step, launched_sharding(args.world_size))
+    return step_memory_bytes(
+        _shape_of(model, step.max_length), step, launched_sharding(args.world_size)
+    )
 
 
 def _shape_of(model: PreTrainedModel, max_length: int) -> Shape:
@@ -137,7 +153,11 @@ def _shape_of(model: PreTrainedModel, max_length: int) -> Shape:
 
 def _frozen_blocks(model: PreTrainedModel) -> int:
     """How many first blocks of a GPT-2 have nothing that is trained."""
-    trained = [name.partition(".h.")[2] for name, p in model.named_parameters() if p.requires_grad and ".h." in name]
+    trained = [
+        name.partition(".h.")[2]
+        for name, p in model.named_parameters()
+        if p.requires_grad and ".h." in name
+    ]
     return min((int(rest.partition(".")[0]) for rest in trained), default=model.config.n_layer)
 
 
@@ -147,8 +167,12 @@ def launched_sharding(processes: int) -> Sharding:
         return sharding_of(*planned)
     engine, _, stage = launched_engine().partition("-")
     if engine == "ZeRO":
-        return Sharding("deepspeed", int(stage), processes,
-                        os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none"))
+        return Sharding(
+            "deepspeed",
+            int(stage),
+            processes,
+            os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none"),
+        )
     return sharding_of({"distributed_type": engine}, processes)
 
 
@@ -164,5 +188,9 @@ def count_steps(num_rows: int, args: TrainingArguments) -> int:
     if args.max_steps > 0:
         return args.max_steps
     per_rank = math.ceil(num_rows / launched_processes(args.world_size))
-    batches = (math.floor if args.dataloader_drop_last else math.ceil)(per_rank / args.per_device_train_batch_size)
-    return math.ceil(max(1, math.ceil(batches / args.gradient_accumulation_steps)) * args.num_train_epochs)
+    batches = (math.floor if args.dataloader_drop_last else math.ceil)(
+        per_rank / args.per_device_train_batch_size
+    )
+    return math.ceil(
+        max(1, math.ceil(batches / args.gradient_accumulation_steps)) * args.num_train_epochs
+    )

@@ -30,36 +30,73 @@ from hfscale.training.sharing import share_run
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "deepspeed", "peft")
 
 
-def write_run(trainer: Trainer, recipe: str, args: Any, argv: list[str] | None, documents: DatasetDict,
-              rows: DatasetDict, metrics: dict[str, Any], samples: list[str],
-              more_data: dict[str, Any] | None = None) -> None:
+def write_run(
+    trainer: Trainer,
+    recipe: str,
+    args: Any,
+    argv: list[str] | None,
+    documents: DatasetDict,
+    rows: DatasetDict,
+    metrics: dict[str, Any],
+    samples: list[str],
+    more_data: dict[str, Any] | None = None,
+) -> None:
     """Write the model card and, last, `run.json` into `output_dir`; for rank 0, after `trainer.save_model()`.
     `more_data` is added to what the record says about the data."""
     folder, state, device = Path(trainer.args.output_dir), trainer.state, trainer.args.device
-    model, tokens = trainer.accelerator.unwrap_model(trainer.model), int(state.num_input_tokens_seen)
-    seconds = next((log["train_runtime"] for log in reversed(state.log_history) if "train_runtime" in log), None)
-    has_rows = "input_ids" in next(iter(rows["train"]))  # pairs of answers are made into rows by TRL
+    model, tokens = (
+        trainer.accelerator.unwrap_model(trainer.model),
+        int(state.num_input_tokens_seen),
+    )
+    seconds = next(
+        (log["train_runtime"] for log in reversed(state.log_history) if "train_runtime" in log),
+        None,
+    )
+    has_rows = "input_ids" in next(
+        iter(rows["train"])
+    )  # pairs of answers are made into rows by TRL
     planned = sum(memory_at_hand(model, trainer.args, rows["train"]).values()) if has_rows else None
     record = {
-        "schema_version": 1, "recipe": Path(recipe).stem,
+        "schema_version": 1,
+        "recipe": Path(recipe).stem,
         "command": shlex.join([Path(recipe).name, *(sys.argv[1:] if argv is None else argv)]),
-        "config": {k: v for k, v in asdict(args).items() if k != "training"} | trainer.args.to_dict(),
-        "data": {"source": getattr(args, "task_source", None) or args.source, "dropped": {},
-                 "fingerprint": _of_each(documents, text_fingerprint), "documents": _of_each(documents, len),
-                 "bytes": _of_each(rows, lambda part: sum(part["num_bytes"])),
-                 "tokens": _of_each(rows, lambda part: sum(part["num_tokens"]))} | (more_data or {}),
+        "config": {k: v for k, v in asdict(args).items() if k != "training"}
+        | trainer.args.to_dict(),
+        "data": {
+            "source": getattr(args, "task_source", None) or args.source,
+            "dropped": {},
+            "fingerprint": _of_each(documents, text_fingerprint),
+            "documents": _of_each(documents, len),
+            "bytes": _of_each(rows, lambda part: sum(part["num_bytes"])),
+            "tokens": _of_each(rows, lambda part: sum(part["num_tokens"])),
+        }
+        | (more_data or {}),
         "model": _describe_model(model, args),
-        "hardware": {"device": device.type, "device_name": _device_name(device), "cpu_cores": os.cpu_count(),
-                     "world_size": trainer.args.world_size,
-                     "distributed_type": trainer.accelerator.distributed_type.value},
+        "hardware": {
+            "device": device.type,
+            "device_name": _device_name(device),
+            "cpu_cores": os.cpu_count(),
+            "world_size": trainer.args.world_size,
+            "distributed_type": trainer.accelerator.distributed_type.value,
+        },
         "versions": versions(),
-        "train": {"tokens": tokens, "steps": state.global_step, "seconds": seconds,
-                  "tokens_per_second": tokens / seconds if seconds else None, "flops": state.total_flos, "mfu": None,
-                  "memory_peak_bytes": _peak_bytes(device), "memory_planned_bytes": planned},
-        "metrics": metrics, "samples": samples,
+        "train": {
+            "tokens": tokens,
+            "steps": state.global_step,
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds if seconds else None,
+            "flops": state.total_flos,
+            "mfu": None,
+            "memory_peak_bytes": _peak_bytes(device),
+            "memory_planned_bytes": planned,
+        },
+        "metrics": metrics,
+        "samples": samples,
     }
     write_text(folder / "README.md", _model_card(record, load_task_prompt(str(folder))))
-    write_text(folder / "run.json", json.dumps(record, indent=2, default=str) + "\n")  # last: a run with it is done
+    write_text(
+        folder / "run.json", json.dumps(record, indent=2, default=str) + "\n"
+    )  # last: a run with it is done
     share_run(trainer)
 
 
@@ -71,7 +108,9 @@ def _peak_bytes(device: torch.device) -> int | None:
         return None
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def _describe_model(model: PreTrainedModel, args: Any) -> dict[str, Any]:
@@ -80,24 +119,40 @@ def _describe_model(model: PreTrainedModel, args: Any) -> dict[str, Any]:
     plain, merged = model.get_base_model() if adapters else model, getattr(args, "merge", False)
     counts, trained = count_parameters(model), count_trained(model)
     base = None if getattr(args, "model", "new") == "new" else args.model
-    return {"architecture": type(plain).__name__.removeprefix("FSDP"),
-            **{name: count - trained * merged for name, count in counts.items()}, "trained_parameters": trained,
-            "base": base, "base_fingerprint": base and weights_fingerprint(base),
-            "adapter": None if merged else next((str(config.peft_type.value) for config in adapters.values()), None)}
+    return {
+        "architecture": type(plain).__name__.removeprefix("FSDP"),
+        **{name: count - trained * merged for name, count in counts.items()},
+        "trained_parameters": trained,
+        "base": base,
+        "base_fingerprint": base and weights_fingerprint(base),
+        "adapter": None
+        if merged
+        else next((str(config.peft_type.value) for config in adapters.values()), None),
+    }
 
 
 def _of_each(splits: DatasetDict, count: Callable[[Dataset], Any]) -> dict[str, Any]:
     """None: a stream, which would have to be read to its end."""
-    return {name: count(part) if isinstance(part, Dataset) else None for name, part in splits.items()}
+    return {
+        name: count(part) if isinstance(part, Dataset) else None for name, part in splits.items()
+    }
 
 
 def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
 
 
 def versions() -> dict[str, str | None]:
     """Of Python, hfscale and the libraries that decide the numbers; None: not installed."""
-    found = {"python": platform.python_version(), "hfscale": __version__, **dict.fromkeys(LIBRARIES)}
+    found = {
+        "python": platform.python_version(),
+        "hfscale": __version__,
+        **dict.fromkeys(LIBRARIES),
+    }
     for name in LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
@@ -105,7 +160,13 @@ def versions() -> dict[str, str | None]:
 
 
 def _model_card(record: dict[str, Any], task: TaskPrompt | None) -> str:
-    template = jinja2.Template(Path(__file__).with_name("model_card.md.j2").read_text("utf-8"), trim_blocks=True,
-                               keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
+    template = jinja2.Template(
+        Path(__file__).with_name("model_card.md.j2").read_text("utf-8"),
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
     notes = by_note(interval_notes(record["metrics"]))
-    return template.render(record, notes=notes, name=Path(record["config"]["output_dir"]).name, task=task)
+    return template.render(
+        record, notes=notes, name=Path(record["config"]["output_dir"]).name, task=task
+    )

@@ -31,8 +31,14 @@ def check_sharing(args: TrainingArguments) -> None:
         if "WANDB_MODE" not in os.environ and not (has_login and host_answers(url)):
             os.environ["WANDB_MODE"] = "offline"
     if args.push_to_hub and (HF_HUB_OFFLINE or huggingface_hub.get_token() is None):
-        problem = "the Hub is not reachable" if HF_HUB_OFFLINE else "no login (set HF_TOKEN, or run: hf auth login)"
-        raise InputError(f"push_to_hub: {problem}; leave it out, and upload the run folder later: hf upload")
+        problem = (
+            "the Hub is not reachable"
+            if HF_HUB_OFFLINE
+            else "no login (set HF_TOKEN, or run: hf auth login)"
+        )
+        raise InputError(
+            f"push_to_hub: {problem}; leave it out, and upload the run folder later: hf upload"
+        )
 
 
 def share_run(trainer: Trainer) -> None:
@@ -40,14 +46,26 @@ def share_run(trainer: Trainer) -> None:
     wandb = sys.modules.get("wandb")
     if "wandb" in trainer.args.report_to and wandb.run is not None:
         record = json.loads(Path(trainer.args.output_dir, "run.json").read_text("utf-8"))
-        wandb.run.config.update(record["config"], allow_val_change=True)  # the recipe's own beside Trainer's
-        wandb.run.log({"samples": wandb.Table(columns=["sample"], data=[[text] for text in record["samples"]])})
+        wandb.run.config.update(
+            record["config"], allow_val_change=True
+        )  # the recipe's own beside Trainer's
+        wandb.run.log(
+            {
+                "samples": wandb.Table(
+                    columns=["sample"], data=[[text] for text in record["samples"]]
+                )
+            }
+        )
         folder, is_offline = Path(wandb.run.dir).parent, wandb.run.offline
         wandb.finish()
         if is_offline:
             print(f"W&B kept this run offline; upload it with: wandb sync {folder}")
     if trainer.args.push_to_hub:
         done = huggingface_hub.upload_folder(
-            repo_id=trainer.hub_model_id, folder_path=trainer.args.output_dir, ignore_patterns=LOCAL_FILES,
-            revision=trainer.args.hub_revision, commit_message="Model, tokenizer, record and card of a finished run")
+            repo_id=trainer.hub_model_id,
+            folder_path=trainer.args.output_dir,
+            ignore_patterns=LOCAL_FILES,
+            revision=trainer.args.hub_revision,
+            commit_message="Model, tokenizer, record and card of a finished run",
+        )
         print(f"pushed to the Hub: {done.repo_url}")

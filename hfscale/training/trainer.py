@@ -26,14 +26,23 @@ from hfscale.training.micro_batches import find_pieces, split_batch
 from hfscale.training.ranks import check_same_software
 from hfscale.training.sharing import check_sharing
 
-BF16_MIN_WIDTH = 256  # below it, casting costs more than bf16 matrix units save (measured on a CPU with AMX)
+BF16_MIN_WIDTH = (
+    256  # below it, casting costs more than bf16 matrix units save (measured on a CPU with AMX)
+)
 # Upstream takes zero or less for these, and then trains on nothing, never saves or stops halfway.
-POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-            "num_train_epochs", "save_steps", "eval_steps")
+POSITIVE = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "save_steps",
+    "eval_steps",
+)
 
 
-def training_arguments(values: dict[str, Any], *, width: int, cls: type[TrainingArguments] = TrainingArguments,
-                       **more) -> TrainingArguments:
+def training_arguments(
+    values: dict[str, Any], *, width: int, cls: type[TrainingArguments] = TrainingArguments, **more
+) -> TrainingArguments:
     """`cls(**values, **more)` with what the machine suggests where the user said nothing.
 
     bf16 where there are matrix units for it and the model is at least 256 wide, the CPU where accelerate was told so,
@@ -44,10 +53,18 @@ def training_arguments(values: dict[str, Any], *, width: int, cls: type[Training
     Raises:
         InputError: what upstream refuses, in one line; fp16 on a CPU, which upstream ignores.
     """
-    values = {"logging_nan_inf_filter": False, "include_num_input_tokens_seen": "all", "greater_is_better": False,
-              "report_to": "tensorboard", "hub_strategy": "end", "ddp_find_unused_parameters": False,
-              "accelerator_config": {"dispatch_batches": False},  # each rank reads its own share of a stream
-              **values}
+    values = {
+        "logging_nan_inf_filter": False,
+        "include_num_input_tokens_seen": "all",
+        "greater_is_better": False,
+        "report_to": "tensorboard",
+        "hub_strategy": "end",
+        "ddp_find_unused_parameters": False,
+        "accelerator_config": {
+            "dispatch_batches": False
+        },  # each rank reads its own share of a stream
+        **values,
+    }
     told = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     on_cpu = values.get("use_cpu", told) or not torch.accelerator.is_available()
     elsewhere = planned_launch() is not None  # GPUs, for which this CPU shows what a run would be
@@ -61,7 +78,12 @@ def training_arguments(values: dict[str, Any], *, width: int, cls: type[Training
         values = {"use_cpu": True, "dataloader_pin_memory": False, **values}
     try:
         for name, value in values.items():
-            if name in POSITIVE and value is not None and value <= 0 or (name, value) == ("max_steps", 0):
+            if (
+                name in POSITIVE
+                and value is not None
+                and value <= 0
+                or (name, value) == ("max_steps", 0)
+            ):
                 raise ValueError(f"{name}: got {value}, expected more than 0")
         args = cls(**values, **more)
         _try_out(args)
@@ -75,21 +97,35 @@ def batch_rows_of_like_length(training_args: TrainingArguments, args: Any) -> No
     """Rows that are padded (`args.packing` none) share a batch with others of about their length, unless the user
     chose another `train_sampling_strategy`."""
     if args.packing == "none":
-        training_args.train_sampling_strategy = args.training.get("train_sampling_strategy", "group_by_length")
+        training_args.train_sampling_strategy = args.training.get(
+            "train_sampling_strategy", "group_by_length"
+        )
 
 
 def _try_out(args: TrainingArguments) -> None:
     """Raise ValueError or TypeError for what upstream finds wrong only after the data is prepared, or at the first
     evaluation: here AdamW and the schedule are made for a single number."""
     betas, parameter = (args.adam_beta1, args.adam_beta2), torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.AdamW([parameter], args.learning_rate, betas, args.adam_epsilon, args.weight_decay)
-    get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(1000), 1000, args.lr_scheduler_kwargs)
+    optimizer = torch.optim.AdamW(
+        [parameter], args.learning_rate, betas, args.adam_epsilon, args.weight_decay
+    )
+    get_scheduler(
+        args.lr_scheduler_type,
+        optimizer,
+        args.get_warmup_steps(1000),
+        1000,
+        args.lr_scheduler_kwargs,
+    )
     if not 0 <= args.label_smoothing_factor < 1:
-        raise ValueError(f"label_smoothing_factor: got {args.label_smoothing_factor}, expected from 0 to below 1")
+        raise ValueError(
+            f"label_smoothing_factor: got {args.label_smoothing_factor}, expected from 0 to below 1"
+        )
     if args.seed < 0:
         raise ValueError(f"seed: got {args.seed}, expected at least 0")
     if missing := set(args.report_to) - set(available := get_available_reporting_integrations()):
-        raise ValueError(f"report_to: {missing.pop()} is unknown or not installed; here: {', '.join(available)}, none")
+        raise ValueError(
+            f"report_to: {missing.pop()} is unknown or not installed; here: {', '.join(available)}, none"
+        )
 
 
 def has_bf16_units(on_cpu: bool) -> bool:
@@ -97,13 +133,19 @@ def has_bf16_units(on_cpu: bool) -> bool:
     if not on_cpu:
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     try:
-        return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(Path("/proc/cpuinfo").read_text().split())
+        return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(
+            Path("/proc/cpuinfo").read_text().split()
+        )
     except OSError:
         return False
 
 
-def next_token_loss(outputs: ModelOutput, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None,
-                    balance_weight: float = 0.0) -> torch.Tensor:
+def next_token_loss(
+    outputs: ModelOutput,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    balance_weight: float = 0.0,
+) -> torch.Tensor:
     """Negative log-likelihood, in nats, of the labels (batch x length) that are not -100, each predicted from the
     places before it: its mean, or the sum over `num_items_in_batch`. Where a model's configuration lets it return how
     unevenly its experts are used (`output_router_logits`), that counts with `balance_weight`, as upstream's does."""
@@ -123,23 +165,38 @@ class LMTrainer(Trainer):
     memory holds. `can_resume`: the recipe has --resume.
     """
 
-    def __init__(self, model: PreTrainedModel, args: TrainingArguments, rows_from: dict[str, Any] | None = None,
-                 auto_batch: bool = False, can_resume: bool = True, **kwargs):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        rows_from: dict[str, Any] | None = None,
+        auto_batch: bool = False,
+        can_resume: bool = True,
+        **kwargs,
+    ):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         base.loss_type = "ForCausalLM"  # so that Trainer counts the labels that are predicted
-        self._saved_use_cache = getattr(base.config, "use_cache", None)  # none: the model has no cache
-        self._pieces = None if auto_batch else 1  # micro-batches of a batch; None: to be found at the first step
+        self._saved_use_cache = getattr(
+            base.config, "use_cache", None
+        )  # none: the model has no cache
+        self._pieces = (
+            None if auto_batch else 1
+        )  # micro-batches of a batch; None: to be found at the first step
         if auto_batch:
             args.per_device_train_batch_size *= args.gradient_accumulation_steps
             args.gradient_accumulation_steps = 1
         if not args.label_smoothing_factor:  # else upstream's smoothed loss
             balance_weight = getattr(base.config.get_text_config(), "router_aux_loss_coef", 0.0)
-            kwargs.setdefault("compute_loss_func", partial(next_token_loss, balance_weight=balance_weight))
+            kwargs.setdefault(
+                "compute_loss_func", partial(next_token_loss, balance_weight=balance_weight)
+            )
         super().__init__(model=model, args=args, **kwargs)
         try:
             self._check_launch()
         except InputError:
-            with contextlib.suppress(OSError):  # made by Trainer a moment ago, unless it holds something
+            with contextlib.suppress(
+                OSError
+            ):  # made by Trainer a moment ago, unless it holds something
                 Path(args.output_dir).rmdir()
             raise
         self.add_callback(CheckpointManifest(rows_from))
@@ -150,22 +207,34 @@ class LMTrainer(Trainer):
         check_same_software()
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != self.args.world_size:
-            raise InputError(f"{launched} processes were launched but each would train alone: this machine has no "
-                             "device for them; add --use_cpu true or launch one process")
-        if launched_engine() == "FSDP" and self.accelerator.distributed_type != DistributedType.FSDP:
-            raise InputError("the launch config asks for FSDP, which accelerate does not run on a CPU (it would train "
-                             "unsharded); use --accelerate cpu_2proc or zero2 here")
+            raise InputError(
+                f"{launched} processes were launched but each would train alone: this machine has no "
+                "device for them; add --use_cpu true or launch one process"
+            )
+        if (
+            launched_engine() == "FSDP"
+            and self.accelerator.distributed_type != DistributedType.FSDP
+        ):
+            raise InputError(
+                "the launch config asks for FSDP, which accelerate does not run on a CPU (it would train "
+                "unsharded); use --accelerate cpu_2proc or zero2 here"
+            )
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if self._pieces is None:
             self._pieces = self._find_pieces(model, inputs, num_items_in_batch)
         *others, last = split_batch(inputs, self._pieces) if self._pieces > 1 else [inputs]
         with self.accelerator.no_sync(model) if others else contextlib.nullcontext():
-            losses = [super(LMTrainer, self).training_step(model, piece, num_items_in_batch) for piece in others]
+            losses = [
+                super(LMTrainer, self).training_step(model, piece, num_items_in_batch)
+                for piece in others
+            ]
         loss = sum(losses, start=super().training_step(model, last, num_items_in_batch))
         if not torch.isfinite(loss):  # before the optimizer steps: the weights are still good
-            raise FloatingPointError(f"the training loss became {loss.item()} at step {self.state.global_step + 1}; "
-                                     "the weights of the last checkpoint are good; try a lower learning_rate")
+            raise FloatingPointError(
+                f"the training loss became {loss.item()} at step {self.state.global_step + 1}; "
+                "the weights of the last checkpoint are good; try a lower learning_rate"
+            )
         return loss
 
     def _find_pieces(self, model, inputs, num_items_in_batch) -> int:
@@ -174,13 +243,17 @@ class LMTrainer(Trainer):
                 super(LMTrainer, self).training_step(model, piece, num_items_in_batch)
 
         if self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
-            raise InputError("--auto_batch tries sizes out, which ranks that share a model's state cannot do each for "
-                             "itself; take the sizes that hfscale plan names, or --accelerate ddp")
+            raise InputError(
+                "--auto_batch tries sizes out, which ranks that share a model's state cannot do each for "
+                "itself; take the sizes that hfscale plan names, or --accelerate ddp"
+            )
         pieces = find_pieces(model, inputs, try_piece)
         if is_main_rank():
             rows = len(inputs["input_ids"])
-            print(f"auto_batch: {rows} rows per process and step, in {min(pieces, rows)} micro-batches",
-                  file=sys.stderr)
+            print(
+                f"auto_batch: {rows} rows per process and step, in {min(pieces, rows)} micro-batches",
+                file=sys.stderr,
+            )
         return pieces
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -196,16 +269,24 @@ class LMTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = model(**inputs, use_cache=False).logits
         # Row by row: the float32 copy of a whole batch's logits would be the largest tensor of the run.
-        nll = torch.stack([F.cross_entropy(row[:-1].float(), target[1:], ignore_index=IGNORED, reduction="sum")
-                           for row, target in zip(logits, labels, strict=True)])
+        nll = torch.stack(
+            [
+                F.cross_entropy(row[:-1].float(), target[1:], ignore_index=IGNORED, reduction="sum")
+                for row, target in zip(logits, labels, strict=True)
+            ]
+        )
         count = (labels[:, 1:] != IGNORED).sum(dim=1)
         return nll.sum() / count.sum(), nll, count
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         data = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(data, dict):  # `validation` is the run's own text and keeps the plain names
-            prefixes = {name: metric_key_prefix + f"_{name}" * (name != "validation") for name in data}
-            parts = [self.evaluate(data[name], ignore_keys, prefix) for name, prefix in prefixes.items()]
+            prefixes = {
+                name: metric_key_prefix + f"_{name}" * (name != "validation") for name in data
+            }
+            parts = [
+                self.evaluate(data[name], ignore_keys, prefix) for name, prefix in prefixes.items()
+            ]
             return {name: value for part in parts for name, value in part.items()}
         has_bytes = isinstance(data, Dataset) and "num_bytes" in data.column_names
         self._num_eval_bytes = sum(data["num_bytes"]) if has_bytes else None
@@ -214,20 +295,36 @@ class LMTrainer(Trainer):
     def metrics_before(self) -> dict[str, float]:
         """The evaluation before the first step (`eval_on_start`), as `before_eval_loss` and so on."""
         start = [log for log in self.state.log_history if log["step"] == 0]
-        return {f"before_{name}": value for log in reversed(start) for name, value in log.items()
-                if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second"))}
+        return {
+            f"before_{name}": value
+            for log in reversed(start)
+            for name, value in log.items()
+            if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second"))
+        }
 
-    def evaluation_loop(self, dataloader, description, prediction_loss_only=None, ignore_keys=None,
-                        metric_key_prefix="eval"):
-        output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
+    def evaluation_loop(
+        self,
+        dataloader,
+        description,
+        prediction_loss_only=None,
+        ignore_keys=None,
+        metric_key_prefix="eval",
+    ):
+        output = super().evaluation_loop(
+            dataloader, description, False, ignore_keys, metric_key_prefix
+        )
         nll, tokens = output.predictions.sum(dtype=np.float64), int(output.label_ids.sum())
         if not np.isfinite(nll):
             bad = int((~np.isfinite(output.predictions)).sum())
-            raise FloatingPointError(f"the evaluation loss of {bad} of {len(output.predictions)} rows is not finite")
+            raise FloatingPointError(
+                f"the evaluation loss of {bad} of {len(output.predictions)} rows is not finite"
+            )
         exact = {"loss": nll / tokens, "perplexity": _exp(nll / tokens), "tokens": tokens}
         if self._num_eval_bytes:
             exact["bits_per_byte"] = nll / math.log(2) / self._num_eval_bytes
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in exact.items()})
+        output.metrics.update(
+            {f"{metric_key_prefix}_{name}": value for name, value in exact.items()}
+        )
         return output
 
     def save_model(self, output_dir=None, _internal_call=False):

@@ -26,7 +26,13 @@ from hfscale.cleaning.rules import QualityRules
 from hfscale.cleaning.stages import Ledger, change, judge, keep_first
 from hfscale.cleaning.text import mask_personal_data, quality_problem, repair_text
 
-BOOKS = Path(__file__).parents[2].parent / "shared" / "data" / "books_large_a" / "books_large_a.jsonl.gz"
+BOOKS = (
+    Path(__file__).parents[2].parent
+    / "shared"
+    / "data"
+    / "books_large_a"
+    / "books_large_a.jsonl.gz"
+)
 LEAST_MB_PER_SECOND = 2.0
 
 
@@ -38,7 +44,9 @@ def read_documents(words: int, copies: int):
                 piece, count = [], 0
                 for paragraph in json.loads(line)["text"].split("\n\n"):
                     tokens = paragraph.split(" ")
-                    tokens[::10] = [f"{token}{copy}" for token in tokens[::10]] if copy else tokens[::10]
+                    tokens[::10] = (
+                        [f"{token}{copy}" for token in tokens[::10]] if copy else tokens[::10]
+                    )
                     piece.append(" ".join(tokens))
                     count += len(tokens)
                     if words and count >= words:
@@ -49,8 +57,10 @@ def read_documents(words: int, copies: int):
 
 def cpu_seconds() -> float:
     """Of this process and of all that it started and that ended."""
-    return sum(resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime
-               for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(
+        resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
 
 
 def watch_memory(peaks: dict[str, int], stage: list[str], stop: threading.Event) -> None:
@@ -62,43 +72,64 @@ def watch_memory(peaks: dict[str, int], stage: list[str], stop: threading.Event)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--words", type=int, default=1000, help="per document; 0: whole books")
     parser.add_argument("--copies", type=int, default=1, help="of the 20 MB, each with other words")
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:
-        documents = Dataset.from_generator(read_documents, cache_dir=folder, gen_kwargs={
-            "words": args.words, "copies": args.copies})
+        documents = Dataset.from_generator(
+            read_documents,
+            cache_dir=folder,
+            gen_kwargs={"words": args.words, "copies": args.copies},
+        )
         documents = documents.filter(bool, input_columns="text")
         documents = documents.add_column("id", range(len(documents)))
         size, workers = sum(len(text.encode()) for text in documents["text"]) / 1e6, args.processes
         ledger, rules = Ledger(Path(folder) / "dropped.jsonl"), QualityRules()
         stages = {
-            "repair": lambda d: change(d, "repair", lambda text: (repair_text(text), {}), ledger, workers),
-            "quality": lambda d: judge(d, "quality", lambda text: quality_problem(text, rules), ledger, workers),
+            "repair": lambda d: change(
+                d, "repair", lambda text: (repair_text(text), {}), ledger, workers
+            ),
+            "quality": lambda d: judge(
+                d, "quality", lambda text: quality_problem(text, rules), ledger, workers
+            ),
             "exact duplicates": lambda d: keep_first(d, "exact", exact_clusters(d), ledger),
-            "near duplicates": lambda d: keep_first(d, "near", near_clusters(d, num_proc=workers), ledger),
-            "personal data": lambda d: change(d, "personal data", mask_personal_data, ledger, workers)}
+            "near duplicates": lambda d: keep_first(
+                d, "near", near_clusters(d, num_proc=workers), ledger
+            ),
+            "personal data": lambda d: change(
+                d, "personal data", mask_personal_data, ledger, workers
+            ),
+        }
         peaks, stage, stop = {}, ["start"], threading.Event()
         watcher = threading.Thread(target=watch_memory, args=(peaks, stage, stop))
         watcher.start()
-        print(f"{len(documents):,} documents, {size:.1f} MB, {workers} processes, load "
-              f"{psutil.getloadavg()[0]:.1f} on {psutil.cpu_count()} cores\n"
-              "| stage | wall s | MB/s | CPU s | MB per CPU s | peak MB of this process |\n|---|---|---|---|---|---|")
+        print(
+            f"{len(documents):,} documents, {size:.1f} MB, {workers} processes, load "
+            f"{psutil.getloadavg()[0]:.1f} on {psutil.cpu_count()} cores\n"
+            "| stage | wall s | MB/s | CPU s | MB per CPU s | peak MB of this process |\n|---|---|---|---|---|---|"
+        )
         total_wall = total_cpu = 0.0
         for name, run in stages.items():
             stage[0], wall, cpu = name, time.perf_counter(), cpu_seconds()
             documents = run(documents)
             wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
             total_wall, total_cpu = total_wall + wall, total_cpu + cpu
-            print(f"| {name} | {wall:.1f} | {size / wall:.1f} | {cpu:.1f} | {size / cpu:.1f} | "
-                  f"{peaks[name] / 1e6:.0f} |", flush=True)
+            print(
+                f"| {name} | {wall:.1f} | {size / wall:.1f} | {cpu:.1f} | {size / cpu:.1f} | "
+                f"{peaks[name] / 1e6:.0f} |",
+                flush=True,
+            )
         stop.set()
         watcher.join()
-        print(f"| all | {total_wall:.1f} | {size / total_wall:.2f} | {total_cpu:.1f} | {size / total_cpu:.2f} | "
-              f"{max(peaks.values()) / 1e6:.0f} |\n{len(documents):,} documents are left")
+        print(
+            f"| all | {total_wall:.1f} | {size / total_wall:.2f} | {total_cpu:.1f} | {size / total_cpu:.2f} | "
+            f"{max(peaks.values()) / 1e6:.0f} |\n{len(documents):,} documents are left"
+        )
     return int(size / total_wall < LEAST_MB_PER_SECOND)
 
 

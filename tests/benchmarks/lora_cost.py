@@ -52,12 +52,25 @@ def train(folder: str, side: str, steps: int) -> tuple[dict[str, float], LMTrain
     """Median seconds of a step by each clock, and the trainer."""
     model = load_for_training(AdapterArguments(model=f"{folder}/base", **SIDES[side]), None)
     ids = torch.randint(50257, (64, LENGTH), generator=torch.Generator().manual_seed(0)).tolist()
-    rows = Dataset.from_list([{"input_ids": r, "labels": r, "position_ids": list(range(LENGTH))} for r in ids])
-    args = training_arguments({
-        "output_dir": f"{folder}/{side}", "max_steps": steps, "per_device_train_batch_size": BATCH_SIZE, "bf16": False,
-        "save_strategy": "no", "report_to": "none", "disable_tqdm": True}, width=768)
+    rows = Dataset.from_list(
+        [{"input_ids": r, "labels": r, "position_ids": list(range(LENGTH))} for r in ids]
+    )
+    args = training_arguments(
+        {
+            "output_dir": f"{folder}/{side}",
+            "max_steps": steps,
+            "per_device_train_batch_size": BATCH_SIZE,
+            "bf16": False,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+        },
+        width=768,
+    )
     times = StepEnds()
-    trainer = LMTrainer(model=model, args=args, train_dataset=rows, data_collator=collate_rows, callbacks=[times])
+    trainer = LMTrainer(
+        model=model, args=args, train_dataset=rows, data_collator=collate_rows, callbacks=[times]
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return {name: seconds_per_step(ends) for name, ends in times.ends.items()}, trainer
@@ -80,7 +93,9 @@ def main() -> None:
     options = parser.parse_args()
     context, found = multiprocessing.get_context("spawn"), {}
     with tempfile.TemporaryDirectory() as folder:
-        GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)).save_pretrained(f"{folder}/base")
+        GPT2LMHeadModel(
+            GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+        ).save_pretrained(f"{folder}/base")
         for side in SIDES:
             queue = context.Queue()
             process = context.Process(target=measure_memory, args=(folder, side, queue))
@@ -89,17 +104,27 @@ def main() -> None:
             process.join()
             peak, trained, saved = found[side]
             whole = found["all weights"]
-            print(f"{side}: trains {trained:,} parameters ({trained / whole[1]:.2%}), saves {saved / 1e6:.1f} MB, "
-                  f"memory {peak / whole[0]:.2f} of training all weights", flush=True)
+            print(
+                f"{side}: trains {trained:,} parameters ({trained / whole[1]:.2%}), saves {saved / 1e6:.1f} MB, "
+                f"memory {peak / whole[0]:.2f} of training all weights",
+                flush=True,
+            )
         sides, rounds = list(SIDES), []
         for turn in range(options.rounds):
             first = turn % len(sides)
-            rounds.append({side: train(folder, side, options.steps)[0] for side in sides[first:] + sides[:first]})
+            rounds.append(
+                {
+                    side: train(folder, side, options.steps)[0]
+                    for side in sides[first:] + sides[:first]
+                }
+            )
     for side in sides[1:]:
         for clock in CLOCKS:
             ratios = sorted(r[side][clock] / r["all weights"][clock] for r in rounds)
-            print(f"{side}: {clock} time of a step {statistics.median(ratios):.2f} (from {ratios[0]:.2f} to "
-                  f"{ratios[-1]:.2f} in {len(ratios)} rounds) of training all weights")
+            print(
+                f"{side}: {clock} time of a step {statistics.median(ratios):.2f} (from {ratios[0]:.2f} to "
+                f"{ratios[-1]:.2f} in {len(ratios)} rounds) of training all weights"
+            )
 
 
 if __name__ == "__main__":

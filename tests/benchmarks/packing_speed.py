@@ -22,14 +22,22 @@ from datasets import Dataset
 from hfscale.data.packing import pack_documents
 from hfscale.data.tokenizer import train_bpe
 
-BOOKS = Path(__file__).parents[2].parent / "shared" / "data" / "books_large_a" / "books_large_a.jsonl.gz"
+BOOKS = (
+    Path(__file__).parents[2].parent
+    / "shared"
+    / "data"
+    / "books_large_a"
+    / "books_large_a.jsonl.gz"
+)
 LIMIT = 0.85
 
 
 def read_documents(path: Path, num_bytes: float, num_characters: int) -> list[str]:
     texts: list[str] = []
     with gzip.open(path, "rt", encoding="utf-8") as lines:
-        paragraphs = (part for line in lines for part in json.loads(line)["text"].splitlines(keepends=True))
+        paragraphs = (
+            part for line in lines for part in json.loads(line)["text"].splitlines(keepends=True)
+        )
         part, size = [], 0
         for paragraph in paragraphs:
             part.append(paragraph)
@@ -64,20 +72,31 @@ def main() -> None:
         Dataset.from_dict({"text": texts}).save_to_disk(folder)
         documents = Dataset.load_from_disk(folder)
         tokenizer = train_bpe(documents.select(range(min(200, len(texts)))), 8192)
-        sides = {"bare": lambda: tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)}
+        sides = {
+            "bare": lambda: tokenizer.backend_tokenizer.encode_batch(
+                texts, add_special_tokens=False
+            )
+        }
         for packing in ("stream", "best_fit"):
             rows = pack_documents(documents, tokenizer, options.max_length, packing=packing)
             unused = 1 - sum(rows["num_tokens"]) / len(rows) / (options.max_length - 1)
-            print(f"{packing}: {len(texts):,} documents, {len(rows):,} rows, {unused:.2%} of the targets unused")
-            sides[packing] = lambda packing=packing: pack_documents(documents, tokenizer, options.max_length,
-                                                                    packing=packing)
-        rounds = [{name: timed(call) for name, call in sides.items()} for _ in range(options.rounds)]
+            print(
+                f"{packing}: {len(texts):,} documents, {len(rows):,} rows, {unused:.2%} of the targets unused"
+            )
+            sides[packing] = lambda packing=packing: pack_documents(
+                documents, tokenizer, options.max_length, packing=packing
+            )
+        rounds = [
+            {name: timed(call) for name, call in sides.items()} for _ in range(options.rounds)
+        ]
     for packing in ("stream", "best_fit"):
         for i, clock in enumerate(("clock", "processor time")):
             ratios = sorted(r["bare"][i] / r[packing][i] for r in rounds)
             median = statistics.median(ratios)
-            print(f"{packing} / encode_batch by {clock}: {median:.3f} (from {ratios[0]:.3f} to {ratios[-1]:.3f} in "
-                  f"{len(ratios)} rounds; {'within' if median >= LIMIT else 'BELOW'} the limit {LIMIT})")
+            print(
+                f"{packing} / encode_batch by {clock}: {median:.3f} (from {ratios[0]:.3f} to {ratios[-1]:.3f} in "
+                f"{len(ratios)} rounds; {'within' if median >= LIMIT else 'BELOW'} the limit {LIMIT})"
+            )
 
 
 if __name__ == "__main__":

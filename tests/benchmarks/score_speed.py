@@ -25,7 +25,13 @@ from hfscale.metrics import perplexity
 from hfscale.metrics.perplexity import score_documents
 from hfscale.models import new_model
 
-BOOKS = Path(__file__).parents[2].parent / "shared" / "data" / "books_large_a" / "books_large_a.jsonl.gz"
+BOOKS = (
+    Path(__file__).parents[2].parent
+    / "shared"
+    / "data"
+    / "books_large_a"
+    / "books_large_a.jsonl.gz"
+)
 LIMIT = 1.15
 
 
@@ -60,23 +66,41 @@ def timed(call: Callable) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    for name, default in (("rounds", 5), ("documents", 12), ("characters", 4000), ("batch_size", 8), ("n_layer", 6),
-                          ("n_embd", 384), ("n_positions", 256), ("vocab_size", 8192)):
+    for name, default in (
+        ("rounds", 5),
+        ("documents", 12),
+        ("characters", 4000),
+        ("batch_size", 8),
+        ("n_layer", 6),
+        ("n_embd", 384),
+        ("n_positions", 256),
+        ("vocab_size", 8192),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     texts = read_documents(BOOKS, options.characters, options.documents)
     tokenizer = train_bpe(Dataset.from_dict({"text": texts}), min(options.vocab_size, 8192))
     torch.manual_seed(0)
-    model = new_model(tokenizer, n_layer=options.n_layer, n_head=6, n_embd=options.n_embd,
-                      n_positions=options.n_positions).eval()
+    model = new_model(
+        tokenizer,
+        n_layer=options.n_layer,
+        n_head=6,
+        n_embd=options.n_embd,
+        n_positions=options.n_positions,
+    ).eval()
     model.resize_token_embeddings(options.vocab_size)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     for stride in (options.n_positions, options.n_positions // 2):
+
         def score(stride=stride):
-            return score_documents(model, tokenizer, texts, stride=stride, batch_size=options.batch_size)
+            return score_documents(
+                model, tokenizer, texts, stride=stride, batch_size=options.batch_size
+            )
 
         inputs, tokens = record_inputs(score), int(score().sums[:, 1].sum())
-        print(f"stride {stride} of {options.n_positions}: {tokens:,} tokens in {len(inputs)} batches")
+        print(
+            f"stride {stride} of {options.n_positions}: {tokens:,} tokens in {len(inputs)} batches"
+        )
 
         @torch.inference_mode()
         def forward(inputs=inputs):
@@ -87,8 +111,10 @@ def main() -> None:
         for i, clock in enumerate(("clock", "processor time")):
             ratios = sorted(ours[i] / bare[i] for ours, bare in rounds)
             median = statistics.median(ratios)
-            print(f"  score / forward by {clock}: {median:.3f} (from {ratios[0]:.3f} to {ratios[-1]:.3f} in "
-                  f"{len(ratios)} rounds; {'within' if median <= LIMIT else 'ABOVE'} the limit {LIMIT})")
+            print(
+                f"  score / forward by {clock}: {median:.3f} (from {ratios[0]:.3f} to {ratios[-1]:.3f} in "
+                f"{len(ratios)} rounds; {'within' if median <= LIMIT else 'ABOVE'} the limit {LIMIT})"
+            )
 
 
 if __name__ == "__main__":

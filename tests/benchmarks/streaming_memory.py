@@ -14,7 +14,13 @@ import tempfile
 import time
 from pathlib import Path
 
-BOOKS = Path(__file__).parents[2].parent / "shared" / "data" / "books_large_a" / "books_large_a.jsonl.gz"
+BOOKS = (
+    Path(__file__).parents[2].parent
+    / "shared"
+    / "data"
+    / "books_large_a"
+    / "books_large_a.jsonl.gz"
+)
 BATCH = 8
 
 
@@ -29,7 +35,9 @@ def write_books(folder: Path, num_bytes: float, books: Path) -> int:
     return written
 
 
-def read(folder: str, tokenizer_folder: str, streaming: bool, buffer_size: int, max_length: int, answers) -> None:
+def read(
+    folder: str, tokenizer_folder: str, streaming: bool, buffer_size: int, max_length: int, answers
+) -> None:
     import datasets
     from torch.utils.data import DataLoader
 
@@ -41,11 +49,16 @@ def read(folder: str, tokenizer_folder: str, streaming: bool, buffer_size: int, 
     datasets.disable_progress_bars()
     tokenizer = load_pretrained_tokenizer(tokenizer_folder)
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    [part] = load_parts(StreamArguments(source=[folder], streaming=streaming, validation_fraction=0.02), seed=0)
+    [part] = load_parts(
+        StreamArguments(source=[folder], streaming=streaming, validation_fraction=0.02), seed=0
+    )
     rows = pack_splits(part, tokenizer, max_length)["train"]
     if streaming:
         rows = rows.shuffle(seed=0, buffer_size=buffer_size, max_buffer_input_shards=1)
-    tokens = sum(batch["labels"].numel() for batch in DataLoader(rows, batch_size=BATCH, collate_fn=collate_rows))
+    tokens = sum(
+        batch["labels"].numel()
+        for batch in DataLoader(rows, batch_size=BATCH, collate_fn=collate_rows)
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     answers.put((before / 1024, peak / 1024, tokens, time.perf_counter() - start))
 
@@ -64,19 +77,26 @@ def main() -> None:
         from hfscale.data.tokenizer import train_bpe
 
         tokenizer = Path(folder, "tokenizer")
-        train_bpe(load_documents(str(options.books)).select(range(3)), 8192).save_pretrained(tokenizer)
+        train_bpe(load_documents(str(options.books)).select(range(3)), 8192).save_pretrained(
+            tokenizer
+        )
         for i, megabytes in enumerate(options.megabytes):
             source = Path(folder, str(i))
             size = write_books(source, megabytes * 1e6, options.books)
             for streaming in (True, False) if options.in_memory else (True,):
                 answers = context.Queue()
                 settings = (options.shuffle_buffer_size, options.max_length, answers)
-                process = context.Process(target=read, args=(str(source), str(tokenizer), streaming, *settings))
+                process = context.Process(
+                    target=read, args=(str(source), str(tokenizer), streaming, *settings)
+                )
                 process.start()
                 before, peak, tokens, seconds = answers.get()
                 process.join()
-                print(f"{size / 1e6:,.0f} MB {'streaming' if streaming else 'in memory'}: peak {peak:,.0f} MiB, "
-                      f"{peak - before:,.0f} above the libraries; {tokens:,} tokens in {seconds:,.0f} s", flush=True)
+                print(
+                    f"{size / 1e6:,.0f} MB {'streaming' if streaming else 'in memory'}: peak {peak:,.0f} MiB, "
+                    f"{peak - before:,.0f} above the libraries; {tokens:,} tokens in {seconds:,.0f} s",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

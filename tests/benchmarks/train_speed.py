@@ -14,7 +14,14 @@ import time
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from hfscale.data.packing import collate_rows, pack_splits
 from hfscale.data.sources import load_documents, split_documents
@@ -24,7 +31,10 @@ from hfscale.training.trainer import LMTrainer, training_arguments
 
 SHAPE = {"n_layer": 6, "n_head": 6, "n_embd": 384, "n_positions": 256}
 BATCH_SIZE, LEARNING_RATE, WARM_UP = 4, 1e-4, 2
-LIMITS = {"hfscale / bare loop, same precision": 1.10, "hfscale defaults / plain Trainer defaults": None}
+LIMITS = {
+    "hfscale / bare loop, same precision": 1.10,
+    "hfscale defaults / plain Trainer defaults": None,
+}
 
 
 class StepTimes(TrainerCallback):
@@ -38,7 +48,9 @@ class StepTimes(TrainerCallback):
 
 
 def seconds_per_step(ends: list[float]) -> float:
-    return statistics.median(b - a for a, b in zip(ends[WARM_UP:], ends[WARM_UP + 1:], strict=False))
+    return statistics.median(
+        b - a for a, b in zip(ends[WARM_UP:], ends[WARM_UP + 1 :], strict=False)
+    )
 
 
 def time_trainer(trainer_class, model, args, rows, **kwargs) -> float:
@@ -68,20 +80,39 @@ def time_bare_loop(model, rows, steps: int, bf16: bool) -> float:
 
 
 def one_round(rows, tokenizer, steps: int, folder: str) -> dict[str, float]:
-    common = {"output_dir": folder, "max_steps": steps, "per_device_train_batch_size": BATCH_SIZE,
-              "learning_rate": LEARNING_RATE, "save_strategy": "no", "disable_tqdm": True, "report_to": "none"}
-    ours = {"activation_function": "gelu_pytorch_tanh", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    common = {
+        "output_dir": folder,
+        "max_steps": steps,
+        "per_device_train_batch_size": BATCH_SIZE,
+        "learning_rate": LEARNING_RATE,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+    ours = {
+        "activation_function": "gelu_pytorch_tanh",
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    }
     args = training_arguments(common, width=SHAPE["n_embd"])
     plain = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **SHAPE))  # gelu_new, dropout 0.1
     seconds = {
-        "hfscale": time_trainer(LMTrainer, new_model(tokenizer, **SHAPE, **ours), args, rows,
-                                data_collator=collate_rows),
+        "hfscale": time_trainer(
+            LMTrainer, new_model(tokenizer, **SHAPE, **ours), args, rows, data_collator=collate_rows
+        ),
         "bare": time_bare_loop(new_model(tokenizer, **SHAPE, **ours), rows, steps, bf16=args.bf16),
-        "plain": time_trainer(Trainer, plain, TrainingArguments(use_cpu=True, **common), rows.remove_columns(
-            ["position_ids"])),
+        "plain": time_trainer(
+            Trainer,
+            plain,
+            TrainingArguments(use_cpu=True, **common),
+            rows.remove_columns(["position_ids"]),
+        ),
     }
-    return {"hfscale / bare loop, same precision": seconds["hfscale"] / seconds["bare"],
-            "hfscale defaults / plain Trainer defaults": seconds["hfscale"] / seconds["plain"]}
+    return {
+        "hfscale / bare loop, same precision": seconds["hfscale"] / seconds["bare"],
+        "hfscale defaults / plain Trainer defaults": seconds["hfscale"] / seconds["plain"],
+    }
 
 
 def main() -> None:
@@ -89,21 +120,31 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8)
     options = parser.parse_args()
-    documents = split_documents(load_documents("embedded:python-docs"), split_by="document", validation_fraction=0.05,
-                                seed=0)
+    documents = split_documents(
+        load_documents("embedded:python-docs"),
+        split_by="document",
+        validation_fraction=0.05,
+        seed=0,
+    )
     tokenizer = load_tokenizer("train:8192", documents["train"])
     rows = pack_splits(documents, tokenizer, SHAPE["n_positions"])["train"]
     with tempfile.TemporaryDirectory() as folder:
         args = training_arguments({"output_dir": folder}, width=SHAPE["n_embd"])
         LIMITS["hfscale defaults / plain Trainer defaults"] = 0.48 if args.bf16 else 0.92
-        print(f"precision of hfscale's defaults here: {'bf16 autocast' if args.bf16 else 'float32'}")
-        one_round(rows, tokenizer, options.steps, folder)  # kernels are chosen and compiled on first use
+        print(
+            f"precision of hfscale's defaults here: {'bf16 autocast' if args.bf16 else 'float32'}"
+        )
+        one_round(
+            rows, tokenizer, options.steps, folder
+        )  # kernels are chosen and compiled on first use
         rounds = [one_round(rows, tokenizer, options.steps, folder) for _ in range(options.rounds)]
     for name, limit in LIMITS.items():
         ratios = sorted(r[name] for r in rounds)
         verdict = "within" if statistics.median(ratios) <= limit else "ABOVE"
-        print(f"{name}: {statistics.median(ratios):.3f} (from {ratios[0]:.3f} to {ratios[-1]:.3f} in "
-              f"{len(ratios)} rounds; {verdict} the limit {limit})")
+        print(
+            f"{name}: {statistics.median(ratios):.3f} (from {ratios[0]:.3f} to {ratios[-1]:.3f} in "
+            f"{len(ratios)} rounds; {verdict} the limit {limit})"
+        )
 
 
 if __name__ == "__main__":
