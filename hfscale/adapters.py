@@ -1,4 +1,6 @@
-"""What of a loaded checkpoint is trained: all of it, its upper layers, or a small adapter (through peft)."""
+"""What of a loaded checkpoint is trained: all of it, its upper layers, or a small adapter (through
+peft).
+"""
 
 import functools
 import sys
@@ -30,20 +32,22 @@ OWN_TARGETS = ("IA3", "LN_TUNING")  # where these go is peft's knowledge of each
 def load_for_training(
     args: AdapterArguments, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel | PeftModel:
-    """The checkpoint `args.model` in float32, with new tokens (`tokenizer` gets them too), and frozen layers or an
-    adapter as `args` says.
+    """The checkpoint `args.model` in float32, with new tokens (`tokenizer` gets them too), and
+    frozen layers or an adapter as `args` says.
 
-    Input and output embeddings that are one matrix stay so. An adapter holds the rows of its new tokens.
+    Input and output embeddings that are one matrix stay so. An adapter holds the rows of its new
+    tokens.
 
     Raises:
-        InputError: settings that contradict each other or that the model does not have, 4 bits where they do not
-            work, a checkpoint that is an adapter itself; see also `load_model`.
+        InputError: settings that contradict each other or that the model does not have, 4 bits
+            where they do not work, a checkpoint that is an adapter itself; see also `load_model`.
     """
     adapts = args.lora_rank is not None or args.peft_type is not None
     _check(args, adapts)
     if is_adapter(args.model):
         raise InputError(
-            f"model {args.model}: is an adapter; make a plain model of it first (its run with --merge)"
+            f"model {args.model}: is an adapter; make a plain model of it first (its run with "
+            "--merge)"
         )
     model = _load_float32(args)
     layers = model.config.get_text_config().num_hidden_layers
@@ -72,22 +76,26 @@ def _check(args: AdapterArguments, adapts: bool) -> None:
     for name in ("target_modules", "peft_kwargs", "load_in_4bit", "merge"):
         if getattr(args, name) and not adapts:
             raise InputError(
-                f"{name}: works with --lora_rank or --peft_type; without one, all weights are trained"
+                f"{name}: works with --lora_rank or --peft_type; without one, all weights are "
+                "trained"
             )
     if args.add_tokens and (args.peft_type or args.freeze_layers and not adapts):
         raise InputError(
-            "add_tokens: their embeddings would not be trained; use --lora_rank or train all weights"
+            "add_tokens: their embeddings would not be trained; use --lora_rank or train all "
+            "weights"
         )
     sharded = launched_engine() in ("ZeRO-3", "FSDP")
     if args.add_tokens and adapts and sharded:
         raise InputError(
-            "add_tokens: an adapter cannot hold new tokens where weights are sharded; take zero2 or ddp"
+            "add_tokens: an adapter cannot hold new tokens where weights are sharded; take zero2 "
+            "or ddp"
         )
     if args.load_in_4bit and sharded:
         raise InputError("load_in_4bit: 4-bit weights are not sharded; take zero2 or ddp")
     if args.load_in_4bit and args.peft_type == "GRALORA":
         raise InputError(
-            "load_in_4bit: GRALORA cannot be trained on 4-bit layers; take --lora_rank or another method"
+            "load_in_4bit: GRALORA cannot be trained on 4-bit layers; take --lora_rank or another "
+            "method"
         )
 
 
@@ -98,11 +106,11 @@ def _load_float32(args: AdapterArguments) -> PreTrainedModel:
 
 
 def _load_in_4bit(name: str, trust_remote_code: bool) -> PreTrainedModel:
-    """A checkpoint with the linear layers of its blocks in 4 bits (NF4, scales in 8 bits; Dettmers et al. 2023,
-    arXiv:2305.14314) on this process's device, the rest in float32.
+    """A checkpoint with the linear layers of its blocks in 4 bits (NF4, scales in 8 bits; Dettmers
+    et al. 2023, arXiv:2305.14314) on this process's device, the rest in float32.
 
-    They compute in float32, which autocast makes bf16 where the run is in bf16: told to compute in bf16 at all times,
-    bitsandbytes would round their biases for good.
+    They compute in float32, which autocast makes bf16 where the run is in bf16: told to compute in
+    bf16 at all times, bitsandbytes would round their biases for good.
     """
     show_bitsandbytes()
     if find_spec("bitsandbytes") is None:
@@ -128,8 +136,8 @@ def _load_in_4bit(name: str, trust_remote_code: bool) -> PreTrainedModel:
                 device.type == "cpu" and layer.in_features % 64
             ):  # its AVX-512 code reads other blocks' scales there
                 raise InputError(
-                    f"load_in_4bit: {layer_name} has {layer.in_features} inputs; on a CPU bitsandbytes "
-                    "is right for multiples of 64 alone; leave load_in_4bit out"
+                    f"load_in_4bit: {layer_name} has {layer.in_features} inputs; on a CPU "
+                    "bitsandbytes is right for multiples of 64 alone; leave load_in_4bit out"
                 )
             layer.support_avx512bf16_for_cpu = (
                 False  # evaluation would pack weights in a form that does not train
@@ -140,8 +148,8 @@ def _load_in_4bit(name: str, trust_remote_code: bool) -> PreTrainedModel:
 def add_tokens(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]
 ) -> list[int]:
-    """Ids of those tokens that were new; tokenizer and embeddings grow where they must. New rows are drawn around the
-    mean of the old ones (upstream's way).
+    """Ids of those tokens that were new; tokenizer and embeddings grow where they must. New rows
+    are drawn around the mean of the old ones (upstream's way).
 
     Raises InputError: the model's embeddings cannot grow.
     """
@@ -158,8 +166,8 @@ def add_tokens(
 
 
 def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list[int]:
-    """Add the tokens, those written <|like this|> as special ones; ids of those that were new. Those that were not
-    are named on stderr.
+    """Add the tokens, those written <|like this|> as special ones; ids of those that were new.
+    Those that were not are named on stderr.
 
     Raises InputError: as `check_new_tokens`.
     """
@@ -190,13 +198,14 @@ def _attach(model: PreTrainedModel, args: AdapterArguments, new_ids: list[int]) 
     linear = _linear_layers(model)
     if not linear:
         raise InputError(
-            f"model {args.model}: {type(model).__name__} has no linear layer that an adapter could be "
-            "put on; train all weights"
+            f"model {args.model}: {type(model).__name__} has no linear layer that an adapter could "
+            "be put on; train all weights"
         )
     config = {"peft_type": args.peft_type or "LORA", "task_type": "CAUSAL_LM"}
     if args.peft_type in OWN_TARGETS and (args.target_modules or args.freeze_layers):
         raise InputError(
-            f"target_modules, freeze_layers: {args.peft_type} has layers of its own; use --peft_kwargs"
+            f"target_modules, freeze_layers: {args.peft_type} has layers of its own; use "
+            "--peft_kwargs"
         )
     if args.peft_type not in OWN_TARGETS:
         config["target_modules"] = _targets(model, args, linear)
@@ -239,8 +248,9 @@ def _attach(model: PreTrainedModel, args: AdapterArguments, new_ids: list[int]) 
 
 
 def _check_rank(place: str, rank: Any, linear: dict[str, nn.Module], *, always: int = 1) -> None:
-    """Raise InputError, beginning with `place`, for a rank above both sides of the widest layer, where it takes memory
-    and gives nothing. One up to `always` is right for any layer."""
+    """Raise InputError, beginning with `place`, for a rank above both sides of the widest layer,
+    where it takes memory and gives nothing. One up to `always` is right for any layer.
+    """
     sides = [side for module in linear.values() for side in _sides(module)]
     most = max([always, *sides])
     if isinstance(rank, int) and rank > most:
@@ -280,16 +290,17 @@ def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def _token_rows(model: PreTrainedModel, new_ids: list[int]) -> dict[str, Any]:
-    """Settings by which a LoRA adapter trains, and holds, all rows of the embeddings that belong to new tokens. Those
-    that it does not hold would be drawn anew whenever it is loaded."""
+    """Settings by which a LoRA adapter trains, and holds, all rows of the embeddings that belong to
+    new tokens. Those that it does not hold would be drawn anew whenever it is loaded.
+    """
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     if not new_ids or outputs is None:
         return {"trainable_token_indices": new_ids or None}
     tied, has_bias = outputs.weight is inputs.weight, getattr(outputs, "bias", None) is not None
     if tied and has_bias:
         raise InputError(
-            f"add_tokens: the output layer of {type(model).__name__} has a bias, which peft would leave "
-            "out; train all weights (without --lora_rank)"
+            f"add_tokens: the output layer of {type(model).__name__} has a bias, which peft would "
+            "leave out; train all weights (without --lora_rank)"
         )
     if tied:
         return {"trainable_token_indices": new_ids}
@@ -323,7 +334,8 @@ def _targets(
         if f".{name}".endswith(endings) and id(module) not in frozen
     ]
     meant = [name for name, _ in model.named_modules() if f".{name}".endswith(endings)]
-    # Ends make a short record, but those of layers in a Sequential are numbers, as those of blocks are.
+    # Ends make a short record, but those of layers in a Sequential are numbers, as those of blocks
+    # are.
     return [ending[1:] for ending in endings] if sorted(chosen) == sorted(meant) else chosen
 
 
@@ -341,7 +353,8 @@ def _first_blocks(model: PreTrainedModel, count: int) -> Sequence[nn.Module]:
 
 
 def merge_saved_adapter(folder: str, *, trust_remote_code: bool = False) -> None:
-    """Make a plain model of the adapter saved in `folder`: the adapter is added to its base model, in float32.
+    """Make a plain model of the adapter saved in `folder`: the adapter is added to its base model,
+    in float32.
 
     Raises InputError: the sum is another model; the adapter stays as it was.
     """
@@ -350,8 +363,8 @@ def merge_saved_adapter(folder: str, *, trust_remote_code: bool = False) -> None
     merged = model.merge_and_unload()
     if not logits_equal(logits_on_trial(merged, trial_size(merged)), before):
         raise InputError(
-            f"merge: added to the weights of {type(merged).__name__}, the adapter gives other logits; "
-            f"leave --merge out and use it as it is: {folder}"
+            f"merge: added to the weights of {type(merged).__name__}, the adapter gives other "
+            f"logits; leave --merge out and use it as it is: {folder}"
         )
     merged.save_pretrained(folder)
     for name in ADAPTER_FILES:

@@ -40,7 +40,8 @@ def find_recipe(name: str) -> Path:
     known = shipped("recipes", "[!_]*.py")
     if name not in known and not (name.endswith(".py") and Path(name).is_file()):
         raise InputError(
-            f"hfscale {name}: unknown{did_you_mean(name, [*known, *VERBS]) or '; see hfscale --help'}"
+            f"hfscale {name}: "
+            f"unknown{did_you_mean(name, [*known, *VERBS]) or '; see hfscale --help'}"
         )
     return known.get(name) or Path(name)
 
@@ -57,7 +58,9 @@ def _recipes() -> str:
 
 
 def _copy(name: str, folder: str = ".") -> str:
-    """copy RECIPE [FOLDER]: its script and configs, to edit; copy launch: the files for several machines"""
+    """copy RECIPE [FOLDER]: its script and configs, to edit; copy launch: the files for several
+    machines
+    """
     script = find_recipe("pretrain" if name == "launch" else name).resolve()
     if name == "launch":
         sources = sorted(script.parent.glob("launch/*.*"))

@@ -28,7 +28,8 @@ from hfscale.options import (
     training_types,
 )
 
-# Of arguments that have one meaning in every recipe; others have theirs beside `help`, in their metadata.
+# Of arguments that have one meaning in every recipe; others have theirs beside `help`, in their
+# metadata.
 LIMITS = {
     name: {"min": 0, "max": 2**32 - 1} for name in ("seed", "data_seed")
 }  # what NumPy's generators take
@@ -67,7 +68,9 @@ OF_TRAINING = ("model", "tokenizer", "output_dir", "resume", "overwrite")
 
 
 class InputError(ValueError):
-    """The user's input is wrong: one line with place, value, what is allowed and the next step (exit status 2)."""
+    """The user's input is wrong: one line with place, value, what is allowed and the next step
+    (exit status 2).
+    """
 
 
 class UnknownNameError(InputError):
@@ -81,7 +84,8 @@ class RemoteCodeArguments:
     trust_remote_code: bool = field(
         default=False,
         metadata={
-            "help": "run the Python code that a model's or tokenizer's folder or Hub id brings along"
+            "help": "run the Python code that a model's or tokenizer's folder or Hub id brings "
+            "along"
         },
     )
 
@@ -93,7 +97,8 @@ class SourceArguments:
     source: list[str] = field(
         default_factory=lambda: ["embedded:python-docs"],
         metadata={
-            "help": "embedded:python-docs, embedded:python-code, a file, folder, glob, saved data set or Hub id"
+            "help": "embedded:python-docs, embedded:python-code, a file, folder, glob, saved data "
+            "set or Hub id"
         },
     )
     dataset_config_name: str | None = field(
@@ -106,8 +111,8 @@ class SourceArguments:
     on_error: Literal["stop", "skip"] = field(
         default="stop",
         metadata={
-            "help": "a row of .jsonl, .json, .csv or .tsv, or a document of a text file, that cannot be read: stop, or "
-            "leave it out and count"
+            "help": "a row of .jsonl, .json, .csv or .tsv, or a document of a text file, that "
+            "cannot be read: stop, or leave it out and count"
         },
     )
 
@@ -148,9 +153,9 @@ class DataArguments(SplitArguments, RemoteCodeArguments):
     packing: Literal["stream", "best_fit", "none"] | None = field(
         default=None,
         metadata={
-            "help": "stream: cut one stream into rows; best_fit: keep documents whole where they fit and leave some space "
-            "unused; none: each document a row of its own, padded; default: stream, or none for a model that "
-            "lets packed documents see each other"
+            "help": "stream: cut one stream into rows; best_fit: keep documents whole where they "
+            "fit and leave some space unused; none: each document a row of its own, padded; "
+            "default: stream, or none for a model that lets packed documents see each other"
         },
     )
 
@@ -162,14 +167,15 @@ class StreamArguments(DataArguments):
     streaming: bool = field(
         default=False,
         metadata={
-            "help": "read, tokenize and pack while training (needs max_steps); validation text is drawn by a hash of each "
-            "document, and its first 2 million characters are scored"
+            "help": "read, tokenize and pack while training (needs max_steps); validation text is "
+            "drawn by a hash of each document, and its first 2 million characters are scored"
         },
     )
     shuffle_buffer_size: int = field(
         default=1000,
         metadata={
-            "help": "of a stream: rows in memory from which the next is drawn (0: rows come in order)"
+            "help": "of a stream: rows in memory from which the next is drawn (0: rows come in "
+            "order)"
         },
     )
     source_weights: list[float] | None = field(
@@ -179,7 +185,8 @@ class StreamArguments(DataArguments):
     source_temperature: float | None = field(
         default=None,
         metadata={
-            "help": "shares proportional to size^(1/temperature): 1 as the sizes are, larger nearer to equal"
+            "help": "shares proportional to size^(1/temperature): 1 as the sizes are, larger "
+            "nearer to equal"
         },
     )
 
@@ -191,7 +198,8 @@ class TaskArguments:
     task_source: list[str] | None = field(
         default=None,
         metadata={
-            "help": "examples: embedded:<task>, files (.jsonl, .json, .csv, .tsv, .parquet, .txt, also .gz), or a Hub id"
+            "help": "examples: embedded:<task>, files (.jsonl, .json, .csv, .tsv, .parquet, .txt, "
+            "also .gz), or a Hub id"
         },
     )
     task_validation_source: list[str] | None = field(
@@ -200,26 +208,30 @@ class TaskArguments:
     task_format: Literal["columns", "parallel", "squad", "instructions", "chat"] = field(
         default="columns",
         metadata={
-            "help": "rows with named columns, two text files line by line (columns source, target), SQuAD (context, "
-            "question, answers), instructions (prompt, response), conversations (messages)"
+            "help": "rows with named columns, two text files line by line (columns source, "
+            "target), SQuAD (context, question, answers), instructions (prompt, response), "
+            "conversations (messages)"
         },
     )
     train_examples: int | None = field(
         default=None,
         metadata={
-            "help": "at most this many examples to train on; of a generated set this many are made (default 20,000)"
+            "help": "at most this many examples to train on; of a generated set this many are made "
+            "(default 20,000)"
         },
     )
     validation_examples: int = field(
         default=500,
         metadata={
-            "help": "held-out examples: at most this many, and of a source without some of its own at most a tenth"
+            "help": "held-out examples: at most this many, and of a source without some of its own "
+            "at most a tenth"
         },
     )
     drop_empty: bool = field(
         default=False,
         metadata={
-            "help": "leave out (and count) examples with an empty prompt or target, which else are an error"
+            "help": "leave out (and count) examples with an empty prompt or target, which else are "
+            "an error"
         },
     )
     prompt: str | None = field(
@@ -228,7 +240,8 @@ class TaskArguments:
     target: str | None = field(
         default=None,
         metadata={
-            "help": "template of the answer; {name} is a column, which may list several right answers"
+            "help": "template of the answer; {name} is a column, which may list several right "
+            "answers"
         },
     )
     copied: str | None = field(
@@ -237,14 +250,15 @@ class TaskArguments:
     choices: str | list[str] | None = field(
         default=None,
         metadata={
-            "help": "column that lists the answers to choose from, or several columns that hold one each"
+            "help": "column that lists the answers to choose from, or several columns that hold "
+            "one each"
         },
     )
     answer: str | None = field(
         default=None,
         metadata={
-            "help": "column with the index of the right choice, from 0; of several columns of choices also the "
-            "name of the right one (default: the first)"
+            "help": "column with the index of the right choice, from 0; of several columns of "
+            "choices also the name of the right one (default: the first)"
         },
     )
     test: str | None = field(
@@ -253,14 +267,16 @@ class TaskArguments:
     program: str = field(
         default="{prompt}{prediction}\n{test}",
         metadata={
-            "help": "what pass_at_k runs: {prediction} is the answer, other names are columns, else the filled templates"
+            "help": "what pass_at_k runs: {prediction} is the answer, other names are columns, "
+            "else the filled templates"
         },
     )
     tests_apart: bool = field(
         default=True,
         metadata={
-            "help": "what follows {prediction} runs in a process of its own, so that no program can fake that it passed; "
-            "false: for tests that need more of a program than calls, in one process with it"
+            "help": "what follows {prediction} runs in a process of its own, so that no program "
+            "can fake that it passed; false: for tests that need more of a program than calls, in "
+            "one process with it"
         },
     )
     user_role: str = field(
@@ -272,22 +288,23 @@ class TaskArguments:
     chat_template: str | None = field(
         default=None,
         metadata={
-            "help": "of conversations, and to make conversations of prompts and targets: chatml, or a Jinja file with "
-            "{% generation %}; default: conversations are written in the tokenizer's own"
+            "help": "of conversations, and to make conversations of prompts and targets: chatml, "
+            "or a Jinja file with {% generation %}; default: conversations are written in the "
+            "tokenizer's own"
         },
     )
     long_targets: Literal["stop", "drop", "truncate"] = field(
         default="stop",
         metadata={
-            "help": "targets that do not fit into max_length beside a prompt: stop and count them, leave such examples "
-            "out, or learn only their beginning, without EOS"
+            "help": "targets that do not fit into max_length beside a prompt: stop and count them, "
+            "leave such examples out, or learn only their beginning, without EOS"
         },
     )
     shorten: Literal["start", "end"] = field(
         default="end",
         metadata={
-            "help": "side from which a prompt that is too long loses tokens; what the template has after its last column "
-            "stays; a conversation loses its oldest turns"
+            "help": "side from which a prompt that is too long loses tokens; what the template has "
+            "after its last column stays; a conversation loses its oldest turns"
         },
     )
     baseline: Literal["copy_source", "lead_sentence", "most_frequent"] = field(
@@ -304,7 +321,8 @@ class TaskArguments:
     metric_options: dict = field(
         default_factory=dict,
         metadata={
-            "help": "metric: its options, such as {rouge: {tokenizer: character}} or {bleu: {tokenize: zh}}"
+            "help": "metric: its options, such as {rouge: {tokenizer: character}} or {bleu: "
+            "{tokenize: zh}}"
         },
     )
 
@@ -360,7 +378,9 @@ class DecodingArguments(SamplingArguments):
 
 @dataclass
 class AdapterArguments(RemoteCodeArguments):
-    """A checkpoint to start from, and which weights are trained: all, the upper layers, or a small adapter's."""
+    """A checkpoint to start from, and which weights are trained: all, the upper layers, or a small
+    adapter's.
+    """
 
     model: str = field(
         default="runs/quickstart", metadata={"help": "folder of a saved model, or a Hub id"}
@@ -390,7 +410,8 @@ class AdapterArguments(RemoteCodeArguments):
     target_modules: list[str] | None = field(
         default=None,
         metadata={
-            "help": "layers with adapters, by the end of their names, such as attn.c_attn; default: all linear ones"
+            "help": "layers with adapters, by the end of their names, such as attn.c_attn; "
+            "default: all linear ones"
         },
     )
     peft_type: (
@@ -406,13 +427,15 @@ class AdapterArguments(RemoteCodeArguments):
     freeze_layers: int = field(
         default=0,
         metadata={
-            "help": "neither the embeddings nor this many first blocks are trained; with adapters: they get none"
+            "help": "neither the embeddings nor this many first blocks are trained; with adapters: "
+            "they get none"
         },
     )
     add_tokens: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "new tokens; those written <|like this|> are special: never split, left out of shown text"
+            "help": "new tokens; those written <|like this|> are special: never split, left out of "
+            "shown text"
         },
     )
     merge: bool = field(
@@ -451,7 +474,9 @@ def shape_of(args: ShapeArguments) -> dict[str, Any]:
 
 @dataclass
 class RunArguments:
-    """What every training recipe also offers; `training` holds the checked values for TrainingArguments."""
+    """What every training recipe also offers; `training` holds the checked values for
+    TrainingArguments.
+    """
 
     resume: Literal["auto"] | None = field(
         default=None,
@@ -476,11 +501,12 @@ class RunArguments:
 
 
 def parse_args(cls: type, argv: list[str] | None = None, *, recipe: str) -> Any:
-    """An instance of the argument dataclass `cls` from `--config FILE.yaml` (repeatable) and flags; later wins.
+    """An instance of the argument dataclass `cls` from `--config FILE.yaml` (repeatable) and flags;
+    later wins.
 
-    A dataclass with a field `training` (see `RunArguments`) also takes every name of `transformers.TrainingArguments`;
-    the given ones arrive there as a dictionary. `recipe` is the script's `__file__`: its shipped configs can be named
-    without a path.
+    A dataclass with a field `training` (see `RunArguments`) also takes every name of
+    `transformers.TrainingArguments`; the given ones arrive there as a dictionary. `recipe` is the
+    script's `__file__`: its shipped configs can be named without a path.
 
     Raises:
         InputError: an unknown name, a value of the wrong type, a missing or broken file.
@@ -497,7 +523,9 @@ def parse_args(cls: type, argv: list[str] | None = None, *, recipe: str) -> Any:
 
 
 def arguments_class(recipe: Path) -> type:
-    """The argument dataclass of a script: the last one whose name ends in `Arguments`. Nothing is run."""
+    """The argument dataclass of a script: the last one whose name ends in `Arguments`. Nothing is
+    run.
+    """
     spec = importlib.util.spec_from_file_location(f"_checked_{recipe.stem}", recipe)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up by name
@@ -508,7 +536,9 @@ def arguments_class(recipe: Path) -> type:
 
 
 def check_recipe_args(recipe: Path, argv: list[str]) -> dict[str, Any]:
-    """Parse `argv` for a script without running it; returns the given values. Raises as `parse_args`."""
+    """Parse `argv` for a script without running it; returns the given values. Raises as
+    `parse_args`.
+    """
     return _checked_values(arguments_class(recipe), argv, recipe)
 
 
@@ -525,7 +555,9 @@ def _checked_values(cls: type, argv: list[str], recipe: Path) -> dict[str, Any]:
 
 
 def _read_config(cls: type, path: Path, recipe: Path, kinds: dict[str, Any]) -> dict[str, Any]:
-    """The recipe's values of a file. A task's file may also hold what training, or what scoring, has for itself."""
+    """The recipe's values of a file. A task's file may also hold what training, or what scoring,
+    has for itself.
+    """
     try:
         values = _read_yaml(path, kinds)
         others = set()
@@ -542,8 +574,10 @@ def _read_config(cls: type, path: Path, recipe: Path, kinds: dict[str, Any]) -> 
 
 
 def _of_training_file(values: dict[str, Any], lines: dict[str, Any]) -> dict[str, Any]:
-    """What score takes from a file that trains: the task, and as its model what the run left. Where the file's own
-    lines list models, as only score reads them, they say what is scored, and extend a file that trains."""
+    """What score takes from a file that trains: the task, and as its model what the run left. Where
+    the file's own lines list models, as only score reads them, they say what is scored, and extend
+    a file that trains.
+    """
     task = {name: value for name, value in values.items() if name not in OF_TRAINING}
     if isinstance(lines.get("model"), list):
         return task | {name: values[name] for name in OF_TRAINING if name in lines}
@@ -551,7 +585,9 @@ def _of_training_file(values: dict[str, Any], lines: dict[str, Any]) -> dict[str
 
 
 def _task_recipes_kinds(recipe: Path) -> dict[str, Any]:
-    """The types of all names in the recipes that share task files: those beside this script, else the shipped ones."""
+    """The types of all names in the recipes that share task files: those beside this script, else
+    the shipped ones.
+    """
     kinds: dict[str, Any] = {}
     for name in TASK_RECIPES:
         beside = recipe.with_name(f"{name}.py")
@@ -573,15 +609,18 @@ def _kinds_of(cls: type) -> dict[str, Any]:
 
 
 def shipped(folder: str, pattern: str) -> dict[str, Path]:
-    """Files that come with hfscale, by name: the folder is inside the package in a wheel, beside it in a checkout."""
+    """Files that come with hfscale, by name: the folder is inside the package in a wheel, beside it
+    in a checkout.
+    """
     package = Path(__file__).parent
     place = package if (package / folder).is_dir() else package.parent
     return {path.stem: path for path in sorted((place / folder).glob(pattern))}
 
 
 def read_flags(argv: list[str], kinds: dict[str, Any]) -> dict[str, Any]:
-    """Checked values of --name, --name word word and --name=word; a list given several times is one list. Raises as
-    `parse_args`."""
+    """Checked values of --name, --name word word and --name=word; a list given several times is one
+    list. Raises as `parse_args`.
+    """
     flags: list[tuple[str, list[str]]] = []
     for token in argv:
         if token.startswith("--") and token != "--":
@@ -589,7 +628,8 @@ def read_flags(argv: list[str], kinds: dict[str, Any]) -> dict[str, Any]:
             flags.append((name, [word] if equals else []))
         elif not flags:
             raise InputError(
-                f"command line: '{token}' stands alone; arguments are given as --name value (see --help)"
+                f"command line: '{token}' stands alone; arguments are given as --name value (see "
+                "--help)"
             )
         else:
             flags[-1][1].append(token)
@@ -633,7 +673,9 @@ def _check(
 
 
 def _find_config(word: str, recipe: Path) -> Path:
-    """The file itself, or a shipped config: the recipe's by name, with or without .yaml; another's as recipe/name."""
+    """The file itself, or a shipped config: the recipe's by name, with or without .yaml; another's
+    as recipe/name.
+    """
     folder = recipe.parent / "configs" / recipe.stem
     for path in (
         Path(word),
@@ -652,7 +694,9 @@ def _find_config(word: str, recipe: Path) -> Path:
 def _read_yaml(
     path: Path, kinds: dict[str, Any], extended_by: tuple[Path, ...] = ()
 ) -> dict[str, Any]:
-    """Checked values of one file; `extends: other.yaml` (beside it) is read first, so variants hold what differs."""
+    """Checked values of one file; `extends: other.yaml` (beside it) is read first, so variants hold
+    what differs.
+    """
     values: dict[str, Any] = {}
     seen: set[str] = set()
     for place, name, value in _yaml_lines(path):
@@ -735,8 +779,9 @@ def host_answers(url: str, timeout_seconds: float = 1.0) -> bool:
 
 
 def go_offline_if_unreachable() -> None:
-    """Set the offline switches unless the Hub answers: its libraries read them once, at import, and else retry for
-    most of a minute. What the user set stays."""
+    """Set the offline switches unless the Hub answers: its libraries read them once, at import, and
+    else retry for most of a minute. What the user set stays.
+    """
     if "HF_HUB_OFFLINE" not in os.environ and not hub_reachable():
         os.environ["HF_HUB_OFFLINE"] = "1"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
@@ -745,13 +790,17 @@ def go_offline_if_unreachable() -> None:
 
 
 def hide_bitsandbytes() -> None:
-    """Keep peft from importing bitsandbytes wherever it lies, as peft does at each start: on CPUs with bf16
-    instructions that prints a warning, and it costs a second. `show_bitsandbytes` brings it back."""
+    """Keep peft from importing bitsandbytes wherever it lies, as peft does at each start: on CPUs
+    with bf16 instructions that prints a warning, and it costs a second. `show_bitsandbytes` brings
+    it back.
+    """
     sys.modules.setdefault("bitsandbytes", None)  # to Python's import system: not there
 
 
 def show_bitsandbytes() -> None:
-    """Let peft and transformers, which asked once and remember the answer, find bitsandbytes again."""
+    """Let peft and transformers, which asked once and remember the answer, find bitsandbytes
+    again.
+    """
     from peft import import_utils
     from transformers.utils import is_bitsandbytes_available
 
@@ -788,14 +837,16 @@ def run(main: Callable[[], Any]) -> None:
         finally:
             torch = sys.modules.get("torch")
             if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
-                torch.distributed.destroy_process_group()  # gloo's threads else now and then abort a good exit
+                # Gloo's threads else now and then abort a good exit
+                torch.distributed.destroy_process_group()
     raise SystemExit(0)
 
 
 @contextlib.contextmanager
 def ending_quietly() -> Iterator[None]:
-    """Ends the program without a traceback where nothing is wrong with it: nobody reads its output any more
-    (`| head`), with the status that a shell gives SIGPIPE; or Ctrl-C, with that of SIGINT."""
+    """Ends the program without a traceback where nothing is wrong with it: nobody reads its output
+    any more (`| head`), with the status that a shell gives SIGPIPE; or Ctrl-C, with that of SIGINT.
+    """
     with contextlib.suppress(AttributeError):  # a test's own stream
         sys.stdout.reconfigure(
             errors="backslashreplace"
@@ -819,7 +870,9 @@ def ending_quietly() -> Iterator[None]:
 
 
 def _end_by(stopped_by: signal.Signals) -> None:
-    """Exit with the status of a program that this signal ended; what is still unwritten goes nowhere."""
+    """Exit with the status of a program that this signal ended; what is still unwritten goes
+    nowhere.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
@@ -844,8 +897,8 @@ def check_output_folder(
 ) -> None:
     """`written` are the patterns of what this recipe writes, see `check_replaceable`.
 
-    Raises InputError: the path is taken (with `overwrite`: by something else than a folder with `last_file` and
-    nothing foreign in it), or cannot be written to.
+    Raises InputError: the path is taken (with `overwrite`: by something else than a folder with
+    `last_file` and nothing foreign in it), or cannot be written to.
     """
     folder, place = Path(output_dir).absolute(), f"output_dir {output_dir}"
     if os.path.islink(folder):
@@ -858,24 +911,27 @@ def check_output_folder(
 
 
 def check_replaceable(place: str, folder: Path, written: Sequence[str]) -> None:
-    """Refuse to delete a folder that holds anything but files of the patterns `written`, or that people stand in.
+    """Refuse to delete a folder that holds anything but files of the patterns `written`, or that
+    people stand in.
 
-    The patterns are paths below the folder; each name in one is a pattern of `fnmatch`, a last `**` stands for all
-    that lies there.
+    The patterns are paths below the folder; each name in one is a pattern of `fnmatch`, a last `**`
+    stands for all that lies there.
 
     Raises:
-        InputError: a link, the current folder or one above it, or files of other names, which are listed.
+        InputError: a link, the current folder or one above it, or files of other names, which are
+            listed.
     """
     if folder.is_symlink():
         raise InputError(
-            f"{place}: is a link; --overwrite deletes no folder through a link, name the folder itself"
+            f"{place}: is a link; --overwrite deletes no folder through a link, name the folder "
+            "itself"
         )
     if not folder.is_dir():
         return
     if Path.cwd().is_relative_to(folder.resolve()):
         raise InputError(
-            f"{place}: is the current folder or one above it, which --overwrite never deletes; name "
-            "another folder"
+            f"{place}: is the current folder or one above it, which --overwrite never deletes; "
+            "name another folder"
         )
     foreign = [
         path for path in _leaves(folder) if not _is_written(path.relative_to(folder), written)
@@ -884,8 +940,8 @@ def check_replaceable(place: str, folder: Path, written: Sequence[str]) -> None:
         names = sorted(str(path.relative_to(folder)) for path in foreign)
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         raise InputError(
-            f"{place}: --overwrite deletes only what a run wrote, and no run wrote {shown}; move it "
-            "away, or name another folder"
+            f"{place}: --overwrite deletes only what a run wrote, and no run wrote {shown}; move "
+            "it away, or name another folder"
         )
 
 
@@ -931,7 +987,8 @@ def check_writable(place: str, folder: Path, name: str = "") -> None:
     lowest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if lowest.is_symlink() and not lowest.exists():
         raise InputError(
-            f"{place}: {lowest} is a link to {os.readlink(lowest)}, which is not there; name another place"
+            f"{place}: {lowest} is a link to {os.readlink(lowest)}, which is not there; name "
+            "another place"
         )
     if not lowest.is_dir() or not os.access(lowest, os.W_OK):
         raise InputError(f"{place}: {lowest} is not a folder that can be written to")
@@ -949,7 +1006,8 @@ def check_writable(place: str, folder: Path, name: str = "") -> None:
 def whole_folder(
     output_dir: str, *, overwrite: bool, last_file: str, written: Sequence[str]
 ) -> Iterator[Path]:
-    """An empty folder to write into, which becomes `output_dir` at the end, or is gone after any error.
+    """An empty folder to write into, which becomes `output_dir` at the end, or is gone after any
+    error.
 
     Raises InputError: as `check_output_folder`, or a disk is full.
     """
@@ -969,7 +1027,9 @@ def whole_folder(
 
 @contextlib.contextmanager
 def clear_disk_errors(place: str, what_is_left: str) -> Iterator[None]:
-    """Raises InputError instead of an OSError that means a full disk (or a quota, or a limit on a file's size)."""
+    """Raises InputError instead of an OSError that means a full disk (or a quota, or a limit on a
+    file's size).
+    """
     try:
         yield
     except OSError as error:

@@ -1,4 +1,6 @@
-"""What the recipes write, by name: all that --overwrite deletes (patterns of `config.check_replaceable`)."""
+"""What the recipes write, by name: all that --overwrite deletes (patterns of
+`config.check_replaceable`).
+"""
 
 UNFINISHED = ".*.part"  # of `write_text`, after a kill
 TOKENIZER_FILES = (

@@ -1,4 +1,6 @@
-"""`hfscale <recipe> ...` as `accelerate launch ...`: picks a config, refuses what cannot run, keeps the status."""
+"""`hfscale <recipe> ...` as `accelerate launch ...`: picks a config, refuses what cannot run, keeps
+the status.
+"""
 
 import argparse
 import json
@@ -27,7 +29,8 @@ from hfscale.options import did_you_mean
 ASSUMED_GPUS = 8  # in a machine that is not this one, where nothing is said
 PLANNED_CONFIG = "HFSCALE_PLANNED_CONFIG"  # see planned_launch
 PLANNED_PROCESSES = "HFSCALE_PLANNED_PROCESSES"
-# Of a launch config: what is checked outside its parts, and what is true or false but text for accelerate.
+# Of a launch config: what is checked outside its parts, and what is true or false but text for
+# accelerate.
 TOP_LEVEL = (
     "num_machines",
     "machine_rank",
@@ -67,7 +70,9 @@ FLAGS = {
 
 
 def launch(recipe: Path, argv: list[str]) -> int:
-    """Run a script as `accelerate launch`: 0 or the first failed rank's status; InputError before anything starts."""
+    """Run a script as `accelerate launch`: 0 or the first failed rank's status; InputError before
+    anything starts.
+    """
     if recipe.stem in ALONE:
         sys.argv = [str(recipe), *argv]
         if recipe.stem != "scale":  # whose runs may read from the Hub
@@ -109,7 +114,9 @@ def find_accelerate_config(name: str) -> Path:
 
 
 def pick_config(gpus: int, processes: int | None, trains: bool) -> str:
-    """Name of the config for a machine; without a number of processes, recipes that do not train run as one."""
+    """Name of the config for a machine; without a number of processes, recipes that do not train
+    run as one.
+    """
     many = processes > 1 if processes else gpus > 1 and trains
     return ("ddp" if many else "single_gpu") if gpus else ("cpu_2proc" if many else "cpu")
 
@@ -135,8 +142,10 @@ class Launch(NamedTuple):
 
 
 def read_launch(name: str, flags: dict, *, use_cpu: bool, gpus: int) -> Launch:
-    """The launch that a config and the launcher's flags ask for; raises InputError for a file or for numbers that
-    cannot work anywhere. `gpus` are those of each machine, for where no number of processes is given."""
+    """The launch that a config and the launcher's flags ask for; raises InputError for a file or
+    for numbers that cannot work anywhere. `gpus` are those of each machine, for where no number of
+    processes is given.
+    """
     path = find_accelerate_config(name)
     config = _read_config(path)
     if config.distributed_type == "DEEPSPEED" and find_spec("deepspeed") is None:
@@ -147,8 +156,8 @@ def read_launch(name: str, flags: dict, *, use_cpu: bool, gpus: int) -> Launch:
         total = 0 if use_cpu or config.use_cpu else max(1, gpus) * machines
     if not isinstance(total, int) or machines < 1 or total < 1 or total % machines:
         raise InputError(
-            f"--accelerate {name}: num_processes is {total or 'not given'}; expected a whole number, "
-            f"1 or more and the same on each machine (num_machines is {machines})"
+            f"--accelerate {name}: num_processes is {total or 'not given'}; expected a whole "
+            f"number, 1 or more and the same on each machine (num_machines is {machines})"
         )
     asked = Launch(name, path, config, machines, total)
     if total > 1 and not asked.starts_many:
@@ -161,7 +170,9 @@ def read_launch(name: str, flags: dict, *, use_cpu: bool, gpus: int) -> Launch:
 def accelerate_command(
     recipe: Path, recipe_args: list[str], flags: dict, use_cpu: bool, gpus: int, threads: int
 ) -> tuple[list[str], dict[str, str]]:
-    """The words after `accelerate launch`, and environment variables; raises InputError if it cannot work there."""
+    """The words after `accelerate launch`, and environment variables; raises InputError if it
+    cannot work there.
+    """
     name, trains = (
         flags.get("accelerate"),
         "training" in arguments_class(recipe).__dataclass_fields__,
@@ -181,12 +192,14 @@ def accelerate_command(
             else "take --accelerate cpu"
         )
         raise InputError(
-            f"--accelerate {name}: needs {asked.local} GPU(s) on this machine, which has {gpus}; {cure}"
+            f"--accelerate {name}: needs {asked.local} GPU(s) on this machine, which has {gpus}; "
+            f"{cure}"
         )
     _check_machines(
         asked.machines, {"main_process_port": asked.config.main_process_port or 0} | flags
     )
-    # --cpu only where one process is meant: with a config for several, accelerate would start a single one.
+    # --cpu only where one process is meant: with a config for several, accelerate would start a
+    # single one.
     alone = ["--cpu"] if on_cpu and not asked.config.use_cpu else []
     words = ["--num_processes", str(asked.processes)] if asked.starts_many else alone
     words += [
@@ -203,10 +216,12 @@ def accelerate_command(
 
 
 def planned_elsewhere(flags: dict, gpus: int) -> dict[str, str]:
-    """Of a dry run for machines that this one is not like (a cluster's, seen from its login node): the environment in
-    which one CPU process shows what each process there will do. Empty: the launch can start here.
+    """Of a dry run for machines that this one is not like (a cluster's, seen from its login node):
+    the environment in which one CPU process shows what each process there will do. Empty: the
+    launch can start here.
 
-    Raises InputError: as `read_launch`, or a rank that there is not."""
+    Raises InputError: as `read_launch`, or a rank that there is not.
+    """
     if "accelerate" not in flags:
         return {}
     unknown = gpus == 0 and "num_processes" not in flags
@@ -216,8 +231,9 @@ def planned_elsewhere(flags: dict, gpus: int) -> dict[str, str]:
     _check_rank(flags.get("machine_rank", 0), asked.machines)
     guess = f" (num_processes is not given: {ASSUMED_GPUS} GPUs on each machine are assumed)"
     print(
-        f"dry run of {asked.processes} processes on {asked.machines} machine(s), {asked.name}, shown by one process "
-        f"on this machine's CPU{guess if unknown and asked.starts_many else ''}",
+        f"dry run of {asked.processes} processes on {asked.machines} machine(s), {asked.name}, "
+        "shown by one process on this machine's "
+        f"CPU{guess if unknown and asked.starts_many else ''}",
         file=sys.stderr,
     )
     return {PLANNED_CONFIG: str(asked.path), PLANNED_PROCESSES: str(asked.processes)}
@@ -239,8 +255,9 @@ def planned_launch() -> tuple[dict[str, Any], int] | None:
 
 
 def launched_engine() -> str:
-    """What accelerate's launcher told this process to train with: ZeRO-1, ZeRO-2, ZeRO-3, FSDP, one process or DDP;
-    of a dry run for other machines, what they will be told."""
+    """What accelerate's launcher told this process to train with: ZeRO-1, ZeRO-2, ZeRO-3, FSDP, one
+    process or DDP; of a dry run for other machines, what they will be told.
+    """
     if planned := planned_launch():
         stage = (planned[0].get("deepspeed_config") or {}).get("zero_stage", 2)
         engines = {"DEEPSPEED": f"ZeRO-{stage}", "FSDP": "FSDP"}
@@ -269,8 +286,10 @@ def launched_processes(world_size: int) -> int:
 
 
 def _read_config(path: Path) -> Any:
-    """accelerate's reading of a launch config; raises InputError for a file that is none, for a name in it that
-    accelerate would silently pass over, and for a value that only the ranks would find wrong."""
+    """accelerate's reading of a launch config; raises InputError for a file that is none, for a
+    name in it that accelerate would silently pass over, and for a value that only the ranks would
+    find wrong.
+    """
     from accelerate.commands.config.config_args import load_config_from_file
 
     try:
@@ -298,7 +317,9 @@ def _read_config(path: Path) -> Any:
 
 
 def _stage_of_file(place: str, file: str) -> int:
-    """The ZeRO stage in a file of DeepSpeed's own; raises InputError, beginning with `place`: it is none."""
+    """The ZeRO stage in a file of DeepSpeed's own; raises InputError, beginning with `place`: it is
+    none.
+    """
     try:
         content = json.loads(Path(file).read_text("utf-8"))
         stage = content.get("zero_optimization", {}).get("stage", 0)
@@ -308,15 +329,16 @@ def _stage_of_file(place: str, file: str) -> int:
         ) from None
     if stage not in ZERO_STAGES:
         raise InputError(
-            f"{place}: deepspeed_config_file {file}: zero_optimization: stage: got {stage!r}, expected "
-            f"one of {', '.join(map(str, ZERO_STAGES))}"
+            f"{place}: deepspeed_config_file {file}: zero_optimization: stage: got {stage!r}, "
+            f"expected one of {', '.join(map(str, ZERO_STAGES))}"
         )
     return stage
 
 
 def _check_value(place: str, action: argparse.Action | None, name: str, value: Any) -> None:
-    """Raise InputError unless accelerate's launcher takes the value, as text, for its flag of this name, and what it
-    hands it on to knows it."""
+    """Raise InputError unless accelerate's launcher takes the value, as text, for its flag of this
+    name, and what it hands it on to knows it.
+    """
     if value is None:
         return
     allowed = _choices(name) or (action and action.choices)
@@ -330,7 +352,9 @@ def _check_value(place: str, action: argparse.Action | None, name: str, value: A
 
 
 def _choices(name: str) -> tuple | list | None:
-    """What may stand for a name where accelerate's own flag does not say it; None: anything, or the flag does."""
+    """What may stand for a name where accelerate's own flag does not say it; None: anything, or the
+    flag does.
+    """
     from accelerate.utils import constants
 
     if name in BOOLEANS:
@@ -351,8 +375,8 @@ def _check_machines(machines: int, flags: dict) -> None:
     rank, port = flags.get("machine_rank", 0), flags["main_process_port"]
     if machines > 1 and not {"machine_rank", "main_process_ip"} <= flags.keys():
         raise InputError(
-            f"{machines} machines: each needs its own --machine_rank, and all --main_process_ip, the "
-            "name or address of machine 0"
+            f"{machines} machines: each needs its own --machine_rank, and all --main_process_ip, "
+            "the name or address of machine 0"
         )
     _check_rank(rank, machines)
     if machines > 1 and port == 0:
@@ -378,7 +402,9 @@ def _check_rank(rank: int, machines: int) -> None:
 
 
 def run_launcher(words: list[str], env: dict[str, str]) -> int:
-    """`accelerate launch <words>` in this process; returns 0 or the status of the first rank that failed."""
+    """`accelerate launch <words>` in this process; returns 0 or the status of the first rank that
+    failed.
+    """
     import psutil
     from accelerate.commands.launch import launch_command, launch_command_parser
     from accelerate.utils import patch_environment

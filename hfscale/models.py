@@ -35,12 +35,12 @@ from hfscale.config import InputError, show_bitsandbytes
 from hfscale.planning.flops import Shape
 
 UNSAFE_PICKLE = (
-    "its .bin file is a pickle that holds more than weights, and could run code when read; "
-    "take .safetensors files instead"
+    "its .bin file is a pickle that holds more than weights, and could run code when read; take "
+    ".safetensors files instead"
 )
 
-# What GPT-2's own configuration has otherwise: the same GELU, but in one kernel, and no dropout, since pretraining
-# seldom repeats its text.
+# What GPT-2's own configuration has otherwise: the same GELU, but in one kernel, and no dropout,
+# since pretraining seldom repeats its text.
 DEFAULTS = {
     "activation_function": "gelu_pytorch_tanh",
     "resid_pdrop": 0.0,
@@ -52,8 +52,8 @@ DEFAULTS = {
 def new_model(
     tokenizer: PreTrainedTokenizerBase, **architecture: int | float | str
 ) -> GPT2LMHeadModel:
-    """GPT-2 with random weights for this tokenizer's vocabulary; `architecture` are `GPT2Config` arguments
-    (see `DEFAULTS`).
+    """GPT-2 with random weights for this tokenizer's vocabulary; `architecture` are `GPT2Config`
+    arguments (see `DEFAULTS`).
 
     Raises InputError: see `check_architecture`.
     """
@@ -73,8 +73,10 @@ def new_model(
 def check_architecture(
     architecture: Mapping[str, int | float | str], vocab_size: int = 1, *, in_memory: bool = True
 ) -> None:
-    """Raise InputError for a size below 1, a width that the heads do not divide, a dropout outside [0, 1), or, where
-    they are to be held `in_memory`, weights that this machine's memory does not hold."""
+    """Raise InputError for a size below 1, a width that the heads do not divide, a dropout outside
+    [0, 1), or, where they are to be held `in_memory`, weights that this machine's memory does not
+    hold.
+    """
     for name, value in architecture.items():
         if name.startswith("n_") and value < 1:
             raise InputError(f"{name}: got {value}, expected at least 1")
@@ -87,23 +89,25 @@ def check_architecture(
     available = psutil.virtual_memory().total
     if in_memory and needed > available:
         raise InputError(
-            f"n_layer {sizes['n_layer']}, n_embd {sizes['n_embd']}, n_positions {sizes['n_positions']}: "
-            f"the weights alone take {needed / 2**30:,.0f} GiB, this machine has "
-            f"{available / 2**30:,.0f} GiB of memory; choose smaller sizes"
+            f"n_layer {sizes['n_layer']}, n_embd {sizes['n_embd']}, n_positions "
+            f"{sizes['n_positions']}: the weights alone take {needed / 2**30:,.0f} GiB, this "
+            f"machine has {available / 2**30:,.0f} GiB of memory; choose smaller sizes"
         )
 
 
 def load_model(name: str, *, trust_remote_code: bool = False, **kwargs) -> PreTrainedModel:
-    """A causal language model from a folder or Hub id; `kwargs` go to `from_pretrained`. Code that it brings along is
-    run only with `trust_remote_code`.
+    """A causal language model from a folder or Hub id; `kwargs` go to `from_pretrained`. Code that
+    it brings along is run only with `trust_remote_code`.
 
-    GPT-2's GELU runs as PyTorch's fused kernel (`fuse_gelu`); the configuration stays as it was saved. An adapter's
-    folder or id gives its base model with the adapter on it, as a `peft.PeftModel`.
+    GPT-2's GELU runs as PyTorch's fused kernel (`fuse_gelu`); the configuration stays as it was
+    saved. An adapter's folder or id gives its base model with the adapter on it, as a
+    `peft.PeftModel`.
 
     Raises:
-        InputError: the folder holds no model or not all of its weights (upstream would draw the missing ones at
-            random), or the id is neither in the cache nor reachable; the model has an encoder, or sees the tokens that
-            it is to predict; an adapter does not belong to its base model.
+        InputError: the folder holds no model or not all of its weights (upstream would draw the
+            missing ones at random), or the id is neither in the cache nor reachable; the model has
+            an encoder, or sees the tokens that it is to predict; an adapter does not belong to its
+            base model.
     """
     if is_adapter(name):
         return _load_adapter(name, trust_remote_code=trust_remote_code, **kwargs)
@@ -133,7 +137,10 @@ def load_model(name: str, *, trust_remote_code: bool = False, **kwargs) -> PreTr
             raise InputError(f"model {name}: {UNSAFE_PICKLE}") from None
         reason = " ".join(str(error).split())[:200]
         if not os.path.isdir(name) and os.environ.get("HF_HUB_OFFLINE") == "1":
-            reason = "no such folder, not in the Hub cache, and the Hub is not reachable; give a saved model's folder"
+            reason = (
+                "no such folder, not in the Hub cache, and the Hub is not reachable; give a saved "
+                "model's folder"
+            )
         raise InputError(f"model {name}: cannot be loaded: {reason}") from None
     if wrong := sorted(info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}):
         raise InputError(
@@ -149,20 +156,21 @@ def _check_kind(config: PreTrainedConfig) -> None:
     kind = config.model_type
     if config.is_encoder_decoder:
         raise ValueError(
-            f"a model of the kind {kind} has an encoder; give one that only continues text, such as "
-            "GPT-2"
+            f"a model of the kind {kind} has an encoder; give one that only continues text, such "
+            "as GPT-2"
         )
     brings_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not brings_code:
         raise ValueError(
-            f"transformers has no causal language model of the kind {kind}; give one that continues "
-            "text, such as GPT-2"
+            f"transformers has no causal language model of the kind {kind}; give one that "
+            "continues text, such as GPT-2"
         )
 
 
 def _check_is_causal(model: PreTrainedModel, name: str) -> None:
-    """Raise InputError unless the model is seen to predict tokens from those before them alone: one that was made to
-    fill gaps loads without a word, and its losses and texts mean nothing."""
+    """Raise InputError unless the model is seen to predict tokens from those before them alone: one
+    that was made to fill gaps loads without a word, and its losses and texts mean nothing.
+    """
     if getattr(model, "is_quantized", False) or not has_weights():
         return
     try:
@@ -171,22 +179,25 @@ def _check_is_causal(model: PreTrainedModel, name: str) -> None:
         if torch.accelerator.is_available():  # where it is not yet, and may need to be
             return
         raise InputError(
-            f"model {name}: {type(model).__name__} cannot read a few tokens: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}"
+            f"model {name}: {type(model).__name__} cannot read a few tokens: "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         ) from None
     if not causal:
         raise InputError(
-            f"model {name}: {type(model).__name__} sees later tokens, also the one to be predicted, as "
-            "models do that fill gaps in text; give one that continues text, such as GPT-2"
+            f"model {name}: {type(model).__name__} sees later tokens, also the one to be "
+            "predicted, as models do that fill gaps in text; give one that continues text, such as "
+            "GPT-2"
         )
 
 
 def check_remote_code(place: str, error: Exception) -> None:
-    """Raise InputError, beginning with `place`, if the error is upstream's refusal to run a folder's code."""
+    """Raise InputError, beginning with `place`, if the error is upstream's refusal to run a
+    folder's code.
+    """
     if "trust_remote_code" in str(error):
         raise InputError(
-            f"{place}: brings code of its own, which can do anything on this machine; read it, and pass "
-            "--trust_remote_code if you trust it"
+            f"{place}: brings code of its own, which can do anything on this machine; read it, and "
+            "pass --trust_remote_code if you trust it"
         ) from None
 
 
@@ -210,7 +221,9 @@ def is_adapter(name: str) -> bool:
 
 
 def _load_adapter(name: str, **kwargs) -> PreTrainedModel:
-    """`AutoModelForCausalLM` would load DoRA with other numbers, and what does not fit without a word."""
+    """`AutoModelForCausalLM` would load DoRA with other numbers, and what does not fit without a
+    word.
+    """
     from peft import PeftConfig, PeftModel, load_peft_weights
 
     with _readable(name):
@@ -227,8 +240,8 @@ def _load_adapter(name: str, **kwargs) -> PreTrainedModel:
     trained_on = _fingerprint_of_base(name)
     if trained_on and trained_on != weights_fingerprint(base):
         raise InputError(
-            f"adapter {name}: its base model {base} has other weights than those that it was trained on; "
-            "put them back, or train the adapter again"
+            f"adapter {name}: its base model {base} has other weights than those that it was "
+            "trained on; put them back, or train the adapter again"
         )
     with _readable(name):
         weights = load_peft_weights(name, "cpu")
@@ -242,8 +255,8 @@ def _load_adapter(name: str, **kwargs) -> PreTrainedModel:
         _set_weights(model, weights)
     except Exception as error:  # shapes, names and types that do not fit have no common base
         raise InputError(
-            f"adapter {name}: does not fit its base model {base} ({' '.join(str(error).split())[:160]}); "
-            "it was made for another one"
+            f"adapter {name}: does not fit its base model {base} "
+            f"({' '.join(str(error).split())[:160]}); it was made for another one"
         ) from None
     return model
 
@@ -266,8 +279,9 @@ def _readable(name: str) -> Iterator[None]:
 
 
 def _base_of(name: str, config: Any) -> str:
-    """Where the base model lies that an adapter names. A relative path means the current folder, or one above the
-    adapter's: both can be moved together."""
+    """Where the base model lies that an adapter names. A relative path means the current folder, or
+    one above the adapter's: both can be moved together.
+    """
     base = config.base_model_name_or_path
     if not base:
         raise InputError(
@@ -288,8 +302,8 @@ def _fingerprint_of_base(name: str) -> str | None:
 
 
 def _set_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Give the adapter on a model the weights that its file holds, all of them: peft passes over some (of shared
-    experts).
+    """Give the adapter on a model the weights that its file holds, all of them: peft passes over
+    some (of shared experts).
 
     Raises ValueError: file and model do not have the same ones.
     """
@@ -319,8 +333,9 @@ def _differing(state: dict[str, torch.Tensor], weights: dict[str, torch.Tensor])
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
-    """How many tokens both the input and the output embeddings have a row for (under ZeRO-3 too, where no weight shows
-    its shape)."""
+    """How many tokens both the input and the output embeddings have a row for (under ZeRO-3 too,
+    where no weight shows its shape).
+    """
     outputs = model.get_output_embeddings()
     return min(
         model.get_input_embeddings().num_embeddings, getattr(outputs, "out_features", math.inf)
@@ -328,7 +343,9 @@ def embedding_rows(model: PreTrainedModel) -> int:
 
 
 def weights_fingerprint(name: str) -> str | None:
-    """SHA-256 over the weight files of a folder (16 hexadecimal digits); None: it has none, or is a Hub id."""
+    """SHA-256 over the weight files of a folder (16 hexadecimal digits); None: it has none, or is a
+    Hub id.
+    """
     digest = hashlib.sha256()
     files = sorted(Path(name).glob("*.safetensors")) or sorted(
         Path(name).glob("pytorch_model*.bin")
@@ -340,16 +357,18 @@ def weights_fingerprint(name: str) -> str | None:
 
 
 def load_saved_model(output_dir: str, **kwargs) -> PreTrainedModel:
-    """The final model of a run, on this rank alone, also right after training it under ZeRO-3 (which would else wait
-    for the other ranks)."""
+    """The final model of a run, on this rank alone, also right after training it under ZeRO-3
+    (which would else wait for the other ranks).
+    """
     if is_deepspeed_zero3_enabled():
         unset_hf_deepspeed_config()
     return load_model(output_dir, **kwargs)
 
 
 def fuse_gelu(model: PreTrainedModel) -> PreTrainedModel:
-    """Replace `gelu_new`, computed piece by piece upstream, by the same function in one kernel. Changes no weight and
-    no configuration; differences are float rounding."""
+    """Replace `gelu_new`, computed piece by piece upstream, by the same function in one kernel.
+    Changes no weight and no configuration; differences are float rounding.
+    """
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
@@ -385,14 +404,15 @@ def check_token_ids(model: PreTrainedModel, ids: Iterable[int], place: str) -> N
     largest, size = max(ids, default=0), model.config.get_text_config().vocab_size
     if largest >= size:
         raise InputError(
-            f"{place}: token id {largest} is outside the model's vocabulary of {size}; use the tokenizer "
-            "that the model was trained with"
+            f"{place}: token id {largest} is outside the model's vocabulary of {size}; use the "
+            "tokenizer that the model was trained with"
         )
 
 
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
-    """Parameters, tied ones once, whole ones under ZeRO-3, 4-bit ones (two in a byte) each; and without token and
-    position embeddings."""
+    """Parameters, tied ones once, whole ones under ZeRO-3, 4-bit ones (two in a byte) each; and
+    without token and position embeddings.
+    """
     embeddings = sum(_size(m.weight) for m in model.modules() if isinstance(m, nn.Embedding))
     total = sum(_size(p) for p in model.parameters())
     return {"parameters": total, "parameters_without_embeddings": total - embeddings}

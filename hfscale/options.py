@@ -1,4 +1,6 @@
-"""What types a recipe's arguments have, known before anything heavy is imported, and values checked against them."""
+"""What types a recipe's arguments have, known before anything heavy is imported, and values checked
+against them.
+"""
 
 import ast
 import contextlib
@@ -17,8 +19,8 @@ EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 def training_types() -> dict[str, Any]:
-    """Types of the arguments of `transformers.TrainingArguments` by name, read from its source: importing the class
-    costs seconds. An enum becomes the `Literal` of its values.
+    """Types of the arguments of `transformers.TrainingArguments` by name, read from its source:
+    importing the class costs seconds. An enum becomes the `Literal` of its values.
 
     A test holds the result against the imported class.
     """
@@ -36,7 +38,8 @@ def training_types() -> dict[str, Any]:
     for node in classes["TrainingArguments"].body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call):
             text = ast.unparse(node.annotation)
-            # `SomeEnum | str` means one of the enum's values. The rest is the installed library's own source.
+            # `SomeEnum | str` means one of the enum's values. The rest is the installed library's
+            # own source.
             found[node.target.id] = enums.get(text.removesuffix(" | str")) or eval(text, {}, names)
     return found
 
@@ -79,17 +82,20 @@ def describe(kind: Any) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a message that names what is known and nearest to `word`, or nothing if that is far off."""
+    """The end of a message that names what is known and nearest to `word`, or nothing if that is
+    far off.
+    """
     near = difflib.get_close_matches(word, known, 1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def convert(value: Any, kind: Any) -> Any:
-    """`value` as YAML or JSON gave it, checked against the type without silent casts. Where a list is expected and no
-    single value, a single value is a list of one.
+    """`value` as YAML or JSON gave it, checked against the type without silent casts. Where a list
+    is expected and no single value, a single value is a list of one.
 
     Raises:
-        ValueError: the value is of another type, not one of the choices, or beyond the type's limits.
+        ValueError: the value is of another type, not one of the choices, or beyond the type's
+            limits.
     """
     kind, limits = _limited(kind)
     converted = _convert(value, kind)
@@ -135,7 +141,9 @@ def _choices(kind: Any) -> list[str]:
 
 
 def read_mapping(text: str) -> dict[str, Any] | None:
-    """The names and values written in JSON or YAML, such as `{f1: {squad_version: 1}}`; None: it is something else."""
+    """The names and values written in JSON or YAML, such as `{f1: {squad_version: 1}}`; None: it is
+    something else.
+    """
     import yaml
 
     with contextlib.suppress(ValueError):
@@ -151,8 +159,9 @@ def read_mapping(text: str) -> dict[str, Any] | None:
 
 
 def construct_value(loader: Any, node: Any) -> Any:
-    """The value of a node of YAML. Inside `{name: value}`, whose values no type is known of, 1e-3 is a number, as it
-    is in JSON; YAML 1.1 takes it for text."""
+    """The value of a node of YAML. Inside `{name: value}`, whose values no type is known of, 1e-3
+    is a number, as it is in JSON; YAML 1.1 takes it for text.
+    """
     import yaml
 
     if isinstance(node, yaml.MappingNode):
@@ -163,7 +172,9 @@ def construct_value(loader: Any, node: Any) -> Any:
 
 
 def _scalar_nodes(node: Any, seen: set[int]) -> Iterator[Any]:
-    """The values in a mapping or list of YAML, at any depth, each once: aliases can repeat or contain themselves."""
+    """The values in a mapping or list of YAML, at any depth, each once: aliases can repeat or
+    contain themselves.
+    """
     if id(node) in seen:
         return
     seen.add(id(node))
@@ -175,7 +186,9 @@ def _scalar_nodes(node: Any, seen: set[int]) -> Iterator[Any]:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether the text can be written as UTF-8: bytes of another encoding on the command line cannot."""
+    """Whether the text can be written as UTF-8: bytes of another encoding on the command line
+    cannot.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -184,8 +197,9 @@ def is_utf8(text: str) -> bool:
 
 
 def check_limits(value: Any, limits: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a number, or each of a list, lies from `limits["min"]` to `limits["max"]`; both may be
-    missing."""
+    """Raise ValueError unless a number, or each of a list, lies from `limits["min"]` to
+    `limits["max"]`; both may be missing.
+    """
     if not limits.keys() & {"min", "max"}:
         return
     least, most = limits.get("min", -math.inf), limits.get("max", math.inf)
@@ -198,8 +212,8 @@ def check_limits(value: Any, limits: Mapping[str, Any]) -> None:
 
 
 def convert_text(words: list[str], kind: Any) -> Any:
-    """The words that follow a flag on the command line, as a value of the type; no words means true; a list may be
-    written as JSON, an empty one as `[]`.
+    """The words that follow a flag on the command line, as a value of the type; no words means
+    true; a list may be written as JSON, an empty one as `[]`.
 
     Raises:
         ValueError: as `convert`.

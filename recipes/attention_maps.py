@@ -1,7 +1,8 @@
-"""What each head of a GPT-2-style model attends to in a sentence, what it does for the loss, and one head by hand.
+"""What each head of a GPT-2-style model attends to in a sentence, what it does for the loss, and
+one head by hand.
 
-hfscale attention_maps --model gpt2 --explain 5 1
-hfscale attention_maps --model runs/pretrain-tiny --sentence "Return the number of items." --output_dir runs/maps
+hfscale attention_maps --model gpt2 --explain 5 1 hfscale attention_maps --model runs/pretrain-tiny
+--sentence "Return the number of items." --output_dir runs/maps
 """
 
 import json
@@ -31,7 +32,8 @@ class AttentionMapsArguments(RemoteCodeArguments):
     explain: list[int] | None = field(
         default=None,
         metadata={
-            "help": "LAYER HEAD, from 0: walk softmax(Q K^T / sqrt(d_k)) V through with this head's numbers"
+            "help": "LAYER HEAD, from 0: walk softmax(Q K^T / sqrt(d_k)) V through with this "
+            "head's numbers"
         },
     )
     top_k: int = field(
@@ -63,7 +65,8 @@ def main(argv: list[str] | None = None) -> None:
         ) as folder:
             text = write_maps(args, folder)
         print(
-            f"{text}\npage, pictures and numbers: {Path(args.output_dir, 'attention.html')} and beside it"
+            f"{text}\npage, pictures and numbers: {Path(args.output_dir, 'attention.html')} and "
+            "beside it"
         )
 
 

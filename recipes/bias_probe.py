@@ -1,9 +1,10 @@
-"""Which of two texts about two groups a model finds likelier, per group with intervals; before and after training.
+"""Which of two texts about two groups a model finds likelier, per group with intervals; before and
+after training.
 
-hfscale bias_probe --config tiny_cpu                                     (this project's own small pairs)
-hfscale bias_probe --model gpt2 --pairs crows_pairs_anonymized.csv
-hfscale bias_probe --model gpt2 runs/finetuned --pairs all_sentences.tsv --pairs_format winogender
-hfscale bias_probe --model gpt2 --config my_templates.yaml --toxicity_classifier CLASSIFIER --toxic_label toxic
+hfscale bias_probe --config tiny_cpu                                     (this project's own small
+pairs) hfscale bias_probe --model gpt2 --pairs crows_pairs_anonymized.csv hfscale bias_probe --model
+gpt2 runs/finetuned --pairs all_sentences.tsv --pairs_format winogender hfscale bias_probe --model
+gpt2 --config my_templates.yaml --toxicity_classifier CLASSIFIER --toxic_label toxic
 """
 
 import json
@@ -26,7 +27,8 @@ class BiasProbeArguments(RemoteCodeArguments):
     model: list[str] = field(
         default_factory=lambda: ["runs/quickstart"],
         metadata={
-            "help": "folder of a saved model or a Hub id; of two, the second is compared with the first"
+            "help": "folder of a saved model or a Hub id; of two, the second is compared with the "
+            "first"
         },
     )
     pairs: list[str] | None = field(
@@ -38,7 +40,8 @@ class BiasProbeArguments(RemoteCodeArguments):
     templates: list[dict] | None = field(
         default=None,
         metadata={
-            "help": "instead of files, in a YAML file: group, texts, more, less and fill (see configs/bias_probe)"
+            "help": "instead of files, in a YAML file: group, texts, more, less and fill (see "
+            "configs/bias_probe)"
         },
     )
     toxicity_classifier: str | None = field(
@@ -77,8 +80,8 @@ def main(argv: list[str] | None = None) -> None:
         )
     if not 1 <= len(args.model) <= 2 or bool(args.pairs) == bool(args.templates):
         raise InputError(
-            "--model, --pairs: expected one or two models, and either --pairs or templates (as --config "
-            "templates has them)"
+            "--model, --pairs: expected one or two models, and either --pairs or templates (as "
+            "--config templates has them)"
         )
 
     import torch

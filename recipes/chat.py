@@ -1,7 +1,7 @@
 """Talk with a model that has a chat template, in the terminal: several turns, answers as they come.
 
-hfscale chat --model runs/task-dialogue
-hfscale chat --model runs/task-dialogue --prompts "Hello" "A table for two, please" --do_sample false
+hfscale chat --model runs/task-dialogue hfscale chat --model runs/task-dialogue --prompts "Hello" "A
+table for two, please" --do_sample false
 """
 
 import contextlib
@@ -23,7 +23,8 @@ class ChatArguments(SamplingArguments, RemoteCodeArguments):
     prompts: list[str] | None = field(
         default=None,
         metadata={
-            "help": "what to say, turn by turn, and then stop; default: ask, or read standard input by line"
+            "help": "what to say, turn by turn, and then stop; default: ask, or read standard "
+            "input by line"
         },
     )
     max_new_tokens: int | None = field(
@@ -61,13 +62,15 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
     if tokenizer.chat_template is None:
         raise InputError(
-            f"model {args.model}: its tokenizer has no chat template, so it was not taught to talk; take one made by "
-            "finetune_task --config dialogue, or complete texts with generate"
+            f"model {args.model}: its tokenizer has no chat template, so it was not taught to "
+            "talk; take one made by finetune_task --config dialogue, or complete texts with "
+            "generate"
         )
     is_asked = args.prompts is None and sys.stdin.isatty()
     if is_asked:
         print(
-            f"{args.model}: type and press Enter; /reset forgets the conversation, /exit or Ctrl-D ends it"
+            f"{args.model}: type and press Enter; /reset forgets the conversation, /exit or Ctrl-D "
+            "ends it"
         )
     lines = read_lines("you: " if is_asked else "") if args.prompts is None else args.prompts
     with conversation(is_asked):

@@ -1,4 +1,5 @@
-"""Fine-tune any causal language model on plain text: all weights, the upper layers, or a small adapter (LoRA and kin).
+"""Fine-tune any causal language model on plain text: all weights, the upper layers, or a small
+adapter (LoRA and kin).
 
 hfscale finetune --config tiny_cpu
 hfscale finetune --model gpt2 --source "speeches/*.txt" --lora_rank 16 --output_dir runs/speeches
@@ -25,7 +26,8 @@ class FinetuneArguments(AdapterArguments, DataArguments, RunArguments):
     forget_source: list[str] | None = field(
         default=None,
         metadata={
-            "help": "old domain: the loss on its held-out part before and after shows what was forgotten"
+            "help": "old domain: the loss on its held-out part before and after shows what was "
+            "forgotten"
         },
     )
 
@@ -130,7 +132,8 @@ def main(argv: list[str] | None = None) -> None:
         ):
             before = metrics.get(f"before_{name}")
             print(
-                f"{name}: {f'{before:.4f} before' if before else 'not measured before'}, {metrics[name]:.4f} after"
+                f"{name}: {f'{before:.4f} before' if before else 'not measured before'}, "
+                f"{metrics[name]:.4f} after"
             )
         show_samples(texts)
         print(f"model, tokenizer and run.json: {training_args.output_dir}")

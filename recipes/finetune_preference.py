@@ -1,7 +1,8 @@
-"""Tune a model on pairs of a better and a worse answer (DPO, over TRL's trainer): all weights or a LoRA adapter.
+"""Tune a model on pairs of a better and a worse answer (DPO, over TRL's trainer): all weights or a
+LoRA adapter.
 
-hfscale finetune_preference --config tiny_cpu
-hfscale finetune_preference --model runs/task-dialogue --source "pairs/*.jsonl" --lora_rank 16 --beta 0.1
+hfscale finetune_preference --config tiny_cpu hfscale finetune_preference --model runs/task-dialogue
+--source "pairs/*.jsonl" --lora_rank 16 --beta 0.1
 """
 
 import importlib.util
@@ -19,14 +20,16 @@ class FinetunePreferenceArguments(AdapterArguments):
     source: str = field(
         default="embedded:preferences",
         metadata={
-            "help": "embedded:preferences, or .jsonl files with the columns prompt, chosen, rejected"
+            "help": "embedded:preferences, or .jsonl files with the columns prompt, chosen, "
+            "rejected"
         },
     )
     validation_fraction: float = field(default=0.1, metadata={"help": "share of pairs held out"})
     max_length: int | None = field(
         default=None,
         metadata={
-            "help": "longest prompt and answer in tokens, longer pairs are left out; default: the context, up to 1024"
+            "help": "longest prompt and answer in tokens, longer pairs are left out; default: the "
+            "context, up to 1024"
         },
     )
     beta: float = field(
@@ -38,7 +41,8 @@ class FinetunePreferenceArguments(AdapterArguments):
     label_smoothing: float = field(
         default=0.0,
         metadata={
-            "help": "of loss_type robust: the share of pairs that are taken to be the wrong way round, below 0.5"
+            "help": "of loss_type robust: the share of pairs that are taken to be the wrong way "
+            "round, below 0.5"
         },
     )
     resume: Literal["auto"] | None = field(
@@ -51,7 +55,9 @@ class FinetunePreferenceArguments(AdapterArguments):
 
 
 def check_loss(args: FinetunePreferenceArguments) -> None:
-    """Raise InputError for what the loss would take and then learn nothing, or something else, from."""
+    """Raise InputError for what the loss would take and then learn nothing, or something else,
+    from.
+    """
     if not 0 < args.beta < math.inf:
         raise InputError(
             f"beta: got {args.beta}, expected a number above 0; at 0 no pair teaches anything"
@@ -62,8 +68,8 @@ def check_loss(args: FinetunePreferenceArguments) -> None:
         )
     if args.loss_type == "robust" and not 0 < args.label_smoothing < 0.5:
         raise InputError(
-            f"label_smoothing: got {args.label_smoothing}, expected above 0 and below 0.5 with loss_type "
-            "robust (at 0 it is sigmoid)"
+            f"label_smoothing: got {args.label_smoothing}, expected above 0 and below 0.5 with "
+            "loss_type robust (at 0 it is sigmoid)"
         )
     if "label_smoothing_factor" in args.training:
         raise InputError(
@@ -94,7 +100,8 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.training.trainer import checkpoints as run_folder
     from hfscale.training.trainer import training_arguments
 
-    # TRL's own defaults are others: a tenth of these rates, recomputed activations, bf16 where it is slow.
+    # TRL's own defaults are others: a tenth of these rates, recomputed activations, bf16 where it
+    # is slow.
     defaults = {
         "output_dir": "runs/finetune-preference",
         "learning_rate": 1e-4 if args.lora_rank else 1e-5,
@@ -116,7 +123,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     if args.add_tokens:
         raise InputError(
-            "add_tokens: the model to compare with would not know them; add them with finetune first"
+            "add_tokens: the model to compare with would not know them; add them with finetune "
+            "first"
         )
 
     set_seed(training_args.seed)
@@ -137,7 +145,8 @@ def main(argv: list[str] | None = None) -> None:
         validation_fraction=args.validation_fraction,
     )
     print(
-        f"{len(pairs['train'])} pairs to train on, {len(pairs['validation'])} held out, {dropped} too long"
+        f"{len(pairs['train'])} pairs to train on, {len(pairs['validation'])} held out, {dropped} "
+        "too long"
     )
 
     may_change = ("training", "resume", "overwrite", "merge")

@@ -1,7 +1,8 @@
-"""Teach a causal language model a task, prompt -> target: translation, summarization, questions, dialogue, code.
+"""Teach a causal language model a task, prompt -> target: translation, summarization, questions,
+dialogue, code.
 
-hfscale finetune_task --config translation
-hfscale finetune_task --config code --model gpt2 --lora_rank 16 --max_length 512 --output_dir runs/code-gpt2
+hfscale finetune_task --config translation hfscale finetune_task --config code --model gpt2
+--lora_rank 16 --max_length 512 --output_dir runs/code-gpt2
 """
 
 from dataclasses import asdict, dataclass, field
@@ -29,7 +30,8 @@ class FinetuneTaskArguments(TaskArguments, AdapterArguments, ShapeArguments, Run
     tokenizer: str | None = field(
         default=None,
         metadata={
-            "help": "train:<vocab size>, unigram:<vocab size>, char, a folder or a Hub id; default: the checkpoint's own"
+            "help": "train:<vocab size>, unigram:<vocab size>, char, a folder or a Hub id; "
+            "default: the checkpoint's own"
         },
     )
     max_length: int | None = field(
@@ -38,8 +40,9 @@ class FinetuneTaskArguments(TaskArguments, AdapterArguments, ShapeArguments, Run
     packing: Literal["best_fit", "none"] | None = field(
         default=None,
         metadata={
-            "help": "best_fit: several examples in a row, apart from each other; none: one, padded, rows of similar "
-            "length together; default: best_fit, or none for a model that lets packed examples see each other"
+            "help": "best_fit: several examples in a row, apart from each other; none: one, "
+            "padded, rows of similar length together; default: best_fit, or none for a model that "
+            "lets packed examples see each other"
         },
     )
 
@@ -154,7 +157,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def make_model(args: FinetuneTaskArguments, texts, *, is_chat: bool):
-    """Model and tokenizer: the checkpoint to go on from, or random weights and a tokenizer made from the texts."""
+    """Model and tokenizer: the checkpoint to go on from, or random weights and a tokenizer made
+    from the texts.
+    """
     from hfscale.adapters import extend_tokenizer, load_for_training
     from hfscale.data.tokenizer import load_model_tokenizer, load_tokenizer
     from hfscale.models import new_model

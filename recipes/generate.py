@@ -1,8 +1,8 @@
 """Completions of prompts, from flags, a file or the keyboard, by any causal language model.
 
     hfscale generate --model runs/quickstart --prompts "The list" "A function" --max_new_tokens 64
-    hfscale generate --model runs/quickstart --interactive
-    hfscale generate --model runs/quickstart --prompt_file prompts.txt --output_file completions.jsonl --seed 3
+    hfscale generate --model runs/quickstart --interactive hfscale generate --model runs/quickstart
+    --prompt_file prompts.txt --output_file completions.jsonl --seed 3
 
 People get texts, programs JSON lines: in the output file, or with --json on standard output.
 """
@@ -38,8 +38,8 @@ class GenerateArguments(DecodingArguments, RemoteCodeArguments):
     prompt_file: str | None = field(
         default=None,
         metadata={
-            "help": "file of prompts: text (one per line), or jsonl, csv, ... with a column named prompt, or with "
-            "the columns of the model's task"
+            "help": "file of prompts: text (one per line), or jsonl, csv, ... with a column named "
+            "prompt, or with the columns of the model's task"
         },
     )
     interactive: bool = field(
@@ -68,14 +68,16 @@ class GenerateArguments(DecodingArguments, RemoteCodeArguments):
     max_new_tokens: int | None = field(
         default=None,
         metadata={
-            "help": "most tokens per completion; the context may end it; default: 128, or as the model's task has it",
+            "help": "most tokens per completion; the context may end it; default: 128, or as the "
+            "model's task has it",
             "min": 1,
         },
     )
     do_sample: bool | None = field(
         default=None,
         metadata={
-            "help": "draw tokens; false: the likeliest; default: draw, but for a model that learned a task"
+            "help": "draw tokens; false: the likeliest; default: draw, but for a model that "
+            "learned a task"
         },
     )
 
@@ -155,7 +157,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check_outputs(args: GenerateArguments) -> None:
-    """Raise InputError for places that cannot be written to, and for flags that contradict each other."""
+    """Raise InputError for places that cannot be written to, and for flags that contradict each
+    other.
+    """
     if [args.prompts, args.prompt_file, args.interactive or None].count(None) != 2:
         raise InputError("--prompts, --prompt_file: give one of the two, or --interactive")
     if (
@@ -178,8 +182,10 @@ def check_outputs(args: GenerateArguments) -> None:
 
 
 def decoding_settings(args: GenerateArguments, task: TaskPrompt | None) -> dict[str, Any]:
-    """What was given, and for the rest what the model learned its task with, or the defaults. A task's answers are the
-    likeliest ones, as they were measured, unless something is said about draws."""
+    """What was given, and for the rest what the model learned its task with, or the defaults. A
+    task's answers are the likeliest ones, as they were measured, unless something is said about
+    draws.
+    """
     given = {name: getattr(args, name) for name in SETTINGS}
     draws = ("temperature", "top_k", "top_p", "num_return_sequences")
     default = DecodingArguments()
@@ -195,7 +201,9 @@ def decoding_settings(args: GenerateArguments, task: TaskPrompt | None) -> dict[
 
 
 def streams(args: GenerateArguments, num_prompts: int) -> bool:
-    """Whether text is printed as it comes: one on a terminal, or as asked. Raises InputError: asked for several."""
+    """Whether text is printed as it comes: one on a terminal, or as asked. Raises InputError: asked
+    for several.
+    """
     one = (num_prompts, args.num_beams, args.num_return_sequences) == (1, 1, 1)
     if args.stream and not one and not args.interactive:
         raise InputError(
@@ -232,7 +240,9 @@ def talk(model, tokenizer, ask: Callable[[str], str], settings: dict[str, Any]) 
 
 
 def hand_out(records: list[dict[str, Any]], args: GenerateArguments, *, is_shown: bool) -> None:
-    """Write the texts as JSON lines to where those were asked for, else show them unless that is done."""
+    """Write the texts as JSON lines to where those were asked for, else show them unless that is
+    done.
+    """
     from hfscale.generation.terminal import show_completions
 
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

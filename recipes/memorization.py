@@ -1,4 +1,5 @@
-"""What a trained model knows by heart: copies of training text in its samples, planted canaries, the loss gap.
+"""What a trained model knows by heart: copies of training text in its samples, planted canaries,
+the loss gap.
 
 hfscale memorization --model runs/pretrain-tiny
 hfscale memorization --model runs/a --canaries "my code is 4711" --canary_pattern "my code is ####"
@@ -63,7 +64,8 @@ def main(argv: list[str] | None = None) -> None:
     check_writable(f"output_dir {args.output_dir}", output_file.parent, output_file.name)
     if output_file.exists() and not args.overwrite:
         raise InputError(
-            f"output_dir {args.output_dir}: holds {output_file.name}; name another or pass --overwrite"
+            f"output_dir {args.output_dir}: holds {output_file.name}; name another or pass "
+            "--overwrite"
         )
     check_writable(f"output_dir {args.output_dir}", output_file.parent)
     if args.canaries and not args.canary_pattern:
@@ -108,7 +110,8 @@ def main(argv: list[str] | None = None) -> None:
         max_new_tokens=args.max_new_tokens,
         progress=True,
     )[0]
-    # What unseen text of the same length shares with the training text by chance: phrases that everybody writes.
+    # What unseen text of the same length shares with the training text by chance: phrases that
+    # everybody writes.
     unseen = [
         text[: len(sample)]
         for text, sample in zip(documents["validation"]["text"], samples, strict=False)
@@ -161,8 +164,9 @@ def main(argv: list[str] | None = None) -> None:
             *(
                 (
                     canary,
-                    f"exposure {found['exposure_bits']:.1f} of at most {found['exposure_limit_bits']:.1f} bits, rank "
-                    f"{found['rank']:,} of {found['candidates']:,}",
+                    f"exposure {found['exposure_bits']:.1f} of at most "
+                    f"{found['exposure_limit_bits']:.1f} bits, rank {found['rank']:,} of "
+                    f"{found['candidates']:,}",
                 )
                 for canary, found in record["canaries"].items()
             ),

@@ -1,4 +1,5 @@
-"""Will it fit, how long, what does it cost: memory, speed and the command of each launch config, before the bill.
+"""Will it fit, how long, what does it cost: memory, speed and the command of each launch config,
+before the bill.
 
 hfscale plan --config gpt2_small --gpu h100-80gb --num_gpus 8
 hfscale plan --config gpt2_xl --gpu h100-80gb --num_gpus 16 --num_machines 2 --network_gbit_s 400
@@ -21,7 +22,9 @@ from hfscale.config import (
 
 @dataclass
 class PlanArguments(ShapeArguments, AdapterArguments, StreamArguments, RunArguments):
-    """All that pretrain and finetune take, so that their configs can be planned; and where they are to run."""
+    """All that pretrain and finetune take, so that their configs can be planned; and where they are
+    to run.
+    """
 
     gpu: str = field(
         default="a100-80gb",
@@ -63,8 +66,8 @@ class PlanArguments(ShapeArguments, AdapterArguments, StreamArguments, RunArgume
     tokens_per_step: int | None = field(
         default=None,
         metadata={
-            "help": "on all GPUs together; default: those of the config on the num_gpus that it names, else as many on "
-            "each GPU as the config says"
+            "help": "on all GPUs together; default: those of the config on the num_gpus that it "
+            "names, else as many on each GPU as the config says"
         },
     )
     efficiency: float = field(
@@ -159,8 +162,8 @@ def main(argv: list[str] | None = None) -> None:
     best = recommended(plans)
     if best is None:
         raise InputError(
-            f"nothing fits on {args.num_gpus} x {args.gpu}; take --activation_checkpointing, a shorter "
-            "--max_length, more or larger GPUs, or adapters (--lora_rank)"
+            f"nothing fits on {args.num_gpus} x {args.gpu}; take --activation_checkpointing, a "
+            "shorter --max_length, more or larger GPUs, or adapters (--lora_rank)"
         )
     command = launch_words(
         words,
@@ -178,8 +181,9 @@ def main(argv: list[str] | None = None) -> None:
     print(f"launch: {command}")
     if where.machines > 1:
         print(
-            f"on each machine, with its own --machine_rank (0 to {where.machines - 1}); {args.main_process_ip} is "
-            "the address of machine 0 (hfscale copy launch writes job files that say so)"
+            f"on each machine, with its own --machine_rank (0 to {where.machines - 1}); "
+            f"{args.main_process_ip} is the address of machine 0 (hfscale copy launch writes job "
+            "files that say so)"
         )
 
 

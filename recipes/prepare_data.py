@@ -1,4 +1,5 @@
-"""Clean any text into a data set to trust: repair, rules, duplicates, personal data, language, split, and a data card.
+"""Clean any text into a data set to trust: repair, rules, duplicates, personal data, language,
+split, and a data card.
 
     hfscale prepare_data --source "crawl/*.jsonl" --output_dir runs/data
     hfscale pretrain --config tiny_cpu --source runs/data --validation_source runs/data

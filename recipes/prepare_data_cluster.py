@@ -1,7 +1,9 @@
-"""Data preparation past one machine: the stages and the config of prepare_data, as datatrove jobs over shards.
+"""Data preparation past one machine: the stages and the config of prepare_data, as datatrove jobs
+over shards.
 
     hfscale prepare_data_cluster --config crawl.yaml --tasks 64 --workers 16 --output_dir runs/data
-    hfscale prepare_data_cluster --config crawl.yaml --tasks 512 --executor slurm --executor_args '{"partition": "cpu",
+    hfscale prepare_data_cluster --config crawl.yaml --tasks 512 --executor slurm --executor_args
+    '{"partition": "cpu",
         "time": "04:00:00"}' --output_dir runs/data
 
 Run again with the same settings, it goes on with the tasks that did not finish (docs/cleaning.md).
@@ -45,7 +47,8 @@ class PrepareDataClusterArguments(CleaningArguments):
     dry_run: bool = field(
         default=False,
         metadata={
-            "help": "show what each stage and rule would drop of the first task's part, cleaned here, and write nothing"
+            "help": "show what each stage and rule would drop of the first task's part, cleaned "
+            "here, and write nothing"
         },
     )
     executor_args: dict = field(
@@ -113,8 +116,8 @@ def main(argv: list[str] | None = None) -> None:
         last.run()
     except subprocess.CalledProcessError as error:
         raise InputError(
-            f"executor {args.executor}: {error.cmd[0]} ended with status {error.returncode}; what it "
-            "said stands above"
+            f"executor {args.executor}: {error.cmd[0]} ended with status {error.returncode}; what "
+            "it said stands above"
         ) from None
     later = " (when all jobs are done)"
     if (work / PUBLISHED).is_file():
@@ -138,7 +141,8 @@ def find_executor(name: str) -> type:
         raise InputError(f'executor {name}: needs an extra; pip install "hfscale[cluster-data]"')
     if name == "slurm" and not shutil.which("sbatch"):
         raise InputError(
-            "executor slurm: no command sbatch here; start it where jobs are submitted, or take local"
+            "executor slurm: no command sbatch here; start it where jobs are submitted, or take "
+            "local"
         )
     if name == "ray" and not importlib.util.find_spec("ray"):
         raise InputError(
@@ -162,7 +166,8 @@ def begin(work: Path, settings: dict) -> None:
         begun = json.loads(file.read_text("utf-8"))
         other = ", ".join(name for name in settings if settings[name] != begun.get(name))
         raise InputError(
-            f"{work}: begun with other settings ({other}); give the same, or delete it to start anew"
+            f"{work}: begun with other settings ({other}); give the same, or delete it to start "
+            "anew"
         )
     work.mkdir(parents=True, exist_ok=True)
     write_text(file, text)

@@ -1,4 +1,5 @@
-"""Pretrain a GPT-2-style model from random weights: text -> tokenizer -> packed rows -> training -> run folder.
+"""Pretrain a GPT-2-style model from random weights: text -> tokenizer -> packed rows -> training ->
+run folder.
 
 hfscale pretrain --config tiny_cpu
 hfscale pretrain --config gpt2_small --accelerate ddp --num_processes 8 --output_dir runs/gpt2-small
@@ -58,8 +59,8 @@ def main(argv: list[str] | None = None) -> None:
             training_args.train_batch_size * training_args.gradient_accumulation_steps * processes
         )
         raise InputError(
-            "--streaming: a stream does not say how long it is; set --max_steps to the tokens to train "
-            f"on divided by {rows * max_length:,}, the tokens of a step"
+            "--streaming: a stream does not say how long it is; set --max_steps to the tokens to "
+            f"train on divided by {rows * max_length:,}, the tokens of a step"
         )
     if not args.dry_run:
         check_output_dir(training_args.output_dir, resume=args.resume, overwrite=args.overwrite)

@@ -1,7 +1,8 @@
 """The tutorial's example, made right: from text to a model that generates, in one page.
 
-python recipes/quickstart.py                  # a small model from random weights, on text that is already here
-python recipes/quickstart.py --model gpt2     # fine-tune the Hub's checkpoint on the same text
+python recipes/quickstart.py                  # a small model from random weights, on text that is
+already here python recipes/quickstart.py --model gpt2     # fine-tune the Hub's checkpoint on the
+same text
 """
 
 from dataclasses import dataclass, field

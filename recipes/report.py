@@ -1,4 +1,5 @@
-"""One HTML page of a run, or of several beside each other: what was done, curves, metrics, samples, data, pictures.
+"""One HTML page of a run, or of several beside each other: what was done, curves, metrics, samples,
+data, pictures.
 
 hfscale report --runs runs/pretrain-tiny
 hfscale report --runs runs/a runs/b --also runs/scale-tiny runs/data --output_file runs/a-and-b.html
@@ -19,7 +20,8 @@ class ReportArguments:
     also: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "folders that score, scale, prepare_data, attention_maps or bias_probe wrote, to show on the page"
+            "help": "folders that score, scale, prepare_data, attention_maps or bias_probe wrote, "
+            "to show on the page"
         },
     )
     output_file: str | None = field(
@@ -45,7 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     page.parent.mkdir(parents=True, exist_ok=True)
     write_text(page, html)
     print(
-        f"page: {page} ({len(html.encode()) / 1e6:.2f} MB); open it in a browser, no network is needed"
+        f"page: {page} ({len(html.encode()) / 1e6:.2f} MB); open it in a browser, no network is "
+        "needed"
     )
 
 

@@ -1,8 +1,10 @@
-"""How the loss falls with data and model size: a grid of runs, a fitted law with intervals, a forecast that is tested.
+"""How the loss falls with data and model size: a grid of runs, a fitted law with intervals, a
+forecast that is tested.
 
-hfscale scale --config tiny_cpu                                      (a grid of small models on two CPU cores)
-hfscale scale --fit_csv runs.csv --n_column params --d_column tokens --loss_column loss --group_column corpus
-sbatch --array=0-11 --wrap 'hfscale scale --config my.yaml --cell $SLURM_ARRAY_TASK_ID'
+hfscale scale --config tiny_cpu                                      (a grid of small models on two
+CPU cores) hfscale scale --fit_csv runs.csv --n_column params --d_column tokens --loss_column loss
+--group_column corpus sbatch --array=0-11 --wrap 'hfscale scale --config my.yaml --cell
+$SLURM_ARRAY_TASK_ID'
 """
 
 import json
@@ -26,7 +28,8 @@ class ScaleArguments:
     hold_out: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "cells as size-tokens, such as 6x192-4000000: forecast first, then trained, never fitted"
+            "help": "cells as size-tokens, such as 6x192-4000000: forecast first, then trained, "
+            "never fitted"
         },
     )
     pretrain_args: list[str] = field(

@@ -1,4 +1,5 @@
-"""Score models on a text, on a task or on lm-eval's benchmarks, or saved predictions; several are compared.
+"""Score models on a text, on a task or on lm-eval's benchmarks, or saved predictions; several are
+compared.
 
 hfscale score --model runs/pretrain-tiny                     (the text that this run held out)
 hfscale score --model gpt2 runs/mine --source "books/*.txt" --context 1024 --stride 512
@@ -19,19 +20,22 @@ class ScoreArguments(TaskArguments, SourceArguments, RemoteCodeArguments):
     model: list[str] = field(
         default_factory=lambda: ["runs/quickstart"],
         metadata={
-            "help": "folders of saved models or adapters, or Hub ids; later ones are compared with the first"
+            "help": "folders of saved models or adapters, or Hub ids; later ones are compared with "
+            "the first"
         },
     )
     predictions: list[str] | None = field(
         default=None,
         metadata={
-            "help": "instead of models: JSONL files with prediction and reference(s), or one line per example of a task"
+            "help": "instead of models: JSONL files with prediction and reference(s), or one line "
+            "per example of a task"
         },
     )
     lm_eval: list[str] | None = field(
         default=None,
         metadata={
-            "help": "tasks of lm-eval, or local_multiple_choice, local_perplexity, local_generation with --lm_eval_data"
+            "help": "tasks of lm-eval, or local_multiple_choice, local_perplexity, "
+            "local_generation with --lm_eval_data"
         },
     )
     lm_eval_data: str | None = field(
@@ -46,14 +50,16 @@ class ScoreArguments(TaskArguments, SourceArguments, RemoteCodeArguments):
     validation_examples: int | None = field(
         default=None,
         metadata={
-            "help": "at most this many examples of a task, always the same ones; default: all (of an embedded task 500)",
+            "help": "at most this many examples of a task, always the same ones; default: all (of "
+            "an embedded task 500)",
             "min": 1,
         },
     )
     source: list[str] | None = field(
         default=None,
         metadata={
-            "help": "text: embedded:<name>, files, folder, glob, saved data set, Hub id; default: what the run held out"
+            "help": "text: embedded:<name>, files, folder, glob, saved data set, Hub id; default: "
+            "what the run held out"
         },
     )
     split: str = field(default="train", metadata={"help": "split of a saved or Hub data set"})

@@ -1,7 +1,8 @@
-"""Train a tokenizer on any text and compare it with others on text it has not seen: bytes per token, tokens per word.
+"""Train a tokenizer on any text and compare it with others on text it has not seen: bytes per
+token, tokens per word.
 
-hfscale train_tokenizer --source "books/*.txt" --vocab_size 8192 --compare gpt2 char --output_dir runs/tokenizer
-hfscale pretrain --config tiny_cpu --source "books/*.txt" --tokenizer runs/tokenizer
+hfscale train_tokenizer --source "books/*.txt" --vocab_size 8192 --compare gpt2 char --output_dir
+runs/tokenizer hfscale pretrain --config tiny_cpu --source "books/*.txt" --tokenizer runs/tokenizer
 """
 
 import json
@@ -34,13 +35,15 @@ class TrainTokenizerArguments(SplitArguments, RemoteCodeArguments):
     extra_special_tokens: list[str] = field(
         default_factory=lambda: ["<|im_start|>", "<|im_end|>"],
         metadata={
-            "help": "never split, beside <|endoftext|> and <|pad|>; default: begin and end of a chat turn"
+            "help": "never split, beside <|endoftext|> and <|pad|>; default: begin and end of a "
+            "chat turn"
         },
     )
     compare: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "others for the report: train:<vocab size>, unigram:<vocab size>, char, folders or Hub ids"
+            "help": "others for the report: train:<vocab size>, unigram:<vocab size>, char, "
+            "folders or Hub ids"
         },
     )
     output_dir: str = field(

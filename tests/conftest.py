@@ -18,7 +18,9 @@ CACHES = {
 
 
 def pytest_configure(config):
-    """Before any test module, and so any Hugging Face library, is imported: these read the variables once."""
+    """Before any test module, and so any Hugging Face library, is imported: these read the
+    variables once.
+    """
     if hasattr(
         config, "workerinput"
     ):  # a worker of pytest-xdist inherits what the main process set
@@ -37,7 +39,9 @@ FOLDER = pytest.StashKey[str]()
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real texts that lies beside the checkout; skipped without it, unless CI=true."""
+    """The folder of real texts that lies beside the checkout; skipped without it, unless
+    CI=true.
+    """
     folder = Path(__file__).parents[1].parent / "shared" / "data"
     if not folder.is_dir():
         message = f"the real texts are not at {folder}"

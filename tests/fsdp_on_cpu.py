@@ -1,12 +1,15 @@
 """Lets accelerate shard with FSDP2 on CPU ranks, for tests only.
 
-accelerate turns a distributed_type FSDP into plain data parallelism on a CPU, so a test that only ran such a config
-would prove nothing. `install()` makes AcceleratorState take the FSDP branch there too, over gloo.
+accelerate turns a distributed_type FSDP into plain data parallelism on a CPU, so a test that only
+ran such a config would prove nothing. `install()` makes AcceleratorState take the FSDP branch there
+too, over gloo.
 """
 
 
 def install() -> None:
-    """Patch accelerate in this process; call it before TrainingArguments or Accelerator are made."""
+    """Patch accelerate in this process; call it before TrainingArguments or Accelerator are
+    made.
+    """
     from accelerate import DistributedType
     from accelerate.state import AcceleratorState, PartialState
 

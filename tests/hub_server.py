@@ -1,6 +1,8 @@
-"""A server on this machine that speaks as much of the Hub's protocol as pushing and loading a model takes.
+"""A server on this machine that speaks as much of the Hub's protocol as pushing and loading a model
+takes.
 
-Repositories live in memory; every file is a regular one (no LFS), every commit has a number as its hash.
+Repositories live in memory; every file is a regular one (no LFS), every commit has a number as its
+hash.
 """
 
 import base64
@@ -11,7 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class HubServer(ThreadingHTTPServer):
-    """`with HubServer() as hub: ...`; `hub.repos[id][path]` are bytes, `hub.requests` what was asked, with tokens."""
+    """`with HubServer() as hub: ...`; `hub.repos[id][path]` are bytes, `hub.requests` what was
+    asked, with tokens.
+    """
 
     daemon_threads = True
 

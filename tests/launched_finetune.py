@@ -15,7 +15,9 @@ from recipes.finetune import FinetuneArguments, main  # noqa: E402
 
 @dataclass
 class LaunchedArguments(FinetuneArguments):
-    """The recipe's own, declared here because hfscale checks the arguments of the script it launches."""
+    """The recipe's own, declared here because hfscale checks the arguments of the script it
+    launches.
+    """
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""recipes/pretrain.py as one rank of a launch, which also notes what the rank really is: $RANK_NOTES/rank<n>.json;
-with $MEASURE_MEMORY it notes instead what its tensors took: $RANK_NOTES/peak<n>.json.
+"""recipes/pretrain.py as one rank of a launch, which also notes what the rank really is:
+$RANK_NOTES/rank<n>.json; with $MEASURE_MEMORY it notes instead what its tensors took:
+$RANK_NOTES/peak<n>.json.
 
-The tests of launches start it through `hfscale tests/launched_pretrain.py`; the recipe runs unchanged.
+The tests of launches start it through `hfscale tests/launched_pretrain.py`; the recipe runs
+unchanged.
 """
 
 import json
@@ -18,7 +20,9 @@ from recipes.pretrain import PretrainArguments, main  # noqa: E402
 
 @dataclass
 class LaunchedArguments(PretrainArguments):
-    """The recipe's own, declared here because hfscale checks the arguments of the script it launches."""
+    """The recipe's own, declared here because hfscale checks the arguments of the script it
+    launches.
+    """
 
 
 def watch() -> None:
@@ -39,7 +43,9 @@ def watch() -> None:
 
 
 def describe(trainer) -> dict:
-    """World size, wrapper, and how many numbers of the parameters and of AdamW's first moment lie in this rank."""
+    """World size, wrapper, and how many numbers of the parameters and of AdamW's first moment lie
+    in this rank.
+    """
     model, engine = trainer.model, trainer.model_wrapped
     optimizer = trainer.optimizer.optimizer
     optimizer = getattr(optimizer, "optimizer", optimizer)  # DeepSpeed wraps once more
@@ -62,7 +68,8 @@ def describe(trainer) -> dict:
 
 
 def measure() -> None:
-    """Note as `peak_bytes` the highest sum of live bytes that torch's CPU allocator reports until the training ends.
+    """Note as `peak_bytes` the highest sum of live bytes that torch's CPU allocator reports until
+    the training ends.
 
     The profiler sees every tensor's allocation and release from before the model is made.
     """
@@ -75,7 +82,8 @@ def measure() -> None:
             trace = Path(os.environ["RANK_NOTES"]) / f"trace{args.process_index}.json"
             profiler.export_chrome_trace(str(trace))
             events = json.loads(trace.read_text())["traceEvents"]
-            # Not the sum of the events' own bytes: what gloo's threads release is only in the running total.
+            # Not the sum of the events' own bytes: what gloo's threads release is only in the
+            # running total.
             peak = max(
                 event["args"]["Total Allocated"]
                 for event in events
@@ -92,12 +100,16 @@ def measure() -> None:
 
 
 def local_numel(tensor) -> int:
-    """Numbers of a (possibly sharded) tensor held by this rank; 0 for a ZeRO-3 weight that is released."""
+    """Numbers of a (possibly sharded) tensor held by this rank; 0 for a ZeRO-3 weight that is
+    released.
+    """
     return (tensor.to_local() if hasattr(tensor, "to_local") else tensor).numel()
 
 
 def without_compiler() -> None:
-    """DeepSpeed on CPU builds a shared-memory all-reduce at first use (half a minute, g++); plain gloo will do."""
+    """DeepSpeed on CPU builds a shared-memory all-reduce at first use (half a minute, g++); plain
+    gloo will do.
+    """
     from importlib.util import find_spec
 
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and find_spec("deepspeed"):

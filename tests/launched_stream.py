@@ -1,4 +1,5 @@
-"""recipes/pretrain.py as one rank of a launch, which notes the rows that it trains on in $ROW_NOTES/rank<n>.json.
+"""recipes/pretrain.py as one rank of a launch, which notes the rows that it trains on in
+$ROW_NOTES/rank<n>.json.
 
 test_streaming.py starts it through `hfscale tests/launched_stream.py`; the recipe runs unchanged.
 """
@@ -17,7 +18,9 @@ from recipes.pretrain import PretrainArguments, main  # noqa: E402
 
 @dataclass
 class LaunchedArguments(PretrainArguments):
-    """The recipe's own, declared here because hfscale checks the arguments of the script it launches."""
+    """The recipe's own, declared here because hfscale checks the arguments of the script it
+    launches.
+    """
 
 
 def note_rows() -> None:

@@ -1,4 +1,6 @@
-"""Adapters on GPT-2: how many weights they train, that they merge, save and load exactly, and what is refused."""
+"""Adapters on GPT-2: how many weights they train, that they merge, save and load exactly, and what
+is refused.
+"""
 
 import json
 import math
@@ -82,7 +84,9 @@ def train(model, ids=IDS, steps: int = 3):
 
 
 def test_rank_16_trains_two_percent_of_gpt2_small_and_saves_few_megabytes(tmp_path, monkeypatch):
-    """The default targets on GPT-2 small's real shape; counted by hand: rank x (inputs + outputs) of each layer."""
+    """The default targets on GPT-2 small's real shape; counted by hand: rank x (inputs + outputs)
+    of each layer.
+    """
     torch.manual_seed(0)
     small = GPT2LMHeadModel(GPT2Config())
     tokenizer = train_bpe(Dataset.from_dict({"text": ["some words to train on"]}), 270)
@@ -201,8 +205,9 @@ UNTIED = {
 def test_rows_of_new_tokens_come_back_where_embeddings_are_two_matrices(
     kind, padding, method, tmp_path
 ):
-    """The same model at each load, and merged: the one that was trained. With padding, the new tokens take rows that
-    the embeddings had."""
+    """The same model at each load, and merged: the one that was trained. With padding, the new
+    tokens take rows that the embeddings had.
+    """
     folder = save_tiny_model(kind, UNTIED[kind], tmp_path / "base", padding)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     args = AdapterArguments(model=str(folder), add_tokens=["<|new|>", "hfscale"], **METHODS[method])
@@ -238,7 +243,9 @@ def test_a_tied_output_layer_with_a_bias_is_refused(tmp_path):
 
 @pytest.mark.parametrize("kind", ["ctrl", "mamba", "jamba", "falcon", "bloom", "opt", "gpt_neo"])
 def test_adapters_of_other_kinds_train_save_load_and_merge(kind, tmp_path):
-    """Among them layers named by numbers, as in a Sequential, and layers whose weights are read past them."""
+    """Among them layers named by numbers, as in a Sequential, and layers whose weights are read
+    past them.
+    """
     folder = save_tiny_model(kind, (APART | TOGETHER)[kind], tmp_path / "base")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = load_for_training(AdapterArguments(model=str(folder), lora_rank=4), tokenizer)

@@ -129,7 +129,9 @@ def test_light_modules_import_nothing_heavy(module):
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_importing_a_module_has_no_effects(path):
-    """At module level there are imports, constants, classes and functions; no loops, no bare calls."""
+    """At module level there are imports, constants, classes and functions; no loops, no bare
+    calls.
+    """
     for node in parsed(path).body:
         allowed = (
             ast.Import,
@@ -182,7 +184,9 @@ def test_every_own_argument_is_explained(path):
 
 
 def test_script_names_hide_no_other_module():
-    """A launched script's folder comes first on the path: recipes/evaluate.py would be imported for `evaluate`."""
+    """A launched script's folder comes first on the path: recipes/evaluate.py would be imported for
+    `evaluate`.
+    """
     installed = {name.lower() for name in importlib.metadata.packages_distributions()} | set(
         sys.stdlib_module_names
     )

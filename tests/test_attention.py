@@ -1,4 +1,6 @@
-"""Attention against the model's own numbers, hand-built heads, and other ways to the same result."""
+"""Attention against the model's own numbers, hand-built heads, and other ways to the same
+result.
+"""
 
 import base64
 import json
@@ -72,8 +74,10 @@ def with_weights(module, values: dict[str, torch.Tensor]) -> None:
 
 
 def built_model(positions: int, vocab: int) -> GPT2LMHeadModel:
-    """Two layers of one head each. The stream has three blocks: position, token, and the token before. Layer 0 attends
-    to the token before and writes what it is into the third block; layer 1 looks for its own token there."""
+    """Two layers of one head each. The stream has three blocks: position, token, and the token
+    before. Layer 0 attends to the token before and writes what it is into the third block; layer 1
+    looks for its own token there.
+    """
     width = positions + 2 * vocab
     model = GPT2LMHeadModel(
         GPT2Config(
@@ -178,7 +182,9 @@ def test_steps_by_hand_give_what_the_model_computed(flags, tmp_path):
 
 
 def test_a_difference_is_reported_as_one(model, ids):
-    """The steps are compared with what the model really computed: an attention that does something else shows."""
+    """The steps are compared with what the model really computed: an attention that does something
+    else shows.
+    """
     handle = model.transformer.h[1].attn.register_forward_hook(
         lambda m, i, out: (out[0] + 0.01, out[1]), prepend=True
     )
@@ -227,7 +233,9 @@ def test_built_heads_are_found():
 
 
 def test_induction_reads_the_right_cells(model, tokenizer, monkeypatch):
-    """Of [prefix, r, r] with r of 5: rows 6 to 10 attend to the token after their first occurrence, columns 2 to 6."""
+    """Of [prefix, r, r] with r of 5: rows 6 to 10 attend to the token after their first occurrence,
+    columns 2 to 6.
+    """
     seen = []
 
     def fake(model, input_ids):

@@ -36,8 +36,8 @@ from recipes import (
 ROOT = Path(__file__).parents[1]
 LINES = [f"line {i}: the cat number {i * 7 % 13} sat on mat {i * 5 % 11}" for i in range(40)]
 TRAIN = (
-    "--output_dir out --max_steps 2 --per_device_train_batch_size 2 --report_to none --disable_tqdm "
-    "--save_strategy no --bf16 false"
+    "--output_dir out --max_steps 2 --per_device_train_batch_size 2 --report_to none "
+    "--disable_tqdm --save_strategy no --bf16 false"
 ).split()
 SHAPE = "--n_layer 1 --n_head 2 --n_embd 32 --n_positions 16".split()
 BASE = {
@@ -53,7 +53,9 @@ def name_of(value) -> str | None:
 
 
 def save_model(folder: Path, **config) -> Path:
-    """A GPT-2 of one layer with context 24 and a tokenizer of 300 tokens; `config` may make them differ."""
+    """A GPT-2 of one layer with context 24 and a tokenizer of 300 tokens; `config` may make them
+    differ.
+    """
     tokenizer = train_bpe(Dataset.from_dict({"text": LINES}), 300)
     shape = {
         "vocab_size": len(tokenizer),
@@ -118,7 +120,9 @@ def place(tmp_path, monkeypatch, saved_models):
 
 @pytest.fixture
 def refused(place):
-    """refused(recipe, "--flag", ..., match=...): it raises InputError, in one line, and changes no file."""
+    """refused(recipe, "--flag", ..., match=...): it raises InputError, in one line, and changes no
+    file.
+    """
 
     def refused(recipe, *words, match):
         before = contents(place)
@@ -321,7 +325,8 @@ TEXTS = {  # source: (how to write it, what is said)
     ),
     "ragged.csv": (
         lambda p: p.write_text("text,n\na,1\nb,2,3\n"),
-        r"ragged\.csv:3: 3 fields, but the header has 2 \(text, n\); write a text that holds a comma in",
+        r"ragged\.csv:3: 3 fields, but the header has 2 \(text, n\); write a text that holds a "
+        r"comma in",
     ),
     "comma.csv": (
         lambda p: p.write_text("text\nYes\nHello, my name is Anna\n"),
@@ -425,11 +430,13 @@ def test_text_shorter_than_one_row(refused, recipe):
 SPOILT = {  # name: what is said
     "no_config": "this folder holds no config.json, so it is not a saved model",
     "no_weights": "cannot be loaded: .*no file named model.safetensors",
-    "half": "cannot be loaded: .*safetensors|cannot be loaded: .*header|cannot be loaded: .*incomplete",
+    "half": "cannot be loaded: .*safetensors|cannot be loaded: .*header|cannot be loaded: "
+    ".*incomplete",
     "junk": "cannot be loaded: .*header",
     "not_json": "cannot be loaded: .*not a valid JSON",
     "no_tokenizer": "tokenizer no_tokenizer: ",
-    "deeper": r"do not hold 12 of the weights that its config.json describes, such as transformer\.h\.1\.",
+    "deeper": r"do not hold 12 of the weights that its config.json describes, such as "
+    r"transformer\.h\.1\.",
     "wider": "do not hold [0-9]+ of the weights",
     "bert": "do not hold [0-9]+ of the weights .* such as bert",
 }
@@ -451,8 +458,8 @@ def test_folder_that_is_not_a_model(refused, recipe, name):
 def test_model_that_is_nowhere(refused, recipe, name):
     said = refused(recipe, "--model", name, match=f"^model {re.escape(name)}: cannot be loaded: ")
     assert (
-        "no such folder, not in the Hub cache, and the Hub is not reachable; give a saved model's folder"
-        in said
+        "no such folder, not in the Hub cache, and the Hub is not reachable; give a saved model's "
+        "folder" in said
     )
 
 
@@ -462,8 +469,8 @@ def test_tokenizer_that_is_nowhere(refused, name):
         pretrain, "--tokenizer", name, match=f"^tokenizer {re.escape(name)}: no such folder"
     )
     assert (
-        "not in the Hub cache; give train:8192, unigram:8192, char, a saved tokenizer folder or a Hub id"
-        in said
+        "not in the Hub cache; give train:8192, unigram:8192, char, a saved tokenizer folder or a "
+        "Hub id" in said
     )
 
 
@@ -653,11 +660,13 @@ WRITERS = {
         ),
         (
             "gone",
-            "output_dir gone: .*gone is a link to not-there, which is not there; name another place$",
+            "output_dir gone: .*gone is a link to not-there, which is not there; name another "
+            "place$",
         ),
         (
             "gone/below",
-            "output_dir gone/below: .*gone is a link to not-there, which is not there; name another place$",
+            "output_dir gone/below: .*gone is a link to not-there, which is not there; name "
+            "another place$",
         ),
     ],
 )
@@ -689,8 +698,8 @@ COMMANDS = [
     (
         score,
         "--model some/model",
-        "model some/model: cannot be loaded: no such folder, not in the Hub cache, and the "
-        "Hub is not reachable; give a saved model's folder",
+        "model some/model: cannot be loaded: no such folder, not in the Hub cache, and the Hub is "
+        "not reachable; give a saved model's folder",
     ),
 ]
 

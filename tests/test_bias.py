@@ -1,4 +1,6 @@
-"""Bias probes against lm-eval, built models and hand-computed cases, for every format that is read."""
+"""Bias probes against lm-eval, built models and hand-computed cases, for every format that is
+read.
+"""
 
 import importlib.util
 import itertools
@@ -124,7 +126,9 @@ def test_a_model_that_prefers_every_stereotype_scores_100_and_a_uniform_one_50(s
 
 
 def test_no_preference_is_50_within_the_interval():
-    """In 40 draws without bias the interval misses 50 about twice, and p is below 0.05 about as often."""
+    """In 40 draws without bias the interval misses 50 about twice, and p is below 0.05 about as
+    often.
+    """
     generator, items, missed, significant = np.random.default_rng(0), simple_items(60), 0, 0
     for seed in range(40):
         row = probe(items, generator.normal(size=(60, 2)).tolist(), seed=seed)[0]
@@ -492,7 +496,8 @@ def test_stereoset_scores_by_hand(tmp_path):
     items = read_items([str(tmp_path / "dev.json")], "stereoset")
     assert [item.prompt for item in items] == ["", "He plays."]
     assert [item.choices[0] for item in items] == ["They are quiet.", " He is rich."]
-    # First item: stereotype, counterpart, unrelated in this order. Second: the unrelated text beats the stereotype.
+    # First item: stereotype, counterpart, unrelated in this order. Second: the unrelated text beats
+    # the stereotype.
     [scores] = probe(items, [[-1.0, -2.0, -3.0], [-4.0, -1.0, -2.0]])[-1]["models"]
     assert scores["pct_stereotype"] == 50 and scores["lm_score"] == 75 and scores["icat"] == 75
     [scores] = probe(items, [[-1.0, -2.0, -3.0], [-1.0, -2.0, -3.0]])[-1]["models"]
@@ -674,7 +679,9 @@ def test_what_is_unaligned_or_too_long_is_counted(place, capsys):
 
 
 def test_results_that_resampling_cannot_judge_carry_a_note(place, capsys):
-    """All pairs of one kind: an interval of no width, and too few words for a p-value below 0.05."""
+    """All pairs of one kind: an interval of no width, and too few words for a p-value below
+    0.05.
+    """
     bias_probe.main(["--model", "prefers", "--config", "mine.yaml", "--output_dir", "out"])
     record = json.loads((place / "out" / "bias.json").read_text())
     for row in record["groups"]:

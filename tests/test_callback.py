@@ -1,4 +1,6 @@
-"""Generated answers at each evaluation: in the metrics, the logs and the trackers, and no change to the training."""
+"""Generated answers at each evaluation: in the metrics, the logs and the trackers, and no change to
+the training.
+"""
 
 import json
 import os
@@ -165,7 +167,9 @@ def test_wandb_gets_a_table(tmp_path, monkeypatch):
 
 
 def train_as_rank() -> None:
-    """One rank of a launch: the metrics of the last evaluation, and whether the weights were shards."""
+    """One rank of a launch: the metrics of the last evaluation, and whether the weights were
+    shards.
+    """
     from torch.distributed.tensor import DTensor
 
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
@@ -211,7 +215,9 @@ def train_as_rank() -> None:
     ],
 )
 def test_all_ranks_answer_together(tmp_path, config):
-    """Two ranks, 5 examples in batches of 3: one rank has none left, and sharded weights need both at every step."""
+    """Two ranks, 5 examples in batches of 3: one rank has none left, and sharded weights need both
+    at every step.
+    """
     found = []
     for name, processes in (("cpu", 1), (config, 2)):
         notes = tmp_path / name

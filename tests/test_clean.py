@@ -257,7 +257,8 @@ HEX = "9f8a7b6c5d4e3f2a1b0c9d8e7f6a5b4c"
         ("AIza" + "aB3-_" * 7, "<KEY>"),
         ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dBjftJeZ4CVP-mB92K27uh", "<KEY>"),
         (
-            f"-----BEGIN RSA PRIVATE KEY-----\nDEK-Info: A-B\n{HEX}\n-----END RSA PRIVATE KEY-----.",
+            f"-----BEGIN RSA PRIVATE KEY-----\nDEK-Info: A-B\n{HEX}\n-----END RSA PRIVATE "
+            "KEY-----.",
             "<KEY>.",
         ),
         (f"api_key = '{HEX}'", "api_key = '<KEY>'"),
@@ -278,7 +279,8 @@ def test_personal_data_is_masked(text, expected):
 @pytest.mark.parametrize(
     "text",
     [
-        "2020-01-02 01/02/2020 01.02.2020 12:30:45 2003-04-11 14:32 Date: 2003-04-11 14:32, 1914-1918, in 1984",
+        "2020-01-02 01/02/2020 01.02.2020 12:30:45 2003-04-11 14:32 Date: 2003-04-11 14:32, "
+        "1914-1918, in 1984",
         "ISBN 978-3-16-148410-0, 0-306-40615-2, ISSN 0317-8471, doi:10.1000/182",
         "$1,234,567.89 or 1 234 567,00 EUR, 100000000",
         "v1.2.3.4, version 1.2.3.4, Release 10.0.19041.1, §1.2.3.4, 1.2.3, numpy==2.4.6",

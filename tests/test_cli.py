@@ -98,8 +98,10 @@ def test_bad_input_is_one_line_and_status_2(hfscale, words, says):
 )
 def test_light_verbs_import_nothing_heavy(words):
     code = (
-        "import sys\nfrom hfscale.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'accelerate', 'numpy'} & sys.modules.keys()\n"
+        "import sys\nfrom hfscale.cli import main\ntry:\n    main(sys.argv[1:])\nexcept "
+        "SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'accelerate', 'numpy'} & "
+        "sys.modules.keys()\n"
         "assert not heavy, heavy\n"
     )
     start = time.monotonic()

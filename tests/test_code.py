@@ -1,4 +1,6 @@
-"""Programs of a model: right ones pass, wrong ones do not, and none of them can harm the machine."""
+"""Programs of a model: right ones pass, wrong ones do not, and none of them can harm the
+machine.
+"""
 
 import contextlib
 import gzip
@@ -26,7 +28,9 @@ TOKEN = "0123456789abcdef-of-this-test"
 
 @pytest.fixture(scope="module")
 def run():
-    """`run_program` with the permission, on a machine that can isolate programs. Others refuse: see below."""
+    """`run_program` with the permission, on a machine that can isolate programs. Others refuse: see
+    below.
+    """
     try:
         run_program("", allow_code_execution=True)
     except InputError as error:
@@ -35,7 +39,9 @@ def run():
 
 
 def processes_with(word: str) -> set[int]:
-    """Ids of the machine's processes, those in namespaces too, with this word in their environment."""
+    """Ids of the machine's processes, those in namespaces too, with this word in their
+    environment.
+    """
     found = set()
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):  # it ended
@@ -46,7 +52,9 @@ def processes_with(word: str) -> set[int]:
 
 @pytest.fixture
 def left_processes(monkeypatch):
-    """A function that tells what is left of this test's programs: each carries a word in its environment."""
+    """A function that tells what is left of this test's programs: each carries a word in its
+    environment.
+    """
     monkeypatch.setenv("LD_LIBRARY_PATH", TOKEN)
     return lambda: processes_with(TOKEN) - {os.getpid()}
 
@@ -318,7 +326,8 @@ if __name__ == "__main__":
     ),
     "numpy in the tests": (
         "import numpy\ndef f(n): return numpy.arange(n)",
-        "import numpy as np\nassert np.array_equal(f(3), np.array([0, 1, 2])) and f(2).tolist() == [0, 1]",
+        "import numpy as np\nassert np.array_equal(f(3), np.array([0, 1, 2])) and f(2).tolist() == "
+        "[0, 1]",
     ),
     "a program that forks": (
         "import os\nif not os.fork(): print('child')\ndef f(): return 1",
@@ -387,7 +396,8 @@ def f(x):
 """,
     "ends before the tests": "import os\nos._exit(100)",
     "ends in a test": "import os\ndef f(x): os._exit(100)",
-    "ends at exit": "import atexit, os\natexit.register(os._exit, 100)\ndef f(x): raise SystemExit(0)",
+    "ends at "
+    "exit": "import atexit, os\natexit.register(os._exit, 100)\ndef f(x): raise SystemExit(0)",
     "ends in a thread": """
 import os, threading
 threading.Timer(0.2, os._exit, [100]).start()
@@ -600,7 +610,8 @@ def test_endless_loop(run, left_processes):
 def test_fork_bomb(run, left_processes):
     start = time.monotonic()
     outcome = run(
-        "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        print('full')",
+        "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        "
+        "print('full')",
         time_limit_s=2,
         file_limit_bytes=10_000,
     )
@@ -616,7 +627,8 @@ def test_at_most_so_many_processes(run):
 
 def test_a_process_that_leaves_its_group_dies_too(run, left_processes):
     outcome = run(
-        "import os, time\nif not os.fork():\n    os.setsid()\n    if not os.fork(): time.sleep(1000)\n"
+        "import os, time\nif not os.fork():\n    os.setsid()\n    if not os.fork(): "
+        "time.sleep(1000)\n"
         "    os._exit(0)\nos.wait(); print('over')"
     )
     assert outcome.passed and outcome.output == "over\n"
@@ -750,7 +762,8 @@ def test_no_connection_reaches_the_machine(run, tmp_path):
             (2, 2, udp.getsockname()),
         ):
             outcome = run(
-                f"import socket\ns = socket.socket({family}, {kind})\ns.connect({address!r}); s.send(b'x')"
+                f"import socket\ns = socket.socket({family}, {kind})\ns.connect({address!r}); "
+                "s.send(b'x')"
             )
             assert not outcome.passed and "Error" in outcome.output, address
         for listener in (tcp, unix, abstract, udp):

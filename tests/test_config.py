@@ -1,4 +1,6 @@
-"""YAML and flags become one argument object, strictly, in one line of complaint and without heavy imports."""
+"""YAML and flags become one argument object, strictly, in one line of complaint and without heavy
+imports.
+"""
 
 import dataclasses
 import enum
@@ -59,7 +61,9 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def parse(folder):
-    """parse("--flag", ..., yaml="text of c.yaml"): the arguments of a recipe whose script lies in the folder."""
+    """parse("--flag", ..., yaml="text of c.yaml"): the arguments of a recipe whose script lies in
+    the folder.
+    """
 
     def parse(*words, cls=OwnArguments, yaml=None):
         if yaml is not None:
@@ -366,7 +370,8 @@ def test_recipes_without_tasks_take_no_other_names(folder):
         (["--name"], "command line: --name: got '', expected str"),
         (
             ["--choice", "gren"],
-            "command line: --choice: got 'gren', expected one of red, green, blue; did you mean green?",
+            "command line: --choice: got 'gren', expected one of red, green, blue; did you mean "
+            "green?",
         ),
         (
             ["--choice", "one"],
@@ -403,7 +408,8 @@ def test_wrong_flags(parse, words, message):
         ("numbers: true\n", "c.yaml:1: numbers: got True, expected list of int or null"),
         (
             "colours: gren\n",
-            "c.yaml:1: colours: got 'gren', expected list of one of red, green; did you mean green?",
+            "c.yaml:1: colours: got 'gren', expected list of one of red, green; did you mean "
+            "green?",
         ),
         ("names: [a, 1]\n", "c.yaml:1: names: got ['a', 1], expected str"),
         (
@@ -498,7 +504,8 @@ def test_training_names_are_checked_too(parse):
         "did you mean learning_rate?"
     )
     assert complaint(parse, "--eval_strategy", "step", cls=TrainArguments) == (
-        "command line: --eval_strategy: got 'step', expected one of no, steps, epoch; did you mean steps?"
+        "command line: --eval_strategy: got 'step', expected one of no, steps, epoch; did you mean "
+        "steps?"
     )
     assert "expected int" in complaint(parse, yaml="max_steps: 1e3\n", cls=TrainArguments)
     assert "did you mean adamw_torch?" in complaint(
@@ -541,7 +548,9 @@ def test_training_types_agree_with_the_class():
 
 
 def test_every_training_default_can_be_written_down():
-    """TrainingArguments takes back what passes the check, so no name is accepted that the class would refuse."""
+    """TrainingArguments takes back what passes the check, so no name is accepted that the class
+    would refuse.
+    """
     import transformers
 
     kinds = training_types()

@@ -1,4 +1,6 @@
-"""Every file that is shipped to be launched is one that can be: recipe configs and launch configs, found by glob."""
+"""Every file that is shipped to be launched is one that can be: recipe configs and launch configs,
+found by glob.
+"""
 
 import tomllib
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Conversations of any form and with any two names for who speaks; what the user says last has no answer."""
+"""Conversations of any form and with any two names for who speaks; what the user says last has no
+answer.
+"""
 
 import json
 
@@ -109,7 +111,8 @@ def test_a_system_turn_may_come_first():
         (
             talk("user", "assistant") | {"messages": [["user", "x"], ["gpt", " "]]},
             {},
-            r"turn 1 is .*; expected a role and a text that is not empty \(--drop_empty leaves such conversations out",
+            r"turn 1 is .*; expected a role and a text that is not empty \(--drop_empty leaves "
+            r"such conversations out",
         ),
         ({"text": "x"}, {}, "no column messages, conversations, turns; it has text"),
     ],

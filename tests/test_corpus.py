@@ -251,8 +251,8 @@ def test_too_few_documents_are_split_by_position_and_it_is_said(capsys):
         assert "".join(parts["train"]["text"]) == "0123456789"[:-last]
         assert "".join(parts["validation"]["text"]) == "0123456789"[-last:]
         assert capsys.readouterr().err.splitlines()[-1] == (
-            f"the source holds {count}, too few to draw some at random: the last {fraction:.1%} of the text is held "
-            "out (as with --split_by position)"
+            f"the source holds {count}, too few to draw some at random: the last {fraction:.1%} of "
+            "the text is held out (as with --split_by position)"
         )
     with pytest.raises(InputError, match="between 0 and 1"):
         split_documents(one, split_by="position", validation_fraction=1.5, seed=0)
@@ -328,7 +328,8 @@ def test_a_stored_validation_split_is_the_validation_text(tmp_path):
     [
         (
             ["<!doctype html><html><p>Bees</p></html>", "Bees"],
-            "1 of the first 2 texts are HTML; hfscale prepare_data --extract_html true takes their text out",
+            "1 of the first 2 texts are HTML; hfscale prepare_data --extract_html true takes their "
+            "text out",
         ),
         (
             ['<div class="a"><p>Bees</p><a href="x">y</a></div>'] * 3,

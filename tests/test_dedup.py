@@ -1,4 +1,6 @@
-"""Duplicate clusters: found where they are, nowhere else, and the same for any number of workers."""
+"""Duplicate clusters: found where they are, nowhere else, and the same for any number of
+workers.
+"""
 
 import importlib.util
 import random

@@ -1,8 +1,9 @@
-"""One training, launched in every way, is the same training: equal loss curves, and checkpoints that go on or say no.
+"""One training, launched in every way, is the same training: equal loss curves, and checkpoints
+that go on or say no.
 
-Real processes over gloo on the CPU, float32, no dropout. FSDP2 runs through fsdp_on_cpu.py (accelerate itself would
-not shard there). Each way is launched with all weights, with adapters, and from checkpoints of half-way, its own and
-others', also with another number of processes.
+Real processes over gloo on the CPU, float32, no dropout. FSDP2 runs through fsdp_on_cpu.py
+(accelerate itself would not shard there). Each way is launched with all weights, with adapters, and
+from checkpoints of half-way, its own and others', also with another number of processes.
 """
 
 import functools
@@ -26,7 +27,8 @@ ENV = {
     "PYTHONPATH": str(ROOT),
     "OMP_NUM_THREADS": "1",
 }
-# config: processes, accelerate's type, the class that wraps the model, where parameters and AdamW's moments lie.
+# config: processes, accelerate's type, the class that wraps the model, where parameters and AdamW's
+# moments lie.
 EXPECTED = {
     "cpu": (1, "NO", "GPT2LMHeadModel", "whole", "whole"),
     "single_gpu": (1, "NO", "GPT2LMHeadModel", "whole", "whole"),
@@ -41,8 +43,9 @@ WAYS = [
     config for config in EXPECTED if config not in ("single_gpu", "ddp")
 ]  # on a CPU these are two of the others
 STEPS = 30
-# Of the checkpoints written by two processes: who goes on, and with how many. Each engine's files are read and written
-# at least once, as they are and rewritten (docs/launching.md has the whole table).
+# Of the checkpoints written by two processes: who goes on, and with how many. Each engine's files
+# are read and written at least once, as they are and rewritten (docs/launching.md has the whole
+# table).
 RESUMES = [
     ("cpu_2proc", "cpu", 1),
     ("cpu_2proc", "cpu_2proc", 4),
@@ -126,7 +129,9 @@ def text(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory, text):
-    """pretrained(config): the folder of 30 steps with a checkpoint after 15, all weights, launched once per config."""
+    """pretrained(config): the folder of 30 steps with a checkpoint after 15, all weights, launched
+    once per config.
+    """
     shape = "--tokenizer char --n_layer 2 --n_head 2 --n_embd 192 --n_positions 32".split()
 
     @functools.cache
@@ -190,7 +195,9 @@ def test_config_is_what_it_says(config, pretrained):
 
 @pytest.mark.parametrize("config", EXPECTED)
 def test_same_batches_give_the_same_model(config, pretrained):
-    """One process with batches of 8 and two with 4 each: the losses, the saved weights and the record agree."""
+    """One process with batches of 8 and two with 4 each: the losses, the saved weights and the
+    record agree.
+    """
     from safetensors.numpy import load_file
 
     reference, folder = pretrained("cpu"), pretrained(config)
@@ -238,7 +245,9 @@ def test_a_checkpoint_is_a_whole_model(config, pretrained):
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory, text, pretrained):
-    """adapted(config): LoRA on the saved model of the way before this one: each also reads another's weights."""
+    """adapted(config): LoRA on the saved model of the way before this one: each also reads
+    another's weights.
+    """
 
     @functools.cache
     def run(config: str) -> Path:
@@ -282,7 +291,9 @@ def half_way(folder: Path, source: Path) -> Path:
 
 @pytest.mark.parametrize(("before", "now", "processes"), RESUMES)
 def test_a_checkpoint_goes_on(before, now, processes, pretrained, text, tmp_path):
-    """As if nothing had happened: the curve of one process that never stopped, in other hands from step 16 on."""
+    """As if nothing had happened: the curve of one process that never stopped, in other hands from
+    step 16 on.
+    """
     folder = half_way(tmp_path / "run", pretrained(before))
     result = start(
         now,

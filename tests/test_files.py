@@ -1,4 +1,6 @@
-"""Rows of files: every kind with the place of each row, packed or not, and what is wrong named with its line."""
+"""Rows of files: every kind with the place of each row, packed or not, and what is wrong named with
+its line.
+"""
 
 import bz2
 import errno

@@ -1,4 +1,6 @@
-"""recipes/finetune.py end to end: what it records, what other recipes can load, and equal runs in other settings."""
+"""recipes/finetune.py end to end: what it records, what other recipes can load, and equal runs in
+other settings.
+"""
 
 import json
 import os
@@ -118,7 +120,9 @@ def test_every_recipe_takes_the_adapter(lora, tmp_path, capsys):
 
 
 def test_an_adapter_knows_the_weights_that_it_was_trained_on(place, lora, tmp_path):
-    """A base model trained anew in the same folder has the same shape, and would give nonsense without a word."""
+    """A base model trained anew in the same folder has the same shape, and would give nonsense
+    without a word.
+    """
     shutil.copytree(place / "base", tmp_path / "base")
     shutil.copytree(lora, tmp_path / "lora")
     config = tmp_path / "lora" / "adapter_config.json"
@@ -275,7 +279,9 @@ LAUNCHES = ["zero3", "fsdp2"]
 @pytest.mark.slow
 @pytest.mark.parametrize("config", LAUNCHES)
 def test_adapters_of_two_processes_load(config, place):
-    """Sharded base model, one adapter: it loads, gives the loss that the run measured, and that of one process."""
+    """Sharded base model, one adapter: it loads, gives the loss that the run measured, and that of
+    one process.
+    """
     if config == "zero3" and find_spec("deepspeed") is None:
         pytest.skip("the extra hfscale[deepspeed] is missing")
     folder = place / config

@@ -52,7 +52,8 @@ def counted(model, ids) -> tuple[int, int]:
     return forward.get_total_flops(), backward.get_total_flops()
 
 
-# What a configuration can say, and what of the model is trained: nineteen ways that differ in parameters or FLOPs.
+# What a configuration can say, and what of the model is trained: nineteen ways that differ in
+# parameters or FLOPs.
 WIDE, NARROW = {"n_inner": 200}, {"n_inner": 20}
 UNTIED, CROSS = {"tie_word_embeddings": False}, {"add_cross_attention": True}
 CONFIGURATIONS = [
@@ -98,7 +99,9 @@ def as_finetune_trains_it(shape: Shape, trained: dict, folder: Path, **config):
     ("config", "trained"), CONFIGURATIONS, ids=lambda value: "-".join(value) or "plain"
 )
 def test_parameters_and_flops_are_those_of_the_real_model(config, trained, tmp_path):
-    """With and without checkpointing; torch's counter wants eager attention, where each product is one of its own."""
+    """With and without checkpointing; torch's counter wants eager attention, where each product is
+    one of its own.
+    """
     shape = TINY._replace(**config)
     model = as_finetune_trains_it(shape, trained, tmp_path)
     adapters = shape.lora_parameters(*Trained(**trained))
@@ -120,7 +123,9 @@ def test_parameters_and_flops_are_those_of_the_real_model(config, trained, tmp_p
 
 
 def test_six_times_parameters_times_tokens_is_near():
-    """6ND (Kaplan et al. 2020) leaves out attention and counts the position embedding: 10 % off for GPT-2 small."""
+    """6ND (Kaplan et al. 2020) leaves out attention and counts the position embedding: 10 % off for
+    GPT-2 small.
+    """
     shape = Shape(*PUBLISHED["gpt2"], 1024, 50257)
     exact = training_flops(shape, 10**6, 1024)
     assert 1.05 < exact / (6 * shape.parameters() * 10**6) < 1.2

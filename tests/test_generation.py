@@ -287,7 +287,9 @@ BROUGHT_ALONG = {
 
 @pytest.fixture
 def with_settings(folder, tmp_path):
-    """with_settings(**values): the model of a copy of the folder whose generation_config.json has these too."""
+    """with_settings(**values): the model of a copy of the folder whose generation_config.json has
+    these too.
+    """
 
     def load(**values):
         copy = tmp_path / "copy"
@@ -301,7 +303,9 @@ def with_settings(folder, tmp_path):
 
 @pytest.mark.parametrize("name", BROUGHT_ALONG)
 def test_what_a_folder_adds_is_left_out(model, tokenizer, with_settings, name):
-    """Greedy is the likeliest token each time, in texts and in a task's answers; draws are those of our settings."""
+    """Greedy is the likeliest token each time, in texts and in a task's answers; draws are those of
+    our settings.
+    """
     value = BROUGHT_ALONG[name]
     brought = with_settings(**(value if isinstance(value, dict) else {name: value}))
     expected = [greedy_by_hand(model, tokenizer, prompt, 12) for prompt in PROMPTS]
@@ -521,7 +525,9 @@ def test_recipe_reads_prompt_files(recipe, tmp_path, capsys, name, content):
 def test_recipe_streams_to_a_terminal(
     recipe, model, tokenizer, capsys, monkeypatch, term, no_color, prompt
 ):
-    """The prompt stands off from the text, by the means that the terminal has and its user takes."""
+    """The prompt stands off from the text, by the means that the terminal has and its user
+    takes.
+    """
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("TERM", term)
     monkeypatch.setenv("NO_COLOR", no_color)
@@ -762,7 +768,9 @@ def test_a_model_that_learned_to_talk_gets_its_chat_template(task_folder, model,
     ],
 )
 def test_recipe_refuses_bad_input_and_leaves_nothing(recipe, tmp_path, monkeypatch, words, message):
-    """Before anything is generated; all but what the model's context decides before it is loaded."""
+    """Before anything is generated; all but what the model's context decides before it is
+    loaded.
+    """
 
     def never(*words, **settings):
         raise AssertionError("the model was used")

@@ -27,7 +27,9 @@ def hub():
 
 
 def hfscale(place: Path, hub, recipe: str, *words: str, **env: str) -> str:
-    """A recipe as a user runs it; the libraries read HF_ENDPOINT once, at import. Returns what it prints."""
+    """A recipe as a user runs it; the libraries read HF_ENDPOINT once, at import. Returns what it
+    prints.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     env = (
         kept
@@ -145,8 +147,8 @@ def test_model_card_says_what_it_is(hub, place):
     assert f"| eval_loss | {record['metrics']['eval_loss']:.6g} |" in card
     data = record["data"]
     assert (
-        f"| train | {data['documents']['train']} | {data['bytes']['train']} | {data['tokens']['train']} | "
-        f"{data['fingerprint']['train']} |"
+        f"| train | {data['documents']['train']} | {data['bytes']['train']} | "
+        f"{data['tokens']['train']} | {data['fingerprint']['train']} |"
     ) in card
     assert record["command"] in card and str(place) not in card
     tuned = hub.repos["tester/tuned-lora"]["README.md"].decode()

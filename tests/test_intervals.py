@@ -58,8 +58,9 @@ def test_interval_is_as_wide_as_the_normal_theory_says():
 
 @pytest.mark.slow
 def test_95_percent_intervals_hold_the_truth_in_95_percent_of_samples():
-    """1,000 samples from a known distribution: a mean (7 of 10 answers are right) and a ratio of sums (2 nats per
-    token, in documents of very unequal length)."""
+    """1,000 samples from a known distribution: a mean (7 of 10 answers are right) and a ratio of
+    sums (2 nats per token, in documents of very unequal length).
+    """
     generator, held = np.random.default_rng(0), np.zeros(2)
     for draw in range(1000):
         right = generator.random(200) < 0.7
@@ -92,7 +93,9 @@ def test_estimate_is_the_value_of_the_sums_with_its_interval():
 
 
 def test_comparison_by_hand():
-    """Differences of 1 for three items of four, 0 for one: a resample's mean is 0 if it draws that one alone."""
+    """Differences of 1 for three items of four, 0 for one: a resample's mean is 0 if it draws that
+    one alone.
+    """
     first = np.array([[5.0, 1], [1, 1], [9, 1], [2, 1]])
     second = first + [[1, 0], [1, 0], [1, 0], [0, 0]]
     found = compare(first, second, ratio, resamples=4000)["score"]
@@ -128,7 +131,9 @@ def test_paired_items_show_what_unpaired_intervals_hide():
 
 
 def test_equal_systems_are_seldom_called_different():
-    """5 % of 400 comparisons of systems without a difference, give or take three standard errors."""
+    """5 % of 400 comparisons of systems without a difference, give or take three standard
+    errors.
+    """
     draws, called = np.random.default_rng(1), 0
     for i in range(400):
         noise = draws.normal(0, 1, (2, 60))

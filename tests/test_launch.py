@@ -1,4 +1,6 @@
-"""How `hfscale` picks, checks and starts a launch: its words, its refusals, its exit status, its signals."""
+"""How `hfscale` picks, checks and starts a launch: its words, its refusals, its exit status, its
+signals.
+"""
 
 import math
 import os
@@ -44,8 +46,8 @@ ENV = {
 
 # Launched in test_equivalence.py, which tells what each is.
 LAUNCHED = {"cpu", "single_gpu", "cpu_2proc", "ddp", "fsdp2", "zero1", "zero2", "zero3"}
-# Those for several machines are the ones above on more of them (test_multi_node.py). Offloading has no meaning without
-# a device to take the weights from, and DeepSpeed and FSDP hang or crash there.
+# Those for several machines are the ones above on more of them (test_multi_node.py). Offloading has
+# no meaning without a device to take the weights from, and DeepSpeed and FSDP hang or crash there.
 NOT_LAUNCHED = {
     "multi_node_ddp",
     "multi_node_fsdp2",
@@ -249,7 +251,8 @@ def test_launches_that_cannot_work_are_refused(words, gpus, says):
         ),
         (
             "distributed_type: MULTI_GPU\nparallelism_config: {parallelism_config_tp_sise: 2}",
-            "parallelism_config: unknown name parallelism_config_tp_sise; did you mean parallelism_config_tp_size?",
+            "parallelism_config: unknown name parallelism_config_tp_sise; did you mean "
+            "parallelism_config_tp_size?",
         ),
         ("", "not a launch config"),
         (
@@ -470,7 +473,8 @@ def test_a_port_in_use_is_refused():
             command(f"--accelerate ddp --main_process_port {port}", gpus=2)
         # machine 1 listens nowhere
         command(
-            f"--accelerate ddp --num_machines 2 --machine_rank 1 --main_process_ip a --main_process_port {port}",
+            "--accelerate ddp --num_machines 2 --machine_rank 1 --main_process_ip a "
+            f"--main_process_port {port}",
             gpus=2,
         )
 

@@ -91,7 +91,8 @@ def test_perplexities_are_those_of_lm_eval(model, tokenizer, items, tmp_path):
         "num_fewshot": 0,
         "examples": len(texts),
     }
-    # lm-eval has no perplexity per token; its log-likelihood over the tokens that both scored gives it.
+    # lm-eval has no perplexity per token; its log-likelihood over the tokens that both scored gives
+    # it.
     tokens = sum(len(tokenizer(text)["input_ids"]) for text in texts)
     nll = (
         expected["local_perplexity_bits_per_byte"]
@@ -124,7 +125,9 @@ def test_multiple_choice_is_that_of_lm_eval(model, tokenizer, items, tmp_path):
 
 
 def test_log_likelihoods_one_by_one(model, tokenizer, items):
-    """Each choice against a forward pass of its own, also of a prompt that is longer than the context."""
+    """Each choice against a forward pass of its own, also of a prompt that is longer than the
+    context.
+    """
     rows = [
         {
             "prompt": "Question: " + row["question"] * times + "\nAnswer:",
@@ -195,7 +198,9 @@ def saved(model, tokenizer, tmp_path, monkeypatch):
 
 
 def test_recipe_writes_both_tasks_into_one_file(saved, items):
-    """A task of the user's own folder beside a shipped one; answers that were kept are not asked for again."""
+    """A task of the user's own folder beside a shipped one; answers that were kept are not asked
+    for again.
+    """
     write(saved / "items.jsonl", items[:20])
     own = (ROOT / "recipes" / "lm_eval_tasks" / "local_multiple_choice.yaml").read_text("utf-8")
     own = own.replace(

@@ -1,4 +1,6 @@
-"""The memory of a step: the formula's parts by hand, and its sum against what torch's allocator reports."""
+"""The memory of a step: the formula's parts by hand, and its sum against what torch's allocator
+reports.
+"""
 
 import itertools
 import json
@@ -22,8 +24,10 @@ TINY = Shape(n_layer=3, n_head=4, n_embd=128, n_positions=128, vocab_size=512)
 
 
 def test_parts_of_gpt2_small_by_hand():
-    """GPT-2 small, 8 rows of 1,024 tokens, float32, one document a row: 4, 4 and 8 bytes a parameter; 16 vectors of
-    768 a token and block with 12 heads' and two norms' numbers; the last norm's input and output; 12 bytes a logit."""
+    """GPT-2 small, 8 rows of 1,024 tokens, float32, one document a row: 4, 4 and 8 bytes a
+    parameter; 16 vectors of 768 a token and block with 12 heads' and two norms' numbers; the last
+    norm's input and output; 12 bytes a logit.
+    """
     small = Shape(12, 12, 768, 1024, 50257)
     parts = step_memory_bytes(small, Step(8, 1024, masked=False), Sharding())
     tokens = 8 * 1024
@@ -118,7 +122,9 @@ def model_in_training(shape: Shape, step: Step) -> torch.nn.Module:
 
 
 def peak_bytes(shape: Shape, step: Step) -> int:
-    """Most bytes of live tensors during two training steps, as torch's CPU allocator reports them."""
+    """Most bytes of live tensors during two training steps, as torch's CPU allocator reports
+    them.
+    """
     positions = torch.arange(step.max_length) % (
         step.max_length // 4 if step.masked else step.max_length
     )
@@ -151,8 +157,10 @@ def peak_bytes(shape: Shape, step: Step) -> int:
     [("cpu_2proc", Sharding("ddp", 0, 2)), ("fsdp2", Sharding("fsdp", 3, 2))],
 )
 def test_prediction_for_two_processes(config, sharding, tmp_path):
-    """The recipe, launched: what each rank's allocator reports over three steps and an evaluation. The
-    activations outweigh what depends on timing: DDP's old buckets, and how many blocks FSDP2 has on their way."""
+    """The recipe, launched: what each rank's allocator reports over three steps and an evaluation.
+    The activations outweigh what depends on timing: DDP's old buckets, and how many blocks FSDP2
+    has on their way.
+    """
     root = Path(__file__).parents[1]
     lines = (f"the cat number {i * 7 % 313} sat on mat {i * 5 % 211}" for i in range(2000))
     (tmp_path / "text.txt").write_text("\n".join(lines))
@@ -248,7 +256,8 @@ def predicted_bytes(shape: Shape, step: Step) -> int:
 
 def check_prediction(shape: Shape, step: Step) -> int:
     """Returns what was measured."""
-    # A CPU without bf16 instructions makes each product in float32 first: one more buffer, which is not predicted.
+    # A CPU without bf16 instructions makes each product in float32 first: one more buffer, which is
+    # not predicted.
     emulated = step.bf16 and not has_bf16_units(on_cpu=True)
     measured = peak_bytes(shape, step)
     assert predicted_bytes(shape, step) == pytest.approx(measured, rel=0.15 if emulated else 0.1)

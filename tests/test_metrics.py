@@ -1,5 +1,6 @@
-"""Metrics against other implementations of them: sacrebleu's command, rouge-score, SQuAD's rules written another way,
-and numbers computed by hand. Also what they refuse."""
+"""Metrics against other implementations of them: sacrebleu's command, rouge-score, SQuAD's rules
+written another way, and numbers computed by hand. Also what they refuse.
+"""
 
 import gzip
 import json
@@ -44,7 +45,9 @@ def value(metric, predictions, references, **options):
 
 
 def imperfect(text: str, seed: int) -> str:
-    """A text that shares much with `text`: words dropped, doubled, swapped or put in capitals; now and then empty."""
+    """A text that shares much with `text`: words dropped, doubled, swapped or put in capitals; now
+    and then empty.
+    """
     rng = random.Random(seed)
     words = [word for word in text.split() for _ in range(rng.choice((0, 1, 1, 1, 1, 2)))]
     for _ in range(rng.randrange(3)):
@@ -68,7 +71,9 @@ def summaries(shared_data) -> tuple[list[str], list[list[str]]]:
 
 @pytest.fixture(scope="module")
 def answers(shared_data) -> tuple[list[str], list[list[str]]]:
-    """Answers to questions, most of them imperfect, and their references: one to eight each, some of them empty."""
+    """Answers to questions, most of them imperfect, and their references: one to eight each, some
+    of them empty.
+    """
     golds = [
         json.loads(line)["answers"]["text"]
         for line in gzip.open(shared_data / "adversarial_qa" / "adversarial_qa_en.jsonl.gz", "rt")
@@ -354,7 +359,9 @@ def test_a_choice_that_ties_with_others_counts_its_share():
 
 
 def test_a_tie_is_of_what_is_compared():
-    """In sum, per token and per byte other choices can tie; rounding makes no difference, more does."""
+    """In sum, per token and per byte other choices can tie; rounding makes no difference, more
+    does.
+    """
     items = [
         ([-2.0, -4.0], [1, 2], [4, 9]),
         ([-4.0, -4.0 - 1e-6], [2, 3], [5, 5]),
@@ -550,8 +557,8 @@ def test_every_metric_has_a_signature_and_light_imports():
     assert all(re.fullmatch(r"\w+:[^|]+(\|\w+:[^|]+)*", signature(metric)) for metric in METRICS)
     assert signature("rouge", tokenizer="words").startswith("tokenizer:words|")
     code = (
-        "import sys, hfscale.metrics.texts, hfscale.metrics.code;"
-        "print(*{name.split('.')[0] for name in sys.modules} & {'evaluate', 'nltk', 'sacrebleu', 'torch'})"
+        "import sys, hfscale.metrics.texts, hfscale.metrics.code;print(*{name.split('.')[0] for "
+        "name in sys.modules} & {'evaluate', 'nltk', 'sacrebleu', 'torch'})"
     )
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60

@@ -1,4 +1,6 @@
-"""`--auto_batch`: what memory does not hold goes through in parts, and the loss curve stays what it was."""
+"""`--auto_batch`: what memory does not hold goes through in parts, and the loss curve stays what it
+was.
+"""
 
 import pytest
 import torch
@@ -33,7 +35,9 @@ def rows():
 
 
 def train(rows, folder, *, holds: int, **how):
-    """Losses of 6 steps and the last weights, on a machine whose memory holds `holds` rows at a time."""
+    """Losses of 6 steps and the last weights, on a machine whose memory holds `holds` rows at a
+    time.
+    """
     torch.manual_seed(0)
     model = new_model(
         train_bpe(Dataset.from_dict({"text": ["some words to train on"]}), 270),

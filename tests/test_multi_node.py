@@ -1,5 +1,7 @@
-"""Several machines: two network namespaces joined by a virtual cable, started by the shipped ssh.sh; and the files for
-Slurm, Kubernetes and SkyPilot as far as one machine without them can check."""
+"""Several machines: two network namespaces joined by a virtual cable, started by the shipped
+ssh.sh; and the files for Slurm, Kubernetes and SkyPilot as far as one machine without them can
+check.
+"""
 
 import contextlib
 import json
@@ -34,7 +36,9 @@ HOSTS = {"hfs-a": "10.77.0.1", "hfs-b": "10.77.0.2"}
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory):
-    """Two hosts with names and addresses of their own; yields a program that stands for ssh: SSH HOST COMMAND."""
+    """Two hosts with names and addresses of their own; yields a program that stands for ssh: SSH
+    HOST COMMAND.
+    """
     a, b = HOSTS
     with contextlib.ExitStack() as stack:
         for host in HOSTS:
@@ -252,7 +256,9 @@ def test_shell_scripts_are_sound(path):
 
 
 def check_words(words: list[str]) -> dict:
-    """What `hfscale` makes of a launch file's command: both the launcher's and the recipe's words are known ones."""
+    """What `hfscale` makes of a launch file's command: both the launcher's and the recipe's words
+    are known ones.
+    """
     recipe, *rest = words
     path = ROOT / "recipes" / f"{recipe}.py"
     flags, own = split_flags(rest)
@@ -262,9 +268,11 @@ def check_words(words: list[str]) -> dict:
 
 
 def wrong_by_schema(manifest: dict) -> list[str]:
-    """Places in a JobSet that its published schema, with Kubernetes' own for the pods, does not know or allow.
+    """Places in a JobSet that its published schema, with Kubernetes' own for the pods, does not
+    know or allow.
 
-    The schema's classes take no value for a quantity (`8`, `16Gi`), so that its form is looked at here.
+    The schema's classes take no value for a quantity (`8`, `16Gi`), so that its form is looked at
+    here.
     """
     from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
     from pydantic import ValidationError
@@ -344,7 +352,9 @@ def test_kubernetes_manifest():
 
 
 def test_skypilot_task(tmp_path):
-    """The keys of a SkyPilot task; its `run`, executed with the variables that SkyPilot sets, gives a good command."""
+    """The keys of a SkyPilot task; its `run`, executed with the variables that SkyPilot sets, gives
+    a good command.
+    """
     task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
     assert task.keys() == {
         "name",
@@ -402,7 +412,9 @@ def stubs(folder: Path, **programs: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(("ends", "requeued"), [(0, False), (1, False), (143, True)])
 def test_slurm_script_by_stand_ins(ends, requeued, tmp_path):
-    """srun starts both tasks, scontrol expands names and notes requests: each rank's command, what a stop leads to."""
+    """srun starts both tasks, scontrol expands names and notes requests: each rank's command, what
+    a stop leads to.
+    """
     env = stubs(
         tmp_path,
         hfscale=f'printf "%s\\n" "$@" > {tmp_path}/words$SLURM_NODEID; exit {ends}',

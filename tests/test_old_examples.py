@@ -1,7 +1,7 @@
 """Every row of docs/old_examples.md: the old call does what the table says, and the cure works.
 
-Tests are named test_<row>_...; `fails` and `says` also look the asserted words up in that row, so that the page and
-the stack cannot drift apart unseen.
+Tests are named test_<row>_...; `fails` and `says` also look the asserted words up in that row, so
+that the page and the stack cannot drift apart unseen.
 """
 
 import math
@@ -65,7 +65,9 @@ def fails(row: int, error: type[Exception], words: str):
 
 @pytest.fixture(scope="module", autouse=True)
 def offline(tmp_path_factory):
-    """No network and an empty cache, whatever the machine has; both constants are read at each call."""
+    """No network and an empty cache, whatever the machine has; both constants are read at each
+    call.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         patch.setattr(
@@ -76,7 +78,9 @@ def offline(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Threads only wait for each other on models this small, many times longer when the cores are busy."""
+    """Threads only wait for each other on models this small, many times longer when the cores are
+    busy.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,6 @@
-"""Packed rows: every token is the target of exactly one prediction, and documents do not see each other."""
+"""Packed rows: every token is the target of exactly one prediction, and documents do not see each
+other.
+"""
 
 from collections import Counter
 from itertools import islice
@@ -83,7 +85,9 @@ def test_rows_by_hand():
 
 
 def test_rows_by_hand_where_another_token_begins_a_text():
-    """BOS is read but never predicted, and each document begins with it: also one that has it written."""
+    """BOS is read but never predicted, and each document begins with it: also one that has it
+    written.
+    """
     tokenizer = make_tokenizer("BOS and EOS")
     bos, eos, the, cat = tokenizer.convert_tokens_to_ids(["<s>", "</s>", "the", "Ġcat"])
     documents = Dataset.from_dict({"text": ["the cat", "<s>the"]})
@@ -315,7 +319,9 @@ def test_long_documents_are_tokenized_in_slices_alike(documents, tokenizer, monk
 
 @pytest.fixture
 def many(monkeypatch):
-    """100 documents in batches of 7: document i repeats one character of its own, so a token names its document."""
+    """100 documents in batches of 7: document i repeats one character of its own, so a token names
+    its document.
+    """
     monkeypatch.setattr("hfscale.data.packing.BATCH_DOCUMENTS", 7)
     documents = Dataset.from_dict(
         {"text": [chr(0x4E00 + i) * (1 + i * 7 % 13) for i in range(100)]}
@@ -407,7 +413,9 @@ def test_ranks_and_workers_share_the_stream_out(many, packing, num_shards):
 
 @pytest.mark.parametrize("packing", ["stream", "best_fit", "none"])
 def test_a_stream_resumes_at_the_next_row(many, packing):
-    """Without a shuffle buffer by its state. A buffer's rows are not in the state, so there by skipping."""
+    """Without a shuffle buffer by its state. A buffer's rows are not in the state, so there by
+    skipping.
+    """
     documents, tokenizer = many
 
     def stream():

@@ -65,8 +65,9 @@ def model(tokenizer):
 
 
 def naive_nll(model, tokenizer, text, context, stride):
-    """One token at a time, straight from the definition: which tokens may be seen depends on where a block of scored
-    tokens ends."""
+    """One token at a time, straight from the definition: which tokens may be seen depends on where
+    a block of scored tokens ends.
+    """
     ids = [tokenizer.eos_token_id] + tokenizer(text)["input_ids"]
     total = 0.0
     for target in range(1, len(ids)):
@@ -112,7 +113,8 @@ def test_windows_score_every_target_once_and_fit(num_ids, context, stride):
 
 
 def test_disjoint_windows_by_hand():
-    # 10 ids p t0..t8, windows of 4: lm-eval reads [p t0 t1 t2], then one token of context and the next 3 ...
+    # 10 ids p t0..t8, windows of 4: lm-eval reads [p t0 t1 t2], then one token of context and the
+    # next 3 ...
     assert rolling_windows(10, 4, 4) == [(0, 1, 5), (4, 5, 9), (5, 9, 10)]
 
 
@@ -177,7 +179,8 @@ def test_aggregate_is_the_token_mean_and_interval_the_ratio_of_sums():
     metrics, _ = perplexity_metrics(scores)
     assert metrics["perplexity"] == pytest.approx(math.exp(310 / 110))
     assert metrics["documents"] == 2 and metrics["tokens"] == 110
-    # Two documents: resamples are 1/4 first only, 1/4 second only, so the 2.5 % and 97.5 % points are these two.
+    # Two documents: resamples are 1/4 first only, 1/4 second only, so the 2.5 % and 97.5 % points
+    # are these two.
     assert metrics["perplexity_ci95"] == pytest.approx([math.exp(1), math.exp(3)])
     assert metrics["bits_per_byte_ci95"] == pytest.approx([0.25 / math.log(2), 0.6 / math.log(2)])
 
@@ -257,7 +260,9 @@ def test_non_finite_logits_name_the_document(model, tokenizer):
 
 @pytest.mark.parametrize("packing", ["stream", "best_fit"])
 def test_packed_rows_give_the_same_log_likelihoods(model, tokenizer, packing):
-    """Several documents in a row, apart from each other: each text's sum, less the EOS that only a row predicts."""
+    """Several documents in a row, apart from each other: each text's sum, less the EOS that only a
+    row predicts.
+    """
     from datasets import Dataset
 
     from hfscale.data.packing import collate_rows, pack_documents

@@ -1,4 +1,6 @@
-"""The pipeline over shards gives what one machine gives: the same data set, card and dropped documents."""
+"""The pipeline over shards gives what one machine gives: the same data set, card and dropped
+documents.
+"""
 
 import gzip
 import json
@@ -33,7 +35,9 @@ def edited(text, rng):
 
 @pytest.fixture
 def crawl(tmp_path):
-    """Five files; copies, near copies and chains of near copies lie in other files than their originals."""
+    """Five files; copies, near copies and chains of near copies lie in other files than their
+    originals.
+    """
     rng = random.Random(0)
     texts = [prose(rng) for _ in range(40)]
     texts += rng.sample(texts, 8) + [edited(text, rng) for text in rng.sample(texts, 12)]
@@ -233,7 +237,9 @@ SRUN = '#!/bin/bash\nwhile [[ $1 == -* ]]; do [[ $1 == -n ]] && shift; shift; do
 
 @pytest.mark.slow
 def test_slurm_scripts_do_the_work(crawl, tmp_path):
-    """`sbatch` and `srun` stand-ins run each script at once, as Slurm would in the order of the dependencies."""
+    """`sbatch` and `srun` stand-ins run each script at once, as Slurm would in the order of the
+    dependencies.
+    """
     tools = {
         "sbatch": SBATCH.format(python=sys.executable, log=str(tmp_path / "sbatch.log")),
         "srun": SRUN,

@@ -1,4 +1,6 @@
-"""The plan before the bill: right sums, a command that exists, in under two seconds and without torch."""
+"""The plan before the bill: right sums, a command that exists, in under two seconds and without
+torch.
+"""
 
 import json
 import re
@@ -101,7 +103,9 @@ def test_every_training_config_can_be_planned(path, capsys, tmp_path, monkeypatc
 
 
 def test_numbers_by_hand():
-    """Two GPUs, 4 x 2 rows each: 100 TFLOPS at half efficiency, then 2 x 4 bytes x parameters x 1/2 at 100 GB/s."""
+    """Two GPUs, 4 x 2 rows each: 100 TFLOPS at half efficiency, then 2 x 4 bytes x parameters x 1/2
+    at 100 GB/s.
+    """
     step = Step(batch_size=4, max_length=1024, bf16=True)
     one = plan_launch(SMALL, step, Sharding("ddp", 0, 2), ROUND, rows=8, efficiency=0.5)
     flops = training_flops(SMALL, 8 * 1024, 1024)
@@ -165,7 +169,9 @@ def test_fastest_names_the_fastest(capsys):
 
 
 def planned(words: str, capsys) -> tuple[str, dict, dict]:
-    """What is printed, and of the line to launch the launcher's flags and the values that the recipe reads."""
+    """What is printed, and of the line to launch the launcher's flags and the values that the
+    recipe reads.
+    """
     plan.main(words.split())
     out = capsys.readouterr().out
     recipe, line = re.search(r"^launch: hfscale (\w+) (.*)$", out, re.M).groups()
@@ -260,8 +266,9 @@ def test_tokens_of_a_step_are_kept_or_said_to_change(words, says, capsys):
 
 
 def test_the_network_is_the_slowest_link():
-    """Two machines: DDP's ring sends all but a sixteenth of the float32 gradients twice over the network; a network
-    faster than the links inside the machines changes nothing."""
+    """Two machines: DDP's ring sends all but a sixteenth of the float32 gradients twice over the
+    network; a network faster than the links inside the machines changes nothing.
+    """
     step = Step(batch_size=4, max_length=1024, bf16=True)
     how = {"rows": 8, "efficiency": 0.5}
     slow = plan_launches(SMALL, step, ROUND, Machines(16, 2, network_gb_s=10), **how)[
@@ -295,7 +302,9 @@ def test_machines_share_the_gpus_evenly():
 
 
 def test_finetuning_is_planned_as_it_is_configured(tmp_path, capsys):
-    """The trained parameters are those that the recipe trains, and what it would refuse is refused here."""
+    """The trained parameters are those that the recipe trains, and what it would refuse is refused
+    here.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from hfscale.adapters import load_for_training
@@ -362,8 +371,8 @@ def test_a_model_too_large_for_one_gpu_is_split(capsys):
 
 def test_every_accelerator_has_a_source_and_sane_numbers():
     names = (
-        "a100-40gb a100-80gb h100-80gb h100-pcie h200 l4 l40s a10g v100-16gb v100-32gb t4 rtx-3090 rtx-4090 "
-        "mi300x"
+        "a100-40gb a100-80gb h100-80gb h100-pcie h200 l4 l40s a10g v100-16gb v100-32gb t4 rtx-3090 "
+        "rtx-4090 mi300x"
     ).split()
     for name in names:
         device = find_accelerator(name)
@@ -392,7 +401,9 @@ def test_every_accelerator_has_a_source_and_sane_numbers():
 def test_peak_rates_are_units_times_clock_times_width(
     name, units, matrix_ghz, matrix_flops, fp32_ghz, fp32_flops
 ):
-    """Dense products, accumulated in float32, per multiprocessor and clock: sparsity would be off by two."""
+    """Dense products, accumulated in float32, per multiprocessor and clock: sparsity would be off
+    by two.
+    """
     device = find_accelerator(name)
     assert device.fp16_tflops == pytest.approx(units * matrix_ghz * matrix_flops / 1000, rel=0.02)
     assert device.fp32_tflops == pytest.approx(units * fp32_ghz * fp32_flops / 1000, rel=0.02)
@@ -485,10 +496,12 @@ def test_sizes_come_from_the_files_at_hand(tmp_path):
         ),
         (
             "--model nowhere",
-            "--model nowhere: not a folder of a saved GPT-2; known without files: gpt2, gpt2-medium",
+            "--model nowhere: not a folder of a saved GPT-2; known without files: gpt2, "
+            "gpt2-medium",
         ),
         (
-            "--config gpt2_xl --gpu t4 --num_gpus 1 --bf16 false --activation_checkpointing false --n_layer 500",
+            "--config gpt2_xl --gpu t4 --num_gpus 1 --bf16 false --activation_checkpointing false "
+            "--n_layer 500",
             "nothing fits on 1 x t4",
         ),
         ("--accelerators missing.yaml", "--accelerators missing.yaml: "),

@@ -1,4 +1,6 @@
-"""Preference tuning: the pairs, the rewards (beside TRL's own), and the recipe whole and by adapter."""
+"""Preference tuning: the pairs, the rewards (beside TRL's own), and the recipe whole and by
+adapter.
+"""
 
 import gzip
 import json
@@ -134,8 +136,9 @@ def test_a_loss_that_would_teach_nothing_is_refused(base, tmp_path, words, messa
 
 
 def test_label_smoothing_reaches_the_loss(base, tmp_path):
-    """Robust DPO (Chowdhury et al., 2024) before the first step: all rewards are 0, so its loss is log 2, too, and its
-    gradient larger by 1 / (1 - 2 * 0.3); a step later the losses differ."""
+    """Robust DPO (Chowdhury et al., 2024) before the first step: all rewards are 0, so its loss is
+    log 2, too, and its gradient larger by 1 / (1 - 2 * 0.3); a step later the losses differ.
+    """
     losses = []
     for name, words in (
         ("plain", []),

@@ -1,4 +1,6 @@
-"""The preparation recipe end to end: every document is in the data set or in dropped.jsonl, and the card adds up."""
+"""The preparation recipe end to end: every document is in the data set or in dropped.jsonl, and the
+card adds up.
+"""
 
 import errno
 import gzip
@@ -13,8 +15,9 @@ from hfscale.config import InputError
 from recipes import prepare_data
 
 WORDS = (
-    "the sea was calm and the ship lay still while all of the men who had sailed with him that year were asleep "
-    "to be woken by the bell that rang for them when day broke over the hills of a land that none of them knew"
+    "the sea was calm and the ship lay still while all of the men who had sailed with him that "
+    "year were asleep to be woken by the bell that rang for them when day broke over the hills of "
+    "a land that none of them knew"
 )
 
 
@@ -245,15 +248,16 @@ def test_few_documents_hold_one_out_or_it_is_said(tmp_path, capsys, count):
     else:
         assert "validation" not in splits
         assert notes == [
-            "note: no document for validation: there is only 1 to train on; give more, or shorter ones "
-            "(--sample_by paragraph)"
+            "note: no document for validation: there is only 1 to train on; give more, or shorter "
+            "ones (--sample_by paragraph)"
         ]
 
 
 GERMAN = (
-    "Am Morgen gingen die Kinder mit ihrem Großvater über die Brücke in die Stadt, weil dort ein Markt war, auf "
-    "dem man Äpfel, Brot und Käse kaufen konnte. Der alte Mann erzählte ihnen von der Zeit, in der er selbst "
-    "noch ein Kind war und jeden Tag zwei Stunden zur Schule laufen musste, auch im Winter, bei hohem Schnee. "
+    "Am Morgen gingen die Kinder mit ihrem Großvater über die Brücke in die Stadt, weil dort ein "
+    "Markt war, auf dem man Äpfel, Brot und Käse kaufen konnte. Der alte Mann erzählte ihnen von "
+    "der Zeit, in der er selbst noch ein Kind war und jeden Tag zwei Stunden zur Schule laufen "
+    "musste, auch im Winter, bei hohem Schnee. "
 )
 
 
@@ -302,8 +306,8 @@ def test_a_language_that_is_never_found(source, tmp_path, code, says):
 
 def page(i):
     return (
-        f"<!doctype html><html><body><nav>Home | About</nav><article><h1>Page {i}</h1><p>{prose(i)}</p>"
-        "</article><footer>&copy; example</footer></body></html>"
+        "<!doctype html><html><body><nav>Home | About</nav><article><h1>Page "
+        f"{i}</h1><p>{prose(i)}</p></article><footer>&copy; example</footer></body></html>"
     )
 
 

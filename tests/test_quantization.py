@@ -1,6 +1,7 @@
 """4-bit weights below an adapter, on a CPU: what is stored, computed, trained, kept and refused.
 
-Equalities are against the same model in float32 whose linear weights were sent through 4 bits and back.
+Equalities are against the same model in float32 whose linear weights were sent through 4 bits and
+back.
 """
 
 import itertools
@@ -168,8 +169,9 @@ def test_training_is_that_of_the_adapter_on_the_rounded_weights(method, base, ro
 
 
 def test_every_layer_learns_after_an_evaluation(base, monkeypatch):
-    """Where a CPU multiplies bf16 (seen from bitsandbytes' flag), an evaluation would pack the weights anew, and
-    training would go on with other numbers."""
+    """Where a CPU multiplies bf16 (seen from bitsandbytes' flag), an evaluation would pack the
+    weights anew, and training would go on with other numbers.
+    """
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
     fresh, evaluated = four_bits(base), four_bits(base)
     logits_of(evaluated)
@@ -315,7 +317,8 @@ def test_recomputed_activations_change_nothing(place):
     [
         (
             {"n_embd": 32},
-            "load_in_4bit: transformer.h.0.attn.c_attn has 32 inputs; on a CPU .* multiples of 64 alone",
+            "load_in_4bit: transformer.h.0.attn.c_attn has 32 inputs; on a CPU .* multiples of 64 "
+            "alone",
         ),
         (
             {"n_embd": 64, "peft_type": "GRALORA"},
@@ -366,7 +369,9 @@ print("by argument:", type(adapted.get_base_model().transformer.h[0].mlp.c_fc)._
 
 
 def test_it_is_imported_only_where_four_bits_are_asked_for(base, tmp_path):
-    """Its import prints a warning on CPUs with bf16 instructions, and peft would import it at each start."""
+    """Its import prints a warning on CPUs with bf16 instructions, and peft would import it at each
+    start.
+    """
     config = BitsAndBytesConfig(load_in_4bit=True)
     GPT2LMHeadModel.from_pretrained(base, quantization_config=config).save_pretrained(
         tmp_path / "four_bits"
@@ -407,8 +412,9 @@ def stored_bytes(model) -> int:
     ids=["activations", "weights"],
 )
 def test_memory_is_what_was_planned(shape, batch_size, bf16, tmp_path):
-    """Stored weights exactly but for bitsandbytes' tables (1 kB a layer); the peak as torch's allocator reports it,
-    where activations take most, and where a layer's unpacked weights do."""
+    """Stored weights exactly but for bitsandbytes' tables (1 kB a layer); the peak as torch's
+    allocator reports it, where activations take most, and where a layer's unpacked weights do.
+    """
     step = Step(batch_size, 128, bf16=bf16, masked=False, lora_rank=8, load_in_4bit=True)
     config = GPT2Config(**SHAPE | shape._asdict(), use_cache=False, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)

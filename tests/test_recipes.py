@@ -1,4 +1,6 @@
-"""The recipes end to end, offline, on a small text: what they leave behind is whole, right and loads."""
+"""The recipes end to end, offline, on a small text: what they leave behind is whole, right and
+loads.
+"""
 
 import json
 import math
@@ -204,7 +206,9 @@ def test_a_run_ends_with_its_samples_and_a_command_that_works(
 
 
 def test_score_of_a_run_agrees_with_its_evaluation(finished, text, tmp_path):
-    """Same text, same weights, two implementations: windows over documents, and packed rows (which add the EOS)."""
+    """Same text, same weights, two implementations: windows over documents, and packed rows (which
+    add the EOS).
+    """
     score.main(
         [
             "--model",
@@ -265,7 +269,9 @@ def test_a_page_is_made_of_a_real_run(finished, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_char_tiny_reaches_the_reference(shared_data, tmp_path):
-    """2,000 steps on 1.5 million characters: at most 1.88 nats per character on the last tenth of the text, whole."""
+    """2,000 steps on 1.5 million characters: at most 1.88 nats per character on the last tenth of
+    the text, whole.
+    """
     pretrain.main(
         [
             "--config",

@@ -1,4 +1,6 @@
-"""Python files that lie beside a model or tokenizer run only with --trust_remote_code, and nobody is asked."""
+"""Python files that lie beside a model or tokenizer run only with --trust_remote_code, and nobody
+is asked.
+"""
 
 import io
 import json
@@ -71,7 +73,9 @@ COMMANDS = [
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> Path:
-    """A plain model `good`; copies whose model, tokenizer, or base model needs code that leaves a file `marker`."""
+    """A plain model `good`; copies whose model, tokenizer, or base model needs code that leaves a
+    file `marker`.
+    """
     place = tmp_path_factory.mktemp("remote-code")
     save_model(place / "good")
     code = CODE.replace("MARKER", str(place / "marker"))

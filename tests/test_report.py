@@ -1,4 +1,6 @@
-"""The page of a run: every number on it is one of the files', nothing is fetched, and text cannot become markup."""
+"""The page of a run: every number on it is one of the files', nothing is fetched, and text cannot
+become markup.
+"""
 
 import json
 import re
@@ -45,7 +47,9 @@ LOG = [{"step": 1, "loss": 7.5}, {"step": 2, "loss": 7.25}, {"step": 2, "eval_lo
 
 
 class Page(HTMLParser):
-    """Values and texts of <data> elements, cells of the table of metrics, and addresses that a browser would fetch."""
+    """Values and texts of <data> elements, cells of the table of metrics, and addresses that a
+    browser would fetch.
+    """
 
     def __init__(self, html):
         super().__init__()
@@ -166,8 +170,9 @@ def test_runs_that_were_judged_on_different_texts_share_no_row(run_folder, tmp_p
 
 
 def test_other_tokens_are_another_measure(run_folder, tmp_path):
-    """The same text, cut into other tokens: losses per token have rows of their own, what does not depend on tokens
-    stands side by side."""
+    """The same text, cut into other tokens: losses per token have rows of their own, what does not
+    depend on tokens stands side by side.
+    """
     metrics = {"eval_loss": 3.5, "eval_bits_per_byte": 2.25, "eval_tokens": 700}
     other = write_run(tmp_path / "other", metrics=metrics, data={"tokens": {"validation": 700}})
     rows = {

@@ -1,4 +1,6 @@
-"""Run folder and resume: only whole checkpoints count, and a continued run equals one that was never stopped."""
+"""Run folder and resume: only whole checkpoints count, and a continued run equals one that was
+never stopped.
+"""
 
 import json
 import os

@@ -1,4 +1,6 @@
-"""Scaling laws: known ones found again, published ones agreed with, a grid of runs that can be stopped and gone on."""
+"""Scaling laws: known ones found again, published ones agreed with, a grid of runs that can be
+stopped and gone on.
+"""
 
 import csv
 import gzip
@@ -57,7 +59,9 @@ def test_the_optimum_of_a_budget_is_the_lowest_point_of_its_iso_flop_curve():
 
 
 def test_no_other_start_ends_lower():
-    """Against the plain procedure: L-BFGS on the objective as published, from random points of its grid of starts."""
+    """Against the plain procedure: L-BFGS on the objective as published, from random points of its
+    grid of starts.
+    """
     loss = noisy(3, sd=0.02)
     x, y, w = np.log(SIZES), np.log(TOKENS), np.log(loss)
 
@@ -89,7 +93,9 @@ def test_no_other_start_ends_lower():
 
 @pytest.mark.slow
 def test_intervals_hold_the_truth():
-    """95 % intervals of each number, and 90 % intervals of a new run beyond the grid, over 100 simulated studies."""
+    """95 % intervals of each number, and 90 % intervals of a new run beyond the grid, over 100
+    simulated studies.
+    """
     held, forecasts = dict.fromkeys(Law._fields, 0), 0
     for seed in range(100):
         fit = fit_law(SIZES, TOKENS, noisy(seed), resamples=150, seed=seed)
@@ -114,9 +120,11 @@ def test_intervals_hold_the_truth():
     ],
 )
 def test_published_fits_are_agreed_with(shared_data, corpus, published):
-    """Their runs for the fit: the four smaller sizes at 20 tokens a parameter, and the smallest at 320. Their form
-    E + (a M^eta + b M^-eta) C^-eta, M = D / N, C = 6 N D, is the law with alpha = beta = 2 eta. They minimise squares
-    of L, here it is log L, so the numbers are near, not equal; over all their runs the two laws say the same."""
+    """Their runs for the fit: the four smaller sizes at 20 tokens a parameter, and the smallest at
+    320. Their form E + (a M^eta + b M^-eta) C^-eta, M = D / N, C = 6 N D, is the law with alpha =
+    beta = 2 eta. They minimise squares of L, here it is log L, so the numbers are near, not equal;
+    over all their runs the two laws say the same.
+    """
     with open(shared_data / "scaling_mlf/models.csv", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["train_set"] == corpus]
     names = ("N", "D_tokens", "loss_c4_val", "tokens_per_param_mult")

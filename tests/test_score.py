@@ -428,7 +428,9 @@ def test_saved_predictions_are_scored_and_compared(tmp_path, monkeypatch):
 
 
 def answers_of(folder: Path, right: int, items: int) -> list[str]:
-    """Two files of predictions for so many items: of the first none is right, of the second so many."""
+    """Two files of predictions for so many items: of the first none is right, of the second so
+    many.
+    """
     golds = [f"the cat number {i} sat" for i in range(items)]
     first = [{"prediction": "no idea", "reference": gold} for gold in golds]
     second = [
@@ -735,7 +737,8 @@ def test_a_dry_run_shows_the_counts_and_the_first_item_and_writes_nothing(
         "--predictions broken.jsonl",
         "--task_source broken.jsonl --prompt {q} --target {a} --metrics chrf",
         "--task_source task.jsonl --prompt {p} --target {a} --metrics chrf",
-        "--task_source task.jsonl --prompt {q} --target {a} --metrics pass_at_k --program {x} --allow_code_execution",
+        "--task_source task.jsonl --prompt {q} --target {a} --metrics pass_at_k --program {x} "
+        "--allow_code_execution",
         "--task_source task.jsonl --prompt {q} --target {a} --metrics rouge",
         "--metrics chrf",
         "--model ./missing",
@@ -771,7 +774,8 @@ def test_what_is_wrong_is_found_before_weights_are_read(folder, tmp_path, monkey
         ("--predictions empty.jsonl", "predictions empty.jsonl: no rows in it; expected JSON with"),
         ("--predictions blank.jsonl", "references of blank.jsonl:1 are empty"),
         (
-            "--predictions bare.jsonl --task_source task.jsonl --prompt {q} --target {q} --metrics chrf",
+            "--predictions bare.jsonl --task_source task.jsonl --prompt {q} --target {q} --metrics "
+            "chrf",
             r"bare\.jsonl: 1 lines for 20 examples",
         ),
         (

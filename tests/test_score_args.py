@@ -122,7 +122,8 @@ def test_what_cannot_work_is_refused(words, match):
         f"{TASK} --metrics chrf accuracy --choices c",
         "--predictions a.jsonl b.jsonl",
         '--predictions a.jsonl --metric_options {"f1":{"squad_version":1}}',
-        f"{TASK} --metrics pass_at_k --allow_code_execution --num_samples 9 --do_sample --pass_at 1 9",
+        f"{TASK} --metrics pass_at_k --allow_code_execution --num_samples 9 --do_sample --pass_at "
+        "1 9",
         "--predictions a.jsonl --task_source b.jsonl --prompt {q} --target {a} --metrics chrf",
     ],
 )

@@ -1,4 +1,6 @@
-"""A model's sizes from its configuration file: those of the model that transformers builds from the same file."""
+"""A model's sizes from its configuration file: those of the model that transformers builds from the
+same file.
+"""
 
 import json
 

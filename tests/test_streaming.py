@@ -1,4 +1,6 @@
-"""Training from a stream: which rows come, on which rank, in which order, and again after a stop."""
+"""Training from a stream: which rows come, on which rank, in which order, and again after a
+stop.
+"""
 
 import json
 import os
@@ -23,8 +25,9 @@ from recipes import pretrain, score
 
 LAUNCHED = Path(__file__).with_name("launched_stream.py")
 TINY = (
-    "--n_layer 1 --n_head 2 --n_embd 32 --n_positions 16 --tokenizer char --per_device_train_batch_size 2 "
-    "--report_to none --disable_tqdm --logging_steps 1 --save_steps 4 --max_steps 8 --bf16 false"
+    "--n_layer 1 --n_head 2 --n_embd 32 --n_positions 16 --tokenizer char "
+    "--per_device_train_batch_size 2 --report_to none --disable_tqdm --logging_steps 1 "
+    "--save_steps 4 --max_steps 8 --bf16 false"
 ).split()
 
 
@@ -36,7 +39,9 @@ def documents():
 
 @pytest.fixture
 def rows(documents, monkeypatch):
-    """rows(shards, buffer): packed in batches of 7 documents, and made endless as the recipe does."""
+    """rows(shards, buffer): packed in batches of 7 documents, and made endless as the recipe
+    does.
+    """
     monkeypatch.setattr("hfscale.data.packing.BATCH_DOCUMENTS", 7)
     tokenizer = train_char(documents)
 

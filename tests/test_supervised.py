@@ -1,4 +1,6 @@
-"""Which tokens carry loss, for every shipped task, packed and padded; and what is done with what does not fit."""
+"""Which tokens carry loss, for every shipped task, packed and padded; and what is done with what
+does not fit.
+"""
 
 import json
 
@@ -159,7 +161,9 @@ def test_packed_and_padded_losses_equal_each_examples_own(made):
 
 
 def test_accumulation_changes_no_update(made, tmp_path):
-    """Six padded rows with different numbers of targets: at once, or in three parts that are summed."""
+    """Six padded rows with different numbers of targets: at once, or in three parts that are
+    summed.
+    """
     examples, tokenizer, model = made
     rows = supervised_rows(examples, tokenizer, 64, "none")["train"].select(range(3, 9))
     weights = []
@@ -238,8 +242,8 @@ def test_a_long_target_takes_room_from_the_prompt_but_is_never_cut():
         with pytest.raises(
             InputError,
             match=rf"train example 0: its target has {len(target)} tokens, which with EOS "
-            "and a prompt do not fit into 9; so it is with 1 of 1 examples; raise "
-            "max_length, or take --long_targets drop or truncate",
+            "and a prompt do not fit into 9; so it is with 1 of 1 examples; raise max_length, or "
+            "take --long_targets drop or truncate",
         ):
             fitted("abcdefg?\n", target, 9)
     with pytest.raises(
@@ -268,7 +272,9 @@ def test_a_long_conversation_loses_its_oldest_turns(tmp_path):
 
 
 def sweep(tmp_path, **settings) -> tuple[TaskArguments, DatasetDict]:
-    """Conversations of one, two and three questions, each a character longer than the one before."""
+    """Conversations of one, two and three questions, each a character longer than the one
+    before.
+    """
     path = tmp_path / "sweep.jsonl"
     rows = [
         {
@@ -297,7 +303,9 @@ def sweep(tmp_path, **settings) -> tuple[TaskArguments, DatasetDict]:
 @pytest.mark.parametrize("special", [True, False])
 @pytest.mark.parametrize("long_targets", ["drop", "truncate"])
 def test_conversations_fit_by_construction(tmp_path, special, long_targets):
-    """Whatever the template writes after an answer counts: no row is longer than `max_length`, whatever that is."""
+    """Whatever the template writes after an answer counts: no row is longer than `max_length`,
+    whatever that is.
+    """
     args, examples = sweep(tmp_path, long_targets=long_targets)
     tokenizer = train_char(Dataset.from_dict({"text": ["ask ub"]}))
     if special:

@@ -1,4 +1,6 @@
-"""The prompt of a task travels with its model: written once, read back, and filled with what a user types."""
+"""The prompt of a task travels with its model: written once, read back, and filled with what a user
+types.
+"""
 
 import pytest
 

@@ -5,7 +5,8 @@ import pytest
 from hfscale.tasks.sources import as_instruction, without_frame
 
 FRAME = (
-    "Below is an instruction that describes a task{more}. Write a response that appropriately completes the "
+    "Below is an instruction that describes a task{more}. Write a response that appropriately "
+    "completes the "
     "request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n"
 )
 

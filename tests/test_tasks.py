@@ -1,4 +1,6 @@
-"""Examples from every source: embedded sets, the usual file formats, real files; and what is refused."""
+"""Examples from every source: embedded sets, the usual file formats, real files; and what is
+refused.
+"""
 
 import ast
 import datetime

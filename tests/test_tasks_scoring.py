@@ -1,4 +1,6 @@
-"""Answers to a task's examples: the same in any batch, cut where a prompt is too long, kept when a run is killed."""
+"""Answers to a task's examples: the same in any batch, cut where a prompt is too long, kept when a
+run is killed.
+"""
 
 import json
 import math
@@ -334,7 +336,9 @@ def programs(tmp_path, **settings) -> tuple[TaskArguments, Dataset]:
     ],
 )
 def test_right_answers_pass_whatever_is_cut_for_the_model(model, tokenizer, tmp_path, settings):
-    """Programs are built from the columns as they were read, not from a prompt that was cut or a target left out."""
+    """Programs are built from the columns as they were read, not from a prompt that was cut or a
+    target left out.
+    """
     args, examples = programs(tmp_path, **settings)
     asked, _ = fit_examples(
         DatasetDict(validation=examples), tokenizer, args, 24, for_training=False
@@ -350,7 +354,8 @@ def test_programs_that_tell_nothing_are_named_before_anything_is_generated(tmp_p
     _, wrong = programs(tmp_path, program="{prediction}\nassert add(1)")
     check_programs(wrong, allow_code_execution=True)
     assert re.fullmatch(
-        r"program: none of the first 4 right answers passes its test; .*programs.jsonl:\d: NameError: "
+        r"program: none of the first 4 right answers passes its test; .*programs.jsonl:\d: "
+        r"NameError: "
         r"name 'add' is not defined.* \(--program says what is run\)\n",
         capsys.readouterr().err,
     )

@@ -1,4 +1,6 @@
-"""Templates: which braces stand for columns of any name, what is read from a row, and what text it becomes."""
+"""Templates: which braces stand for columns of any name, what is read from a row, and what text it
+becomes.
+"""
 
 import pytest
 

@@ -1,4 +1,6 @@
-"""Tokenizers: any text round-trips, EOS and padding are two tokens, ranks share one copy, and the report is right."""
+"""Tokenizers: any text round-trips, EOS and padding are two tokens, ranks share one copy, and the
+report is right.
+"""
 
 import json
 import os
@@ -149,7 +151,9 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path):
 
 
 def test_a_tokenizer_in_place_of_the_models_own(tmp_path):
-    """It may know more tokens; one of another text with the same size numbers them in another way."""
+    """It may know more tokens; one of another text with the same size numbers them in another
+    way.
+    """
     texts = {
         "own": "the cat sat on the mat and the log",
         "other": "my dogs dig big holes in my garden",

@@ -1,4 +1,6 @@
-"""Text becomes tokens in one way: once what a tokenizer puts in front, never what it puts behind, in every recipe."""
+"""Text becomes tokens in one way: once what a tokenizer puts in front, never what it puts behind,
+in every recipe.
+"""
 
 import pytest
 import torch
@@ -86,7 +88,9 @@ def test_bos_alone_written_in_front_of_a_prompt():
     "kind", [kind for kind in KINDS if "BERT" not in kind]
 )  # which keeps no white space
 def test_what_follows_a_prompt_reads_as_it_was_written(tokenizer, text):
-    """So that prompt and answer together are the text, also with tokenizers that put a space in front of each."""
+    """So that prompt and answer together are the text, also with tokenizers that put a space in
+    front of each.
+    """
     [prompt] = encode_prompts([PROMPT], tokenizer)
     [ids] = encode_continuations([text], tokenizer)
     assert decode_continuation(ids, tokenizer, prompt[-1]) == text
@@ -117,8 +121,9 @@ def asked(monkeypatch):
 
 
 def test_the_same_prompt_is_the_same_tokens_in_every_recipe(tokenizer, model, asked):
-    """generate, chat and samples; score and the measures of finetune_task; its rows; finetune_preference; the page of
-    attention and scored documents, which start as a new text does."""
+    """generate, chat and samples; score and the measures of finetune_task; its rows;
+    finetune_preference; the page of attention and scored documents, which start as a new text does.
+    """
     [expected] = encode_prompts([PROMPT], tokenizer)
     examples = Dataset.from_list([{"prompt": PROMPT, "target": "yes", "references": ["yes"]}])
     assert fit_prompts(model, tokenizer, [PROMPT])[0] == [expected]
@@ -190,7 +195,8 @@ def test_a_chat_has_the_special_tokens_of_its_template_alone(kind, tokenizer, mo
     """In chat, in training rows and in scoring, equal to what upstream makes of the turns."""
     tokenizer.chat_template = CHATS[chat] + (
         "{%- for message in messages %}{{ message.role + ':\\n' }}"
-        "{% if message.role == 'assistant' %}{% generation %}{{ message.content + eos_token }}{% endgeneration %}"
+        "{% if message.role == 'assistant' %}{% generation %}{{ message.content + eos_token }}{% "
+        "endgeneration %}"
         "{% else %}{{ message.content }}{% endif %}"
         "{%- endfor %}{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"
     )

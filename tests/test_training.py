@@ -38,7 +38,9 @@ def model(tokenizer):
 
 @pytest.fixture(scope="module")
 def rows():
-    """37 rows with 1 to 15 scored targets each: short and long ones, so that a mean of means differs."""
+    """37 rows with 1 to 15 scored targets each: short and long ones, so that a mean of means
+    differs.
+    """
     generator = torch.Generator().manual_seed(1)
     made = []
     for i in range(37):
@@ -132,7 +134,9 @@ def test_losses_of_other_kinds_are_token_means(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "fuyu", "granitemoe"])
 def test_training_keeps_documents_apart_as_the_trial_said(kind, tokenizer, tmp_path):
-    """Also where Trainer does not reach the switch of the cache, which would let them see each other."""
+    """Also where Trainer does not reach the switch of the cache, which would let them see each
+    other.
+    """
     model = tiny_model(kind, APART[kind], 270)
     texts = [f"some words {i} to train on" * (1 + i % 2) for i in range(6)]
     assert settle_packing(model, "best_fit", default="none") == "best_fit"
@@ -185,7 +189,9 @@ def test_the_balance_of_experts_counts_where_the_configuration_asks_for_it(tmp_p
 
 @pytest.mark.parametrize("batch_size,accumulation", [(16, 1), (4, 4), (1, 16)])
 def test_gradient_is_that_of_the_token_mean(model, rows, tmp_path, batch_size, accumulation):
-    """One plain SGD step moves the weights by -lr times the exact gradient; the logged loss is the exact one."""
+    """One plain SGD step moves the weights by -lr times the exact gradient; the logged loss is the
+    exact one.
+    """
     some = rows.select(range(16))
     loss = exact_loss(model, some)
     gradient = torch.autograd.grad(loss, model.transformer.wte.weight)[0]

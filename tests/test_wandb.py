@@ -1,4 +1,6 @@
-"""W&B for real, offline: what its run file holds, when it stays offline, and that no file holds a secret."""
+"""W&B for real, offline: what its run file holds, when it stays offline, and that no file holds a
+secret.
+"""
 
 import json
 import os
@@ -16,14 +18,17 @@ pytest.importorskip("wandb", reason="the extra hfscale[wandb] is missing")
 ROOT = Path(__file__).parents[1]
 SECRETS = {"HF_TOKEN": "hf_" + "s" * 34, "WANDB_API_KEY": "5ec1" * 10}
 RUN = (
-    "--sample_by line --tokenizer train:300 --n_layer 1 --n_head 2 --n_embd 32 --n_positions 32 --max_steps 4 "
-    "--logging_steps 2 --save_steps 2 --disable_tqdm --bf16 false --use_cpu --report_to wandb tensorboard"
+    "--sample_by line --tokenizer train:300 --n_layer 1 --n_head 2 --n_embd 32 --n_positions 32 "
+    "--max_steps 4 --logging_steps 2 --save_steps 2 --disable_tqdm --bf16 false --use_cpu "
+    "--report_to wandb tensorboard"
 ).split()
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """(run folder, what was printed) of a run with secrets in the environment, whose W&B host does not answer."""
+    """(run folder, what was printed) of a run with secrets in the environment, whose W&B host does
+    not answer.
+    """
     place = tmp_path_factory.mktemp("wandb")
     (place / "text.txt").write_text("\n".join(f"line {i} counts to {i * 3}" for i in range(80)))
     env = {

@@ -88,7 +88,8 @@ def test_the_main_text_of_a_page():
     pytest.importorskip("trafilatura", reason="the extra html")
     assert page_text(PAGE) == (
         "Bees\nA colony of bees lives through the winter as a cluster.\n"
-        'On the first warm days of "spring" some of them fly out to look for water and early pollen.'
+        'On the first warm days of "spring" some of them fly out to look for water and early '
+        "pollen."
     )
     assert page_text("<html><body></body></html>") == ""
     assert page_text("<p>A piece of a page, which is some prose with a mark around it.</p>") == (

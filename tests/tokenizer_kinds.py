@@ -1,4 +1,6 @@
-"""Small tokenizers of the kinds that models come with: what they put in front of a text, behind it, between words."""
+"""Small tokenizers of the kinds that models come with: what they put in front of a text, behind it,
+between words.
+"""
 
 from tokenizers import (
     Tokenizer,

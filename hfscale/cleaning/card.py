@@ -1,4 +1,6 @@
-"""The data card: what came in, what was dropped and why, what is left, in words, numbers and a picture."""
+"""The data card: what came in, what was dropped and why, what is left, in words, numbers and a
+picture.
+"""
 
 import json
 from collections import Counter
@@ -66,14 +68,15 @@ def _empty_parts(splits: DatasetDict, config: dict[str, Any]) -> list[str]:
         return []
     left = len(splits["train"])
     return [
-        f"no document for {' and '.join(empty)}: there {'is' if left == 1 else 'are'} only {left} to train on; "
-        "give more, or shorter ones (--sample_by paragraph)"
+        f"no document for {' and '.join(empty)}: there {'is' if left == 1 else 'are'} only {left} "
+        "to train on; give more, or shorter ones (--sample_by paragraph)"
     ]
 
 
 def show_card(card: dict[str, Any], *, examples: bool = False) -> None:
-    """Print what each stage and rule dropped and kept, the splits, and the notes; with `examples`, how the first
-    documents begin that each rule dropped."""
+    """Print what each stage and rule dropped and kept, the splits, and the notes; with `examples`,
+    how the first documents begin that each rule dropped.
+    """
     rows = [row for stage in card["stages"] for row in _stage_rows(stage)]
     show_table(("stage, rule", "dropped", "kept", "also"), rows, title="Documents")
     if card["languages"]:
@@ -136,10 +139,13 @@ def _bin(i: int) -> str:
 
 
 def draw_funnel(stages: list[dict[str, Any]], path: Path) -> None:
-    """Bytes that leave each stage, the source being the first, as bars with documents and shares beside them."""
+    """Bytes that leave each stage, the source being the first, as bars with documents and shares
+    beside them.
+    """
     source_bytes = max(1, stages[0]["bytes_out"])
     labels = [
-        f" {stage['documents_out']:,} documents, {stage['bytes_out'] / source_bytes:.1%} of the bytes"
+        f" {stage['documents_out']:,} documents, {stage['bytes_out'] / source_bytes:.1%} of the "
+        "bytes"
         for stage in stages
     ]
     figure, axes = bars(

@@ -1,7 +1,8 @@
 """Exact and near duplicates: for every document the index of the first document of its cluster.
 
-MinHash: Broder 1997, "On the resemblance and containment of documents"; banding: Leskovec, Rajaraman and Ullman,
-"Mining of Massive Datasets", chapter 3. A candidate pair counts only after its exact Jaccard similarity is computed.
+MinHash: Broder 1997, "On the resemblance and containment of documents"; banding: Leskovec,
+Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3. A candidate pair counts only after
+its exact Jaccard similarity is computed.
 """
 
 import functools
@@ -26,12 +27,15 @@ SEED = 0  # of these
 RECALL_AT_THRESHOLD = (
     0.98  # least probability that banding meets a pair whose similarity is just the threshold
 )
-WINDOW = 200  # neighbours compared per document in one bucket: keeps one huge bucket from costing its square
+# Neighbours compared per document in one bucket: keeps one huge bucket from costing its square
+WINDOW = 200
 SLICE = 8192  # pairs, or shingles of one document, worked on at once
 
 
 def exact_clusters(documents: Dataset) -> np.ndarray:
-    """Clusters (as in `near_clusters`) of equal `text`: runs of white space count as one space, case counts."""
+    """Clusters (as in `near_clusters`) of equal `text`: runs of white space count as one space,
+    case counts.
+    """
     return first_of_equal(text_digests(documents))
 
 
@@ -54,11 +58,13 @@ def first_of_equal(values: np.ndarray) -> np.ndarray:
 def near_clusters(
     documents: Dataset, *, threshold: float = 0.52, num_proc: int | None = None
 ) -> np.ndarray:
-    """For each row the index (int64) of the first document of its cluster, its own when it is alone.
+    """For each row the index (int64) of the first document of its cluster, its own when it is
+    alone.
 
-    A pair is linked when the Jaccard similarity of its sets of word 5-grams is >= `threshold`; clusters are what links
-    connect. Case and punctuation do not count; a document shorter than 5 words matches only the same words. The result
-    does not depend on `num_proc`. In memory: 512 bytes per document, shingles of 128 documents.
+    A pair is linked when the Jaccard similarity of its sets of word 5-grams is >= `threshold`;
+    clusters are what links connect. Case and punctuation do not count; a document shorter than 5
+    words matches only the same words. The result does not depend on `num_proc`. In memory: 512
+    bytes per document, shingles of 128 documents.
 
     Raises InputError: see `rows_per_band`.
     """
@@ -70,9 +76,11 @@ def near_clusters(
 def near_links(
     documents: Dataset, signatures: np.ndarray, *, threshold: float, part: int = 0, parts: int = 1
 ) -> np.ndarray:
-    """Pairs of rows (int64, shape (pairs, 2)) that connect the clusters of `near_clusters`; `signatures` by `sketch`.
+    """Pairs of rows (int64, shape (pairs, 2)) that connect the clusters of `near_clusters`;
+    `signatures` by `sketch`.
 
-    Looks at the bands `part`, `part + parts`, ... only: the pairs of all parts together connect the same clusters.
+    Looks at the bands `part`, `part + parts`, ... only: the pairs of all parts together connect the
+    same clusters.
     """
     rows = rows_per_band(threshold)
     likely = (
@@ -116,7 +124,8 @@ def connect(count: int, links: np.ndarray) -> np.ndarray:
 
 
 def rows_per_band(threshold: float) -> int:
-    """Hashes per band: the most, so the fewest false candidates, that still meet pairs at the threshold.
+    """Hashes per band: the most, so the fewest false candidates, that still meet pairs at the
+    threshold.
 
     Raises InputError: a threshold above 1, or one too low for 128 hashes.
     """
@@ -132,13 +141,17 @@ def rows_per_band(threshold: float) -> int:
 
 
 def hash_words(text: str) -> np.ndarray:
-    """uint64 hash of each word (`find_words`) in lower case; a text without words counts as one word."""
+    """uint64 hash of each word (`find_words`) in lower case; a text without words counts as one
+    word.
+    """
     words = find_words(text.lower()) or ["".join(text.split())]
     return np.fromiter(map(xxh3_64_intdigest, map(str.encode, words)), np.uint64, len(words))
 
 
 def ngrams(words: np.ndarray, size: int) -> np.ndarray:
-    """uint64 hash of each run of `size` hashes along the first axis; of the whole when there are fewer."""
+    """uint64 hash of each run of `size` hashes along the first axis; of the whole when there are
+    fewer.
+    """
     size = min(size, len(words))
     count = len(words) - size + 1
     return functools.reduce(
@@ -147,7 +160,9 @@ def ngrams(words: np.ndarray, size: int) -> np.ndarray:
 
 
 def sketch(documents: Dataset, *, num_proc: int | None = None) -> np.ndarray:
-    """MinHash signatures of the word n-grams, uint32, shape (documents, 128); by rensa where it is installed."""
+    """MinHash signatures of the word n-grams, uint32, shape (documents, 128); by rensa where it is
+    installed.
+    """
     rows = documents.select_columns("text").map(
         _sketch,
         batched=True,
@@ -191,7 +206,9 @@ def _sketch(batch: dict, with_rensa: bool) -> dict[str, np.ndarray]:
 def _candidates(
     signatures: np.ndarray, rows: int, part: int, parts: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs (left < right) that agree in all hashes of a band; first those next to each other in their bucket."""
+    """Pairs (left < right) that agree in all hashes of a band; first those next to each other in
+    their bucket.
+    """
     for band in range(part * rows, signatures.shape[1] - rows + 1, parts * rows):
         keys = ngrams(signatures[:, band : band + rows].T.astype(np.uint64), rows)[0]
         order = np.argsort(keys, kind="stable")

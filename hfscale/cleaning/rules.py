@@ -1,4 +1,6 @@
-"""The arguments of cleaning, and of judging a document; light, since recipes read them before anything heavy."""
+"""The arguments of cleaning, and of judging a document; light, since recipes read them before
+anything heavy.
+"""
 
 import importlib.util
 from dataclasses import dataclass, field
@@ -12,7 +14,9 @@ LEAST_THRESHOLD = 0.031  # of near duplicates: below it 128 hashes are too few
 
 @dataclass
 class QualityRules:
-    """Thresholds of `quality_problem`, None for off; defaults for English prose (for code: docs/cleaning.md)."""
+    """Thresholds of `quality_problem`, None for off; defaults for English prose (for code:
+    docs/cleaning.md).
+    """
 
     min_words: int | None = 50
     max_words: int | None = None
@@ -33,12 +37,15 @@ class QualityRules:
 
 @dataclass
 class CleaningArguments(QualityRules, SourceArguments):
-    """What decides which documents a prepared data set holds; the rest of the recipe says where and how fast."""
+    """What decides which documents a prepared data set holds; the rest of the recipe says where and
+    how fast.
+    """
 
     extract_html: bool = field(
         default=False,
         metadata={
-            "help": "take the main text out of texts that are HTML pages (extra html); .html files are always read so"
+            "help": "take the main text out of texts that are HTML pages (extra html); .html files "
+            "are always read so"
         },
     )
     repair: bool = field(
@@ -63,7 +70,8 @@ class CleaningArguments(QualityRules, SourceArguments):
     evaluation_source: list[str] | None = field(
         default=None,
         metadata={
-            "help": "text that the model will be tested on: what of it is in here goes to contamination.json"
+            "help": "text that the model will be tested on: what of it is in here goes to "
+            "contamination.json"
         },
     )
     drop_contaminated: bool = field(
@@ -72,7 +80,8 @@ class CleaningArguments(QualityRules, SourceArguments):
     languages: list[str] | None = field(
         default=None,
         metadata={
-            "help": "keep these only, such as en de; the quality rules count their stop words in place of English ones"
+            "help": "keep these only, such as en de; the quality rules count their stop words in "
+            "place of English ones"
         },
     )
     validation_fraction: float = field(
@@ -88,8 +97,8 @@ class CleaningArguments(QualityRules, SourceArguments):
         shares = (self.validation_fraction, self.test_fraction)
         if min(shares) < 0 or sum(shares) >= 1:
             raise InputError(
-                f"validation_fraction {shares[0]} and test_fraction {shares[1]}: expected numbers from 0 "
-                "up that together are below 1; they must leave documents to train on"
+                f"validation_fraction {shares[0]} and test_fraction {shares[1]}: expected numbers "
+                "from 0 up that together are below 1; they must leave documents to train on"
             )
         if self.num_proc is not None and self.num_proc < 1:
             raise InputError(f"num_proc: got {self.num_proc}, expected at least 1 process, or null")
@@ -109,7 +118,9 @@ class CleaningArguments(QualityRules, SourceArguments):
 
 
 def advice_for(args: CleaningArguments) -> list[tuple[tuple[str, ...], str]]:
-    """What to do about counts of these names (rules, or what a stage counted), if there are any; no name: always."""
+    """What to do about counts of these names (rules, or what a stage counted), if there are any; no
+    name: always.
+    """
     advice = []
     unknown = [code for code in args.languages or () if code not in STOP_WORDS]
     if unknown and args.quality and args.min_stop_words is not None:
@@ -120,8 +131,8 @@ def advice_for(args: CleaningArguments) -> list[tuple[tuple[str, ...], str]]:
         advice.append(
             (
                 ("min_words", "min_mean_word_length", "max_mean_word_length", "min_stop_words"),
-                "the quality rules are made for English (min_stop_words counts English words); for other languages give "
-                "--languages, such as --languages de",
+                "the quality rules are made for English (min_stop_words counts English words); for "
+                "other languages give --languages, such as --languages de",
             )
         )
     if not args.extract_html:
@@ -144,5 +155,6 @@ def _check_language(code: str) -> None:
     }
     hint = f"; did you mean {named[code.lower()]}?" if code.lower() in named else ""
     raise InputError(
-        f"languages: got {code!r}, expected codes that the detector gives, such as en, de or zh{hint}"
+        f"languages: got {code!r}, expected codes that the detector gives, such as en, de or "
+        f"zh{hint}"
     )

@@ -1,4 +1,6 @@
-"""Stages of data preparation: each keeps, drops or changes documents, and a ledger says which, why and how much."""
+"""Stages of data preparation: each keeps, drops or changes documents, and a ledger says which, why
+and how much.
+"""
 
 import functools
 import json
@@ -38,7 +40,9 @@ class Ledger:
         write_text(self.dropped_file, "")  # there also when nothing is dropped
 
     def add(self, stage: str, before: Dataset, after: Dataset, **counts: Any) -> None:
-        """Documents and bytes in and out of a stage, and its own counts; raises InputError if no document is left."""
+        """Documents and bytes in and out of a stage, and its own counts; raises InputError if no
+        document is left.
+        """
         self._add(
             {
                 "stage": stage,
@@ -69,7 +73,9 @@ class Ledger:
         return [line for names, line in self.advice if not names or counted & {*names}]
 
     def drop(self, documents: Dataset, stage: str, broken: dict[int, tuple[str, Any]]) -> None:
-        """A line of `dropped.jsonl` for each of these rows: id, stage, rule, measured value, how the text begins."""
+        """A line of `dropped.jsonl` for each of these rows: id, stage, rule, measured value, how
+        the text begins.
+        """
         rows = zip(documents.select(list(broken)), broken.values(), strict=True)
         self._drop(
             {
@@ -95,7 +101,9 @@ class Ledger:
         write_text(self.dropped_file.with_suffix(".json"), json.dumps(self.stages))
 
     def merge(self, dropped_files: Sequence[Path]) -> None:
-        """Go through the same stages as the saved ledgers of all shards: counts are added, lines stand in order."""
+        """Go through the same stages as the saved ledgers of all shards: counts are added, lines
+        stand in order.
+        """
         shards = [
             json.loads(file.with_suffix(".json").read_text("utf-8")) for file in dropped_files
         ]
@@ -115,7 +123,9 @@ def counts_of(stage: dict[str, Any]) -> dict[str, int]:
 
 
 def _sum(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Two shards' records of a stage as one: numbers are added, lists joined, counts in dictionaries added."""
+    """Two shards' records of a stage as one: numbers are added, lists joined, counts in
+    dictionaries added.
+    """
 
     def plus(a: Any, b: Any) -> Any:
         return (
@@ -148,7 +158,9 @@ def change(
     ledger: Ledger,
     num_proc: int | None,
 ) -> Dataset:
-    """Rewrite each text; `function` returns it with counts of what was done. Documents left empty are dropped."""
+    """Rewrite each text; `function` returns it with counts of what was done. Documents left empty
+    are dropped.
+    """
 
     def rewrite(text: str) -> dict:
         new, counts = function(text)
@@ -221,7 +233,8 @@ def keep_first(
     ledger: Ledger,
     ids: np.ndarray | None = None,
 ) -> Dataset:
-    """Keep each cluster's first document; `clusters` holds that document's index for every document.
+    """Keep each cluster's first document; `clusters` holds that document's index for every
+    document.
 
     Of a shard: `clusters` and the ascending `ids` are those of all shards' documents.
     """
@@ -243,8 +256,10 @@ def keep_first(
 def check_contamination(
     documents: Dataset, items: list[str], ledger: Ledger, *, drop: bool
 ) -> Dataset:
-    """Write `contamination.json`: per evaluation item the share of its 13-grams that is in the documents, and the id
-    of the first that holds one; with `drop`, drop every document that holds one."""
+    """Write `contamination.json`: per evaluation item the share of its 13-grams that is in the
+    documents, and the id of the first that holds one; with `drop`, drop every document that holds
+    one.
+    """
     found = [
         {"item": i, "share": share, "id": None if first is None else documents[first]["id"]}
         for i, (share, first) in enumerate(contaminated_items(documents, items))
@@ -268,8 +283,10 @@ def check_contamination(
 def draw_splits(
     documents: Dataset, *, validation_fraction: float, test_fraction: float, seed: int
 ) -> DatasetDict:
-    """Train, validation and test, drawn at random. What is asked for gets at least one document, and validation goes
-    before test, as long as one is left to train on; a part without any is left out."""
+    """Train, validation and test, drawn at random. What is asked for gets at least one document,
+    and validation goes before test, as long as one is left to train on; a part without any is left
+    out.
+    """
     count = len(documents)
     drawn = np.random.default_rng(seed).permutation(count)
     validation = _part_size(validation_fraction, count, most=count - 1)
@@ -282,5 +299,7 @@ def draw_splits(
 
 
 def _part_size(fraction: float, count: int, most: int) -> int:
-    """Documents in a part: as near to the fraction as whole ones come, at least one if any are wanted."""
+    """Documents in a part: as near to the fraction as whole ones come, at least one if any are
+    wanted.
+    """
     return min(max(round(fraction * count), fraction > 0), max(0, most))

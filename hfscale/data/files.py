@@ -1,4 +1,6 @@
-"""Files of any kind that is read here: found, unpacked, and what is wrong in them said in one line with its place."""
+"""Files of any kind that is read here: found, unpacked, and what is wrong in them said in one line
+with its place.
+"""
 
 import codecs
 import csv
@@ -55,7 +57,9 @@ def known_endings() -> str:
 
 
 def find_files(name: str) -> list[Path]:
-    """By kind, then by name; none if nothing is there or the folder is a data set made by `save_to_disk`."""
+    """By kind, then by name; none if nothing is there or the folder is a data set made by
+    `save_to_disk`.
+    """
     path = Path(name)
     if path.is_file():
         return [path]
@@ -72,7 +76,9 @@ def find_files(name: str) -> list[Path]:
 
 
 def about_endings(name: str, files: Iterable[Path]) -> list[str]:
-    """What to say of files whose ending is not known: those of a folder are left out, others are read as text."""
+    """What to say of files whose ending is not known: those of a folder are left out, others are
+    read as text.
+    """
     folder = Path(name)
     unknown = [file for file in files if suffix_of(file) not in KINDS]
     there = sorted(folder.rglob("*")) if folder.is_dir() else []
@@ -95,26 +101,32 @@ def _some_names(paths: list[Path]) -> str:
 
 
 def open_bytes(path: str | Path) -> io.BufferedReader:
-    """A file to read from, unpacked if it is an archive; a cut archive raises OSError, it is not a short file."""
+    """A file to read from, unpacked if it is an archive; a cut archive raises OSError, it is not a
+    short file.
+    """
     return io.BufferedReader(
         pa.input_stream(str(path), compression=ARCHIVES.get(Path(path).suffix.lower()))
     )
 
 
 def read_text(path: Path) -> str:
-    """The whole of a UTF-8 file, its line ends as they are; raises InputError if that cannot be read."""
+    """The whole of a UTF-8 file, its line ends as they are; raises InputError if that cannot be
+    read.
+    """
     with reading(str(path)), open_bytes(path) as file:
         return file.read().decode("utf-8-sig")
 
 
 def read_rows(path: Path, kind: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows with named columns, each after its place in the file: ":12" is line 12, ": record 3" one of a list.
+    """Rows with named columns, each after its place in the file: ":12" is line 12, ": record 3" one
+    of a list.
 
-    `kind` is .jsonl, .json (a list of rows, one row, or JSON lines), .csv or .tsv; default: the file's ending. Values
-    of .csv and .tsv are the texts that stand there, none is taken for a number or for nothing.
+    `kind` is .jsonl, .json (a list of rows, one row, or JSON lines), .csv or .tsv; default: the
+    file's ending. Values of .csv and .tsv are the texts that stand there, none is taken for a
+    number or for nothing.
 
-    Raises InputError: a file that cannot be read; with the line, wrong JSON, a row without named columns or with
-    another number of fields than the header.
+    Raises InputError: a file that cannot be read; with the line, wrong JSON, a row without named
+    columns or with another number of fields than the header.
     """
     for place, row in read_values(path, KINDS.get(kind or suffix_of(path), "jsonl")):
         if isinstance(row, Broken):
@@ -138,7 +150,8 @@ class Broken(str):
 
 
 def read_values(path: str | Path, kind: str) -> Iterator[tuple[str, Any]]:
-    """What a file of the kind jsonl, json, csv or tsv holds, each value after its place; see `read_rows`.
+    """What a file of the kind jsonl, json, csv or tsv holds, each value after its place; see
+    `read_rows`.
 
     Raises InputError: what makes the rest of the file unreadable too.
     """
@@ -207,9 +220,11 @@ def decode_line(line: bytes) -> str:
 def _delimited_rows(
     path: str | Path, file: Iterable[bytes], delimiter: str
 ) -> Iterator[tuple[str, Any]]:
-    """Rows under their header, each with the line where it begins; a row that does not fit it is `Broken`.
+    """Rows under their header, each with the line where it begins; a row that does not fit it is
+    `Broken`.
 
-    Raises InputError: with the line, bytes that are no UTF-8, a wrong header, a quote that is never closed.
+    Raises InputError: with the line, bytes that are no UTF-8, a wrong header, a quote that is never
+    closed.
     """
     csv.field_size_limit(sys.maxsize)  # the default refuses texts of 128 kB
     table = csv.reader(_csv_lines(path, file), delimiter=delimiter, strict=True)
@@ -223,7 +238,8 @@ def _delimited_rows(
         except csv.Error as error:
             if "unexpected end of data" in str(error):
                 raise InputError(
-                    f"{path}:{begins}: a quote is never closed, which swallows the rest of the file; "
+                    f"{path}:{begins}: a quote is never closed, which swallows the rest of the "
+                    "file; "
                     'close it, or write "" for a quote inside quotes'
                 ) from None
             row = Broken(_quote_problem(error))
@@ -257,8 +273,8 @@ def _named(row: list[str], header: list[str], delimiter: str) -> dict[str, str] 
     name = "tab" if delimiter == "\t" else "comma"
     fields = f"{len(row)} field{'s' * (len(row) != 1)}"
     return Broken(
-        f"{fields}, but the header has {len(header)} ({', '.join(header)[:60]}); write a text that holds a "
-        f"{name} in quotes"
+        f"{fields}, but the header has {len(header)} ({', '.join(header)[:60]}); write a text that "
+        f"holds a {name} in quotes"
     )
 
 
@@ -271,13 +287,15 @@ def _check_header(place: str, header: list[str]) -> None:
 def read_checked_rows(
     place: str, path: str, fits: Callable[[dict], Any], expected: str
 ) -> list[dict[str, Any]]:
-    """All rows of a file of JSON lines, at least one; raises InputError also, with what is `expected`, for a row that
-    does not fit."""
+    """All rows of a file of JSON lines, at least one; raises InputError also, with what is
+    `expected`, for a row that does not fit.
+    """
     rows = []
     for line, row in read_rows(Path(path), ".jsonl"):
         if not fits(row):
             raise InputError(
-                f"{place} {path}{line}: expected JSON with {expected}; it has {', '.join(row) or 'none'}"
+                f"{place} {path}{line}: expected JSON with {expected}; it has "
+                f"{', '.join(row) or 'none'}"
             )
         rows.append(row)
     if not rows:
@@ -300,15 +318,17 @@ def reading(place: str) -> Iterator[None]:
 
 
 def _check_cache(error: BaseException) -> None:
-    """Raises InputError if it was not the source that failed, but writing what was read into the cache."""
+    """Raises InputError if it was not the source that failed, but writing what was read into the
+    cache.
+    """
     from datasets import config
 
     cache = Path(config.HF_DATASETS_CACHE)
     if isinstance(error, OSError) and (error.errno in FULL_DISK or _is_at(cache, error.filename)):
         said = " ".join((error.strerror or str(error)).split())[:200]
         raise InputError(
-            f"HF_HOME: the cache of data sets, {cache}, cannot be written: {said}; free some space, or "
-            "set HF_HOME to a folder on another disk"
+            f"HF_HOME: the cache of data sets, {cache}, cannot be written: {said}; free some "
+            "space, or set HF_HOME to a folder on another disk"
         ) from None
 
 
@@ -323,8 +343,8 @@ def reason(error: BaseException) -> str:
     """What a reader's error says, and where it helps what to do about it."""
     if isinstance(error, UnicodeDecodeError):
         return (
-            f"not UTF-8 (byte 0x{error.object[error.start]:02x} at offset {error.start}); convert it first, for "
-            "example: iconv -f cp1252 -t utf-8"
+            f"not UTF-8 (byte 0x{error.object[error.start]:02x} at offset {error.start}); convert "
+            "it first, for example: iconv -f cp1252 -t utf-8"
         )
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON ({error.msg} at character {error.pos})"

@@ -1,4 +1,6 @@
-"""Training rows of one source, or of several in stated shares, in memory or as a stream without an end."""
+"""Training rows of one source, or of several in stated shares, in memory or as a stream without an
+end.
+"""
 
 import numpy as np
 from datasets import (
@@ -16,11 +18,11 @@ from hfscale.data.sources import check_weights, join_parts
 def join_rows(
     parts: list[DatasetDict], args: StreamArguments, *, seed: int
 ) -> tuple[DatasetDict, list[float]]:
-    """Packed parts (see `load_parts`) -> rows to train on and to validate with, and the epochs of each source in one
-    pass over the training rows (none for one source or a stream).
+    """Packed parts (see `load_parts`) -> rows to train on and to validate with, and the epochs of
+    each source in one pass over the training rows (none for one source or a stream).
 
-    A stream is shuffled in a buffer, begins anew in the same order whenever it ends, and draws the source of each row
-    at random with the weights.
+    A stream is shuffled in a buffer, begins anew in the same order whenever it ends, and draws the
+    source of each row at random with the weights.
 
     Raises InputError: see `mix`.
     """
@@ -36,16 +38,17 @@ def join_rows(
 
 
 def check_shares(documents: IterableDataset, processes: int) -> None:
-    """Raises InputError if the files that one of the processes reads hold no document to train on: it would look for
-    one forever, and the others wait. The same on every process."""
+    """Raises InputError if the files that one of the processes reads hold no document to train on:
+    it would look for one forever, and the others wait. The same on every process.
+    """
     if (
         documents.num_shards >= processes > 1
     ):  # accelerate deals out files; fewer are read by all, row by row
         for rank in range(processes):
             if next(iter(documents.shard(num_shards=processes, index=rank)), None) is None:
                 raise InputError(
-                    f"--streaming: process {rank} of {processes} would find no document to train on in "
-                    "its files (empty, or held out); give more files, fewer processes, or a "
+                    f"--streaming: process {rank} of {processes} would find no document to train "
+                    "on in its files (empty, or held out); give more files, fewer processes, or a "
                     "--validation_source"
                 )
 
@@ -69,13 +72,16 @@ def mix(
     temperature: float | None = None,
     seed: int = 42,
 ) -> tuple[Dataset, list[float]]:
-    """Shuffled rows of all sources in the wanted shares, as many as there are, and the epochs of each that they hold.
+    """Shuffled rows of all sources in the wanted shares, as many as there are, and the epochs of
+    each that they hold.
 
-    A share counts rows. Mix packed rows to weigh by tokens, or texts to weigh by documents. Counts are exact rather
-    than drawn: a source gives each of its rows once per whole epoch, and the rest from one more permutation.
+    A share counts rows. Mix packed rows to weigh by tokens, or texts to weigh by documents. Counts
+    are exact rather than drawn: a source gives each of its rows once per whole epoch, and the rest
+    from one more permutation.
 
-    There is a weight for each source; default: n^(1/temperature) of its n rows, so at temperature 1 (the default) the
-    shares are as the sizes are, at larger ones nearer to equal. `seed` draws the permutations and the final order.
+    There is a weight for each source; default: n^(1/temperature) of its n rows, so at temperature 1
+    (the default) the shares are as the sizes are, at larger ones nearer to equal. `seed` draws the
+    permutations and the final order.
 
     Raises InputError: an empty source, weights that are none, or a temperature not above 0.
     """
@@ -101,7 +107,9 @@ def mix(
 
 
 def _counts(weights: np.ndarray, size: int) -> np.ndarray:
-    """Whole numbers that sum to `size`, nearest to the shares (largest remainders; the earlier source wins a tie)."""
+    """Whole numbers that sum to `size`, nearest to the shares (largest remainders; the earlier
+    source wins a tie).
+    """
     exact = weights / weights.sum() * size
     counts = np.floor(exact + 1e-9).astype(int)
     counts[np.argsort(counts - exact, kind="stable")[: size - counts.sum()]] += 1

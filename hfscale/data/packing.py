@@ -1,4 +1,6 @@
-"""Documents -> rows of equal length, every token of every document the target of exactly one prediction."""
+"""Documents -> rows of equal length, every token of every document the target of exactly one
+prediction.
+"""
 
 import contextlib
 import ctypes
@@ -32,11 +34,12 @@ def settle_packing(
     default: str,
     cross_document_attention: bool = False,
 ) -> str:
-    """How documents become rows for this model: `packing` as it was asked for, else `default`, or `none` where the
-    model lets documents in one row see each other and they should not. That is tried on two short ones
-    (`reads_as_alone`): no configuration tells. Every rank asks.
+    """How documents become rows for this model: `packing` as it was asked for, else `default`, or
+    `none` where the model lets documents in one row see each other and they should not. That is
+    tried on two short ones (`reads_as_alone`): no configuration tells. Every rank asks.
 
-    Raises InputError: a packing was asked for by name and does not keep documents apart, or not even `none` does.
+    Raises InputError: a packing was asked for by name and does not keep documents apart, or not
+    even `none` does.
     """
     size = trial_size(model)
     if cross_document_attention or size < 4:  # a context too short for two documents
@@ -54,18 +57,18 @@ def settle_packing(
         ) from None
     if not readable:
         raise InputError(
-            f"model: {kind} reads a text in another way when its row is padded beside a longer one, so "
-            "neither packed nor padded rows train it right; take another model"
+            f"model: {kind} reads a text in another way when its row is padded beside a longer "
+            "one, so neither packed nor padded rows train it right; take another model"
         )
     if packing not in ("none", None):
         raise InputError(
-            f"packing {packing}: {kind} lets documents that share a row see each other; use --packing "
-            "none, which gives each a row of its own"
+            f"packing {packing}: {kind} lets documents that share a row see each other; use "
+            "--packing none, which gives each a row of its own"
         )
     if packing is None and is_main_rank():
         print(
-            f"packing: {kind} lets documents that share a row see each other, so each gets a row of its own, padded "
-            "in its batch (--packing none)",
+            f"packing: {kind} lets documents that share a row see each other, so each gets a row "
+            "of its own, padded in its batch (--packing none)",
             file=sys.stderr,
         )
     return "none"
@@ -107,9 +110,11 @@ def pack_splits(
     model: PreTrainedModel | None = None,
     packing: str = "stream",
 ) -> DatasetDict:
-    """Every split through `pack_documents`, for a model that exists already or one made for this tokenizer.
+    """Every split through `pack_documents`, for a model that exists already or one made for this
+    tokenizer.
 
-    Raises InputError: as there, rows longer than the model's context, or training text that does not fill one row.
+    Raises InputError: as there, rows longer than the model's context, or training text that does
+    not fill one row.
     """
     vocab_size = len(tokenizer) if model is None else model.config.get_text_config().vocab_size
     context = None if model is None else context_limit(model)
@@ -143,24 +148,27 @@ def pack_documents(
 ) -> Dataset | IterableDataset:
     """Tokenize and pack the column `text` into rows of `max_length` tokens.
 
-    `packing="stream"`: EOS d1 EOS d2 EOS ... is cut into rows, or BOS d1 EOS BOS d2 EOS ... where another token begins
-    a text (see `start_ids`), which is no target. A row begins with the last token of the row before, as context only
-    (its label is never scored, the loss shifts by one), so no target is lost at the seams.
-    `packing="best_fit"`: each document is EOS d EOS (BOS d EOS) of its own and is never cut when that fits into a row;
-    a longer one gives full rows as above and a rest. The first token of each has label -100.
-    `packing="none"`: the same documents, full rows and rests, each a row of its own length, for models that do not
-    keep packed documents apart.
+    `packing="stream"`: EOS d1 EOS d2 EOS ... is cut into rows, or BOS d1 EOS BOS d2 EOS ... where
+    another token begins a text (see `start_ids`), which is no target. A row begins with the last
+    token of the row before, as context only (its label is never scored, the loss shifts by one), so
+    no target is lost at the seams. `packing="best_fit"`: each document is EOS d EOS (BOS d EOS) of
+    its own and is never cut when that fits into a row; a longer one gives full rows as above and a
+    rest. The first token of each has label -100. `packing="none"`: the same documents, full rows
+    and rests, each a row of its own length, for models that do not keep packed documents apart.
 
-    Position ids restart where a document (or rest) begins, from which transformers builds the mask when there is no
-    attention mask and no cache; with `cross_document_attention` they run through. Unused space at a row's end holds
-    EOS under label -100. Batches (see `BATCH_DOCUMENTS`) are packed by themselves: any `num_proc` gives the same rows.
+    Position ids restart where a document (or rest) begins, from which transformers builds the mask
+    when there is no attention mask and no cache; with `cross_document_attention` they run through.
+    Unused space at a row's end holds EOS under label -100. Batches (see `BATCH_DOCUMENTS`) are
+    packed by themselves: any `num_proc` gives the same rows.
 
     Returns:
-        Rows of `input_ids`, `labels`, `position_ids` (each `max_length` integers; with `none` up to as many, and no
-        position ids: the model counts by itself), `num_tokens` (targets scored in the row) and `num_bytes` (UTF-8
-        bytes of the documents that end in it); both columns sum to the whole text's.
+        Rows of `input_ids`, `labels`, `position_ids` (each `max_length` integers; with `none` up to
+        as many, and no position ids: the model counts by itself), `num_tokens` (targets scored in
+        the row) and `num_bytes` (UTF-8 bytes of the documents that end in it); both columns sum to
+        the whole text's.
 
-    Raises InputError: rows of fewer than 2 tokens, or a token id beyond the vocabulary (default: the tokenizer's).
+    Raises InputError: rows of fewer than 2 tokens, or a token id beyond the vocabulary (default:
+    the tokenizer's).
     """
     if max_length < 2:
         raise InputError(f"max_length: got {max_length}, expected at least 2")
@@ -189,7 +197,8 @@ def pack_documents(
             remove_columns=documents.column_names or ["text"],
             fn_kwargs=settings,
         )
-    # `map` cuts its rows into one run per process, wherever that falls; so here one of its rows stands for a batch.
+    # `map` cuts its rows into one run per process, wherever that falls; so here one of its rows
+    # stands for a batch.
     batches = Dataset.from_dict({"start": range(0, len(documents), size)})
     fingerprint = Hasher.hash([documents._fingerprint, settings, start_ids(tokenizer), __version__])
     files = documents.cache_files  # none: the documents are in memory, and so will the rows be
@@ -211,10 +220,11 @@ def pack_documents(
 
 
 def collate_rows(rows: list[dict]) -> dict[str, torch.Tensor]:
-    """A batch of rows as int64 tensors, rows x longest, of those columns that the model takes (Trainer drops others).
+    """A batch of rows as int64 tensors, rows x longest, of those columns that the model takes
+    (Trainer drops others).
 
-    No attention mask: packed rows have position ids, which say it all, and shorter rows are filled on the right,
-    which no earlier token attends to. No label is hidden, filler has none.
+    No attention mask: packed rows have position ids, which say it all, and shorter rows are filled
+    on the right, which no earlier token attends to. No label is hidden, filler has none.
     """
     longest = max(len(row["input_ids"]) for row in rows)
     names = [name for name in ("input_ids", "labels", "position_ids") if name in rows[0]]
@@ -250,8 +260,8 @@ def _pack_batch(
     stream, starts, ends, is_target = _stream(batch["text"], tokenizer)
     if stream.max() >= vocab_size:
         raise InputError(
-            f"token id {stream.max()} is outside the vocabulary of {vocab_size}; use the tokenizer that "
-            "the model was trained with"
+            f"token id {stream.max()} is outside the vocabulary of {vocab_size}; use the tokenizer "
+            "that the model was trained with"
         )
     layouts = {"stream": _stream_layout, "best_fit": _best_fit_layout, "none": _single_layout}
     index, opens, row_of_end = layouts[packing](starts, ends, max_length)
@@ -284,8 +294,10 @@ def _pack_batch(
 def _stream(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """All documents one after the other, the index of what each begins and ends with, and which tokens are targets:
-    those that only stand in front of a document are none. A single EOS ends a document and begins the next."""
+    """All documents one after the other, the index of what each begins and ends with, and which
+    tokens are targets: those that only stand in front of a document are none. A single EOS ends a
+    document and begins the next.
+    """
     eos, front = tokenizer.eos_token_id, start_ids(tokenizer)
     shared = front == [eos]
     whole = (after_once(front, ids) for ids in encode_texts(texts, tokenizer))
@@ -304,8 +316,9 @@ def _stream(
 def _stream_layout(
     starts: np.ndarray, ends: np.ndarray, max_length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each place of each row its index in the stream (-1: padding) and whether it opens a document; for each
-    document the row in which it ends."""
+    """For each place of each row its index in the stream (-1: padding) and whether it opens a
+    document; for each document the row in which it ends.
+    """
     stride = max_length - 1  # consecutive rows share one token
     num_rows = -(-ends[-1] // stride)
     index = np.arange(num_rows)[:, None] * stride + np.arange(max_length)
@@ -333,7 +346,9 @@ def _single_layout(
 
 
 def _segments(starts: np.ndarray, ends: np.ndarray, max_length: int) -> list[range]:
-    """Where in the stream each document's full rows lie, and its rest, each with one token of context first."""
+    """Where in the stream each document's full rows lie, and its rest, each with one token of
+    context first.
+    """
     return [
         range(first, min(first + max_length, end + 1))
         for start, end in zip(starts, ends, strict=True)
@@ -357,8 +372,9 @@ def _lay_out(
 
 
 def best_fit(sizes: Sequence[int], max_length: int) -> list[list[int]]:
-    """The segments in each row by best-fit decreasing: largest first, into the fullest row with room. Rows are in the
-    order of the first segment that each holds."""
+    """The segments in each row by best-fit decreasing: largest first, into the fullest row with
+    room. Rows are in the order of the first segment that each holds.
+    """
     rows: list[list[int]] = []
     space: list[tuple[int, int]] = []  # (free places, row), sorted
     for segment in sorted(range(len(sizes)), key=lambda i: -sizes[i]):

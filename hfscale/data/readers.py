@@ -1,4 +1,6 @@
-"""Files -> documents: text as `sample_by` says, web pages, and a column of JSON and of delimited files."""
+"""Files -> documents: text as `sample_by` says, web pages, and a column of JSON and of delimited
+files.
+"""
 
 import codecs
 from collections.abc import Iterator
@@ -28,9 +30,10 @@ def read_documents(
 ) -> Iterator[dict]:
     """Rows of `text` or `problem` for all documents of files of one kind, one of `KINDS`.
 
-    A document that cannot be read stops, or with `on_error="skip"` is a row that says why; an empty one is a row with
-    neither. A file without any text has the problem `NO_TEXT`, which stops nothing. `unit` is what a document of a
-    text file is. `stamps` only key the cache, so that a changed file is read again.
+    A document that cannot be read stops, or with `on_error="skip"` is a row that says why; an empty
+    one is a row with neither. A file without any text has the problem `NO_TEXT`, which stops
+    nothing. `unit` is what a document of a text file is. `stamps` only key the cache, so that a
+    changed file is read again.
     """
     for name in files:
         empty = others = 0
@@ -86,8 +89,9 @@ def _page(name: str) -> str:
 
 
 def _pieces(file: Any, unit: str) -> Iterator[tuple[int, bytes]]:
-    """First line number and bytes of each document; blank ones are none. Only for `document` is a whole file in
-    memory."""
+    """First line number and bytes of each document; blank ones are none. Only for `document` is a
+    whole file in memory.
+    """
     if unit == "document":
         yield 1, file.read().removeprefix(codecs.BOM_UTF8)
     elif unit == "line":

@@ -1,4 +1,6 @@
-"""Text sources -> a `datasets.Dataset` with one document per row, and its split into train and validation."""
+"""Text sources -> a `datasets.Dataset` with one document per row, and its split into train and
+validation.
+"""
 
 import ast
 import contextlib
@@ -59,15 +61,18 @@ def load_documents(
 ) -> Dataset | IterableDataset:
     """One row per document, in a column `text`; documents without a visible character are left out.
 
-    A source is `embedded:<name>`, a file, a folder, a glob (the endings of `KINDS`, also as .gz, .zst or .bz2), a
-    data set saved with `save_to_disk`, or a Hub id. `sample_by` says what one document of a text file is: the file, a
-    paragraph or a line. `split` picks from saved and Hub data sets. `on_error="skip"` leaves out a row of .jsonl,
-    .json, .csv or .tsv, or a document of a text file, that cannot be read, and names it on stderr, as files without
-    text and files of unknown endings are. What is left out is added to the counts in `dropped`, by reason: `empty`,
-    `unreadable`; `problems` takes each unreadable one's place and reason. `streaming` gives an `IterableDataset`,
-    which reads while it is iterated, so errors come then and both stay as they are.
+    A source is `embedded:<name>`, a file, a folder, a glob (the endings of `KINDS`, also as .gz,
+    .zst or .bz2), a data set saved with `save_to_disk`, or a Hub id. `sample_by` says what one
+    document of a text file is: the file, a paragraph or a line. `split` picks from saved and Hub
+    data sets. `on_error="skip"` leaves out a row of .jsonl, .json, .csv or .tsv, or a document of a
+    text file, that cannot be read, and names it on stderr, as files without text and files of
+    unknown endings are. What is left out is added to the counts in `dropped`, by reason: `empty`,
+    `unreadable`; `problems` takes each unreadable one's place and reason. `streaming` gives an
+    `IterableDataset`, which reads while it is iterated, so errors come then and both stay as they
+    are.
 
-    Raises InputError: nothing there, nothing readable, a missing column, or (unless it `may_be_empty`) no text at all.
+    Raises InputError: nothing there, nothing readable, a missing column, or (unless it
+    `may_be_empty`) no text at all.
     """
     names = [source] if isinstance(source, str) else source
     parts, notes = [], []
@@ -170,10 +175,11 @@ def load_splits(
     streaming: bool = False,
     dropped: dict[str, int] | None = None,
 ) -> DatasetDict:
-    """The documents that `args` name, as `train` and `validation`. Of a stored `validation_source` with a split of
-    that name, it is that split.
+    """The documents that `args` name, as `train` and `validation`. Of a stored `validation_source`
+    with a split of that name, it is that split.
 
-    Raises InputError: as the functions that it calls, or validation text that is all in the training text.
+    Raises InputError: as the functions that it calls, or validation text that is all in the
+    training text.
     """
     documents = read_source(args, args.source, streaming=streaming, dropped=dropped)
     if not streaming:
@@ -201,8 +207,8 @@ def about_html(documents: Dataset, source: list[str]) -> list[str]:
     if not pages:
         return []
     return [
-        f"source {', '.join(source)}: {pages} of the first {len(first)} texts are HTML; hfscale prepare_data "
-        "--extract_html true takes their text out"
+        f"source {', '.join(source)}: {pages} of the first {len(first)} texts are HTML; hfscale "
+        "prepare_data --extract_html true takes their text out"
     ]
 
 
@@ -221,7 +227,9 @@ def _validation_split(name: str, config: str | None) -> str:
 
 
 def _check_apart(train: Dataset, held_out: Dataset, args: DataArguments) -> None:
-    """Say how many held-out documents are trained on too; raises InputError if the two texts are the same."""
+    """Say how many held-out documents are trained on too; raises InputError if the two texts are
+    the same.
+    """
     held_out_texts = set(map(_digest, held_out["text"]))
     trained_on, is_same = set(), True
     for batch in train.iter(1000):
@@ -230,14 +238,14 @@ def _check_apart(train: Dataset, held_out: Dataset, args: DataArguments) -> None
         is_same = is_same and digests <= held_out_texts
     if is_same and trained_on == held_out_texts:
         raise InputError(
-            f"validation_source {', '.join(args.validation_source)}: its documents are those of source "
-            f"{', '.join(args.source)}; give other text, or leave it out to hold out a part"
+            f"validation_source {', '.join(args.validation_source)}: its documents are those of "
+            f"source {', '.join(args.source)}; give other text, or leave it out to hold out a part"
         )
     if trained_on:
         say(
             [
-                f"validation_source: {len(trained_on):,} of its {len(held_out_texts):,} different documents are in the "
-                "training text too"
+                f"validation_source: {len(trained_on):,} of its {len(held_out_texts):,} different "
+                "documents are in the training text too"
             ]
         )
 
@@ -249,7 +257,8 @@ def _digest(text: str) -> bytes:
 def load_parts(
     args: StreamArguments, *, seed: int, dropped: dict[str, int] | None = None
 ) -> list[DatasetDict]:
-    """As `load_splits`, as a stream if asked for; each source of a mixture is one part, split by itself.
+    """As `load_splits`, as a stream if asked for; each source of a mixture is one part, split by
+    itself.
 
     Raises InputError: as there, or weights that do not fit the sources.
     """
@@ -258,8 +267,8 @@ def load_parts(
         check_weights(weights, len(args.source))
     if temperature is not None and (args.streaming or weights is not None):
         raise InputError(
-            "source_temperature: not with --source_weights, and not with --streaming, which does not "
-            "know the sizes of sources; give weights alone"
+            "source_temperature: not with --source_weights, and not with --streaming, which does "
+            "not know the sizes of sources; give weights alone"
         )
     groups = (
         [args.source]
@@ -282,13 +291,15 @@ def check_weights(weights: list[float], num_sources: int) -> None:
         or not any(weights)
     ):
         raise InputError(
-            f"source_weights: got {weights} for {num_sources} source(s); expected a number from 0 up for "
-            "each, not all 0"
+            f"source_weights: got {weights} for {num_sources} source(s); expected a number from 0 "
+            "up for each, not all 0"
         )
 
 
 def join_parts(parts: list[DatasetDict], args: StreamArguments) -> DatasetDict:
-    """All training and all validation documents; a `validation_source` is in every part and counts once."""
+    """All training and all validation documents; a `validation_source` is in every part and counts
+    once.
+    """
     validation = [part["validation"] for part in (parts[:1] if args.validation_source else parts)]
     return DatasetDict(
         train=concatenate_datasets([part["train"] for part in parts]),
@@ -299,7 +310,8 @@ def join_parts(parts: list[DatasetDict], args: StreamArguments) -> DatasetDict:
 def load_run_splits(run_folder: str) -> DatasetDict:
     """The `train` and `validation` documents of a training run, found again through its run.json.
 
-    Raises InputError: no run.json that names its data, or the source is no longer the text of that run.
+    Raises InputError: no run.json that names its data, or the source is no longer the text of that
+    run.
     """
     try:
         record = json.loads(Path(run_folder, "run.json").read_text("utf-8"))
@@ -318,8 +330,8 @@ def load_run_splits(run_folder: str) -> DatasetDict:
     if "source" not in record["config"]:
         learned = ", ".join(record["config"].get("task_source") or ["something else"])
         raise InputError(
-            f"source: missing, and {run_folder} was not trained on text but on {learned}; give a text, "
-            "or the task"
+            f"source: missing, and {run_folder} was not trained on text but on {learned}; give a "
+            "text, or the task"
         )
     documents = join_parts(load_parts(args, seed=seed), args)
     if text_fingerprint(documents["validation"]) != fingerprint:
@@ -332,11 +344,12 @@ def load_run_splits(run_folder: str) -> DatasetDict:
 def split_documents(
     documents: Dataset | IterableDataset, *, split_by: str, validation_fraction: float, seed: int
 ) -> DatasetDict:
-    """Train and validation parts: documents drawn at random with `seed`, or the last part of the text by characters.
+    """Train and validation parts: documents drawn at random with `seed`, or the last part of the
+    text by characters.
 
-    Too few documents to draw from are split by position too, which is said. Of a stream a hash of text and seed says
-    on which side a document is, so equal texts are on the same. Its train part is a stream; of the other the first 2
-    million characters are kept in memory.
+    Too few documents to draw from are split by position too, which is said. Of a stream a hash of
+    text and seed says on which side a document is, so equal texts are on the same. Its train part
+    is a stream; of the other the first 2 million characters are kept in memory.
 
     Raises InputError: the fraction is outside (0, 1), or a stream's last part.
     """
@@ -353,8 +366,8 @@ def split_documents(
         count = "1 document" if len(documents) == 1 else f"{len(documents)} documents"
         say(
             [
-                f"the source holds {count}, too few to draw some at random: the last {validation_fraction:.1%} of the "
-                "text is held out (as with --split_by position)"
+                f"the source holds {count}, too few to draw some at random: the last "
+                f"{validation_fraction:.1%} of the text is held out (as with --split_by position)"
             ]
         )
         return _split_by_position(documents, validation_fraction)
@@ -391,8 +404,8 @@ def _split_stream(
         )
     if next(iter(train), None) is None:
         raise InputError(
-            f"validation_fraction: {fraction} holds out all of the stream's documents (equal ones are on "
-            "the same side); lower it, or give a --validation_source"
+            f"validation_fraction: {fraction} holds out all of the stream's documents (equal ones "
+            "are on the same side); lower it, or give a --validation_source"
         )
     return DatasetDict(train=train, validation=_documents(texts))
 
@@ -403,7 +416,9 @@ def _is_held_out(text: str, wanted: bool, fraction: float, seed: int) -> bool:
 
 
 def text_fingerprint(documents: Dataset | IterableDataset) -> str:
-    """SHA-256 over the texts in their order (16 hexadecimal digits): equal text, equal fingerprint."""
+    """SHA-256 over the texts in their order (16 hexadecimal digits): equal text, equal
+    fingerprint.
+    """
     digest = hashlib.sha256()
     for batch in documents.iter(100):
         for text in batch["text"]:
@@ -429,7 +444,8 @@ def _documents(texts: list[str]) -> Dataset:
 def _read_embedded(name: str, python: str, hfscale: str) -> Iterator[dict]:
     """The standard library's code, or the language reference's topics and each module's docstrings.
 
-    `python` and `hfscale` only key the cache: the text is that of one Python, read by one version of this module.
+    `python` and `hfscale` only key the cache: the text is that of one Python, read by one version
+    of this module.
     """
     from pydoc_data.topics import topics
 
@@ -475,7 +491,9 @@ def _load_files(
     on_error: str | None,
     streaming: bool,
 ) -> list[Dataset | IterableDataset]:
-    """.parquet and .arrow by the `datasets` builder for each, all others as `read_documents` does."""
+    """.parquet and .arrow by the `datasets` builder for each, all others as `read_documents`
+    does.
+    """
     logging.getLogger("datasets.packaged_modules").setLevel(
         logging.CRITICAL
     )  # they log what the error says
@@ -515,7 +533,9 @@ def _read_whole(path: str) -> None:
 def load_saved(
     name: str, config: str | None, split: str, streaming: bool = False
 ) -> Dataset | IterableDataset:
-    """A data set from disk if saved there, else from the Hub; raises InputError where there is no such thing."""
+    """A data set from disk if saved there, else from the Hub; raises InputError where there is no
+    such thing.
+    """
     if name and Path(name).is_dir():
         data = datasets.load_from_disk(name)
         if isinstance(data, DatasetDict) and split not in data:
@@ -537,8 +557,8 @@ def load_saved(
         offline = os.environ.get("HF_HUB_OFFLINE") == "1"
         reason = "the Hub is not reachable" if offline else " ".join(str(error).split())[:200]
         raise InputError(
-            f"source {name}: not a file or folder here, and not loadable as a Hub data set ({reason}); "
-            f"offline there are {', '.join(EMBEDDED)} and local files"
+            f"source {name}: not a file or folder here, and not loadable as a Hub data set "
+            f"({reason}); offline there are {', '.join(EMBEDDED)} and local files"
         ) from None
 
 
@@ -548,8 +568,8 @@ def _text_only(
     columns = data.column_names or list(next(iter(data), {}))  # some streams only show their rows
     if text_column not in columns:
         raise InputError(
-            f"source {name}: no column '{text_column}'; it has {', '.join(columns)} "
-            "(choose with --text_column)"
+            f"source {name}: no column '{text_column}'; it has {', '.join(columns)} (choose with "
+            "--text_column)"
         )
     kind = data.features[text_column] if data.features else Value("string")
     if getattr(kind, "dtype", None) not in ("string", "large_string"):

@@ -25,12 +25,15 @@ PIECE_CHARACTERS = 2**16
 def load_tokenizer(
     spec: str, documents: Dataset | IterableDataset, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerFast:
-    """Trained on these documents (`train:<vocab size>` is BPE, `unigram:<vocab size>`, `char`), or a folder or Hub id.
+    """Trained on these documents (`train:<vocab size>` is BPE, `unigram:<vocab size>`, `char`), or
+    a folder or Hub id.
 
-    A trained one is kept beside the documents in the `datasets` cache: every rank and the next run share it. It reads
-    all documents, of a stream twice: first for their fingerprint, by which it is found again.
+    A trained one is kept beside the documents in the `datasets` cache: every rank and the next run
+    share it. It reads all documents, of a stream twice: first for their fingerprint, by which it is
+    found again.
 
-    Raises InputError: a vocabulary size that is no number or cannot work; see `load_pretrained_tokenizer`.
+    Raises InputError: a vocabulary size that is no number or cannot work; see
+    `load_pretrained_tokenizer`.
     """
     kind, _, size = spec.partition(":")
     if spec != "char" and kind not in ("train", "unigram"):
@@ -56,13 +59,14 @@ def load_tokenizer(
 
 
 def check_vocab_size(place: str, vocab_size: int, extra_special_tokens: Sequence[str] = ()) -> None:
-    """Raises InputError, beginning with `place`, unless the 256 bytes and the special tokens fit in; these must be
-    different ones, of at least one character."""
+    """Raises InputError, beginning with `place`, unless the 256 bytes and the special tokens fit
+    in; these must be different ones, of at least one character.
+    """
     special = [EOS_TOKEN, PAD_TOKEN, *extra_special_tokens]
     if "" in special or len(set(special)) < len(special):
         raise InputError(
-            f"extra_special_tokens: got {list(extra_special_tokens)}, expected different names, none "
-            f"empty, beside {EOS_TOKEN} and {PAD_TOKEN}"
+            f"extra_special_tokens: got {list(extra_special_tokens)}, expected different names, "
+            f"none empty, beside {EOS_TOKEN} and {PAD_TOKEN}"
         )
     least = 256 + len(special)
     if not least <= vocab_size <= MAX_VOCAB_SIZE:
@@ -74,8 +78,8 @@ def check_vocab_size(place: str, vocab_size: int, extra_special_tokens: Sequence
 def load_pretrained_tokenizer(
     name: str, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder or Hub id, checked to be whole (a missing vocabulary loads as an empty one upstream).
-    Code that it brings along is run only with `trust_remote_code`.
+    """The tokenizer of a folder or Hub id, checked to be whole (a missing vocabulary loads as an
+    empty one upstream). Code that it brings along is run only with `trust_remote_code`.
 
     Raises InputError: not a tokenizer folder, not reachable, empty, or without an EOS token.
     """
@@ -91,12 +95,13 @@ def load_pretrained_tokenizer(
         if not os.path.isdir(name) and os.environ.get("HF_HUB_OFFLINE") != "1":
             where = " ".join(str(error).split())[:200]
         raise InputError(
-            f"tokenizer {name}: {where}; give train:8192, unigram:8192, char, a saved tokenizer folder "
-            "or a Hub id"
+            f"tokenizer {name}: {where}; give train:8192, unigram:8192, char, a saved tokenizer "
+            "folder or a Hub id"
         ) from None
     if tokenizer.vocab_size == 0 or tokenizer.eos_token_id is None:
         raise InputError(
-            f"tokenizer {name}: {tokenizer.vocab_size} tokens, EOS {tokenizer.eos_token}; it needs both"
+            f"tokenizer {name}: {tokenizer.vocab_size} tokens, EOS {tokenizer.eos_token}; it needs "
+            "both"
         )
     if (
         tokenizer.pad_token is None
@@ -108,10 +113,11 @@ def load_pretrained_tokenizer(
 def load_model_tokenizer(
     model: str, tokenizer: str | None = None, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer of a model's folder or Hub id, or the one given in its place, in which each id has to mean the
-    same token; it can know more of them.
+    """The tokenizer of a model's folder or Hub id, or the one given in its place, in which each id
+    has to mean the same token; it can know more of them.
 
-    Raises InputError: as `load_pretrained_tokenizer`, or an id means another token than to the model's own.
+    Raises InputError: as `load_pretrained_tokenizer`, or an id means another token than to the
+    model's own.
     """
     given = load_pretrained_tokenizer(tokenizer or model, trust_remote_code=trust_remote_code)
     if tokenizer is None or tokenizer == model:
@@ -124,8 +130,9 @@ def load_model_tokenizer(
     for token, index in sorted(expected.items(), key=lambda pair: pair[1]):
         if token_of.get(index, token) != token:
             raise InputError(
-                f"tokenizer {tokenizer}: its token {index} is {token_of[index]!r}, that of model {model} "
-                f"is {token!r}; leave --tokenizer out, or give the one that the model was trained with"
+                f"tokenizer {tokenizer}: its token {index} is {token_of[index]!r}, that of model "
+                f"{model} is {token!r}; leave --tokenizer out, or give the one that the model was "
+                "trained with"
             )
     return given
 
@@ -133,8 +140,9 @@ def load_model_tokenizer(
 def train_byte_level(
     documents: Dataset, algorithm: str, vocab_size: int, extra_special_tokens: Sequence[str] = ()
 ) -> PreTrainedTokenizerFast:
-    """`bpe` as GPT-2 uses it, or `unigram` (Kudo 2018, arXiv:1804.10959), from scratch over the bytes of GPT-2's
-    words: any bytes round-trip. Special tokens are never split."""
+    """`bpe` as GPT-2 uses it, or `unigram` (Kudo 2018, arXiv:1804.10959), from scratch over the
+    bytes of GPT-2's words: any bytes round-trip. Special tokens are never split.
+    """
     check_vocab_size(f"vocab_size: got {vocab_size}, expected", vocab_size, extra_special_tokens)
     model, trainer = {
         "bpe": (models.BPE, trainers.BpeTrainer),
@@ -158,7 +166,9 @@ def train_byte_level(
 
 
 def _sort_unigrams(tokenizer: Tokenizer, num_special: int) -> Tokenizer:
-    """The trainer ranks equal pieces, and scores the bytes that it never met, in an order that changes by chance."""
+    """The trainer ranks equal pieces, and scores the bytes that it never met, in an order that
+    changes by chance.
+    """
     state = json.loads(tokenizer.to_str())
     vocab = [(round(score, 9), piece) for piece, score in state["model"]["vocab"]]
     floor, lowest = min(score for score, piece in vocab if len(piece) > 1), min(vocab)[0]
@@ -190,8 +200,10 @@ def train_char(documents: Dataset) -> PreTrainedTokenizerFast:
 
 
 def measure_tokenizer(tokenizer: PreTrainedTokenizerFast, documents: Dataset) -> dict[str, float]:
-    """How well it suits these texts: UTF-8 bytes per token, tokens per word (between white space), and the share of
-    bytes in lines that come back from encoding and decoding unchanged (an unknown character loses its line)."""
+    """How well it suits these texts: UTF-8 bytes per token, tokens per word (between white space),
+    and the share of bytes in lines that come back from encoding and decoding unchanged (an unknown
+    character loses its line).
+    """
     tokens = words = num_bytes = whole = 0
     for piece in _pieces(documents):
         lines = piece.splitlines(keepends=True)
@@ -216,7 +228,9 @@ def measure_tokenizer(tokenizer: PreTrainedTokenizerFast, documents: Dataset) ->
 
 
 def _pieces(documents: Dataset) -> Iterator[str]:
-    """The texts, long ones cut: the trainers read 256 pieces ahead, so memory stays flat for books as for lines."""
+    """The texts, long ones cut: the trainers read 256 pieces ahead, so memory stays flat for books
+    as for lines.
+    """
     return (
         text[i : i + PIECE_CHARACTERS]
         for batch in documents.iter(10)

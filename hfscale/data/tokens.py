@@ -27,7 +27,9 @@ def encode_texts(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> It
 
 
 def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Ids without special tokens, however long the text. The fast way leaves out offsets, half of the time."""
+    """Ids without special tokens, however long the text. The fast way leaves out offsets, half of
+    the time.
+    """
     if not tokenizer.is_fast:
         return tokenizer(
             texts, add_special_tokens=False, return_attention_mask=False, verbose=False
@@ -42,7 +44,8 @@ def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]
 
 
 def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The special tokens that the tokenizer itself puts in front of a text, such as BOS; often none.
+    """The special tokens that the tokenizer itself puts in front of a text, such as BOS; often
+    none.
 
     What it puts behind one (EOS, [SEP]) would end a prompt, so nothing here ever adds that.
     """
@@ -67,8 +70,9 @@ def _probes(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
 
 
 def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What stands in front of a document: the tokenizer's own `leading_ids`, else BOS, else EOS; none if it has none
-    of them."""
+    """What stands in front of a document: the tokenizer's own `leading_ids`, else BOS, else EOS;
+    none if it has none of them.
+    """
     named = [
         token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None
     ]
@@ -76,7 +80,9 @@ def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def nothing_behind(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer, or a copy that puts nothing behind a text, for a tool that encodes prompts by itself."""
+    """The tokenizer, or a copy that puts nothing behind a text, for a tool that encodes prompts by
+    itself.
+    """
     front = leading_ids(tokenizer)
     if not tokenizer.is_fast or tokenizer.num_special_tokens_to_add() == len(front):
         return tokenizer
@@ -91,10 +97,11 @@ def nothing_behind(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBas
 def encode_prompts(
     prompts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool = True
 ) -> list[list[int]]:
-    """Ids of each text that is to be continued: the tokenizer's `leading_ids` once, also where the text has them
-    written in front, and none behind. An empty text becomes `start_ids`.
+    """Ids of each text that is to be continued: the tokenizer's `leading_ids` once, also where the
+    text has them written in front, and none behind. An empty text becomes `start_ids`.
 
-    A text that a chat template wrote has all its special tokens: give it with `add_special_tokens=False`.
+    A text that a chat template wrote has all its special tokens: give it with
+    `add_special_tokens=False`.
     """
     leading = leading_ids(tokenizer) if add_special_tokens else []
     return [
@@ -111,7 +118,9 @@ def after_once(leading: list[int], ids: list[int]) -> list[int]:
 def encode_continuations(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[list[int]]:
-    """Ids of each text as it follows other text: without the space that some tokenizers put in front of a text."""
+    """Ids of each text as it follows other text: without the space that some tokenizers put in
+    front of a text.
+    """
     if not _adds_space(tokenizer):
         yield from encode_texts(texts, tokenizer)
         return
@@ -138,8 +147,9 @@ def _encode_continuation(text: str, tokenizer: PreTrainedTokenizerBase) -> list[
 
 
 def decode_continuation(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, before: int) -> str:
-    """The text of `ids` that follow the token `before`, without special tokens: with the space between two words that
-    some tokenizers leave out where a text begins."""
+    """The text of `ids` that follow the token `before`, without special tokens: with the space
+    between two words that some tokenizers leave out where a text begins.
+    """
     last, whole = (
         tokenizer.decode(part, skip_special_tokens=True) for part in ([before], [before, *ids])
     )

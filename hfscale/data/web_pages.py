@@ -19,14 +19,17 @@ TAG = re.compile(
 LEAST_TAGS = 4
 LEAST_TAG_SHARE = 0.2  # of the characters
 CHARSET = re.compile(rb"<(?:meta|\?xml)[^>]*?(?:charset|encoding)\s*=\s*[\"']?\s*([\w.:-]+)", re.I)
-# By the HTML standard these two names mean Windows-1252, and a page that says UTF-16 in ASCII letters is none.
+# By the HTML standard these two names mean Windows-1252, and a page that says UTF-16 in ASCII
+# letters is none.
 READ_AS = {"iso8859-1": "cp1252", "ascii": "cp1252", "utf-16": "utf-8"}
 
 
 def is_html(text: str) -> bool:
-    """Whether a text is an HTML page, or a piece of one with more markup than prose has left over in it.
+    """Whether a text is an HTML page, or a piece of one with more markup than prose has left over
+    in it.
 
-    It begins as a page does, or begins with a tag and tags fill a fifth of its first 2,048 characters.
+    It begins as a page does, or begins with a tag and tags fill a fifth of its first 2,048
+    characters.
     """
     beginning = text[:BEGINNING]
     if PAGE.match(beginning):
@@ -38,7 +41,8 @@ def is_html(text: str) -> bool:
 
 
 def decode_page(data: bytes) -> str:
-    """A page as text: in the encoding of its byte order mark, or that its `<meta>` names, else UTF-8.
+    """A page as text: in the encoding of its byte order mark, or that its `<meta>` names, else
+    UTF-8.
 
     Raises UnicodeDecodeError: the bytes are not in that encoding.
     """
@@ -55,7 +59,9 @@ def decode_page(data: bytes) -> str:
 
 
 def extractor_version(place: str) -> str:
-    """The version of the extractor; raises InputError, beginning with `place`, without the extra."""
+    """The version of the extractor; raises InputError, beginning with `place`, without the
+    extra.
+    """
     try:
         return importlib.metadata.version("trafilatura")
     except importlib.metadata.PackageNotFoundError:
@@ -65,7 +71,8 @@ def extractor_version(place: str) -> str:
 
 
 def page_text(page: str) -> str:
-    """The main text of a page, a line for each paragraph, without menus, scripts and comments; "" if it has none.
+    """The main text of a page, a line for each paragraph, without menus, scripts and comments; ""
+    if it has none.
 
     Raises InputError: without the extra `html`.
     """

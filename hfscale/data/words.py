@@ -1,4 +1,6 @@
-"""What a word is wherever texts are compared by their words: near copies, contamination, metrics."""
+"""What a word is wherever texts are compared by their words: near copies, contamination,
+metrics.
+"""
 
 import re
 import unicodedata
@@ -6,10 +8,11 @@ from collections.abc import Iterable
 
 import regex
 
-# Letters and digits with the marks on them (vowel signs, accents, points) and joiners. The \w of `re` has no marks,
-# so that words which differ in a vowel sign would look equal.
+# Letters and digits with the marks on them (vowel signs, accents, points) and joiners. The \w of
+# `re` has no marks, so that words which differ in a vowel sign would look equal.
 RUN = regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{M}\u200c\u200d]*+")
-# Where marks, joiners and scripts without spaces may stand: not in Latin, Greek, Cyrillic and Armenian text.
+# Where marks, joiners and scripts without spaces may stand: not in Latin, Greek, Cyrillic and
+# Armenian text.
 OTHER_SCRIPTS = re.compile(
     "[\u0300-\u036f\u0483-\u0489\u0590-\u1dff\u200c\u200d\u20d0-\u20ff\u2c60-\U0010ffff]"
 )
@@ -25,7 +28,8 @@ PART = regex.compile(rf"[{UNSPACED}]\p{{M}}*+|[^{UNSPACED}]++")
 
 
 def find_words(text: str) -> list[str]:
-    """The words of a text in their order, in Unicode NFC, without punctuation; upper and lower case as they are.
+    """The words of a text in their order, in Unicode NFC, without punctuation; upper and lower case
+    as they are.
 
     In scripts that part no words by spaces, each character with its marks is a word.
     """
@@ -39,7 +43,9 @@ def find_words(text: str) -> list[str]:
 
 
 def count_letters(words: Iterable[str]) -> int:
-    """Characters of all words; a Korean syllable counts as the two or three letters that it is written with."""
+    """Characters of all words; a Korean syllable counts as the two or three letters that it is
+    written with.
+    """
     text = "".join(words)
     syllables = "".join(KOREAN.findall(text))
     return len(text) - len(syllables) + len(unicodedata.normalize("NFD", syllables))

@@ -1,4 +1,6 @@
-"""lm-eval's benchmarks on a loaded model, and its tasks that ship with hfscale and read a file of the user's own."""
+"""lm-eval's benchmarks on a loaded model, and its tasks that ship with hfscale and read a file of
+the user's own.
+"""
 
 import contextlib
 import sys
@@ -31,18 +33,21 @@ def run_lm_eval(
     limit: int | None = None,
     journal: Journal | None = None,
 ) -> tuple[dict, dict]:
-    """(metrics, facts): `<task>_<metric>` with lm-eval's `_stderr` and, from it, `_ci95` (1.96 times to each side;
-    None where lm-eval gives no error), and per task its version, examples and shots. The same on every rank.
+    """(metrics, facts): `<task>_<metric>` with lm-eval's `_stderr` and, from it, `_ci95` (1.96
+    times to each side; None where lm-eval gives no error), and per task its version, examples and
+    shots. The same on every rank.
 
     Args:
         data: JSONL file that the tasks shipped with hfscale (recipes/lm_eval_tasks) read.
-        include: folder of more tasks. lm-eval's own are looked up only for names that are in neither.
+        include: folder of more tasks. lm-eval's own are looked up only for names that are in
+            neither.
         limit: at most this many examples per task.
-        journal: where lm-eval keeps its answers; those to the same settings are not asked for again.
+        journal: where lm-eval keeps its answers; those to the same settings are not asked for
+            again.
 
     Raises:
-        InputError: as `check_lm_eval`, data that cannot be had or read, or a task that the model's context is too
-            short for.
+        InputError: as `check_lm_eval`, data that cannot be had or read, or a task that the model's
+            context is too short for.
     """
     check_lm_eval(tasks, data=data, include=include)
     import lm_eval
@@ -86,7 +91,8 @@ def run_lm_eval(
         except AssertionError as error:  # its way to say that the model does not fit the task
             reason = (
                 str(error)
-                or f"a part of it is longer than the model's context of {context_limit(model)} tokens"
+                or f"a part of it is longer than the model's context of {context_limit(model)} "
+                "tokens"
             )
             raise InputError(
                 f"lm_eval {','.join(tasks)}: lm-eval cannot ask this model: {reason}"

@@ -67,8 +67,8 @@ def _check_metrics(args: Any) -> None:
     answers = args.task_source or args.predictions
     if not answers and args.metrics:
         raise InputError(
-            f"metrics: {', '.join(args.metrics)} judge answers; give --task_source or --predictions"
-            " (text has perplexity and its kin without being asked)"
+            f"metrics: {', '.join(args.metrics)} judge answers; give --task_source or "
+            "--predictions (text has perplexity and its kin without being asked)"
         )
     if args.task_source and not args.predictions and not args.metrics:
         raise InputError(

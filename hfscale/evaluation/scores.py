@@ -78,7 +78,9 @@ def score_model(
     data: ScoreData,
     args: Any,
 ) -> System:
-    """What a model scores on lm-eval's tasks, on a task, or on a text; finished batches are kept on disk meanwhile."""
+    """What a model scores on lm-eval's tasks, on a task, or on a text; finished batches are kept on
+    disk meanwhile.
+    """
     weights = hashlib.sha256()  # over the first 64 numbers of each, which training changes
     for parameter in model.parameters():
         weights.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
@@ -101,7 +103,9 @@ def score_model(
 
 
 def _journal(system: System, data: Dataset | None, args: Any) -> Journal:
-    """Where this model's finished batches are kept. Nothing is written yet, but those of a run to be replaced go."""
+    """Where this model's finished batches are kept. Nothing is written yet, but those of a run to
+    be replaced go.
+    """
     folder = Path(args.output_dir, "unfinished", _digest(system.name))
     state = PartialState()
     if args.overwrite and state.is_main_process:
@@ -223,7 +227,9 @@ def _score_lm_eval(
 
 
 def score_file(path: str, data: ScoreData, args: Any) -> System:
-    """What saved predictions score, by all text metrics unless some are named (see `read_predictions`)."""
+    """What saved predictions score, by all text metrics unless some are named (see
+    `read_predictions`).
+    """
     predictions, references, places = read_predictions(path, data.rows)
     data.counts = data.counts or Counter(read=len(places), scored=len(places))
     asked = args.metrics or TEXT_METRICS
@@ -274,16 +280,17 @@ def _digest(value: Any) -> str:
 
 
 def compare_systems(systems: Sequence[System], seed: int) -> list[dict[str, Any]]:
-    """Each later system against the first, metric by metric, on the same items (see `intervals.compare`); `note` says
-    why a comparison cannot show much.
+    """Each later system against the first, metric by metric, on the same items (see
+    `intervals.compare`); `note` says why a comparison cannot show much.
 
-    Raises InputError: files of predictions with different references."""
+    Raises InputError: files of predictions with different references.
+    """
     found, first = [], systems[0]
     for second in systems[1:]:
         if first.settings.get("references") != second.settings.get("references"):
             raise InputError(
-                f"predictions {first.name}, {second.name}: their references differ, so they cannot be "
-                "compared; give files on the same items, in the same order, or score each alone"
+                f"predictions {first.name}, {second.name}: their references differ, so they cannot "
+                "be compared; give files on the same items, in the same order, or score each alone"
             )
         for metric in first.columns:
             found += _compare_metric(metric, first, second, seed)

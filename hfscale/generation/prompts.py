@@ -18,10 +18,11 @@ ROWS = (".jsonl", ".json", ".csv", ".tsv")
 def read_prompts(
     prompts: Sequence[str] | None, prompt_file: str | None, task: TaskPrompt | None
 ) -> list[str]:
-    """The prompts of flags, or else of a file: in text one per line, in rows the column `prompt`; with a task each is
-    filled into its template, for which rows may have the task's columns.
+    """The prompts of flags, or else of a file: in text one per line, in rows the column `prompt`;
+    with a task each is filled into its template, for which rows may have the task's columns.
 
-    Raises InputError: a file that cannot be read; with its place, a prompt that does not fit the task.
+    Raises InputError: a file that cannot be read; with its place, a prompt that does not fit the
+    task.
     """
     files = [] if prompts is not None else find_files(prompt_file)
     if files and all(suffix_of(path) in ROWS for path in files):

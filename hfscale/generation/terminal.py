@@ -1,4 +1,6 @@
-"""Texts for people at a terminal: a prompt set off from what a model added, lines that they type, the next command."""
+"""Texts for people at a terminal: a prompt set off from what a model added, lines that they type,
+the next command.
+"""
 
 import contextlib
 import os
@@ -15,8 +17,9 @@ NEW_TEXT = "(none: a new text)"
 
 
 def show_prompt(prompt: str) -> None:
-    """Print a prompt so that what follows stands off from it: in bold on a terminal, which the text goes on from, else
-    on a line of its own with its name before it."""
+    """Print a prompt so that what follows stands off from it: in bold on a terminal, which the text
+    goes on from, else on a line of its own with its name before it.
+    """
     if _has_styles():
         from rich.console import Console
         from rich.text import Text
@@ -27,7 +30,9 @@ def show_prompt(prompt: str) -> None:
 
 
 def _has_styles() -> bool:
-    """Whether standard output is a terminal that shows bold text, and its user takes it (NO_COLOR)."""
+    """Whether standard output is a terminal that shows bold text, and its user takes it
+    (NO_COLOR).
+    """
     return (
         sys.stdout.isatty()
         and not os.environ.get("NO_COLOR")
@@ -36,7 +41,9 @@ def _has_styles() -> bool:
 
 
 def show_completions(prompt: str, completions: Sequence[str]) -> None:
-    """Print what a model made of a prompt, several texts with their number before each, and an empty line."""
+    """Print what a model made of a prompt, several texts with their number before each, and an
+    empty line.
+    """
     for number, text in enumerate(completions, 1):
         if len(completions) > 1 and _has_styles():
             print(f"--- {number} of {len(completions)}")
@@ -87,8 +94,9 @@ def conversation(is_asked: bool) -> Iterator[None]:
 
 
 def ready_command(recipe: str, model: str, prompts: Sequence[str], *words: str) -> str:
-    """A command line that asks a model and works as it is printed: `hfscale` by name where the shell finds the one
-    that lies beside this Python, else by its path."""
+    """A command line that asks a model and works as it is printed: `hfscale` by name where the
+    shell finds the one that lies beside this Python, else by its path.
+    """
     beside = Path(sys.executable).with_name("hfscale")
     found = shutil.which("hfscale")
     if found and Path(found).absolute() == beside:

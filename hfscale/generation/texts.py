@@ -1,5 +1,6 @@
-"""Text from prompts: transformers' `generate` with its traps closed (padding, context limit, stop strings, settings
-that a model's folder brings along)."""
+"""Text from prompts: transformers' `generate` with its traps closed (padding, context limit, stop
+strings, settings that a model's folder brings along).
+"""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -55,17 +56,19 @@ def generate_texts(
     skip_prompt: bool = False,
     progress: bool = False,
 ) -> list[list[str]]:
-    """`num_return_sequences` completions of each prompt, without special tokens and what follows a stop string.
+    """`num_return_sequences` completions of each prompt, without special tokens and what follows a
+    stop string.
 
-    Names and meanings are those of `transformers.GenerationConfig`, and nothing else decides: see `complete_rows`. A
-    prompt becomes tokens as `encode_prompts` says (`add_special_tokens=False`: a chat template wrote it). It gets
-    fewer than `max_new_tokens` where the context ends. Greedy and beam search do not depend on `batch_size`, the
-    prompts that go on at a time; samples repeat for equal `seed` and `batch_size`. `stream` prints the one
-    completion of one prompt while it comes, after the prompt unless `skip_prompt`. Model, tokenizer and random state
-    are left as found.
+    Names and meanings are those of `transformers.GenerationConfig`, and nothing else decides: see
+    `complete_rows`. A prompt becomes tokens as `encode_prompts` says (`add_special_tokens=False`: a
+    chat template wrote it). It gets fewer than `max_new_tokens` where the context ends. Greedy and
+    beam search do not depend on `batch_size`, the prompts that go on at a time; samples repeat for
+    equal `seed` and `batch_size`. `stream` prints the one completion of one prompt while it comes,
+    after the prompt unless `skip_prompt`. Model, tokenizer and random state are left as found.
 
     Raises:
-        InputError: a value that generation does not allow, or a prompt that leaves no room in the context.
+        InputError: a value that generation does not allow, or a prompt that leaves no room in the
+            context.
         FloatingPointError: the model gives NaN.
     """
     choice = {
@@ -89,7 +92,8 @@ def generate_texts(
     if stream and not skip_prompt:
         print(prompts[0], end="")
     settings |= sampling if do_sample else {}
-    # Beams give several texts together; draws can be made one by one, so that any number fits into memory.
+    # Beams give several texts together; draws can be made one by one, so that any number fits into
+    # memory.
     copies = 1 if num_beams > 1 else num_return_sequences
     at_once = max(batch_size, min(batch_size * copies, MOST_COPIES_AT_ONCE))
     settings["num_return_sequences"] = num_return_sequences // copies
@@ -116,8 +120,9 @@ def generate_texts(
 def _batches(
     rooms: Sequence[int], copies: int, max_new_tokens: int, at_once: int
 ) -> Iterator[tuple[int, list[int]]]:
-    """(most new tokens, prompts by number) of each batch, shortest prompts first. `generate` takes one limit for all
-    that it is given: a prompt with less room must not shorten the others."""
+    """(most new tokens, prompts by number) of each batch, shortest prompts first. `generate` takes
+    one limit for all that it is given: a prompt with less room must not shorten the others.
+    """
     order = sorted(range(len(rooms)), key=lambda i: -rooms[i])
     for limit, group in groupby(order, key=lambda i: min(max_new_tokens, rooms[i])):
         indices = [i for i in group for _ in range(copies)]
@@ -143,8 +148,8 @@ def _seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
 
 
 def check_settings(**values) -> None:
-    """Refuse what `generate` would answer with a traceback or, worse, with other text than asked for. The limits are
-    those of `DecodingArguments`.
+    """Refuse what `generate` would answer with a traceback or, worse, with other text than asked
+    for. The limits are those of `DecodingArguments`.
 
     Raises InputError.
     """
@@ -157,8 +162,8 @@ def check_settings(**values) -> None:
     beams, sequences = values.get("num_beams", 1), values.get("num_return_sequences", 1)
     if sequences > beams and (beams > 1 or not values.get("do_sample", True)):
         raise InputError(
-            f"num_return_sequences: got {sequences}, without sampling at most num_beams ({beams}); set do_sample "
-            "true and num_beams 1, or raise num_beams"
+            f"num_return_sequences: got {sequences}, without sampling at most num_beams ({beams}); "
+            "set do_sample true and num_beams 1, or raise num_beams"
         )
     if "" in (values.get("stop_strings") or ()):
         raise InputError("stop_strings: an empty string would stop at once; leave it out")
@@ -171,10 +176,12 @@ def fit_prompts(
     *,
     add_special_tokens: bool = True,
 ) -> tuple[list[list[int]], list[int]]:
-    """The ids of each prompt (see `encode_prompts`), and the room in tokens that each leaves in the context.
+    """The ids of each prompt (see `encode_prompts`), and the room in tokens that each leaves in the
+    context.
 
     Raises:
-        InputError: no room, or a token id outside the model's vocabulary; it gives the prompt's index, from 0.
+        InputError: no room, or a token id outside the model's vocabulary; it gives the prompt's
+            index, from 0.
     """
     limit = context_limit(model) or 2**31
     rows = encode_prompts(prompts, tokenizer, add_special_tokens=add_special_tokens)
@@ -186,14 +193,16 @@ def fit_prompts(
         check_token_ids(model, ids, f"prompt {i}")
         if len(ids) >= limit:
             raise InputError(
-                f"prompt {i}: {len(ids)} tokens leave no room in the model's context of {limit}; shorten it to at "
-                f"most {limit - 1}"
+                f"prompt {i}: {len(ids)} tokens leave no room in the model's context of {limit}; "
+                f"shorten it to at most {limit - 1}"
             )
     return rows, [limit - len(ids) for ids in rows]
 
 
 def beginning_of(text: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The first words of a text, at most three, that leave the model at least half of its context; else ""."""
+    """The first words of a text, at most three, that leave the model at least half of its context;
+    else "".
+    """
     words, room = text.split()[:3], (context_limit(model) or 2**31) // 2
     for size in range(len(words), 0, -1):
         beginning = " ".join(words[:size])
@@ -215,11 +224,13 @@ def complete_rows(
 ) -> list[list[Completion]]:
     """What follows each of the rows of token ids, `num_return_sequences` times.
 
-    `settings` are those of `transformers.GenerationConfig`, and they alone decide: what the folder of the model adds
-    (penalties, bans, forced or suppressed tokens, a shortest length, ...) is left out, but for the ids at which a
-    text ends (`end_ids`). `synced_gpus`: the weights are sharded, so every rank calls the model equally often.
+    `settings` are those of `transformers.GenerationConfig`, and they alone decide: what the folder
+    of the model adds (penalties, bans, forced or suppressed tokens, a shortest length, ...) is left
+    out, but for the ids at which a text ends (`end_ids`). `synced_gpus`: the weights are sharded,
+    so every rank calls the model equally often.
 
-    Raises FloatingPointError: logits are NaN, so that the likeliest token would be token 0; it names the `place`.
+    Raises FloatingPointError: logits are NaN, so that the likeliest token would be token 0; it
+    names the `place`.
     """
     complete = partial(
         _complete_batch,
@@ -233,7 +244,8 @@ def complete_rows(
     )
     if synced_gpus or not _base(model)._is_stateful:
         return complete(rows)
-    # Recurrent models read filler into their state, some in spite of the mask: rows of one length need none.
+    # Recurrent models read filler into their state, some in spite of the mask: rows of one length
+    # need none.
     apart = _keeps_rows_apart(model, rows[0][0])
     groups: dict[int, list[int]] = {}
     for i, ids in enumerate(rows):
@@ -246,8 +258,9 @@ def complete_rows(
 
 @torch.no_grad()
 def _keeps_rows_apart(model: PreTrainedModel, token: int) -> bool:
-    """Whether a row of one token, as each step reads it, gives beside another one what it gives alone: in upstream's
-    RWKV two rows mix their states."""
+    """Whether a row of one token, as each step reads it, gives beside another one what it gives
+    alone: in upstream's RWKV two rows mix their states.
+    """
     ids = torch.tensor([[token]], device=model.device)
     both = torch.cat([ids, (ids + 1) % model.config.get_text_config().vocab_size])
     together, alone = (model(part, use_cache=True).logits[0] for part in (both, ids))
@@ -271,7 +284,8 @@ def _complete_batch(
         return scores
 
     length, ends = max(map(len, rows)), end_ids(model, tokenizer)
-    # Masked, and of the row's own tokens, so that no penalty for what is there already finds another one.
+    # Masked, and of the row's own tokens, so that no penalty for what is there already finds
+    # another one.
     filled = [[ids[0]] * (length - len(ids)) + ids for ids in rows]
     mask = [[0] * (length - len(ids)) + [1] * len(ids) for ids in rows]
     stopping = [StopText(tokenizer, stop_strings, length)] if stop_strings else []
@@ -311,8 +325,10 @@ def _completion(
 def own_settings_aside(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[None]:
-    """As long as this lasts, of the settings of the model's folder only the ids that end a text act: `generate` fills
-    in from there what it is not given, and some settings have no value that means off."""
+    """As long as this lasts, of the settings of the model's folder only the ids that end a text
+    act: `generate` fills in from there what it is not given, and some settings have no value that
+    means off.
+    """
     base = _base(model)
     own = base.generation_config
     base.generation_config = GenerationConfig(eos_token_id=end_ids(model, tokenizer) or None)
@@ -324,8 +340,9 @@ def own_settings_aside(
 
 @contextlib.contextmanager
 def _faults_named(model: PreTrainedModel) -> Iterator[None]:
-    """Raises InputError instead of what a model's own code raises that reads texts but does not go on
-    with them."""
+    """Raises InputError instead of what a model's own code raises that reads texts but does not go
+    on with them.
+    """
     try:
         yield
     except (InputError, torch.OutOfMemoryError):
@@ -342,8 +359,9 @@ def _base(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids at which a text ends: the tokenizer's EOS, and what the model's folder names beside it, such as the end
-    of a chat's turn."""
+    """The ids at which a text ends: the tokenizer's EOS, and what the model's folder names beside
+    it, such as the end of a chat's turn.
+    """
     named = _base(model).generation_config.eos_token_id
     ids = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
     return sorted(token for token in ids if token < model.config.get_text_config().vocab_size)
@@ -364,8 +382,8 @@ def cut_at_stop(text: str, stop_strings: Iterable[str] | None) -> str:
 class StopText(StoppingCriteria):
     """Ends a row when its text holds a stop string.
 
-    Upstream's criterion looks for tokens that together could make one, and raises an error for a string that no
-    tokens can make, which here just never comes.
+    Upstream's criterion looks for tokens that together could make one, and raises an error for a
+    string that no tokens can make, which here just never comes.
     """
 
     def __init__(
@@ -387,8 +405,9 @@ class StopText(StoppingCriteria):
 
 
 class TextPrinter(BaseStreamer):
-    """Prints a completion while it comes, exactly what is returned in the end: nothing of a stop string, and no
-    character before its last byte."""
+    """Prints a completion while it comes, exactly what is returned in the end: nothing of a stop
+    string, and no character before its last byte.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,6 @@
-"""Batches shared out over the ranks; finished ones are kept on disk, so a killed run goes on where it stopped."""
+"""Batches shared out over the ranks; finished ones are kept on disk, so a killed run goes on where
+it stopped.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -13,7 +15,9 @@ from hfscale.config import InputError
 
 
 class Journal(NamedTuple):
-    """Where finished batches are kept, and the settings (JSON values) that must be the same for them to count."""
+    """Where finished batches are kept, and the settings (JSON values) that must be the same for
+    them to count.
+    """
 
     folder: Path
     settings: dict[str, Any]
@@ -31,9 +35,10 @@ def run_batches(
     """[work(batch) for batch in batches], each rank doing its share; the whole list on every rank.
 
     Args:
-        journal: what it holds under the name `desc` is not done again, whatever the number of ranks. `work` then
-            returns what JSON can hold.
-        in_step: every rank calls `work` equally often (the last ones for nothing), as sharded models need.
+        journal: what it holds under the name `desc` is not done again, whatever the number of
+            ranks. `work` then returns what JSON can hold.
+        in_step: every rank calls `work` equally often (the last ones for nothing), as sharded
+            models need.
 
     Raises:
         InputError: the journal is of a run with other settings; it names them.
@@ -60,8 +65,9 @@ def run_sorted(
     work: Callable[[list[int]], list],
     **kwargs,
 ) -> list:
-    """A result per item, in their order: `work` gives those of a batch of indices. The batches are made in the order
-    of `key`, so that like is beside like; `kwargs` are those of `run_batches`."""
+    """A result per item, in their order: `work` gives those of a batch of indices. The batches are
+    made in the order of `key`, so that like is beside like; `kwargs` are those of `run_batches`.
+    """
     order = sorted(range(len(items)), key=lambda i: key(items[i]))
     batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
     results = dict(zip(order, chain(*run_batches(batches, work, **kwargs)), strict=True))

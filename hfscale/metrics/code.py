@@ -1,4 +1,6 @@
-"""pass@k: does generated code pass its tests? Programs run one by one in a sandbox (see sandbox.py)."""
+"""pass@k: does generated code pass its tests? Programs run one by one in a sandbox (see
+sandbox.py).
+"""
 
 import marshal
 import math
@@ -15,14 +17,17 @@ from hfscale.metrics.system_calls import filter_rows
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """1 - C(n - c, k) / C(n, k): the chance that of k programs drawn from n, of which c pass, at least one passes.
+    """1 - C(n - c, k) / C(n, k): the chance that of k programs drawn from n, of which c pass, at
+    least one passes.
 
-    The unbiased estimate of Chen et al., Evaluating Large Language Models Trained on Code, 2021; exact to the last bit
-    by whole-number arithmetic. Raises InputError unless 0 <= c <= n and 1 <= k <= n.
+    The unbiased estimate of Chen et al., Evaluating Large Language Models Trained on Code, 2021;
+    exact to the last bit by whole-number arithmetic. Raises InputError unless 0 <= c <= n and 1 <=
+    k <= n.
     """
     if not (0 <= c <= n and 1 <= k <= n):
         raise InputError(
-            f"pass@{k}: {c} of {n} programs pass; expected 1 <= k <= n: sample at least k for each item"
+            f"pass@{k}: {c} of {n} programs pass; expected 1 <= k <= n: sample at least k for each "
+            "item"
         )
     return (math.comb(n, k) - math.comb(n - c, k)) / math.comb(n, k)
 
@@ -59,8 +64,8 @@ def run_program(
     file_limit_bytes: int = 2**22,
     process_limit: int = 8,
 ) -> Outcome:
-    """Run Python source code and its tests where they can harm nothing; all that they started is gone
-    after.
+    """Run Python source code and its tests where they can harm nothing; all that they started is
+    gone after.
 
     The tests run in a process of their own and see the program's functions and objects from outside
     (see `sandboxed.py`): nothing that the program does to itself makes a wrong result right. Tests
@@ -68,9 +73,10 @@ def run_program(
 
     Args:
         test: code that raises an error unless the program is right. It uses the program's global
-            names, and can hand over plain values (numbers, text, containers of them), functions, and
-            what it got from the program; see docs/metrics.md.
-        allow_code_execution: must be true: the one who starts the run decides that unknown code may run.
+            names, and can hand over plain values (numbers, text, containers of them), functions,
+            and what it got from the program; see docs/metrics.md.
+        allow_code_execution: must be true: the one who starts the run decides that unknown code may
+            run.
         time_limit_s: for the whole, and of CPU time for each process (rounded up).
         memory_limit_bytes: of all processes together, looked at every 20 ms; address space of each.
         file_limit_bytes: output; each file; all files together.
@@ -82,7 +88,8 @@ def run_program(
     """
     if not allow_code_execution:
         raise InputError(
-            "allow_code_execution: pass@k runs code that a model wrote; set it to true to run it here"
+            "allow_code_execution: pass@k runs code that a model wrote; set it to true to run it "
+            "here"
         )
     kinds = ("site-packages", "dist-packages")
     packages = [path for path in sys.path if os.path.basename(path) in kinds]
@@ -113,7 +120,7 @@ def run_program(
     ended = (sandboxed.PASSED, sandboxed.FAILED, sandbox.TIMED_OUT)
     if status not in ended and status < sandbox.BY_SIGNAL:
         raise InputError(
-            f"allow_code_execution: this machine does not let a program be isolated ({text.strip()}); "
-            "nothing was run; see docs/metrics.md"
+            "allow_code_execution: this machine does not let a program be isolated "
+            f"({text.strip()}); nothing was run; see docs/metrics.md"
         )
     return Outcome(status == sandboxed.PASSED, status == sandbox.TIMED_OUT, text)

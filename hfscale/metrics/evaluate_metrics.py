@@ -1,4 +1,6 @@
-"""The metrics as an `evaluate.Metric`, for code that speaks that interface. Importing `evaluate` takes seconds."""
+"""The metrics as an `evaluate.Metric`, for code that speaks that interface. Importing `evaluate`
+takes seconds.
+"""
 
 import evaluate
 import numpy as np
@@ -6,7 +8,8 @@ from datasets import Features, List, Value
 
 from hfscale.metrics import texts as metrics
 
-# One format for all that compare texts, so that they combine; references are a string or a list of strings per item.
+# One format for all that compare texts, so that they combine; references are a string or a list of
+# strings per item.
 TEXT_FEATURES = [
     Features(predictions=Value("string"), references=golds)
     for golds in (Value("string"), List(Value("string")))
@@ -31,11 +34,13 @@ STATISTICS = {
 
 
 class SumMetric(evaluate.Metric):
-    """`SumMetric("bleu").compute(predictions=[...], references=[...])`, and so for each of `metrics.METRICS`.
+    """`SumMetric("bleu").compute(predictions=[...], references=[...])`, and so for each of
+    `metrics.METRICS`.
 
-    It needs no network and runs no code of others. `options` are those of the metric; the other arguments, and how it
-    works on several ranks, are those of `evaluate.Metric`: `num_process`, `process_id`, `experiment_id` and a
-    `cache_dir` that all ranks share. Raises InputError as `item_statistics`.
+    It needs no network and runs no code of others. `options` are those of the metric; the other
+    arguments, and how it works on several ranks, are those of `evaluate.Metric`: `num_process`,
+    `process_id`, `experiment_id` and a `cache_dir` that all ranks share. Raises InputError as
+    `item_statistics`.
     """
 
     def __init__(self, metric: str, *, options: dict | None = None, **kwargs):

@@ -1,4 +1,6 @@
-"""Numbers that are computed from sums over items (documents, questions, ...): bootstrap intervals, paired tests."""
+"""Numbers that are computed from sums over items (documents, questions, ...): bootstrap intervals,
+paired tests.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,11 +16,13 @@ NO_DIFFERENCE = "both scored alike on every item"
 
 
 def bootstrap_sums(columns: np.ndarray, resamples: int = 1000, seed: int = 0) -> np.ndarray:
-    """(resamples, columns) sums over samples of the items, drawn with replacement and as large as the original.
+    """(resamples, columns) sums over samples of the items, drawn with replacement and as large as
+    the original.
 
-    `columns` is (items, columns). The ratio of two sums is the ratio estimator of that resample (Efron and
-    Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). Equal `seed` and number of items give equal
-    draws, so two systems that were scored on the same items are compared pair by pair.
+    `columns` is (items, columns). The ratio of two sums is the ratio estimator of that resample
+    (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). Equal `seed` and
+    number of items give equal draws, so two systems that were scored on the same items are compared
+    pair by pair.
     """
     columns = np.asarray(columns, dtype=np.float64)
     generator, items = np.random.default_rng(seed), len(columns)
@@ -28,7 +32,9 @@ def bootstrap_sums(columns: np.ndarray, resamples: int = 1000, seed: int = 0) ->
 
 
 def percentile_interval(samples: np.ndarray, level: float = 0.95) -> list[float]:
-    """[low, high]: the percentile interval at `level` of bootstrapped values, shape (resamples,)."""
+    """[low, high]: the percentile interval at `level` of bootstrapped values, shape
+    (resamples,).
+    """
     return np.quantile(samples, [(1 - level) / 2, (1 + level) / 2]).tolist()
 
 
@@ -38,7 +44,8 @@ def means(names: Sequence[str], sums: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def estimate(columns: np.ndarray, values: Callable, resamples: int = 1000, seed: int = 0) -> dict:
-    """{name: value, name_ci95: [low, high] or None} of `values`, which maps sums (..., k) to {name: (...)}.
+    """{name: value, name_ci95: [low, high] or None} of `values`, which maps sums (..., k) to {name:
+    (...)}.
 
     `columns` is (items, k). One item leaves nothing to resample: its interval is None.
     """
@@ -65,7 +72,9 @@ def interval_note(interval: Sequence[float] | None) -> str:
 
 
 def by_note(notes: dict[str, str]) -> dict[str, str]:
-    """{note: the names that it is about, as a list to read}; an interval goes by its value's name."""
+    """{note: the names that it is about, as a list to read}; an interval goes by its value's
+    name.
+    """
     names: dict[str, list[str]] = {}
     for name, note in notes.items():
         names.setdefault(note, []).append(name.removesuffix("_ci95"))
@@ -146,8 +155,9 @@ def sign_flip_p(signs: np.ndarray, seed: int = 0, draws: int = 10_000) -> float:
 
 
 def drawn_floor(first: np.ndarray, second: np.ndarray, draws: int = 1000) -> float | None:
-    """The p-value of `swap_test` for a difference that no drawn swap reaches: the true one may be far
-    smaller. None: it draws none, so its value is exact."""
+    """The p-value of `swap_test` for a difference that no drawn swap reaches: the true one may be
+    far smaller. None: it draws none, so its value is exact.
+    """
     unlike = (np.asarray(first) != np.asarray(second)).any(axis=1).sum()
     return None if unlike <= EXACT_ITEMS else 2 / (2 + draws)
 
@@ -159,7 +169,9 @@ def sign_flip_floor(signs: np.ndarray, draws: int = 10_000) -> float | None:
 
 
 def paired_note(first: np.ndarray, second: np.ndarray) -> str:
-    """Why `swap_test` of these (items, k) cannot come below 0.05, whatever they are; "" if it can."""
+    """Why `swap_test` of these (items, k) cannot come below 0.05, whatever they are; "" if it
+    can.
+    """
     unlike = int((np.asarray(first) != np.asarray(second)).any(axis=1).sum())
     if not unlike:
         return NO_DIFFERENCE

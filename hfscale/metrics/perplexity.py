@@ -1,8 +1,10 @@
-"""Perplexity, bits per byte and per-word perplexity of a causal language model on documents of any length.
+"""Perplexity, bits per byte and per-word perplexity of a causal language model on documents of any
+length.
 
-Each document is scored alone, as [prefix, t0, t1, ...] with BOS (else EOS) as prefix, so every token of its text is
-predicted exactly once. One longer than the context is read through windows: `stride` is how many new tokens a window
-scores, and the rest of it shows the text before them. Only the metrics at the end divide.
+Each document is scored alone, as [prefix, t0, t1, ...] with BOS (else EOS) as prefix, so every
+token of its text is predicted exactly once. One longer than the context is read through windows:
+`stride` is how many new tokens a window scores, and the rest of it shows the text before them. Only
+the metrics at the end divide.
 """
 
 import re
@@ -31,11 +33,16 @@ UNLIMITED_CONTEXT = (
     1024  # of a model that states no limit, such as one with a state instead of attention
 )
 TOO_LARGE = "larger than a float can hold"
-NO_PREFIX = "no BOS or EOS in the tokenizer: first tokens are not scored, but their bytes and words would count"
+NO_PREFIX = (
+    "no BOS or EOS in the tokenizer: first tokens are not scored, but their bytes and words would "
+    "count"
+)
 
 
 class Window(NamedTuple):
-    """Token ids of a document; those from `first` on are scored, each given all that stand before it."""
+    """Token ids of a document; those from `first` on are scored, each given all that stand before
+    it.
+    """
 
     ids: np.ndarray
     first: int
@@ -46,7 +53,8 @@ class Window(NamedTuple):
 class DocumentScores:
     """What was summed per document, and how."""
 
-    sums: np.ndarray  # (documents, 4) float64: nll in nats, scored tokens, UTF-8 bytes, words as lm-eval counts them
+    # (documents, 4) float64: nll in nats, scored tokens, UTF-8 bytes, words as lm-eval counts them
+    sums: np.ndarray
     context: int
     stride: int
     prefix_token: (
@@ -66,17 +74,20 @@ def score_documents(
     progress: bool = False,
     journal: Journal | None = None,
 ) -> DocumentScores:
-    """Negative log-likelihood of each text; the same on every rank, for any batch size and number of ranks.
+    """Negative log-likelihood of each text; the same on every rank, for any batch size and number
+    of ranks.
 
     Args:
         context: most input tokens at a time; default: the model's own limit, else 1024.
-        stride: tokens that each window after the first one scores; default: half the context. `stride == context`
-            gives the disjoint windows of lm-eval.
+        stride: tokens that each window after the first one scores; default: half the context.
+            `stride == context` gives the disjoint windows of lm-eval.
         journal: where finished batches are kept (see `run_batches`).
 
     Raises:
-        InputError: a context or stride that the model does not allow, a token id outside its vocabulary, no token.
-        FloatingPointError: a log-likelihood is not finite; the message names the document, counted from 0.
+        InputError: a context or stride that the model does not allow, a token id outside its
+            vocabulary, no token.
+        FloatingPointError: a log-likelihood is not finite; the message names the document, counted
+            from 0.
     """
     context, stride = _check_window(model, context, stride, batch_size)
     before = start_ids(tokenizer)
@@ -112,8 +123,10 @@ def score_documents(
 
 
 def perplexity_metrics(scores: DocumentScores, seed: int = 0) -> tuple[dict, dict[str, str]]:
-    """Metrics over all documents, each with its 95 % percentile bootstrap interval over documents beside it as
-    `_ci95`, and the counts; and notes by metric: why a value is None or what it leaves out."""
+    """Metrics over all documents, each with its 95 % percentile bootstrap interval over documents
+    beside it as `_ci95`, and the counts; and notes by metric: why a value is None or what it leaves
+    out.
+    """
     with np.errstate(all="ignore"):
         metrics = judge({"perplexity": scores.sums}, {}, seed)
     notes = interval_notes(metrics)
@@ -140,9 +153,10 @@ def perplexity_metrics(scores: DocumentScores, seed: int = 0) -> tuple[dict, dic
 def rolling_windows(
     num_ids: int, context: int, stride: int, first: int = 1
 ) -> list[tuple[int, int, int]]:
-    """(start, first, stop) of each window over a document of `num_ids` ids, its prefix of `first` ids included: it
-    holds ids[start:stop] and scores those from `first` on, in the first window as many as the context takes, later up
-    to `stride`, after as many others as fit."""
+    """(start, first, stop) of each window over a document of `num_ids` ids, its prefix of `first`
+    ids included: it holds ids[start:stop] and scores those from `first` on, in the first window as
+    many as the context takes, later up to `stride`, after as many others as fit.
+    """
     windows, prefix = [], first
     while first < num_ids:
         stop = min(context + 1 if first == prefix else first + stride, num_ids)
@@ -197,8 +211,9 @@ def score_windows(
 
 @torch.inference_mode()
 def _batch_nll(model: PreTrainedModel, batch: list[Window]) -> list[float]:
-    """Summed nll of each window of a batch, in nats. Rows are padded on the right without a mask: attention is
-    causal, so what stands after a row's last token cannot reach a scored position."""
+    """Summed nll of each window of a batch, in nats. Rows are padded on the right without a mask:
+    attention is causal, so what stands after a row's last token cannot reach a scored position.
+    """
     parts = [torch.from_numpy(window.ids) for window in batch]
     input_ids = pad_sequence(
         [ids[:-1] for ids in parts], batch_first=True

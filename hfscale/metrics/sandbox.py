@@ -1,11 +1,11 @@
-"""Runs one Python program and its tests where they can harm nothing; `code.py` starts this file as a
-process.
+"""Runs one Python program and its tests where they can harm nothing; `code.py` starts this file as
+a process.
 
 Five processes: this one keeps time and memory; the first of new namespaces, with which all in them
 die; the tests; the first of a namespace within, from which no process outside it can be named; and
-the program. All see a root folder of their own: Python and the system's libraries, read-only, and an
-empty folder in memory. No network (loopback neither), no sockets, devices, processes or files of the
-machine, no privileges. Linux 5.12 or newer.
+the program. All see a root folder of their own: Python and the system's libraries, read-only, and
+an empty folder in memory. No network (loopback neither), no sockets, devices, processes or files of
+the machine, no privileges. Linux 5.12 or newer.
 """
 
 import ctypes
@@ -40,7 +40,8 @@ DEATH_SIGNAL = 1
 NO_NEW_PRIVILEGES = 38
 SECCOMP = 22
 FILTER_MODE = 2
-# Lines of files in /proc/<process>, in kB: quick, and a share of what several processes have in common.
+# Lines of files in /proc/<process>, in kB: quick, and a share of what several processes have in
+# common.
 RESIDENT = ("status", ("VmRSS:", "VmSwap:"))
 PROPORTIONAL = ("smaps_rollup", ("Pss:", "SwapPss:"))
 
@@ -65,7 +66,8 @@ def main(limits: dict) -> int:
         ):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
-    # Root's program runs under an id that nobody has: root's own could use devices and is bound by no process limit.
+    # Root's program runs under an id that nobody has: root's own could use devices and is bound by
+    # no process limit.
     ids = (uid, gid) if uid else (20_000 + os.getpid() % 40_000,) * 2
     ended, held = os.pipe()
     first = _fork(_run_in_namespaces, limits, ids)
@@ -156,7 +158,9 @@ def _wait_for(process: int) -> int:
 
 
 def _enter_own_root(limits: dict, ids: tuple[int, int]) -> None:
-    """What is not mounted below the new root cannot be reached: no call leads out of chroot without privileges."""
+    """What is not mounted below the new root cannot be reached: no call leads out of chroot without
+    privileges.
+    """
     root = limits["root"]
     _mount(None, "/", PRIVATE)
     _mount("tmpfs", root, BARE, "size=1m,mode=755")

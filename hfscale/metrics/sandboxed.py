@@ -1,12 +1,13 @@
-"""What runs inside the sandbox: a program in one process, its tests in another, and the calls between.
+"""What runs inside the sandbox: a program in one process, its tests in another, and the calls
+between.
 
 `sandbox.py` starts this file twice. No line of the program runs in the tests' process. Plain values
 go there as copies; all else stays with the program, and the tests hold a `Remote`, which asks for
 calls, attributes and items over a pipe. So results are compared where the program cannot reach. It
 may answer what it likes; an answer is all it can give.
 
-On the pipe a value is a line, its kind and its text. That of a container says how many values follow
-as its items. Imports are few: they would take longer than most programs, `typing` too.
+On the pipe a value is a line, its kind and its text. That of a container says how many values
+follow as its items. Imports are few: they would take longer than most programs, `typing` too.
 """
 
 import builtins
@@ -70,8 +71,9 @@ class Channel:
         self.exceptions: dict[int, type[Exception]] = {}  # classes of the other end, by number
 
     def ask(self, name: str, *args, **kwargs) -> object:
-        """What the other end's operation returns or raises. Arguments that it changed in place, such
-        as lists, are changed here too."""
+        """What the other end's operation returns or raises. Arguments that it changed in place,
+        such as lists, are changed here too.
+        """
         self._write(("ask", name, args, kwargs))
         try:
             value, changed = self._wait_for_answer()
@@ -110,7 +112,9 @@ class Channel:
             self.answer(*request)
 
     def _end(self) -> None:
-        """Not by an exception: tests that expect an error must not take the program's end for one."""
+        """Not by an exception: tests that expect an error must not take the program's end for
+        one.
+        """
         try:
             if self.status == FAILED:
                 sys.stderr.write("the program ended before its tests\n")
@@ -219,8 +223,9 @@ def _asks_of_two(name: str) -> types.FunctionType:
 
 
 class Remote:
-    """An object of the other end. It has no arithmetic, and `in` goes through its items, so that the
-    program is never asked whether a result is right."""
+    """An object of the other end. It has no arithmetic, and `in` goes through its items, so that
+    the program is never asked whether a result is right.
+    """
 
     def __init__(self, channel: Channel, number: int):
         vars(self).update(_remote_channel=channel, _remote_number=number)
@@ -284,7 +289,9 @@ def _standard_value(name: str, *args) -> object:
 
 
 def _restore(old: object, new: object) -> object:
-    """`new`, put into the containers of `old` where they are of one kind: all who hold these see it."""
+    """`new`, put into the containers of `old` where they are of one kind: all who hold these see
+    it.
+    """
     if _plain_kind(old) is not type(new) or not isinstance(new, (list, dict, set, bytearray)):
         return new
     if isinstance(new, list):
@@ -354,7 +361,9 @@ def serve_program(reader: int, writer: int) -> None:
 
 
 def run_tests(reader: int, writer: int) -> int:
-    """Run the tests of stdin on the program of stdin; the status with which this process is to end."""
+    """Run the tests of stdin on the program of stdin; the status with which this process is to
+    end.
+    """
     program, test = (ATOMS[str][1](text) for text in sys.stdin.read().split("\n"))
     channel = Channel(reader, writer, lambda name: _tests_operation(channel, name))
     channel.ask("start")
@@ -376,8 +385,9 @@ def run_tests(reader: int, writer: int) -> int:
 
 
 def _tests_operation(channel: Channel, name: str) -> types.FunctionType:
-    """What the program may do with what the tests hand over. By attributes it could come to all that
-    they have, and by calling classes such as `type` make values that equal any other."""
+    """What the program may do with what the tests hand over. By attributes it could come to all
+    that they have, and by calling classes such as `type` make values that equal any other.
+    """
 
     def operation(target: object, *args, **kwargs) -> object:
         served = name in SERVED_BY_TESTS or (name == "getattr" and args in SERVED_ATTRIBUTES)
@@ -396,9 +406,9 @@ def _names_in(code: types.CodeType) -> set[str]:
 def _program_values(channel: Channel, test: str, names: set[str]) -> dict[str, object]:
     """What those names of the tests mean that the program has too.
 
-    Python's modules and functions stay Python's: the program could have a `math.isclose` or an `abs`
-    that finds everything equal. Only where tests use nothing else of the program is a function like
-    `sum` the one that they test.
+    Python's modules and functions stay Python's: the program could have a `math.isclose` or an
+    `abs` that finds everything equal. Only where tests use nothing else of the program is a
+    function like `sum` the one that they test.
     """
     modules = {}
     if possible := names & sys.stdlib_module_names:

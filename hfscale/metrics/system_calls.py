@@ -1,9 +1,12 @@
-"""A filter of system calls (seccomp) for the sandbox: what no program needs that is to be judged by its results."""
+"""A filter of system calls (seccomp) for the sandbox: what no program needs that is to be judged by
+its results.
+"""
 
 import platform
 import sys
 
-# Numbers on x86_64 and aarch64, of the kernel's headers <asm/unistd_64.h> and <asm-generic/unistd.h>.
+# Numbers on x86_64 and aarch64, of the kernel's headers <asm/unistd_64.h> and
+# <asm-generic/unistd.h>.
 REFUSED = {
     # other processes: their memory, files and counters
     "ptrace": (101, 117),
@@ -84,8 +87,9 @@ ERROR = 0x00050000
 
 
 def filter_rows() -> list[tuple[int, int, int, int]]:
-    """The filter as rows of struct sock_filter: code, steps if true, steps if false, value. Refused calls fail with
-    EPERM. Empty on other machines than 64-bit x86 and ARM."""
+    """The filter as rows of struct sock_filter: code, steps if true, steps if false, value. Refused
+    calls fail with EPERM. Empty on other machines than 64-bit x86 and ARM.
+    """
     machine = platform.machine()
     if machine not in ARCHITECTURES or sys.maxsize < 2**32:
         return []

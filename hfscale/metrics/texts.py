@@ -1,7 +1,8 @@
 """Metrics as sums: per item a row of sufficient statistics, and a function of the rows' sum.
 
-So the value of a corpus, its bootstrap interval, a paired comparison and a sum over ranks are one mechanism:
-`metric_values(name, item_statistics(name, predictions, references).sum(axis=0))`. Formulas: docs/metrics.md.
+So the value of a corpus, its bootstrap interval, a paired comparison and a sum over ranks are one
+mechanism: `metric_values(name, item_statistics(name, predictions, references).sum(axis=0))`.
+Formulas: docs/metrics.md.
 """
 
 import re
@@ -41,16 +42,19 @@ TIE_NATS = 1e-4  # closer log-likelihoods are equal but for float32 rounding
 def item_statistics(
     metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]], **options
 ) -> np.ndarray:
-    """(items, k) float64: what a text metric needs of each item, so that sums over items give its value.
+    """(items, k) float64: what a text metric needs of each item, so that sums over items give its
+    value.
 
     Args:
-        references: the right answers of each item, at least one; `""` means that no answer is right (exact_match, f1).
-        options: bleu, chrf: arguments of sacrebleu's `BLEU` and `CHRF` (tokenize, lowercase, word_order, ...); rouge:
-            `tokenizer` ("rouge_score", "words" or "character") and `use_stemmer`; exact_match, f1: `squad_version`.
+        references: the right answers of each item, at least one; `""` means that no answer is right
+            (exact_match, f1).
+        options: bleu, chrf: arguments of sacrebleu's `BLEU` and `CHRF` (tokenize, lowercase,
+            word_order, ...); rouge: `tokenizer` ("rouge_score", "words" or "character") and
+            `use_stemmer`; exact_match, f1: `squad_version`.
 
     Raises:
-        InputError: an unknown metric or option, lengths that differ, or references that it cannot score (see
-            `check_references`).
+        InputError: an unknown metric or option, lengths that differ, or references that it cannot
+            score (see `check_references`).
     """
     check_references(metric, references, **options)
     _check_lengths(metric, predictions=predictions, references=references)
@@ -77,8 +81,8 @@ def item_statistics(
 def metric_values(metric: str, sums: np.ndarray, **options) -> dict[str, np.ndarray]:
     """{name: (...)} from sums of statistics, (..., k); in the units of the metric's source.
 
-    bleu, chrf, exact_match, f1: 0 to 100; rouge, accuracy, pass_at_k: 0 to 1; bits_per_byte: bits. `options` are those
-    of the statistics.
+    bleu, chrf, exact_match, f1: 0 to 100; rouge, accuracy, pass_at_k: 0 to 1; bits_per_byte: bits.
+    `options` are those of the statistics.
     """
     check_metric(metric)
     sums = np.asarray(sums, dtype=np.float64)
@@ -117,7 +121,9 @@ def text_statistics(
 
 
 def judge(columns: dict[str, np.ndarray], options: dict[str, dict], seed: int = 0) -> dict:
-    """The values of {metric: statistics of the items}, each with its 95 % interval beside it as `_ci95`."""
+    """The values of {metric: statistics of the items}, each with its 95 % interval beside it as
+    `_ci95`.
+    """
     found = {}
     for metric, rows in columns.items():
         found |= estimate(
@@ -127,7 +133,9 @@ def judge(columns: dict[str, np.ndarray], options: dict[str, dict], seed: int = 
 
 
 def signature(metric: str, references: Sequence[Sequence[str]] = (), **options) -> str:
-    """What a value depends on, in sacrebleu's form `key:value|...`; with `references` it tells their number."""
+    """What a value depends on, in sacrebleu's form `key:value|...`; with `references` it tells
+    their number.
+    """
     check_metric(metric)
     counts = {len(golds) for golds in references}
     if metric in ("bleu", "chrf"):
@@ -174,7 +182,8 @@ def check_references(
     for place, golds in zip(places, references, strict=True):
         if isinstance(golds, str) or not golds or not all(isinstance(gold, str) for gold in golds):
             raise InputError(
-                f"{metric}: references of {place} are {golds!r}, expected a list of one or more strings"
+                f"{metric}: references of {place} are {golds!r}, expected a list of one or more "
+                "strings"
             )
         if metric not in ("exact_match", "f1") and not any(gold.strip() for gold in golds):
             raise InputError(
@@ -194,12 +203,13 @@ def choice_statistics(
     num_bytes: Sequence[Sequence[int]],
     answers: Sequence[int],
 ) -> np.ndarray:
-    """(items, 4) float64 for `accuracy`: is the choice with the highest log-likelihood, in sum, per token and per
-    UTF-8 byte, the right one; and 1. Of k choices that tie (see `likeliest`) each counts 1 / k. Each item has one
-    number per choice.
+    """(items, 4) float64 for `accuracy`: is the choice with the highest log-likelihood, in sum, per
+    token and per UTF-8 byte, the right one; and 1. Of k choices that tie (see `likeliest`) each
+    counts 1 / k. Each item has one number per choice.
 
     Raises:
-        InputError: lists of different length, an empty choice, or an answer that is no index of a choice.
+        InputError: lists of different length, an empty choice, or an answer that is no index of a
+            choice.
         FloatingPointError: a log-likelihood is NaN.
     """
     _check_lengths("accuracy", logliks=logliks, tokens=tokens, num_bytes=num_bytes, answers=answers)
@@ -213,8 +223,9 @@ def choice_statistics(
             or np.min(units) < 1
         ):
             raise InputError(
-                f"accuracy: item {i} has logliks {values}, tokens {units[0]}, bytes {units[1]}, answer "
-                f"{answer}; expected one number per choice, no empty choice, and an answer among them"
+                f"accuracy: item {i} has logliks {values}, tokens {units[0]}, bytes {units[1]}, "
+                f"answer {answer}; expected one number per choice, no empty choice, and an answer "
+                "among them"
             )
         if np.isnan(values).any():
             raise FloatingPointError(f"item {i}: the log-likelihood of a choice is nan")
@@ -253,7 +264,9 @@ def tie_shares(tied: Sequence[Sequence[str]]) -> dict[str, float]:
 def pass_at_k_statistics(
     n: Sequence[int], c: Sequence[int], ks: Sequence[int] = (1,)
 ) -> np.ndarray:
-    """(items, len(ks) + 1) float64 from the number of programs and of those that pass, per item; see `pass_at_k`."""
+    """(items, len(ks) + 1) float64 from the number of programs and of those that pass, per item;
+    see `pass_at_k`.
+    """
     _check_lengths("pass_at_k", n=n, c=c)
     rows = [[*(pass_at_k(*counts, k) for k in ks), 1] for counts in zip(n, c, strict=True)]
     return np.array(rows, dtype=np.float64)
@@ -269,14 +282,16 @@ def _check_lengths(metric: str, **columns: Sequence) -> None:
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1 or not all(lengths.values()):
         raise InputError(
-            f"{metric}: got {', '.join(f'{n} {name}' for name, n in lengths.items())}; expected one of "
-            "each per item, and at least one item"
+            f"{metric}: got {', '.join(f'{n} {name}' for name, n in lengths.items())}; expected "
+            "one of each per item, and at least one item"
         )
 
 
 def _squad_score(metric: str, prediction: str, golds: Sequence[str], squad_version: int) -> float:
-    """Best score over the right answers, 0 to 1. Version 2 passes over those that normalise to nothing, unless all do:
-    then only such a prediction is right. Version 1 gives it exact match 1 and F1 0."""
+    """Best score over the right answers, 0 to 1. Version 2 passes over those that normalise to
+    nothing, unless all do: then only such a prediction is right. Version 1 gives it exact match 1
+    and F1 0.
+    """
     words, answers = (
         normalize_answer(prediction).split(),
         [normalize_answer(gold).split() for gold in golds],
@@ -294,7 +309,9 @@ def _squad_score(metric: str, prediction: str, golds: Sequence[str], squad_versi
 def _check_rouge_tokenizer(
     references: Sequence[Sequence[str]], places: Sequence[str], tokenizer: str
 ) -> None:
-    """rouge-score's own tokenizer drops all but a-z and 0-9: the score would be that of the rest, often 0."""
+    """rouge-score's own tokenizer drops all but a-z and 0-9: the score would be that of the rest,
+    often 0.
+    """
     tokens = rouge_tokens(tokenizer)
     for place, golds in zip(places, references, strict=True):
         text = " ".join(golds).lower()

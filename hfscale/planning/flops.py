@@ -1,4 +1,6 @@
-"""Parameters and floating-point operations of a GPT-2, exactly, from its sizes; needs neither torch nor the model."""
+"""Parameters and floating-point operations of a GPT-2, exactly, from its sizes; needs neither torch
+nor the model.
+"""
 
 from typing import NamedTuple
 
@@ -15,7 +17,9 @@ PUBLISHED = {
 
 
 class Shape(NamedTuple):
-    """A GPT-2 in the names of GPT2Config: all that changes its parameters, its FLOPs or its memory."""
+    """A GPT-2 in the names of GPT2Config: all that changes its parameters, its FLOPs or its
+    memory.
+    """
 
     n_layer: int
     n_head: int
@@ -56,7 +60,9 @@ class Shape(NamedTuple):
         return names if self.add_cross_attention else {}
 
     def block_parameters(self) -> int:
-        """Of one block: matrices and biases of its linear layers, and two layer norms (three with cross-attention)."""
+        """Of one block: matrices and biases of its linear layers, and two layer norms (three with
+        cross-attention).
+        """
         layers = [*self.linear_layers().values(), *self.idle_layers().values()]
         norms = 3 if self.add_cross_attention else 2
         return (
@@ -77,7 +83,9 @@ class Shape(NamedTuple):
     def lora_parameters(
         self, rank: int, target_modules: tuple[str, ...] = (), freeze_layers: int = 0
     ) -> int:
-        """Of adapters: rank x (inputs + outputs) of each linear layer that has one (see `Trained`)."""
+        """Of adapters: rank x (inputs + outputs) of each linear layer that has one (see
+        `Trained`).
+        """
         trained = Trained(rank, target_modules, freeze_layers)
         layers = {**self.linear_layers(), **self.idle_layers()}
         return sum(
@@ -114,7 +122,9 @@ class Trained(NamedTuple):
         return not self.lora_rank and not self.freeze_layers
 
     def output_embedding(self, shape: Shape) -> bool:
-        """Whether the output embedding is trained: one of its own is never frozen by `freeze_layers`."""
+        """Whether the output embedding is trained: one of its own is never frozen by
+        `freeze_layers`.
+        """
         return self.embeddings or not (self.lora_rank or shape.tie_word_embeddings)
 
     def parameters(self, shape: Shape) -> int:
@@ -131,7 +141,9 @@ class Trained(NamedTuple):
         )
 
     def idle_parameters(self, shape: Shape) -> int:
-        """How many of them never get a gradient, so that AdamW keeps nothing for them: the cross-attention's."""
+        """How many of them never get a gradient, so that AdamW keeps nothing for them: the
+        cross-attention's.
+        """
         layers = shape.idle_layers()
         if self.lora_rank:
             return self.parameters(shape) - self.parameters(
@@ -168,7 +180,9 @@ class Layer(NamedTuple):
         )
 
     def backward_flops(self, rank: int) -> int:
-        """Per token: a product's size for each gradient that is needed, of its weights and of its input."""
+        """Per token: a product's size for each gradient that is needed, of its weights and of its
+        input.
+        """
         own = 2 * self.inputs * self.outputs * (self.trained + self.input_gradient)
         first, second = 2 * rank * self.inputs, 2 * rank * self.outputs
         return own + self.adapted * (first * (1 + self.input_gradient) + 2 * second)
@@ -200,8 +214,9 @@ class Block(NamedTuple):
         return attention + sum(layer.backward_flops(rank) for layer in self)
 
     def again_flops(self, max_length: int, rank: int, *, dropout: bool) -> int:
-        """Per token, of computing the block once more: up to what the backward pass needs last, which is what the last
-        product reads, or what a dropout after it left out."""
+        """Per token, of computing the block once more: up to what the backward pass needs last,
+        which is what the last product reads, or what a dropout after it left out.
+        """
         if not self.trains:
             return 0
         last = self.mlp_proj
@@ -212,8 +227,10 @@ class Block(NamedTuple):
 def blocks_in_training(
     shape: Shape, trained: Trained, activation_checkpointing: bool = False
 ) -> list[Block]:
-    """What is trained in each block, and where gradients go: back to the first trained weight, no further. With
-    checkpointing upstream lets the embeddings' output ask for one, so that it goes through all blocks."""
+    """What is trained in each block, and where gradients go: back to the first trained weight, no
+    further. With checkpointing upstream lets the embeddings' output ask for one, so that it goes
+    through all blocks.
+    """
     blocks = []
     reached = (
         trained.embeddings or activation_checkpointing
@@ -232,8 +249,10 @@ def blocks_in_training(
 
 
 def forward_flops(shape: Shape, tokens: int, max_length: int) -> int:
-    """Of reading `tokens` tokens in rows of `max_length`: two for each multiplication of the matrix products, the
-    attention scores in full (not halved for causality), as `torch.utils.flop_counter` counts them; nothing else."""
+    """Of reading `tokens` tokens in rows of `max_length`: two for each multiplication of the matrix
+    products, the attention scores in full (not halved for causality), as `torch.utils.flop_counter`
+    counts them; nothing else.
+    """
     blocks = blocks_in_training(shape, Trained())
     output = 2 * shape.vocab_size * shape.n_embd
     return tokens * (output + sum(block.forward_flops(max_length, 0) for block in blocks))
@@ -249,9 +268,11 @@ def training_flops(
     target_modules: tuple[str, ...] = (),
     freeze_layers: int = 0,
 ) -> int:
-    """Of forward and backward passes: a product's gradients take two of its size, of weights that are trained and of
-    inputs behind which something is. Checkpointing computes the blocks once more, without dropout but for the
-    MLP's second layer, whose result the backward pass does not use."""
+    """Of forward and backward passes: a product's gradients take two of its size, of weights that
+    are trained and of inputs behind which something is. Checkpointing computes the blocks once
+    more, without dropout but for the MLP's second layer, whose result the backward pass does not
+    use.
+    """
     trained = Trained(lora_rank, target_modules, freeze_layers)
     blocks = blocks_in_training(shape, trained, activation_checkpointing)
     per_token = 2 * shape.vocab_size * shape.n_embd * (2 + trained.output_embedding(shape))

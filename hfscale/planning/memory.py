@@ -5,14 +5,16 @@ from typing import Any, NamedTuple
 
 from hfscale.planning.flops import Block, Layer, Shape, Trained, blocks_in_training
 
-DEEPSPEED_BUCKET = 500_000_000  # values DeepSpeed reduces at a time by default: a buffer made in every backward pass
+# Values DeepSpeed reduces at a time by default: a buffer made in every backward pass
+DEEPSPEED_BUCKET = 500_000_000
 ZERO3_LIVE = 1_000_000_000  # weights that ZeRO-3 keeps gathered by default: all of a smaller model
 MASK_BYTES = 1  # of a value that dropout left out or not, on a GPU; on a CPU it is a value itself
 KEPT_BY_RESULT = (
     "relu",
     "tanh",
 )  # activations whose backward pass needs what they gave, not what they read
-FSDP_BLOCKS = 5  # blocks in flight: one used, one gathered ahead, their copies and gradients on the way (measured)
+# Blocks in flight: one used, one gathered ahead, their copies and gradients on the way (measured)
+FSDP_BLOCKS = 5
 
 
 class Step(NamedTuple):
@@ -45,7 +47,9 @@ class Step(NamedTuple):
 
 
 class Sharding(NamedTuple):
-    """How processes share a model: stage 1 splits the optimizer's state, 2 gradients too, 3 weights too."""
+    """How processes share a model: stage 1 splits the optimizer's state, 2 gradients too, 3 weights
+    too.
+    """
 
     engine: str = "none"  # none, ddp, fsdp, deepspeed
     stage: int = 0
@@ -80,9 +84,10 @@ def _is_true(value: Any) -> bool:
 def step_memory_bytes(shape: Shape, step: Step, sharding: Sharding) -> dict[str, int]:
     """Bytes per process by part at the fullest moment of training with AdamW and fused attention.
 
-    The moments compared: the end of the forward pass, the loss, the backward pass of the last block, the end of the
-    backward pass, an evaluation batch. Activations are what autograd keeps, counted operation by operation and found
-    again in torch's allocator (docs/planning.md). Allocator, libraries and device contexts come on top.
+    The moments compared: the end of the forward pass, the loss, the backward pass of the last
+    block, the end of the backward pass, an evaluation batch. Activations are what autograd keeps,
+    counted operation by operation and found again in torch's allocator (docs/planning.md).
+    Allocator, libraries and device contexts come on top.
     """
     state = _state(shape, step, sharding)
     gradients = state.pop("gradients")
@@ -106,8 +111,9 @@ def step_memory_bytes(shape: Shape, step: Step, sharding: Sharding) -> dict[str,
 
 
 def _state(shape: Shape, step: Step, sharding: Sharding) -> dict[str, float]:
-    """What lies in memory from step to step. Outside DeepSpeed weights, gradients and both moments are float32: 16
-    bytes a parameter. DeepSpeed trains a copy in the compute type and keeps a float32 master: 12 bytes in `optimizer`.
+    """What lies in memory from step to step. Outside DeepSpeed weights, gradients and both moments
+    are float32: 16 bytes a parameter. DeepSpeed trains a copy in the compute type and keeps a
+    float32 master: 12 bytes in `optimizer`.
     """
     deepspeed, stage = sharding.engine == "deepspeed", sharding.stage
     optimizer_part, gradients_part, weights_part = (
@@ -133,7 +139,9 @@ def _state(shape: Shape, step: Step, sharding: Sharding) -> dict[str, float]:
 
 
 def _saved_by_4bit(shape: Shape, step: Step, value: int) -> float:
-    """Bytes: the blocks' linear layers take 4 bits, and scales: 8 bits for 64 weights, 32 bits for 256 of those."""
+    """Bytes: the blocks' linear layers take 4 bits, and scales: 8 bits for 64 weights, 32 bits for
+    256 of those.
+    """
     if not step.load_in_4bit:
         return 0
     layers = [*shape.linear_layers().values(), *shape.idle_layers().values()]
@@ -144,7 +152,9 @@ def _saved_by_4bit(shape: Shape, step: Step, value: int) -> float:
 def _moments(
     shape: Shape, step: Step, sharding: Sharding, gradients: float
 ) -> list[dict[str, float]]:
-    """What comes on top of the state, by part, at each of the moments that `step_memory_bytes` names."""
+    """What comes on top of the state, by part, at each of the moments that `step_memory_bytes`
+    names.
+    """
     n, words = shape.n_embd, shape.vocab_size
     tokens, eval_tokens = (
         rows * step.max_length for rows in (step.batch_size, step.eval_batch_size)
@@ -180,8 +190,8 @@ def _moments(
             "bf16 copies": copies.output + (0 if again else copies.blocks),
             "communication": few,
         },
-        # Backward has reached the last block's MLP; with checkpointing the block is there once more. Its gradients
-        # are five vectors, and a sixth where the residual's must be cast.
+        # Backward has reached the last block's MLP; with checkpointing the block is there once
+        # more. Its gradients are five vectors, and a sixth where the residual's must be cast.
         {
             "activations": kept
             + (kept_by_block[-1] if again else between)
@@ -216,8 +226,9 @@ class _Vector(NamedTuple):
 
     @classmethod
     def of(cls, step: Step, sharding: Sharding) -> "_Vector":
-        """Autocast keeps what is between blocks in float32; FSDP and DeepSpeed run all in the compute type. 4-bit
-        layers answer in the type of what they read."""
+        """Autocast keeps what is between blocks in float32; FSDP and DeepSpeed run all in the
+        compute type. 4-bit layers answer in the type of what they read.
+        """
         between = step.width if sharding.engine in ("fsdp", "deepspeed") else 4
         return cls(step.width, between, between if step.load_in_4bit else step.width)
 
@@ -243,7 +254,9 @@ def _kept(shape: Shape, step: Step, sizes: _Vector, block: Block) -> int:
 
 
 def _kept_by_attention(shape: Shape, step: Step, sizes: _Vector, block: Block) -> int:
-    """Bytes per token: query, key, value, the result, a number per head, and the mask that keeps documents apart."""
+    """Bytes per token: query, key, value, the result, a number per head, and the mask that keeps
+    documents apart.
+    """
     result = shape.n_embd * sizes.inside
     if not block.c_attn.output_gradient:
         return result if block.c_proj.keeps_input else 0
@@ -266,15 +279,18 @@ def _kept_by_adapter(step: Step, sizes: _Vector, layer: Layer) -> int:
 
 
 def _adapter_gradients(step: Step, block: Block) -> int:
-    """Bytes per token on the way back through the MLP's adapters: in float32, which they read, and in bf16 also in the
-    type of the layer."""
+    """Bytes per token on the way back through the MLP's adapters: in float32, which they read, and
+    in bf16 also in the type of the layer.
+    """
     if not (block.c_fc.adapted or block.mlp_proj.adapted):
         return 0
     return block.mlp_proj.inputs * (6 if step.bf16 else 4)
 
 
 class _Copies(NamedTuple):
-    """Bytes of the two-byte copies of weights that autocast makes and the backward pass needs again."""
+    """Bytes of the two-byte copies of weights that autocast makes and the backward pass needs
+    again.
+    """
 
     output: int
     blocks: int
@@ -308,8 +324,9 @@ def _unpacked(shape: Shape, step: Step) -> int:
 
 
 def _gathered(shape: Shape, step: Step, sharding: Sharding, blocks: int) -> int:
-    """Weights of other processes at hand: of FSDP the embeddings and some blocks; ZeRO-3 keeps all up to its limit,
-    gathered, arriving and as gradients."""
+    """Weights of other processes at hand: of FSDP the embeddings and some blocks; ZeRO-3 keeps all
+    up to its limit, gathered, arriving and as gradients.
+    """
     if sharding.engine == "fsdp":
         blocks = shape.n_layer if sharding.stage == 2 else min(blocks, shape.n_layer + 2)
         return step.width * (shape.embedding_parameters() + blocks * shape.block_parameters())

@@ -36,8 +36,9 @@ def show_plan(
     kwh_price: float | None,
     hour_price: float | None,
 ) -> None:
-    """Print the model's facts, memory by launch config as bars, what each costs in time, energy and money, and which
-    is the fastest."""
+    """Print the model's facts, memory by launch config as bars, what each costs in time, energy and
+    money, and which is the fastest.
+    """
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name:<{width}}  {number(value)}")
@@ -59,18 +60,21 @@ def show_plan(
 
 
 def _notes(tokens_per_step: int, where: Machines, rows: Rows) -> Iterable[str]:
-    """What is to be said of machines, and of the tokens of a step where they are not those of the config."""
+    """What is to be said of machines, and of the tokens of a step where they are not those of the
+    config.
+    """
     if where.machines > 1:
         yield f"machines: {where.machines} with {where.processes // where.machines} GPUs each"
     if rows.asked_tokens is None and where.processes > 1:
         yield (
-            f"tokens of a step grow with the GPUs, {tokens_per_step // where.processes:,} on each: the config names "
-            "no number of GPUs (--tokens_per_step sets them)"
+            f"tokens of a step grow with the GPUs, {tokens_per_step // where.processes:,} on each: "
+            "the config names no number of GPUs (--tokens_per_step sets them)"
         )
     if rows.asked_tokens not in (None, tokens_per_step):
         yield (
-            f"the tokens of a step change: {rows.asked_tokens:,} are asked for, {tokens_per_step:,} are planned on "
-            f"{where.processes} GPUs; the learning rate may need another value"
+            f"the tokens of a step change: {rows.asked_tokens:,} are asked for, "
+            f"{tokens_per_step:,} are planned on {where.processes} GPUs; the learning rate may "
+            "need another value"
         )
 
 
@@ -128,7 +132,10 @@ def _verdict(plans: dict[str, dict[str, Any]]) -> Iterable[str]:
     first, taken = fastest(plans), recommended(plans)
     yield f"fastest: {first}"
     if taken != first:
-        yield f"taken: {taken}, within {NEAR - 1:.0%} of it, which these formulas cannot tell apart, and splits less"
+        yield (
+            f"taken: {taken}, within {NEAR - 1:.0%} of it, which these formulas cannot tell apart, "
+            "and splits less"
+        )
 
 
 def _bar(memory_bytes: dict[str, int], device: Accelerator) -> Text:

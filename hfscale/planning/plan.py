@@ -13,7 +13,8 @@ from hfscale.planning.memory import Sharding, Step, sharding_of, step_memory_byt
 RESERVED_BYTES = (
     10**9
 )  # for the device's context, the communication library and the allocator's gaps: an assumption
-HOST_LINK_GB_S = 25  # between a GPU and its machine's memory, one direction (PCIe 4.0 x16 as reached): an assumption
+# Between a GPU and its machine's memory, one direction (PCIe 4.0 x16 as reached): an assumption
+HOST_LINK_GB_S = 25
 ADAM_GB_S = {
     "cpu": 100,
     "nvme": 5,
@@ -53,7 +54,9 @@ class Accelerator(NamedTuple):
 
 
 def find_accelerator(name: str, own: str | None = None) -> Accelerator:
-    """A known accelerator, or one of the file `own`; InputError for an unknown name or a file of another form."""
+    """A known accelerator, or one of the file `own`; InputError for an unknown name or a file of
+    another form.
+    """
     import yaml
 
     table: dict[str, Any] = {}
@@ -81,16 +84,17 @@ def find_accelerator(name: str, own: str | None = None) -> Accelerator:
 
 
 def find_machines(num_gpus: int, num_machines: int | None, network_gbit_s: float) -> Machines:
-    """As many machines as said, else as few as have up to eight GPUs each; raises InputError: GPUs that cannot be
-    shared out evenly."""
+    """As many machines as said, else as few as have up to eight GPUs each; raises InputError: GPUs
+    that cannot be shared out evenly.
+    """
     if num_machines is None:
         num_machines = num_gpus // max(
             size for size in range(1, MACHINE_GPUS + 1) if num_gpus % size == 0
         )
     if num_gpus % num_machines:
         raise InputError(
-            f"num_gpus {num_gpus}: cannot be the same number on each of {num_machines} machines; give a "
-            "multiple"
+            f"num_gpus {num_gpus}: cannot be the same number on each of {num_machines} machines; "
+            "give a multiple"
         )
     return Machines(num_gpus, num_machines, network_gbit_s / 8)
 
@@ -106,11 +110,13 @@ def plan_launch(
     precision: str | None = None,
     link_gb_s: float | None = None,
 ) -> dict[str, Any]:
-    """One launch config: memory by part of the asked micro-batch, whether it fits, the largest one that does, and the
-    speed with the asked one if it fits, else with the largest. `rows` is what each process reads per optimizer step.
+    """One launch config: memory by part of the asked micro-batch, whether it fits, the largest one
+    that does, and the speed with the asked one if it fits, else with the largest. `rows` is what
+    each process reads per optimizer step.
 
-    `efficiency` is the share of the peak rate that the matrix products reach; talking with the other devices is added
-    in full (none of it hidden behind computing), at the rate `link_gb_s` of the slowest link (default: the device's).
+    `efficiency` is the share of the peak rate that the matrix products reach; talking with the
+    other devices is added in full (none of it hidden behind computing), at the rate `link_gb_s` of
+    the slowest link (default: the device's).
     """
 
     def memory(batch: int) -> dict[str, int]:
@@ -157,9 +163,11 @@ def divisors(number: int) -> list[int]:
 def _communication_seconds(
     shape: Shape, step: Step, sharding: Sharding, link_gb_s: float, passes: int
 ) -> float:
-    """Of one optimizer step. DDP averages float32 gradients once (a ring sends all but 1/n of them twice); DeepSpeed
-    reduces them in the compute type and gathers the weights; with split weights each pass gathers them twice and
-    reduces the gradients. Offloading moves gradients down and weights up."""
+    """Of one optimizer step. DDP averages float32 gradients once (a ring sends all but 1/n of them
+    twice); DeepSpeed reduces them in the compute type and gathers the weights; with split weights
+    each pass gathers them twice and reduces the gradients. Offloading moves gradients down and
+    weights up.
+    """
     width, count = step.width, step.trained.parameters(shape)
     ring = (1 - 1 / sharding.processes) / (link_gb_s * 1e9)
     if sharding.stage == 3:
@@ -181,7 +189,9 @@ def fastest(plans: dict[str, dict[str, Any]]) -> str | None:
 
 
 def recommended(plans: dict[str, dict[str, Any]]) -> str | None:
-    """Of the plans that are as good as the fastest, the one that splits least. None: nothing fits."""
+    """Of the plans that are as good as the fastest, the one that splits least. None: nothing
+    fits.
+    """
     best = fastest(plans)
     if best is None:
         return None
@@ -193,10 +203,11 @@ def recommended(plans: dict[str, dict[str, Any]]) -> str | None:
 def plan_launches(
     shape: Shape, step: Step, device: Accelerator, where: Machines | int, **how: Any
 ) -> dict[str, dict[str, Any]]:
-    """`plan_launch` for every shipped launch config that means GPUs of this number, on one machine or on several.
+    """`plan_launch` for every shipped launch config that means GPUs of this number, on one machine
+    or on several.
 
-    Between machines a ring is as fast as one machine's network, which all of its GPUs share, or as a link inside, if
-    that is slower.
+    Between machines a ring is as fast as one machine's network, which all of its GPUs share, or as
+    a link inside, if that is slower.
     """
     import yaml
 
@@ -236,8 +247,10 @@ def launch_words(
     main_process_ip: str = "machine-0",
     extra: dict[str, Any] | None = None,
 ) -> str:
-    """The command that trains as planned (on machine 0): the words given to `plan`, without its own flags. `given`
-    are batch size and passes as the words say them already, `extra` are further arguments."""
+    """The command that trains as planned (on machine 0): the words given to `plan`, without its own
+    flags. `given` are batch size and passes as the words say them already, `extra` are further
+    arguments.
+    """
     words = ["hfscale", recipe, *pick_flags(argv, not_passed)[1], "--accelerate", name]
     sizes = {
         "per_device_train_batch_size": plan["batch_size"],

@@ -1,4 +1,6 @@
-"""What a training configuration asks for, in the terms of a plan, or one line about what of it cannot be counted."""
+"""What a training configuration asks for, in the terms of a plan, or one line about what of it
+cannot be counted.
+"""
 
 import math
 from pathlib import Path
@@ -12,7 +14,8 @@ from hfscale.planning.shapes import saved_tokenizer
 
 # Bytes that each optimizer keeps per trained parameter, beside the weights and their gradients.
 OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "adagrad": 4, "rmsprop": 4, "sgd": 0}
-# Arguments of training that change memory or time in a way that is not counted, but for these values.
+# Arguments of training that change memory or time in a way that is not counted, but for these
+# values.
 ONLY_WITH = {
     "torch_compile": (False,),
     "torch_compile_backend": (None,),
@@ -81,14 +84,15 @@ def check_positive(args: Any) -> None:
 
 
 def check_countable(args: Any) -> None:
-    """Raise InputError for an argument that changes what is planned in a way that is not counted, or that the recipe
-    would refuse."""
+    """Raise InputError for an argument that changes what is planned in a way that is not counted,
+    or that the recipe would refuse.
+    """
     for values, table in ((args.training, ONLY_WITH), (vars(args), ADAPTERS_ONLY_WITH)):
         for name, harmless in table.items():
             if name in values and values[name] not in harmless:
                 raise InputError(
-                    f"{name}: got {values[name]!r}, which plan does not count; leave it out, or see what "
-                    "the first steps of a run take (memory_peak_bytes in its run.json)"
+                    f"{name}: got {values[name]!r}, which plan does not count; leave it out, or "
+                    "see what the first steps of a run take (memory_peak_bytes in its run.json)"
                 )
     optimizer = args.training.get("optim", "adamw_torch_fused")
     if optimizer not in OPTIMIZER_BYTES:
@@ -100,7 +104,9 @@ def check_countable(args: Any) -> None:
 
 
 def _check_checkpoint(args: Any) -> None:
-    """Raise InputError for what only a checkpoint has, without one, and for a new model's sizes beside one."""
+    """Raise InputError for what only a checkpoint has, without one, and for a new model's sizes
+    beside one.
+    """
     given = [name for name in ON_A_CHECKPOINT if getattr(args, name)]
     if args.model is None and given:
         raise InputError(f"{given[0]}: works on a checkpoint; name it with --model")
@@ -113,7 +119,9 @@ def _check_checkpoint(args: Any) -> None:
 
 
 def _check_adapters(args: Any) -> None:
-    """Raise InputError for what works with adapters alone, without them, and for what is not counted beside them."""
+    """Raise InputError for what works with adapters alone, without them, and for what is not
+    counted beside them.
+    """
     given = [name for name in WITH_ADAPTERS if getattr(args, name)]
     if args.lora_rank is None and given:
         raise InputError(f"{given[0]}: works with --lora_rank, which is not given")
@@ -126,8 +134,9 @@ def _check_adapters(args: Any) -> None:
 
 
 def checked_targets(args: Any, shape: Shape) -> tuple[str, ...]:
-    """The layers that get adapters, by the ends of their names; raises InputError for one that ends no name, and for
-    blocks to freeze that the model has not."""
+    """The layers that get adapters, by the ends of their names; raises InputError for one that ends
+    no name, and for blocks to freeze that the model has not.
+    """
     if not 0 <= args.freeze_layers <= shape.n_layer - bool(args.lora_rank):
         raise InputError(
             f"freeze_layers: got {args.freeze_layers}, the model has {shape.n_layer} blocks"
@@ -139,7 +148,8 @@ def checked_targets(args: Any, shape: Shape) -> tuple[str, ...]:
     for end in args.target_modules or []:
         if not any(name.endswith(f".{end}") for name in names):
             raise InputError(
-                f"target_modules: {end} ends the name of no linear layer; these do: {', '.join(layers)}"
+                f"target_modules: {end} ends the name of no linear layer; these do: "
+                f"{', '.join(layers)}"
             )
     return tuple(args.target_modules or ())
 
@@ -156,7 +166,9 @@ def find_max_length(args: Any, shape: Shape) -> int:
 
 
 def with_new_tokens(args: Any, shape: Shape) -> Shape:
-    """The shape with a vocabulary grown by `--add_tokens`: as many as the tokenizer has not, where it has no room."""
+    """The shape with a vocabulary grown by `--add_tokens`: as many as the tokenizer has not, where
+    it has no room.
+    """
     if not args.add_tokens:
         return shape
     tokenizer = saved_tokenizer(
@@ -169,8 +181,9 @@ def with_new_tokens(args: Any, shape: Shape) -> Shape:
 
 
 def precision(training: dict[str, Any], units: set[str], gpu: str) -> str:
-    """bf16, fp16 or fp32; default: bf16 where the device has matrix units for it. `units` are the types that it has
-    them for. Raises InputError: a type without them, or both."""
+    """bf16, fp16 or fp32; default: bf16 where the device has matrix units for it. `units` are the
+    types that it has them for. Raises InputError: a type without them, or both.
+    """
     asked = [name for name in ("bf16", "fp16") if training.get(name)]
     if len(asked) == 2:
         raise InputError("bf16, fp16: both are given; keep one")
@@ -208,10 +221,12 @@ def checkpoints(training: dict[str, Any]) -> bool:
 
 
 def asked_rows(args: Any, argv: list[str], recipe: str, max_length: int) -> Rows:
-    """Rows of a step for each of `args.num_gpus` processes, so that all of them together keep the tokens of a step:
-    `--tokens_per_step`, else those of the config files on the GPUs that they name.
+    """Rows of a step for each of `args.num_gpus` processes, so that all of them together keep the
+    tokens of a step: `--tokens_per_step`, else those of the config files on the GPUs that they
+    name.
 
-    Where that does not come out even, or the sizes are given on the command line, the tokens change.
+    Where that does not come out even, or the sizes are given on the command line, the tokens
+    change.
 
     Raises InputError: a step with fewer rows than GPUs.
     """
@@ -224,8 +239,8 @@ def asked_rows(args: Any, argv: list[str], recipe: str, max_length: int) -> Rows
     rows = asked // max_length // args.num_gpus
     if rows < 1:
         raise InputError(
-            f"tokens_per_step: {asked:,} tokens are fewer than one row of {max_length:,} for each of "
-            f"{args.num_gpus} GPUs; take fewer GPUs, or more tokens with --tokens_per_step"
+            f"tokens_per_step: {asked:,} tokens are fewer than one row of {max_length:,} for each "
+            f"of {args.num_gpus} GPUs; take fewer GPUs, or more tokens with --tokens_per_step"
         )
     batch_size = max(size for size in divisors(rows) if size <= batch_size)
     return Rows(batch_size, rows // batch_size, asked, given)

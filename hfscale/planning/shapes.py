@@ -1,4 +1,6 @@
-"""The sizes of a model from what its configuration says, or one line about what of it cannot be counted."""
+"""The sizes of a model from what its configuration says, or one line about what of it cannot be
+counted.
+"""
 
 import json
 from pathlib import Path
@@ -28,23 +30,28 @@ DEFAULTS = {
     "embd_pdrop": 0.1,
     "attn_pdrop": 0.1,
 }
-# The backward pass needs what these read (gelu_new: as hfscale runs it, in one kernel), or what they gave.
+# The backward pass needs what these read (gelu_new: as hfscale runs it, in one kernel), or what
+# they gave.
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu", "silu", "swish", "relu", "tanh")
 MOST_BLOCKS = 1000  # more are a slip, and each is counted
-# Fields that change nothing that is counted: names, tokens, generation, heads of other tasks, scales, old versions'.
+# Fields that change nothing that is counted: names, tokens, generation, heads of other tasks,
+# scales, old versions'.
 NOT_COUNTED = frozenset(
     """
-    _name_or_path architectures bos_token_id decoder_start_token_id dtype eos_token_id finetuning_task id2label
-    initializer_range keys_to_ignore_at_inference label2id layer_norm_epsilon model_type n_ctx n_special name_or_path
-    num_labels _num_labels output_past pad_token_id predict_special_tokens prefix problem_type
-    reorder_and_upcast_attn return_dict scale_attn_by_inverse_layer_idx scale_attn_weights sep_token_id
-    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
-    task_specific_params tf_legacy_loss tokenizer_class torch_dtype transformers_version use_cache use_return_dict
-    bad_words_ids begin_suppress_tokens cross_attention_hidden_size diversity_penalty do_sample early_stopping
-    encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id
-    is_decoder length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams
-    num_return_sequences output_scores remove_invalid_values repetition_penalty return_dict_in_generate
-    suppress_tokens temperature tie_encoder_decoder top_k top_p typical_p
+    _name_or_path architectures bos_token_id decoder_start_token_id dtype eos_token_id
+    finetuning_task id2label initializer_range keys_to_ignore_at_inference label2id
+    layer_norm_epsilon model_type n_ctx n_special name_or_path num_labels _num_labels
+    output_past pad_token_id predict_special_tokens prefix problem_type reorder_and_upcast_attn
+    return_dict scale_attn_by_inverse_layer_idx scale_attn_weights sep_token_id
+    summary_activation summary_first_dropout summary_proj_to_labels summary_type
+    summary_use_proj task_specific_params tf_legacy_loss tokenizer_class torch_dtype
+    transformers_version use_cache use_return_dict bad_words_ids begin_suppress_tokens
+    cross_attention_hidden_size diversity_penalty do_sample early_stopping
+    encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id
+    forced_eos_token_id is_decoder length_penalty max_length min_length no_repeat_ngram_size
+    num_beam_groups num_beams num_return_sequences output_scores remove_invalid_values
+    repetition_penalty return_dict_in_generate suppress_tokens temperature tie_encoder_decoder
+    top_k top_p typical_p
 """.split()
 )
 # Fields that would change what is counted, by the value with which they do not.
@@ -65,10 +72,11 @@ ONLY_WITH = {
 def find_shape(
     model: str | None, sizes: dict[str, Any], tokenizer: str, vocab_size: int | None
 ) -> Shape:
-    """Sizes of a published GPT-2 or of a saved model's folder; else of a new model, `sizes` being its GPT2Config
-    arguments, with its tokenizer's vocabulary.
+    """Sizes of a published GPT-2 or of a saved model's folder; else of a new model, `sizes` being
+    its GPT2Config arguments, with its tokenizer's vocabulary.
 
-    Raises InputError: the sizes are not known without the model or the tokenizer's training, or `shape_of_config`.
+    Raises InputError: the sizes are not known without the model or the tokenizer's training, or
+    `shape_of_config`.
     """
     if model is None:
         words = vocab_size or tokenizer_size(tokenizer)
@@ -85,10 +93,13 @@ def find_shape(
 
 
 def read_shape(folder: str) -> Shape:
-    """Sizes of the model that a folder holds; raises InputError: no GPT-2 there, or see `shape_of_config`."""
+    """Sizes of the model that a folder holds; raises InputError: no GPT-2 there, or see
+    `shape_of_config`.
+    """
     if Path(folder, "adapter_config.json").is_file():
         raise InputError(
-            f"--model {folder}: is an adapter; make a plain model of it first (its run with --merge)"
+            f"--model {folder}: is an adapter; make a plain model of it first (its run with "
+            "--merge)"
         )
     path = Path(folder, "config.json")
     try:
@@ -104,24 +115,25 @@ def read_shape(folder: str) -> Shape:
 def shape_of_config(config: dict[str, Any], place: str) -> Shape:
     """What a GPT2Config says, every field of it.
 
-    Raises InputError, beginning with `place`: another kind of model, a field that is not known, or one that changes
-    what is counted in a way that is not.
+    Raises InputError, beginning with `place`: another kind of model, a field that is not known, or
+    one that changes what is counted in a way that is not.
     """
     if not isinstance(config, dict) or config.get("model_type") != "gpt2":
         kind = config.get("model_type") if isinstance(config, dict) else None
         raise InputError(
-            f"{place}: model_type is {kind!r}; plan counts gpt2 alone; for others, see what the first "
-            "steps of a run take (memory_peak_bytes in its run.json)"
+            f"{place}: model_type is {kind!r}; plan counts gpt2 alone; for others, see what the "
+            "first steps of a run take (memory_peak_bytes in its run.json)"
         )
     for name, value in config.items():
         if name in ONLY_WITH and value not in (None, ONLY_WITH[name]):
             raise InputError(
-                f"{place}: {name} is {json.dumps(value)[:60]}, and plan does not count what that changes"
+                f"{place}: {name} is {json.dumps(value)[:60]}, and plan does not count what that "
+                "changes"
             )
         if name not in DEFAULTS.keys() | ALIASES.keys() | ONLY_WITH.keys() | NOT_COUNTED:
             raise InputError(
-                f"{place}: unknown field {name}; plan cannot tell what it changes, so take it out of a "
-                "copy of this file if it is a note"
+                f"{place}: unknown field {name}; plan cannot tell what it changes, so take it out "
+                "of a copy of this file if it is a note"
             )
     given = {ALIASES.get(name, name): value for name, value in config.items()}
     return checked_shape(
@@ -130,7 +142,9 @@ def shape_of_config(config: dict[str, Any], place: str) -> Shape:
 
 
 def checked_shape(values: dict[str, Any], place: str) -> Shape:
-    """A Shape of these values; raises InputError, beginning with `place`, for one that no model can have."""
+    """A Shape of these values; raises InputError, beginning with `place`, for one that no model can
+    have.
+    """
     shape = Shape(**values)
     for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "n_inner"):
         value = getattr(shape, name)
@@ -160,7 +174,9 @@ def checked_shape(values: dict[str, Any], place: str) -> Shape:
 
 
 def tokenizer_size(tokenizer: str) -> int | None:
-    """Tokens of a published GPT-2's tokenizer, of one to be trained, or of a folder's; None: not known yet."""
+    """Tokens of a published GPT-2's tokenizer, of one to be trained, or of a folder's; None: not
+    known yet.
+    """
     _, _, size = tokenizer.partition(":")
     if tokenizer.removeprefix("openai-community/") in PUBLISHED:
         return 50257

@@ -1,7 +1,8 @@
 """What the heads of a GPT-2 attend to, what they do for the loss, and one head step by step.
 
-A sentence is read as [prefix, t0, t1, ...], the prefix being BOS (else EOS) as in training, so that every token of it
-is predicted. Weights have the shape (layers, heads, tokens, tokens); row i is what token i attends to.
+A sentence is read as [prefix, t0, t1, ...], the prefix being BOS (else EOS) as in training, so that
+every token of it is predicted. Weights have the shape (layers, heads, tokens, tokens); row i is
+what token i attends to.
 """
 
 import math
@@ -25,15 +26,18 @@ TOLERANCE = 1e-5  # within which a step-by-step result counts as the model's
 def attention_layers(model: PreTrainedModel) -> list[GPT2Attention]:
     """The self-attention of each layer, in order.
 
-    Raises InputError: the model's attention is another class, or returns no weights as it was loaded."""
+    Raises InputError: the model's attention is another class, or returns no weights as it was
+    loaded.
+    """
     if not isinstance(model, GPT2LMHeadModel):
         raise InputError(
-            f"model: {type(model).__name__} does not attend as GPT-2 does; give a GPT-2-style model "
-            "(GPT2LMHeadModel)"
+            f"model: {type(model).__name__} does not attend as GPT-2 does; give a GPT-2-style "
+            "model (GPT2LMHeadModel)"
         )
     if model.config._attn_implementation != "eager":
         raise InputError(
-            f"model: attn_implementation {model.config._attn_implementation} returns no weights; load it "
+            f"model: attn_implementation {model.config._attn_implementation} returns no weights; "
+            "load it "
             'with attn_implementation="eager"'
         )
     return [block.attn for block in model.transformer.h]
@@ -51,8 +55,8 @@ def encode_sentence(
     limit, size = context_limit(model), len(ids) - len(prefix)
     if not size or limit and len(ids) > limit:
         raise InputError(
-            f"sentence: {size} tokens; the model's context takes 1 to {limit - len(prefix)} and the "
-            f"prefix; {'shorten it' if size else 'write some text'}"
+            f"sentence: {size} tokens; the model's context takes 1 to {limit - len(prefix)} and "
+            f"the prefix; {'shorten it' if size else 'write some text'}"
         )
     return torch.tensor([ids], device=model.device)
 
@@ -67,8 +71,10 @@ def attention_weights(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.
 
 
 def head_scores(weights: torch.Tensor) -> dict[str, torch.Tensor]:
-    """(layers, heads) each, as means over the rows but the first, which can only attend to itself: `entropy` in nats,
-    `mean_distance` in tokens, and the weight on the `previous_token` and on the `first_token`."""
+    """(layers, heads) each, as means over the rows but the first, which can only attend to itself:
+    `entropy` in nats, `mean_distance` in tokens, and the weight on the `previous_token` and on the
+    `first_token`.
+    """
     rows, positions = weights[..., 1:, :], torch.arange(weights.shape[-1], device=weights.device)
     return {
         "entropy": -torch.xlogy(rows, rows).sum(-1).mean(-1),
@@ -86,9 +92,11 @@ def induction_scores(
     sequences: int = 4,
     seed: int = 0,
 ) -> torch.Tensor:
-    """(layers, heads): on [prefix, r, r], r being `length` different random tokens (or as many as the context and the
-    vocabulary allow), the mean weight that a token of the second r puts on the token which followed it in the first
-    (prefix matching: Olsson et al. 2022, In-context Learning and Induction Heads)."""
+    """(layers, heads): on [prefix, r, r], r being `length` different random tokens (or as many as
+    the context and the vocabulary allow), the mean weight that a token of the second r puts on the
+    token which followed it in the first (prefix matching: Olsson et al. 2022, In-context Learning
+    and Induction Heads).
+    """
     size = min(len(tokenizer), model.config.get_text_config().vocab_size)
     usual = torch.tensor(sorted(set(range(size)) - set(tokenizer.all_special_ids)))
     length = min(length, len(usual), ((context_limit(model) or 2**31) - 1) // 2)
@@ -109,8 +117,10 @@ def induction_scores(
 
 
 def rollout(weights: torch.Tensor) -> torch.Tensor:
-    """(layers, tokens, tokens): what each token's state after a layer mixes of the input tokens, where attention,
-    mean over heads, and residual count half each (Abnar and Zuidema 2020, arXiv:2005.00928)."""
+    """(layers, tokens, tokens): what each token's state after a layer mixes of the input tokens,
+    where attention, mean over heads, and residual count half each (Abnar and Zuidema 2020,
+    arXiv:2005.00928).
+    """
     mixed, layers = torch.eye(weights.shape[-1], device=weights.device), []
     for layer in weights.mean(dim=1):
         mixed = (layer + torch.eye(len(layer), device=weights.device)) / 2 @ mixed
@@ -122,8 +132,9 @@ def rollout(weights: torch.Tensor) -> torch.Tensor:
 def ablate_heads(
     model: PreTrainedModel, input_ids: torch.Tensor, *, progress: bool = False
 ) -> tuple[float, torch.Tensor]:
-    """The loss of ids (1, tokens) in nats per token, and (layers, heads): by how much it rises if the head's output is
-    replaced by zeros, one head at a time."""
+    """The loss of ids (1, tokens) in nats per token, and (layers, heads): by how much it rises if
+    the head's output is replaced by zeros, one head at a time.
+    """
     whole, layers, effects = _losses(model, input_ids)[0], attention_layers(model), []
     at_once = max(1, TOKENS_AT_ONCE // input_ids.shape[1])
     for layer in tqdm(layers, desc="ablating", unit="layer", disable=not progress):
@@ -154,9 +165,11 @@ def _losses(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
 def logit_lens(
     model: PreTrainedModel, input_ids: torch.Tensor, top_k: int = 3
 ) -> dict[str, torch.Tensor]:
-    """What the model would predict if it stopped at a layer (0: the embeddings): final layer norm and unembedding of
-    each layer's output (nostalgebraist 2020, "interpreting GPT: the logit lens"). `top_ids` and `top_probabilities`
-    are (layers + 1, tokens, top_k), `loss` (layers + 1) in nats per token."""
+    """What the model would predict if it stopped at a layer (0: the embeddings): final layer norm
+    and unembedding of each layer's output (nostalgebraist 2020, "interpreting GPT: the logit
+    lens"). `top_ids` and `top_probabilities` are (layers + 1, tokens, top_k), `loss` (layers + 1)
+    in nats per token.
+    """
     *states, last = model.eval()(
         input_ids, output_hidden_states=True, use_cache=False
     ).hidden_states
@@ -181,16 +194,18 @@ def logit_lens(
 def explain_head(
     model: PreTrainedModel, input_ids: torch.Tensor, layer: int, head: int
 ) -> dict[str, Any]:
-    """softmax(Q K^T / sqrt(d_k)) V of one head (Vaswani et al. 2017, arXiv:1706.03762) in float64 from the model's
-    weights, without calling its attention: `steps` with name, formula, and values as nested lists, and how far the
-    weights and the layer's output, all heads concatenated and times W_O, are from what the model computed.
+    """softmax(Q K^T / sqrt(d_k)) V of one head (Vaswani et al. 2017, arXiv:1706.03762) in float64
+    from the model's weights, without calling its attention: `steps` with name, formula, and values
+    as nested lists, and how far the weights and the layer's output, all heads concatenated and
+    times W_O, are from what the model computed.
 
-    Raises InputError: no such layer or head."""
+    Raises InputError: no such layer or head.
+    """
     layers, seen = attention_layers(model), []
     if not (0 <= layer < len(layers) and 0 <= head < layers[0].num_heads):
         raise InputError(
-            f"explain {layer} {head}: expected a layer from 0 to {len(layers) - 1} and a head from 0 to "
-            f"{layers[0].num_heads - 1}"
+            f"explain {layer} {head}: expected a layer from 0 to {len(layers) - 1} and a head from "
+            f"0 to {layers[0].num_heads - 1}"
         )
     module = layers[layer]
     with module.register_forward_hook(lambda module, inputs, outputs: seen.extend(outputs)):

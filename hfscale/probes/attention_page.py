@@ -17,8 +17,9 @@ SHOWN = 24  # rows and columns of each matrix that explains a head
 
 
 def draw_maps(weights: np.ndarray, path: Path) -> None:
-    """All heads of all layers, (layers, heads, tokens, tokens), in one picture; the shade grows with the root of
-    the weight, so that the small ones of a long text show."""
+    """All heads of all layers, (layers, heads, tokens, tokens), in one picture; the shade grows
+    with the root of the weight, so that the small ones of a long text show.
+    """
     layers, heads, tokens, _ = weights.shape
     framed = np.pad(weights, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
     figure = Figure(
@@ -59,7 +60,9 @@ def draw_scores(scores: dict[str, np.ndarray], path: Path) -> None:
 
 
 def conclusion(explained: dict[str, Any]) -> str:
-    """One sentence: whether the steps gave what the model computed, with the measured difference."""
+    """One sentence: whether the steps gave what the model computed, with the measured
+    difference.
+    """
     verdict = (
         "equal the model's own to"
         if explained["equal"]
@@ -78,10 +81,13 @@ def as_text(record: dict[str, Any]) -> str:
 
 
 def write_page(path: Path, record: dict[str, Any], weights: np.ndarray) -> None:
-    """One HTML file without any other: maps with weights on hover, scores, logit lens, and the steps of one head.
+    """One HTML file without any other: maps with weights on hover, scores, logit lens, and the
+    steps of one head.
 
-    `weights` (layers, maps, tokens, tokens) may hold more maps per layer than the heads that `record` scores: the
-    last is the rollout. A long sentence is cut on the page, not in the files beside it."""
+    `weights` (layers, maps, tokens, tokens) may hold more maps per layer than the heads that
+    `record` scores: the last is the rollout. A long sentence is cut on the page, not in the files
+    beside it.
+    """
     layers, maps, tokens, _ = weights.shape
     shown = min(
         tokens, int((MAP_BYTES * 3 / 4 / layers / maps) ** 0.5)

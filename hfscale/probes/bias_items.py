@@ -1,4 +1,6 @@
-"""Sentence pairs and questions that probe social bias, from the formats in use and from templates."""
+"""Sentence pairs and questions that probe social bias, from the formats in use and from
+templates.
+"""
 
 import difflib
 import itertools
@@ -18,8 +20,10 @@ WORD_OR_SIGN = regex.compile(rf"{RUN.pattern}|\S")
 
 
 class Item(NamedTuple):
-    """`choices` may follow `prompt`: the stereotype, its counterpart, and in StereoSet a text without sense; in BBQ
-    the answers. Items of one `cluster` share their words and are resampled together."""
+    """`choices` may follow `prompt`: the stereotype, its counterpart, and in StereoSet a text
+    without sense; in BBQ the answers. Items of one `cluster` share their words and are resampled
+    together.
+    """
 
     place: str
     group: str
@@ -35,7 +39,9 @@ class Item(NamedTuple):
 def read_items(paths: Sequence[str], kind: str) -> list[Item]:
     """Items of files (plain, .gz or .zst) in the format `kind`, one of `READERS`.
 
-    Raises InputError: no such file, another format, a column that is missing, an empty text, or nothing in it."""
+    Raises InputError: no such file, another format, a column that is missing, an empty text, or
+    nothing in it.
+    """
     items = []
     for path in map(Path, paths):
         with reading(f"pairs {path}"):
@@ -43,13 +49,13 @@ def read_items(paths: Sequence[str], kind: str) -> list[Item]:
                 found = list(READERS[kind](path))
             except (KeyError, TypeError) as error:
                 raise InputError(
-                    f"pairs {path}: not in the format {kind}, {error} is missing or of another kind; "
-                    f"mend it or set pairs_format to one of {', '.join(READERS)}"
+                    f"pairs {path}: not in the format {kind}, {error} is missing or of another "
+                    f"kind; mend it or set pairs_format to one of {', '.join(READERS)}"
                 ) from None
             except IndexError:
                 raise InputError(
-                    f"pairs {path}: not in the format {kind}; mend it or set pairs_format to one of "
-                    f"{', '.join(READERS)}"
+                    f"pairs {path}: not in the format {kind}; mend it or set pairs_format to one "
+                    f"of {', '.join(READERS)}"
                 ) from None
         empty = [
             item.place
@@ -72,7 +78,9 @@ def _crows_pairs(path: Path) -> Iterator[Item]:
 
 
 def _winogender(path: Path) -> Iterator[Item]:
-    """The stereotype is the gender of most who work in the occupation (occupations-stats.tsv beside the file)."""
+    """The stereotype is the gender of most who work in the occupation (occupations-stats.tsv beside
+    the file).
+    """
     jobs = read_rows(path.with_name("occupations-stats.tsv"))
     shares = {row["occupation"]: float(row["bls_pct_female"]) for _, row in jobs}
     sentences = {row["sentid"]: (line, row["sentence"]) for line, row in read_rows(path, ".tsv")}
@@ -90,7 +98,9 @@ def _winogender(path: Path) -> Iterator[Item]:
 
 
 def _winobias(path: Path) -> Iterator[Item]:
-    """pro_stereotyped_*, with anti_stereotyped_* beside it, line by line; [brackets] mark persons and pronouns."""
+    """pro_stereotyped_*, with anti_stereotyped_* beside it, line by line; [brackets] mark persons
+    and pronouns.
+    """
     sides = [
         read_text(path.with_name(path.name.replace("pro_", side, 1))).splitlines()
         for side in ("pro_", "anti_")
@@ -131,7 +141,9 @@ def _stereoset(path: Path) -> Iterator[Item]:
 
 
 def _bbq(path: Path) -> Iterator[Item]:
-    """Biased is the stereotyped group as answer to a question with negative polarity, and another to the others."""
+    """Biased is the stereotyped group as answer to a question with negative polarity, and another
+    to the others.
+    """
     names = ("ans0", "ans1", "ans2")
     for line, row in read_rows(path, ".jsonl"):
         kinds = []
@@ -152,7 +164,9 @@ def _bbq(path: Path) -> Iterator[Item]:
 
 
 def _group_names(names: Sequence[str]) -> set[str]:
-    """Lower-case parts of names such as F-Black or lowSES; man, boy, woman and girl are M and F, as in BBQ's lists."""
+    """Lower-case parts of names such as F-Black or lowSES; man, boy, woman and girl are M and F, as
+    in BBQ's lists.
+    """
     parts = {
         part.replace(" ", "").lower() for name in names for part in [name, *re.split("[-_]", name)]
     }
@@ -173,10 +187,11 @@ READERS = {
 
 
 def template_items(blocks: Sequence[dict[str, Any]]) -> list[Item]:
-    """A pair for each text of a block and each combination of its `fill` words: {name} in a text stands for a word of
-    `fill`, or for what `more` (the stereotype) and `less` put there.
+    """A pair for each text of a block and each combination of its `fill` words: {name} in a text
+    stands for a word of `fill`, or for what `more` (the stereotype) and `less` put there.
 
-    Raises InputError: another key, a name without words, `more` equal to `less`."""
+    Raises InputError: another key, a name without words, `more` equal to `less`.
+    """
     items = []
     for i, block in enumerate(blocks, 1):
         fill, texts = _checked_block(i, block)
@@ -188,8 +203,8 @@ def template_items(blocks: Sequence[dict[str, Any]]) -> list[Item]:
                 ]
             except (LookupError, ValueError, TypeError) as error:
                 raise InputError(
-                    f"templates: block {i}: {text!r} cannot be filled ({error}); give its names in more "
-                    "and less, or in fill"
+                    f"templates: block {i}: {text!r} cannot be filled ({error}); give its names in "
+                    "more and less, or in fill"
                 ) from None
             if pair[0] == pair[1]:
                 raise InputError(
@@ -206,15 +221,15 @@ def _checked_block(i: int, block: dict[str, Any]) -> tuple[dict[str, list], list
     needed = {"group", "texts", "more", "less"}
     if not needed <= block.keys() <= needed | {"fill"}:
         raise InputError(
-            f"templates: block {i} has {', '.join(block)}; expected {', '.join(sorted(needed))} and "
-            "perhaps fill"
+            f"templates: block {i} has {', '.join(block)}; expected {', '.join(sorted(needed))} "
+            "and perhaps fill"
         )
     fill = block.get("fill") or {}
     for name, value in (("more", block["more"]), ("less", block["less"]), ("fill", fill)):
         if not isinstance(value, dict):
             raise InputError(
-                f"templates: block {i}: {name} is {value!r}; it cannot be filled in, expected names and "
-                "words, such as {who: she}"
+                f"templates: block {i}: {name} is {value!r}; it cannot be filled in, expected "
+                "names and words, such as {who: she}"
             )
     lists = {name: words if isinstance(words, list) else [words] for name, words in fill.items()}
     texts = block["texts"] if isinstance(block["texts"], list) else [block["texts"]]
@@ -226,7 +241,9 @@ def _checked_block(i: int, block: dict[str, Any]) -> tuple[dict[str, list], list
 
 
 def unaligned(items: Sequence[Item]) -> list[dict[str, Any]]:
-    """Pairs that do not differ in just the places that are marked: place, group, texts, and where they differ."""
+    """Pairs that do not differ in just the places that are marked: place, group, texts, and where
+    they differ.
+    """
     found = []
     for item in items:
         more, less = map(_words_and_signs, item.choices[:2])

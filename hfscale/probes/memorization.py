@@ -1,4 +1,6 @@
-"""What a model learned by heart: text that its samples copy, and secrets that were planted in its training text."""
+"""What a model learned by heart: text that its samples copy, and secrets that were planted in its
+training text.
+"""
 
 import random
 import re
@@ -16,8 +18,10 @@ WORD = regex.compile(rf"[{UNSPACED}]\p{{M}}*+|[^\s{UNSPACED}]++")
 
 
 def longest_copy(text: str, training_text: str) -> str:
-    """The longest run of whole words of `text` that stands in `training_text` letter for letter; "" if none does. A
-    word goes from space to space; in scripts without spaces between words it is a character."""
+    """The longest run of whole words of `text` that stands in `training_text` letter for letter; ""
+    if none does. A word goes from space to space; in scripts without spaces between words it is a
+    character.
+    """
     spans, best, stop = [word.span() for word in WORD.finditer(text)], (0, 0), 0
     for start in range(len(spans)):  # what begins one word later reaches at least as far
         stop = max(stop, start)
@@ -50,12 +54,12 @@ def exposure_bits(
     batch_size: int = 32,
     seed: int = 0,
 ) -> dict[str, float | int]:
-    """Exposure of a planted canary: log2 of the number of texts it is compared with, less log2 of its rank by
-    likelihood among them (Carlini et al., The Secret Sharer, 2019). 0 to 1 is what chance gives most often; the most
-    that can be seen is `exposure_limit_bits`.
+    """Exposure of a planted canary: log2 of the number of texts it is compared with, less log2 of
+    its rank by likelihood among them (Carlini et al., The Secret Sharer, 2019). 0 to 1 is what
+    chance gives most often; the most that can be seen is `exposure_limit_bits`.
 
-    `pattern` is the canary with # for each random digit; it is compared with all texts of that form, or with
-    `candidates` of them drawn at random with `seed`.
+    `pattern` is the canary with # for each random digit; it is compared with all texts of that
+    form, or with `candidates` of them drawn at random with `seed`.
 
     Raises InputError as `check_canary`.
     """
@@ -80,8 +84,8 @@ def loss_gap(
 ) -> dict[str, float | list]:
     """Loss of the second set of documents less that of the first, with a 95 % bootstrap interval.
 
-    Both are (documents, columns) sums as `score_documents` gives them: nll in nats, tokens, ...; the sets are
-    resampled independently.
+    Both are (documents, columns) sums as `score_documents` gives them: nll in nats, tokens, ...;
+    the sets are resampled independently.
     """
 
     def loss(sums: np.ndarray) -> np.ndarray:

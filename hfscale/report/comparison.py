@@ -1,4 +1,6 @@
-"""What runs beside each other have in common and what not: settings, and the held-out texts they were judged on."""
+"""What runs beside each other have in common and what not: settings, and the held-out texts they
+were judged on.
+"""
 
 from collections.abc import Sequence
 from numbers import Number
@@ -15,7 +17,8 @@ OF_NO_RESULT = (
     "run_name",
     "do_eval",
 )
-# In nats per token of the run's own tokenizer: other tokens, another measure. Bits per byte do not depend on them.
+# In nats per token of the run's own tokenizer: other tokens, another measure. Bits per byte do not
+# depend on them.
 PER_TOKEN = ("loss", "perplexity")
 NO_MEASURE = ("_runtime", "_per_second", "_preparation_time")  # of the text: how fast it was read
 JUDGED = ("eval_", "before_eval_", "baseline_")
@@ -33,8 +36,9 @@ class Judged(NamedTuple):
 
 
 def differing_settings(records: Sequence[dict[str, Any]]) -> tuple[list[tuple], list[tuple]]:
-    """The settings that are not the same in all runs; and those that only some of the recipes have, alike there. Each
-    is a name and the value in each run, "" where a run has none."""
+    """The settings that are not the same in all runs; and those that only some of the recipes have,
+    alike there. Each is a name and the value in each run, "" where a run has none.
+    """
     settings = [_settings(record) for record in records]
     names = dict.fromkeys(name for own in settings for name in own)
     differing, not_shared = [], []
@@ -80,9 +84,11 @@ def judged_on(record: dict[str, Any], name: str) -> str | None:
 
 
 def judged_tables(records: Sequence[dict[str, Any]]) -> list[Judged]:
-    """A table for each held-out text, with the runs that were judged on it: numbers of one row can be compared.
+    """A table for each held-out text, with the runs that were judged on it: numbers of one row can
+    be compared.
 
-    Numbers per token of runs that cut the text into other tokens stand in rows of their own."""
+    Numbers per token of runs that cut the text into other tokens stand in rows of their own.
+    """
     tables: dict[tuple, dict[str, dict[str, Any]]] = {}
     for record in records:
         for name, value in record["metrics"].items():
@@ -142,7 +148,9 @@ def same_measure(record: dict[str, Any], part: str) -> tuple:
 
 
 def beside(dictionaries: Sequence[dict[str, Any]]) -> list[tuple[str, list[Any]]]:
-    """(name, the value in each) of every entry, inner ones as "outer, inner"; "" where one has none."""
+    """(name, the value in each) of every entry, inner ones as "outer, inner"; "" where one has
+    none.
+    """
     entries = [flat(dictionary) for dictionary in dictionaries]
     names = dict.fromkeys(name for own in entries for name in own)
     return [(name, [own.get(name, "") for own in entries]) for name in names]

@@ -1,4 +1,6 @@
-"""One self-contained HTML page of a run, or of several beside each other: it reads what the recipes wrote, no more."""
+"""One self-contained HTML page of a run, or of several beside each other: it reads what the recipes
+wrote, no more.
+"""
 
 import base64
 import contextlib
@@ -69,13 +71,15 @@ STYLE = {
 
 
 def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
-    """The page as HTML, from run folders and from folders of other recipes (scores, studies, data cards).
+    """The page as HTML, from run folders and from folders of other recipes (scores, studies, data
+    cards).
 
-    Numbers stand in <data value="..."> elements that hold them as they are in the files, so nothing is rounded away.
+    Numbers stand in <data value="..."> elements that hold them as they are in the files, so nothing
+    is rounded away.
 
     Raises:
-        InputError: a run folder without a readable `run.json`, one that is named twice, or another folder without any
-            record.
+        InputError: a run folder without a readable `run.json`, one that is named twice, or another
+            folder without any record.
     """
     check_named_once(runs)
     records = [read_run(folder) for folder in runs]
@@ -136,8 +140,9 @@ def template(path: Path) -> jinja2.Template:
 
 
 def texts_of(values: Any) -> dict[float, str]:
-    """How each number among the values, and among the lists in them, is written so that all have one format; nothing
-    for a number alone."""
+    """How each number among the values, and among the lists in them, is written so that all have
+    one format; nothing for a number alone.
+    """
     each = [
         inner
         for value in values
@@ -161,8 +166,9 @@ def label_of(name: str) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """How a page shows what a record holds: mapping, records (mappings below each other), rows (lists below each
-    other), list, value, or empty."""
+    """How a page shows what a record holds: mapping, records (mappings below each other), rows
+    (lists below each other), list, value, or empty.
+    """
     if isinstance(value, dict | list | tuple) and not value:
         return "empty"
     if isinstance(value, dict):
@@ -175,7 +181,9 @@ def kind_of(value: Any) -> str:
 
 
 def shown_names(records: Sequence[dict[str, Any]]) -> list[str]:
-    """The names in any of the records, but for those of what stands beside another: its interval, its floor."""
+    """The names in any of the records, but for those of what stands beside another: its interval,
+    its floor.
+    """
     names = dict.fromkeys(name for record in records for name in record)
     return [name for name in names if not name.endswith((*INTERVALS, FLOOR))]
 
@@ -190,20 +198,23 @@ def check_named_once(runs: Sequence[str]) -> None:
 
 
 def read_run(folder: str) -> dict[str, Any]:
-    """A run's record with its folder as `name`; raises InputError: none, or not of a finished run."""
+    """A run's record with its folder as `name`; raises InputError: none, or not of a finished
+    run.
+    """
     record = _read(Path(folder, "run.json"), "runs", "name a folder of a finished run")
     whole = {name: kind() for name, kind in OPTIONAL.items()} | record
     for name, kind in (NEEDED | OPTIONAL).items():
         if not isinstance(whole.get(name), kind):
             raise InputError(
-                f"runs: {folder} has no readable run.json ({name} is missing or of another kind); name a "
-                "folder of a finished run"
+                f"runs: {folder} has no readable run.json ({name} is missing or of another kind); "
+                "name a folder of a finished run"
             )
     return whole | {"name": folder}
 
 
 def read_curve(folder: str) -> list[dict[str, Any]]:
-    """What a run logged while it trained, from its folder or else from its newest checkpoint; empty: it kept nothing.
+    """What a run logged while it trained, from its folder or else from its newest checkpoint;
+    empty: it kept nothing.
 
     Raises InputError: a file that holds no log.
     """
@@ -222,14 +233,16 @@ def read_curve(folder: str) -> list[dict[str, Any]]:
     )
     if not isinstance(history, list):
         raise InputError(
-            f"runs: {path} holds no log_history; take it out of the folder to have the page without "
-            "curves"
+            f"runs: {path} holds no log_history; take it out of the folder to have the page "
+            "without curves"
         )
     return [log for log in history if isinstance(log, dict) and "step" in log]
 
 
 def _records(folder: str) -> list[tuple[str, dict[str, Any]]]:
-    """(name, content) of each record in a folder; raises InputError: there is none, or one is not readable."""
+    """(name, content) of each record in a folder; raises InputError: there is none, or one is not
+    readable.
+    """
     paths = [path for name in RECORDS if (path := Path(folder, name)).is_file()]
     if not paths:
         raise InputError(
@@ -251,7 +264,9 @@ def _read(path: Path, place: str, cure: str) -> dict[str, Any]:
 
 
 def _without_long_lists(value: Any, file: str) -> Any:
-    """The value with each list that would fill the page, such as of every item, replaced by how long it is."""
+    """The value with each list that would fill the page, such as of every item, replaced by how
+    long it is.
+    """
     if isinstance(value, dict):
         return {key: _without_long_lists(each, file) for key, each in value.items()}
     if isinstance(value, list) and len(json.dumps(value)) > LONG_CHARACTERS:
@@ -262,8 +277,9 @@ def _without_long_lists(value: Any, file: str) -> Any:
 def _charts(
     records: Sequence[dict[str, Any]], curves: dict[str, list[dict[str, Any]]]
 ) -> list[str]:
-    """An SVG of each logged value over steps. Losses on different texts, or in different tokens, are no lines of one
-    chart."""
+    """An SVG of each logged value over steps. Losses on different texts, or in different tokens,
+    are no lines of one chart.
+    """
     names = short_names([record["name"] for record in records])
     charts = []
     for key, (label, part) in CURVES.items():

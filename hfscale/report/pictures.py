@@ -12,8 +12,9 @@ def bars(
     labels: Sequence[str],
     colors: dict[str, str],
 ) -> tuple[Figure, Axes]:
-    """A stacked horizontal bar per name, the first on top, with its label at the end; `parts` are {part: lengths}, and
-    `colors` theirs."""
+    """A stacked horizontal bar per name, the first on top, with its label at the end; `parts` are
+    {part: lengths}, and `colors` theirs.
+    """
     figure = Figure(figsize=(9, 0.5 * len(names) + 1.4), layout="constrained")
     axes, left = figure.subplots(), [0.0] * len(names)
     for part, sizes in parts.items():

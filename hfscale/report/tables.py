@@ -20,7 +20,9 @@ PROSE_CHARACTERS = 30  # longer cells of several words may be broken between wor
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """A number with thousands apart and so many significant digits; None is "none", other values are text."""
+    """A number with thousands apart and so many significant digits; None is "none", other values
+    are text.
+    """
     if not _is_number(value):
         return "none" if value is None else str(value)
     value = round(value, 12)  # what is left of a zero after rounding errors
@@ -32,8 +34,10 @@ def number(value: Any, digits: int = 4) -> str:
 
 
 def in_one_format(values: Sequence[Any], digits: int = 4) -> list[str]:
-    """The values of one column: all numbers with the same decimals, so many that the smallest has `digits` significant
-    digits, or all as powers of ten where the sizes are too far apart for that. What is no number is as in `number`."""
+    """The values of one column: all numbers with the same decimals, so many that the smallest has
+    `digits` significant digits, or all as powers of ten where the sizes are too far apart for that.
+    What is no number is as in `number`.
+    """
     numbers = [float(value) for value in values if _is_number(value) and math.isfinite(value)]
     form = _format_of(numbers, digits)
     return [
@@ -66,7 +70,9 @@ def _is_number(value: Any) -> bool:
 
 
 def p_value(value: float, floor: float | None = None) -> str:
-    """Two significant digits; "< 0.002" for a value at `floor`, the least that a test by random draws can give."""
+    """Two significant digits; "< 0.002" for a value at `floor`, the least that a test by random
+    draws can give.
+    """
     if floor is None or value > floor * (1 + 1e-9):
         return number(value, 2)
     power = 10.0 ** math.floor(math.log10(floor))
@@ -110,9 +116,10 @@ def _as_text(value: Any) -> Any:
 def show_table(heads: Sequence[str], rows: Iterable[Sequence[RenderableType]], **kwargs) -> None:
     """Print rows under their heads; `kwargs` are those of `rich.table.Table`, such as `title`.
 
-    No name or number is ever broken: columns that the terminal has no room for follow in a further table, beside the
-    first column once more, whose cells are numbered and named above if they are long. Only cells of prose are broken,
-    between words."""
+    No name or number is ever broken: columns that the terminal has no room for follow in a further
+    table, beside the first column once more, whose cells are numbered and named above if they are
+    long. Only cells of prose are broken, between words.
+    """
     console, rows = Console(), [list(row) for row in rows]
     title, caption = kwargs.pop("title", None), kwargs.pop("caption", None)
     least, natural = _widths_of(heads, rows)
@@ -167,7 +174,9 @@ def _table_width(widths: Sequence[int]) -> int:
 
 
 def _groups(least: Sequence[int], console_width: int) -> list[list[int]]:
-    """Indexes of the columns of each table: the first column, and as many others as there is room for."""
+    """Indexes of the columns of each table: the first column, and as many others as there is room
+    for.
+    """
     groups = [[0]]
     for i in range(1, len(least)):
         if (
@@ -193,8 +202,10 @@ def _fit(ranges: Sequence[tuple[int, int]], room: int) -> list[int]:
 def show_records(
     records: Sequence[dict[str, Any]], *, joint: str = " ", digits: int = 4, **kwargs
 ) -> None:
-    """Print a row per record and a column per name, each column in one format, intervals (`<name>_ci95`, `_ci90`)
-    after `joint` and the value. A p-value at its `<name>_floor` is shown as below it."""
+    """Print a row per record and a column per name, each column in one format, intervals
+    (`<name>_ci95`, `_ci90`) after `joint` and the value. A p-value at its `<name>_floor` is shown
+    as below it.
+    """
     names = dict.fromkeys(
         name for record in records for name in record if not name.endswith((*INTERVALS, FLOOR))
     )

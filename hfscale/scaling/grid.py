@@ -1,4 +1,6 @@
-"""The runs that a law is fitted to: a grid of `pretrain` runs over size and tokens, or a table of finished ones."""
+"""The runs that a law is fitted to: a grid of `pretrain` runs over size and tokens, or a table of
+finished ones.
+"""
 
 import csv
 import io
@@ -44,8 +46,9 @@ class Cell(NamedTuple):
         return f"{self.n_layer}x{self.n_embd}-{self.tokens}"
 
     def parameters(self, like: dict[str, Any], count: str) -> int:
-        """Parameters of the cell's model, before it is built, from the `run.json` of a cell that shares its vocabulary
-        and context; `count` as in `run.json`'s `model`."""
+        """Parameters of the cell's model, before it is built, from the `run.json` of a cell that
+        shares its vocabulary and context; `count` as in `run.json`'s `model`.
+        """
         embeddings = like["model"]["parameters"] - like["model"]["parameters_without_embeddings"]
         rows = (
             embeddings // like["config"]["n_embd"] if count == "parameters" else 0
@@ -54,14 +57,16 @@ class Cell(NamedTuple):
 
 
 def parse_cells(names: Sequence[str], place: str) -> list[Cell]:
-    """Cells from their names; InputError, beginning with `place`, for another form or a cell named twice."""
+    """Cells from their names; InputError, beginning with `place`, for another form or a cell named
+    twice.
+    """
     cells = []
     for name in names:
         match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)-([1-9]\d*)", name)
         if not match or int(match[2]) % HEAD_WIDTH:
             raise InputError(
-                f"{place}: got '{name}', expected layers x width - tokens, as in 4x128-1000000, none of "
-                f"them 0, the width a multiple of {HEAD_WIDTH}"
+                f"{place}: got '{name}', expected layers x width - tokens, as in 4x128-1000000, "
+                f"none of them 0, the width a multiple of {HEAD_WIDTH}"
             )
         cells.append(Cell(*map(int, match.groups())))
         if cells.count(cells[-1]) > 1:
@@ -70,7 +75,9 @@ def parse_cells(names: Sequence[str], place: str) -> list[Cell]:
 
 
 def cell_command(cell: Cell, folder: Path, pretrain_args: Sequence[str]) -> list[str]:
-    """Words of `hfscale` that train a cell; `pretrain_args` are what all cells share, as in config=tiny_cpu."""
+    """Words of `hfscale` that train a cell; `pretrain_args` are what all cells share, as in
+    config=tiny_cpu.
+    """
     if wrong := [word for word in pretrain_args if "=" not in word or word.startswith("-")]:
         raise InputError(
             f"pretrain_args: got '{wrong[0]}', expected name=value, as in config=tiny_cpu"
@@ -114,12 +121,15 @@ def run_cells(
     jobs: int = 1,
     retries: int = 1,
 ) -> tuple[dict[Cell, dict[str, Any]], list[str]]:
-    """Train the cells that are not finished, `jobs` at a time; what each prints goes to `<cell>.log` beside it.
+    """Train the cells that are not finished, `jobs` at a time; what each prints goes to
+    `<cell>.log` beside it.
 
-    Returns the `run.json` of each finished cell, and the names of those that failed `retries` + 1 times.
+    Returns the `run.json` of each finished cell, and the names of those that failed `retries` + 1
+    times.
 
     Raises:
-        InputError: a finished cell was trained with other arguments, or one cannot be trained with these.
+        InputError: a finished cell was trained with other arguments, or one cannot be trained with
+            these.
     """
     commands = {cell: cell_command(cell, folder, pretrain_args) for cell in cells}
     records = {cell: _finished(folder / cell.name, commands[cell]) for cell in cells}
@@ -141,7 +151,8 @@ def run_cells(
                 raise
             result = f"failed {retries + 1} times; see {folder / cell.name}.log"
             if record:
-                result = f"loss {record['metrics']['eval_loss']:.4f} after {record['train']['seconds']:.0f} s"
+                loss, seconds = record["metrics"]["eval_loss"], record["train"]["seconds"]
+                result = f"loss {loss:.4f} after {seconds:.0f} s"
             print(f"cell {number} of {len(cells)}, {cell.name}: {result}", flush=True)
     done = {cell: record for cell, record in records.items() if record}
     return done, [cell.name for cell in cells if cell not in done]
@@ -160,8 +171,9 @@ def _finished(run: Path, command: list[str]) -> dict[str, Any] | None:
 
 
 def _train(command: list[str], run: Path, retries: int) -> dict[str, Any] | None:
-    """The record of the run; None: every try failed. Raises InputError: the run found its own input wrong, which
-    another try would not change."""
+    """The record of the run; None: every try failed. Raises InputError: the run found its own input
+    wrong, which another try would not change.
+    """
     env = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
     log = Path(f"{run}.log")
     for _ in range(retries + 1):
@@ -186,8 +198,8 @@ def _train(command: list[str], run: Path, retries: int) -> dict[str, Any] | None
 def read_runs(
     path: str, n_column: str, d_column: str, loss_column: str, group_column: str | None = None
 ) -> tuple[dict[str, list[tuple[float, float, float]]], list[dict[str, Any]]]:
-    """(parameters, tokens, loss) of each run in a CSV file (also .gz or .zst), by group, and the lines left out with
-    the reason.
+    """(parameters, tokens, loss) of each run in a CSV file (also .gz or .zst), by group, and the
+    lines left out with the reason.
 
     Raises:
         InputError: no such file, a column that it does not have, or no usable run.

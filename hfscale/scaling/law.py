@@ -1,9 +1,10 @@
-"""The law of loss against model size and data, fitted to a user's own runs: L(N, D) = E + A / N^alpha + B / D^beta.
+"""The law of loss against model size and data, fitted to a user's own runs: L(N, D) = E + A /
+N^alpha + B / D^beta.
 
-N is parameters, D is training tokens, L is nats per token. Form and objective are those of Hoffmann et al., Training
-Compute-Optimal Large Language Models (2022), approach 3: the sum of Huber losses (delta 1e-3) of log L, by L-BFGS.
-Their grid of starts is over all five numbers; here it is over the two exponents only, since for given exponents E, A
-and B follow from a linear problem.
+N is parameters, D is training tokens, L is nats per token. Form and objective are those of Hoffmann
+et al., Training Compute-Optimal Large Language Models (2022), approach 3: the sum of Huber losses
+(delta 1e-3) of log L, by L-BFGS. Their grid of starts is over all five numbers; here it is over the
+two exponents only, since for given exponents E, A and B follow from a linear problem.
 """
 
 import itertools
@@ -45,7 +46,9 @@ class Law(NamedTuple):
         return self.E + self.A / np.power(n, self.alpha) + self.B / np.power(d, self.beta)
 
     def optimal(self, flops: np.ndarray | float) -> tuple[np.ndarray | float, np.ndarray | float]:
-        """(N, D) of the lowest loss for a training budget of `flops` = 6 N D (Hoffmann et al., equation 4)."""
+        """(N, D) of the lowest loss for a training budget of `flops` = 6 N D (Hoffmann et al.,
+        equation 4).
+        """
         g = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         n = g * (np.asarray(flops) / 6) ** (self.beta / (self.alpha + self.beta))
         return n, np.asarray(flops) / 6 / n
@@ -66,7 +69,9 @@ class Fit(NamedTuple):
     )
 
     def record(self) -> dict[str, float | list]:
-        """The five numbers, each with its 95 % interval beside it, and the warnings: a part of `law.json`."""
+        """The five numbers, each with its 95 % interval beside it, and the warnings: a part of
+        `law.json`.
+        """
         return {
             **self._with_intervals(Law._asdict),
             "noise_sd": self.noise_sd,
@@ -74,7 +79,9 @@ class Fit(NamedTuple):
         }
 
     def split(self, flops: float) -> dict[str, float | list[float]]:
-        """The compute-optimal N, D and loss for a budget of 6 N D FLOPs, each with its 95 % interval."""
+        """The compute-optimal N, D and loss for a budget of 6 N D FLOPs, each with its 95 %
+        interval.
+        """
         return {"flops": flops, **self._with_intervals(lambda law: law.split(flops))}
 
     def _with_intervals(
@@ -90,7 +97,9 @@ class Fit(NamedTuple):
         return np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
 
     def forecast(self, n: float, d: float) -> dict[str, float | list[float]]:
-        """Loss to expect of one new run: the law's value, and a 90 % interval that holds the run's own noise too."""
+        """Loss to expect of one new run: the law's value, and a 90 % interval that holds the run's
+        own noise too.
+        """
         noise = np.random.default_rng(0).normal(0, self.noise_sd, len(self.draws))
         runs = [law.loss(n, d) * np.exp(e) for law, e in zip(self.draws, noise, strict=True)]
         return {"loss": float(self.law.loss(n, d)), "loss_ci90": self.interval(runs, 0.90)}
@@ -104,12 +113,13 @@ class Fit(NamedTuple):
             low, high = self.interval([getattr(draw, name) for draw in self.draws])
             if high > 2 * exponent or low < exponent / 2:
                 found.append(
-                    f"{name} is not determined: its 95 % interval is {low:.3g} to {high:.3g}; widen the grid"
+                    f"{name} is not determined: its 95 % interval is {low:.3g} to {high:.3g}; "
+                    "widen the grid"
                 )
         if self.law.E < 1e-3:
             found.append(
-                "E came out as 0: these runs show no floor of the loss; forecasts far beyond them are "
-                "guesses"
+                "E came out as 0: these runs show no floor of the loss; forecasts far beyond them "
+                "are guesses"
             )
         return found
 
@@ -125,17 +135,20 @@ def fit_law(
     seed: int = 0,
     progress: str = "",
 ) -> Fit:
-    """Fit the law to runs of `n` parameters, `d` tokens and final `loss`; intervals by parametric bootstrap.
+    """Fit the law to runs of `n` parameters, `d` tokens and final `loss`; intervals by parametric
+    bootstrap.
 
-    `equal_exponents` sets alpha = beta, one parameter less, as in Gadre et al., Language models scale reliably with
-    over-training (2024). A residual of log L beyond `delta` counts linearly; a large `delta` gives least squares. The
-    bootstrap refits the fitted losses with normal noise of the residuals' size, widened to what Student's t asks for
-    the degrees of freedom left. (Resampled residuals cover too little: an L1-like fit passes through as many points as
-    it has parameters.) `progress` names a bar that shows how far the bootstrap is; none without a name.
+    `equal_exponents` sets alpha = beta, one parameter less, as in Gadre et al., Language models
+    scale reliably with over-training (2024). A residual of log L beyond `delta` counts linearly; a
+    large `delta` gives least squares. The bootstrap refits the fitted losses with normal noise of
+    the residuals' size, widened to what Student's t asks for the degrees of freedom left.
+    (Resampled residuals cover too little: an L1-like fit passes through as many points as it has
+    parameters.) `progress` names a bar that shows how far the bootstrap is; none without a name.
 
     Raises:
-        InputError: a value that is not a positive number, fewer runs than one more than the parameters, or fewer than
-            three sizes or data amounts (two if `equal_exponents`): the law would not be determined.
+        InputError: a value that is not a positive number, fewer runs than one more than the
+            parameters, or fewer than three sizes or data amounts (two if `equal_exponents`): the
+            law would not be determined.
     """
     n, d, loss = (np.asarray(values, dtype=np.float64) for values in (n, d, loss))
     if not all((np.isfinite(v) & (v > 0)).all() for v in (n, d, loss)):
@@ -169,8 +182,10 @@ def _parameters(equal_exponents: bool) -> int:
 def check_determined(
     n: Sequence[float], d: Sequence[float], equal_exponents: bool = False, place: str = ""
 ) -> None:
-    """Raise InputError, beginning with `place`, unless runs of these sizes and data amounts can determine the law:
-    one more run than it has parameters, and three sizes and amounts (two if `equal_exponents`)."""
+    """Raise InputError, beginning with `place`, unless runs of these sizes and data amounts can
+    determine the law: one more run than it has parameters, and three sizes and amounts (two if
+    `equal_exponents`).
+    """
     parameters, place = _parameters(equal_exponents), place or "scaling fit"
     if len(n) <= parameters:
         raise InputError(
@@ -181,15 +196,17 @@ def check_determined(
     for name, values in (("model sizes", n), ("data amounts", d)):
         if len(np.unique(values)) < least:
             raise InputError(
-                f"{place}: {len(np.unique(values))} different {name}; the law needs at least {least} "
-                "to tell its floor from its slope: add cells to the grid"
+                f"{place}: {len(np.unique(values))} different {name}; the law needs at least "
+                f"{least} to tell its floor from its slope: add cells to the grid"
             )
 
 
 def _objective(
     free: np.ndarray, x: np.ndarray, y: np.ndarray, w: np.ndarray, delta: float
 ) -> tuple[float, np.ndarray]:
-    """Summed Huber loss, scaled by 1 / delta^2 so that L-BFGS does not stop early, and its gradient."""
+    """Summed Huber loss, scaled by 1 / delta^2 so that L-BFGS does not stop early, and its
+    gradient.
+    """
     e, a, b, alpha, beta = free[FIVE]
     terms = np.exp(
         np.minimum(np.stack([np.full_like(x, e), a - alpha * x, b - beta * y]), 50.0)
@@ -204,7 +221,9 @@ def _objective(
 
 
 def _starts(x: np.ndarray, y: np.ndarray, w: np.ndarray, equal_exponents: bool) -> list[np.ndarray]:
-    """The best points of a grid over the exponents; E, A, B by non-negative least squares of relative errors."""
+    """The best points of a grid over the exponents; E, A, B by non-negative least squares of
+    relative errors.
+    """
     found = []
     for exponents in itertools.product(EXPONENTS, repeat=1 if equal_exponents else 2):
         terms = [np.ones_like(x), np.exp(-exponents[0] * x), np.exp(-exponents[-1] * y)]

@@ -27,8 +27,10 @@ def draw_law(
     groups: dict[str, Sequence[tuple]],
     forecasts: Sequence[dict[str, Any]],
 ) -> None:
-    """Save a PNG, one row per fit to its runs (parameters, tokens, loss): loss against tokens and against parameters
-    with the fitted curves and forecasts, and iso-FLOP curves with the compute-optimal point of each."""
+    """Save a PNG, one row per fit to its runs (parameters, tokens, loss): loss against tokens and
+    against parameters with the fitted curves and forecasts, and iso-FLOP curves with the
+    compute-optimal point of each.
+    """
     figure = Figure(figsize=(16, 4.2 * len(fits)), layout="constrained")
     axes = figure.subplots(len(fits), 3, squeeze=False)
     for row, (name, fit) in zip(axes, fits.items(), strict=True):
@@ -47,8 +49,9 @@ def draw_law(
 def _draw_losses(
     axis: Axes, fit: Fit, points: Sequence[tuple], forecasts: Sequence[dict[str, Any]], over: int
 ) -> None:
-    """Loss over tokens (`over` 1) or parameters (0): the runs, coloured by the other of the two, and the law's curves
-    for at most six of its values, in the same colours."""
+    """Loss over tokens (`over` 1) or parameters (0): the runs, coloured by the other of the two,
+    and the law's curves for at most six of its values, in the same colours.
+    """
     other = 1 - over
     runs = np.array(points, dtype=np.float64)  # (runs, 3)
     new = [(forecast["parameters"], forecast["tokens"]) for forecast in forecasts]
@@ -80,7 +83,9 @@ def _short_ticks(axis: Axis, values: Sequence[float]) -> None:
 
 
 def _some(values: np.ndarray) -> np.ndarray:
-    """At most MOST_CURVES of the sorted values, evenly spread on a logarithmic scale, both ends among them."""
+    """At most MOST_CURVES of the sorted values, evenly spread on a logarithmic scale, both ends
+    among them.
+    """
     if len(values) <= MOST_CURVES:
         return values
     wanted = np.geomspace(values[0], values[-1], MOST_CURVES)

@@ -1,4 +1,6 @@
-"""A model's answers to a task's examples and their statistics: generated text, choices by likelihood, programs."""
+"""A model's answers to a task's examples and their statistics: generated text, choices by
+likelihood, programs.
+"""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -42,24 +44,27 @@ def predict(
     progress: bool = False,
     **sampling,
 ) -> list[dict]:
-    """{"prediction", "finished", "cut_tokens"} for each `prompt` of the examples, in their order, on every rank.
+    """{"prediction", "finished", "cut_tokens"} for each `prompt` of the examples, in their order,
+    on every rank.
 
-    Prompts become tokens as `encode_prompts` says, those of conversations (`messages`) as their chat template wrote
-    them. Prompts of similar length share a batch, padded on the left. One that leaves no room for `max_new_tokens` in
-    the model's context loses its first tokens, after what the tokenizer puts in front; `cut_tokens` counts them.
-    `finished`: EOS or a stop string ended the answer, not `max_new_tokens`. Samples repeat for equal `seed` and
-    `batch_size`, on any number of ranks; `sampling` (`temperature`, ...) counts with `do_sample`; no other settings
-    do (see `complete_rows`). The model may be sharded over the ranks (ZeRO-3, FSDP2).
+    Prompts become tokens as `encode_prompts` says, those of conversations (`messages`) as their
+    chat template wrote them. Prompts of similar length share a batch, padded on the left. One that
+    leaves no room for `max_new_tokens` in the model's context loses its first tokens, after what
+    the tokenizer puts in front; `cut_tokens` counts them. `finished`: EOS or a stop string ended
+    the answer, not `max_new_tokens`. Samples repeat for equal `seed` and `batch_size`, on any
+    number of ranks; `sampling` (`temperature`, ...) counts with `do_sample`; no other settings do
+    (see `complete_rows`). The model may be sharded over the ranks (ZeRO-3, FSDP2).
 
     Raises:
-        InputError: `max_new_tokens` fills the context, or a token id outside the model's vocabulary.
+        InputError: `max_new_tokens` fills the context, or a token id outside the model's
+            vocabulary.
         FloatingPointError: logits are NaN; it names the examples of the batch, counted from 0.
     """
     room = (context_limit(model) or 2**31) - max_new_tokens
     if room < 1 or max_new_tokens < 1 or batch_size < 1:
         raise InputError(
-            f"max_new_tokens {max_new_tokens}, batch_size {batch_size}: both must be above 0, and the "
-            f"model's context of {context_limit(model)} must leave room for a prompt"
+            f"max_new_tokens {max_new_tokens}, batch_size {batch_size}: both must be above 0, and "
+            f"the model's context of {context_limit(model)} must leave room for a prompt"
         )
     is_chat = "messages" in examples.column_names
     prompts = encode_prompts(examples["prompt"][:], tokenizer, add_special_tokens=not is_chat)
@@ -119,12 +124,14 @@ def score_choices(
     journal: Journal | None = None,
     progress: bool = False,
 ) -> tuple[np.ndarray, list[dict]]:
-    """Multiple choice by the log-likelihood of each of `choices` after `prompt`: statistics for `accuracy` (see
-    `choice_statistics`), and per example {"logliks", "tied", "cut_tokens"} (see `tied_accuracies`).
+    """Multiple choice by the log-likelihood of each of `choices` after `prompt`: statistics for
+    `accuracy` (see `choice_statistics`), and per example {"logliks", "tied", "cut_tokens"} (see
+    `tied_accuracies`).
 
-    As lm-eval does it: prompt and choice are encoded together with a space between them unless one has white space
-    there or there is no prompt, spaces at the prompt's end belong to the choice, what the tokenizer puts in front of a
-    text stands in front, and what exceeds the context is cut from the left.
+    As lm-eval does it: prompt and choice are encoded together with a space between them unless one
+    has white space there or there is no prompt, spaces at the prompt's end belong to the choice,
+    what the tokenizer puts in front of a text stands in front, and what exceeds the context is cut
+    from the left.
     """
     whole_texts, contexts = [], []
     for i, (prompt, choices) in enumerate(
@@ -171,8 +178,9 @@ def score_choices(
 def _score_once(
     model: PreTrainedModel, windows: Sequence[Window], batch_size: int, **kwargs
 ) -> list[float]:
-    """As `score_windows`, equal ones only once: in another batch the same tokens can have another rounding error, and
-    equal choices would not tie."""
+    """As `score_windows`, equal ones only once: in another batch the same tokens can have another
+    rounding error, and equal choices would not tie.
+    """
     numbers: dict[tuple[int, bytes], int] = {}
     unique, which = [], []
     for window in windows:
@@ -186,8 +194,10 @@ def _score_once(
 
 
 def check_programs(examples: Dataset, *, allow_code_execution: bool, most: int = 5) -> None:
-    """Say on stderr, before anything is generated, if the programs cannot tell a right answer: the model's has no
-    place in them, or none of the first right answers passes. Raises InputError as `run_program`."""
+    """Say on stderr, before anything is generated, if the programs cannot tell a right answer: the
+    model's has no place in them, or none of the first right answers passes. Raises InputError as
+    `run_program`.
+    """
     if len(examples["program"][0]) == 1:
         print(
             "program: has no {prediction}, so that what the model answers is not run",
@@ -209,8 +219,8 @@ def check_programs(examples: Dataset, *, allow_code_execution: bool, most: int =
         ]
         place = answered[0].get("place", "example 0")
         print(
-            f"program: none of the first {len(outcomes)} right answers passes its test; {place}: {said[0][:200]} "
-            "(--program says what is run)",
+            f"program: none of the first {len(outcomes)} right answers passes its test; {place}: "
+            f"{said[0][:200]} (--program says what is run)",
             file=sys.stderr,
         )
 
@@ -230,8 +240,8 @@ def answer_task(
 ) -> tuple[dict, list[dict]]:
     """({metric: statistics of the items}, a record per example) for all of `args.metrics`.
 
-    `decoding` are arguments of `predict`. Each example is asked `num_samples` times; its first answer counts for the
-    metrics of text. Raises InputError also as `run_program`.
+    `decoding` are arguments of `predict`. Each example is asked `num_samples` times; its first
+    answer counts for the metrics of text. Raises InputError also as `run_program`.
     """
     columns, common = {}, {"batch_size": batch_size, "journal": journal, "progress": True}
     records = [{"prompt": row["prompt"], "references": row["references"]} for row in examples]

@@ -16,12 +16,14 @@ Message: TypeAlias = dict[str, str]  # role and content
 def read_messages(place: str, row: dict[str, Any], args: TaskArguments) -> list[Message]:
     """The turns of a conversation: perhaps a system's first, then user and assistant in turn.
 
-    Roles are `args.user_role` and `args.assistant_role` in any case, or usual names for them; of two names of which
-    one is known the other is the other. Turns without names are the user's and the assistant's in turn.
+    Roles are `args.user_role` and `args.assistant_role` in any case, or usual names for them; of
+    two names of which one is known the other is the other. Turns without names are the user's and
+    the assistant's in turn.
 
     No turns come back where one is empty and `args.drop_empty` allows that.
 
-    Raises InputError: no such column, a turn without role or text, roles that are unknown or out of order.
+    Raises InputError: no such column, a turn without role or text, roles that are unknown or out of
+    order.
     """
     name = next((name for name in CONVERSATIONS if name in row), None)
     if name is None:
@@ -36,8 +38,8 @@ def read_messages(place: str, row: dict[str, Any], args: TaskArguments) -> list[
             return []
         if not content.strip():
             raise InputError(
-                f"{place}: turn {number} is {str(row[name][number])[:60]!r}; expected a role and a text that is not "
-                "empty (--drop_empty leaves such conversations out)"
+                f"{place}: turn {number} is {str(row[name][number])[:60]!r}; expected a role and a "
+                "text that is not empty (--drop_empty leaves such conversations out)"
             )
     roles = _known_roles([role for role, _ in said], args)
     messages = [{"role": roles[role], "content": content} for role, content in said]
@@ -101,6 +103,6 @@ def _check_roles(place: str, roles: list[str]) -> None:
     expected = [*first, *IN_TURN * len(roles)]
     if not roles or roles != expected[: len(roles)]:
         raise InputError(
-            f"{place}: the roles are {', '.join(roles) or 'none'}; expected system or nothing, then user "
-            "and assistant in turn (--user_role and --assistant_role name them)"
+            f"{place}: the roles are {', '.join(roles) or 'none'}; expected system or nothing, "
+            "then user and assistant in turn (--user_role and --assistant_role name them)"
         )

@@ -1,4 +1,6 @@
-"""Task sets that need no download: made from CLDR, read from the standard library, or from a few templates."""
+"""Task sets that need no download: made from CLDR, read from the standard library, or from a few
+templates.
+"""
 
 import ast
 import datetime
@@ -38,11 +40,17 @@ UNITS = (
 )
 CURRENCIES = ("EUR", "USD", "GBP", "JPY", "CHF", "SEK", "PLN", "INR", "BRL", "CAD")
 NAMES = (
-    "Ada Ben Clara David Emma Felix Greta Hugo Ines Jonas Karla Leo Mira Nora Oskar Paula Rosa Simon Tara Udo "
-    "Vera Willi Xenia Yann Zoe"
+    "Ada Ben Clara David Emma Felix Greta Hugo Ines Jonas Karla Leo Mira Nora Oskar Paula Rosa "
+    "Simon Tara Udo Vera Willi Xenia Yann Zoe"
 ).split()
-CITIES = "Oslo Rome Paris Lima Quito Cairo Delhi Tokyo Seoul Dakar Accra Riga Minsk Sofia Bern Perth Havana".split()
-JOBS = "nurse pilot baker farmer teacher lawyer painter plumber singer tailor carpenter dentist librarian".split()
+CITIES = (
+    "Oslo Rome Paris Lima Quito Cairo Delhi Tokyo Seoul Dakar Accra Riga Minsk Sofia Bern Perth "
+    "Havana"
+).split()
+JOBS = (
+    "nurse pilot baker farmer teacher lawyer painter plumber singer tailor carpenter dentist "
+    "librarian"
+).split()
 PETS = "cat dog horse parrot rabbit goat tortoise pony hamster goose duck donkey".split()
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 WORD = re.compile("[A-Za-z]{3,}")  # that a summary can share with a name
@@ -57,12 +65,13 @@ FACTS = (
 def embedded_examples(
     name: str, *, train_examples: int | None, validation_examples: int, seed: int
 ) -> DatasetDict:
-    """The set `embedded:<name>` as `train` and `validation`; each example's key decides its part, so no key (a value,
-    a fact sheet, a signature) that is held out occurs in training.
+    """The set `embedded:<name>` as `train` and `validation`; each example's key decides its part,
+    so no key (a value, a fact sheet, a signature) that is held out occurs in training.
 
-    Translation, question answering and dialogue are made, without end, from `seed`; summarization and code are read
-    from the standard library of the Python at hand and have as many as it holds. Summaries to learn from come again
-    with words swapped (see `_swap_words`); those held out are all as they were read.
+    Translation, question answering and dialogue are made, without end, from `seed`; summarization
+    and code are read from the standard library of the Python at hand and have as many as it holds.
+    Summaries to learn from come again with words swapped (see `_swap_words`); those held out are
+    all as they were read.
 
     Raises:
         InputError: an unknown name (the known ones are listed).
@@ -102,8 +111,9 @@ def embedded_examples(
 
 
 def _rows(maker: Callable, seed: int, limits: dict[str, int], stamp: tuple) -> Iterator[dict]:
-    """Different rows up to the limits, each with its part. `stamp` only keys the cache: the text depends on Python,
-    Babel's CLDR and this module."""
+    """Different rows up to the limits, each with its part. `stamp` only keys the cache: the text
+    depends on Python, Babel's CLDR and this module.
+    """
     left, seen = dict(limits), set()
     for key, row in maker(random.Random(seed)):
         part = "validation" if _is_held_out(key) else "train"
@@ -120,7 +130,9 @@ def _is_held_out(key: str) -> bool:
 
 
 def _translations(rng: random.Random, language: str) -> Iterator[tuple[str, dict]]:
-    """The same value in the words of two locales. The key is the day, number or names, whatever the format."""
+    """The same value in the words of two locales. The key is the day, number or names, whatever the
+    format.
+    """
     while True:
         value = rng.choice((_date, _date, _number, _number, _names))(rng)
         form = rng.random(), rng.random()
@@ -173,8 +185,9 @@ def _written(
 
 
 def _questions(rng: random.Random) -> Iterator[tuple[str, dict]]:
-    """Short texts about three people; a third of the questions is answered yes or no, the others by words of the
-    text. The key is the text."""
+    """Short texts about three people; a third of the questions is answered yes or no, the others by
+    words of the text. The key is the text.
+    """
     while True:
         people = rng.sample(NAMES, 3)
         facts = [
@@ -197,7 +210,9 @@ def _questions(rng: random.Random) -> Iterator[tuple[str, dict]]:
 
 
 def _dialogues(rng: random.Random) -> Iterator[tuple[str, dict]]:
-    """Bookings of one to four turns, each answer a function of what was said. The key is what is booked by whom."""
+    """Bookings of one to four turns, each answer a function of what was said. The key is what is
+    booked by whom.
+    """
     while True:
         name, city, number = rng.choice(NAMES), rng.choice(CITIES), rng.randint(2, 40)
         (day, later), thing = rng.sample(DAYS, 2), rng.choice(("table", "room", "boat", "guide"))
@@ -221,7 +236,9 @@ def _dialogues(rng: random.Random) -> Iterator[tuple[str, dict]]:
 
 
 def _functions(rng: random.Random) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Every function of the standard library and the name of its class ("" outside), in random order."""
+    """Every function of the standard library and the name of its class ("" outside), in random
+    order.
+    """
     found = []
     for code in load_documents("embedded:python-code")["text"]:
         for node in ast.walk(ast.parse(code)):
@@ -241,8 +258,9 @@ def _signature(owner: str, node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
 
 
 def _summaries(rng: random.Random) -> Iterator[tuple[str, dict]]:
-    """Names in words, signature, and the rest of the docstring (the code where there is no rest) -> the docstring's
-    first sentence or line. The key is that summary."""
+    """Names in words, signature, and the rest of the docstring (the code where there is no rest) ->
+    the docstring's first sentence or line. The key is that summary.
+    """
     learned, held_out = [], set()
     for owner, node in _functions(rng):
         summary, _, rest = (ast.get_docstring(node) or "").partition("\n\n")
@@ -279,8 +297,9 @@ def _words_of(names: str) -> str:
 def _swap_words(
     row: dict[str, str], by_length: dict[int, list[str]], rng: random.Random
 ) -> dict[str, str]:
-    """The row with some words that its summary shares with the names swapped for others of the same length, wherever
-    they stand: what a summary says is then in what it is made from, not in memory."""
+    """The row with some words that its summary shares with the names swapped for others of the same
+    length, wherever they stand: what a summary says is then in what it is made from, not in memory.
+    """
     shared = sorted({*WORD.findall(row["words"])} & {*WORD.findall(row["summary"].lower())})
     swaps = {word: rng.choice(by_length[len(word)]) for word in shared if rng.random() < SWAP_SHARE}
 
@@ -292,7 +311,9 @@ def _swap_words(
 
 
 def _one_statement_functions(rng: random.Random) -> Iterator[tuple[str, dict]]:
-    """Signature, and first line of the docstring where there is one -> the only statement. The key is the `def`."""
+    """Signature, and first line of the docstring where there is one -> the only statement. The key
+    is the `def`.
+    """
     for owner, node in _functions(rng):
         doc = ast.get_docstring(node)
         body = node.body[1:] if doc else node.body

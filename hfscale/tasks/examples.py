@@ -1,4 +1,6 @@
-"""Examples of a task: any source -> prompt, target and references, split into train and validation."""
+"""Examples of a task: any source -> prompt, target and references, split into train and
+validation.
+"""
 
 import json
 import random
@@ -49,17 +51,18 @@ Counts: TypeAlias = dict[str, Counter]  # split -> what became of examples (see 
 def load_task(args: TaskArguments, *, seed: int, counts: Counts | None = None) -> DatasetDict:
     """The examples that `args` describe, as `train` and `validation`, which is held out.
 
-    Columns: `place` (where it stands), `prompt`, `target` (the answer to learn, without EOS), `references` (all right
-    answers, the target first), `source` (what a baseline copies); with multiple choice `choices` and `answer` (index),
-    with programs `test`, and `program` if they are run (its parts, between which the answer stands). Conversations
-    have `messages`; their target is the last answer, their prompt is empty until `fit_examples` writes it. Held-out
-    examples also have `columns`: those of the prompt, as JSON.
+    Columns: `place` (where it stands), `prompt`, `target` (the answer to learn, without EOS),
+    `references` (all right answers, the target first), `source` (what a baseline copies); with
+    multiple choice `choices` and `answer` (index), with programs `test`, and `program` if they are
+    run (its parts, between which the answer stands). Conversations have `messages`; their target is
+    the last answer, their prompt is empty until `fit_examples` writes it. Held-out examples also
+    have `columns`: those of the prompt, as JSON.
 
-    `seed` draws the examples of a made set, and which ones `train_examples` keeps; what is held out never depends on
-    it. `counts` takes, for each split, what became of the rows (see `COUNTED`).
+    `seed` draws the examples of a made set, and which ones `train_examples` keeps; what is held out
+    never depends on it. `counts` takes, for each split, what became of the rows (see `COUNTED`).
 
-    Raises InputError: a source that cannot be read; with the place, a missing column, an empty prompt or target, roles
-    out of order; too few examples.
+    Raises InputError: a source that cannot be read; with the place, a missing column, an empty
+    prompt or target, roles out of order; too few examples.
     """
     if not args.task_source:
         raise InputError("task_source: missing; give embedded:<task>, files or a Hub id")
@@ -76,16 +79,17 @@ def load_task(args: TaskArguments, *, seed: int, counts: Counts | None = None) -
         )
         if not found[name]:
             raise InputError(
-                f"task_source {', '.join(args.task_source)}: none of the {len(rows)} {name} examples has "
-                f"a prompt and a target; look at {rows[0][0]}"
+                f"task_source {', '.join(args.task_source)}: none of the {len(rows)} {name} "
+                f"examples has a prompt and a target; look at {rows[0][0]}"
             )
     _say_dropped(counts)
     return DatasetDict({name: Dataset.from_list(examples) for name, examples in found.items()})
 
 
 def baseline_answers(baseline: str, examples: DatasetDict) -> list[str]:
-    """What a program without a model answers to the validation examples: `copy_source`, `lead_sentence` (of the
-    source) or `most_frequent` (the answer that training saw most often)."""
+    """What a program without a model answers to the validation examples: `copy_source`,
+    `lead_sentence` (of the source) or `most_frequent` (the answer that training saw most often).
+    """
     if baseline == "most_frequent":
         [(answer, _)] = Counter(examples["train"]["target"]).most_common(1)
         return [answer] * len(examples["validation"])
@@ -98,7 +102,9 @@ def baseline_answers(baseline: str, examples: DatasetDict) -> list[str]:
 
 
 def spaced_choice(prompt: str, choice: str) -> str:
-    """The choice as it follows the prompt: after a space, as in lm-eval, unless white space is there already."""
+    """The choice as it follows the prompt: after a space, as in lm-eval, unless white space is
+    there already.
+    """
     return choice if not prompt or prompt[-1].isspace() or choice[:1].isspace() else f" {choice}"
 
 
@@ -119,7 +125,9 @@ def count_dropped(counts: Counts) -> dict[str, int]:
 
 
 def example_texts(examples: DatasetDict) -> DatasetDict:
-    """A column `text` with all that is said in an example: to train a tokenizer on, and to know the examples by."""
+    """A column `text` with all that is said in an example: to train a tokenizer on, and to know the
+    examples by.
+    """
 
     def text(row: dict) -> dict:
         return {
@@ -169,7 +177,9 @@ def _parts(args: TaskArguments, seed: int, counts: Counts) -> dict[str, list[Row
 
 
 def split_rows(args: TaskArguments, counts: Counts | None = None) -> tuple[list[Row], list[Row]]:
-    """The rows of files to train on, and those that are held out; neither depends on a seed. Raises as `load_task`."""
+    """The rows of files to train on, and those that are held out; neither depends on a seed. Raises
+    as `load_task`.
+    """
     counts = {"train": Counter(), "validation": Counter()} if counts is None else counts
     return _given(args, counts) if args.task_validation_source else _split(args, counts)
 
@@ -180,8 +190,8 @@ def make_examples(rows: list[Row], args: TaskArguments, counts: Counter) -> Data
     if not examples:
         about = f"; look at {rows[0][0]}" if rows else ""
         raise InputError(
-            f"task_source {', '.join(args.task_source)}: none of the {len(rows)} examples has a prompt "
-            f"and a target{about}"
+            f"task_source {', '.join(args.task_source)}: none of the {len(rows)} examples has a "
+            f"prompt and a target{about}"
         )
     _say_dropped({"validation": counts})
     return Dataset.from_list(examples)
@@ -224,8 +234,8 @@ def _split(args: TaskArguments, counts: Counts) -> tuple[list[Row], list[Row]]:
     split = hold_out(rows, limit, template_columns(args.prompt or "", columns))
     if not split.train:
         raise InputError(
-            f"{place}: its {len(rows)} examples are all equal or share one text, so that none can be "
-            "held out and be new; give other ones, or --task_validation_source"
+            f"{place}: its {len(rows)} examples are all equal or share one text, so that none can "
+            "be held out and be new; give other ones, or --task_validation_source"
         )
     counts["train"].update(read=len(split.train) + split.left_out, shared=split.left_out)
     counts["validation"]["read"] = len(split.held_out)
@@ -352,7 +362,9 @@ def _example(
 
 
 def _is_empty(place: str, example: dict[str, Any], args: TaskArguments, counts: Counter) -> bool:
-    """Whether there is nothing to ask or to answer, which has to be allowed. Choices may go without a prompt."""
+    """Whether there is nothing to ask or to answer, which has to be allowed. Choices may go without
+    a prompt.
+    """
     asked = example["messages"][-2]["content"] if "messages" in example else example["prompt"]
     needed = (
         {"target": example["target"]}
@@ -362,7 +374,8 @@ def _is_empty(place: str, example: dict[str, Any], args: TaskArguments, counts: 
     empty = [name for name, text in needed.items() if not text.strip()]
     if empty and not args.drop_empty:
         raise InputError(
-            f"{place}: the {empty[0]} is empty; mend it, or leave such examples out with --drop_empty"
+            f"{place}: the {empty[0]} is empty; mend it, or leave such examples out with "
+            "--drop_empty"
         )
     counts["empty"] += bool(empty)
     return bool(empty)
@@ -398,7 +411,9 @@ def _talk(messages: list[Message], references: list[str]) -> dict[str, Any]:
 
 
 def _asked(question: str, references: list[str], system: str = "") -> dict[str, Any]:
-    """A conversation of one question and its answer, without the white space that parts them in a plain prompt."""
+    """A conversation of one question and its answer, without the white space that parts them in a
+    plain prompt.
+    """
     first = [{"role": "system", "content": system}] if system else []
     references = [PARTING.sub("", text) for text in references]
     answer = references[0] if references else ""
@@ -415,8 +430,9 @@ def _asked(question: str, references: list[str], system: str = "") -> dict[str, 
 def _question_and_answer(
     place: str, row: dict[str, Any], task_format: str, counts: Counter
 ) -> dict[str, Any]:
-    """Without templates the columns have the usual names, and the chat template says how they are written: it comes
-    in the place of a frame that the file has around its instructions."""
+    """Without templates the columns have the usual names, and the chat template says how they are
+    written: it comes in the place of a frame that the file has around its instructions.
+    """
     found = row if task_format == "instructions" else as_instruction(row)
     if found is None:
         raise _templates_missing(place, row)
@@ -438,8 +454,8 @@ def _templates_missing(place: str, row: dict[str, Any]) -> InputError:
             "--task_format chat, or give templates in which {name} stands for a column"
         )
     return InputError(
-        "prompt, target: missing; give templates in which {name} stands for a column, or, for columns "
-        f"such as prompt and response, only a --chat_template; {place} has {', '.join(row)}"
+        "prompt, target: missing; give templates in which {name} stands for a column, or, for "
+        f"columns such as prompt and response, only a --chat_template; {place} has {', '.join(row)}"
     )
 
 
@@ -480,14 +496,16 @@ def _from_templates(
 
 
 def _choices(place: str, row: dict[str, Any], args: TaskArguments) -> dict[str, Any]:
-    """The texts to choose from, which one column lists or several hold, and the index of the right one."""
+    """The texts to choose from, which one column lists or several hold, and the index of the right
+    one.
+    """
     columns = [args.choices] if isinstance(args.choices, str) else args.choices
     values = [_read(place, row, name) for name in columns]
     is_list = len(columns) == 1
     if is_list and not isinstance(values[0], list):
         raise InputError(
-            f"{place}: column '{columns[0]}' holds {str(values[0])[:40]!r}; expected a list of choices, "
-            "or give the columns that hold one each"
+            f"{place}: column '{columns[0]}' holds {str(values[0])[:40]!r}; expected a list of "
+            "choices, or give the columns that hold one each"
         )
     named = (
         [(columns[0], text) for text in values[0]] if is_list else zip(columns, values, strict=True)
@@ -515,8 +533,10 @@ def _choice_index(place: str, answer: Any, choices: int) -> int:
 def _program(
     place: str, row: dict[str, Any], example: dict[str, Any], templates: dict[str, _Template]
 ) -> tuple[list[str], str]:
-    """What pass_at_k runs, cut where the model's answer stands, and its tests. {test} is the template of that name
-    if one is given; other names are columns as they were read, then the whole prompt and the target."""
+    """What pass_at_k runs, cut where the model's answer stands, and its tests. {test} is the
+    template of that name if one is given; other names are columns as they were read, then the whole
+    prompt and the target.
+    """
     known = {
         "prompt": example["source"] if "messages" in example else example["prompt"],
         "target": example["target"],

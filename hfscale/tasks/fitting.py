@@ -1,4 +1,6 @@
-"""An example of a task in a given number of tokens: what is cut, in which order, and what is never cut."""
+"""An example of a task in a given number of tokens: what is cut, in which order, and what is never
+cut.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +16,9 @@ Example: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class Fitting:
-    """How examples are fitted into `max_length` tokens: to be answered, or with their targets to be trained on."""
+    """How examples are fitted into `max_length` tokens: to be answered, or with their targets to be
+    trained on.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     args: TaskArguments
@@ -22,8 +26,9 @@ class Fitting:
     with_target: bool
 
     def fit(self, example: Example) -> tuple[Example, int] | None:
-        """The example with the longest prompt that fits and the number of tokens that the prompt lost; None: not even
-        the least of it fits. A conversation's prompt is written here."""
+        """The example with the longest prompt that fits and the number of tokens that the prompt
+        lost; None: not even the least of it fits. A conversation's prompt is written here.
+        """
         turns = self._without_oldest_turns(example) if "messages" in example else iter([example])
         whole_size = size = room = 0
         for candidate in turns:
@@ -45,8 +50,9 @@ class Fitting:
         return candidate, whole_size - size
 
     def truncate(self, example: Example) -> tuple[Example, int] | None:
-        """As `fit`, with as much of the target as there is room for beside a prompt that leaves some for
-        `max_new_tokens`, and no EOS after that; None: that is nothing."""
+        """As `fit`, with as much of the target as there is room for beside a prompt that leaves
+        some for `max_new_tokens`, and no EOS after that; None: that is nothing.
+        """
         whole = example["target"]
         over = self._target_length(whole) - self.args.max_new_tokens
         beginning = self._cut(whole, over, "end") if over > 0 else whole
@@ -80,7 +86,9 @@ class Fitting:
         return self._target_length(example["target"]) + (not example.get("truncated"))  # EOS
 
     def _prompt_length(self, example: Example) -> int:
-        """Tokens of the prompt, with those that the tokenizer puts in front unless a chat template wrote them."""
+        """Tokens of the prompt, with those that the tokenizer puts in front unless a chat template
+        wrote them.
+        """
         is_chat = "messages" in example
         [ids] = encode_prompts([example["prompt"]], self.tokenizer, add_special_tokens=not is_chat)
         return len(ids)
@@ -89,7 +97,9 @@ class Fitting:
         return len(next(encode_continuations([target], self.tokenizer)))
 
     def _without_oldest_turns(self, example: Example) -> Iterator[Example]:
-        """With all turns, then without the oldest question and answer, down to the last; a system's turn stays."""
+        """With all turns, then without the oldest question and answer, down to the last; a system's
+        turn stays.
+        """
         messages = example["messages"]
         first = messages[0]["role"] == "system"
         while len(messages) >= 2 + first:
@@ -97,7 +107,9 @@ class Fitting:
             messages = messages[:first] + messages[first + 2 :]
 
     def _written(self, example: Example, messages: list[dict[str, str]]) -> Example:
-        """The example with these turns, and the prompt before its last answer as the chat template writes it."""
+        """The example with these turns, and the prompt before its last answer as the chat template
+        writes it.
+        """
         prompt = self.tokenizer.apply_chat_template(
             messages[:-1], tokenize=False, add_generation_prompt=True
         )
@@ -116,7 +128,9 @@ class Fitting:
         return example | {"prompt": question + self._cue(example["prompt"])}
 
     def _cue(self, prompt: str) -> str:
-        """What the prompt has after its last column, such as "Answer:", and keeps when its end is cut."""
+        """What the prompt has after its last column, such as "Answer:", and keeps when its end is
+        cut.
+        """
         template = self.args.prompt
         if not template or self.args.shorten != "end":
             return ""
@@ -124,7 +138,9 @@ class Fitting:
         return cue if prompt.endswith(cue) else cue.rstrip(" ")  # as it is before choices
 
     def _cut(self, text: str, num_tokens: int, side: str) -> str:
-        """The text without so many tokens at its start or end, and by at least one character shorter."""
+        """The text without so many tokens at its start or end, and by at least one character
+        shorter.
+        """
         encoded = self.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )

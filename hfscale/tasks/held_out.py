@@ -1,4 +1,6 @@
-"""Which examples are held out: always the same ones, and none that shares its text with one that is trained on."""
+"""Which examples are held out: always the same ones, and none that shares its text with one that is
+trained on.
+"""
 
 import hashlib
 import json
@@ -28,7 +30,9 @@ ROWS_PER_CONTEXT = 50  # unless more rows than this share one on average: then t
 
 
 class Split(NamedTuple):
-    """Rows to train on, rows held out, and how many are neither because they share a text with one held out."""
+    """Rows to train on, rows held out, and how many are neither because they share a text with one
+    held out.
+    """
 
     train: list[Row]
     held_out: list[Row]
@@ -36,11 +40,12 @@ class Split(NamedTuple):
 
 
 def hold_out(rows: Sequence[Row], limit: int, prompt_columns: Iterable[str]) -> Split:
-    """At most `limit` rows are held out, those with the smallest hashes; the order of the others is kept.
+    """At most `limit` rows are held out, those with the smallest hashes; the order of the others is
+    kept.
 
-    Rows that are equal, or share a context, stay together: whole groups are held out as long as they fit. Where not
-    even the smallest does, a part of it is held out and the rest left out. With a single group none is left to train
-    on.
+    Rows that are equal, or share a context, stay together: whole groups are held out as long as
+    they fit. Where not even the smallest does, a part of it is held out and the rest left out. With
+    a single group none is left to train on.
     """
     hashes = [row_hash(row) for row in rows]
     groups = _grouped(hashes, _contexts(rows, prompt_columns))
@@ -83,8 +88,9 @@ def _contexts(rows: Sequence[Row], prompt_columns: Iterable[str]) -> list[list[t
 
 
 def _context_columns(rows: Sequence[Row], prompt_columns: Iterable[str]) -> list[str]:
-    """Those with a usual name; else the one of the prompt with the longest texts, if these are contexts. Of several,
-    questions that repeat would tie all contexts to one another."""
+    """Those with a usual name; else the one of the prompt with the longest texts, if these are
+    contexts. Of several, questions that repeat would tie all contexts to one another.
+    """
     names = {name for _, row in rows for name in row}
     named = sorted(name for name in names if name.lower() in CONTEXT_NAMES)
     if named:
@@ -110,7 +116,9 @@ def _mean_length(texts: Counter) -> float:
 
 
 def _text_of(row: dict[str, Any], name: str) -> str:
-    """What stands in a column as one text; of a conversation how it begins. Nothing: it has no such text."""
+    """What stands in a column as one text; of a conversation how it begins. Nothing: it has no such
+    text.
+    """
     try:
         value = read_column(row, name)
         return opening_text(value) if name in CONVERSATIONS else as_text(value)
@@ -119,7 +127,9 @@ def _text_of(row: dict[str, Any], name: str) -> str:
 
 
 def _grouped(hashes: Sequence[str], contexts: Sequence[list[tuple[str, str]]]) -> list[int]:
-    """The number of each row's group: rows that are equal or share a context, also by way of others."""
+    """The number of each row's group: rows that are equal or share a context, also by way of
+    others.
+    """
     parents = list(range(len(hashes)))
 
     def root(i: int) -> int:

@@ -1,4 +1,6 @@
-"""A model's answers while it learns a task: measured beside a simple baseline, at each evaluation too, and shown."""
+"""A model's answers while it learns a task: measured beside a simple baseline, at each evaluation
+too, and shown.
+"""
 
 import json
 import sys
@@ -25,9 +27,11 @@ LONG_PROMPT_CHARACTERS = 500  # to be read in a command
 def measure_answers(
     answerer: Trainer | Sequence[str], examples: Dataset, args: TaskArguments, prefix: str
 ) -> tuple[dict, list[str]]:
-    """The task's metrics, with intervals, under names that begin with `prefix`, and the answers. A trainer's model
-    generates them greedily, all ranks together; `<prefix>_finished` is the share that it ended with EOS (or a stop
-    string) before `max_new_tokens`. Metrics of `not_measured` are left out."""
+    """The task's metrics, with intervals, under names that begin with `prefix`, and the answers. A
+    trainer's model generates them greedily, all ranks together; `<prefix>_finished` is the share
+    that it ended with EOS (or a stop string) before `max_new_tokens`. Metrics of `not_measured` are
+    left out.
+    """
     metrics, answers = {}, answerer
     names = [name for name in args.metrics if name in TEXT_METRICS]
     if isinstance(answerer, Trainer):
@@ -49,10 +53,12 @@ def measure_answers(
 
 
 def not_measured(args: TaskArguments) -> list[str]:
-    """The task's metrics that need more than answers: likelihoods of choices, or to run programs. `score` has them.
+    """The task's metrics that need more than answers: likelihoods of choices, or to run programs.
+    `score` has them.
 
-    Raises InputError: accuracy without choices; options that a metric does not take, or of one that is not asked
-    for."""
+    Raises InputError: accuracy without choices; options that a metric does not take, or of one that
+    is not asked for.
+    """
     check_options(args.metric_options, args.metrics)
     if "accuracy" in args.metrics and args.choices is None:
         raise InputError(
@@ -82,8 +88,9 @@ def show_examples(counts: Counts) -> None:
 
 
 def asking_command(folder: str, task: TaskPrompt, examples: Dataset) -> str:
-    """A line for the shell that asks the model about a held-out example: of those shown as samples the shortest,
-    unless that is long."""
+    """A line for the shell that asks the model about a held-out example: of those shown as samples
+    the shortest, unless that is long.
+    """
     shown = examples.take(min(SAMPLES, len(examples)))
     example = min(shown, key=lambda row: len(row["prompt"]))
     if len(example["prompt"]) > LONG_PROMPT_CHARACTERS:
@@ -98,8 +105,9 @@ def asking_command(folder: str, task: TaskPrompt, examples: Dataset) -> str:
 def show_answers(
     metrics: dict, baseline: str, samples: Sequence[str], notes: dict[str, str] | None = None
 ) -> None:
-    """Print each metric before training, of the baseline and after training, some answers, and what intervals cannot
-    show; `notes` are more of these, by name."""
+    """Print each metric before training, of the baseline and after training, some answers, and what
+    intervals cannot show; `notes` are more of these, by name.
+    """
     names = [
         name.removeprefix("before_eval_") for name in metrics if name.startswith("before_eval_")
     ]
@@ -123,11 +131,13 @@ def show_answers(
 
 
 class GenerationMetrics(TrainerCallback):
-    """At each evaluation all ranks together answer a fixed sample of the held-out examples; the task's metrics join
-    those of `trainer.evaluate()` (so `metric_for_best_model` can name them) and go to every log, the first texts to
-    the log history, TensorBoard and W&B. Training goes on as it would without. Add it with `trainer.add_callback`.
+    """At each evaluation all ranks together answer a fixed sample of the held-out examples; the
+    task's metrics join those of `trainer.evaluate()` (so `metric_for_best_model` can name them) and
+    go to every log, the first texts to the log history, TensorBoard and W&B. Training goes on as it
+    would without. Add it with `trainer.add_callback`.
 
-    `examples` are those of `load_task`, fitted to the context; at most `max_examples` are drawn, once, with `seed`.
+    `examples` are those of `load_task`, fitted to the context; at most `max_examples` are drawn,
+    once, with `seed`.
     """
 
     def __init__(

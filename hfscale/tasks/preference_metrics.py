@@ -20,12 +20,13 @@ def preference_metrics(
     batch_size: int = 8,
     seed: int = 0,
 ) -> dict[str, float | list[float] | None]:
-    """`eval_reward_accuracy` (share of pairs in which the chosen answer has the greater reward; a tie counts half),
-    `eval_reward_margin` (mean difference) and each side's mean, with 95 % bootstrap intervals; the same on every rank.
+    """`eval_reward_accuracy` (share of pairs in which the chosen answer has the greater reward; a
+    tie counts half), `eval_reward_margin` (mean difference) and each side's mean, with 95 %
+    bootstrap intervals; the same on every rank.
 
-    The reward of an answer is beta times its log-likelihood ratio, in nats, of model to reference (Rafailov et al.
-    2023, arXiv:2305.18290, equation 5 without the term that cancels). `pairs` has the columns prompt_ids, chosen_ids
-    and rejected_ids, as TRL makes them.
+    The reward of an answer is beta times its log-likelihood ratio, in nats, of model to reference
+    (Rafailov et al. 2023, arXiv:2305.18290, equation 5 without the term that cancels). `pairs` has
+    the columns prompt_ids, chosen_ids and rejected_ids, as TRL makes them.
     """
     rewards = []
     for name in ("chosen_ids", "rejected_ids"):

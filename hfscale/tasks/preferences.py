@@ -1,4 +1,6 @@
-"""Pairs of a better and a worse answer to a prompt, from JSON lines or made here, split into train and validation."""
+"""Pairs of a better and a worse answer to a prompt, from JSON lines or made here, split into train
+and validation.
+"""
 
 import itertools
 import random
@@ -29,13 +31,14 @@ def load_preferences(
     validation_fraction: float,
     seed: int,
 ) -> tuple[DatasetDict, int]:
-    """`train` and `validation` pairs with the columns prompt, chosen, rejected, text (all three), num_tokens and
-    num_bytes of both answers; and how many pairs were left out because prompt and answer exceed `max_length` tokens.
+    """`train` and `validation` pairs with the columns prompt, chosen, rejected, text (all three),
+    num_tokens and num_bytes of both answers; and how many pairs were left out because prompt and
+    answer exceed `max_length` tokens.
 
     `source` is `embedded:preferences` (see `made_pairs`) or .jsonl files, also as .gz or .zst.
 
-    Raises InputError: nothing there; with file and line, wrong JSON, a column that is missing, not text or empty, two
-    equal answers; fewer than two pairs that fit.
+    Raises InputError: nothing there; with file and line, wrong JSON, a column that is missing, not
+    text or empty, two equal answers; fewer than two pairs that fit.
     """
     if source == "embedded:preferences":
         pairs = made_pairs(seed)
@@ -65,7 +68,8 @@ def load_preferences(
             )
     if len(kept) < 2:
         raise InputError(
-            f"source {source}: {len(kept)} pairs fit into {max_length} tokens; give more or shorter ones"
+            f"source {source}: {len(kept)} pairs fit into {max_length} tokens; give more or "
+            "shorter ones"
         )
     return _split(source, kept, validation_fraction, seed), len(pairs) - len(kept)
 
@@ -79,8 +83,8 @@ def _split(
         of_prompt.setdefault(pair["prompt"], []).append(pair)
     if len(of_prompt) < 2:
         raise InputError(
-            f"source {source}: its {len(pairs)} pairs are all about one prompt, so that none can be held "
-            "out and be new; give pairs of several prompts"
+            f"source {source}: its {len(pairs)} pairs are all about one prompt, so that none can "
+            "be held out and be new; give pairs of several prompts"
         )
     prompts = split_documents(
         Dataset.from_dict({"text": list(of_prompt)}),
@@ -97,8 +101,10 @@ def _split(
 
 
 def pair_ids(pair: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """`prompt_ids` as generation gives them to a model, and `chosen_ids` and `rejected_ids` as they follow, with EOS:
-    the columns that TRL's trainer reads. Its own tokens would hold what some tokenizers put behind a text."""
+    """`prompt_ids` as generation gives them to a model, and `chosen_ids` and `rejected_ids` as they
+    follow, with EOS: the columns that TRL's trainer reads. Its own tokens would hold what some
+    tokenizers put behind a text.
+    """
     [prompt] = encode_prompts([pair["prompt"]], tokenizer)
     chosen, rejected = encode_continuations([pair["chosen"], pair["rejected"]], tokenizer)
     eos = tokenizer.eos_token_id
@@ -106,8 +112,9 @@ def pair_ids(pair: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[s
 
 
 def made_pairs(seed: int) -> list[dict[str, str]]:
-    """Sums and differences of small numbers: the right answer in a sentence is better than an evasive one. They show
-    that the recipe works, and teach nothing else."""
+    """Sums and differences of small numbers: the right answer in a sentence is better than an
+    evasive one. They show that the recipe works, and teach nothing else.
+    """
     draw, pairs = random.Random(seed), []
     for a, b in draw.sample(list(itertools.product(range(10, 60), range(1, 10))), 400):
         word, result = draw.choice((("plus", a + b), ("minus", a - b)))
@@ -127,8 +134,8 @@ def _checked(row: dict[str, Any], place: str) -> dict[str, str]:
             raise InputError(f"{place}: no column '{name}'; it has {', '.join(row)}")
         if not isinstance(row[name], str) or not row[name].strip():
             raise InputError(
-                f"{place}: the {name} is {'empty' if row[name] in ('', None) else 'not text'}; mend or "
-                "remove the line"
+                f"{place}: the {name} is {'empty' if row[name] in ('', None) else 'not text'}; "
+                "mend or remove the line"
             )
     if row["chosen"] == row["rejected"]:
         raise InputError(f"{place}: chosen and rejected are equal; mend or remove the line")

@@ -1,4 +1,6 @@
-"""How a model that learned a task is asked: its prompt's template and where an answer ends, kept in its folder."""
+"""How a model that learned a task is asked: its prompt's template and where an answer ends, kept in
+its folder.
+"""
 
 import json
 import os
@@ -16,7 +18,9 @@ TASK_FILE = "task.json"
 
 @dataclass(frozen=True)
 class TaskPrompt:
-    """What `task.json` holds. `prompt` is None where the tokenizer's chat template writes the prompts."""
+    """What `task.json` holds. `prompt` is None where the tokenizer's chat template writes the
+    prompts.
+    """
 
     prompt: str | None  # template; each of `columns` stands in it as {name}
     columns: list[str]
@@ -24,8 +28,8 @@ class TaskPrompt:
     max_new_tokens: int
 
     def fill(self, text: str) -> str:
-        """The whole prompt for what a user typed: the text of the only column, a JSON object with all columns, or a
-        prompt that has the template's form already.
+        """The whole prompt for what a user typed: the text of the only column, a JSON object with
+        all columns, or a prompt that has the template's form already.
 
         Raises InputError: several columns, and the text is neither of the last two.
         """
@@ -38,29 +42,32 @@ class TaskPrompt:
             row = {self.columns[0]: text}
         if row is None:
             raise InputError(
-                f"the prompt {text[:40]!r}: this model was taught with {self.example()}; give a JSON "
-                "object with these columns"
+                f"the prompt {text[:40]!r}: this model was taught with {self.example()}; give a "
+                "JSON object with these columns"
             )
         return self.fill_row(row)
 
     def fill_row(self, row: dict[str, Any]) -> str:
-        """The prompt for a row with all columns. Raises InputError: one is missing, or is no text."""
+        """The prompt for a row with all columns. Raises InputError: one is missing, or is no
+        text.
+        """
         values = {}
         for name in self.columns:
             try:
                 values[name] = as_text(read_column(row, name))
             except KeyError:
                 raise InputError(
-                    f"the prompt has no '{name}', only {', '.join(row)}; this model was taught with "
-                    f"{self.example()}"
+                    f"the prompt has no '{name}', only {', '.join(row)}; this model was taught "
+                    f"with {self.example()}"
                 ) from None
             except TypeError as error:
                 raise InputError(f"the prompt: '{name}' {error}") from None
         return fill_template(self.prompt, values)
 
     def typed(self, row: dict[str, str]) -> str:
-        """What a user types to ask about a row: the text of the only column, where `fill` takes it for that, else the
-        row as JSON."""
+        """What a user types to ask about a row: the text of the only column, where `fill` takes it
+        for that, else the row as JSON.
+        """
         if len(row) == 1:
             [text] = row.values()
             if self.fill(text) == self.fill_row(row):
@@ -72,7 +79,9 @@ class TaskPrompt:
         return json.dumps(dict.fromkeys(self.columns, "..."), ensure_ascii=False)
 
     def _is_filled(self, text: str) -> bool:
-        """Whether the text has what stands in the template around its columns, and that is not nothing."""
+        """Whether the text has what stands in the template around its columns, and that is not
+        nothing.
+        """
         around = IN_BRACES.sub(
             lambda match: "" if match[1] in self.columns else match[0], self.prompt
         )
@@ -107,8 +116,8 @@ def save_task_prompt(
 
 
 def load_task_prompt(name: str) -> TaskPrompt | None:
-    """What lies in a folder (of a checkpoint: in the run's folder above it) or under a Hub id; None: it was taught no
-    task.
+    """What lies in a folder (of a checkpoint: in the run's folder above it) or under a Hub id;
+    None: it was taught no task.
 
     Raises InputError: a file with other content.
     """

@@ -19,17 +19,19 @@ from hfscale.tasks.fitting import Fitting
 # ChatML, with the answers marked for the loss and ended by EOS, at which generation stops.
 CHATML = """\
 {%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' }}
-{%- if message.role == 'assistant' %}{% generation %}{{ message.content + eos_token }}{% endgeneration %}
+{%- if message.role == 'assistant' %}{% generation %}\
+{{ message.content + eos_token }}{% endgeneration %}
 {%- else %}{{ message.content }}{% endif %}{{ '<|im_end|>\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
 
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> None:
-    """Give the tokenizer `chatml` (see `CHATML`) or the template in a file; None: it keeps its own. It is saved with
-    the tokenizer.
+    """Give the tokenizer `chatml` (see `CHATML`) or the template in a file; None: it keeps its own.
+    It is saved with the tokenizer.
 
-    Raises InputError: none given and the tokenizer has none, no such file, or it does not mark the answers.
+    Raises InputError: none given and the tokenizer has none, no such file, or it does not mark the
+    answers.
     """
     if (
         chat_template is not None
@@ -45,19 +47,23 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
         tokenizer.chat_template = Path(chat_template).read_text("utf-8")
     if tokenizer.chat_template is None:
         raise InputError(
-            "the tokenizer has no chat template, which conversations need; give --chat_template chatml "
-            "or a Jinja file (prompts and targets can also go without: give templates for both)"
+            "the tokenizer has no chat template, which conversations need; give --chat_template "
+            "chatml or a Jinja file (prompts and targets can also go without: give templates for "
+            "both)"
         )
     if "{% generation %}" not in tokenizer.chat_template.replace("{%-", "{%"):
         raise InputError(
-            "the chat template does not mark the answers with {% generation %} ... {% endgeneration %}, "
-            "so their tokens cannot be told; mark them, or give --chat_template chatml"
+            "the chat template does not mark the answers with {% generation %} ... {% "
+            "endgeneration %}, so their tokens cannot be told; mark them, or give --chat_template "
+            "chatml"
         )
 
 
 def add_template_characters(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a new tokenizer the characters that the chat template writes and it does not know: one of characters has
-    those of the conversations alone, and role names and marks would all be the unknown token."""
+    """Give a new tokenizer the characters that the chat template writes and it does not know: one
+    of characters has those of the conversations alone, and role names and marks would all be the
+    unknown token.
+    """
     turns = [{"role": role, "content": ""} for role in ("system", "user", "assistant")]
     frame = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     unknown = tokenizer.unk_token_id
@@ -72,7 +78,9 @@ def add_template_characters(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _written(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Special tokens as a chat template writes them: a conversation gets none but those of its template."""
+    """Special tokens as a chat template writes them: a conversation gets none but those of its
+    template.
+    """
     tokens = "".join(tokenizer.convert_ids_to_tokens(ids))
     return f"{{{{- {json.dumps(tokens)} }}}}" if tokens else ""
 
@@ -86,23 +94,25 @@ def fit_examples(
     for_training: bool = True,
     counts: Counts | None = None,
 ) -> tuple[DatasetDict, dict[str, dict[str, int]]]:
-    """Examples whose prompt leaves room for `max_new_tokens`, and, to train on them, for target and EOS, in
-    `max_length` tokens; of a conversation for all that the chat template writes.
+    """Examples whose prompt leaves room for `max_new_tokens`, and, to train on them, for target and
+    EOS, in `max_length` tokens; of a conversation for all that the chat template writes.
 
-    What is too long is cut by `args.shorten`: tokens at the prompt's start, or at its end but for what the template
-    has after its last column; of a conversation first the oldest turns (after a system's), then the last question.
-    The prompt of a conversation is written here, in the chat template. What becomes of targets that do not fit beside
-    the least of their prompt says `args.long_targets`.
+    What is too long is cut by `args.shorten`: tokens at the prompt's start, or at its end but for
+    what the template has after its last column; of a conversation first the oldest turns (after a
+    system's), then the last question. The prompt of a conversation is written here, in the chat
+    template. What becomes of targets that do not fit beside the least of their prompt says
+    `args.long_targets`.
 
-    Returns the examples, and for each split how many `prompts` were shortened and how many `tokens` that took;
-    `counts` takes those and what became of long targets (see `tasks.COUNTED`).
+    Returns the examples, and for each split how many `prompts` were shortened and how many `tokens`
+    that took; `counts` takes those and what became of long targets (see `tasks.COUNTED`).
 
-    Raises InputError: with the place, a target that does not fit, or a prompt of which not the least does.
+    Raises InputError: with the place, a target that does not fit, or a prompt of which not the
+    least does.
     """
     if not 1 <= args.max_new_tokens < max_length:
         raise InputError(
-            f"max_new_tokens: got {args.max_new_tokens}; expected at least 1 and, to leave room for a "
-            f"prompt, less than max_length {max_length}"
+            f"max_new_tokens: got {args.max_new_tokens}; expected at least 1 and, to leave room "
+            f"for a prompt, less than max_length {max_length}"
         )
     counts = {} if counts is None else counts
     fitting = Fitting(tokenizer, args, max_length, for_training)
@@ -129,8 +139,8 @@ def fit_examples(
     for name, part in fitted.items():
         if not len(part):
             raise InputError(
-                f"{name}: none of {len(examples[name])} examples is left, for all targets are too long "
-                f"for max_length {max_length}; raise it, or take --long_targets truncate"
+                f"{name}: none of {len(examples[name])} examples is left, for all targets are too "
+                f"long for max_length {max_length}; raise it, or take --long_targets truncate"
             )
     return fitted, cut
 
@@ -138,8 +148,9 @@ def fit_examples(
 def _fit(
     place: str, example: dict, fitting: Fitting, long_targets: list[tuple[str, int]]
 ) -> tuple[dict, int] | None:
-    """The fitted example and the tokens that its prompt lost. One whose target is too long is added to the list, and
-    truncated or left out (None)."""
+    """The fitted example and the tokens that its prompt lost. One whose target is too long is added
+    to the list, and truncated or left out (None).
+    """
     truncates = fitting.with_target and fitting.args.long_targets == "truncate"
     found = fitting.fit(example)
     if found:
@@ -150,8 +161,9 @@ def _fit(
     if not fitting.with_target or replace(fitting, with_target=False).fit(example) is None:
         room = fitting.max_length - fitting.args.max_new_tokens
         raise InputError(
-            f"{place}: the {room} tokens that max_new_tokens leaves do not hold the least of its prompt "
-            "(what follows the last column, or a chat template with a system's turn); raise max_length"
+            f"{place}: the {room} tokens that max_new_tokens leaves do not hold the least of its "
+            "prompt (what follows the last column, or a chat template with a system's turn); raise "
+            "max_length"
         )
     long_targets.append((place, fitting.target_length(example)))
     if not truncates:
@@ -159,8 +171,8 @@ def _fit(
     shorter = fitting.truncate(example)
     if shorter is None:
         raise InputError(
-            f"{place}: beside its prompt max_length {fitting.max_length} holds no token of its target; "
-            "raise it, or take --long_targets drop"
+            f"{place}: beside its prompt max_length {fitting.max_length} holds no token of its "
+            "target; raise it, or take --long_targets drop"
         )
     return shorter
 
@@ -172,9 +184,9 @@ def _too_long(
     shown = ", ".join(name for name, _ in others[:3]) + (", ..." if len(others) > 3 else "")
     return InputError(
         f"{place}: its target has {tokens} tokens, which with EOS and a prompt do not fit into "
-        f"{max_length}; so it is with {len(long_targets)} of {num_examples} examples"
-        f"{f' (also {shown})' if others else ''}; raise max_length, or take --long_targets drop or "
-        "truncate"
+        f"{max_length}; so it is with {len(long_targets)} of {num_examples} "
+        f"examples{f' (also {shown})' if others else ''}; raise max_length, or take --long_targets "
+        "drop or truncate"
     )
 
 
@@ -186,12 +198,12 @@ def _as_numbered(place: str) -> list[tuple[int, str]]:
 def supervised_rows(
     examples: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int, packing: str
 ) -> DatasetDict:
-    """Rows of `input_ids`, `labels` (-100 but for targets and the EOS after each), `position_ids`, `num_tokens`
-    (targets scored) and `num_bytes` (of the target texts).
+    """Rows of `input_ids`, `labels` (-100 but for targets and the EOS after each), `position_ids`,
+    `num_tokens` (targets scored) and `num_bytes` (of the target texts).
 
-    `best_fit`: several examples share a row of `max_length`, none is cut and none attends to another (position ids
-    restart). Unused space holds EOS under label -100. `none`: one example a row, of its own length, without position
-    ids. Of a conversation each answer is a target.
+    `best_fit`: several examples share a row of `max_length`, none is cut and none attends to
+    another (position ids restart). Unused space holds EOS under label -100. `none`: one example a
+    row, of its own length, without position ids. Of a conversation each answer is a target.
     """
     return DatasetDict(
         {name: _rows(part, tokenizer, max_length, packing) for name, part in examples.items()}
@@ -207,8 +219,8 @@ def _rows(
         i = sizes.index(longest)
         place = examples[i].get("place", f"example {i}")
         raise InputError(
-            f"{place}: {longest} tokens with its answers are more than max_length {max_length}; raise it "
-            "or leave the example out"
+            f"{place}: {longest} tokens with its answers are more than max_length {max_length}; "
+            "raise it or leave the example out"
         )
     if packing == "none":
         return Dataset.from_list(
@@ -223,7 +235,9 @@ def _rows(
 
 
 def _row(encoded: list[tuple[list[int], list[int], int]], length: int, eos: int) -> dict:
-    """Examples one after the other; positions restart with each, and run on over what stays unused."""
+    """Examples one after the other; positions restart with each, and run on over what stays
+    unused.
+    """
     ids = [token for ids, _, _ in encoded for token in ids]
     labels = [label for _, labels, _ in encoded for label in labels]
     unused = length - len(ids)

@@ -1,4 +1,6 @@
-"""Files of tasks -> rows with named columns, each after its place: tables, parallel text, SQuAD, instructions."""
+"""Files of tasks -> rows with named columns, each after its place: tables, parallel text, SQuAD,
+instructions.
+"""
 
 import itertools
 import re
@@ -23,7 +25,8 @@ QUESTIONS = ("prompt", "instruction", "question", "query", "input", "inputs")
 ANSWERS = ("response", "output", "completion", "answer", "answers", "target", "targets", "reply")
 CONTEXTS = ("input", "context")
 SYSTEMS = ("system", "system_prompt")
-# The text that Alpaca, and data sets after it, put around an instruction for models without a chat template.
+# The text that Alpaca, and data sets after it, put around an instruction for models without a chat
+# template.
 FRAME = re.compile(
     r"Below is an instruction that describes a task.*?### Instruction:\n(.*?)"
     r"(?:\n\n### Input:\n(.*?))?\n\n### Response:\s*",
@@ -47,8 +50,10 @@ def read_task_rows(sources: list[str], task_format: str) -> list[Row]:
 
 
 def as_instruction(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """`prompt` and `response` of a row whose columns are named as usual for questions and answers (see `QUESTIONS`,
-    ...), where there is one `context` (which ends the prompt) and `system`; None: they are not."""
+    """`prompt` and `response` of a row whose columns are named as usual for questions and answers
+    (see `QUESTIONS`, ...), where there is one `context` (which ends the prompt) and `system`; None:
+    they are not.
+    """
     names = {name.strip().lower(): name for name in reversed(row)}
     texts = [name for name in QUESTIONS if isinstance(row.get(names.get(name)), str)]
     answer = next((names[name] for name in ANSWERS if name in names), None)
@@ -89,9 +94,9 @@ def _records(source: str) -> Iterator[Row]:
             )
         else:
             raise InputError(
-                f"task_source {path}: a task is read from .jsonl, .json, .csv, .tsv (also .gz, .zst), "
-                ".parquet, a saved data set or a Hub id, and with --task_format parallel from two text "
-                "files"
+                f"task_source {path}: a task is read from .jsonl, .json, .csv, .tsv (also .gz, "
+                ".zst), .parquet, a saved data set or a Hub id, and with --task_format parallel "
+                "from two text files"
             )
     if not files:
         yield from _numbered(source, partial(load_saved, source, None, "train"))
@@ -106,8 +111,8 @@ def _parallel(sources: list[str]) -> Iterator[Row]:
     files = [file for source in sources for file in find_files(source)]
     if len(files) != 2:
         raise InputError(
-            f"task_source {' '.join(sources)}: {len(files)} files; parallel text is two, "
-            "the source first"
+            f"task_source {' '.join(sources)}: {len(files)} files; parallel text is two, the "
+            "source first"
         )
     sides = [
         [line.rstrip("\r") for line in read_text(path).removesuffix("\n").split("\n")]
@@ -115,8 +120,8 @@ def _parallel(sources: list[str]) -> Iterator[Row]:
     ]
     if len(sides[0]) != len(sides[1]):
         raise InputError(
-            f"task_source: {files[0]} has {len(sides[0])} lines and {files[1]} {len(sides[1])}; parallel "
-            "files have the same number, line by line"
+            f"task_source: {files[0]} has {len(sides[0])} lines and {files[1]} {len(sides[1])}; "
+            "parallel files have the same number, line by line"
         )
     for i, (source, target) in enumerate(zip(*sides, strict=True), 1):
         yield f"{files[0]} and {files[1]}, line {i}", {"source": source, "target": target}
@@ -141,8 +146,8 @@ def _squad(rows: Iterable[Row]) -> Iterator[Row]:
                     )
         except (KeyError, TypeError) as error:
             raise InputError(
-                f"{place}: not SQuAD: {error} is missing or of another kind; expected data > paragraphs "
-                "> context, qas > question, answers > text"
+                f"{place}: not SQuAD: {error} is missing or of another kind; expected data > "
+                "paragraphs > context, qas > question, answers > text"
             ) from None
 
 
@@ -154,7 +159,7 @@ def _instructions(rows: Iterable[Row]) -> Iterator[Row]:
             found = as_instruction(row | part) if isinstance(part, dict) else None
             if found is None:
                 raise InputError(
-                    f"{place}: not an instruction; expected prompt and response, instruction, input and "
-                    f"output, or question and answer; it has {', '.join(row)}"
+                    f"{place}: not an instruction; expected prompt and response, instruction, "
+                    f"input and output, or question and answer; it has {', '.join(row)}"
                 )
             yield place, found

@@ -1,4 +1,6 @@
-"""Templates in which {name} stands for a column of a row: which names they hold, and the text they become."""
+"""Templates in which {name} stands for a column of a row: which names they hold, and the text they
+become.
+"""
 
 import difflib
 import re
@@ -15,8 +17,9 @@ FORMAT_SPEC = re.compile(r"([^:!\s]+)[:!]\S*")  # {price:.2f}, which Python woul
 def template_columns(template: str, columns: Iterable[str]) -> list[str]:
     """The names in braces that stand for columns, each once, in order.
 
-    A name of letters, digits, "_" and "." always does. Any other text in braces (spaces, hyphens, signs) does where
-    there is such a column, or one with nearly that name; else it is text, as in `{"label": 1}`.
+    A name of letters, digits, "_" and "." always does. Any other text in braces (spaces, hyphens,
+    signs) does where there is such a column, or one with nearly that name; else it is text, as in
+    `{"label": 1}`.
     """
     known = set(columns)
     names = dict.fromkeys(IN_BRACES.findall(template))
@@ -34,14 +37,16 @@ def _names_column(name: str, columns: set[str]) -> bool:
 
 
 def _paths(name: str) -> list[tuple[str, str]]:
-    """A name as (column, path inside it), the longest column first: columns can have dots in their names."""
+    """A name as (column, path inside it), the longest column first: columns can have dots in their
+    names.
+    """
     dots = [i for i, character in enumerate(name) if character == "."]
     return [(name, ""), *((name[:dot], name[dot + 1 :]) for dot in reversed(dots))]
 
 
 def read_column(row: Mapping[str, Any], name: str) -> Any:
-    """The value of a column, or of what `name` calls inside it: `review.text`, `answers.0`; of a list of records,
-    `answers.text` is the list of their texts.
+    """The value of a column, or of what `name` calls inside it: `review.text`, `answers.0`; of a
+    list of records, `answers.text` is the list of their texts.
 
     Raises KeyError: there is none.
     """
@@ -65,7 +70,9 @@ def _inside(value: Any, path: str) -> Any:
 
 
 def fill_template(template: str, values: Mapping[str, str] | Callable[[str], str | None]) -> str:
-    """The template with the text of each column in the place of {name}; other braces stay as they are."""
+    """The template with the text of each column in the place of {name}; other braces stay as they
+    are.
+    """
     read = values if callable(values) else values.get
 
     def replaced(match: re.Match) -> str:
@@ -76,7 +83,8 @@ def fill_template(template: str, values: Mapping[str, str] | Callable[[str], str
 
 
 def as_text(value: Any, joint: str = " ") -> str:
-    """A value of a column as it stands in a text: none is empty, of a list all items with `joint` between.
+    """A value of a column as it stands in a text: none is empty, of a list all items with `joint`
+    between.
 
     Raises TypeError: it holds named values, or lists of lists, which are no text.
     """

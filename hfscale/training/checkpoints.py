@@ -29,7 +29,8 @@ from hfscale.training.convert import (
 )
 
 MANIFEST = "manifest.json"
-# What may change between a run and its continuation: everything else would be silently ignored or mix two runs.
+# What may change between a run and its continuation: everything else would be silently ignored or
+# mix two runs.
 MAY_CHANGE = (
     "output_dir",
     "max_steps",
@@ -58,11 +59,12 @@ MAY_CHANGE = (
 def check_output_dir(
     output_dir: str, *, resume: str | None, overwrite: bool, can_resume: bool = True
 ) -> None:
-    """Refuse a folder that holds a run, unless it is to be continued or may be deleted. Nothing is changed here.
-    `can_resume`: the recipe has --resume.
+    """Refuse a folder that holds a run, unless it is to be continued or may be deleted. Nothing is
+    changed here. `can_resume`: the recipe has --resume.
 
     Raises:
-        InputError: as said, or the path cannot become a folder, or --overwrite would delete what no run wrote.
+        InputError: as said, or the path cannot become a folder, or --overwrite would delete what no
+            run wrote.
     """
     path = Path(output_dir)
     check_writable(f"output_dir {output_dir}", path)
@@ -73,7 +75,8 @@ def check_output_dir(
     if path.is_dir() and any(path.iterdir()):
         if not holds_run(path):
             raise InputError(
-                f"output_dir {output_dir}: holds files that are no training run; name an empty folder"
+                f"output_dir {output_dir}: holds files that are no training run; name an empty "
+                "folder"
             )
         if not resume and not overwrite:
             ways = (
@@ -104,8 +107,10 @@ def clear_output_dir(output_dir: str, overwrite: bool) -> None:
 
 
 class CheckpointManifest(TrainerCallback):
-    """Writes `manifest.json` last into each checkpoint: sizes and hashes of its files. Without it, it is not whole.
-    `rows_from` holds settings that, beside the arguments, decide which rows come when."""
+    """Writes `manifest.json` last into each checkpoint: sizes and hashes of its files. Without it,
+    it is not whole. `rows_from` holds settings that, beside the arguments, decide which rows come
+    when.
+    """
 
     def __init__(self, rows_from: dict[str, Any] | None = None):
         self.rows_from = rows_from or {}
@@ -150,13 +155,14 @@ def _digest(path: Path) -> dict[str, Any]:
 def newest_checkpoint(
     args: TrainingArguments, rows_from: dict[str, Any] | None = None
 ) -> str | None:
-    """The newest whole checkpoint in `output_dir`, or None; broken ones are passed over with a line on stderr.
-    `rows_from` is compared with what `CheckpointManifest` was given. One of another engine is rewritten for this one
-    (`convert_checkpoint`), so that every rank calls this, before it makes its Trainer.
+    """The newest whole checkpoint in `output_dir`, or None; broken ones are passed over with a line
+    on stderr. `rows_from` is compared with what `CheckpointManifest` was given. One of another
+    engine is rewritten for this one (`convert_checkpoint`), so that every rank calls this, before
+    it makes its Trainer.
 
     Raises:
-        InputError: the arguments differ from the run's in what a continuation cannot change, or the optimizer's state
-            cannot go on here.
+        InputError: the arguments differ from the run's in what a continuation cannot change, or the
+            optimizer's state cannot go on here.
     """
     forget_converted(args)  # which a continuation left that was broken off
     folders = [
@@ -232,8 +238,9 @@ def _check_same_config(before: dict[str, Any], now: dict[str, Any], folder: Path
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGTERM: save a checkpoint at the end of the step, on all ranks alike, and exit with status 143. `can_resume`:
-    the recipe has --resume."""
+    """SIGTERM: save a checkpoint at the end of the step, on all ranks alike, and exit with status
+    143. `can_resume`: the recipe has --resume.
+    """
 
     def __init__(self, can_resume: bool = True):
         self.can_resume, self.received = can_resume, False
@@ -262,7 +269,8 @@ class StopOnSignal(TrainerCallback):
                 saved = Path(args.output_dir, f"checkpoint-{state.global_step}")
                 goes_on = ", --resume auto goes on" if self.can_resume else f": {saved}"
                 print(
-                    f"stopped by SIGTERM after step {state.global_step}; a checkpoint is saved{goes_on}",
+                    f"stopped by SIGTERM after step {state.global_step}; a checkpoint is "
+                    f"saved{goes_on}",
                     file=sys.stderr,
                 )
             raise SystemExit(128 + signal.SIGTERM)

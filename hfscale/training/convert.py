@@ -1,8 +1,10 @@
-"""A checkpoint rewritten for another engine or number of processes, so that AdamW's state goes on there.
+"""A checkpoint rewritten for another engine or number of processes, so that AdamW's state goes on
+there.
 
-Between them stands that state by the parameters' names, as torch.distributed.checkpoint.state_dict has it and FSDP
-saves it: {"state": {name: {"step", "exp_avg", "exp_avg_sq"}}, "param_groups": [{"lr", ..., "params": [name]}]}.
-DeepSpeed's converter joins its shards, and its universal format is read on any number of processes.
+Between them stands that state by the parameters' names, as torch.distributed.checkpoint.state_dict
+has it and FSDP saves it: {"state": {name: {"step", "exp_avg", "exp_avg_sq"}}, "param_groups":
+[{"lr", ..., "params": [name]}]}. DeepSpeed's converter joins its shards, and its universal format
+is read on any number of processes.
 """
 
 import contextlib
@@ -22,7 +24,9 @@ from hfscale.folders import CONVERTED
 
 
 def parameter_names(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """For the manifest: names in the optimizer's order (none in DeepSpeed's, whose files have them), and tied ones."""
+    """For the manifest: names in the optimizer's order (none in DeepSpeed's, whose files have
+    them), and tied ones.
+    """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     order = [
         names[id(p)] for group in optimizer.param_groups for p in group["params"] if id(p) in names
@@ -34,8 +38,9 @@ def parameter_names(model: PreTrainedModel, optimizer: torch.optim.Optimizer) ->
 def convert_checkpoint(
     folder: Path, record: dict[str, Any], now: str, args: TrainingArguments
 ) -> Path:
-    """Rewrite the checkpoint with the manifest `record` as the engine `now` loads it; called on all ranks together.
-    DeepSpeed's files are pickles, which can run code: only for checkpoints of one's own.
+    """Rewrite the checkpoint with the manifest `record` as the engine `now` loads it; called on all
+    ranks together. DeepSpeed's files are pickles, which can run code: only for checkpoints of one's
+    own.
 
     Raises:
         InputError: the optimizer's state, or something beside it, cannot go on there.
@@ -51,8 +56,8 @@ def convert_checkpoint(
     }
     for obstacle in (obstacle for obstacle, there in obstacles.items() if there):
         raise InputError(
-            f"--resume auto: {folder} is of {before} and cannot go on under {now}: {obstacle}; launch as "
-            f"before, or start from its weights: hfscale finetune --model {folder}"
+            f"--resume auto: {folder} is of {before} and cannot go on under {now}: {obstacle}; "
+            f"launch as before, or start from its weights: hfscale finetune --model {folder}"
         )
     into = Path(args.output_dir, CONVERTED)
     if is_main_rank():
@@ -94,8 +99,10 @@ def convert_checkpoint(
 
 
 def mend_converted(args: TrainingArguments, optimizer) -> None:
-    """Set right what ZeRO-3 just loaded wrong from a rewritten checkpoint: all groups of parameters got the first
-    one's weight decay, and count their steps in one tensor, each adding its own. Otherwise without effect."""
+    """Set right what ZeRO-3 just loaded wrong from a rewritten checkpoint: all groups of parameters
+    got the first one's weight decay, and count their steps in one tensor, each adding its own.
+    Otherwise without effect.
+    """
     for file in Path(args.output_dir, CONVERTED).glob("global_step*/zero/optimizer_state.pt"):
         saved, inner = (
             torch.load(file, weights_only=True)["param_groups"],
@@ -125,7 +132,9 @@ def _renamed(optimizer: dict, names: dict) -> dict:
 
 
 def _join_shards(shards: Path, into: Path, step: int, weights: dict[str, torch.Tensor]) -> dict:
-    """The whole state from DeepSpeed's files; what the optimizer holds as weights is put into `weights`."""
+    """The whole state from DeepSpeed's files; what the optimizer holds as weights is put into
+    `weights`.
+    """
     from deepspeed.checkpoint.ds_to_universal import main
 
     with contextlib.redirect_stdout(sys.stderr):

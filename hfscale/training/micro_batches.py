@@ -13,7 +13,9 @@ BYTES_OF_ADAM = 8  # per parameter: two float32 moments
 
 
 def split_batch(inputs: Mapping[str, Any], pieces: int) -> list[dict[str, Any]]:
-    """The batch in at most this many parts of nearly equal size, the largest first, each with at least one row."""
+    """The batch in at most this many parts of nearly equal size, the largest first, each with at
+    least one row.
+    """
     pieces = min(pieces, len(inputs["input_ids"]))
     parts = {
         name: value.tensor_split(pieces)
@@ -27,9 +29,10 @@ def split_batch(inputs: Mapping[str, Any], pieces: int) -> list[dict[str, Any]]:
 def find_pieces(
     model: torch.nn.Module, inputs: Mapping[str, Any], try_piece: Callable[[dict[str, Any]], Any]
 ) -> int:
-    """Into how many parts (1, 2, 4, ...) the batch must be split so that `try_piece`, a forward and a backward pass
-    without communication, runs in memory twice (the second time beside the gradients of the first) while AdamW's
-    state has its place. The largest number of all ranks; gradients and random state are left as they were.
+    """Into how many parts (1, 2, 4, ...) the batch must be split so that `try_piece`, a forward and
+    a backward pass without communication, runs in memory twice (the second time beside the
+    gradients of the first) while AdamW's state has its place. The largest number of all ranks;
+    gradients and random state are left as they were.
 
     Raises InputError: a single row does not fit.
     """
@@ -39,8 +42,9 @@ def find_pieces(
     found = int(gather(torch.tensor([pieces], device=inputs["input_ids"].device)).max())
     if found >= 2 * rows > 0:
         raise InputError(
-            "--auto_batch: not even one row fits into memory; take --activation_checkpointing, a shorter "
-            "--max_length or a launch config that splits the model (hfscale plan shows which)"
+            "--auto_batch: not even one row fits into memory; take --activation_checkpointing, a "
+            "shorter --max_length or a launch config that splits the model (hfscale plan shows "
+            "which)"
         )
     return found
 

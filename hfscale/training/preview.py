@@ -29,7 +29,9 @@ def preview(
     rows: DatasetDict | dict,
     args: TrainingArguments,
 ) -> None:
-    """Print (rank 0) the first text of a packed row with its labels, the counts, and the memory of a step."""
+    """Print (rank 0) the first text of a packed row with its labels, the counts, and the memory of
+    a step.
+    """
     if not is_main_rank():
         return
     console, row = Console(), next(iter(rows["train"]))
@@ -59,8 +61,9 @@ def preview(
     console.print(counts)
     if there is not None and total > there:
         print(
-            "this does not fit: lower per_device_train_batch_size (and raise gradient_accumulation_steps), or add "
-            "--activation_checkpointing; hfscale plan shows what fits where"
+            "this does not fit: lower per_device_train_batch_size (and raise "
+            "gradient_accumulation_steps), or add --activation_checkpointing; hfscale plan shows "
+            "what fits where"
         )
     print("dry run: nothing was trained or written")
 
@@ -92,7 +95,9 @@ def _is_scored(row: dict, i: int) -> bool:
 
 
 def _parts(row: dict) -> list[range]:
-    """Runs of places that are scored or are not, in turn, of the first text: positions begin anew with the next."""
+    """Runs of places that are scored or are not, in turn, of the first text: positions begin anew
+    with the next.
+    """
     positions = _positions(row)
     end = next((i for i in range(1, len(positions)) if positions[i] == 0), len(positions))
     bounds = [0, *(i for i in range(1, end) if _is_scored(row, i) != _is_scored(row, i - 1)), end]
@@ -110,8 +115,9 @@ def _places(part: Dataset) -> tuple[int, int]:
 def memory_at_hand(
     model: PreTrainedModel, args: TrainingArguments, rows: Dataset | IterableDataset
 ) -> dict[str, int]:
-    """Bytes by part that a process of this launch will take (`step_memory_bytes`); another model than GPT-2 is taken
-    as a GPT-2 of its sizes."""
+    """Bytes by part that a process of this launch will take (`step_memory_bytes`); another model
+    than GPT-2 is taken as a GPT-2 of its sizes.
+    """
     row = next(iter(rows))
     max_length = _places(rows)[1] if isinstance(rows, Dataset) else len(row["input_ids"])
     adapters = getattr(model, "peft_config", None) or {}
@@ -162,7 +168,9 @@ def _frozen_blocks(model: PreTrainedModel) -> int:
 
 
 def launched_sharding(processes: int) -> Sharding:
-    """What accelerate's launcher told this process, or what other machines are planned to be told."""
+    """What accelerate's launcher told this process, or what other machines are planned to be
+    told.
+    """
     if planned := planned_launch():
         return sharding_of(*planned)
     engine, _, stage = launched_engine().partition("-")

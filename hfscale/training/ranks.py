@@ -13,8 +13,9 @@ from hfscale.training.record import versions
 
 
 def check_same_software() -> None:
-    """Raise InputError on every rank if one runs other versions, code or arguments than rank 0: such ranks train
-    different models, or wait for each other forever. Collective."""
+    """Raise InputError on every rank if one runs other versions, code or arguments than rank 0:
+    such ranks train different models, or wait for each other forever. Collective.
+    """
     everyone = gather_object([(socket.gethostname(), software())])
     first_host, first = everyone[0]
     for rank, (host, theirs) in enumerate(everyone):
@@ -25,13 +26,15 @@ def check_same_software() -> None:
         ]
         if differing:
             raise InputError(
-                f"rank {rank} ({host}) differs from rank 0: {'; '.join(differing)}; make the machines "
-                "alike and start again on all of them"
+                f"rank {rank} ({host}) differs from rank 0: {'; '.join(differing)}; make the "
+                "machines alike and start again on all of them"
             )
 
 
 def software() -> dict[str, str | None]:
-    """Versions of the libraries, and short hashes of hfscale's code, of the script and of its arguments."""
+    """Versions of the libraries, and short hashes of hfscale's code, of the script and of its
+    arguments.
+    """
     package, script = Path(hfscale.__file__).parent, Path(sys.argv[0])
     code = b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")))
     own = {

@@ -41,8 +41,9 @@ def write_run(
     samples: list[str],
     more_data: dict[str, Any] | None = None,
 ) -> None:
-    """Write the model card and, last, `run.json` into `output_dir`; for rank 0, after `trainer.save_model()`.
-    `more_data` is added to what the record says about the data."""
+    """Write the model card and, last, `run.json` into `output_dir`; for rank 0, after
+    `trainer.save_model()`. `more_data` is added to what the record says about the data.
+    """
     folder, state, device = Path(trainer.args.output_dir), trainer.state, trainer.args.device
     model, tokens = (
         trainer.accelerator.unwrap_model(trainer.model),
@@ -114,7 +115,9 @@ def _peak_bytes(device: torch.device) -> int | None:
 
 
 def _describe_model(model: PreTrainedModel, args: Any) -> dict[str, Any]:
-    """`base` is the checkpoint that was tuned; `adapter` the method of one that is kept beside it, not merged in."""
+    """`base` is the checkpoint that was tuned; `adapter` the method of one that is kept beside it,
+    not merged in.
+    """
     adapters = getattr(model, "peft_config", {})
     plain, merged = model.get_base_model() if adapters else model, getattr(args, "merge", False)
     counts, trained = count_parameters(model), count_trained(model)

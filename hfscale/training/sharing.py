@@ -16,8 +16,8 @@ LOCAL_FILES = ["checkpoint-*", "runs/*", "wandb/*", "*.bin"]
 
 
 def check_sharing(args: TrainingArguments) -> None:
-    """Set W&B to offline unless there is a login and its host answers (it would else ask, or wait for minutes), and
-    its logs into `output_dir`. What the user set in the environment stays.
+    """Set W&B to offline unless there is a login and its host answers (it would else ask, or wait
+    for minutes), and its logs into `output_dir`. What the user set in the environment stays.
 
     Raises:
         InputError: `push_to_hub` without the Hub or a login.
@@ -42,7 +42,9 @@ def check_sharing(args: TrainingArguments) -> None:
 
 
 def share_run(trainer: Trainer) -> None:
-    """For rank 0, after `run.json` is written: its settings and samples (a table) for W&B, the folder for the Hub."""
+    """For rank 0, after `run.json` is written: its settings and samples (a table) for W&B, the
+    folder for the Hub.
+    """
     wandb = sys.modules.get("wandb")
     if "wandb" in trainer.args.report_to and wandb.run is not None:
         record = json.loads(Path(trainer.args.output_dir, "run.json").read_text("utf-8"))

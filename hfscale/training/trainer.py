@@ -45,10 +45,10 @@ def training_arguments(
 ) -> TrainingArguments:
     """`cls(**values, **more)` with what the machine suggests where the user said nothing.
 
-    bf16 where there are matrix units for it and the model is at least 256 wide, the CPU where accelerate was told so,
-    no filter that logs a NaN loss as 0, TensorBoard's logs, on the Hub only the finished run, and no search of DDP for
-    parameters that a step leaves out (a model that has such needs `ddp_find_unused_parameters: true`). See
-    `check_sharing` for trackers and the Hub.
+    bf16 where there are matrix units for it and the model is at least 256 wide, the CPU where
+    accelerate was told so, no filter that logs a NaN loss as 0, TensorBoard's logs, on the Hub only
+    the finished run, and no search of DDP for parameters that a step leaves out (a model that has
+    such needs `ddp_find_unused_parameters: true`). See `check_sharing` for trackers and the Hub.
 
     Raises:
         InputError: what upstream refuses, in one line; fp16 on a CPU, which upstream ignores.
@@ -94,8 +94,9 @@ def training_arguments(
 
 
 def batch_rows_of_like_length(training_args: TrainingArguments, args: Any) -> None:
-    """Rows that are padded (`args.packing` none) share a batch with others of about their length, unless the user
-    chose another `train_sampling_strategy`."""
+    """Rows that are padded (`args.packing` none) share a batch with others of about their length,
+    unless the user chose another `train_sampling_strategy`.
+    """
     if args.packing == "none":
         training_args.train_sampling_strategy = args.training.get(
             "train_sampling_strategy", "group_by_length"
@@ -103,8 +104,9 @@ def batch_rows_of_like_length(training_args: TrainingArguments, args: Any) -> No
 
 
 def _try_out(args: TrainingArguments) -> None:
-    """Raise ValueError or TypeError for what upstream finds wrong only after the data is prepared, or at the first
-    evaluation: here AdamW and the schedule are made for a single number."""
+    """Raise ValueError or TypeError for what upstream finds wrong only after the data is prepared,
+    or at the first evaluation: here AdamW and the schedule are made for a single number.
+    """
     betas, parameter = (args.adam_beta1, args.adam_beta2), torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.AdamW(
         [parameter], args.learning_rate, betas, args.adam_epsilon, args.weight_decay
@@ -124,7 +126,8 @@ def _try_out(args: TrainingArguments) -> None:
         raise ValueError(f"seed: got {args.seed}, expected at least 0")
     if missing := set(args.report_to) - set(available := get_available_reporting_integrations()):
         raise ValueError(
-            f"report_to: {missing.pop()} is unknown or not installed; here: {', '.join(available)}, none"
+            f"report_to: {missing.pop()} is unknown or not installed; here: "
+            f"{', '.join(available)}, none"
         )
 
 
@@ -146,23 +149,27 @@ def next_token_loss(
     num_items_in_batch: torch.Tensor | int | None = None,
     balance_weight: float = 0.0,
 ) -> torch.Tensor:
-    """Negative log-likelihood, in nats, of the labels (batch x length) that are not -100, each predicted from the
-    places before it: its mean, or the sum over `num_items_in_batch`. Where a model's configuration lets it return how
-    unevenly its experts are used (`output_router_logits`), that counts with `balance_weight`, as upstream's does."""
+    """Negative log-likelihood, in nats, of the labels (batch x length) that are not -100, each
+    predicted from the places before it: its mean, or the sum over `num_items_in_batch`. Where a
+    model's configuration lets it return how unevenly its experts are used (`output_router_logits`),
+    that counts with `balance_weight`, as upstream's does.
+    """
     loss = ForCausalLMLoss(outputs.logits, labels, outputs.logits.shape[-1], num_items_in_batch)
     imbalance = outputs.get("aux_loss")
     return loss if imbalance is None else loss + balance_weight * imbalance.to(loss.device)
 
 
 class LMTrainer(Trainer):
-    """`Trainer` whose losses are exact token means, for any batch size, row length and number of ranks.
+    """`Trainer` whose losses are exact token means, for any batch size, row length and number of
+    ranks.
 
-    Training: models compute losses of their own; GPT-2's divides by all labels although the first of each row is never
-    predicted, some do not shift them. So the loss is taken from the logits (`next_token_loss`). Evaluation: upstream
-    averages batch means; here each row's summed loss and number of targets are gathered and divided once.
-    `eval_bits_per_byte` needs rows with a column `num_bytes` (see `pack_documents`). `compute_metrics` is not used.
-    `rows_from`: see `CheckpointManifest`. `auto_batch`: each step's rows go through in the largest micro-batches that
-    memory holds. `can_resume`: the recipe has --resume.
+    Training: models compute losses of their own; GPT-2's divides by all labels although the first
+    of each row is never predicted, some do not shift them. So the loss is taken from the logits
+    (`next_token_loss`). Evaluation: upstream averages batch means; here each row's summed loss and
+    number of targets are gathered and divided once. `eval_bits_per_byte` needs rows with a column
+    `num_bytes` (see `pack_documents`). `compute_metrics` is not used. `rows_from`: see
+    `CheckpointManifest`. `auto_batch`: each step's rows go through in the largest micro-batches
+    that memory holds. `can_resume`: the recipe has --resume.
     """
 
     def __init__(
@@ -203,21 +210,23 @@ class LMTrainer(Trainer):
         self.add_callback(StopOnSignal(can_resume))
 
     def _check_launch(self) -> None:
-        """Refuse a launch that accelerate quietly turned into something else, or of unlike machines."""
+        """Refuse a launch that accelerate quietly turned into something else, or of unlike
+        machines.
+        """
         check_same_software()
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != self.args.world_size:
             raise InputError(
-                f"{launched} processes were launched but each would train alone: this machine has no "
-                "device for them; add --use_cpu true or launch one process"
+                f"{launched} processes were launched but each would train alone: this machine has "
+                "no device for them; add --use_cpu true or launch one process"
             )
         if (
             launched_engine() == "FSDP"
             and self.accelerator.distributed_type != DistributedType.FSDP
         ):
             raise InputError(
-                "the launch config asks for FSDP, which accelerate does not run on a CPU (it would train "
-                "unsharded); use --accelerate cpu_2proc or zero2 here"
+                "the launch config asks for FSDP, which accelerate does not run on a CPU (it would "
+                "train unsharded); use --accelerate cpu_2proc or zero2 here"
             )
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -232,8 +241,8 @@ class LMTrainer(Trainer):
         loss = sum(losses, start=super().training_step(model, last, num_items_in_batch))
         if not torch.isfinite(loss):  # before the optimizer steps: the weights are still good
             raise FloatingPointError(
-                f"the training loss became {loss.item()} at step {self.state.global_step + 1}; "
-                "the weights of the last checkpoint are good; try a lower learning_rate"
+                f"the training loss became {loss.item()} at step {self.state.global_step + 1}; the "
+                "weights of the last checkpoint are good; try a lower learning_rate"
             )
         return loss
 
@@ -244,31 +253,36 @@ class LMTrainer(Trainer):
 
         if self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
             raise InputError(
-                "--auto_batch tries sizes out, which ranks that share a model's state cannot do each for "
-                "itself; take the sizes that hfscale plan names, or --accelerate ddp"
+                "--auto_batch tries sizes out, which ranks that share a model's state cannot do "
+                "each for itself; take the sizes that hfscale plan names, or --accelerate ddp"
             )
         pieces = find_pieces(model, inputs, try_piece)
         if is_main_rank():
             rows = len(inputs["input_ids"])
             print(
-                f"auto_batch: {rows} rows per process and step, in {min(pieces, rows)} micro-batches",
+                f"auto_batch: {rows} rows per process and step, in {min(pieces, rows)} "
+                "micro-batches",
                 file=sys.stderr,
             )
         return pieces
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Without a cache also where Trainer does not reach the setting, in a configuration within a configuration:
-        with one, position ids keep no documents apart."""
+        """Without a cache also where Trainer does not reach the setting, in a configuration within
+        a configuration: with one, position ids keep no documents apart.
+        """
         inputs = {**inputs, "use_cache": False}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Each row's summed loss in nats and its number of targets, in the places of logits and labels."""
+        """Each row's summed loss in nats and its number of targets, in the places of logits and
+        labels.
+        """
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = model(**inputs, use_cache=False).logits
-        # Row by row: the float32 copy of a whole batch's logits would be the largest tensor of the run.
+        # Row by row: the float32 copy of a whole batch's logits would be the largest tensor of the
+        # run.
         nll = torch.stack(
             [
                 F.cross_entropy(row[:-1].float(), target[1:], ignore_index=IGNORED, reduction="sum")
@@ -293,7 +307,9 @@ class LMTrainer(Trainer):
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def metrics_before(self) -> dict[str, float]:
-        """The evaluation before the first step (`eval_on_start`), as `before_eval_loss` and so on."""
+        """The evaluation before the first step (`eval_on_start`), as `before_eval_loss` and so
+        on.
+        """
         start = [log for log in self.state.log_history if log["step"] == 0]
         return {
             f"before_{name}": value
@@ -328,8 +344,9 @@ class LMTrainer(Trainer):
         return output
 
     def save_model(self, output_dir=None, _internal_call=False):
-        """Save the configuration as the model came; Trainer switches its `use_cache` off to train. Nothing is pushed
-        to the Hub yet: the run's record and model card come last (`share_run`)."""
+        """Save the configuration as the model came; Trainer switches its `use_cache` off to train.
+        Nothing is pushed to the Hub yet: the run's record and model card come last (`share_run`).
+        """
         config, while_training = self.model.config, self.model.config.use_cache
         if self._saved_use_cache is not None:
             config.use_cache = self._saved_use_cache

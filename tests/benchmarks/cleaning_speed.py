@@ -1,11 +1,14 @@
-"""How fast cleaning and the search for copies are, stage by stage, on 20 MB of real books, and what memory they take.
+"""How fast cleaning and the search for copies are, stage by stage, on 20 MB of real books, and what
+memory they take.
 
-    python tests/benchmarks/cleaning_speed.py                       # pieces of 1,000 words, 2 processes
-    python tests/benchmarks/cleaning_speed.py --words 0             # whole books
-    python tests/benchmarks/cleaning_speed.py --copies 10 --processes 1     # 200 MB: the peak of memory beside 20 MB
+    python tests/benchmarks/cleaning_speed.py                       # pieces of 1,000 words, 2
+    processes python tests/benchmarks/cleaning_speed.py --words 0             # whole books python
+    tests/benchmarks/cleaning_speed.py --copies 10 --processes 1     # 200 MB: the peak of memory
+    beside 20 MB
 
-Wall time depends on what else the machine does; CPU seconds (of all processes) hardly do. Copy number k of the books
-has every tenth word replaced by one with k in it, so that copies do not count as duplicates.
+Wall time depends on what else the machine does; CPU seconds (of all processes) hardly do. Copy
+number k of the books has every tenth word replaced by one with k in it, so that copies do not count
+as duplicates.
 """
 
 import argparse
@@ -64,7 +67,9 @@ def cpu_seconds() -> float:
 
 
 def watch_memory(peaks: dict[str, int], stage: list[str], stop: threading.Event) -> None:
-    """Largest memory of this process in each stage, without the pages of mapped files, which can go at any time."""
+    """Largest memory of this process in each stage, without the pages of mapped files, which can go
+    at any time.
+    """
     while not stop.wait(0.02):
         status = Path("/proc/self/status").read_text()
         own = 1024 * int(status.partition("RssAnon:")[2].split()[0])
@@ -111,7 +116,8 @@ def main() -> int:
         print(
             f"{len(documents):,} documents, {size:.1f} MB, {workers} processes, load "
             f"{psutil.getloadavg()[0]:.1f} on {psutil.cpu_count()} cores\n"
-            "| stage | wall s | MB/s | CPU s | MB per CPU s | peak MB of this process |\n|---|---|---|---|---|---|"
+            "| stage | wall s | MB/s | CPU s | MB per CPU s | peak MB of this process "
+            "|\n|---|---|---|---|---|---|"
         )
         total_wall = total_cpu = 0.0
         for name, run in stages.items():
@@ -127,7 +133,8 @@ def main() -> int:
         stop.set()
         watcher.join()
         print(
-            f"| all | {total_wall:.1f} | {size / total_wall:.2f} | {total_cpu:.1f} | {size / total_cpu:.2f} | "
+            f"| all | {total_wall:.1f} | {size / total_wall:.2f} | {total_cpu:.1f} | "
+            f"{size / total_cpu:.2f} | "
             f"{max(peaks.values()) / 1e6:.0f} |\n{len(documents):,} documents are left"
         )
     return int(size / total_wall < LEAST_MB_PER_SECOND)

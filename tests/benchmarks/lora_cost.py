@@ -2,11 +2,11 @@
 
     python tests/benchmarks/lora_cost.py --rounds 3 --steps 6
 
-GPT-2 small's shape with random weights, rows of 256 tokens. Time: the sides take turns in one process, each round in
-another order; medians of the rounds' ratios with their range, of wall time and of CPU time, which depends less on who
-else uses the machine. Memory: each side in a process of its own, the highest resident memory after the libraries are
-imported, loading included. Also printed: what is trained and what a saved checkpoint weighs. QLoRA where bitsandbytes
-is installed.
+GPT-2 small's shape with random weights, rows of 256 tokens. Time: the sides take turns in one
+process, each round in another order; medians of the rounds' ratios with their range, of wall time
+and of CPU time, which depends less on who else uses the machine. Memory: each side in a process of
+its own, the highest resident memory after the libraries are imported, loading included. Also
+printed: what is trained and what a saved checkpoint weighs. QLoRA where bitsandbytes is installed.
 """
 
 import argparse
@@ -77,7 +77,9 @@ def train(folder: str, side: str, steps: int) -> tuple[dict[str, float], LMTrain
 
 
 def measure_memory(folder: str, side: str, queue: multiprocessing.Queue) -> None:
-    """Peak resident bytes beyond those after the imports; trained parameters; bytes of the saved weights."""
+    """Peak resident bytes beyond those after the imports; trained parameters; bytes of the saved
+    weights.
+    """
     before = psutil.Process().memory_info().rss
     _, trainer = train(folder, side, 4)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -105,8 +107,8 @@ def main() -> None:
             peak, trained, saved = found[side]
             whole = found["all weights"]
             print(
-                f"{side}: trains {trained:,} parameters ({trained / whole[1]:.2%}), saves {saved / 1e6:.1f} MB, "
-                f"memory {peak / whole[0]:.2f} of training all weights",
+                f"{side}: trains {trained:,} parameters ({trained / whole[1]:.2%}), saves "
+                f"{saved / 1e6:.1f} MB, memory {peak / whole[0]:.2f} of training all weights",
                 flush=True,
             )
         sides, rounds = list(SIDES), []
@@ -122,8 +124,9 @@ def main() -> None:
         for clock in CLOCKS:
             ratios = sorted(r[side][clock] / r["all weights"][clock] for r in rounds)
             print(
-                f"{side}: {clock} time of a step {statistics.median(ratios):.2f} (from {ratios[0]:.2f} to "
-                f"{ratios[-1]:.2f} in {len(ratios)} rounds) of training all weights"
+                f"{side}: {clock} time of a step {statistics.median(ratios):.2f} (from "
+                f"{ratios[0]:.2f} to {ratios[-1]:.2f} in {len(ratios)} rounds) of training all "
+                "weights"
             )
 
 

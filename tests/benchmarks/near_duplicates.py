@@ -1,13 +1,14 @@
 """How many planted near copies are found, how many findings are wrong, and how fast the search is.
 
-    python tests/benchmarks/near_duplicates.py                 # 2,000 paragraphs of real books, 2 processes
-    python tests/benchmarks/near_duplicates.py --threshold 0.7
+    python tests/benchmarks/near_duplicates.py                 # 2,000 paragraphs of real books, 2
+    processes python tests/benchmarks/near_duplicates.py --threshold 0.7
 
-Each chosen paragraph gets one copy for each level: that share of its words replaced by words of other places, left
-out, or joined by a new word, one third each. Hard negatives share a template: a form with many or with few entries
-that differ, or other paragraphs between the same opening and closing lines. A finding is a document that is not the
-first of its cluster; it is right when it stems from the same paragraph as the first. Recall counts the copies that
-share a cluster with their original.
+Each chosen paragraph gets one copy for each level: that share of its words replaced by words of
+other places, left out, or joined by a new word, one third each. Hard negatives share a template: a
+form with many or with few entries that differ, or other paragraphs between the same opening and
+closing lines. A finding is a document that is not the first of its cluster; it is right when it
+stems from the same paragraph as the first. Recall counts the copies that share a cluster with their
+original.
 """
 
 import argparse
@@ -30,14 +31,16 @@ LEVELS = (0.02, 0.05, 0.1, 0.2)
 NEGATIVES = ("loose form", "tight form", "same frame")
 LEAST_RECALL, LEAST_PRECISION = {0.02: 0.95, 0.05: 0.95}, 0.98
 LOOSE_FORM = (
-    "Record number {} of the county office. The undersigned {} {} of {} declares to have received the sum of {} "
-    "pounds for the {} that was delivered on the {} of {} and paid by {} in the presence of {} and {}. Signed {}."
+    "Record number {} of the county office. The undersigned {} {} of {} declares to have received "
+    "the sum of {} pounds for the {} that was delivered on the {} of {} and paid by {} in the "
+    "presence of {} and {}. Signed {}."
 )
 TIGHT_FORM = (
-    "Record number {} of the county office. The undersigned declares to have received in good order from {} the "
-    "goods that were asked for in the letter of the last month and to have paid for them to {} the sum that was "
-    "agreed upon by both sides before the witnesses of this town, among them {} and their families, on the first {} "
-    "of the year, so that none of the sides may claim anything further from the other about {} after this day."
+    "Record number {} of the county office. The undersigned declares to have received in good "
+    "order from {} the goods that were asked for in the letter of the last month and to have paid "
+    "for them to {} the sum that was agreed upon by both sides before the witnesses of this town, "
+    "among them {} and their families, on the first {} of the year, so that none of the sides may "
+    "claim anything further from the other about {} after this day."
 )
 OPENING = "This text is part of the open library of old books and may be copied and read by anyone at no cost. "
 CLOSING = " Please tell the library about any mistake that you find in this text, so that it can be put right."
@@ -68,7 +71,9 @@ def edit(text: str, level: float, vocabulary: list[str], rng: random.Random) -> 
 
 
 def plant(paragraphs: list[str], count: int, seed: int) -> tuple[list[str], list[int], list]:
-    """Texts in random order, the paragraph each stems from, and its level (0: original) or kind of negative."""
+    """Texts in random order, the paragraph each stems from, and its level (0: original) or kind of
+    negative.
+    """
     rng = random.Random(seed)
     vocabulary = sorted({word for text in paragraphs[::7] for word in text.split()})
     chosen = rng.sample(paragraphs, 2 * count)
@@ -158,8 +163,8 @@ def main() -> int:
         found = (near_clusters(whole, num_proc=args.num_proc) != np.arange(len(whole))).sum()
         seconds = time.perf_counter() - start
         print(
-            f"all {len(whole):,} paragraphs, {size:.1f} MB, {args.num_proc} processes: {seconds:.1f} s, "
-            f"{size / seconds:.1f} MB/s, {found:,} near copies among them"
+            f"all {len(whole):,} paragraphs, {size:.1f} MB, {args.num_proc} processes: "
+            f"{seconds:.1f} s, {size / seconds:.1f} MB/s, {found:,} near copies among them"
         )
     missed = [level for level, least in LEAST_RECALL.items() if recall[level] < least]
     return int(bool(missed) or precision < LEAST_PRECISION)

@@ -2,9 +2,10 @@
 
     python tests/benchmarks/packing_speed.py --megabytes 4 --rounds 5
 
-The text is the books beside the checkout, cut at line ends into documents of about 4,000 characters. The sides take
-turns, round after round; printed are the medians of the rounds' ratios (bare time / our time, 1 is as fast as the bare
-call) with their range, by the clock and by processor time, which other work on the machine disturbs less.
+The text is the books beside the checkout, cut at line ends into documents of about 4,000
+characters. The sides take turns, round after round; printed are the medians of the rounds' ratios
+(bare time / our time, 1 is as fast as the bare call) with their range, by the clock and by
+processor time, which other work on the machine disturbs less.
 """
 
 import argparse
@@ -81,7 +82,8 @@ def main() -> None:
             rows = pack_documents(documents, tokenizer, options.max_length, packing=packing)
             unused = 1 - sum(rows["num_tokens"]) / len(rows) / (options.max_length - 1)
             print(
-                f"{packing}: {len(texts):,} documents, {len(rows):,} rows, {unused:.2%} of the targets unused"
+                f"{packing}: {len(texts):,} documents, {len(rows):,} rows, {unused:.2%} of the "
+                "targets unused"
             )
             sides[packing] = lambda packing=packing: pack_documents(
                 documents, tokenizer, options.max_length, packing=packing
@@ -94,8 +96,9 @@ def main() -> None:
             ratios = sorted(r["bare"][i] / r[packing][i] for r in rounds)
             median = statistics.median(ratios)
             print(
-                f"{packing} / encode_batch by {clock}: {median:.3f} (from {ratios[0]:.3f} to {ratios[-1]:.3f} in "
-                f"{len(ratios)} rounds; {'within' if median >= LIMIT else 'BELOW'} the limit {LIMIT})"
+                f"{packing} / encode_batch by {clock}: {median:.3f} (from {ratios[0]:.3f} to "
+                f"{ratios[-1]:.3f} in {len(ratios)} rounds; "
+                f"{'within' if median >= LIMIT else 'BELOW'} the limit {LIMIT})"
             )
 
 

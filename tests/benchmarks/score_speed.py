@@ -2,10 +2,11 @@
 
     python tests/benchmarks/score_speed.py --rounds 5
 
-Both sides read the same windows in the same batches: the bare side only runs the model on token ids that lie ready,
-with its loss or without; scoring tokenizes, cuts windows, pads, takes the log-softmax and sums. They take turns, round
-after round; printed are the medians of the rounds' ratios with their range, by the clock and by processor time, which
-other work on the machine disturbs less. A GPT-2 of 6 layers of width 384 by default.
+Both sides read the same windows in the same batches: the bare side only runs the model on token ids
+that lie ready, with its loss or without; scoring tokenizes, cuts windows, pads, takes the
+log-softmax and sums. They take turns, round after round; printed are the medians of the rounds'
+ratios with their range, by the clock and by processor time, which other work on the machine
+disturbs less. A GPT-2 of 6 layers of width 384 by default.
 """
 
 import argparse
@@ -112,8 +113,9 @@ def main() -> None:
             ratios = sorted(ours[i] / bare[i] for ours, bare in rounds)
             median = statistics.median(ratios)
             print(
-                f"  score / forward by {clock}: {median:.3f} (from {ratios[0]:.3f} to {ratios[-1]:.3f} in "
-                f"{len(ratios)} rounds; {'within' if median <= LIMIT else 'ABOVE'} the limit {LIMIT})"
+                f"  score / forward by {clock}: {median:.3f} (from {ratios[0]:.3f} to "
+                f"{ratios[-1]:.3f} in {len(ratios)} rounds; "
+                f"{'within' if median <= LIMIT else 'ABOVE'} the limit {LIMIT})"
             )
 
 

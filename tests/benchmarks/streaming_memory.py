@@ -1,9 +1,10 @@
-"""Peak memory of a streaming run's data side (read, split, pack, shuffle, batch) against the size of the text.
+"""Peak memory of a streaming run's data side (read, split, pack, shuffle, batch) against the size
+of the text.
 
     python tests/benchmarks/streaming_memory.py --megabytes 20 200
 
-The text is the books beside the checkout, written again and again into a temporary folder. Each size is read to its
-end by a process of its own, with --in_memory once more without --streaming.
+The text is the books beside the checkout, written again and again into a temporary folder. Each
+size is read to its end by a process of its own, with --in_memory once more without --streaming.
 """
 
 import argparse
@@ -93,8 +94,9 @@ def main() -> None:
                 before, peak, tokens, seconds = answers.get()
                 process.join()
                 print(
-                    f"{size / 1e6:,.0f} MB {'streaming' if streaming else 'in memory'}: peak {peak:,.0f} MiB, "
-                    f"{peak - before:,.0f} above the libraries; {tokens:,} tokens in {seconds:,.0f} s",
+                    f"{size / 1e6:,.0f} MB {'streaming' if streaming else 'in memory'}: peak "
+                    f"{peak:,.0f} MiB, {peak - before:,.0f} above the libraries; {tokens:,} tokens "
+                    f"in {seconds:,.0f} s",
                     flush=True,
                 )
 

@@ -1,10 +1,13 @@
-"""What a training step costs, side by side in one process: hfscale, plain Trainer, and a bare PyTorch loop.
+"""What a training step costs, side by side in one process: hfscale, plain Trainer, and a bare
+PyTorch loop.
 
-    make bench                          # or: python tests/benchmarks/train_speed.py --rounds 7 --steps 8
+    make bench                          # or: python tests/benchmarks/train_speed.py --rounds 7
+    --steps 8
 
-Every side trains GPT-2 with 6 layers of width 384 on the same packed rows of 256 tokens, data loading included. The
-sides take turns, round after round, since the machine's speed drifts; printed are the medians of the rounds' ratios
-with their range. Absolute times of a shared CPU mean nothing and are not printed.
+Every side trains GPT-2 with 6 layers of width 384 on the same packed rows of 256 tokens, data
+loading included. The sides take turns, round after round, since the machine's speed drifts; printed
+are the medians of the rounds' ratios with their range. Absolute times of a shared CPU mean nothing
+and are not printed.
 """
 
 import argparse
@@ -38,7 +41,9 @@ LIMITS = {
 
 
 class StepTimes(TrainerCallback):
-    """Seconds from the end of one step to the end of the next: compute, data loading and bookkeeping."""
+    """Seconds from the end of one step to the end of the next: compute, data loading and
+    bookkeeping.
+    """
 
     def __init__(self):
         self.ends = []
