@@ -16,10 +16,10 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from hfscale.arguments import AdapterArguments
 from hfscale.behaviour import logits_equal, logits_on_trial
-from hfscale.config import AdapterArguments, InputError, is_main_rank, show_bitsandbytes
-from hfscale.launch import launched_engine
 from hfscale.models import embedding_rows, is_adapter, load_model, load_saved_model, trial_size
+from hfscale.process import InputError, is_main_rank, launched_engine, show_bitsandbytes
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 MAMBA_WEIGHTS = (

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 from hfscale import __version__
-from hfscale.config import InputError, ending_quietly, hub_reachable, write_text
-from hfscale.launch import FLAGS, launch, shipped
+from hfscale.config import shipped
+from hfscale.folders import write_text
+from hfscale.launch import FLAGS, launch
 from hfscale.options import did_you_mean
+from hfscale.process import InputError, ending_quietly, hub_reachable
 
 PACKAGES = (
     "hfscale",

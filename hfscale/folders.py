@@ -1,6 +1,15 @@
-"""What the recipes write, by name: all that --overwrite deletes (patterns of
-`config.check_replaceable`).
-"""
+"""Where recipes write: who may write there, what --overwrite deletes, files written whole."""
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from hfscale.process import InputError, is_main_rank
 
 UNFINISHED = ".*.part"  # of `write_text`, after a kill
 TOKENIZER_FILES = (
@@ -93,3 +102,213 @@ ATTENTION_FILES = (
     "head_scores.png",
     UNFINISHED,
 )
+
+
+def check_writable(place: str, folder: Path, name: str = "") -> None:
+    """Raise InputError unless a folder, and in it a file or folder `name`, can be made or written.
+
+    This is tried out in the lowest folder that is there: permissions do not tell that nothing can
+    be made below /proc, or that a name is too long. Nothing is left.
+    """
+    lowest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if lowest.is_symlink() and not lowest.exists():
+        raise InputError(
+            f"{place}: {lowest} is a link to {os.readlink(lowest)}, which is not there; name "
+            "another place"
+        )
+    if not lowest.is_dir() or not os.access(lowest, os.W_OK):
+        raise InputError(f"{place}: {lowest} is not a folder that can be written to")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".hfscale-", dir=lowest) as trial:
+            made = Path(trial, folder.absolute().relative_to(lowest.absolute()))
+            made.mkdir(parents=True, exist_ok=True)
+            (made / f".{name}.part").touch()  # the name that `write_text` gives first
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{place}: cannot be written ({reason}); name another place") from None
+
+
+def check_output_folder(
+    output_dir: str, *, overwrite: bool, last_file: str, written: Sequence[str]
+) -> None:
+    """`written` are the patterns of what this recipe writes, see `check_replaceable`.
+
+    Raises InputError: the path is taken (with `overwrite`: by something else than a folder with
+    `last_file` and nothing foreign in it), or cannot be written to.
+    """
+    folder, place = Path(output_dir).absolute(), f"output_dir {output_dir}"
+    if os.path.islink(folder):
+        check_writable(place, folder)
+    if os.path.lexists(folder) and not (overwrite and (folder / last_file).is_file()):
+        raise InputError(f"{place}: exists; name another, or --overwrite one of this recipe")
+    check_writable(place, folder.parent, folder.name)
+    if overwrite:
+        check_replaceable(place, folder, written)
+
+
+def check_output_dir(
+    output_dir: str, *, resume: str | None, overwrite: bool, can_resume: bool = True
+) -> None:
+    """Refuse a folder that holds a run, unless it is to be continued or may be deleted. Nothing is
+    changed here. `can_resume`: the recipe has --resume.
+
+    Raises:
+        InputError: as said, or the path cannot become a folder, or --overwrite would delete what no
+            run wrote.
+    """
+    path = Path(output_dir)
+    check_writable(f"output_dir {output_dir}", path)
+    if resume and overwrite:
+        raise InputError(
+            "--resume auto continues a run and --overwrite deletes it; give one of the two"
+        )
+    if path.is_dir() and any(path.iterdir()):
+        if not holds_run(path):
+            raise InputError(
+                f"output_dir {output_dir}: holds files that are no training run; name an empty "
+                "folder"
+            )
+        if not resume and not overwrite:
+            ways = (
+                "--resume auto continues it, " * can_resume
+                + "--overwrite deletes it, or name another folder"
+            )
+            raise InputError(f"output_dir {output_dir}: holds a run; {ways}")
+    if overwrite:
+        check_replaceable(f"output_dir {output_dir}", path, RUN_FILES)
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a training run wrote here: its last files, checkpoints, or only logs yet."""
+    only_logs = {p.name for p in path.iterdir()} <= {"runs", "wandb"} and (
+        any(path.glob("runs/*/events.out.tfevents.*")) or any(path.glob("wandb/*run-*"))
+    )
+    return only_logs or (path / "training_args.bin").is_file() or any(path.glob("checkpoint-*"))
+
+
+def clear_output_dir(output_dir: str, overwrite: bool) -> None:
+    """Delete the earlier run when asked to; called once everything else has been checked.
+
+    Raises:
+        InputError: something came into the folder that no run wrote; nothing is deleted.
+    """
+    if overwrite and is_main_rank():
+        remove_written(f"output_dir {output_dir}", Path(output_dir), RUN_FILES)
+
+
+def check_replaceable(place: str, folder: Path, written: Sequence[str]) -> None:
+    """Refuse to delete a folder that holds anything but files of the patterns `written`, or that
+    people stand in.
+
+    The patterns are paths below the folder; each name in one is a pattern of `fnmatch`, a last `**`
+    stands for all that lies there.
+
+    Raises:
+        InputError: a link, the current folder or one above it, or files of other names, which are
+            listed.
+    """
+    if folder.is_symlink():
+        raise InputError(
+            f"{place}: is a link; --overwrite deletes no folder through a link, name the folder "
+            "itself"
+        )
+    if not folder.is_dir():
+        return
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise InputError(
+            f"{place}: is the current folder or one above it, which --overwrite never deletes; "
+            "name another folder"
+        )
+    foreign = [
+        path for path in _leaves(folder) if not _is_written(path.relative_to(folder), written)
+    ]
+    if foreign:
+        names = sorted(str(path.relative_to(folder)) for path in foreign)
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise InputError(
+            f"{place}: --overwrite deletes only what a run wrote, and no run wrote {shown}; move "
+            "it away, or name another folder"
+        )
+
+
+def remove_written(place: str, folder: Path, written: Sequence[str]) -> None:
+    """Delete a folder file by file, after `check_replaceable`, which see for what is raised."""
+    check_replaceable(place, folder, written)
+    for parent, folders, files in os.walk(folder, topdown=False):
+        for name in files:
+            Path(parent, name).unlink()
+        for name in folders:
+            path = Path(parent, name)
+            path.unlink() if path.is_symlink() else path.rmdir()
+    if folder.is_dir():
+        folder.rmdir()
+
+
+def _leaves(folder: Path) -> Iterator[Path]:
+    """Files, links and empty folders below a folder; no link is followed."""
+    for parent, folders, files in os.walk(folder):
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        yield from (Path(parent, name) for name in (*files, *links))
+        if not folders and not files and Path(parent) != folder:
+            yield Path(parent)
+
+
+def _is_written(path: Path, patterns: Sequence[str]) -> bool:
+    return any(_matches(path.parts, tuple(pattern.split("/"))) for pattern in patterns)
+
+
+def _matches(names: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    if pattern[-1] == "**":
+        pattern = pattern[:-1]
+        names = names[: len(pattern)]
+    return len(names) == len(pattern) and all(map(fnmatchcase, names, pattern))
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 file whole or not at all."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(text, "utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(
+    output_dir: str, *, overwrite: bool, last_file: str, written: Sequence[str]
+) -> Iterator[Path]:
+    """An empty folder to write into, which becomes `output_dir` at the end, or is gone after any
+    error.
+
+    Raises InputError: as `check_output_folder`, or a disk is full.
+    """
+    check_output_folder(output_dir, overwrite=overwrite, last_file=last_file, written=written)
+    folder = Path(output_dir).absolute()
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        with clear_disk_errors(f"output_dir {output_dir}", "nothing of it is left"):
+            part.mkdir(parents=True)
+            yield part
+            remove_written(f"output_dir {output_dir}", folder, written)
+            os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def clear_disk_errors(place: str, what_is_left: str) -> Iterator[None]:
+    """Raises InputError instead of an OSError that means a full disk (or a quota, or a limit on a
+    file's size).
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise InputError(
+            f"{place}: {os.strerror(error.errno)} (there, or in the cache of datasets, HF_HOME); "
+            f"{what_is_left}; free some space or name another disk"
+        ) from None

@@ -3,7 +3,6 @@ the status.
 """
 
 import argparse
-import json
 import logging
 import os
 import runpy
@@ -16,19 +15,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hfscale.config import (
-    InputError,
-    arguments_class,
-    check_recipe_args,
-    pick_flags,
-    read_flags,
-    shipped,
-)
+from hfscale.config import arguments_class, check_recipe_args, pick_flags, read_flags, shipped
 from hfscale.options import did_you_mean
+from hfscale.process import (
+    PLANNED_CONFIG,
+    PLANNED_PROCESSES,
+    ZERO_STAGES,
+    InputError,
+    read_zero_stage,
+)
 
 ASSUMED_GPUS = 8  # in a machine that is not this one, where nothing is said
-PLANNED_CONFIG = "HFSCALE_PLANNED_CONFIG"  # see planned_launch
-PLANNED_PROCESSES = "HFSCALE_PLANNED_PROCESSES"
 # Of a launch config: what is checked outside its parts, and what is true or false but text for
 # accelerate.
 TOP_LEVEL = (
@@ -39,7 +36,6 @@ TOP_LEVEL = (
     "use_cpu",
     "mixed_precision",
 )
-ZERO_STAGES = (0, 1, 2, 3)
 BOOLEANS = (
     "use_cpu",
     "zero3_init_flag",
@@ -239,52 +235,6 @@ def planned_elsewhere(flags: dict, gpus: int) -> dict[str, str]:
     return {PLANNED_CONFIG: str(asked.path), PLANNED_PROCESSES: str(asked.processes)}
 
 
-def planned_launch() -> tuple[dict[str, Any], int] | None:
-    """The content of the launch config and the number of processes of a dry run for other machines
-    (`planned_elsewhere`); None: this process runs where it is."""
-    path = os.environ.get(PLANNED_CONFIG)
-    if not path:
-        return None
-    import yaml
-
-    config = yaml.safe_load(Path(path).read_text("utf-8"))
-    deepspeed = config.get("deepspeed_config") or {}
-    if "deepspeed_config_file" in deepspeed:
-        deepspeed["zero_stage"] = _stage_of_file(path, deepspeed["deepspeed_config_file"])
-    return config, int(os.environ[PLANNED_PROCESSES])
-
-
-def launched_engine() -> str:
-    """What accelerate's launcher told this process to train with: ZeRO-1, ZeRO-2, ZeRO-3, FSDP, one
-    process or DDP; of a dry run for other machines, what they will be told.
-    """
-    if planned := planned_launch():
-        stage = (planned[0].get("deepspeed_config") or {}).get("zero_stage", 2)
-        engines = {"DEEPSPEED": f"ZeRO-{stage}", "FSDP": "FSDP"}
-        return engines.get(planned[0].get("distributed_type"), "one process or DDP")
-    told = {
-        name
-        for name in ("DEEPSPEED", "FSDP")
-        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"
-    }
-    if "DEEPSPEED" not in told:
-        return "FSDP" if told else "one process or DDP"
-    from transformers.integrations.deepspeed import (
-        deepspeed_config,
-    )  # there once TrainingArguments are made
-
-    stage = (
-        (deepspeed_config() or {}).get("zero_optimization", {}).get("stage")
-    )  # also of the user's own file
-    return f"ZeRO-{stage or os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
-
-
-def launched_processes(world_size: int) -> int:
-    """How many processes train together: those of this launch, or those that a dry run is for."""
-    planned = planned_launch()
-    return planned[1] if planned else world_size
-
-
 def _read_config(path: Path) -> Any:
     """accelerate's reading of a launch config; raises InputError for a file that is none, for a
     name in it that accelerate would silently pass over, and for a value that only the ranks would
@@ -312,27 +262,8 @@ def _read_config(path: Path) -> Any:
                 raise InputError(f"{path}: {part}: unknown name {key}{did_you_mean(key, names)}")
             _check_value(f"{path}: {part}: {key}", known[key], key, value)
     if file := (config.deepspeed_config or {}).get("deepspeed_config_file"):
-        _stage_of_file(str(path), file)
+        read_zero_stage(str(path), file)
     return config
-
-
-def _stage_of_file(place: str, file: str) -> int:
-    """The ZeRO stage in a file of DeepSpeed's own; raises InputError, beginning with `place`: it is
-    none.
-    """
-    try:
-        content = json.loads(Path(file).read_text("utf-8"))
-        stage = content.get("zero_optimization", {}).get("stage", 0)
-    except (OSError, ValueError, AttributeError, TypeError):
-        raise InputError(
-            f"{place}: deepspeed_config_file {file}: not a JSON file of DeepSpeed's settings"
-        ) from None
-    if stage not in ZERO_STAGES:
-        raise InputError(
-            f"{place}: deepspeed_config_file {file}: zero_optimization: stage: got {stage!r}, "
-            f"expected one of {', '.join(map(str, ZERO_STAGES))}"
-        )
-    return stage
 
 
 def _check_value(place: str, action: argparse.Action | None, name: str, value: Any) -> None:

@@ -31,8 +31,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import find_adapter_config_file
 
 from hfscale.behaviour import TRIED_TOKENS, has_weights, is_causal
-from hfscale.config import InputError, show_bitsandbytes
 from hfscale.planning.flops import Shape
+from hfscale.process import InputError, show_bitsandbytes
 
 UNSAFE_PICKLE = (
     "its .bin file is a pickle that holds more than weights, and could run code when read; take "

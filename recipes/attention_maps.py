@@ -9,16 +9,10 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from hfscale.config import (
-    InputError,
-    RemoteCodeArguments,
-    is_main_rank,
-    parse_args,
-    run,
-    whole_folder,
-    write_text,
-)
-from hfscale.folders import ATTENTION_FILES, ATTENTION_RECORD
+from hfscale.arguments import RemoteCodeArguments
+from hfscale.config import parse_args
+from hfscale.folders import ATTENTION_FILES, ATTENTION_RECORD, whole_folder, write_text
+from hfscale.process import InputError, is_main_rank, run
 
 
 @dataclass
@@ -77,7 +71,7 @@ def write_maps(args: AttentionMapsArguments, folder: Path) -> str:
     from hfscale.data.tokenizer import load_pretrained_tokenizer
     from hfscale.models import count_parameters, load_model
     from hfscale.probes import attention, attention_page
-    from hfscale.training.record import versions
+    from hfscale.process import versions
 
     model = load_model(
         args.model,

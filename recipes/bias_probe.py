@@ -12,14 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hfscale.config import (
-    InputError,
-    RemoteCodeArguments,
-    check_writable,
-    parse_args,
-    run,
-    write_text,
-)
+from hfscale.arguments import RemoteCodeArguments
+from hfscale.config import parse_args
+from hfscale.folders import check_writable, write_text
+from hfscale.process import InputError, run
 
 
 @dataclass
@@ -95,8 +91,8 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.models import check_models, load_model
     from hfscale.probes import bias
     from hfscale.probes.bias_items import read_items, template_items, unaligned
+    from hfscale.process import versions
     from hfscale.tasks.answers import score_choices
-    from hfscale.training.record import versions
 
     state = PartialState(
         cpu=parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available())

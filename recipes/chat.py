@@ -9,7 +9,9 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from hfscale.config import InputError, RemoteCodeArguments, SamplingArguments, parse_args, run
+from hfscale.arguments import RemoteCodeArguments, SamplingArguments
+from hfscale.config import parse_args
+from hfscale.process import InputError, run
 
 
 @dataclass

@@ -8,14 +8,9 @@ hfscale finetune --model gpt2 --source "speeches/*.txt" --lora_rank 16 --output_
 import sys
 from dataclasses import dataclass, field, fields, replace
 
-from hfscale.config import (
-    AdapterArguments,
-    DataArguments,
-    InputError,
-    RunArguments,
-    parse_args,
-    run,
-)
+from hfscale.arguments import AdapterArguments, DataArguments, RunArguments
+from hfscale.config import parse_args
+from hfscale.process import InputError, run
 
 
 @dataclass
@@ -41,10 +36,11 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.data.packing import collate_rows, pack_splits, settle_packing
     from hfscale.data.sources import load_splits, text_fingerprint
     from hfscale.data.tokenizer import load_model_tokenizer
+    from hfscale.folders import check_output_dir, clear_output_dir
     from hfscale.generation.terminal import ready_command, show_samples
     from hfscale.generation.texts import beginning_of, generate_texts
     from hfscale.models import context_limit, load_saved_model
-    from hfscale.training.checkpoints import check_output_dir, clear_output_dir, newest_checkpoint
+    from hfscale.training.checkpoints import newest_checkpoint
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run
     from hfscale.training.trainer import LMTrainer, batch_rows_of_like_length, training_arguments

@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Literal
 
-from hfscale.config import AdapterArguments, InputError, parse_args, run
+from hfscale.arguments import AdapterArguments
+from hfscale.config import parse_args
+from hfscale.process import InputError, run
 
 
 @dataclass
@@ -90,14 +92,15 @@ def main(argv: list[str] | None = None) -> None:
 
     from hfscale.adapters import load_for_training, merge_saved_adapter
     from hfscale.data.tokenizer import load_pretrained_tokenizer
+    from hfscale.folders import check_output_dir, clear_output_dir
     from hfscale.generation.texts import generate_texts
     from hfscale.metrics.intervals import by_note, interval_notes
     from hfscale.models import context_limit, load_model, load_saved_model
     from hfscale.report.tables import cell
     from hfscale.tasks.preference_metrics import preference_metrics
     from hfscale.tasks.preferences import load_preferences, pair_ids
+    from hfscale.training.checkpoints import CheckpointManifest, StopOnSignal, newest_checkpoint
     from hfscale.training.record import write_run
-    from hfscale.training.trainer import checkpoints as run_folder
     from hfscale.training.trainer import training_arguments
 
     # TRL's own defaults are others: a tenth of these rates, recomputed activations, bf16 where it
@@ -118,9 +121,7 @@ def main(argv: list[str] | None = None) -> None:
         max_length=None,
         label_smoothing=args.label_smoothing,
     )
-    run_folder.check_output_dir(
-        training_args.output_dir, resume=args.resume, overwrite=args.overwrite
-    )
+    check_output_dir(training_args.output_dir, resume=args.resume, overwrite=args.overwrite)
     if args.add_tokens:
         raise InputError(
             "add_tokens: the model to compare with would not know them; add them with finetune "
@@ -151,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
 
     may_change = ("training", "resume", "overwrite", "merge")
     settled = {name: value for name, value in asdict(args).items() if name not in may_change}
-    checkpoint = run_folder.newest_checkpoint(training_args, settled) if args.resume else None
+    checkpoint = newest_checkpoint(training_args, settled) if args.resume else None
     trainer = DPOTrainer(
         model=model,
         ref_model=reference,
@@ -159,14 +160,14 @@ def main(argv: list[str] | None = None) -> None:
         train_dataset=pairs["train"],
         eval_dataset=pairs["validation"],
         processing_class=tokenizer,
-        callbacks=[run_folder.CheckpointManifest(settled), run_folder.StopOnSignal()],
+        callbacks=[CheckpointManifest(settled), StopOnSignal()],
     )
     encode = partial(pair_ids, tokenizer=tokenizer)
     trainer.train_dataset, trainer.eval_dataset = (
         pairs["train"].map(encode),
         pairs["validation"].map(encode),
     )
-    run_folder.clear_output_dir(training_args.output_dir, args.overwrite)
+    clear_output_dir(training_args.output_dir, args.overwrite)
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = {
         name: value for name, value in trainer.evaluate().items() if "/" not in name

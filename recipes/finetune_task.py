@@ -8,17 +8,15 @@ hfscale finetune_task --config translation hfscale finetune_task --config code -
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from hfscale.config import (
+from hfscale.arguments import (
     AdapterArguments,
-    InputError,
     RunArguments,
     ShapeArguments,
     TaskArguments,
-    is_main_rank,
-    parse_args,
-    run,
     shape_of,
 )
+from hfscale.config import parse_args
+from hfscale.process import InputError, is_main_rank, run
 
 
 @dataclass
@@ -54,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from hfscale.adapters import merge_saved_adapter
     from hfscale.data.packing import collate_rows, settle_packing
+    from hfscale.folders import check_output_dir, clear_output_dir
     from hfscale.metrics.text_notes import text_notes
     from hfscale.models import check_architecture, context_limit
     from hfscale.tasks.examples import (
@@ -74,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     from hfscale.tasks.prompt import save_task_prompt
     from hfscale.tasks.rows import fit_examples, supervised_rows
-    from hfscale.training.checkpoints import check_output_dir, clear_output_dir, newest_checkpoint
+    from hfscale.training.checkpoints import newest_checkpoint
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run
     from hfscale.training.trainer import LMTrainer, batch_rows_of_like_length, training_arguments

@@ -15,15 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hfscale.config import (
-    DecodingArguments,
-    InputError,
-    RemoteCodeArguments,
-    check_writable,
-    parse_args,
-    run,
-    write_text,
-)
+from hfscale.arguments import DecodingArguments, RemoteCodeArguments
+from hfscale.config import parse_args
+from hfscale.folders import check_writable, write_text
+from hfscale.process import InputError, run
 from hfscale.tasks.prompt import TaskPrompt, load_task_prompt
 
 

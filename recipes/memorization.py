@@ -9,14 +9,10 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from hfscale.config import (
-    InputError,
-    RemoteCodeArguments,
-    check_writable,
-    parse_args,
-    run,
-    write_text,
-)
+from hfscale.arguments import RemoteCodeArguments
+from hfscale.config import parse_args
+from hfscale.folders import check_writable, write_text
+from hfscale.process import InputError, run
 
 
 @dataclass

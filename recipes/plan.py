@@ -9,15 +9,9 @@ hfscale plan --config finetune/gpt2_lora --gpu l4 --price_per_gpu_hour 0.8 --pic
 import sys
 from dataclasses import dataclass, field, fields
 
-from hfscale.config import (
-    AdapterArguments,
-    InputError,
-    RunArguments,
-    ShapeArguments,
-    StreamArguments,
-    parse_args,
-    run,
-)
+from hfscale.arguments import AdapterArguments, RunArguments, ShapeArguments, StreamArguments
+from hfscale.config import parse_args
+from hfscale.process import InputError, run
 
 
 @dataclass

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from hfscale.cleaning.rules import CleaningArguments, advice_for
-from hfscale.config import parse_args, run, whole_folder
-from hfscale.folders import DATA_CARD, PREPARED_FILES
+from hfscale.config import parse_args
+from hfscale.folders import DATA_CARD, PREPARED_FILES, whole_folder
+from hfscale.process import run
 
 
 @dataclass

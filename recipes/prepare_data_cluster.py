@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Literal
 
 from hfscale.cleaning.rules import CleaningArguments
-from hfscale.config import InputError, check_output_folder, parse_args, run, write_text
-from hfscale.folders import DATA_CARD, PREPARED_FILES
+from hfscale.config import parse_args
+from hfscale.folders import DATA_CARD, PREPARED_FILES, check_output_folder, write_text
+from hfscale.process import InputError, run
 
 PUBLISHED = "logs/publish/completions/00000"
 

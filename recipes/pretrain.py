@@ -8,16 +8,9 @@ hfscale pretrain --config gpt2_small --accelerate ddp --num_processes 8 --output
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
-from hfscale.config import (
-    InputError,
-    RunArguments,
-    ShapeArguments,
-    StreamArguments,
-    is_main_rank,
-    parse_args,
-    run,
-    shape_of,
-)
+from hfscale.arguments import RunArguments, ShapeArguments, StreamArguments, shape_of
+from hfscale.config import parse_args
+from hfscale.process import InputError, is_main_rank, run
 
 
 @dataclass
@@ -35,11 +28,12 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.data.packing import collate_rows, pack_splits
     from hfscale.data.sources import join_parts, load_parts, text_fingerprint
     from hfscale.data.tokenizer import load_tokenizer
+    from hfscale.folders import check_output_dir, clear_output_dir
     from hfscale.generation.terminal import ready_command, show_samples
     from hfscale.generation.texts import beginning_of, generate_texts
-    from hfscale.launch import launched_processes
     from hfscale.models import check_architecture, load_saved_model, new_model
-    from hfscale.training.checkpoints import check_output_dir, clear_output_dir, newest_checkpoint
+    from hfscale.process import launched_processes
+    from hfscale.training.checkpoints import newest_checkpoint
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run
     from hfscale.training.trainer import LMTrainer, batch_rows_of_like_length, training_arguments

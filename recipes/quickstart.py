@@ -7,7 +7,9 @@ same text
 
 from dataclasses import dataclass, field
 
-from hfscale.config import DataArguments, parse_args, run
+from hfscale.arguments import DataArguments
+from hfscale.config import parse_args
+from hfscale.process import run
 
 
 @dataclass
@@ -34,10 +36,10 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.data.packing import collate_rows, pack_splits, settle_packing
     from hfscale.data.sources import load_splits
     from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer
+    from hfscale.folders import check_output_dir, clear_output_dir
     from hfscale.generation.terminal import ready_command, show_samples
     from hfscale.generation.texts import beginning_of, generate_texts
     from hfscale.models import load_model, new_model
-    from hfscale.training.checkpoints import check_output_dir, clear_output_dir
     from hfscale.training.record import write_run
     from hfscale.training.trainer import LMTrainer, batch_rows_of_like_length, training_arguments
 

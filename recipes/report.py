@@ -9,7 +9,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hfscale.config import InputError, check_writable, parse_args, run, write_text
+from hfscale.config import parse_args
+from hfscale.folders import check_writable, write_text
+from hfscale.process import InputError, run
 
 
 @dataclass

@@ -14,7 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from hfscale.config import InputError, check_writable, parse_args, run, write_text
+from hfscale.config import parse_args
+from hfscale.folders import check_writable, write_text
+from hfscale.process import InputError, run
 
 
 @dataclass

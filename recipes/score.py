@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hfscale.config import RemoteCodeArguments, SourceArguments, TaskArguments, parse_args, run
+from hfscale.arguments import RemoteCodeArguments, SourceArguments, TaskArguments
+from hfscale.config import parse_args
+from hfscale.process import run
 
 
 @dataclass

@@ -9,16 +9,16 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from hfscale.config import (
-    RemoteCodeArguments,
-    SplitArguments,
+from hfscale.arguments import RemoteCodeArguments, SplitArguments
+from hfscale.config import parse_args
+from hfscale.folders import (
+    TOKENIZER_REPORT,
+    TRAINED_TOKENIZER_FILES,
     check_output_folder,
-    parse_args,
-    run,
     whole_folder,
     write_text,
 )
-from hfscale.folders import TOKENIZER_REPORT, TRAINED_TOKENIZER_FILES
+from hfscale.process import run
 
 
 @dataclass

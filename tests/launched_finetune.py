@@ -9,7 +9,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 from launched_pretrain import without_compiler  # noqa: E402
 
-from hfscale.config import run  # noqa: E402
+from hfscale.process import run  # noqa: E402
 from recipes.finetune import FinetuneArguments, main  # noqa: E402
 
 

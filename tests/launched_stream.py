@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from hfscale.config import run  # noqa: E402
+from hfscale.process import run
 from recipes.pretrain import PretrainArguments, main  # noqa: E402
 
 

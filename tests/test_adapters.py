@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from hfscale.adapters import load_for_training, merge_saved_adapter
-from hfscale.config import AdapterArguments, InputError
+from hfscale.arguments import AdapterArguments
 from hfscale.data.tokenizer import train_bpe
 from hfscale.models import load_model
+from hfscale.process import InputError
 from tests.tiny_models import APART, LLAMA, TOGETHER, save_tiny_model
 
 IDS = torch.arange(3, 23).reshape(2, 10)

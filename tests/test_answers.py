@@ -2,8 +2,9 @@
 
 import pytest
 
-from hfscale.config import InputError, TaskArguments
+from hfscale.arguments import TaskArguments
 from hfscale.metrics.intervals import NO_SPREAD, ONE_ITEM
+from hfscale.process import InputError
 from hfscale.tasks.measures import not_measured, show_answers
 
 

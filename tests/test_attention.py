@@ -13,11 +13,11 @@ import torch
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from hfscale.config import InputError
 from hfscale.data.tokenizer import load_pretrained_tokenizer, train_bpe
 from hfscale.metrics.perplexity import score_documents
 from hfscale.models import load_model
 from hfscale.probes import attention, attention_page
+from hfscale.process import InputError
 from recipes import attention_maps
 
 SENTENCE = "The quick brown fox jumps over the lazy dog"

@@ -16,8 +16,8 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from hfscale.config import InputError
 from hfscale.data.tokenizer import train_bpe
+from hfscale.process import InputError
 from recipes import (
     attention_maps,
     bias_probe,

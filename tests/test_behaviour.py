@@ -6,9 +6,9 @@ import torch
 from datasets import Dataset
 
 from hfscale.behaviour import forward_takes, is_causal, logits_equal
-from hfscale.config import InputError
 from hfscale.data.packing import IGNORED, collate_rows, pack_documents, settle_packing
 from hfscale.models import load_model
+from hfscale.process import InputError
 from tests.tiny_models import (
     APART,
     FILLING,

@@ -21,10 +21,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hfscale.config import InputError
 from hfscale.metrics.intervals import NO_SPREAD
 from hfscale.probes import bias
 from hfscale.probes.bias_items import Item, read_items, template_items, unaligned
+from hfscale.process import InputError
 from hfscale.tasks.answers import score_choices
 from recipes import bias_probe
 

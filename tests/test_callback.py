@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
-from hfscale.config import TaskArguments
+from hfscale.arguments import TaskArguments
 from hfscale.data.packing import collate_rows
 from hfscale.data.tokenizer import train_bpe
 from hfscale.tasks.measures import GenerationMetrics, measure_answers

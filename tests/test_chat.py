@@ -9,8 +9,8 @@ from datasets import Dataset
 from tokenizer_kinds import make_tokenizer
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from hfscale.config import InputError
 from hfscale.data.tokenizer import train_byte_level
+from hfscale.process import InputError
 from hfscale.tasks.prompt import save_task_prompt
 from hfscale.tasks.rows import set_chat_template
 from recipes import chat

@@ -18,7 +18,7 @@ from hfscale.cleaning.text import (
     quality_problem,
     repair_text,
 )
-from hfscale.config import InputError
+from hfscale.process import InputError
 
 OFF = dict.fromkeys(vars(QualityRules()))
 PROSE = """It was a bright cold day in April, and the clocks that people have in their halls began to strike one after

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from hfscale.config import InputError
 from hfscale.metrics import system_calls
 from hfscale.metrics.code import pass_at_k, run_program, split_tests
+from hfscale.process import InputError
 
 TOKEN = "0123456789abcdef-of-this-test"
 

@@ -17,9 +17,12 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 
-from hfscale import config
-from hfscale.config import InputError, RunArguments, parse_args, run, write_text
+from hfscale import config, process
+from hfscale.arguments import RunArguments
+from hfscale.config import parse_args
+from hfscale.folders import write_text
 from hfscale.options import convert, training_types
+from hfscale.process import InputError, run
 
 ROOT = Path(__file__).parents[1]
 
@@ -653,7 +656,7 @@ def test_an_unreachable_hub_switches_to_offline_at_once(no_switches, monkeypatch
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
         start = time.monotonic()
-        config.go_offline_if_unreachable()
+        process.go_offline_if_unreachable()
         assert time.monotonic() - start < 2
     assert [os.environ.get(name) for name in OFFLINE] == ["1"] * 3
 
@@ -661,19 +664,19 @@ def test_an_unreachable_hub_switches_to_offline_at_once(no_switches, monkeypatch
 def test_a_reachable_hub_changes_nothing(no_switches, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        assert config.hub_reachable()
-        config.go_offline_if_unreachable()
+        assert process.hub_reachable()
+        process.go_offline_if_unreachable()
     assert [os.environ.get(name) for name in OFFLINE] == [None] * 3
 
 
 def test_what_the_user_set_stays(no_switches, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    config.go_offline_if_unreachable()
+    process.go_offline_if_unreachable()
     assert [os.environ.get(name) for name in OFFLINE] == ["0", None, None]
     monkeypatch.setenv("HF_HUB_OFFLINE", "yes")
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "0")
-    config.go_offline_if_unreachable()
+    process.go_offline_if_unreachable()
     assert [os.environ.get(name) for name in OFFLINE] == ["yes", "0", "1"]
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hfscale.config import check_recipe_args
-from hfscale.launch import shipped
+from hfscale.config import check_recipe_args, shipped
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.y*ml"))

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from hfscale.config import InputError, TaskArguments
+from hfscale.arguments import TaskArguments
+from hfscale.process import InputError
 from hfscale.tasks.conversations import opening_text, read_messages
 from hfscale.tasks.examples import load_task
 

@@ -9,8 +9,9 @@ import pytest
 import zstandard
 from datasets import Dataset, DatasetDict
 
-from hfscale.config import InputError, StreamArguments
+from hfscale.arguments import StreamArguments
 from hfscale.data.sources import load_documents, load_splits, split_documents
+from hfscale.process import InputError
 
 TEXT = "First line, with ümlaut.\nSecond line.\n\nA new paragraph.\n"
 

@@ -19,7 +19,7 @@ from hfscale.cleaning.duplicates import (
     rows_per_band,
     sketch,
 )
-from hfscale.config import InputError
+from hfscale.process import InputError
 
 WORDS = [f"{a}{b}" for a in "bcdfghklmnprst" for b in ("a", "en", "il", "or", "un", "ast")]
 

@@ -6,9 +6,9 @@ import evaluate
 import numpy as np
 import pytest
 
-from hfscale.config import InputError
 from hfscale.metrics.evaluate_metrics import SumMetric
 from hfscale.metrics.texts import METRICS, TEXT_METRICS, item_statistics, metric_values, signature
+from hfscale.process import InputError
 
 PREDICTIONS = ["the cat sat on the mat", "A dog ran away.", "three black birds", "no"]
 REFERENCES = [

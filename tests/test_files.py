@@ -11,8 +11,8 @@ import datasets
 import pytest
 import zstandard
 
-from hfscale.config import InputError
 from hfscale.data.files import about_endings, find_files, read_rows, reading
+from hfscale.process import InputError
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from hfscale.config import InputError
 from hfscale.models import load_model
+from hfscale.process import InputError
 from recipes import finetune, generate, pretrain, score
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hfscale.config import InputError, parse_args
+from hfscale.config import parse_args
+from hfscale.process import InputError
 from hfscale.tasks.prompt import load_task_prompt
 from recipes import chat, finetune_task, generate, pretrain, score
 

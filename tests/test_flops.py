@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfscale.adapters import load_for_training
-from hfscale.config import AdapterArguments, check_recipe_args
+from hfscale.arguments import AdapterArguments
+from hfscale.config import check_recipe_args
 from hfscale.models import count_parameters, count_trained
 from hfscale.planning.flops import PUBLISHED, Shape, Trained, forward_flops, training_flops
 

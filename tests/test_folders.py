@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hfscale.config import InputError, remove_written
-from hfscale.folders import RUN_FILES
+from hfscale.folders import RUN_FILES, remove_written
+from hfscale.process import InputError
 from recipes import (
     attention_maps,
     finetune,

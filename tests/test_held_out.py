@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from hfscale.config import InputError, TaskArguments
+from hfscale.arguments import TaskArguments
+from hfscale.process import InputError
 from hfscale.tasks.examples import load_task
 from hfscale.tasks.held_out import hold_out, row_hash
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hub_server import HubServer
 
-from hfscale.config import InputError
+from hfscale.process import InputError
 from hfscale.training.trainer import training_arguments
 
 ROOT = Path(__file__).parents[1]

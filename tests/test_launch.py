@@ -15,22 +15,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hfscale.config import InputError
+from hfscale.config import shipped
 from hfscale.launch import (
     accelerate_command,
     find_accelerate_config,
-    launched_engine,
-    launched_processes,
     pick_config,
     planned_elsewhere,
-    planned_launch,
     read_launch,
     run_launcher,
-    shipped,
     split_flags,
 )
 from hfscale.planning.flops import Shape
 from hfscale.planning.memory import Sharding, Step, step_memory_bytes
+from hfscale.process import InputError, launched_engine, launched_processes, planned_launch
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = shipped("accelerate_configs", "*.yaml")

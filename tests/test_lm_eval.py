@@ -10,11 +10,11 @@ import torch
 from datasets import Dataset
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
-from hfscale.config import InputError
 from hfscale.data.tokenizer import train_bpe
 from hfscale.evaluation.lm_eval import run_lm_eval
 from hfscale.metrics.batches import Journal
 from hfscale.metrics.perplexity import perplexity_metrics, score_documents
+from hfscale.process import InputError
 from hfscale.tasks.answers import score_choices
 from recipes import score
 

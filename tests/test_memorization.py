@@ -5,10 +5,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hfscale.config import InputError
 from hfscale.data.tokenizer import load_tokenizer
 from hfscale.probes import memorization
 from hfscale.probes.memorization import count_words, exposure_bits, longest_copy, loss_gap
+from hfscale.process import InputError
 
 
 def test_the_longest_copy_is_that_of_brute_force():

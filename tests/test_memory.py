@@ -14,7 +14,7 @@ import torch
 from transformers import GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
-from hfscale.launch import shipped
+from hfscale.config import shipped
 from hfscale.models import DEFAULTS
 from hfscale.planning.flops import Shape
 from hfscale.planning.memory import Sharding, Step, sharding_of, step_memory_bytes
@@ -346,7 +346,7 @@ def test_the_model_at_hand_is_counted_as_it_is(arguments, step, tmp_path):
     from transformers import GPT2Config, TrainingArguments
 
     from hfscale.adapters import load_for_training
-    from hfscale.config import AdapterArguments
+    from hfscale.arguments import AdapterArguments
     from hfscale.training.preview import memory_at_hand
 
     shape = TINY._replace(n_inner=100, tie_word_embeddings=False, resid_pdrop=0.1)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from hfscale.config import InputError
 from hfscale.metrics.options import check_options, rouge_tokens
+from hfscale.process import InputError
 
 
 @pytest.mark.parametrize(

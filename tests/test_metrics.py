@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hfscale.config import InputError
 from hfscale.metrics.intervals import bootstrap_sums
 from hfscale.metrics.texts import (
     METRICS,
@@ -32,6 +31,7 @@ from hfscale.metrics.texts import (
     tie_shares,
     tied_accuracies,
 )
+from hfscale.process import InputError
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 PREDICTIONS = ["the cat sat on the mat", "A dog ran away.", ""]

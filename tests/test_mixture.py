@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 from datasets import Dataset
 
-from hfscale.config import InputError
 from hfscale.data.mixture import mix
+from hfscale.process import InputError
 
 
 @pytest.fixture

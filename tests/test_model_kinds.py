@@ -16,8 +16,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from hfscale.config import InputError
 from hfscale.models import load_model
+from hfscale.process import InputError
 from recipes import (
     attention_maps,
     bias_probe,

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from hfscale.config import InputError, check_recipe_args
+from hfscale.config import check_recipe_args
 from hfscale.models import check_architecture, context_limit, load_model, weights_fingerprint
+from hfscale.process import InputError
 from tests.tiny_models import (
     APART,
     BART,

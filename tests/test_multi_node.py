@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hfscale.config import InputError, check_recipe_args
+from hfscale.config import check_recipe_args
 from hfscale.launch import accelerate_command, find_accelerate_config, split_flags
+from hfscale.process import InputError
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "recipes" / "launch"

@@ -13,11 +13,11 @@ from datasets.distributed import split_dataset_by_node
 from tokenizer_kinds import KINDS, make_tokenizer
 from torch.utils.data import DataLoader
 
-from hfscale.config import InputError
 from hfscale.data.packing import IGNORED, best_fit, collate_rows, pack_documents, pack_splits
 from hfscale.data.tokenizer import train_bpe, train_char
 from hfscale.data.tokens import encode_texts
 from hfscale.models import new_model
+from hfscale.process import InputError
 
 TEXTS = [
     "a small text",

@@ -9,7 +9,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from hfscale.config import InputError
 from hfscale.metrics import perplexity
 from hfscale.metrics.perplexity import (
     DocumentScores,
@@ -17,6 +16,7 @@ from hfscale.metrics.perplexity import (
     rolling_windows,
     score_documents,
 )
+from hfscale.process import InputError
 from tests.tiny_models import MAMBA, tiny_model
 
 TEXTS = [

@@ -16,7 +16,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from hfscale.config import InputError
+from hfscale.process import InputError
 from recipes import prepare_data, prepare_data_cluster
 
 pytest.importorskip("datatrove", reason="the extra cluster-data")

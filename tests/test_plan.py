@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hfscale.config import InputError, check_recipe_args
-from hfscale.launch import accelerate_command, shipped, split_flags
+from hfscale.config import check_recipe_args, shipped
+from hfscale.launch import accelerate_command, split_flags
 from hfscale.planning.flops import Shape, training_flops
 from hfscale.planning.memory import Sharding, Step, step_memory_bytes
 from hfscale.planning.plan import (
@@ -27,6 +27,7 @@ from hfscale.planning.plan import (
     recommended,
 )
 from hfscale.planning.shapes import find_shape
+from hfscale.process import InputError
 from recipes import plan
 
 ROOT = Path(__file__).parents[1]
@@ -308,7 +309,7 @@ def test_finetuning_is_planned_as_it_is_configured(tmp_path, capsys):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from hfscale.adapters import load_for_training
-    from hfscale.config import AdapterArguments
+    from hfscale.arguments import AdapterArguments
     from hfscale.models import count_trained
 
     GPT2LMHeadModel(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from hfscale.config import InputError
 from hfscale.evaluation.predictions import read_predictions
+from hfscale.process import InputError
 
 
 @pytest.fixture(autouse=True)

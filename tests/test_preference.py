@@ -13,9 +13,9 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from hfscale.config import InputError
 from hfscale.data.tokenizer import train_bpe
 from hfscale.models import load_model
+from hfscale.process import InputError
 from hfscale.tasks.preference_metrics import preference_metrics
 from hfscale.tasks.preferences import EVASIONS, load_preferences, made_pairs
 

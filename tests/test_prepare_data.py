@@ -11,7 +11,7 @@ import datasets
 import pytest
 import zstandard
 
-from hfscale.config import InputError
+from hfscale.process import InputError
 from recipes import prepare_data
 
 WORDS = (

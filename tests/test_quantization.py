@@ -18,10 +18,11 @@ from torch import nn
 from transformers import AutoTokenizer, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
 
 from hfscale.adapters import load_for_training, merge_saved_adapter
-from hfscale.config import AdapterArguments, InputError
+from hfscale.arguments import AdapterArguments
 from hfscale.models import count_parameters, count_trained, load_model
 from hfscale.planning.flops import Shape
 from hfscale.planning.memory import Sharding, Step, step_memory_bytes
+from hfscale.process import InputError
 from recipes import finetune, generate, pretrain, score
 from tests.test_adapters import METHODS, SHAPE, save_base
 from tests.test_finetune import QUIET, TUNE

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from hfscale.config import InputError
+from hfscale.process import InputError
 from recipes import finetune, generate, memorization, pretrain, quickstart, report, score
 
 TINY = [

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from hfscale.config import InputError, StreamArguments
+from hfscale.arguments import StreamArguments
 from hfscale.data.sources import load_splits, text_fingerprint
 from hfscale.data.tokenizer import load_pretrained_tokenizer
 from hfscale.models import load_model
+from hfscale.process import InputError
 from recipes import (
     attention_maps,
     bias_probe,

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 
 from hfscale.cli import find_recipe
-from hfscale.config import InputError
+from hfscale.process import InputError
 from hfscale.report.page import PAGE_LIMIT_BYTES, read_curve, render_page
 from recipes import report
 

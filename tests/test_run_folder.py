@@ -11,11 +11,12 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback, set_seed
 
-from hfscale.config import InputError
 from hfscale.data.packing import collate_rows, pack_documents
 from hfscale.data.tokenizer import train_bpe
+from hfscale.folders import check_output_dir, clear_output_dir
 from hfscale.models import new_model
-from hfscale.training.checkpoints import check_output_dir, clear_output_dir, newest_checkpoint
+from hfscale.process import InputError
+from hfscale.training.checkpoints import newest_checkpoint
 from hfscale.training.convert import convert_checkpoint
 from hfscale.training.trainer import LMTrainer, training_arguments
 

@@ -16,8 +16,9 @@ import zstandard
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from hfscale.config import InputError
-from hfscale.launch import shipped, split_flags
+from hfscale.config import shipped
+from hfscale.launch import split_flags
+from hfscale.process import InputError
 from hfscale.scaling import grid
 from hfscale.scaling import page as law_page
 from hfscale.scaling.grid import Cell, cell_command, parse_cells, read_runs, run_cells

@@ -13,12 +13,13 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from hfscale.config import DataArguments, InputError
+from hfscale.arguments import DataArguments
 from hfscale.data.sources import load_splits, text_fingerprint
 from hfscale.data.tokenizer import train_bpe
 from hfscale.metrics import perplexity
 from hfscale.metrics.intervals import NO_SPREAD
 from hfscale.metrics.perplexity import perplexity_metrics, rolling_windows, score_documents
+from hfscale.process import InputError
 from recipes import score
 
 ROOT = Path(__file__).parents[1]

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from hfscale.config import InputError, parse_args
+from hfscale.config import parse_args
 from hfscale.evaluation import score_args
 from hfscale.evaluation.score_args import check_score_args
+from hfscale.process import InputError
 from recipes import score
 
 TASK = "--task_source task.jsonl --prompt {q} --target {a}"

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from hfscale.config import DataArguments, InputError, TaskArguments
+from hfscale.arguments import DataArguments, TaskArguments
 from hfscale.data.sources import load_splits, text_fingerprint
 from hfscale.evaluation.score_data import load_score_data
 from hfscale.evaluation.training_runs import training_runs
+from hfscale.process import InputError
 from hfscale.tasks.examples import example_texts, load_task, split_rows
 from recipes.score import ScoreArguments
 

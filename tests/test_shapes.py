@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
-from hfscale.config import InputError
 from hfscale.models import DEFAULTS as NEW_MODEL
 from hfscale.planning import shapes
 from hfscale.planning.shapes import find_shape, shape_of_config
+from hfscale.process import InputError
 
 CONFIGURATIONS = [
     {},

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from hfscale.cleaning.stages import Ledger, change, draw_splits, judge, keep_first, num_bytes
-from hfscale.config import InputError
+from hfscale.process import InputError
 
 TEXTS = ["one", "two words", "ünïcode text", "gone", "two words", "last of all"]
 

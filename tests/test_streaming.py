@@ -16,11 +16,12 @@ from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from hfscale.config import InputError, StreamArguments, run
+from hfscale.arguments import StreamArguments
 from hfscale.data.mixture import check_shares, join_rows
 from hfscale.data.packing import IGNORED, pack_documents
 from hfscale.data.sources import load_documents, load_parts, split_documents, text_fingerprint
 from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer, train_char
+from hfscale.process import InputError, run
 from recipes import pretrain, score
 
 LAUNCHED = Path(__file__).with_name("launched_stream.py")

@@ -10,10 +10,12 @@ from datasets import Dataset, DatasetDict
 from torch.nn import functional as F
 from transformers import TrainingArguments
 
-from hfscale.config import InputError, TaskArguments, parse_args
+from hfscale.arguments import TaskArguments
+from hfscale.config import parse_args
 from hfscale.data.packing import IGNORED, collate_rows
 from hfscale.data.tokenizer import train_bpe, train_char
 from hfscale.models import new_model
+from hfscale.process import InputError
 from hfscale.tasks.examples import load_task
 from hfscale.tasks.rows import (
     CHATML,

@@ -4,7 +4,7 @@ types.
 
 import pytest
 
-from hfscale.config import InputError
+from hfscale.process import InputError
 from hfscale.tasks.prompt import TaskPrompt, load_task_prompt, save_task_prompt
 
 

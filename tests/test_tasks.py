@@ -14,7 +14,8 @@ from babel.dates import format_date
 from babel.numbers import format_currency
 from datasets import Dataset
 
-from hfscale.config import InputError, TaskArguments
+from hfscale.arguments import TaskArguments
+from hfscale.process import InputError
 from hfscale.tasks.embedded import NAMES, _functions, _swap_words, embedded_examples
 from hfscale.tasks.examples import baseline_answers, example_texts, load_task
 

@@ -12,10 +12,11 @@ from datasets import Dataset, DatasetDict
 from sacrebleu import corpus_bleu
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hfscale.config import InputError, TaskArguments
+from hfscale.arguments import TaskArguments
 from hfscale.data.tokenizer import train_bpe
 from hfscale.metrics.batches import Journal, run_batches
 from hfscale.metrics.texts import judge, text_statistics
+from hfscale.process import InputError
 from hfscale.tasks.answers import answer_task, check_programs, predict, score_choices
 from hfscale.tasks.examples import load_task
 from hfscale.tasks.rows import fit_examples

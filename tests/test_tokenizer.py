@@ -11,7 +11,6 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from hfscale.config import InputError
 from hfscale.data.tokenizer import (
     load_model_tokenizer,
     load_pretrained_tokenizer,
@@ -21,6 +20,7 @@ from hfscale.data.tokenizer import (
     train_byte_level,
     train_char,
 )
+from hfscale.process import InputError
 from recipes import train_tokenizer
 
 DOCUMENTS = Dataset.from_dict(

@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict
 from tokenizer_kinds import KINDS, make_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hfscale.config import TaskArguments
+from hfscale.arguments import TaskArguments
 from hfscale.data.packing import pack_documents
 from hfscale.data.tokens import (
     decode_continuation,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hfscale.config import InputError
 from hfscale.data.packing import IGNORED, collate_rows, pack_documents, settle_packing
 from hfscale.data.tokenizer import train_bpe
 from hfscale.models import new_model
+from hfscale.process import InputError
 from hfscale.training.trainer import LMTrainer, training_arguments
 from tests.tiny_models import APART, TOGETHER, tiny_model
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hfscale.training.checkpoints import holds_run
+from hfscale.folders import holds_run
 from hfscale.training.trainer import training_arguments
 
 pytest.importorskip("wandb", reason="the extra hfscale[wandb] is missing")

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from hfscale.config import InputError
 from hfscale.data.web_pages import decode_page, extractor_version, is_html, page_text
+from hfscale.process import InputError
 
 PAGE = """<!doctype html><html><head><title>Bees</title><script>var x='not text';</script><style>p{}</style></head>
 <body><nav>Home | About</nav><article><h1>Bees</h1><p>A colony of bees lives through the winter as a cluster.</p>

@@ -11,7 +11,7 @@ import numpy as np
 from datasets import DatasetDict
 
 from hfscale.cleaning.stages import EVERY_STAGE, LARGEST_CLUSTERS, Ledger, counts_of, num_bytes
-from hfscale.config import write_text
+from hfscale.folders import write_text
 from hfscale.report.page import template
 from hfscale.report.pictures import bars
 from hfscale.report.tables import show_table

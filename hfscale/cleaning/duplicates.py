@@ -17,8 +17,8 @@ from scipy.sparse.csgraph import connected_components
 from xxhash import xxh3_64_intdigest
 
 from hfscale.cleaning.rules import LEAST_THRESHOLD
-from hfscale.config import InputError
 from hfscale.data.words import find_words
+from hfscale.process import InputError
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so no bit of a hash is lost
 NGRAM_SIZE = 5  # words of a shingle

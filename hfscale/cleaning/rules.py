@@ -5,9 +5,10 @@ anything heavy.
 import importlib.util
 from dataclasses import dataclass, field
 
+from hfscale.arguments import SourceArguments
 from hfscale.cleaning.languages import LANGUAGES, STOP_WORDS
-from hfscale.config import InputError, SourceArguments
 from hfscale.data.web_pages import extractor_version
+from hfscale.process import InputError
 
 LEAST_THRESHOLD = 0.031  # of near duplicates: below it 128 hashes are too few
 

@@ -14,7 +14,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from hfscale.cleaning.contamination import contaminated_documents, contaminated_items
-from hfscale.config import InputError, write_text
+from hfscale.folders import write_text
+from hfscale.process import InputError
 
 PREVIEW_CHARACTERS = 200
 EXAMPLES_PER_RULE = 3

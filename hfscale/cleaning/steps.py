@@ -40,11 +40,11 @@ from hfscale.cleaning.stages import (
     keep_first,
 )
 from hfscale.cleaning.text import detect_language, mask_personal_data, quality_problem, repair_text
-from hfscale.config import InputError, clear_disk_errors, whole_folder
 from hfscale.data.files import find_files
 from hfscale.data.sources import read_source
 from hfscale.data.web_pages import is_html, page_text
-from hfscale.folders import DATA_CARD, PREPARED_FILES
+from hfscale.folders import DATA_CARD, PREPARED_FILES, clear_disk_errors, whole_folder
+from hfscale.process import InputError
 
 
 def check_evaluation_source(args: CleaningArguments) -> None:

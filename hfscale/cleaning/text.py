@@ -16,8 +16,8 @@ from ftfy.badness import is_bad
 
 from hfscale.cleaning.languages import stop_words
 from hfscale.cleaning.rules import QualityRules
-from hfscale.config import InputError
 from hfscale.data.words import count_letters, find_words, parts_no_words
+from hfscale.process import InputError
 
 LINE_END = re.compile("\r\n?|[\x85\u2028\u2029]")
 UNWANTED = re.compile(

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from hfscale.config import InputError
+from hfscale.process import InputError
 
 KINDS = {
     ".txt": "text",

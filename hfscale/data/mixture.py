@@ -11,8 +11,9 @@ from datasets import (
     interleave_datasets,
 )
 
-from hfscale.config import InputError, StreamArguments
+from hfscale.arguments import StreamArguments
 from hfscale.data.sources import check_weights, join_parts
+from hfscale.process import InputError
 
 
 def join_rows(

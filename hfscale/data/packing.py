@@ -18,9 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale import __version__
 from hfscale.behaviour import random_ids, reads_as_alone, run_as_in_training
-from hfscale.config import InputError, is_main_rank
 from hfscale.data.tokens import after_once, encode_texts, start_ids
 from hfscale.models import context_limit, trial_size
+from hfscale.process import InputError, is_main_rank
 
 IGNORED = -100  # label that the loss passes over
 BATCH_DOCUMENTS = 1000  # packed together at most; rows never hold text of two batches

@@ -8,7 +8,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from hfscale.config import InputError
 from hfscale.data.files import (
     KINDS,
     Broken,
@@ -21,6 +20,7 @@ from hfscale.data.files import (
     suffix_of,
 )
 from hfscale.data.web_pages import decode_page, page_text
+from hfscale.process import InputError
 
 NO_TEXT = "no text in it"
 

@@ -22,7 +22,7 @@ import datasets
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets
 
 from hfscale import __version__
-from hfscale.config import DataArguments, InputError, SourceArguments, StreamArguments, is_main_rank
+from hfscale.arguments import DataArguments, SourceArguments, StreamArguments
 from hfscale.data.files import (
     ARCHIVES,
     KINDS,
@@ -34,6 +34,7 @@ from hfscale.data.files import (
 )
 from hfscale.data.readers import NO_TEXT, read_documents
 from hfscale.data.web_pages import extractor_version, is_html
+from hfscale.process import InputError, is_main_rank
 
 EMBEDDED = ("embedded:python-docs", "embedded:python-code")
 TEXT_FEATURES = Features({"text": Value("string")})

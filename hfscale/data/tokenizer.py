@@ -11,9 +11,9 @@ from datasets import Dataset, IterableDataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hfscale.config import InputError
 from hfscale.data.sources import text_fingerprint
 from hfscale.models import check_remote_code
+from hfscale.process import InputError
 
 EOS_TOKEN = "<|endoftext|>"
 PAD_TOKEN = "<|pad|>"  # not EOS: a collator that hides padding would hide the end of text too

@@ -4,7 +4,7 @@ import codecs
 import importlib.metadata
 import re
 
-from hfscale.config import InputError
+from hfscale.process import InputError
 
 BEGINNING = 2048  # characters, or bytes, in which a page says what it is
 PAGE = re.compile(

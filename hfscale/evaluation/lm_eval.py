@@ -12,13 +12,13 @@ from accelerate.utils import broadcast_object_list
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hfscale.config import InputError
+from hfscale.config import shipped
 from hfscale.data.tokens import nothing_behind
 from hfscale.evaluation.lm_tasks import check_lm_eval, local_task, unknown_task
 from hfscale.generation.texts import own_settings_aside
-from hfscale.launch import shipped
 from hfscale.metrics.batches import Journal
 from hfscale.models import context_limit
+from hfscale.process import InputError
 
 
 def run_lm_eval(

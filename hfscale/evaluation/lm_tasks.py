@@ -8,10 +8,10 @@ from pathlib import Path
 
 import yaml
 
-from hfscale.config import InputError
+from hfscale.config import shipped
 from hfscale.data.files import read_checked_rows
-from hfscale.launch import shipped
 from hfscale.options import did_you_mean
+from hfscale.process import InputError
 
 NO_TASKS = (".py", ".pyc", ".md", ".json", ".jsonl", ".csv", ".txt", ".png")  # files of other kinds
 # A value of a line, or an item of a list, in YAML: there a name of a task, group or tag stands.

@@ -5,8 +5,8 @@ from typing import Any, NoReturn
 
 from datasets import Dataset
 
-from hfscale.config import InputError
 from hfscale.data.files import read_rows
+from hfscale.process import InputError
 
 EXPECTED = "the texts prediction and reference, or references (a list), unless a task gives these"
 SHOWN_CHARACTERS = 40  # of a wrong value

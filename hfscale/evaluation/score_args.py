@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hfscale.config import InputError, check_writable
 from hfscale.evaluation.lm_tasks import check_lm_eval, task_names
+from hfscale.folders import check_writable
 from hfscale.metrics.options import check_options
 from hfscale.metrics.texts import TEXT_METRICS
+from hfscale.process import InputError
 
 LM_EVAL_ONLY = ("lm_eval_data", "lm_eval_include", "limit")
 TEXT_ONLY = ("context", "stride")

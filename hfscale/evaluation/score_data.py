@@ -8,7 +8,6 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset
 
-from hfscale.config import InputError
 from hfscale.data.sources import load_documents, load_run_splits
 from hfscale.evaluation.training_runs import (
     TaskRun,
@@ -18,6 +17,7 @@ from hfscale.evaluation.training_runs import (
     training_runs,
 )
 from hfscale.metrics.texts import TEXT_METRICS, check_references
+from hfscale.process import InputError
 from hfscale.tasks.answers import check_programs
 from hfscale.tasks.examples import load_task, make_examples
 from hfscale.tasks.held_out import row_hash

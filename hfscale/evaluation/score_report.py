@@ -12,12 +12,12 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hfscale.config import write_text
 from hfscale.evaluation.score_data import ScoreData
 from hfscale.evaluation.scores import System, compare_systems, data_fingerprint, fit_prompts
+from hfscale.folders import write_text
 from hfscale.metrics.intervals import by_note
+from hfscale.process import versions
 from hfscale.report.tables import cell, show_records, show_table
-from hfscale.training.record import versions
 
 # Of the first item, in a preview.
 SHOWN_COLUMNS = ("place", "prompt", "choices", "answer", "references", "program", "text")

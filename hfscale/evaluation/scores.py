@@ -15,7 +15,6 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hfscale.config import InputError
 from hfscale.data.sources import text_fingerprint
 from hfscale.evaluation.lm_eval import run_lm_eval
 from hfscale.evaluation.lm_tasks import task_names
@@ -36,6 +35,7 @@ from hfscale.metrics.perplexity import perplexity_metrics, score_documents
 from hfscale.metrics.text_notes import text_notes
 from hfscale.metrics.texts import TEXT_METRICS
 from hfscale.models import context_limit, count_parameters
+from hfscale.process import InputError
 from hfscale.tasks.answers import answer_task
 from hfscale.tasks.rows import fit_examples, set_chat_template
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hfscale.config import InputError, TaskArguments
+from hfscale.arguments import TaskArguments
 from hfscale.data.files import find_files
 from hfscale.data.sources import text_fingerprint
+from hfscale.process import InputError
 from hfscale.tasks.examples import example_texts, load_task, split_rows
 from hfscale.tasks.held_out import row_hash
 from hfscale.tasks.sources import Row, read_task_rows

@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hfscale.config import InputError
 from hfscale.data.files import find_files, read_rows, suffix_of
 from hfscale.data.sources import load_documents
+from hfscale.process import InputError
 from hfscale.tasks.prompt import TaskPrompt
 
 ROWS = (".jsonl", ".json", ".csv", ".tsv")

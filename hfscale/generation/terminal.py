@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-from hfscale.config import InputError
+from hfscale.process import InputError
 
 NEW_TEXT = "(none: a new text)"
 

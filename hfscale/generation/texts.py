@@ -19,10 +19,11 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from hfscale.config import DecodingArguments, InputError
+from hfscale.arguments import DecodingArguments
 from hfscale.data.tokens import decode_continuation, encode_prompts
 from hfscale.models import check_token_ids, context_limit
 from hfscale.options import check_limits
+from hfscale.process import InputError
 
 MOST_COPIES_AT_ONCE = 64  # texts in a batch, where several are drawn from a prompt
 BROKEN = "\ufffd"  # what the first bytes of a character decode to

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from accelerate import PartialState
 from accelerate.utils import gather_object, tqdm
 
-from hfscale.config import InputError
+from hfscale.process import InputError
 
 
 class Journal(NamedTuple):

@@ -11,9 +11,9 @@ import sys
 import tempfile
 from typing import NamedTuple
 
-from hfscale.config import InputError
 from hfscale.metrics import sandbox, sandboxed
 from hfscale.metrics.system_calls import filter_rows
+from hfscale.process import InputError
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

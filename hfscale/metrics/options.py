@@ -9,9 +9,9 @@ from typing import Any
 
 import regex
 
-from hfscale.config import InputError
 from hfscale.data.words import find_words
 from hfscale.options import convert, did_you_mean
+from hfscale.process import InputError
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 ROUGE_TOKENIZERS = ("rouge_score", "words", "character")

@@ -18,13 +18,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.behaviour import forward_takes
-from hfscale.config import InputError
 from hfscale.data.packing import IGNORED
 from hfscale.data.tokens import after_once, encode_texts, start_ids
 from hfscale.metrics.batches import Journal, run_sorted
 from hfscale.metrics.intervals import interval_notes
 from hfscale.metrics.texts import judge
 from hfscale.models import check_token_ids, context_limit
+from hfscale.process import InputError
 
 LOGITS_AT_ONCE = (
     2**21

@@ -15,7 +15,6 @@ from itertools import zip_longest
 
 import numpy as np
 
-from hfscale.config import InputError
 from hfscale.metrics.code import pass_at_k
 from hfscale.metrics.intervals import estimate, means
 from hfscale.metrics.options import (
@@ -26,6 +25,7 @@ from hfscale.metrics.options import (
     sacrebleu_metric,
 )
 from hfscale.options import did_you_mean
+from hfscale.process import InputError
 
 TEXT_METRICS = (
     "bleu",

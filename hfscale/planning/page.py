@@ -8,9 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from hfscale.config import InputError, check_writable
+from hfscale.folders import check_writable
 from hfscale.planning.plan import NEAR, Accelerator, Machines, fastest, recommended
 from hfscale.planning.settings import Rows
+from hfscale.process import InputError
 from hfscale.report.tables import in_one_format, number, show_records, show_table
 
 COLORS = {

@@ -5,10 +5,10 @@ import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hfscale.config import InputError, pick_flags
-from hfscale.launch import shipped
+from hfscale.config import pick_flags, shipped
 from hfscale.planning.flops import Shape, training_flops
 from hfscale.planning.memory import Sharding, Step, sharding_of, step_memory_bytes
+from hfscale.process import InputError
 
 RESERVED_BYTES = (
     10**9

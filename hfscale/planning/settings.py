@@ -6,11 +6,13 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hfscale.config import InputError, ShapeArguments, check_recipe_args, pick_flags
+from hfscale.arguments import ShapeArguments
+from hfscale.config import check_recipe_args, pick_flags
 from hfscale.planning.flops import Shape
 from hfscale.planning.memory import Step
 from hfscale.planning.plan import divisors
 from hfscale.planning.shapes import saved_tokenizer
+from hfscale.process import InputError
 
 # Bytes that each optimizer keeps per trained parameter, beside the weights and their gradients.
 OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "adagrad": 4, "rmsprop": 4, "sgd": 0}

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hfscale.config import InputError
 from hfscale.planning.flops import PUBLISHED, Shape
+from hfscale.process import InputError
 
 ALIASES = {
     "num_hidden_layers": "n_layer",

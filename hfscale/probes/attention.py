@@ -15,9 +15,9 @@ from torch.nn.functional import cross_entropy, nll_loss
 from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
-from hfscale.config import InputError
 from hfscale.data.tokens import after_once, encode_texts, start_ids
 from hfscale.models import check_token_ids, context_limit
+from hfscale.process import InputError
 
 TOKENS_AT_ONCE = 1024  # of which an ablation holds all logits
 TOLERANCE = 1e-5  # within which a step-by-step result counts as the model's

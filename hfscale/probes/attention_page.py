@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from hfscale.config import write_text
+from hfscale.folders import write_text
 from hfscale.report.page import template
 
 MAP_BYTES = 2_000_000  # of weights on the page; with the rest it stays below 3 MB

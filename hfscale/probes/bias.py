@@ -10,7 +10,6 @@ import numpy as np
 from scipy.stats import false_discovery_control
 from transformers import Pipeline, pipeline
 
-from hfscale.config import InputError
 from hfscale.metrics.intervals import (
     by_note,
     compare,
@@ -23,6 +22,7 @@ from hfscale.metrics.intervals import (
 from hfscale.metrics.texts import TIE_NATS, likeliest
 from hfscale.models import check_remote_code
 from hfscale.probes.bias_items import Item
+from hfscale.process import InputError
 from hfscale.report.page import template
 from hfscale.report.tables import show_records
 

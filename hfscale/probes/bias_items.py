@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import regex
 
-from hfscale.config import InputError
 from hfscale.data.files import read_rows, read_text, reading
 from hfscale.data.words import RUN, find_words
+from hfscale.process import InputError
 
 WORD_OR_SIGN = regex.compile(rf"{RUN.pattern}|\S")
 

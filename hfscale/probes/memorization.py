@@ -9,10 +9,10 @@ import numpy as np
 import regex
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hfscale.config import InputError
 from hfscale.data.words import UNSPACED
 from hfscale.metrics.intervals import bootstrap_sums, estimate, percentile_interval
 from hfscale.metrics.perplexity import score_documents
+from hfscale.process import InputError
 
 WORD = regex.compile(rf"[{UNSPACED}]\p{{M}}*+|[^\s{UNSPACED}]++")
 

@@ -16,7 +16,7 @@ import jinja2
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from hfscale.config import InputError
+from hfscale.process import InputError
 from hfscale.report.comparison import (
     beside,
     differing_settings,

@@ -16,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hfscale.config import InputError, check_recipe_args
-from hfscale.launch import shipped, split_flags
+from hfscale.config import check_recipe_args, shipped
+from hfscale.launch import split_flags
 from hfscale.planning.flops import Shape
+from hfscale.process import InputError
 
 HEAD_WIDTH = 32  # tokens of small models; n_head follows from the width
 QUIET = [

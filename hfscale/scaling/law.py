@@ -18,7 +18,7 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 from tqdm import tqdm
 
-from hfscale.config import InputError
+from hfscale.process import InputError
 
 EXPONENTS = np.linspace(0.05, 1.5, 16)
 STARTS = 8  # of the best points of the grid, each polished; the lowest end wins

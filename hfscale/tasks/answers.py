@@ -13,7 +13,7 @@ from datasets import Dataset
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hfscale.config import InputError, TaskArguments
+from hfscale.arguments import TaskArguments
 from hfscale.data.tokens import after_once, encode_prompts, encode_texts, leading_ids, start_ids
 from hfscale.generation.texts import complete_rows
 from hfscale.metrics.batches import Journal, run_batches, run_sorted
@@ -27,6 +27,7 @@ from hfscale.metrics.texts import (
     tied_accuracies,
 )
 from hfscale.models import check_token_ids, context_limit
+from hfscale.process import InputError
 from hfscale.tasks.examples import spaced_choice
 
 

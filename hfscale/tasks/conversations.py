@@ -2,7 +2,8 @@
 
 from typing import Any, TypeAlias
 
-from hfscale.config import InputError, TaskArguments
+from hfscale.arguments import TaskArguments
+from hfscale.process import InputError
 
 CONVERSATIONS = ("messages", "conversations", "turns")
 ROLE_KEYS = ("role", "from", "speaker")

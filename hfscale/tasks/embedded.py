@@ -17,8 +17,8 @@ from babel import Locale, dates, lists, numbers, units
 from babel import __version__ as VERSION
 from datasets import Dataset, DatasetDict
 
-from hfscale.config import InputError
 from hfscale.data.sources import load_documents
+from hfscale.process import InputError
 
 GENERATED_EXAMPLES = 20_000  # unless the user asks for another number
 HELD_OUT_BYTES = 32  # keys whose hash begins with a byte below it, one of eight, are held out

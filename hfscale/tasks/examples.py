@@ -13,9 +13,10 @@ from typing import Any, TypeAlias
 
 from datasets import Dataset, DatasetDict
 
-from hfscale.config import InputError, TaskArguments, is_main_rank
+from hfscale.arguments import TaskArguments
 from hfscale.metrics.code import split_tests
 from hfscale.options import did_you_mean
+from hfscale.process import InputError, is_main_rank
 from hfscale.tasks.conversations import CONVERSATIONS, Message, read_messages
 from hfscale.tasks.embedded import embedded_examples
 from hfscale.tasks.held_out import hold_out, row_hash

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
-from hfscale.config import TaskArguments
+from hfscale.arguments import TaskArguments
 from hfscale.data.tokens import encode_continuations, encode_prompts
 
 Example: TypeAlias = dict[str, Any]

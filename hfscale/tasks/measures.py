@@ -10,11 +10,12 @@ from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from hfscale.config import InputError, TaskArguments
+from hfscale.arguments import TaskArguments
 from hfscale.generation.terminal import ready_command
 from hfscale.metrics.intervals import by_note, interval_notes
 from hfscale.metrics.options import check_options
 from hfscale.metrics.texts import TEXT_METRICS, judge, text_statistics
+from hfscale.process import InputError
 from hfscale.report.tables import show_records, show_table
 from hfscale.tasks.answers import predict
 from hfscale.tasks.examples import COUNTED, Counts

@@ -9,10 +9,10 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from hfscale.config import InputError
 from hfscale.data.files import find_files, read_rows
 from hfscale.data.sources import split_documents
 from hfscale.data.tokens import encode_continuations, encode_prompts
+from hfscale.process import InputError
 
 COLUMNS = ("prompt", "chosen", "rejected")
 EVASIONS = (

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hfscale.config import InputError, write_text
+from hfscale.folders import write_text
+from hfscale.process import InputError
 from hfscale.tasks.templates import IN_BRACES, as_text, fill_template, read_column
 
 TASK_FILE = "task.json"

@@ -10,9 +10,10 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from hfscale.config import InputError, TaskArguments
+from hfscale.arguments import TaskArguments
 from hfscale.data.packing import IGNORED, best_fit
 from hfscale.data.tokens import encode_continuations, encode_prompts, encode_texts, leading_ids
+from hfscale.process import InputError
 from hfscale.tasks.examples import Counts
 from hfscale.tasks.fitting import Fitting
 

@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 
 from datasets import load_dataset
 
-from hfscale.config import InputError
 from hfscale.data.files import find_files, kind_of, read_rows, read_text, reading
 from hfscale.data.sources import load_saved
+from hfscale.process import InputError
 
 Row: TypeAlias = tuple[str, dict[str, Any]]  # where it stands, for errors, and its columns
 

@@ -11,16 +11,8 @@ import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainingArguments
 
-from hfscale.config import (
-    InputError,
-    check_replaceable,
-    check_writable,
-    is_main_rank,
-    remove_written,
-    write_text,
-)
-from hfscale.folders import RUN_FILES
-from hfscale.launch import launched_engine
+from hfscale.folders import write_text
+from hfscale.process import InputError, is_main_rank, launched_engine
 from hfscale.training.convert import (
     convert_checkpoint,
     forget_converted,
@@ -54,56 +46,6 @@ MAY_CHANGE = (
     "metric_for",
     "accelerator_config",
 )
-
-
-def check_output_dir(
-    output_dir: str, *, resume: str | None, overwrite: bool, can_resume: bool = True
-) -> None:
-    """Refuse a folder that holds a run, unless it is to be continued or may be deleted. Nothing is
-    changed here. `can_resume`: the recipe has --resume.
-
-    Raises:
-        InputError: as said, or the path cannot become a folder, or --overwrite would delete what no
-            run wrote.
-    """
-    path = Path(output_dir)
-    check_writable(f"output_dir {output_dir}", path)
-    if resume and overwrite:
-        raise InputError(
-            "--resume auto continues a run and --overwrite deletes it; give one of the two"
-        )
-    if path.is_dir() and any(path.iterdir()):
-        if not holds_run(path):
-            raise InputError(
-                f"output_dir {output_dir}: holds files that are no training run; name an empty "
-                "folder"
-            )
-        if not resume and not overwrite:
-            ways = (
-                "--resume auto continues it, " * can_resume
-                + "--overwrite deletes it, or name another folder"
-            )
-            raise InputError(f"output_dir {output_dir}: holds a run; {ways}")
-    if overwrite:
-        check_replaceable(f"output_dir {output_dir}", path, RUN_FILES)
-
-
-def holds_run(path: Path) -> bool:
-    """Whether a training run wrote here: its last files, checkpoints, or only logs yet."""
-    only_logs = {p.name for p in path.iterdir()} <= {"runs", "wandb"} and (
-        any(path.glob("runs/*/events.out.tfevents.*")) or any(path.glob("wandb/*run-*"))
-    )
-    return only_logs or (path / "training_args.bin").is_file() or any(path.glob("checkpoint-*"))
-
-
-def clear_output_dir(output_dir: str, overwrite: bool) -> None:
-    """Delete the earlier run when asked to; called once everything else has been checked.
-
-    Raises:
-        InputError: something came into the folder that no run wrote; nothing is deleted.
-    """
-    if overwrite and is_main_rank():
-        remove_written(f"output_dir {output_dir}", Path(output_dir), RUN_FILES)
 
 
 class CheckpointManifest(TrainerCallback):

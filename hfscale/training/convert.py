@@ -19,8 +19,8 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, TrainingArguments
 
-from hfscale.config import InputError, is_main_rank
 from hfscale.folders import CONVERTED
+from hfscale.process import InputError, is_main_rank
 
 
 def parameter_names(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from accelerate.utils import gather
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from hfscale.config import InputError
+from hfscale.process import InputError
 
 BYTES_OF_ADAM = 8  # per parameter: two float32 moments
 

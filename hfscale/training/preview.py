@@ -12,13 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from hfscale.config import is_main_rank
 from hfscale.data.packing import IGNORED
-from hfscale.launch import launched_engine, launched_processes, planned_launch
 from hfscale.models import context_limit, count_parameters
 from hfscale.planning.flops import Shape
 from hfscale.planning.memory import Sharding, Step, sharding_of, step_memory_bytes
 from hfscale.planning.settings import OPTIMIZER_BYTES
+from hfscale.process import is_main_rank, launched_engine, launched_processes, planned_launch
 
 SHOWN_TOKENS = 24  # of each part that is scored, or is not
 

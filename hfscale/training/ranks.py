@@ -8,8 +8,7 @@ from pathlib import Path
 from accelerate.utils import gather_object
 
 import hfscale
-from hfscale.config import InputError
-from hfscale.training.record import versions
+from hfscale.process import InputError, versions
 
 
 def check_same_software() -> None:

@@ -1,6 +1,5 @@
 """`run.json` and the model card: what was done, with which text, on what, and how well it went."""
 
-import contextlib
 import json
 import os
 import platform
@@ -8,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,16 +16,14 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, Trainer
 
-from hfscale import __version__
-from hfscale.config import write_text
 from hfscale.data.sources import text_fingerprint
+from hfscale.folders import write_text
 from hfscale.metrics.intervals import by_note, interval_notes
 from hfscale.models import count_parameters, count_trained, weights_fingerprint
+from hfscale.process import versions
 from hfscale.tasks.prompt import TaskPrompt, load_task_prompt
 from hfscale.training.preview import memory_at_hand
 from hfscale.training.sharing import share_run
-
-LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "deepspeed", "peft")
 
 
 def write_run(
@@ -147,19 +143,6 @@ def _device_name(device: torch.device) -> str:
         if device.type == "cuda"
         else platform.processor() or platform.machine()
     )
-
-
-def versions() -> dict[str, str | None]:
-    """Of Python, hfscale and the libraries that decide the numbers; None: not installed."""
-    found = {
-        "python": platform.python_version(),
-        "hfscale": __version__,
-        **dict.fromkeys(LIBRARIES),
-    }
-    for name in LIBRARIES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def _model_card(record: dict[str, Any], task: TaskPrompt | None) -> str:

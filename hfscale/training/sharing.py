@@ -9,7 +9,7 @@ import huggingface_hub
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from transformers import Trainer, TrainingArguments
 
-from hfscale.config import InputError, host_answers
+from hfscale.process import InputError, host_answers
 
 # Never uploaded: checkpoints, trackers' logs, and what is a pickle.
 LOCAL_FILES = ["checkpoint-*", "runs/*", "wandb/*", "*.bin"]

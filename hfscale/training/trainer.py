@@ -18,9 +18,8 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.utils import ModelOutput
 
-from hfscale.config import InputError, is_main_rank
 from hfscale.data.packing import IGNORED
-from hfscale.launch import launched_engine, planned_launch
+from hfscale.process import InputError, is_main_rank, launched_engine, planned_launch
 from hfscale.training.checkpoints import CheckpointManifest, StopOnSignal
 from hfscale.training.micro_batches import find_pieces, split_batch
 from hfscale.training.ranks import check_same_software

@@ -25,7 +25,7 @@ from train_speed import seconds_per_step
 from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, TrainerCallback
 
 from hfscale.adapters import load_for_training
-from hfscale.config import AdapterArguments
+from hfscale.arguments import AdapterArguments
 from hfscale.data.packing import collate_rows
 from hfscale.models import count_trained
 from hfscale.training.trainer import LMTrainer, training_arguments

@@ -42,7 +42,7 @@ def read(
     import datasets
     from torch.utils.data import DataLoader
 
-    from hfscale.config import StreamArguments
+    from hfscale.arguments import StreamArguments
     from hfscale.data.packing import collate_rows, pack_splits
     from hfscale.data.sources import load_parts
     from hfscale.data.tokenizer import load_pretrained_tokenizer

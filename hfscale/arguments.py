@@ -1,0 +1,427 @@
+"""The arguments that recipes share: what is asked of text, tasks, models, adapters and runs."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+
+@dataclass
+class RemoteCodeArguments:
+    """Whether Python files that lie beside a model or tokenizer may run."""
+
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={
+            "help": "run the Python code that a model's or tokenizer's folder or Hub id brings "
+            "along"
+        },
+    )
+
+
+@dataclass
+class SourceArguments:
+    """Where text comes from."""
+
+    source: list[str] = field(
+        default_factory=lambda: ["embedded:python-docs"],
+        metadata={
+            "help": "embedded:python-docs, embedded:python-code, a file, folder, glob, saved data "
+            "set or Hub id"
+        },
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "configuration of a Hub data set"}
+    )
+    text_column: str = field(default="text", metadata={"help": "column that holds the text"})
+    sample_by: Literal["document", "paragraph", "line"] = field(
+        default="document", metadata={"help": "what one document of a .txt or .md file is"}
+    )
+    on_error: Literal["stop", "skip"] = field(
+        default="stop",
+        metadata={
+            "help": "a row of .jsonl, .json, .csv or .tsv, or a document of a text file, that "
+            "cannot be read: stop, or leave it out and count"
+        },
+    )
+
+
+@dataclass
+class SplitArguments(SourceArguments):
+    """Where text comes from and what of it is held out."""
+
+    split_by: Literal["document", "position"] = field(
+        default="document",
+        metadata={
+            "help": "validation part: documents drawn at random, or the last part of the text"
+        },
+    )
+    validation_fraction: float = field(
+        default=0.05, metadata={"help": "share of documents, or of characters"}
+    )
+    validation_source: list[str] | None = field(
+        default=None, metadata={"help": "validation text of its own"}
+    )
+
+
+@dataclass
+class DataArguments(SplitArguments, RemoteCodeArguments):
+    """Where text comes from and how it becomes rows."""
+
+    tokenizer: str = field(
+        default="train:8192",
+        metadata={"help": "train:<vocab size>, unigram:<vocab size>, char, a folder or a Hub id"},
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "tokens per row; default: the model's context"}
+    )
+    cross_document_attention: bool = field(
+        default=False,
+        metadata={"help": "plain concatenation: let packed documents attend to each other"},
+    )
+    packing: Literal["stream", "best_fit", "none"] | None = field(
+        default=None,
+        metadata={
+            "help": "stream: cut one stream into rows; best_fit: keep documents whole where they "
+            "fit and leave some space unused; none: each document a row of its own, padded; "
+            "default: stream, or none for a model that lets packed documents see each other"
+        },
+    )
+
+
+@dataclass
+class StreamArguments(DataArguments):
+    """How training rows are drawn: from a stream, or from several sources in given shares."""
+
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "read, tokenize and pack while training (needs max_steps); validation text is "
+            "drawn by a hash of each document, and its first 2 million characters are scored"
+        },
+    )
+    shuffle_buffer_size: int = field(
+        default=1000,
+        metadata={
+            "help": "of a stream: rows in memory from which the next is drawn (0: rows come in "
+            "order)"
+        },
+    )
+    source_weights: list[float] | None = field(
+        default=None,
+        metadata={"help": "share of training rows from each source, in the order of --source"},
+    )
+    source_temperature: float | None = field(
+        default=None,
+        metadata={
+            "help": "shares proportional to size^(1/temperature): 1 as the sizes are, larger "
+            "nearer to equal"
+        },
+    )
+
+
+@dataclass
+class TaskArguments:
+    """A task is data: its examples, how one is asked and answered, and how answers are judged."""
+
+    task_source: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "examples: embedded:<task>, files (.jsonl, .json, .csv, .tsv, .parquet, .txt, "
+            "also .gz), or a Hub id"
+        },
+    )
+    task_validation_source: list[str] | None = field(
+        default=None, metadata={"help": "held-out examples of its own"}
+    )
+    task_format: Literal["columns", "parallel", "squad", "instructions", "chat"] = field(
+        default="columns",
+        metadata={
+            "help": "rows with named columns, two text files line by line (columns source, "
+            "target), SQuAD (context, question, answers), instructions (prompt, response), "
+            "conversations (messages)"
+        },
+    )
+    train_examples: int | None = field(
+        default=None,
+        metadata={
+            "help": "at most this many examples to train on; of a generated set this many are made "
+            "(default 20,000)"
+        },
+    )
+    validation_examples: int = field(
+        default=500,
+        metadata={
+            "help": "held-out examples: at most this many, and of a source without some of its own "
+            "at most a tenth"
+        },
+    )
+    drop_empty: bool = field(
+        default=False,
+        metadata={
+            "help": "leave out (and count) examples with an empty prompt or target, which else are "
+            "an error"
+        },
+    )
+    prompt: str | None = field(
+        default=None, metadata={"help": "template of the question; {name} is a column"}
+    )
+    target: str | None = field(
+        default=None,
+        metadata={
+            "help": "template of the answer; {name} is a column, which may list several right "
+            "answers"
+        },
+    )
+    copied: str | None = field(
+        default=None, metadata={"help": "template of what a baseline copies; default: prompt"}
+    )
+    choices: str | list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "column that lists the answers to choose from, or several columns that hold "
+            "one each"
+        },
+    )
+    answer: str | None = field(
+        default=None,
+        metadata={
+            "help": "column with the index of the right choice, from 0; of several columns of "
+            "choices also the name of the right one (default: the first)"
+        },
+    )
+    test: str | None = field(
+        default=None, metadata={"help": "template of code that checks the program"}
+    )
+    program: str = field(
+        default="{prompt}{prediction}\n{test}",
+        metadata={
+            "help": "what pass_at_k runs: {prediction} is the answer, other names are columns, "
+            "else the filled templates"
+        },
+    )
+    tests_apart: bool = field(
+        default=True,
+        metadata={
+            "help": "what follows {prediction} runs in a process of its own, so that no program "
+            "can fake that it passed; false: for tests that need more of a program than calls, in "
+            "one process with it"
+        },
+    )
+    user_role: str = field(
+        default="user", metadata={"help": "role that asks, as the conversations name it"}
+    )
+    assistant_role: str = field(
+        default="assistant", metadata={"help": "role that answers, as the conversations name it"}
+    )
+    chat_template: str | None = field(
+        default=None,
+        metadata={
+            "help": "of conversations, and to make conversations of prompts and targets: chatml, "
+            "or a Jinja file with {% generation %}; default: conversations are written in the "
+            "tokenizer's own"
+        },
+    )
+    long_targets: Literal["stop", "drop", "truncate"] = field(
+        default="stop",
+        metadata={
+            "help": "targets that do not fit into max_length beside a prompt: stop and count them, "
+            "leave such examples out, or learn only their beginning, without EOS"
+        },
+    )
+    shorten: Literal["start", "end"] = field(
+        default="end",
+        metadata={
+            "help": "side from which a prompt that is too long loses tokens; what the template has "
+            "after its last column stays; a conversation loses its oldest turns"
+        },
+    )
+    baseline: Literal["copy_source", "lead_sentence", "most_frequent"] = field(
+        default="most_frequent",
+        metadata={"help": "what a simple program would answer, shown beside the model"},
+    )
+    stop_strings: list[str] | None = field(
+        default=None, metadata={"help": "an answer ends before any of these"}
+    )
+    max_new_tokens: int = field(default=128, metadata={"help": "longest answer in tokens"})
+    metrics: list[
+        Literal["bleu", "chrf", "rouge", "exact_match", "f1", "accuracy", "pass_at_k"]
+    ] = field(default_factory=list, metadata={"help": "how answers are judged"})
+    metric_options: dict = field(
+        default_factory=dict,
+        metadata={
+            "help": "metric: its options, such as {rouge: {tokenizer: character}} or {bleu: "
+            "{tokenize: zh}}"
+        },
+    )
+
+
+@dataclass
+class SamplingArguments:
+    """How a text is drawn from a model, in the names of transformers.GenerationConfig."""
+
+    max_new_tokens: int = field(
+        default=128,
+        metadata={"help": "most tokens per completion; the context may end it", "min": 1},
+    )
+    do_sample: bool = field(
+        default=True, metadata={"help": "draw tokens; false: the likeliest each time"}
+    )
+    temperature: float = field(
+        default=1.0,
+        metadata={"help": "below 1: likelier tokens more often", "min": 1e-6, "max": 1e6},
+    )
+    top_k: int = field(
+        default=50, metadata={"help": "draw among this many likeliest tokens; 0: all", "min": 0}
+    )
+    top_p: float = field(
+        default=1.0,
+        metadata={
+            "help": "draw among the likeliest tokens up to this probability",
+            "min": 1e-6,
+            "max": 1,
+        },
+    )
+    repetition_penalty: float = field(
+        default=1.0, metadata={"help": "above 1: repeat less", "min": 1e-3, "max": 1e3}
+    )
+    stop_strings: list[str] | None = field(
+        default=None, metadata={"help": "each ends a completion and is cut off; EOS always does"}
+    )
+    seed: int = field(default=0, metadata={"help": "of the draws"})
+
+
+@dataclass
+class DecodingArguments(SamplingArguments):
+    """How many texts are made, and which: drawn, the likeliest, or found by a search."""
+
+    num_beams: int = field(
+        default=1,
+        metadata={"help": "beam search with this many beams; 1: none", "min": 1, "max": 1000},
+    )
+    num_return_sequences: int = field(
+        default=1, metadata={"help": "completions per prompt", "min": 1, "max": 100_000}
+    )
+    batch_size: int = field(default=8, metadata={"help": "prompts that go on at a time", "min": 1})
+
+
+@dataclass
+class AdapterArguments(RemoteCodeArguments):
+    """A checkpoint to start from, and which weights are trained: all, the upper layers, or a small
+    adapter's.
+    """
+
+    model: str = field(
+        default="runs/quickstart", metadata={"help": "folder of a saved model, or a Hub id"}
+    )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "rank of LoRA adapters, such as 16; default: none, all weights are trained",
+            "min": 1,
+        },
+    )
+    lora_alpha: float = field(
+        default=32,
+        metadata={
+            "help": "adapters count alpha / rank (rsLoRA: / sqrt(rank))",
+            "min": 1e-6,
+            "max": 1e6,
+        },
+    )
+    lora_dropout: float = field(
+        default=0.0, metadata={"help": "dropout before the adapters", "min": 0, "max": 0.99}
+    )
+    use_dora: bool = field(
+        default=False, metadata={"help": "DoRA: the size of each output is trained on its own"}
+    )
+    use_rslora: bool = field(default=False, metadata={"help": "rsLoRA: rank-stabilised scale"})
+    target_modules: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "layers with adapters, by the end of their names, such as attn.c_attn; "
+            "default: all linear ones"
+        },
+    )
+    peft_type: (
+        Literal["GRALORA", "HIRA", "RANDLORA", "VERA", "FOURIERFT", "IA3", "LN_TUNING"] | None
+    ) = field(default=None, metadata={"help": "another adapter method of peft, in place of LoRA"})
+    peft_kwargs: dict | None = field(
+        default=None, metadata={"help": "more arguments of its peft configuration"}
+    )
+    load_in_4bit: bool = field(
+        default=False,
+        metadata={"help": "QLoRA: 4-bit weights below the adapters (tried on CPUs, not on GPUs)"},
+    )
+    freeze_layers: int = field(
+        default=0,
+        metadata={
+            "help": "neither the embeddings nor this many first blocks are trained; with adapters: "
+            "they get none"
+        },
+    )
+    add_tokens: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "new tokens; those written <|like this|> are special: never split, left out of "
+            "shown text"
+        },
+    )
+    merge: bool = field(
+        default=False, metadata={"help": "write a plain model: the adapter added to the weights"}
+    )
+
+
+@dataclass
+class ShapeArguments:
+    """The model, in the names of GPT2Config."""
+
+    # Far beyond what the largest models in use have; deeper ones take minutes to be made at all.
+    n_layer: int = field(default=12, metadata={"help": "transformer blocks", "min": 1, "max": 1000})
+    n_head: int = field(
+        default=12, metadata={"help": "attention heads per block", "min": 1, "max": 10_000}
+    )
+    n_embd: int = field(default=768, metadata={"help": "width", "min": 1, "max": 1_000_000})
+    n_positions: int = field(
+        default=1024, metadata={"help": "context in tokens", "min": 1, "max": 1_000_000_000}
+    )
+    resid_pdrop: float = field(
+        default=0.0, metadata={"help": "dropout of the residual branches", "min": 0, "max": 0.99}
+    )
+    embd_pdrop: float = field(
+        default=0.0, metadata={"help": "dropout of the embeddings", "min": 0, "max": 0.99}
+    )
+    attn_pdrop: float = field(
+        default=0.0, metadata={"help": "dropout of the attention weights", "min": 0, "max": 0.99}
+    )
+
+
+def shape_of(args: ShapeArguments) -> dict[str, Any]:
+    """The model's sizes among a recipe's arguments, by their names in GPT2Config."""
+    return {item.name: getattr(args, item.name) for item in fields(ShapeArguments)}
+
+
+@dataclass
+class RunArguments:
+    """What every training recipe also offers; `training` holds the checked values for
+    TrainingArguments.
+    """
+
+    resume: Literal["auto"] | None = field(
+        default=None,
+        metadata={
+            "help": "auto: go on from the newest whole checkpoint, or start anew if there is none"
+        },
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "delete an earlier run in output_dir first"}
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "show one row, the counts and the memory, then stop"}
+    )
+    auto_batch: bool = field(
+        default=False,
+        metadata={
+            "help": "find the largest micro-batch that memory holds; per_device_train_batch_size x "
+            "gradient_accumulation_steps stays what a process reads per step"
+        },
+    )
+    training: dict = field(default_factory=dict)

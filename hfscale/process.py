@@ -1,0 +1,235 @@
+"""A recipe's way in and out, and what its process was told: ranks, launch, network, versions.
+
+Nothing heavy is imported.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from hfscale import __version__
+
+PLANNED_CONFIG = "HFSCALE_PLANNED_CONFIG"  # see planned_launch
+PLANNED_PROCESSES = "HFSCALE_PLANNED_PROCESSES"
+ZERO_STAGES = (0, 1, 2, 3)
+LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "deepspeed", "peft")
+
+
+class InputError(ValueError):
+    """The user's input is wrong: one line with place, value, what is allowed and the next step
+    (exit status 2).
+    """
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Entry of every script: an `InputError` becomes one line on stderr and exit status 2."""
+    with ending_quietly():
+        try:
+            main()
+        except InputError as error:
+            if is_main_rank():
+                line = (
+                    str(error).strip().splitlines()[-1]
+                )  # a data loader's worker adds its traceback before it
+                print(
+                    f"error: {line.removeprefix(f'{InputError.__module__}.InputError: ')}",
+                    file=sys.stderr,
+                )
+            raise SystemExit(2) from None
+        finally:
+            torch = sys.modules.get("torch")
+            if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
+                # Gloo's threads else now and then abort a good exit
+                torch.distributed.destroy_process_group()
+    raise SystemExit(0)
+
+
+@contextlib.contextmanager
+def ending_quietly() -> Iterator[None]:
+    """Ends the program without a traceback where nothing is wrong with it: nobody reads its output
+    any more (`| head`), with the status that a shell gives SIGPIPE; or Ctrl-C, with that of SIGINT.
+    """
+    with contextlib.suppress(AttributeError):  # a test's own stream
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # for a terminal that has not all of Unicode
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _end_by(signal.SIGPIPE)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # as rich ends
+            _end_by(signal.SIGPIPE)
+        raise
+    except KeyboardInterrupt:
+        if is_main_rank():
+            after_the_sign = "\n" if sys.stderr.isatty() else ""  # a terminal shows ^C
+            print(f"{after_the_sign}stopped by Ctrl-C", file=sys.stderr)
+        _end_by(signal.SIGINT)
+
+
+def _end_by(stopped_by: signal.Signals) -> None:
+    """Exit with the status of a program that this signal ended; what is still unwritten goes
+    nowhere.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a test's own stream has no number
+            os.dup2(nowhere, stream.fileno())
+    raise SystemExit(128 + stopped_by) from None
+
+
+def is_main_rank() -> bool:
+    """Whether this process is rank 0 of its launch (or was not launched by a launcher)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def planned_launch() -> tuple[dict[str, Any], int] | None:
+    """The content of the launch config and the number of processes of a dry run for other machines
+    (`planned_elsewhere`); None: this process runs where it is."""
+    path = os.environ.get(PLANNED_CONFIG)
+    if not path:
+        return None
+    import yaml
+
+    config = yaml.safe_load(Path(path).read_text("utf-8"))
+    deepspeed = config.get("deepspeed_config") or {}
+    if "deepspeed_config_file" in deepspeed:
+        deepspeed["zero_stage"] = read_zero_stage(path, deepspeed["deepspeed_config_file"])
+    return config, int(os.environ[PLANNED_PROCESSES])
+
+
+def launched_engine() -> str:
+    """What accelerate's launcher told this process to train with: ZeRO-1, ZeRO-2, ZeRO-3, FSDP, one
+    process or DDP; of a dry run for other machines, what they will be told.
+    """
+    if planned := planned_launch():
+        stage = (planned[0].get("deepspeed_config") or {}).get("zero_stage", 2)
+        engines = {"DEEPSPEED": f"ZeRO-{stage}", "FSDP": "FSDP"}
+        return engines.get(planned[0].get("distributed_type"), "one process or DDP")
+    told = {
+        name
+        for name in ("DEEPSPEED", "FSDP")
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"
+    }
+    if "DEEPSPEED" not in told:
+        return "FSDP" if told else "one process or DDP"
+    from transformers.integrations.deepspeed import (
+        deepspeed_config,
+    )  # there once TrainingArguments are made
+
+    stage = (
+        (deepspeed_config() or {}).get("zero_optimization", {}).get("stage")
+    )  # also of the user's own file
+    return f"ZeRO-{stage or os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
+
+
+def launched_processes(world_size: int) -> int:
+    """How many processes train together: those of this launch, or those that a dry run is for."""
+    planned = planned_launch()
+    return planned[1] if planned else world_size
+
+
+def read_zero_stage(place: str, file: str) -> int:
+    """The ZeRO stage in a file of DeepSpeed's own; raises InputError, beginning with `place`: it is
+    none.
+    """
+    try:
+        content = json.loads(Path(file).read_text("utf-8"))
+        stage = content.get("zero_optimization", {}).get("stage", 0)
+    except (OSError, ValueError, AttributeError, TypeError):
+        raise InputError(
+            f"{place}: deepspeed_config_file {file}: not a JSON file of DeepSpeed's settings"
+        ) from None
+    if stage not in ZERO_STAGES:
+        raise InputError(
+            f"{place}: deepspeed_config_file {file}: zero_optimization: stage: got {stage!r}, "
+            f"expected one of {', '.join(map(str, ZERO_STAGES))}"
+        )
+    return stage
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python, hfscale and the libraries that decide the numbers; None: not installed."""
+    found = {
+        "python": platform.python_version(),
+        "hfscale": __version__,
+        **dict.fromkeys(LIBRARIES),
+    }
+    for name in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def hub_reachable(timeout_seconds: float = 1.0) -> bool:
+    """Whether the Hub answers a TCP connection within the limit."""
+    return host_answers(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout_seconds)
+
+
+def host_answers(url: str, timeout_seconds: float = 1.0) -> bool:
+    """Whether the host of a URL answers a TCP connection within the limit."""
+    parts, answers = urlsplit(url), []
+
+    def ask() -> None:
+        with contextlib.suppress(OSError):
+            port = parts.port or (80 if parts.scheme == "http" else 443)
+            socket.create_connection((parts.hostname, port), timeout_seconds).close()
+            answers.append(True)
+
+    thread = threading.Thread(
+        target=ask, daemon=True
+    )  # the look-up of the name has no limit of its own
+    thread.start()
+    thread.join(timeout_seconds)
+    return bool(answers)
+
+
+def go_offline_if_unreachable() -> None:
+    """Set the offline switches unless the Hub answers: its libraries read them once, at import, and
+    else retry for most of a minute. What the user set stays.
+    """
+    if "HF_HUB_OFFLINE" not in os.environ and not hub_reachable():
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+        os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
+
+
+def hide_bitsandbytes() -> None:
+    """Keep peft from importing bitsandbytes wherever it lies, as peft does at each start: on CPUs
+    with bf16 instructions that prints a warning, and it costs a second. `show_bitsandbytes` brings
+    it back.
+    """
+    sys.modules.setdefault("bitsandbytes", None)  # to Python's import system: not there
+
+
+def show_bitsandbytes() -> None:
+    """Let peft and transformers, which asked once and remember the answer, find bitsandbytes
+    again.
+    """
+    from peft import import_utils
+    from transformers.utils import is_bitsandbytes_available
+
+    if sys.modules.get("bitsandbytes", True) is None:
+        del sys.modules["bitsandbytes"]
+    for check in (
+        is_bitsandbytes_available,
+        import_utils.is_bnb_available,
+        import_utils.is_bnb_4bit_available,
+    ):
+        check.cache_clear()
