@@ -42,7 +42,7 @@ def load_for_training(
         InputError: settings that contradict each other or that the model does not have, 4 bits
             where they do not work, a checkpoint that is an adapter itself; see also `load_model`.
     """
-    adapts = args.lora_rank is not None or args.peft_type is not None
+    adapts = args.lora_r is not None or args.peft_type is not None
     _check(args, adapts)
     if is_adapter(args.model):
         raise InputError(
@@ -65,24 +65,22 @@ def load_for_training(
 
 def _check(args: AdapterArguments, adapts: bool) -> None:
     """Refuse what would otherwise be ignored without a word."""
-    if args.lora_rank is not None and args.lora_rank < 1:
-        raise InputError(f"lora_rank: got {args.lora_rank}, expected at least 1")
+    if args.lora_r is not None and args.lora_r < 1:
+        raise InputError(f"lora_r: got {args.lora_r}, expected at least 1")
     check_new_tokens(args.add_tokens)
-    if args.lora_rank is not None and args.peft_type is not None:
-        raise InputError(f"lora_rank, peft_type {args.peft_type}: give one of the two")
+    if args.lora_r is not None and args.peft_type is not None:
+        raise InputError(f"lora_r, peft_type {args.peft_type}: give one of the two")
     for name in ("use_dora", "use_rslora", "lora_dropout"):
-        if getattr(args, name) and args.lora_rank is None:
-            raise InputError(f"{name}: works with --lora_rank, which is not given")
-    for name in ("target_modules", "peft_kwargs", "load_in_4bit", "merge"):
+        if getattr(args, name) and args.lora_r is None:
+            raise InputError(f"{name}: works with --lora_r, which is not given")
+    for name in ("lora_target_modules", "peft_kwargs", "load_in_4bit", "merge"):
         if getattr(args, name) and not adapts:
             raise InputError(
-                f"{name}: works with --lora_rank or --peft_type; without one, all weights are "
-                "trained"
+                f"{name}: works with --lora_r or --peft_type; without one, all weights are trained"
             )
     if args.add_tokens and (args.peft_type or args.freeze_layers and not adapts):
         raise InputError(
-            "add_tokens: their embeddings would not be trained; use --lora_rank or train all "
-            "weights"
+            "add_tokens: their embeddings would not be trained; use --lora_r or train all weights"
         )
     sharded = launched_engine() in ("ZeRO-3", "FSDP")
     if args.add_tokens and adapts and sharded:
@@ -94,7 +92,7 @@ def _check(args: AdapterArguments, adapts: bool) -> None:
         raise InputError("load_in_4bit: 4-bit weights are not sharded; take zero2 or ddp")
     if args.load_in_4bit and args.peft_type == "GRALORA":
         raise InputError(
-            "load_in_4bit: GRALORA cannot be trained on 4-bit layers; take --lora_rank or another "
+            "load_in_4bit: GRALORA cannot be trained on 4-bit layers; take --lora_r or another "
             "method"
         )
 
@@ -202,9 +200,9 @@ def _attach(model: PreTrainedModel, args: AdapterArguments, new_ids: list[int]) 
             "be put on; train all weights"
         )
     config = {"peft_type": args.peft_type or "LORA", "task_type": "CAUSAL_LM"}
-    if args.peft_type in OWN_TARGETS and (args.target_modules or args.freeze_layers):
+    if args.peft_type in OWN_TARGETS and (args.lora_target_modules or args.freeze_layers):
         raise InputError(
-            f"target_modules, freeze_layers: {args.peft_type} has layers of its own; use "
+            f"lora_target_modules, freeze_layers: {args.peft_type} has layers of its own; use "
             "--peft_kwargs"
         )
     if args.peft_type not in OWN_TARGETS:
@@ -214,16 +212,16 @@ def _attach(model: PreTrainedModel, args: AdapterArguments, new_ids: list[int]) 
             Conv1D in (type(module), getattr(module, "source_cls", None))
             for module in linear.values()
         )
-    if args.lora_rank is not None:
+    if args.lora_r is not None:
         config |= {
-            "r": args.lora_rank,
+            "r": args.lora_r,
             "lora_alpha": args.lora_alpha,
             "lora_dropout": args.lora_dropout,
             "use_dora": args.use_dora,
             "use_rslora": args.use_rslora,
             **_token_rows(model, new_ids),
         }
-        _check_rank("lora_rank", args.lora_rank, linear)
+        _check_rank("lora_r", args.lora_r, linear)
     more = args.peft_kwargs or {}
     if twice := sorted(
         more.keys() & {*config, "modules_to_save"}
@@ -300,7 +298,7 @@ def _token_rows(model: PreTrainedModel, new_ids: list[int]) -> dict[str, Any]:
     if tied and has_bias:
         raise InputError(
             f"add_tokens: the output layer of {type(model).__name__} has a bias, which peft would "
-            "leave out; train all weights (without --lora_rank)"
+            "leave out; train all weights (without --lora_r)"
         )
     if tied:
         return {"trainable_token_indices": new_ids}
@@ -316,13 +314,13 @@ def _targets(
 ) -> list[str]:
     """Names, or ends of names, of the layers that get an adapter."""
     ends = sorted({name.rpartition(".")[2] for name in linear})
-    for end in args.target_modules or []:
+    for end in args.lora_target_modules or []:
         if not any(f".{name}".endswith(f".{end}") for name in linear):
             raise InputError(
-                f"target_modules: {end} ends the name of no linear layer here; these do: "
+                f"lora_target_modules: {end} ends the name of no linear layer here; these do: "
                 f"{', '.join(ends)} (or longer, such as {next(iter(linear))})"
             )
-    endings = tuple(f".{end}" for end in args.target_modules or ends)
+    endings = tuple(f".{end}" for end in args.lora_target_modules or ends)
     frozen = {
         id(module)
         for block in _first_blocks(model, args.freeze_layers)

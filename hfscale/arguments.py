@@ -77,12 +77,13 @@ class DataArguments(SplitArguments, RemoteCodeArguments):
         default=False,
         metadata={"help": "plain concatenation: let packed documents attend to each other"},
     )
-    packing: Literal["stream", "best_fit", "none"] | None = field(
+    packing: Literal["wrapped", "bfd_split", "none"] | None = field(
         default=None,
         metadata={
-            "help": "stream: cut one stream into rows; best_fit: keep documents whole where they "
+            "help": "wrapped: cut one stream into rows; bfd_split: keep documents whole where they "
             "fit and leave some space unused; none: each document a row of its own, padded; "
-            "default: stream, or none for a model that lets packed documents see each other"
+            "default: wrapped, or none for a model that lets packed documents see each other",
+            "renamed": {"stream": "wrapped", "best_fit": "bfd_split"},
         },
     )
 
@@ -171,7 +172,7 @@ class TaskArguments:
             "answers"
         },
     )
-    copied: str | None = field(
+    baseline_input: str | None = field(
         default=None, metadata={"help": "template of what a baseline copies; default: prompt"}
     )
     choices: str | list[str] | None = field(
@@ -181,17 +182,17 @@ class TaskArguments:
             "one each"
         },
     )
-    answer: str | None = field(
+    label: str | None = field(
         default=None,
         metadata={
             "help": "column with the index of the right choice, from 0; of several columns of "
             "choices also the name of the right one (default: the first)"
         },
     )
-    test: str | None = field(
+    test_code: str | None = field(
         default=None, metadata={"help": "template of code that checks the program"}
     )
-    program: str = field(
+    test_program: str = field(
         default="{prompt}{prediction}\n{test}",
         metadata={
             "help": "what pass_at_k runs: {prediction} is the answer, other names are columns, "
@@ -227,8 +228,8 @@ class TaskArguments:
             "leave such examples out, or learn only their beginning, without EOS"
         },
     )
-    shorten: Literal["start", "end"] = field(
-        default="end",
+    truncation_side: Literal["left", "right"] = field(
+        default="right",
         metadata={
             "help": "side from which a prompt that is too long loses tokens; what the template has "
             "after its last column stays; a conversation loses its oldest turns"
@@ -312,7 +313,7 @@ class AdapterArguments(RemoteCodeArguments):
     model: str = field(
         default="runs/quickstart", metadata={"help": "folder of a saved model, or a Hub id"}
     )
-    lora_rank: int | None = field(
+    lora_r: int | None = field(
         default=None,
         metadata={
             "help": "rank of LoRA adapters, such as 16; default: none, all weights are trained",
@@ -334,7 +335,7 @@ class AdapterArguments(RemoteCodeArguments):
         default=False, metadata={"help": "DoRA: the size of each output is trained on its own"}
     )
     use_rslora: bool = field(default=False, metadata={"help": "rsLoRA: rank-stabilised scale"})
-    target_modules: list[str] | None = field(
+    lora_target_modules: list[str] | None = field(
         default=None,
         metadata={
             "help": "layers with adapters, by the end of their names, such as attn.c_attn; "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hfscale import __version__
 from hfscale.config import shipped
-from hfscale.folders import write_text
+from hfscale.folders import write_atomically
 from hfscale.launch import FLAGS, launch
 from hfscale.options import did_you_mean
 from hfscale.process import InputError, ending_quietly, hub_reachable
@@ -82,7 +82,7 @@ def _copy(name: str, folder: str = ".") -> str:
     try:
         for target, source in targets.items():
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_text(target, source.read_text("utf-8"))
+            write_atomically(target, source.read_text("utf-8"))
             shutil.copymode(source, target)
     except OSError as error:
         raise InputError(

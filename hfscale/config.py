@@ -16,6 +16,7 @@ from hfscale.options import (
     convert_text,
     describe,
     did_you_mean,
+    split_annotated,
     training_types,
 )
 from hfscale.process import InputError, go_offline_if_unreachable, hide_bitsandbytes
@@ -38,6 +39,14 @@ RENAMED = {
     "validation_file": "validation_source",
     "model_name_or_path": "model",
     "torch_dtype": "dtype",
+    "lora_rank": "lora_r",
+    "target_modules": "lora_target_modules",
+    "shorten": "truncation_side",
+    "copied": "baseline_input",
+    "answer": "label",
+    "test": "test_code",
+    "program": "test_program",
+    "context": "max_length",
 }
 # Accepted upstream, but without effect in a script of ours, or unsafe in a file.
 REFUSED = {
@@ -229,7 +238,9 @@ def _check(
         return converter(value, kinds[name])
     except ValueError as error:
         got = " ".join(value) if converter is convert_text else value
-        raise InputError(f"{place}: {shown}: got {got!r}, {error}") from None
+        renamed = split_annotated(kinds[name])[1].get("renamed", {})
+        hint = f"; did you mean {renamed[str(got)]}?" if str(got) in renamed else ""
+        raise InputError(f"{place}: {shown}: got {got!r}, {error}{hint}") from None
 
 
 def _find_config(word: str, recipe: Path) -> Path:

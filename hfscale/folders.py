@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hfscale.process import InputError, is_main_rank
 
-UNFINISHED = ".*.part"  # of `write_text`, after a kill
+UNFINISHED = ".*.part"  # of `write_atomically`, after a kill
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -122,7 +122,7 @@ def check_writable(place: str, folder: Path, name: str = "") -> None:
         with tempfile.TemporaryDirectory(prefix=".hfscale-", dir=lowest) as trial:
             made = Path(trial, folder.absolute().relative_to(lowest.absolute()))
             made.mkdir(parents=True, exist_ok=True)
-            (made / f".{name}.part").touch()  # the name that `write_text` gives first
+            (made / f".{name}.part").touch()  # the name that `write_atomically` gives first
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{place}: cannot be written ({reason}); name another place") from None
@@ -264,7 +264,7 @@ def _matches(names: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
     return len(names) == len(pattern) and all(map(fnmatchcase, names, pattern))
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_atomically(path: str | Path, text: str) -> None:
     """Write a UTF-8 file whole or not at all."""
     path = Path(path)
     part = path.with_name(f".{path.name}.part")

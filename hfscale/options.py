@@ -55,11 +55,11 @@ def _enum_choices(node: ast.ClassDef) -> Any:
 
 
 def _members(kind: Any) -> tuple:
-    kind, _ = _limited(kind)
+    kind, _ = split_annotated(kind)
     return get_args(kind) if get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
 
 
-def _limited(kind: Any) -> tuple[Any, Mapping[str, Any]]:
+def split_annotated(kind: Any) -> tuple[Any, Mapping[str, Any]]:
     """A type and its limits (see `check_limits`), which `Annotated[type, limits]` holds."""
     return (kind.__origin__, kind.__metadata__[0]) if get_origin(kind) is Annotated else (kind, {})
 
@@ -97,7 +97,7 @@ def convert(value: Any, kind: Any) -> Any:
         ValueError: the value is of another type, not one of the choices, or beyond the type's
             limits.
     """
-    kind, limits = _limited(kind)
+    kind, limits = split_annotated(kind)
     converted = _convert(value, kind)
     check_limits(converted, limits)
     return converted
@@ -218,7 +218,7 @@ def convert_text(words: list[str], kind: Any) -> Any:
     Raises:
         ValueError: as `convert`.
     """
-    kind, limits = _limited(kind)
+    kind, limits = split_annotated(kind)
     converted = _convert_text(words, kind)
     check_limits(converted, limits)
     return converted

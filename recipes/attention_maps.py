@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hfscale.arguments import RemoteCodeArguments
 from hfscale.config import parse_args
-from hfscale.folders import ATTENTION_FILES, ATTENTION_RECORD, whole_folder, write_text
+from hfscale.folders import ATTENTION_FILES, ATTENTION_RECORD, whole_folder, write_atomically
 from hfscale.process import InputError, is_main_rank, run
 
 
@@ -137,13 +137,13 @@ def write_maps(args: AttentionMapsArguments, folder: Path) -> str:
     attention_page.draw_maps(weights, folder / "attention_maps.png")
     attention_page.draw_scores(scores, folder / "head_scores.png")
     text = attention_page.as_text(record)
-    write_text(folder / "attention.txt", text)
+    write_atomically(folder / "attention.txt", text)
     attention_page.write_page(
         folder / "attention.html", record, np.hstack([weights, rollout[:, None]])
     )
     for step in explained["steps"] if explained else []:
         step["values"] = None  # they are on the page
-    write_text(
+    write_atomically(
         folder / ATTENTION_RECORD,
         json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
     )

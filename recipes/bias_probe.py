@@ -14,7 +14,7 @@ from typing import Literal
 
 from hfscale.arguments import RemoteCodeArguments
 from hfscale.config import parse_args
-from hfscale.folders import check_writable, write_text
+from hfscale.folders import check_writable, write_atomically
 from hfscale.process import InputError, run
 
 
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     examples = Dataset.from_list(
         [{"prompt": i.prompt, "choices": i.choices, "answer": i.answer} for i in items]
     )
-    judge = args.toxicity_classifier and bias.load_classifier(
+    classifier = args.toxicity_classifier and bias.load_classifier(
         args.toxicity_classifier, args.toxic_label, trust_remote_code=args.trust_remote_code
     )
     scored, found, toxicity = [], [], []
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
         for name in args.model
     ]
     for model, tokenizer in zip(models, tokenizers, strict=True):
-        if judge:
+        if classifier:
             fit_prompts(
                 model, tokenizer, args.prompts
             )  # one that is too long shows before anything is scored
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
             score_choices(model, tokenizer, examples, batch_size=args.batch_size, progress=True)[1]
         )
         scored.append(columns_of(items, [each["logliks"] for each in found[-1]]))
-        if judge:
+        if classifier:
             texts = generate_texts(
                 model,
                 tokenizer,
@@ -144,7 +144,9 @@ def main(argv: list[str] | None = None) -> None:
                 num_return_sequences=args.num_return_sequences,
                 progress=True,
             )
-            toxicity.append(bias.toxicity_columns(texts, judge, args.toxic_label, args.batch_size))
+            toxicity.append(
+                bias.toxicity_columns(texts, classifier, args.toxic_label, args.batch_size)
+            )
     if not state.is_main_process:
         return
     record = {
@@ -162,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
         "limits": bias.LIMITS,
     }
     output_file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(
+    write_atomically(
         output_file, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     )
     bias.show_probe(record)

@@ -2,7 +2,7 @@
 adapter (LoRA and kin).
 
 hfscale finetune --config tiny_cpu
-hfscale finetune --model gpt2 --source "speeches/*.txt" --lora_rank 16 --output_dir runs/speeches
+hfscale finetune --model gpt2 --source "speeches/*.txt" --lora_r 16 --output_dir runs/speeches
 """
 
 import sys
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.training.record import write_run
     from hfscale.training.trainer import LMTrainer, batch_rows_of_like_length, training_arguments
 
-    adapts = args.lora_rank or args.peft_type
+    adapts = args.lora_r or args.peft_type
     defaults = {
         "output_dir": "runs/finetune",
         "learning_rate": 5e-4 if adapts else 5e-5,
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     args.packing = settle_packing(
         model,
         args.packing,
-        default="stream",
+        default="wrapped",
         cross_document_attention=args.cross_document_attention,
     )
     batch_rows_of_like_length(training_args, args)
@@ -85,14 +85,14 @@ def main(argv: list[str] | None = None) -> None:
         )
     if args.dry_run:
         return preview(model, tokenizer, rows, training_args)
-    settled = {
+    fixed_settings = {
         f.name: getattr(args, f.name) for f in (*fields(AdapterArguments), *fields(DataArguments))
     }
-    settled |= {
+    fixed_settings |= {
         "source": text_fingerprint(documents["train"]),
         "validation_source": None,
     }  # wherever it lies by now
-    checkpoint = newest_checkpoint(training_args, settled) if args.resume else None
+    checkpoint = newest_checkpoint(training_args, fixed_settings) if args.resume else None
 
     held_out = {name: part for name, part in rows.items() if name != "train"}
     trainer = LMTrainer(
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         eval_dataset=held_out,
         data_collator=collate_rows,
         processing_class=tokenizer,
-        rows_from=settled,
+        fixed_settings=fixed_settings,
         auto_batch=args.auto_batch,
     )
     clear_output_dir(training_args.output_dir, args.overwrite)

@@ -2,7 +2,7 @@
 LoRA adapter.
 
 hfscale finetune_preference --config tiny_cpu hfscale finetune_preference --model runs/task-dialogue
---source "pairs/*.jsonl" --lora_rank 16 --beta 0.1
+--source "pairs/*.jsonl" --lora_r 16 --beta 0.1
 """
 
 import importlib.util
@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     # is slow.
     defaults = {
         "output_dir": "runs/finetune-preference",
-        "learning_rate": 1e-4 if args.lora_rank else 1e-5,
+        "learning_rate": 1e-4 if args.lora_r else 1e-5,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.1,
         "gradient_checkpointing": False,
@@ -151,8 +151,8 @@ def main(argv: list[str] | None = None) -> None:
     )
 
     may_change = ("training", "resume", "overwrite", "merge")
-    settled = {name: value for name, value in asdict(args).items() if name not in may_change}
-    checkpoint = newest_checkpoint(training_args, settled) if args.resume else None
+    fixed_settings = {name: value for name, value in asdict(args).items() if name not in may_change}
+    checkpoint = newest_checkpoint(training_args, fixed_settings) if args.resume else None
     trainer = DPOTrainer(
         model=model,
         ref_model=reference,
@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
         train_dataset=pairs["train"],
         eval_dataset=pairs["validation"],
         processing_class=tokenizer,
-        callbacks=[CheckpointManifest(settled), StopOnSignal()],
+        callbacks=[CheckpointManifest(fixed_settings), StopOnSignal()],
     )
     encode = partial(pair_ids, tokenizer=tokenizer)
     trainer.train_dataset, trainer.eval_dataset = (

@@ -2,7 +2,7 @@
 dialogue, code.
 
 hfscale finetune_task --config translation hfscale finetune_task --config code --model gpt2
---lora_rank 16 --max_length 512 --output_dir runs/code-gpt2
+--lora_r 16 --max_length 512 --output_dir runs/code-gpt2
 """
 
 from dataclasses import asdict, dataclass, field
@@ -35,12 +35,13 @@ class FinetuneTaskArguments(TaskArguments, AdapterArguments, ShapeArguments, Run
     max_length: int | None = field(
         default=None, metadata={"help": "tokens per row; default: the context, up to 1024"}
     )
-    packing: Literal["best_fit", "none"] | None = field(
+    packing: Literal["bfd", "none"] | None = field(
         default=None,
         metadata={
-            "help": "best_fit: several examples in a row, apart from each other; none: one, "
-            "padded, rows of similar length together; default: best_fit, or none for a model that "
-            "lets packed examples see each other"
+            "help": "bfd: several examples in a row, apart from each other; none: one, "
+            "padded, rows of similar length together; default: bfd, or none for a model that "
+            "lets packed examples see each other",
+            "renamed": {"best_fit": "bfd"},
         },
     )
 
@@ -95,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         texts = example_texts(examples)
     task = task_prompt(args, examples)
     model, tokenizer = make_model(args, texts["train"], is_chat=task.prompt is None)
-    args.packing = settle_packing(model, args.packing, default="best_fit")
+    args.packing = settle_packing(model, args.packing, default="bfd")
     batch_rows_of_like_length(training_args, args)
     max_length = (
         min(context_limit(model) or 1024, 1024) if args.max_length is None else args.max_length
@@ -172,7 +173,7 @@ def make_model(args: FinetuneTaskArguments, texts, *, is_chat: bool):
         if is_chat:
             set_chat_template(tokenizer, args.chat_template)
         return model, tokenizer
-    if args.lora_rank is not None or args.peft_type or args.freeze_layers:
+    if args.lora_r is not None or args.peft_type or args.freeze_layers:
         raise InputError(
             "model new: random weights are trained whole; leave out adapters and freeze_layers"
         )

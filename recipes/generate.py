@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from hfscale.arguments import DecodingArguments, RemoteCodeArguments
 from hfscale.config import parse_args
-from hfscale.folders import check_writable, write_text
+from hfscale.folders import check_writable, write_atomically
 from hfscale.process import InputError, run
 from hfscale.tasks.prompt import TaskPrompt, load_task_prompt
 
@@ -245,7 +245,7 @@ def hand_out(records: list[dict[str, Any]], args: GenerateArguments, *, is_shown
         output_file = Path(args.output_file)
         try:
             output_file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(output_file, lines)
+            write_atomically(output_file, lines)
         except OSError as error:
             print(lines, end="")  # they would be lost
             raise InputError(

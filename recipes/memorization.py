@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hfscale.arguments import RemoteCodeArguments
 from hfscale.config import parse_args
-from hfscale.folders import check_writable, write_text
+from hfscale.folders import check_writable, write_atomically
 from hfscale.process import InputError, run
 
 
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
         },
     }
     output_file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output_file, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(output_file, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     loss = record["loss"]
     show_table(

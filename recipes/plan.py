@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     if best is None:
         raise InputError(
             f"nothing fits on {args.num_gpus} x {args.gpu}; take --activation_checkpointing, a "
-            "shorter --max_length, more or larger GPUs, or adapters (--lora_rank)"
+            "shorter --max_length, more or larger GPUs, or adapters (--lora_r)"
         )
     command = launch_words(
         words,

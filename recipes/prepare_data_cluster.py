@@ -24,7 +24,7 @@ from typing import Literal
 
 from hfscale.cleaning.rules import CleaningArguments
 from hfscale.config import parse_args
-from hfscale.folders import DATA_CARD, PREPARED_FILES, check_output_folder, write_text
+from hfscale.folders import DATA_CARD, PREPARED_FILES, check_output_folder, write_atomically
 from hfscale.process import InputError, run
 
 PUBLISHED = "logs/publish/completions/00000"
@@ -171,7 +171,7 @@ def begin(work: Path, settings: dict) -> None:
             "anew"
         )
     work.mkdir(parents=True, exist_ok=True)
-    write_text(file, text)
+    write_atomically(file, text)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.training.trainer import LMTrainer, batch_rows_of_like_length, training_arguments
 
     check_architecture(shape_of(args), in_memory=not args.dry_run)
-    args.packing = args.packing or "stream"  # a GPT-2 keeps packed documents apart
+    args.packing = args.packing or "wrapped"  # a GPT-2 keeps packed documents apart
     max_length = args.n_positions if args.max_length is None else args.max_length
     if max_length > args.n_positions:
         raise InputError(
@@ -94,21 +94,24 @@ def main(argv: list[str] | None = None) -> None:
         model = new_model(tokenizer, **shape_of(args))
     if args.dry_run:
         return preview(model, tokenizer, rows, training_args)
-    rows_from = {f.name: getattr(args, f.name) for f in fields(StreamArguments)} | {
+    fixed_settings = {f.name: getattr(args, f.name) for f in fields(StreamArguments)} | {
         "max_length": max_length
     }
     if args.streaming:  # whose order also depends on who reads
         how = ("world_size", "dataloader_num_workers", "per_device_train_batch_size")
-        rows_from |= {name: getattr(training_args, name) for name in how}
+        fixed_settings |= {name: getattr(training_args, name) for name in how}
     else:  # the same text may lie elsewhere by now
-        rows_from |= {"source": text_fingerprint(documents["train"]), "validation_source": None}
-    checkpoint = newest_checkpoint(training_args, rows_from) if args.resume else None
+        fixed_settings |= {
+            "source": text_fingerprint(documents["train"]),
+            "validation_source": None,
+        }
+    checkpoint = newest_checkpoint(training_args, fixed_settings) if args.resume else None
 
     trainer = LMTrainer(
         model=model,
         args=training_args,
         train_dataset=rows["train"],
-        rows_from=rows_from,
+        fixed_settings=fixed_settings,
         eval_dataset=rows["validation"],
         data_collator=collate_rows,
         processing_class=tokenizer,

@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     args.packing = settle_packing(
         model,
         args.packing,
-        default="stream",
+        default="wrapped",
         cross_document_attention=args.cross_document_attention,
     )
     batch_rows_of_like_length(training_args, args)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfscale.config import parse_args
-from hfscale.folders import check_writable, write_text
+from hfscale.folders import check_writable, write_atomically
 from hfscale.process import InputError, run
 
 
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
 
     html = render_page(args.runs, args.also)
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_text(page, html)
+    write_atomically(page, html)
     print(
         f"page: {page} ({len(html.encode()) / 1e6:.2f} MB); open it in a browser, no network is "
         "needed"

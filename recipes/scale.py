@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from hfscale.config import parse_args
-from hfscale.folders import check_writable, write_text
+from hfscale.folders import check_writable, write_atomically
 from hfscale.process import InputError, run
 
 
@@ -173,14 +173,14 @@ def main(argv: list[str] | None = None) -> None:
         "forecasts": forecasts,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "law.json", json.dumps(record, indent=2) + "\n")
+    write_atomically(folder / "law.json", json.dumps(record, indent=2) + "\n")
     if held:
         records, _ = train(held)
         for cell, forecast in zip(held, forecasts, strict=True):
             forecast["measured"] = (
                 records[cell]["metrics"]["eval_loss"] if cell in records else None
             )
-        write_text(folder / "law.json", json.dumps(record, indent=2) + "\n")
+        write_atomically(folder / "law.json", json.dumps(record, indent=2) + "\n")
     draw_law(folder / "scaling.png", fits, groups, forecasts)
     print_law(record)
     print(f"law.json and scaling.png: {folder}")

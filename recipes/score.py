@@ -2,7 +2,7 @@
 compared.
 
 hfscale score --model runs/pretrain-tiny                     (the text that this run held out)
-hfscale score --model gpt2 runs/mine --source "books/*.txt" --context 1024 --stride 512
+hfscale score --model gpt2 runs/mine --source "books/*.txt" --max_length 1024 --stride 512
 hfscale score --model runs/translation --config translation
 hfscale score --predictions a.jsonl b.jsonl --metrics bleu chrf
 hfscale score --model gpt2 --lm_eval hellaswag,lambada_openai
@@ -68,7 +68,7 @@ class ScoreArguments(TaskArguments, SourceArguments, RemoteCodeArguments):
     tokenizer: str | None = field(
         default=None, metadata={"help": "folder or Hub id; default: that of the model"}
     )
-    context: int | None = field(
+    max_length: int | None = field(
         default=None,
         metadata={
             "help": "tokens read at a time; default: the model's limit, or 1024 if it states none"

@@ -16,7 +16,7 @@ from hfscale.folders import (
     TRAINED_TOKENIZER_FILES,
     check_output_folder,
     whole_folder,
-    write_text,
+    write_atomically,
 )
 from hfscale.process import run
 
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         written=TRAINED_TOKENIZER_FILES,
     ) as folder:
         tokenizer.save_pretrained(folder)
-        write_text(
+        write_atomically(
             folder / TOKENIZER_REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n"
         )
     show_table(

@@ -32,9 +32,9 @@ SHAPE = {
     "attn_pdrop": 0.0,
 }
 METHODS = {
-    "lora": {"lora_rank": 4},
-    "dora": {"lora_rank": 4, "use_dora": True},
-    "rslora": {"lora_rank": 4, "use_rslora": True},
+    "lora": {"lora_r": 4},
+    "dora": {"lora_r": 4, "use_dora": True},
+    "rslora": {"lora_r": 4, "use_rslora": True},
     "IA3": {"peft_type": "IA3"},
     "VERA": {"peft_type": "VERA"},
     "GRALORA": {"peft_type": "GRALORA"},
@@ -92,7 +92,7 @@ def test_rank_16_trains_two_percent_of_gpt2_small_and_saves_few_megabytes(tmp_pa
     small = GPT2LMHeadModel(GPT2Config())
     tokenizer = train_bpe(Dataset.from_dict({"text": ["some words to train on"]}), 270)
     monkeypatch.setattr("hfscale.adapters.load_model", lambda name, **kwargs: small)
-    model = load_for_training(AdapterArguments(model=str(tmp_path), lora_rank=16), tokenizer)
+    model = load_for_training(AdapterArguments(model=str(tmp_path), lora_r=16), tokenizer)
     trained, whole = model.get_nb_trainable_parameters()
     assert trained == 12 * 16 * ((768 + 2304) + (768 + 768) + 2 * (768 + 3072)) == 2_359_296
     assert whole - trained == 124_439_808
@@ -103,7 +103,7 @@ def test_rank_16_trains_two_percent_of_gpt2_small_and_saves_few_megabytes(tmp_pa
 
 def test_attention_alone_and_upper_layers_alone(base, tokenizer):
     def adapted(**values):
-        model = load_for_training(AdapterArguments(model=base, lora_rank=4, **values), tokenizer)
+        model = load_for_training(AdapterArguments(model=base, lora_r=4, **values), tokenizer)
         return sorted(
             {
                 n.split(".lora_")[0].removeprefix("base_model.model.transformer.h.")
@@ -118,11 +118,11 @@ def test_attention_alone_and_upper_layers_alone(base, tokenizer):
         for layer in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     ]
     assert adapted() == every
-    assert adapted(target_modules=["attn.c_attn", "attn.c_proj"]) == [
+    assert adapted(lora_target_modules=["attn.c_attn", "attn.c_proj"]) == [
         n for n in every if ".attn." in n
     ]
     assert adapted(freeze_layers=1) == every[4:]
-    assert adapted(freeze_layers=1, target_modules=["c_fc"]) == ["1.mlp.c_fc"]
+    assert adapted(freeze_layers=1, lora_target_modules=["c_fc"]) == ["1.mlp.c_fc"]
 
 
 def test_frozen_layers_do_not_move(base, tokenizer):
@@ -162,7 +162,7 @@ def test_saved_loaded_and_merged_models_agree(method, base, tokenizer, tmp_path)
 
 
 def test_grown_vocabulary_is_learned_tied_and_comes_back(base, tokenizer, tmp_path):
-    args = AdapterArguments(model=base, lora_rank=4, add_tokens=["<|im_start|>", "hfscale"])
+    args = AdapterArguments(model=base, lora_r=4, add_tokens=["<|im_start|>", "hfscale"])
     model = load_for_training(args, tokenizer)
     assert tokenizer.convert_tokens_to_ids(["<|im_start|>", "hfscale"]) == [270, 271]
     assert tokenizer.decode([270, 271], skip_special_tokens=True) == "hfscale"
@@ -234,7 +234,7 @@ def test_rows_of_new_tokens_come_back_where_embeddings_are_two_matrices(
 
 def test_a_tied_output_layer_with_a_bias_is_refused(tmp_path):
     folder = save_tiny_model("ctrl", APART["ctrl"], tmp_path)
-    args = AdapterArguments(model=str(folder), lora_rank=4, add_tokens=["new"])
+    args = AdapterArguments(model=str(folder), lora_r=4, add_tokens=["new"])
     with pytest.raises(
         InputError, match="^add_tokens: the output layer of CTRLLMHeadModel has a bias"
     ) as error:
@@ -249,7 +249,7 @@ def test_adapters_of_other_kinds_train_save_load_and_merge(kind, tmp_path):
     """
     folder = save_tiny_model(kind, (APART | TOGETHER)[kind], tmp_path / "base")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = load_for_training(AdapterArguments(model=str(folder), lora_rank=4), tokenizer)
+    model = load_for_training(AdapterArguments(model=str(folder), lora_r=4), tokenizer)
     untrained = logits_of(model)
     expected = logits_of(train(model))
     assert (expected - untrained).abs().max() > 1e-2
@@ -277,7 +277,7 @@ def test_grown_vocabulary_of_a_whole_model(base, tokenizer, tmp_path):
 
 def test_tokens_that_are_known_grow_nothing(base, tokenizer, capsys):
     model = load_for_training(
-        AdapterArguments(model=base, lora_rank=4, add_tokens=["<|endoftext|>"]), tokenizer
+        AdapterArguments(model=base, lora_r=4, add_tokens=["<|endoftext|>"]), tokenizer
     )
     assert model.config.vocab_size == 270 == len(tokenizer)
     assert capsys.readouterr().err.endswith(
@@ -292,7 +292,7 @@ def test_base_is_found_beside_the_adapter(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "a")
     save_base(Path("runs/base"))
     tokenizer = AutoTokenizer.from_pretrained("runs/base")
-    model = train(load_for_training(AdapterArguments(model="runs/base", lora_rank=4), tokenizer))
+    model = train(load_for_training(AdapterArguments(model="runs/base", lora_r=4), tokenizer))
     model.save_pretrained("runs/lora")
     monkeypatch.chdir(tmp_path)
     shutil.move("a", "b")
@@ -324,7 +324,7 @@ def test_adapter_of_plain_peft_loads(base, tmp_path):
 @pytest.fixture
 def adapter(base, tokenizer, tmp_path) -> Path:
     folder = tmp_path / "adapter"
-    load_for_training(AdapterArguments(model=base, lora_rank=4), tokenizer).save_pretrained(folder)
+    load_for_training(AdapterArguments(model=base, lora_r=4), tokenizer).save_pretrained(folder)
     return folder
 
 
@@ -417,10 +417,10 @@ def test_an_adapter_of_an_adapter_is_refused(adapter):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"lora_rank": 0}, "lora_rank: got 0"),
+        ({"lora_r": 0}, "lora_r: got 0"),
         (
-            {"lora_rank": 10**8},
-            "lora_rank: got 100000000, expected at most 128, the wider side of the widest layer",
+            {"lora_r": 10**8},
+            "lora_r: got 100000000, expected at most 128, the wider side of the widest layer",
         ),
         (
             {"peft_type": "VERA", "peft_kwargs": {"r": 10**8}},
@@ -429,17 +429,17 @@ def test_an_adapter_of_an_adapter_is_refused(adapter):
         ({"add_tokens": [""]}, "add_tokens: got an empty one"),
         ({"add_tokens": ["a<", "b<", "a<"]}, "add_tokens: 'a<' is given twice"),
         (
-            {"lora_rank": 4, "target_modules": ["c_attn", "q_proj"]},
+            {"lora_r": 4, "lora_target_modules": ["c_attn", "q_proj"]},
             "q_proj .* these do: c_attn, c_fc, c_proj ",
         ),
-        ({"lora_rank": 4, "target_modules": ["wte"]}, "wte ends the name of no linear layer"),
+        ({"lora_r": 4, "lora_target_modules": ["wte"]}, "wte ends the name of no linear layer"),
         (
-            {"lora_rank": 4, "target_modules": ["lm_head"]},
+            {"lora_r": 4, "lora_target_modules": ["lm_head"]},
             "lm_head ends the name of no linear layer",
         ),
-        ({"lora_rank": 4, "peft_type": "IA3"}, "give one of the two"),
-        ({"load_in_4bit": True}, "load_in_4bit: works with --lora_rank or --peft_type"),
-        ({"lora_rank": 4, "freeze_layers": 2}, "freeze_layers: got 2, the model has 2 blocks"),
+        ({"lora_r": 4, "peft_type": "IA3"}, "give one of the two"),
+        ({"load_in_4bit": True}, "load_in_4bit: works with --lora_r or --peft_type"),
+        ({"lora_r": 4, "freeze_layers": 2}, "freeze_layers: got 2, the model has 2 blocks"),
         ({"freeze_layers": -1}, "freeze_layers: got -1"),
         (
             {"freeze_layers": 1, "add_tokens": ["x"]},
@@ -449,17 +449,17 @@ def test_an_adapter_of_an_adapter_is_refused(adapter):
             {"peft_type": "VERA", "add_tokens": ["x"]},
             "add_tokens: their embeddings would not be trained",
         ),
-        ({"peft_type": "IA3", "target_modules": ["c_attn"]}, "IA3 has layers of its own"),
-        ({"lora_rank": 4, "peft_kwargs": {"rang": 3}}, "peft_kwargs: LORA: .*rang"),
-        ({"lora_rank": 4, "peft_kwargs": {"r": 3}}, "peft_kwargs: r cannot be set here"),
+        ({"peft_type": "IA3", "lora_target_modules": ["c_attn"]}, "IA3 has layers of its own"),
+        ({"lora_r": 4, "peft_kwargs": {"rang": 3}}, "peft_kwargs: LORA: .*rang"),
+        ({"lora_r": 4, "peft_kwargs": {"r": 3}}, "peft_kwargs: r cannot be set here"),
         (
-            {"lora_rank": 4, "peft_kwargs": {"modules_to_save": ["wte"]}},
+            {"lora_r": 4, "peft_kwargs": {"modules_to_save": ["wte"]}},
             "peft_kwargs: modules_to_save cannot be set",
         ),
-        ({"use_dora": True}, "use_dora: works with --lora_rank"),
-        ({"lora_dropout": 0.1}, "lora_dropout: works with --lora_rank"),
-        ({"merge": True}, "merge: works with --lora_rank or --peft_type"),
-        ({"target_modules": ["c_attn"]}, "target_modules: works with"),
+        ({"use_dora": True}, "use_dora: works with --lora_r"),
+        ({"lora_dropout": 0.1}, "lora_dropout: works with --lora_r"),
+        ({"merge": True}, "merge: works with --lora_r or --peft_type"),
+        ({"lora_target_modules": ["c_attn"]}, "lora_target_modules: works with"),
     ],
 )
 def test_settings_that_cannot_work(base, tokenizer, values, says):
@@ -474,9 +474,7 @@ def test_an_adapter_is_no_checkpoint_to_start_from(adapter, tokenizer):
 
 
 def test_dropout_of_adapters_is_off_when_they_answer(base, tokenizer):
-    model = load_for_training(
-        AdapterArguments(model=base, lora_rank=4, lora_dropout=0.5), tokenizer
-    )
+    model = load_for_training(AdapterArguments(model=base, lora_r=4, lora_dropout=0.5), tokenizer)
     train(model)
     assert torch.equal(logits_of(model), logits_of(model))
     assert not math.isnan(logits_of(model).sum())

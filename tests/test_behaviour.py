@@ -63,34 +63,34 @@ def nll_in_rows(model, tokenizer, packing: str) -> float:
 @pytest.mark.parametrize("kind", APART)
 def test_models_that_keep_packed_documents_apart(kind, tokenizer, capsys):
     model = tiny_model(kind, APART[kind], VOCAB_SIZE)
-    for packing in ("stream", "best_fit"):
+    for packing in ("wrapped", "bfd_split"):
         assert settle_packing(model, packing, default="none") == packing
         assert settle_packing(model, None, default=packing) == packing
     assert capsys.readouterr().err == ""
     alone = nll_alone(model, tokenizer)
-    for packing in ("best_fit", "none"):
+    for packing in ("bfd_split", "none"):
         assert nll_in_rows(model, tokenizer, packing) == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", TOGETHER)
 def test_models_that_do_not_get_a_row_for_each_document(kind, tokenizer, capsys):
     model = tiny_model(kind, TOGETHER[kind], VOCAB_SIZE)
-    assert settle_packing(model, None, default="stream") == "none"
+    assert settle_packing(model, None, default="wrapped") == "none"
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith(
         f"packing: {type(model).__name__} lets documents"
     )
-    for packing in ("stream", "best_fit"):
+    for packing in ("wrapped", "bfd_split"):
         with pytest.raises(InputError, match=f"^packing {packing}: .* use --packing none") as error:
-            settle_packing(model, packing, default="stream")
+            settle_packing(model, packing, default="wrapped")
         assert "\n" not in str(error.value)
         assert (
             settle_packing(model, packing, default="none", cross_document_attention=True) == packing
         )
-    assert settle_packing(model, "none", default="stream") == "none"
+    assert settle_packing(model, "none", default="wrapped") == "none"
     alone = nll_alone(model, tokenizer)
     assert nll_in_rows(model, tokenizer, "none") == pytest.approx(alone, rel=1e-5)
-    assert abs(nll_in_rows(model, tokenizer, "best_fit") / alone - 1) > 1e-3
+    assert abs(nll_in_rows(model, tokenizer, "bfd_split") / alone - 1) > 1e-3
 
 
 @pytest.mark.parametrize("kind", FILLING)
@@ -109,7 +109,7 @@ def test_trying_leaves_model_and_random_state_as_they_were():
     model = tiny_model("opt", OPT | {"dropout": 0.5}, VOCAB_SIZE).train()
     state = torch.get_rng_state()
     assert is_causal(model, 20)  # without dropout
-    assert settle_packing(model, None, default="stream") == "none"
+    assert settle_packing(model, None, default="wrapped") == "none"
     assert model.training and torch.equal(torch.get_rng_state(), state)
     assert not any(parameter.grad is not None for parameter in model.parameters())
 

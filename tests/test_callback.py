@@ -53,7 +53,7 @@ def make_trainer(folder: Path, callback: bool, width: int = 32, **arguments) -> 
     examples = DatasetDict(
         train=Dataset.from_list(ROWS[:40]), validation=Dataset.from_list(ROWS[40:])
     )
-    rows = supervised_rows(examples, tokenizer, 48, "best_fit")
+    rows = supervised_rows(examples, tokenizer, 48, "bfd")
     args = training_arguments(
         {
             "output_dir": str(folder),

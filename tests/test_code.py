@@ -870,7 +870,10 @@ def test_a_python_that_cannot_start_inside_is_no_failure_of_the_program(run, mon
     ("template", "parts"),
     [
         ("{prompt}{prediction}\n{test}", ("{prompt}{prediction}\n", "{test}")),
-        ("{prediction}\n{test}\ncheck({name})\n", ("{prediction}\n", "{test}\ncheck({name})\n")),
+        (
+            "{prediction}\n{test}\ncheck({name})\n",
+            ("{prediction}\n", "{test}\ncheck({name})\n"),
+        ),
         (
             "{prediction}{rest}\n    return x\n{checks}",
             ("{prediction}{rest}\n    return x\n", "{checks}"),

@@ -20,7 +20,7 @@ import pytest
 from hfscale import config, process
 from hfscale.arguments import RunArguments
 from hfscale.config import parse_args
-from hfscale.folders import write_text
+from hfscale.folders import write_atomically
 from hfscale.options import convert, training_types
 from hfscale.process import InputError, run
 
@@ -495,6 +495,13 @@ def test_old_names_lead_to_the_new_ones(parse, name):
         validation_source: str = ""
         model: str = ""
         dtype: str = ""
+        lora_r: int = 0
+        lora_target_modules: str = ""
+        truncation_side: str = ""
+        baseline_input: str = ""
+        label: str = ""
+        test_code: str = ""
+        test_program: str = ""
 
     found = complaint(parse, f"--{name}", "1", cls=Every)
     assert found == f"command line: unknown name --{name}; did you mean {config.RENAMED[name]}?"
@@ -633,10 +640,10 @@ def test_input_errors_end_with_status_2_and_one_line(capsys, monkeypatch):
 
 def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "file.json"
-    write_text(path, "old – ö")
+    write_atomically(path, "old – ö")
     assert path.read_bytes() == "old – ö".encode()
     with pytest.raises(UnicodeEncodeError):
-        write_text(path, "new \ud800")
+        write_atomically(path, "new \ud800")
     assert path.read_text("utf-8") == "old – ö"
     assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
 
@@ -738,3 +745,17 @@ def test_bytes_of_another_encoding(parse, words):
     """As Python gives them in `sys.argv`."""
     with pytest.raises(InputError, match="which is not UTF-8; write it in UTF-8$"):
         parse(*words)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "old", "new"),
+    [
+        ("pretrain", "stream", "wrapped"),
+        ("finetune", "best_fit", "bfd_split"),
+        ("finetune_task", "best_fit", "bfd"),
+    ],
+)
+def test_old_values_lead_to_the_new_ones(recipe, old, new):
+    script = config.shipped("recipes", "*.py")[recipe]
+    with pytest.raises(InputError, match=rf"--packing: got '{old}', .*; did you mean {new}\?$"):
+        config.check_recipe_args(script, ["--packing", old])

@@ -261,7 +261,7 @@ def adapted(tmp_path_factory, text, pretrained):
             text,
             "--model",
             str(base),
-            "--lora_rank",
+            "--lora_r",
             "4",
             "--max_length",
             "32",

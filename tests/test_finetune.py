@@ -85,12 +85,12 @@ def record_of(folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def lora(place) -> Path:
-    return tune(place, "lora", "--lora_rank", "4", "--add_tokens", "<|im_start|>")
+    return tune(place, "lora", "--lora_r", "4", "--add_tokens", "<|im_start|>")
 
 
 def test_run_says_what_was_gained_and_forgotten(place):
     record = record_of(
-        tune(place, "gained", "--lora_rank", "4", "--forget_source", str(place / "old.txt"))
+        tune(place, "gained", "--lora_r", "4", "--forget_source", str(place / "old.txt"))
     )
     metrics = record["metrics"]
     assert metrics["eval_loss"] < metrics["before_eval_loss"] - 0.5
@@ -139,7 +139,7 @@ def test_an_adapter_knows_the_weights_that_it_was_trained_on(place, lora, tmp_pa
 
 
 def test_merge_writes_a_plain_model(place, lora):
-    merged = tune(place, "merged", "--lora_rank", "4", "--add_tokens", "<|im_start|>", "--merge")
+    merged = tune(place, "merged", "--lora_r", "4", "--add_tokens", "<|im_start|>", "--merge")
     ids = torch.arange(20).reshape(2, 10)
     with torch.no_grad():
         plain, adapted = (load_model(str(folder)).eval() for folder in (merged, lora))
@@ -166,10 +166,10 @@ def test_accumulated_gradients_give_the_same_run(place, kind):
     """Rows of unequal numbers of targets: four at once, or one by one."""
     how = [
         "--packing",
-        "best_fit",
+        "bfd_split",
         "--max_steps",
         "3",
-        *(["--lora_rank", "4"] if kind == "lora" else []),
+        *(["--lora_r", "4"] if kind == "lora" else []),
     ]
     whole = tune(place, f"{kind}-whole", *how)
     parts = tune(
@@ -186,9 +186,9 @@ def test_accumulated_gradients_give_the_same_run(place, kind):
 
 
 def test_resumed_adapter_run_is_the_same(place):
-    whole = tune(place, "straight", "--lora_rank", "4", "--add_tokens", "new")
+    whole = tune(place, "straight", "--lora_r", "4", "--add_tokens", "new")
     words = [
-        "--lora_rank",
+        "--lora_r",
         "4",
         "--add_tokens",
         "new",
@@ -222,21 +222,21 @@ def test_resumed_adapter_run_is_the_same(place):
 
 
 def test_another_adapter_does_not_continue_a_run(place):
-    words = ["--lora_rank", "4", "--save_strategy", "steps", "--save_steps", "4"]
+    words = ["--lora_r", "4", "--save_strategy", "steps", "--save_steps", "4"]
     tune(place, "settled", *words)
     with pytest.raises(InputError, match=r"other settings \(lora_alpha was 32(.0)?, is 8"):
         tune(place, "settled", *words, "--lora_alpha", "8", "--resume", "auto")
 
 
 def test_recomputed_activations_change_nothing(place):
-    plain = tune(place, "stored", "--lora_rank", "4")
-    again = tune(place, "recomputed", "--lora_rank", "4", "--activation_checkpointing")
+    plain = tune(place, "stored", "--lora_r", "4")
+    again = tune(place, "recomputed", "--lora_r", "4", "--activation_checkpointing")
     losses = [record_of(folder)["metrics"]["eval_loss"] for folder in (plain, again)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
 def test_dry_run_writes_nothing(place, capsys):
-    folder = tune(place, "dry", "--lora_rank", "4", "--dry_run")
+    folder = tune(place, "dry", "--lora_r", "4", "--dry_run")
     assert not folder.exists() and "dry run" in capsys.readouterr().out
 
 
@@ -248,13 +248,13 @@ def test_dry_run_writes_nothing(place, capsys):
             "model missing: cannot be loaded|tokenizer missing: no such folder",
         ),
         (
-            ["--lora_rank", "4", "--target_modules", "q_proj"],
+            ["--lora_r", "4", "--lora_target_modules", "q_proj"],
             "q_proj ends the name of no linear layer",
         ),
         (["--max_length", "0"], "max_length: got 0"),
         (["--max_length", "33"], "max_length 33 is beyond the model's context of 32"),
         (["--forget_source", "missing.txt"], "source missing.txt: no such file"),
-        (["--load_in_4bit"], "load_in_4bit: works with --lora_rank or --peft_type"),
+        (["--load_in_4bit"], "load_in_4bit: works with --lora_r or --peft_type"),
     ],
 )
 def test_bad_input_leaves_nothing(place, words, says):
@@ -268,7 +268,7 @@ def test_new_tokens_of_an_adapter_are_refused_where_weights_are_sharded(place, m
     with pytest.raises(
         InputError, match="add_tokens: an adapter cannot hold new tokens where weights are sharded"
     ):
-        tune(place, "sharded", "--lora_rank", "4", "--add_tokens", "new")
+        tune(place, "sharded", "--lora_r", "4", "--add_tokens", "new")
 
 
 # ---- two processes
@@ -295,7 +295,7 @@ def test_adapters_of_two_processes_load(config, place):
         *TUNE,
         "--per_device_train_batch_size",
         "2",
-        "--lora_rank",
+        "--lora_r",
         "4",
     ]
     env = {
@@ -326,7 +326,7 @@ def test_adapters_of_two_processes_load(config, place):
     record = record_of(folder)
     assert record["hardware"]["world_size"] == 2
     assert record["hardware"]["distributed_type"] == ("DEEPSPEED" if config == "zero3" else "FSDP")
-    one = record_of(tune(place, f"{config}-one", "--lora_rank", "4"))
+    one = record_of(tune(place, f"{config}-one", "--lora_r", "4"))
     assert record["metrics"]["eval_loss"] == pytest.approx(one["metrics"]["eval_loss"], abs=2e-4)
     saved, alone = (
         load_file(f / "adapter_model.safetensors") for f in (folder, place / f"{config}-one")

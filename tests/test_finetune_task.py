@@ -54,7 +54,7 @@ def own_task(tmp_path, **more: str) -> str:
         "task_source": f"[{successors(tmp_path / 'rows.jsonl')}]",
         "prompt": '"after {letter}\\n"',
         "target": '"it is {next}"',
-        "copied": '"{letter}"',
+        "baseline_input": '"{letter}"',
         "baseline": "copy_source",
         "metrics": "[exact_match, chrf]",
         "max_new_tokens": "12",
@@ -65,7 +65,7 @@ def own_task(tmp_path, **more: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("packing", ["best_fit", "none"])
+@pytest.mark.parametrize("packing", ["bfd", "none"])
 def test_a_task_of_ones_own_is_learned_and_the_model_stops(tmp_path, packing, capsys):
     folder = tmp_path / "run"
     finetune_task.main(
@@ -169,7 +169,7 @@ def test_from_a_checkpoint_whole_and_with_lora(tmp_path):
             str(base),
         ]
     )
-    for name, more in (("full", []), ("lora", ["--lora_rank", "2"])):
+    for name, more in (("full", []), ("lora", ["--lora_r", "2"])):
         folder = tmp_path / name
         finetune_task.main(
             [
@@ -439,7 +439,7 @@ def test_metrics_that_need_more_than_answers_are_left_to_score(tmp_path, capsys)
             "accuracy",
             "pass_at_k",
             "exact_match",
-            "--program",
+            "--test_program",
             "{prediction}",
             "--max_new_tokens",
             "4",
@@ -480,7 +480,7 @@ def test_metrics_that_need_more_than_answers_are_left_to_score(tmp_path, capsys)
             "metrics: accuracy needs choices; name the column that lists them with --choices",
         ),
         (
-            ["--metrics", "pass_at_k", "--program", "{letr}{prediction}"],
+            ["--metrics", "pass_at_k", "--test_program", "{letr}{prediction}"],
             "no column 'letr'; .*did you mean letter",
         ),
         (
@@ -491,7 +491,7 @@ def test_metrics_that_need_more_than_answers_are_left_to_score(tmp_path, capsys)
             ["--label_smoothing_factor", "2"],
             "label_smoothing_factor: got 2.0, expected from 0 to below 1",
         ),
-        (["--lora_rank", "2"], "model new: random weights are trained whole"),
+        (["--lora_r", "2"], "model new: random weights are trained whole"),
         (["--metrics", "blue"], "metrics: got 'blue', expected one of bleu"),
     ],
 )

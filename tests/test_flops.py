@@ -69,14 +69,14 @@ CONFIGURATIONS = [
     ({"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}, {}),
     ({}, {"freeze_layers": 1}),
     (UNTIED | NARROW, {"freeze_layers": 3}),
-    ({}, {"lora_rank": 4}),
-    (WIDE | CROSS, {"lora_rank": 2}),
-    ({}, {"lora_rank": 4, "target_modules": ("attn.c_attn",)}),
-    ({}, {"lora_rank": 4, "target_modules": ("c_proj",)}),
-    (CROSS, {"lora_rank": 3, "target_modules": ("c_attn", "c_fc")}),
-    (NARROW, {"lora_rank": 4, "target_modules": ("c_fc",), "freeze_layers": 1}),
-    (UNTIED, {"lora_rank": 4, "freeze_layers": 2}),
-    ({}, {"lora_rank": 4, "target_modules": ("h.1.attn.c_proj",)}),
+    ({}, {"lora_r": 4}),
+    (WIDE | CROSS, {"lora_r": 2}),
+    ({}, {"lora_r": 4, "target_modules": ("attn.c_attn",)}),
+    ({}, {"lora_r": 4, "target_modules": ("c_proj",)}),
+    (CROSS, {"lora_r": 3, "target_modules": ("c_attn", "c_fc")}),
+    (NARROW, {"lora_r": 4, "target_modules": ("c_fc",), "freeze_layers": 1}),
+    (UNTIED, {"lora_r": 4, "freeze_layers": 2}),
+    ({}, {"lora_r": 4, "target_modules": ("h.1.attn.c_proj",)}),
 ]
 
 
@@ -86,9 +86,9 @@ def as_finetune_trains_it(shape: Shape, trained: dict, folder: Path, **config):
     args = AdapterArguments(
         model=str(folder),
         **{
-            "lora_rank": None,
+            "lora_r": None,
             **trained,
-            "target_modules": list(trained.get("target_modules", ())) or None,
+            "lora_target_modules": list(trained.get("target_modules", ())) or None,
         },
     )
     model = load_for_training(args, None).train()

@@ -82,7 +82,7 @@ def place(tmp_path_factory, hub) -> Path:
         "tester/small",
         "--source",
         "text.txt",
-        "--lora_rank",
+        "--lora_r",
         "2",
         "--use_dora",
         "--output_dir",

@@ -58,9 +58,9 @@ def test_shards_divide_the_state():
 
 
 def test_adapters_and_four_bits():
-    parts = step_memory_bytes(TINY, Step(8, 128, lora_rank=4), Sharding())
+    parts = step_memory_bytes(TINY, Step(8, 128, lora_r=4), Sharding())
     assert parts["optimizer"] == 8 * TINY.lora_parameters(4)
-    four = step_memory_bytes(TINY, Step(8, 128, lora_rank=4, load_in_4bit=True), Sharding())
+    four = step_memory_bytes(TINY, Step(8, 128, lora_r=4, load_in_4bit=True), Sharding())
     linear = 3 * 12 * 128**2
     assert parts["weights"] - four["weights"] == pytest.approx(linear * (4 - 4.127 / 8), abs=1)
 
@@ -94,7 +94,7 @@ def model_in_training(shape: Shape, step: Step) -> torch.nn.Module:
         GPT2Config(**sizes, use_cache=False, bos_token_id=0, eos_token_id=0)
     ).train()
     model.loss_type = "ForCausalLM"
-    if step.lora_rank:
+    if step.lora_r:
         parts = {
             name: name.split(".", 3)
             for name, layer in model.named_modules()
@@ -106,7 +106,7 @@ def model_in_training(shape: Shape, step: Step) -> torch.nn.Module:
         model = get_peft_model(
             model,
             LoraConfig(
-                r=step.lora_rank,
+                r=step.lora_r,
                 target_modules=names,
                 fan_in_fan_out=True,
                 lora_dropout=step.lora_dropout,
@@ -237,7 +237,7 @@ def test_prediction_for_two_processes(config, sharding, tmp_path):
         {"accumulates": True},
         {"batch_size": 1},
         {"max_length": 64, "bf16": True},
-        {"lora_rank": 8},
+        {"lora_r": 8},
     ],
     ids=lambda change: "-".join(change) or "plain",
 )
@@ -272,25 +272,25 @@ DROPOUT = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
     [
         ({"n_inner": 192}, {}),
         ({"n_inner": 1024}, {"bf16": True}),
-        ({"n_inner": 1024}, {"lora_rank": 8}),
+        ({"n_inner": 1024}, {"lora_r": 8}),
         ({"tie_word_embeddings": False}, {}),
         ({"tie_word_embeddings": False}, {"freeze_layers": 1}),
         ({"add_cross_attention": True}, {}),
-        ({"add_cross_attention": True}, {"lora_rank": 8, "bf16": True}),
+        ({"add_cross_attention": True}, {"lora_r": 8, "bf16": True}),
         (DROPOUT, {}),
         (DROPOUT, {"bf16": True}),
-        (DROPOUT, {"lora_rank": 8}),
+        (DROPOUT, {"lora_r": 8}),
         (DROPOUT, {"activation_checkpointing": True}),
         ({}, {"freeze_layers": 2}),
         ({}, {"freeze_layers": 1, "bf16": True}),
         ({}, {"freeze_layers": 1, "activation_checkpointing": True}),
-        ({}, {"lora_rank": 8, "lora_dropout": 0.1}),
-        ({}, {"lora_rank": 8, "lora_dropout": 0.1, "bf16": True}),
-        ({}, {"lora_rank": 8, "target_modules": ("attn.c_attn",)}),
-        ({}, {"lora_rank": 8, "target_modules": ("c_fc",), "freeze_layers": 1}),
-        ({}, {"lora_rank": 8, "activation_checkpointing": True}),
+        ({}, {"lora_r": 8, "lora_dropout": 0.1}),
+        ({}, {"lora_r": 8, "lora_dropout": 0.1, "bf16": True}),
+        ({}, {"lora_r": 8, "target_modules": ("attn.c_attn",)}),
+        ({}, {"lora_r": 8, "target_modules": ("c_fc",), "freeze_layers": 1}),
+        ({}, {"lora_r": 8, "activation_checkpointing": True}),
         ({"activation_function": "relu"}, {}),
-        ({"activation_function": "tanh"}, {"lora_rank": 8}),
+        ({"activation_function": "tanh"}, {"lora_r": 8}),
         ({}, {"optimizer_bytes": 0}),
         ({}, {"optimizer_bytes": 4}),
     ],
@@ -335,8 +335,8 @@ def test_what_a_gpu_keeps_of_dropout():
         ({}, {}),
         ({"freeze_layers": 2}, {"freeze_layers": 2}),
         (
-            {"lora_rank": 4, "lora_dropout": 0.1, "target_modules": ["c_fc"], "freeze_layers": 1},
-            {"lora_rank": 4, "lora_dropout": 0.1, "target_modules": ("c_fc",), "freeze_layers": 1},
+            {"lora_r": 4, "lora_dropout": 0.1, "lora_target_modules": ["c_fc"], "freeze_layers": 1},
+            {"lora_r": 4, "lora_dropout": 0.1, "target_modules": ("c_fc",), "freeze_layers": 1},
         ),
     ],
 )

@@ -133,7 +133,7 @@ def test_from_training_to_texts(kind, place, capsys):
             str(place / "held_out.txt"),
             "--sample_by",
             "line",
-            "--context",
+            "--max_length",
             "60",
             "--output_dir",
             str(place / f"{kind}-scores"),
@@ -157,8 +157,8 @@ def test_from_training_to_texts(kind, place, capsys):
 
 @pytest.mark.parametrize("kind", ["opt", "mamba"])
 def test_a_packing_asked_for_by_name_is_refused(kind, place):
-    with pytest.raises(InputError, match="^packing best_fit: .* use --packing none") as error:
-        tune(place, kind, "refused", "--packing", "best_fit")
+    with pytest.raises(InputError, match="^packing bfd_split: .* use --packing none") as error:
+        tune(place, kind, "refused", "--packing", "bfd_split")
     assert "\n" not in str(error.value) and not (place / "refused").exists()
 
 
@@ -186,9 +186,9 @@ def test_a_task_is_trained_one_example_a_row(kind, place):
     record = record_of(folder)
     assert record["config"]["packing"] == "none"
     assert record["config"]["train_sampling_strategy"] == "group_by_length"
-    with pytest.raises(InputError, match="^packing best_fit: "):
+    with pytest.raises(InputError, match="^packing bfd_split: "):
         finetune_task.main(
-            [*words, "--packing", "best_fit", "--output_dir", str(place / "refused")]
+            [*words, "--packing", "bfd_split", "--output_dir", str(place / "refused")]
         )
 
 
@@ -251,7 +251,7 @@ def test_the_rows_of_new_tokens_are_those_of_the_trained_model(place):
     """Two embedding matrices: scored twice, read by generate, and merged."""
     save_tiny_model("llama", LLAMA, place / "llama")
     words = [
-        "--lora_rank",
+        "--lora_r",
         "4",
         "--add_tokens",
         " the",

@@ -74,7 +74,7 @@ def test_sizes_that_are_right():
         ("pretrain", "--n_layer 1000000", "--n_layer: got '1000000', expected 1 to 1000"),
         ("finetune_task", "--n_layer 0", "--n_layer: got '0', expected 1 to 1000"),
         ("pretrain", "--attn_pdrop 1", "--attn_pdrop: got '1', expected 0 to 0.99"),
-        ("finetune", "--lora_rank 0", "--lora_rank: got '0', expected at least 1"),
+        ("finetune", "--lora_r 0", "--lora_r: got '0', expected at least 1"),
         ("finetune", "--lora_alpha 0", "--lora_alpha: got '0', expected 1e-06 to"),
         ("finetune_preference", "--lora_alpha inf", "--lora_alpha: got 'inf', expected 1e-06 to"),
         ("finetune_task", "--lora_dropout -1", "--lora_dropout: got '-1', expected 0 to 0.99"),

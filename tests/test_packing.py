@@ -96,17 +96,17 @@ def test_rows_by_hand_where_another_token_begins_a_text():
     assert rows["labels"][:] == [[IGNORED, the, cat, eos], [eos, IGNORED, the, eos]]
     assert rows["position_ids"][:] == [[0, 1, 2, 3], [0, 0, 1, 2]]
     assert rows["num_tokens"][:] == [3, 2] and rows["num_bytes"][:] == [7, 6]
-    fitted = pack_documents(documents, tokenizer, 8, packing="best_fit")
+    fitted = pack_documents(documents, tokenizer, 8, packing="bfd_split")
     assert fitted["input_ids"][:] == [[bos, the, cat, eos, bos, the, eos, eos]]
     assert fitted["labels"][:] == [[IGNORED, the, cat, eos, IGNORED, the, eos, IGNORED]]
     assert fitted["position_ids"][:] == [[0, 1, 2, 3, 0, 1, 2, 3]]
-    narrow = pack_documents(documents, tokenizer, 3, packing="best_fit")
+    narrow = pack_documents(documents, tokenizer, 3, packing="bfd_split")
     assert sorted(narrow["input_ids"][:]) == sorted(
         [[bos, the, cat], [cat, eos, eos], [bos, the, eos]]
     )
 
 
-@pytest.mark.parametrize("packing", ["stream", "best_fit"])
+@pytest.mark.parametrize("packing", ["wrapped", "bfd_split"])
 @pytest.mark.parametrize("max_length", [5, 16, 64])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_token_but_what_stands_in_front_is_scored_once(kind, max_length, packing):
@@ -129,7 +129,7 @@ def test_best_fit_scores_every_token_once(documents, tokenizer, max_length):
     pieces = [
         ids[i : i + max_length] for ids in whole for i in range(0, len(ids) - 1, max_length - 1)
     ]
-    rows = pack_documents(documents, tokenizer, max_length, packing="best_fit")
+    rows = pack_documents(documents, tokenizer, max_length, packing="bfd_split")
     assert Counter(map(tuple, segments(rows))) == Counter(map(tuple, pieces))
     assert rows["num_tokens"][:] == [
         sum(label != IGNORED for label in row[1:]) for row in rows["labels"]
@@ -137,7 +137,7 @@ def test_best_fit_scores_every_token_once(documents, tokenizer, max_length):
     assert sum(rows["num_tokens"]) == sum(len(ids) - 1 for ids in whole)
     assert sum(rows["num_bytes"]) == sum(len(text.encode()) for text in TEXTS)
     plain = pack_documents(
-        documents, tokenizer, max_length, cross_document_attention=True, packing="best_fit"
+        documents, tokenizer, max_length, cross_document_attention=True, packing="bfd_split"
     )
     assert (
         plain["labels"][:] == rows["labels"][:]
@@ -164,7 +164,7 @@ def test_best_fit_rows_by_hand():
         {"text": ["abcdefg", "d", "ab", "c"]}
     )  # with both EOS 9, 3, 4 and 3 tokens
     tokenizer = train_char(documents)
-    rows = pack_documents(documents, tokenizer, 6, packing="best_fit")
+    rows = pack_documents(documents, tokenizer, 6, packing="bfd_split")
     eos, a, b, c, d, e, f, g = tokenizer.convert_tokens_to_ids([tokenizer.eos_token, *"abcdefg"])
     # Pieces: eos-abcde (6) and its rest e-fg-eos (4); 3; 4; 3. Largest first: 6 | 4 | 4 | 3, 3.
     assert rows["input_ids"][:] == [
@@ -290,7 +290,7 @@ def test_packed_loss_equals_each_document_alone(documents, tokenizer, model):
 @pytest.mark.parametrize("max_length", [16, 64])
 def test_best_fit_loss_equals_each_document_alone(documents, tokenizer, model, max_length):
     short = documents.select([0, 1, 3])
-    rows = pack_documents(short, tokenizer, max_length, packing="best_fit")
+    rows = pack_documents(short, tokenizer, max_length, packing="bfd_split")
     assert len(rows) < 3  # something shares a row
     alone = torch.cat([document_nll(model, tokenizer, text) for text in short["text"]])
     torch.testing.assert_close(
@@ -342,7 +342,7 @@ def as_lists(rows):
     ]
 
 
-@pytest.mark.parametrize("packing", ["stream", "best_fit", "none"])
+@pytest.mark.parametrize("packing", ["wrapped", "bfd_split", "none"])
 def test_the_number_of_processes_changes_no_row(packing):
     documents = Dataset.from_dict(
         {"text": ["abcdefghij"[: 1 + i * 7 % 10] for i in range(2500)]}
@@ -363,14 +363,14 @@ def test_rows_are_cached_beside_documents_on_disk(documents, tokenizer, tmp_path
     assert as_lists(pack_documents(saved, tokenizer, 16)) == as_lists(first)
     assert file.stat().st_mtime_ns == written
     for other in (
-        pack_documents(saved, tokenizer, 16, packing="best_fit"),
+        pack_documents(saved, tokenizer, 16, packing="bfd_split"),
         pack_documents(saved, tokenizer, 8),
         pack_documents(saved.select([0, 1]), tokenizer, 16),
     ):
         assert as_lists(other) != as_lists(first)
 
 
-@pytest.mark.parametrize("packing", ["stream", "best_fit", "none"])
+@pytest.mark.parametrize("packing", ["wrapped", "bfd_split", "none"])
 def test_streaming_gives_the_same_rows(many, packing):
     documents, tokenizer = many
     rows = pack_documents(documents, tokenizer, 16, packing=packing)
@@ -386,7 +386,7 @@ def test_streaming_gives_the_same_rows(many, packing):
 @pytest.mark.parametrize(
     "num_shards", [3, 4]
 )  # 3: both ranks read all shards and take every other row
-@pytest.mark.parametrize("packing", ["stream", "best_fit"])
+@pytest.mark.parametrize("packing", ["wrapped", "bfd_split"])
 def test_ranks_and_workers_share_the_stream_out(many, packing, num_shards):
     documents, tokenizer = many
     stream = pack_documents(
@@ -411,7 +411,7 @@ def test_ranks_and_workers_share_the_stream_out(many, packing, num_shards):
         assert seen == Counter(targets(pack_documents(documents, tokenizer, 16, packing=packing)))
 
 
-@pytest.mark.parametrize("packing", ["stream", "best_fit", "none"])
+@pytest.mark.parametrize("packing", ["wrapped", "bfd_split", "none"])
 def test_a_stream_resumes_at_the_next_row(many, packing):
     """Without a shuffle buffer by its state. A buffer's rows are not in the state, so there by
     skipping.

@@ -64,16 +64,16 @@ def model(tokenizer):
     )
 
 
-def naive_nll(model, tokenizer, text, context, stride):
+def naive_nll(model, tokenizer, text, max_length, stride):
     """One token at a time, straight from the definition: which tokens may be seen depends on where
     a block of scored tokens ends.
     """
     ids = [tokenizer.eos_token_id] + tokenizer(text)["input_ids"]
     total = 0.0
     for target in range(1, len(ids)):
-        blocks_after_first = math.ceil(max(0, target - context) / stride)
-        block_end = min(context + blocks_after_first * stride, len(ids) - 1)
-        first_seen = max(0, block_end - context)
+        blocks_after_first = math.ceil(max(0, target - max_length) / stride)
+        block_end = min(max_length + blocks_after_first * stride, len(ids) - 1)
+        first_seen = max(0, block_end - max_length)
         with torch.no_grad():
             logits = model.eval()(torch.tensor([ids[first_seen:target]])).logits[0, -1].double()
         total -= torch.log_softmax(logits, -1)[ids[target]].item()
@@ -81,11 +81,13 @@ def naive_nll(model, tokenizer, text, context, stride):
 
 
 @pytest.mark.parametrize(
-    ("context", "stride"), [(32, 16), (32, 32), (32, 1), (8, 3), (5, 5), (1, 1), (2, 1)]
+    ("max_length", "stride"), [(32, 16), (32, 32), (32, 1), (8, 3), (5, 5), (1, 1), (2, 1)]
 )
-def test_equals_one_token_at_a_time(model, tokenizer, context, stride):
-    scores = score_documents(model, tokenizer, TEXTS, context=context, stride=stride, batch_size=4)
-    expected = [naive_nll(model, tokenizer, text, context, stride) for text in TEXTS]
+def test_equals_one_token_at_a_time(model, tokenizer, max_length, stride):
+    scores = score_documents(
+        model, tokenizer, TEXTS, max_length=max_length, stride=stride, batch_size=4
+    )
+    expected = [naive_nll(model, tokenizer, text, max_length, stride) for text in TEXTS]
     np.testing.assert_allclose(scores.sums[:, 0], expected, rtol=1e-5)
     metrics, _ = perplexity_metrics(scores)
     assert scores.sums[:, 1].tolist() == [len(tokenizer(text)["input_ids"]) for text in TEXTS]
@@ -102,14 +104,14 @@ def test_equals_one_token_at_a_time(model, tokenizer, context, stride):
 
 
 @pytest.mark.parametrize("num_ids", [0, 1, 2, 5, 8, 9, 10, 33])
-@pytest.mark.parametrize(("context", "stride"), [(8, 8), (8, 4), (8, 1), (8, 7), (1, 1)])
-def test_windows_score_every_target_once_and_fit(num_ids, context, stride):
-    windows = rolling_windows(num_ids, context, stride)
+@pytest.mark.parametrize(("max_length", "stride"), [(8, 8), (8, 4), (8, 1), (8, 7), (1, 1)])
+def test_windows_score_every_target_once_and_fit(num_ids, max_length, stride):
+    windows = rolling_windows(num_ids, max_length, stride)
     assert [i for _, first, stop in windows for i in range(first, stop)] == list(range(1, num_ids))
     for i, (start, first, stop) in enumerate(windows):
-        assert 0 <= start < first < stop and stop - 1 - start <= context
-        assert start == 0 or stop - 1 - start == context  # as much context as there is
-        assert stop - first <= (stride if i else context)
+        assert 0 <= start < first < stop and stop - 1 - start <= max_length
+        assert start == 0 or stop - 1 - start == max_length  # as much context as there is
+        assert stop - first <= (stride if i else max_length)
 
 
 def test_disjoint_windows_by_hand():
@@ -122,7 +124,7 @@ def test_disjoint_windows_by_hand():
 def test_batch_size_does_not_matter(model, tokenizer, batch_size):
     one, other = (
         perplexity_metrics(
-            score_documents(model, tokenizer, TEXTS, context=16, stride=5, batch_size=n)
+            score_documents(model, tokenizer, TEXTS, max_length=16, stride=5, batch_size=n)
         )[0]
         for n in (3, batch_size)
     )
@@ -137,16 +139,16 @@ def test_a_model_that_gives_all_logits(model, tokenizer):
 
     plain = Plain(model.config)
     plain.load_state_dict(model.state_dict())
-    expected = score_documents(model, tokenizer, TEXTS, context=8, stride=3).sums[:, 0]
-    got = score_documents(plain, tokenizer, TEXTS, context=8, stride=3).sums[:, 0]
+    expected = score_documents(model, tokenizer, TEXTS, max_length=8, stride=3).sums[:, 0]
+    got = score_documents(plain, tokenizer, TEXTS, max_length=8, stride=3).sums[:, 0]
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
 def test_a_model_that_states_no_limit_is_read_in_1024_tokens(tokenizer):
     free = tiny_model("mamba", MAMBA, len(tokenizer))
     scores = score_documents(free, tokenizer, ["some text"])
-    assert (scores.context, scores.stride) == (1024, 512)
-    assert score_documents(free, tokenizer, ["some text"], context=2000).context == 2000
+    assert (scores.max_length, scores.stride) == (1024, 512)
+    assert score_documents(free, tokenizer, ["some text"], max_length=2000).max_length == 2000
 
 
 def test_logits_are_taken_in_pieces(model, tokenizer, monkeypatch):
@@ -226,7 +228,12 @@ def test_model_is_left_as_found_and_dropout_is_off(model, tokenizer):
 
 
 def test_bad_windows_are_refused(model, tokenizer):
-    for bad in ({"context": 33}, {"context": 0}, {"stride": 0}, {"context": 8, "stride": 9}):
+    for bad in (
+        {"max_length": 33},
+        {"max_length": 0},
+        {"stride": 0},
+        {"max_length": 8, "stride": 9},
+    ):
         with pytest.raises(InputError, match=f"{list(bad)[-1]}: got {list(bad.values())[-1]}"):
             score_documents(model, tokenizer, TEXTS, **bad)
 
@@ -258,7 +265,7 @@ def test_non_finite_logits_name_the_document(model, tokenizer):
         score_documents(broken, tokenizer, TEXTS)
 
 
-@pytest.mark.parametrize("packing", ["stream", "best_fit"])
+@pytest.mark.parametrize("packing", ["wrapped", "bfd_split"])
 def test_packed_rows_give_the_same_log_likelihoods(model, tokenizer, packing):
     """Several documents in a row, apart from each other: each text's sum, less the EOS that only a
     row predicts.

@@ -16,7 +16,7 @@ from hfscale.launch import accelerate_command, split_flags
 from hfscale.planning.flops import Shape, training_flops
 from hfscale.planning.memory import Sharding, Step, step_memory_bytes
 from hfscale.planning.plan import (
-    Accelerator,
+    Device,
     Machines,
     divisors,
     fastest,
@@ -33,7 +33,7 @@ from recipes import plan
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "recipes" / "configs"
 SMALL = Shape(12, 12, 768, 1024, 50257)
-ROUND = Accelerator(
+ROUND = Device(
     memory_gb=40,
     bf16_tflops=100,
     fp16_tflops=100,
@@ -318,10 +318,10 @@ def test_finetuning_is_planned_as_it_is_configured(tmp_path, capsys):
     for words, arguments in (
         ("", {}),
         ("--freeze_layers 2", {"freeze_layers": 2}),
-        ("--lora_rank 4", {"lora_rank": 4}),
+        ("--lora_r 4", {"lora_r": 4}),
         (
-            "--lora_rank 4 --target_modules c_fc --freeze_layers 1",
-            {"lora_rank": 4, "target_modules": ["c_fc"], "freeze_layers": 1},
+            "--lora_r 4 --lora_target_modules c_fc --freeze_layers 1",
+            {"lora_r": 4, "lora_target_modules": ["c_fc"], "freeze_layers": 1},
         ),
     ):
         out, _, _ = planned(f"--model {tmp_path} {words}", capsys)
@@ -540,21 +540,21 @@ def test_sizes_come_from_the_files_at_hand(tmp_path):
             "activation_checkpointing_kwargs: got",
         ),
         ("--model gpt2 --peft_type VERA", "peft_type: got 'VERA', which plan does not count"),
-        ("--model gpt2 --lora_rank 4 --use_dora", "use_dora: got True, which plan does not count"),
+        ("--model gpt2 --lora_r 4 --use_dora", "use_dora: got True, which plan does not count"),
         (
-            "--model gpt2 --lora_rank 4 --target_modules q_proj",
-            "target_modules: q_proj ends the name of no linear layer",
+            "--model gpt2 --lora_r 4 --lora_target_modules q_proj",
+            "lora_target_modules: q_proj ends the name of no linear layer",
         ),
         (
-            "--model gpt2 --lora_rank 4 --freeze_layers 12",
+            "--model gpt2 --lora_r 4 --freeze_layers 12",
             "freeze_layers: got 12, the model has 12 blocks",
         ),
         ("--model gpt2 --freeze_layers -1", "freeze_layers: got -1"),
-        ("--model gpt2 --load_in_4bit", "load_in_4bit: works with --lora_rank"),
-        ("--model gpt2 --target_modules c_fc", "target_modules: works with --lora_rank"),
+        ("--model gpt2 --load_in_4bit", "load_in_4bit: works with --lora_r"),
+        ("--model gpt2 --lora_target_modules c_fc", "lora_target_modules: works with --lora_r"),
         ("--model gpt2 --n_layer 3", "n_layer: the checkpoint gpt2 has its own"),
-        ("--model gpt2 --lora_rank 4 --lora_dropout 1", "--lora_dropout: got '1'"),
-        ("--lora_rank 4", "lora_rank: works on a checkpoint; name it with --model"),
+        ("--model gpt2 --lora_r 4 --lora_dropout 1", "--lora_dropout: got '1'"),
+        ("--lora_r 4", "lora_r: works on a checkpoint; name it with --model"),
     ],
 )
 def test_bad_input_is_one_line(words, says, tmp_path, monkeypatch, capsys):

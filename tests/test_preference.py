@@ -259,8 +259,8 @@ def test_rewards_by_hand(base):
     "words",
     [
         ["--learning_rate", "2e-3"],
-        ["--learning_rate", "2e-2", "--lora_rank", "4"],
-        ["--learning_rate", "2e-2", "--lora_rank", "4", "--merge"],
+        ["--learning_rate", "2e-2", "--lora_r", "4"],
+        ["--learning_rate", "2e-2", "--lora_r", "4", "--merge"],
     ],
     ids=" ".join,
 )
@@ -308,7 +308,7 @@ def test_recipe_learns_and_agrees_with_trl(base, tmp_path, words, capsys):
         "too long": 0
     }
     assert (folder / "adapter_config.json").exists() == (
-        "--lora_rank" in words and "--merge" not in words
+        "--lora_r" in words and "--merge" not in words
     )
     assert load_model(str(folder)).config.vocab_size == 300
     assert f"run.json: {folder}" in capsys.readouterr().out
@@ -368,7 +368,7 @@ def test_tokens_are_not_added_here(base, tmp_path):
                 base,
                 "--output_dir",
                 str(tmp_path / "run"),
-                "--lora_rank",
+                "--lora_r",
                 "2",
                 "--add_tokens",
                 "x",

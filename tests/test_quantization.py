@@ -75,7 +75,7 @@ def rounded(base, tmp_path_factory) -> str:
 
 
 def four_bits(base: str, **values) -> PeftModel:
-    method = values if "peft_type" in values else {"lora_rank": 4} | values
+    method = values if "peft_type" in values else {"lora_r": 4} | values
     torch.manual_seed(5)
     return load_for_training(
         AdapterArguments(model=base, load_in_4bit=True, **method),
@@ -269,7 +269,7 @@ def tune(place: Path, name: str, *words: str) -> dict:
             "--output_dir",
             str(place / name),
             *TUNE,
-            "--lora_rank",
+            "--lora_r",
             "4",
             *words,
         ]
@@ -361,10 +361,10 @@ from hfscale.adapters import load_for_training
 from hfscale.config import AdapterArguments
 from hfscale.models import load_model
 
-load_for_training(AdapterArguments(model=plain, lora_rank=2), None)
+load_for_training(AdapterArguments(model=plain, lora_r=2), None)
 print("not asked for:", sys.modules["bitsandbytes"])
 print("by the folder:", type(load_model(four_bits).transformer.h[0].mlp.c_fc).__name__)
-adapted = load_for_training(AdapterArguments(model=plain, lora_rank=2, load_in_4bit=True), None)
+adapted = load_for_training(AdapterArguments(model=plain, lora_r=2, load_in_4bit=True), None)
 print("by argument:", type(adapted.get_base_model().transformer.h[0].mlp.c_fc).__module__)
 """
 
@@ -416,11 +416,11 @@ def test_memory_is_what_was_planned(shape, batch_size, bf16, tmp_path):
     """Stored weights exactly but for bitsandbytes' tables (1 kB a layer); the peak as torch's
     allocator reports it, where activations take most, and where a layer's unpacked weights do.
     """
-    step = Step(batch_size, 128, bf16=bf16, masked=False, lora_rank=8, load_in_4bit=True)
+    step = Step(batch_size, 128, bf16=bf16, masked=False, lora_r=8, load_in_4bit=True)
     config = GPT2Config(**SHAPE | shape._asdict(), use_cache=False, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     model = load_for_training(
-        AdapterArguments(model=str(tmp_path), lora_rank=8, load_in_4bit=True), None
+        AdapterArguments(model=str(tmp_path), lora_r=8, load_in_4bit=True), None
     ).train()
     model.get_base_model().loss_type = "ForCausalLM"
     held, planned = stored_bytes(model), step_memory_bytes(shape, step, Sharding())

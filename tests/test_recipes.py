@@ -217,7 +217,7 @@ def test_score_of_a_run_agrees_with_its_evaluation(finished, text, tmp_path):
             str(tmp_path / "scores"),
             "--stride",
             "31",
-            "--context",
+            "--max_length",
             "31",
         ]
     )

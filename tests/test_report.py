@@ -214,9 +214,9 @@ def test_a_comparison_begins_with_the_settings_that_differ(run_folder, tmp_path)
     alike = write_run(tmp_path / "alike")
     assert "No setting: the runs were asked for the same." in render_page([str(run_folder), alike])
     assert "What differs" not in render_page([str(run_folder)])
-    own = write_run(tmp_path / "own", config={"lora_rank": 4})
+    own = write_run(tmp_path / "own", config={"lora_r": 4})
     not_shared, *_ = tables(render_page([str(run_folder), own]))
-    assert not_shared == [["setting", str(run_folder), own], ["lora_rank", "", "4"]]
+    assert not_shared == [["setting", str(run_folder), own], ["lora_r", "", "4"]]
 
 
 def test_lists_are_tables_and_settings_are_folded(run_folder, tmp_path):

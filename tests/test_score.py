@@ -71,14 +71,14 @@ def metrics_of(folder: Path) -> dict:
 
 
 def test_scores_json_holds_the_numbers_and_how_they_came(recipe, folder, tmp_path, capsys):
-    recipe("--context", "16", "--batch_size", "3", "--seed", "5")
+    recipe("--max_length", "16", "--batch_size", "3", "--seed", "5")
     record = json.loads((tmp_path / "runs" / "score" / "scores.json").read_text())
     model, tokenizer = (
         GPT2LMHeadModel.from_pretrained(folder),
         AutoTokenizer.from_pretrained(folder),
     )
     expected, notes = perplexity_metrics(
-        score_documents(model, tokenizer, LINES, context=16, stride=8), seed=5
+        score_documents(model, tokenizer, LINES, max_length=16, stride=8), seed=5
     )
     [system] = record["systems"]
     metrics = system["metrics"]
@@ -110,7 +110,7 @@ def test_scores_json_holds_the_numbers_and_how_they_came(recipe, folder, tmp_pat
 def test_fingerprint_is_of_the_text_alone(recipe, tmp_path):
     (tmp_path / "more.txt").write_text("another line")
     recipe("--output_dir", "a")
-    recipe("--output_dir", "b", "--context", "8", "--batch_size", "2")
+    recipe("--output_dir", "b", "--max_length", "8", "--batch_size", "2")
     recipe("--output_dir", "c", "--source", "more.txt")  # the flag again: one more source
     records = [json.loads((tmp_path / name / "scores.json").read_text()) for name in "abc"]
     prints = [record["data"]["fingerprint"] for record in records]
@@ -173,8 +173,8 @@ def test_one_document_has_no_interval_and_says_so(recipe, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--context", "25"], "context: got 25"),
-        (["--context", "8", "--stride", "9"], "stride: got 9"),
+        (["--max_length", "25"], "max_length: got 25"),
+        (["--max_length", "8", "--stride", "9"], "stride: got 9"),
         (["--batch_size", "0"], "batch_size: got '0', expected at least 1"),
         (["--model", "./missing"], "model ./missing: "),
         (["--source", "missing.txt"], "missing.txt: no such file"),
@@ -564,7 +564,7 @@ def test_scores_say_where_tests_ran_inside_the_programs(folder, tmp_path, monkey
         "{q}",
         "--target",
         "{q}",
-        "--test",
+        "--test_code",
         "assert f() == 1",
         "--metrics",
         "pass_at_k",
@@ -574,7 +574,7 @@ def test_scores_say_where_tests_ran_inside_the_programs(folder, tmp_path, monkey
         "\n",
         "--allow_code_execution",
     ]
-    words += ["--program", "#{prediction}\ndef f(): return 1\n{test}"]
+    words += ["--test_program", "#{prediction}\ndef f(): return 1\n{test}"]
     for name, tests_apart, noted in (("apart", "true", False), ("inside", "false", True)):
         score.main([*words, "--tests_apart", tests_apart, "--output_dir", name])
         [system] = json.loads(Path(name, "scores.json").read_text())["systems"]
@@ -602,7 +602,7 @@ def test_all_items_of_a_quiz_are_scored_and_counted(folder, tmp_path, monkeypatc
             "{q}",
             "--choices",
             "options",
-            "--answer",
+            "--label",
             "gold",
             "--metrics",
             "accuracy",
@@ -738,7 +738,7 @@ def test_a_dry_run_shows_the_counts_and_the_first_item_and_writes_nothing(
         "--predictions broken.jsonl",
         "--task_source broken.jsonl --prompt {q} --target {a} --metrics chrf",
         "--task_source task.jsonl --prompt {p} --target {a} --metrics chrf",
-        "--task_source task.jsonl --prompt {q} --target {a} --metrics pass_at_k --program {x} "
+        "--task_source task.jsonl --prompt {q} --target {a} --metrics pass_at_k --test_program {x} "
         "--allow_code_execution",
         "--task_source task.jsonl --prompt {q} --target {a} --metrics rouge",
         "--metrics chrf",

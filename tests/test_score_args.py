@@ -39,7 +39,10 @@ def check(words: str) -> None:
             "--lm_eval local_perplexity --lm_eval_data missing.jsonl",
             "^lm_eval_data missing.jsonl: no such file",
         ),
-        (f"{TASK} --metrics chrf --context 9", "^context: is of text that is read in windows"),
+        (
+            f"{TASK} --metrics chrf --max_length 9",
+            "^max_length: is of text that is read in windows",
+        ),
         ("--predictions a.jsonl --stride 9", "^stride: is of text"),
         (
             "--source a.txt --metrics bleu",
@@ -119,7 +122,7 @@ def test_what_cannot_work_is_refused(words, match):
     "words",
     [
         "",
-        "--source a.txt --context 8 --stride 4",
+        "--source a.txt --max_length 8 --stride 4",
         f"{TASK} --metrics chrf accuracy --choices c",
         "--predictions a.jsonl b.jsonl",
         '--predictions a.jsonl --metric_options {"f1":{"squad_version":1}}',

@@ -325,7 +325,7 @@ def test_references_that_cannot_be_scored_are_named_with_file_and_line():
         score_data(
             "code.jsonl",
             target="{solution}",
-            program="{prediction}{soluton}",
+            test_program="{prediction}{soluton}",
             metrics=["pass_at_k"],
             allow_code_execution=True,
         )

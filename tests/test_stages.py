@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from hfscale.cleaning.stages import Ledger, change, draw_splits, judge, keep_first, num_bytes
+from hfscale.cleaning.stages import (
+    Ledger,
+    draw_splits,
+    drop_broken,
+    keep_first,
+    num_bytes,
+    rewrite_texts,
+)
 from hfscale.process import InputError
 
 TEXTS = ["one", "two words", "ünïcode text", "gone", "two words", "last of all"]
@@ -26,8 +33,8 @@ def dropped(ledger):
     return [json.loads(line) for line in ledger.dropped_file.read_text("utf-8").splitlines()]
 
 
-def test_change_counts_and_drops_what_became_empty(documents, ledger):
-    after = change(
+def test_rewriting_counts_and_drops_what_became_empty(documents, ledger):
+    after = rewrite_texts(
         documents,
         "mask",
         lambda t: (t.replace("gone", "").replace("two", "2"), {"twos": t.count("two")}),
@@ -52,8 +59,8 @@ def test_change_counts_and_drops_what_became_empty(documents, ledger):
     ]
 
 
-def test_judge_keeps_rule_and_value(documents, ledger):
-    after = judge(
+def test_dropping_keeps_rule_and_value(documents, ledger):
+    after = drop_broken(
         documents, "quality", lambda t: None if len(t) > 4 else ("min_length", len(t)), ledger, None
     )
     assert after["id"][:] == [11, 12, 14, 15]
@@ -63,8 +70,8 @@ def test_judge_keeps_rule_and_value(documents, ledger):
 
 def test_workers_change_nothing(documents, ledger, tmp_path):
     other = Ledger(tmp_path / "other.jsonl")
-    one = judge(documents, "q", lambda t: None if "w" in t else ("no w", 0), ledger, None)
-    two = judge(documents, "q", lambda t: None if "w" in t else ("no w", 0), other, 2)
+    one = drop_broken(documents, "q", lambda t: None if "w" in t else ("no w", 0), ledger, None)
+    two = drop_broken(documents, "q", lambda t: None if "w" in t else ("no w", 0), other, 2)
     assert one["text"][:] == two["text"][:] and dropped(ledger) == dropped(other)
 
 
@@ -109,13 +116,15 @@ def test_notes_stand_by_what_was_counted(documents, tmp_path):
     ]
     ledger = Ledger(tmp_path / "dropped.jsonl", advice=advice)
     ledger.add("source", documents, documents, pages=2)
-    change(documents, "repair", lambda text: (text, {}), ledger, None)
+    rewrite_texts(documents, "repair", lambda text: (text, {}), ledger, None)
     assert ledger.notes() == ["mend the pages", "a rule is off"]
-    judge(documents, "quality", lambda t: None if len(t) > 4 else ("min_b", len(t)), ledger, None)
+    drop_broken(
+        documents, "quality", lambda t: None if len(t) > 4 else ("min_b", len(t)), ledger, None
+    )
     assert ledger.notes() == ["mend a or b", "mend the pages", "a rule is off"]
     says = r'after the stage .all. .*"min_c": 6.*\); loosen the rule .*; mend a or b; mend the pages; a rule is off$'
     with pytest.raises(InputError, match=says):
-        judge(documents, "all", lambda text: ("min_c", 0), ledger, None)
+        drop_broken(documents, "all", lambda text: ("min_c", 0), ledger, None)
 
 
 def test_split_is_a_partition():

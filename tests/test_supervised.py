@@ -84,7 +84,7 @@ def char_tokenizer(*texts: str):
     return tokenizer
 
 
-@pytest.mark.parametrize("packing", ["best_fit", "none"])
+@pytest.mark.parametrize("packing", ["bfd", "none"])
 @pytest.mark.parametrize("task", TASKS)
 def test_which_tokens_carry_loss(task, packing, tmp_path):
     """One token is one character (or one special token), so every place of the row is told."""
@@ -103,7 +103,7 @@ def test_which_tokens_carry_loss(task, packing, tmp_path):
     made = [pair for row in rows for pair in zip(row["input_ids"], row["labels"], strict=True)]
     unused = [(tokenizer.eos_token_id, IGNORED)] * (len(made) - 2 * len(one))
     assert made == one + one + unused
-    assert len(unused) == (200 - 2 * len(one) if packing == "best_fit" else 0)
+    assert len(unused) == (200 - 2 * len(one) if packing == "bfd" else 0)
     positions = [p for row in rows for p in row.get("position_ids", range(len(row["input_ids"])))]
     assert (
         positions[: 2 * len(one)] == list(range(len(one))) * 2
@@ -154,12 +154,12 @@ def test_packed_and_padded_losses_equal_each_examples_own(made):
             logp = model(ids).logits.log_softmax(-1)
         for at in range(len(prompt), ids.shape[1]):
             alone, tokens = alone - logp[0, at - 1, ids[0, at]].item(), tokens + 1
-    for packing in ("best_fit", "none"):
+    for packing in ("bfd", "none"):
         rows = supervised_rows(examples, tokenizer, 64, packing)["train"]
         nll, count = losses(model, collate_rows(list(rows)))
         assert (count, sum(rows["num_tokens"])) == (tokens, tokens)
         assert nll / count == pytest.approx(alone / tokens, abs=1e-5)
-    assert len(supervised_rows(examples, tokenizer, 64, "best_fit")["train"]) < 15  # it does pack
+    assert len(supervised_rows(examples, tokenizer, 64, "bfd")["train"]) < 15  # it does pack
 
 
 def test_accumulation_changes_no_update(made, tmp_path):
@@ -220,9 +220,11 @@ def fitted(prompt: str, target: str, max_length: int, template: str = "{a}?\n", 
     return examples["train"][0]["prompt"], cut["train"]
 
 
-@pytest.mark.parametrize("shorten, kept", [("end", "abc?\n"), ("start", "efg?\n")])
-def test_a_long_prompt_is_shortened_by_rule_and_counted(shorten, kept):
-    prompt, cut = fitted("abcdefg?\n", "ab", 9, shorten=shorten)  # 9 - 4 new tokens leave 5
+@pytest.mark.parametrize("truncation_side, kept", [("right", "abc?\n"), ("left", "efg?\n")])
+def test_a_long_prompt_is_shortened_by_rule_and_counted(truncation_side, kept):
+    prompt, cut = fitted(
+        "abcdefg?\n", "ab", 9, truncation_side=truncation_side
+    )  # 9 - 4 new tokens leave 5
     assert (prompt, cut) == (kept, {"prompts": 1, "tokens": 4})
 
 
@@ -362,8 +364,13 @@ def test_a_last_question_that_is_too_long_itself_is_shortened(tmp_path):
         ]
     }
     tokenizer = char_tokenizer("abcdefghijok", "user assistant")
-    for shorten, kept in (("end", "abcdefghij" * 3 + "abcd"), ("start", "ghij" + "abcdefghij" * 3)):
-        args = task_args("dialogue", tmp_path, [row], max_new_tokens=8, shorten=shorten)
+    for truncation_side, kept in (
+        ("right", "abcdefghij" * 3 + "abcd"),
+        ("left", "ghij" + "abcdefghij" * 3),
+    ):
+        args = task_args(
+            "dialogue", tmp_path, [row], max_new_tokens=8, truncation_side=truncation_side
+        )
         fitted, cut = fit_examples(load_task(args, seed=0), tokenizer, args, 61)
         assert fitted["train"][0]["messages"][0]["content"] == kept
         assert cut["train"] == {

@@ -52,7 +52,7 @@ def test_columns_of_jsonl_json_and_csv_fill_the_templates(tmp_path):
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress((tmp_path / "rows.jsonl").read_bytes()))
     expected = [("Say one (7): ", " 1!", "one"), ("Say two (8): ", " 2!", "two")]
     for source in [*sources, str(tmp_path / "rows.jsonl.gz")]:
-        made = load(source, prompt="Say {q} ({more.deep}): ", target=" {a}!", copied="{q}")
+        made = load(source, prompt="Say {q} ({more.deep}): ", target=" {a}!", baseline_input="{q}")
         assert [(row["prompt"], row["target"], row["source"]) for row in made] == expected
         assert [row["references"] for row in made] == [[" 1!"], [" 2!"]]
     Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
@@ -247,19 +247,23 @@ PROGRAM = {
     ("settings", "program"),
     [
         (
-            {"prompt": "{prompt}", "target": "{body}", "program": "{prompt}{prediction}\n{tests}"},
+            {
+                "prompt": "{prompt}",
+                "target": "{body}",
+                "test_program": "{prompt}{prediction}\n{tests}",
+            },
             (["def f(a):\n", "\n"], "assert f(1) == 1\nassert f(2) == 2"),
         ),
         # a column as it was read goes before the template of that name; {test} is the template
         (
-            {"prompt": "Complete:\n{prompt}", "target": "{body}", "test": "{tests}\nassert f"},
+            {"prompt": "Complete:\n{prompt}", "target": "{body}", "test_code": "{tests}\nassert f"},
             (["def f(a):\n", "\n"], "assert f(1) == 1\nassert f(2) == 2\nassert f"),
         ),
         (
             {
                 "prompt": "{prompt}",
                 "target": "{body}",
-                "program": "{prompt}{prediction}\n{tests}",
+                "test_program": "{prompt}{prediction}\n{tests}",
                 "tests_apart": False,
             },
             (["def f(a):\n", "\nassert f(1) == 1\nassert f(2) == 2"], ""),
@@ -268,7 +272,7 @@ PROGRAM = {
             {
                 "prompt": "Complete:\n{prompt}",
                 "target": "{body} + 0",
-                "program": "{prompt}{target}\n{tests.1}",
+                "test_program": "{prompt}{target}\n{tests.1}",
             },
             (["def f(a):\n    return a + 0\n"], "assert f(2) == 2"),
         ),
@@ -276,7 +280,7 @@ PROGRAM = {
             {
                 "prompt": "{body}",
                 "target": "{tests.0}",
-                "program": "x = {'a': {1: 2}}\n{prediction}{prediction}",
+                "test_program": "x = {'a': {1: 2}}\n{prediction}{prediction}",
             },
             (["x = {'a': {1: 2}}\n", "", ""], ""),
         ),
@@ -294,7 +298,7 @@ def test_without_a_column_the_filled_templates_are_in_the_program(tmp_path):
         metrics=["pass_at_k"],
         prompt="# do\n{ask}",
         target="{body}",
-        test="{check}",
+        test_code="{check}",
     )
     assert (row["program"], row["program_tests"]) == (["# do\ndef f():\n", "\n"], "assert f() == 1")
 
@@ -315,9 +319,11 @@ def test_without_a_column_the_filled_templates_are_in_the_program(tmp_path):
 def test_what_a_program_lacks_is_said_when_it_is_read(tmp_path, program, message):
     source = jsonl(tmp_path / "rows.jsonl", [PROGRAM])
     with pytest.raises(InputError, match=message):
-        load(source, metrics=["pass_at_k"], prompt="{prompt}", target="{body}", program=program)
+        load(
+            source, metrics=["pass_at_k"], prompt="{prompt}", target="{body}", test_program=program
+        )
     load(
-        source, metrics=["exact_match"], prompt="{prompt}", target="{body}", program=program
+        source, metrics=["exact_match"], prompt="{prompt}", target="{body}", test_program=program
     )  # it is not run
 
 
@@ -669,7 +675,7 @@ def chat(*roles: str) -> dict:
         ),
         (
             [{"q": "x", "options": ["a"], "gold": 1}],
-            {"target": None, "choices": "options", "answer": "gold"},
+            {"target": None, "choices": "options", "label": "gold"},
             ":1: the answer 1 is not an index, from 0, of 1 choices",
         ),
         ([{"q": "x"}], {"task_format": "squad"}, ":1: not SQuAD: 'data' is missing"),
@@ -739,7 +745,7 @@ def chat(*roles: str) -> dict:
         ),
         (
             [{"q": "x", "options": "a or b", "gold": 1}],
-            {"target": None, "choices": "options", "answer": "gold"},
+            {"target": None, "choices": "options", "label": "gold"},
             ":1: column 'options' holds 'a or b'; expected a list of choices",
         ),
         (

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from hfscale.arguments import TaskArguments
 from hfscale.data.tokenizer import train_bpe
 from hfscale.metrics.batches import Journal, run_batches
-from hfscale.metrics.texts import judge, text_statistics
+from hfscale.metrics.texts import metrics_of, text_statistics
 from hfscale.process import InputError
 from hfscale.tasks.answers import answer_task, check_programs, predict, score_choices
 from hfscale.tasks.examples import load_task
@@ -153,7 +153,7 @@ def test_predictions_are_scored_with_intervals():
         {"references": [["the cat sat on the mat"], ["a dog", "the dog"], ["one two three"]]}
     )
     predictions = ["the cat sat on my mat", "The dog.", "one two three"]
-    scores = judge(
+    scores = metrics_of(
         text_statistics(predictions, examples["references"], ["bleu", "exact_match"], {}), {}
     )
     streams = [["the cat sat on the mat", "a dog", "one two three"], [None, "the dog", None]]
@@ -324,15 +324,15 @@ def programs(tmp_path, **settings) -> tuple[TaskArguments, Dataset]:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"program": "{solution}\n{test}"},
-        {"program": "{target}\n{test}"},
-        {"program": "{prompt}{target}\n{test}"},
-        {"prompt": "word " * 100 + "{prompt}", "program": "{prompt}\n{solution}\n{test}"},
+        {"test_program": "{solution}\n{test}"},
+        {"test_program": "{target}\n{test}"},
+        {"test_program": "{prompt}{target}\n{test}"},
+        {"prompt": "word " * 100 + "{prompt}", "test_program": "{prompt}\n{solution}\n{test}"},
         {
             "prompt": "In words: {test}" * 40,
-            "shorten": "start",
-            "test": "{test}pass",
-            "program": "{solution}{test}",
+            "truncation_side": "left",
+            "test_code": "{test}pass",
+            "test_program": "{solution}{test}",
         },
     ],
 )
@@ -349,18 +349,18 @@ def test_right_answers_pass_whatever_is_cut_for_the_model(model, tokenizer, tmp_
 
 
 def test_programs_that_tell_nothing_are_named_before_anything_is_generated(tmp_path, capsys):
-    _, right = programs(tmp_path, program="{prediction}\n{test}")
+    _, right = programs(tmp_path, test_program="{prediction}\n{test}")
     check_programs(right, allow_code_execution=True)
     assert capsys.readouterr().err == ""
-    _, wrong = programs(tmp_path, program="{prediction}\nassert add(1)")
+    _, wrong = programs(tmp_path, test_program="{prediction}\nassert add(1)")
     check_programs(wrong, allow_code_execution=True)
     assert re.fullmatch(
         r"program: none of the first 4 right answers passes its test; .*programs.jsonl:\d: "
         r"NameError: "
-        r"name 'add' is not defined.* \(--program says what is run\)\n",
+        r"name 'add' is not defined.* \(--test_program says what is run\)\n",
         capsys.readouterr().err,
     )
-    _, without = programs(tmp_path, program="{solution}\n{test}")
+    _, without = programs(tmp_path, test_program="{solution}\n{test}")
     check_programs(without, allow_code_execution=True)
     assert (
         "has no {prediction}, so that what the model answers is not run" in capsys.readouterr().err

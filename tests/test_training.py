@@ -139,8 +139,8 @@ def test_training_keeps_documents_apart_as_the_trial_said(kind, tokenizer, tmp_p
     """
     model = tiny_model(kind, APART[kind], 270)
     texts = [f"some words {i} to train on" * (1 + i % 2) for i in range(6)]
-    assert settle_packing(model, "best_fit", default="none") == "best_fit"
-    rows = pack_documents(Dataset.from_dict({"text": texts}), tokenizer, 60, packing="best_fit")
+    assert settle_packing(model, "bfd_split", default="none") == "bfd_split"
+    rows = pack_documents(Dataset.from_dict({"text": texts}), tokenizer, 60, packing="bfd_split")
     eos, total, tokens = tokenizer.eos_token_id, 0.0, 0
     for text in texts:
         ids = torch.tensor([[eos, *tokenizer.encode(text), eos]])

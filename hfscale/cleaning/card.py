@@ -11,7 +11,7 @@ import numpy as np
 from datasets import DatasetDict
 
 from hfscale.cleaning.stages import EVERY_STAGE, LARGEST_CLUSTERS, Ledger, counts_of, num_bytes
-from hfscale.folders import write_text
+from hfscale.folders import write_atomically
 from hfscale.report.page import template
 from hfscale.report.pictures import bars
 from hfscale.report.tables import show_table
@@ -52,10 +52,12 @@ def write_data_card(
         "examples": ledger.examples,
         "notes": [*ledger.notes(), *_empty_parts(splits, config)],
     }
-    write_text(folder / "data_card.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(
+        folder / "data_card.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n"
+    )
     draw_funnel(ledger.stages, folder / "funnel.png")
     page = template(Path(__file__).with_name("data_card.md.j2"))
-    write_text(folder / "data_card.md", page.render(card, details=_details))
+    write_atomically(folder / "data_card.md", page.render(card, details=_details))
     return card
 
 

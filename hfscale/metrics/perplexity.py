@@ -22,7 +22,7 @@ from hfscale.data.packing import IGNORED
 from hfscale.data.tokens import after_once, encode_texts, start_ids
 from hfscale.metrics.batches import Journal, run_sorted
 from hfscale.metrics.intervals import interval_notes
-from hfscale.metrics.texts import judge
+from hfscale.metrics.texts import metrics_of
 from hfscale.models import check_token_ids, context_limit
 from hfscale.process import InputError
 
@@ -55,7 +55,7 @@ class DocumentScores:
 
     # (documents, 4) float64: nll in nats, scored tokens, UTF-8 bytes, words as lm-eval counts them
     sums: np.ndarray
-    context: int
+    max_length: int
     stride: int
     prefix_token: (
         str | None
@@ -68,7 +68,7 @@ def score_documents(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     *,
-    context: int | None = None,
+    max_length: int | None = None,
     stride: int | None = None,
     batch_size: int = 8,
     progress: bool = False,
@@ -78,18 +78,18 @@ def score_documents(
     of ranks.
 
     Args:
-        context: most input tokens at a time; default: the model's own limit, else 1024.
+        max_length: most input tokens at a time; default: the model's own limit, else 1024.
         stride: tokens that each window after the first one scores; default: half the context.
-            `stride == context` gives the disjoint windows of lm-eval.
+            `stride == max_length` gives the disjoint windows of lm-eval.
         journal: where finished batches are kept (see `run_batches`).
 
     Raises:
-        InputError: a context or stride that the model does not allow, a token id outside its
+        InputError: a max_length or stride that the model does not allow, a token id outside its
             vocabulary, no token.
         FloatingPointError: a log-likelihood is not finite; the message names the document, counted
             from 0.
     """
-    context, stride = _check_window(model, context, stride, batch_size)
+    max_length, stride = _check_window(model, max_length, stride, batch_size)
     before = start_ids(tokenizer)
     scored_from = max(1, len(before))
     encoded = encode_texts(texts, tokenizer)
@@ -100,7 +100,7 @@ def score_documents(
     windows = [
         Window(ids[start:stop], first - start, i)
         for i, ids in enumerate(documents)
-        for start, first, stop in rolling_windows(len(ids), context, stride, first=scored_from)
+        for start, first, stop in rolling_windows(len(ids), max_length, stride, first=scored_from)
     ]
     if not windows:
         raise InputError(f"text: {len(texts)} documents hold no token to score; give longer text")
@@ -119,7 +119,7 @@ def score_documents(
     }  # GPT-2's is its EOS
     num_unknown = sum(int(np.isin(ids, list(unknown)).sum()) for ids in documents)
     prefix = tokenizer.convert_ids_to_tokens(before[0]) if before else None
-    return DocumentScores(sums, context, stride, prefix, num_unknown)
+    return DocumentScores(sums, max_length, stride, prefix, num_unknown)
 
 
 def perplexity_metrics(scores: DocumentScores, seed: int = 0) -> tuple[dict, dict[str, str]]:
@@ -128,7 +128,7 @@ def perplexity_metrics(scores: DocumentScores, seed: int = 0) -> tuple[dict, dic
     out.
     """
     with np.errstate(all="ignore"):
-        metrics = judge({"perplexity": scores.sums}, {}, seed)
+        metrics = metrics_of({"perplexity": scores.sums}, {}, seed)
     notes = interval_notes(metrics)
     notes |= {
         key: TOO_LARGE
@@ -151,7 +151,7 @@ def perplexity_metrics(scores: DocumentScores, seed: int = 0) -> tuple[dict, dic
 
 
 def rolling_windows(
-    num_ids: int, context: int, stride: int, first: int = 1
+    num_ids: int, max_length: int, stride: int, first: int = 1
 ) -> list[tuple[int, int, int]]:
     """(start, first, stop) of each window over a document of `num_ids` ids, its prefix of `first`
     ids included: it holds ids[start:stop] and scores those from `first` on, in the first window as
@@ -159,29 +159,29 @@ def rolling_windows(
     """
     windows, prefix = [], first
     while first < num_ids:
-        stop = min(context + 1 if first == prefix else first + stride, num_ids)
-        windows.append((max(0, stop - 1 - context), first, stop))
+        stop = min(max_length + 1 if first == prefix else first + stride, num_ids)
+        windows.append((max(0, stop - 1 - max_length), first, stop))
         first = stop
     return windows
 
 
 def _check_window(
-    model: PreTrainedModel, context: int | None, stride: int | None, batch_size: int
+    model: PreTrainedModel, max_length: int | None, stride: int | None, batch_size: int
 ) -> tuple[int, int]:
-    """The context and stride to use: 1 <= stride <= context <= the model's limit."""
+    """The max_length and stride to use: 1 <= stride <= max_length <= the model's limit."""
     limit = context_limit(model)
-    context = limit or UNLIMITED_CONTEXT if context is None else context
-    stride = max(1, context // 2) if stride is None else stride
+    max_length = limit or UNLIMITED_CONTEXT if max_length is None else max_length
+    stride = max(1, max_length // 2) if stride is None else stride
     for name, value, most in (
-        ("context", context, limit),
-        ("stride", stride, context),
+        ("max_length", max_length, limit),
+        ("stride", stride, max_length),
         ("batch_size", batch_size, 0),
     ):
         if value < 1 or most and value > most:
             raise InputError(
                 f"{name}: got {value}, expected {f'1 to {most}' if most else 'at least 1'}"
             )
-    return context, stride
+    return max_length, stride
 
 
 def score_windows(

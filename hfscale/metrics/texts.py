@@ -120,7 +120,7 @@ def text_statistics(
     }
 
 
-def judge(columns: dict[str, np.ndarray], options: dict[str, dict], seed: int = 0) -> dict:
+def metrics_of(columns: dict[str, np.ndarray], options: dict[str, dict], seed: int = 0) -> dict:
     """The values of {metric: statistics of the items}, each with its 95 % interval beside it as
     `_ci95`.
     """

@@ -99,13 +99,13 @@ class Shape(NamedTuple):
 class Trained(NamedTuple):
     """Which weights of a model are trained, in the names of finetune's arguments."""
 
-    lora_rank: int = 0  # 0: no adapters, the weights themselves
+    lora_r: int = 0  # 0: no adapters, the weights themselves
     target_modules: tuple[str, ...] = ()  # ends of names; none: all linear layers of the blocks
     freeze_layers: int = 0
 
     def adapts(self, block: int, name: str) -> bool:
         """Whether this layer of this block (from 0) has an adapter."""
-        if not self.lora_rank or block < self.freeze_layers:
+        if not self.lora_r or block < self.freeze_layers:
             return False
         whole_name = f".transformer.h.{block}.{name}"
         return not self.target_modules or whole_name.endswith(
@@ -114,22 +114,22 @@ class Trained(NamedTuple):
 
     def trains(self, block: int) -> bool:
         """Whether this block's own weights are trained."""
-        return not self.lora_rank and block >= self.freeze_layers
+        return not self.lora_r and block >= self.freeze_layers
 
     @property
     def embeddings(self) -> bool:
         """Whether the input embeddings are trained."""
-        return not self.lora_rank and not self.freeze_layers
+        return not self.lora_r and not self.freeze_layers
 
     def output_embedding(self, shape: Shape) -> bool:
         """Whether the output embedding is trained: one of its own is never frozen by
         `freeze_layers`.
         """
-        return self.embeddings or not (self.lora_rank or shape.tie_word_embeddings)
+        return self.embeddings or not (self.lora_r or shape.tie_word_embeddings)
 
     def parameters(self, shape: Shape) -> int:
         """How many numbers are trained, those included that never get a gradient."""
-        if self.lora_rank:
+        if self.lora_r:
             return shape.lora_parameters(*self)
         if not self.freeze_layers:
             return shape.parameters()
@@ -145,7 +145,7 @@ class Trained(NamedTuple):
         cross-attention's.
         """
         layers = shape.idle_layers()
-        if self.lora_rank:
+        if self.lora_r:
             return self.parameters(shape) - self.parameters(
                 shape._replace(add_cross_attention=False)
             )
@@ -264,7 +264,7 @@ def training_flops(
     max_length: int,
     *,
     activation_checkpointing: bool = False,
-    lora_rank: int = 0,
+    lora_r: int = 0,
     target_modules: tuple[str, ...] = (),
     freeze_layers: int = 0,
 ) -> int:
@@ -273,13 +273,13 @@ def training_flops(
     more, without dropout but for the MLP's second layer, whose result the backward pass does not
     use.
     """
-    trained = Trained(lora_rank, target_modules, freeze_layers)
+    trained = Trained(lora_r, target_modules, freeze_layers)
     blocks = blocks_in_training(shape, trained, activation_checkpointing)
     per_token = 2 * shape.vocab_size * shape.n_embd * (2 + trained.output_embedding(shape))
     for block in blocks:
-        per_token += block.forward_flops(max_length, lora_rank) + block.backward_flops(
-            max_length, lora_rank
+        per_token += block.forward_flops(max_length, lora_r) + block.backward_flops(
+            max_length, lora_r
         )
         if activation_checkpointing:
-            per_token += block.again_flops(max_length, lora_rank, dropout=shape.resid_pdrop > 0)
+            per_token += block.again_flops(max_length, lora_r, dropout=shape.resid_pdrop > 0)
     return tokens * per_token

@@ -27,7 +27,7 @@ class Step(NamedTuple):
     activation_checkpointing: bool = False
     accumulates: bool = False
     masked: bool = True  # documents of a row do not attend to each other
-    lora_rank: int = 0
+    lora_r: int = 0
     load_in_4bit: bool = False
     target_modules: tuple[str, ...] = ()
     freeze_layers: int = 0
@@ -38,7 +38,7 @@ class Step(NamedTuple):
     @property
     def trained(self) -> Trained:
         """Which weights are trained."""
-        return Trained(self.lora_rank, self.target_modules, self.freeze_layers)
+        return Trained(self.lora_r, self.target_modules, self.freeze_layers)
 
     @property
     def width(self) -> int:
@@ -275,7 +275,7 @@ def _kept_by_attention(shape: Shape, step: Step, sizes: _Vector, block: Block) -
 def _kept_by_adapter(step: Step, sizes: _Vector, layer: Layer) -> int:
     """Bytes per token: what its second matrix reads, and where its dropout left values out."""
     mask = layer.inputs * (4 if step.on_cpu else MASK_BYTES) if step.lora_dropout else 0
-    return step.lora_rank * sizes.inside + mask
+    return step.lora_r * sizes.inside + mask
 
 
 def _adapter_gradients(step: Step, block: Block) -> int:

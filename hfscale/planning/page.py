@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hfscale.folders import check_writable
-from hfscale.planning.plan import NEAR, Accelerator, Machines, fastest, recommended
+from hfscale.planning.plan import NEAR, Device, Machines, fastest, recommended
 from hfscale.planning.settings import Rows
 from hfscale.process import InputError
 from hfscale.report.tables import in_one_format, number, show_records, show_table
@@ -29,7 +29,7 @@ TERMINAL_BAR = 22  # characters for all of the device's memory
 def show_plan(
     facts: dict[str, float],
     plans: dict[str, dict[str, Any]],
-    device: Accelerator,
+    device: Device,
     where: Machines,
     *,
     rows: Rows,
@@ -79,7 +79,7 @@ def _notes(tokens_per_step: int, where: Machines, rows: Rows) -> Iterable[str]:
         )
 
 
-def show_memory(plans: dict[str, dict[str, Any]], device: Accelerator) -> None:
+def show_memory(plans: dict[str, dict[str, Any]], device: Device) -> None:
     """Print the memory of each launch config as a bar, and the largest micro-batch that fits."""
     totals = in_one_format([sum(plan["memory_bytes"].values()) / 1e9 for plan in plans.values()])
     table = [
@@ -108,7 +108,7 @@ def show_memory(plans: dict[str, dict[str, Any]], device: Accelerator) -> None:
 def _costs(
     plan: dict[str, Any],
     tokens: float,
-    device: Accelerator,
+    device: Device,
     where: Machines,
     hour_price: float | None,
     kwh_price: float | None,
@@ -139,7 +139,7 @@ def _verdict(plans: dict[str, dict[str, Any]]) -> Iterable[str]:
         )
 
 
-def _bar(memory_bytes: dict[str, int], device: Accelerator) -> Text:
+def _bar(memory_bytes: dict[str, int], device: Device) -> Text:
     """A character for each share of the device's memory; what is far beyond it is cut."""
     bar, longest = Text(), TERMINAL_BAR + 2
     for part, color in COLORS.items():
@@ -158,9 +158,7 @@ def check_picture(path: str) -> None:
     check_writable(f"picture {path}", Path(path).parent, Path(path).name)
 
 
-def draw_memory(
-    path: Path, plans: dict[str, dict[str, Any]], device: Accelerator, title: str
-) -> None:
+def draw_memory(path: Path, plans: dict[str, dict[str, Any]], device: Device, title: str) -> None:
     """Save a PNG: one stacked bar per launch config, and the device's memory as a line."""
     from hfscale.report.pictures import bars  # NumPy and all: a plan without a picture is quick
 

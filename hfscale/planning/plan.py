@@ -36,7 +36,7 @@ class Machines(NamedTuple):
     network_gb_s: float = 12.5  # of one machine to the others, one direction
 
 
-class Accelerator(NamedTuple):
+class Device(NamedTuple):
     """One device; rates as in accelerators.yaml."""
 
     memory_gb: float
@@ -53,7 +53,7 @@ class Accelerator(NamedTuple):
         return getattr(self, f"{precision}_tflops")
 
 
-def find_accelerator(name: str, own: str | None = None) -> Accelerator:
+def find_accelerator(name: str, own: str | None = None) -> Device:
     """A known accelerator, or one of the file `own`; InputError for an unknown name or a file of
     another form.
     """
@@ -63,7 +63,7 @@ def find_accelerator(name: str, own: str | None = None) -> Accelerator:
     try:
         for path in [Path(__file__).with_name("accelerators.yaml"), *([Path(own)] if own else [])]:
             table |= dict(yaml.safe_load(path.read_text("utf-8")).items())
-        found = Accelerator(**table[name]) if name in table else None
+        found = Device(**table[name]) if name in table else None
     except (OSError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
         raise InputError(
             f"--accelerators {own}: {name}: not of the form of accelerators.yaml: "
@@ -103,7 +103,7 @@ def plan_launch(
     shape: Shape,
     step: Step,
     sharding: Sharding,
-    device: Accelerator,
+    device: Device,
     *,
     rows: int,
     efficiency: float,
@@ -201,7 +201,7 @@ def recommended(plans: dict[str, dict[str, Any]]) -> str | None:
 
 
 def plan_launches(
-    shape: Shape, step: Step, device: Accelerator, where: Machines | int, **how: Any
+    shape: Shape, step: Step, device: Device, where: Machines | int, **how: Any
 ) -> dict[str, dict[str, Any]]:
     """`plan_launch` for every shipped launch config that means GPUs of this number, on one machine
     or on several.

@@ -34,8 +34,8 @@ ONLY_WITH = {
 }
 # Arguments of finetune, alike.
 ADAPTERS_ONLY_WITH = {"peft_type": (None,), "peft_kwargs": (None, {}), "use_dora": (False,)}
-ON_A_CHECKPOINT = ("lora_rank", "freeze_layers", "load_in_4bit", "add_tokens", "merge")
-WITH_ADAPTERS = ("target_modules", "load_in_4bit", "lora_dropout", "use_rslora", "merge")
+ON_A_CHECKPOINT = ("lora_r", "freeze_layers", "load_in_4bit", "add_tokens", "merge")
+WITH_ADAPTERS = ("lora_target_modules", "load_in_4bit", "lora_dropout", "use_rslora", "merge")
 DEFAULT_BATCH_SIZE = 8  # TrainingArguments', for training and evaluation
 
 
@@ -50,7 +50,7 @@ POSITIVE = (
     "price_per_gpu_hour",
     "price_per_kwh",
     "max_length",
-    "lora_rank",
+    "lora_r",
 )
 POSITIVE_IN_TRAINING = (
     "per_device_train_batch_size",
@@ -125,13 +125,13 @@ def _check_adapters(args: Any) -> None:
     counted beside them.
     """
     given = [name for name in WITH_ADAPTERS if getattr(args, name)]
-    if args.lora_rank is None and given:
-        raise InputError(f"{given[0]}: works with --lora_rank, which is not given")
+    if args.lora_r is None and given:
+        raise InputError(f"{given[0]}: works with --lora_r, which is not given")
     if not 0 <= args.lora_dropout < 1:
         raise InputError(
             f"lora_dropout: got {args.lora_dropout}, expected a number from 0 to below 1"
         )
-    if args.add_tokens and (args.lora_rank or args.freeze_layers):
+    if args.add_tokens and (args.lora_r or args.freeze_layers):
         raise InputError("add_tokens: plan counts new tokens only where all weights are trained")
 
 
@@ -139,7 +139,7 @@ def checked_targets(args: Any, shape: Shape) -> tuple[str, ...]:
     """The layers that get adapters, by the ends of their names; raises InputError for one that ends
     no name, and for blocks to freeze that the model has not.
     """
-    if not 0 <= args.freeze_layers <= shape.n_layer - bool(args.lora_rank):
+    if not 0 <= args.freeze_layers <= shape.n_layer - bool(args.lora_r):
         raise InputError(
             f"freeze_layers: got {args.freeze_layers}, the model has {shape.n_layer} blocks"
         )
@@ -147,13 +147,13 @@ def checked_targets(args: Any, shape: Shape) -> tuple[str, ...]:
     names = [
         f".transformer.h.{block}.{layer}" for block in range(shape.n_layer) for layer in layers
     ]
-    for end in args.target_modules or []:
+    for end in args.lora_target_modules or []:
         if not any(name.endswith(f".{end}") for name in names):
             raise InputError(
-                f"target_modules: {end} ends the name of no linear layer; these do: "
+                f"lora_target_modules: {end} ends the name of no linear layer; these do: "
                 f"{', '.join(layers)}"
             )
-    return tuple(args.target_modules or ())
+    return tuple(args.lora_target_modules or ())
 
 
 def find_max_length(args: Any, shape: Shape) -> int:
@@ -208,7 +208,7 @@ def step_of(args: Any, shape: Shape, rows: Rows, max_length: int, half: bool) ->
         activation_checkpointing=checkpoints(training),
         accumulates=rows.passes > 1,
         masked=not args.cross_document_attention,
-        lora_rank=args.lora_rank or 0,
+        lora_r=args.lora_r or 0,
         load_in_4bit=args.load_in_4bit,
         target_modules=checked_targets(args, shape),
         freeze_layers=args.freeze_layers,

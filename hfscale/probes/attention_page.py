@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from hfscale.folders import write_text
+from hfscale.folders import write_atomically
 from hfscale.report.page import template
 
 MAP_BYTES = 2_000_000  # of weights on the page; with the rest it stays below 3 MB
@@ -112,4 +112,4 @@ def write_page(path: Path, record: dict[str, Any], weights: np.ndarray) -> None:
         data["explain"] = record["explain"] | {"steps": steps}
     text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     page = Path(__file__).with_name("attention.html").read_text("utf-8")
-    write_text(path, page.replace("__DATA__", text))
+    write_atomically(path, page.replace("__DATA__", text))

@@ -221,7 +221,7 @@ def check_programs(examples: Dataset, *, allow_code_execution: bool, most: int =
         place = answered[0].get("place", "example 0")
         print(
             f"program: none of the first {len(outcomes)} right answers passes its test; {place}: "
-            f"{said[0][:200]} (--program says what is run)",
+            f"{said[0][:200]} (--test_program says what is run)",
             file=sys.stderr,
         )
 

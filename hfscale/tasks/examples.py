@@ -285,11 +285,17 @@ class _Template:
 def _templates(args: TaskArguments, rows: list[Row]) -> dict[str, _Template]:
     """Those that are given; what stands in braces is a column if any row has it."""
     columns = {name for _, row in rows for name in row}
-    given = {"test": args.test}
+    given = {"test": args.test_code}
     if args.task_format != "chat":
-        given |= {"prompt": args.prompt, "target": args.target, "copied": args.copied}
+        given |= {
+            "prompt": args.prompt,
+            "target": args.target,
+            "baseline_input": args.baseline_input,
+        }
     if "pass_at_k" in args.metrics:
-        given["program"], given["tests"] = split_tests(args.program, tests_apart=args.tests_apart)
+        given["program"], given["tests"] = split_tests(
+            args.test_program, tests_apart=args.tests_apart
+        )
     return {
         name: _Template(text, template_columns(text, columns))
         for name, text in given.items()
@@ -471,7 +477,9 @@ def _from_templates(
     ):
         raise _templates_missing(place, row)
     prompt = templates["prompt"].fill(place, row) if "prompt" in templates else ""
-    source = templates["copied"].fill(place, row) if "copied" in templates else prompt
+    source = (
+        templates["baseline_input"].fill(place, row) if "baseline_input" in templates else prompt
+    )
     references = templates["target"].fill_each(place, row) if "target" in templates else []
     more: dict[str, Any] = {}
     if args.choices:
@@ -514,10 +522,10 @@ def _choices(place: str, row: dict[str, Any], args: TaskArguments) -> dict[str, 
     texts = [_as_text(place, name, text) for name, text in named]
     if not all(text.strip() for text in texts):
         raise InputError(f"{place}: has the choices {texts!r}; expected texts that are not empty")
-    if not is_list and args.answer in (None, *columns):
-        answer = columns.index(args.answer) if args.answer else 0
+    if not is_list and args.label in (None, *columns):
+        answer = columns.index(args.label) if args.label else 0
     else:
-        answer = _choice_index(place, _read(place, row, args.answer or "answer"), len(texts))
+        answer = _choice_index(place, _read(place, row, args.label or "answer"), len(texts))
     return {"choices": texts, "answer": answer}
 
 

@@ -41,7 +41,7 @@ class Fitting:
             room = self.max_length - self.args.max_new_tokens
         question = self._question(candidate)
         while size > room and question:  # a text that was cut can take more tokens than were left
-            question = self._cut(question, size - room, self.args.shorten)
+            question = self._cut(question, size - room, self.args.truncation_side)
             if question.strip():
                 candidate = self._with_question(candidate, question)
                 size = self._prompt_length(candidate)
@@ -132,7 +132,7 @@ class Fitting:
         cut.
         """
         template = self.args.prompt
-        if not template or self.args.shorten != "end":
+        if not template or self.args.truncation_side != "right":
             return ""
         cue = template[template.rfind("}") + 1 :]
         return cue if prompt.endswith(cue) else cue.rstrip(" ")  # as it is before choices

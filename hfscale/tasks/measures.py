@@ -14,7 +14,7 @@ from hfscale.arguments import TaskArguments
 from hfscale.generation.terminal import ready_command
 from hfscale.metrics.intervals import by_note, interval_notes
 from hfscale.metrics.options import check_options
-from hfscale.metrics.texts import TEXT_METRICS, judge, text_statistics
+from hfscale.metrics.texts import TEXT_METRICS, metrics_of, text_statistics
 from hfscale.process import InputError
 from hfscale.report.tables import show_records, show_table
 from hfscale.tasks.answers import predict
@@ -49,7 +49,7 @@ def measure_answers(
         answers = [answer["prediction"] for answer in found]
         metrics["finished"] = sum(answer["finished"] for answer in found) / len(found)
     columns = text_statistics(answers, examples["references"][:], names, args.metric_options)
-    metrics |= judge(columns, args.metric_options)
+    metrics |= metrics_of(columns, args.metric_options)
     return {f"{prefix}_{name}": value for name, value in metrics.items()}, list(answers)
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hfscale.folders import write_text
+from hfscale.folders import write_atomically
 from hfscale.process import InputError
 from hfscale.tasks.templates import IN_BRACES, as_text, fill_template, read_column
 
@@ -113,7 +113,7 @@ def save_task_prompt(
     """Write `task.json` into a model's folder: the arguments are the fields of `TaskPrompt`."""
     task = TaskPrompt(prompt, list(columns), list(stop_strings or []), max_new_tokens)
     text = json.dumps(asdict(task), indent=2, ensure_ascii=False)
-    write_text(Path(folder, TASK_FILE), text + "\n")
+    write_atomically(Path(folder, TASK_FILE), text + "\n")
 
 
 def load_task_prompt(name: str) -> TaskPrompt | None:

@@ -98,10 +98,10 @@ def fit_examples(
     """Examples whose prompt leaves room for `max_new_tokens`, and, to train on them, for target and
     EOS, in `max_length` tokens; of a conversation for all that the chat template writes.
 
-    What is too long is cut by `args.shorten`: tokens at the prompt's start, or at its end but for
-    what the template has after its last column; of a conversation first the oldest turns (after a
-    system's), then the last question. The prompt of a conversation is written here, in the chat
-    template. What becomes of targets that do not fit beside the least of their prompt says
+    What is too long is cut by `args.truncation_side`: tokens at the prompt's start, or at its end
+    but for what the template has after its last column; of a conversation first the oldest turns
+    (after a system's), then the last question. The prompt of a conversation is written here, in the
+    chat template. What becomes of targets that do not fit beside the least of their prompt says
     `args.long_targets`.
 
     Returns the examples, and for each split how many `prompts` were shortened and how many `tokens`
@@ -202,7 +202,7 @@ def supervised_rows(
     """Rows of `input_ids`, `labels` (-100 but for targets and the EOS after each), `position_ids`,
     `num_tokens` (targets scored) and `num_bytes` (of the target texts).
 
-    `best_fit`: several examples share a row of `max_length`, none is cut and none attends to
+    `bfd`: several examples share a row of `max_length`, none is cut and none attends to
     another (position ids restart). Unused space holds EOS under label -100. `none`: one example a
     row, of its own length, without position ids. Of a conversation each answer is a target.
     """

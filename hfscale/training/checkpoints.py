@@ -11,13 +11,13 @@ import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainingArguments
 
-from hfscale.folders import write_text
+from hfscale.folders import write_atomically
 from hfscale.process import InputError, is_main_rank, launched_engine
 from hfscale.training.convert import (
     convert_checkpoint,
     forget_converted,
-    mend_converted,
     parameter_names,
+    restore_zero3_groups,
 )
 
 MANIFEST = "manifest.json"
@@ -49,16 +49,16 @@ MAY_CHANGE = (
 
 
 class CheckpointManifest(TrainerCallback):
-    """Writes `manifest.json` last into each checkpoint: sizes and hashes of its files. Without it,
-    it is not whole. `rows_from` holds settings that, beside the arguments, decide which rows come
-    when.
+    """Writes `manifest.json` last into each checkpoint: sizes and hashes of its files. Without
+    it, it is not whole. `fixed_settings` holds settings that, beside the arguments, decide which
+    rows come when.
     """
 
-    def __init__(self, rows_from: dict[str, Any] | None = None):
-        self.rows_from = rows_from or {}
+    def __init__(self, fixed_settings: dict[str, Any] | None = None):
+        self.fixed_settings = fixed_settings or {}
 
     def on_train_begin(self, args: TrainingArguments, state, control, optimizer=None, **kwargs):
-        mend_converted(args, optimizer)
+        restore_zero3_groups(args, optimizer)
 
     def on_step_end(
         self, args: TrainingArguments, state, control, **kwargs
@@ -79,11 +79,11 @@ class CheckpointManifest(TrainerCallback):
             record = {
                 "step": state.global_step,
                 "world_size": args.world_size,
-                "config": _config_of(args, self.rows_from),
+                "config": _config_of(args, self.fixed_settings),
                 "parameters": parameter_names(model, optimizer),
                 "files": files,
             }
-            write_text(folder / MANIFEST, json.dumps(record, indent=1))
+            write_atomically(folder / MANIFEST, json.dumps(record, indent=1))
 
 
 def _digest(path: Path) -> dict[str, Any]:
@@ -95,10 +95,10 @@ def _digest(path: Path) -> dict[str, Any]:
 
 
 def newest_checkpoint(
-    args: TrainingArguments, rows_from: dict[str, Any] | None = None
+    args: TrainingArguments, fixed_settings: dict[str, Any] | None = None
 ) -> str | None:
     """The newest whole checkpoint in `output_dir`, or None; broken ones are passed over with a line
-    on stderr. `rows_from` is compared with what `CheckpointManifest` was given. One of another
+    on stderr. `fixed_settings` is compared with what `CheckpointManifest` was given. One of another
     engine is rewritten for this one (`convert_checkpoint`), so that every rank calls this, before
     it makes its Trainer.
 
@@ -120,7 +120,7 @@ def newest_checkpoint(
         else:
             record, now = (
                 json.loads((folder / MANIFEST).read_text()),
-                _config_of(args, rows_from or {}),
+                _config_of(args, fixed_settings or {}),
             )
             _check_same_config(record["config"], now, folder)
             if record["config"]["optimizer_state"] == now["optimizer_state"]:
@@ -150,14 +150,16 @@ def _problem(folder: Path) -> str | None:
     return None
 
 
-def _config_of(args: TrainingArguments, rows_from: dict[str, Any]) -> dict[str, Any]:
+def _config_of(args: TrainingArguments, fixed_settings: dict[str, Any]) -> dict[str, Any]:
     kept = {
         name: value for name, value in args.to_dict().items() if not name.startswith(MAY_CHANGE)
     }
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     now = {"global_batch_size": rows, "optimizer_state": _optimizer_state(args.world_size)}
-    rows_from = {name: value for name, value in rows_from.items() if name != "trust_remote_code"}
-    return json.loads(json.dumps(kept | now | rows_from, default=str))
+    fixed_settings = {
+        name: value for name, value in fixed_settings.items() if name != "trust_remote_code"
+    }
+    return json.loads(json.dumps(kept | now | fixed_settings, default=str))
 
 
 def _optimizer_state(processes: int) -> str:

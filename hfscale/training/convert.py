@@ -98,7 +98,7 @@ def convert_checkpoint(
     return into
 
 
-def mend_converted(args: TrainingArguments, optimizer) -> None:
+def restore_zero3_groups(args: TrainingArguments, optimizer) -> None:
     """Set right what ZeRO-3 just loaded wrong from a rewritten checkpoint: all groups of parameters
     got the first one's weight decay, and count their steps in one tensor, each adding its own.
     Otherwise without effect.

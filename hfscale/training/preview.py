@@ -129,7 +129,7 @@ def memory_at_hand(
         activation_checkpointing=bool(args.gradient_checkpointing or args.activation_checkpointing),
         accumulates=args.gradient_accumulation_steps > 1,
         masked=0 in row.get("position_ids", [])[1:],
-        lora_rank=getattr(adapter, "r", 0),
+        lora_r=getattr(adapter, "r", 0),
         load_in_4bit=getattr(model, "is_loaded_in_4bit", False),
         lora_dropout=getattr(adapter, "lora_dropout", 0.0),
         optimizer_bytes=OPTIMIZER_BYTES.get(args.optim, 8),

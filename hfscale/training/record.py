@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, Trainer
 
 from hfscale.data.sources import text_fingerprint
-from hfscale.folders import write_text
+from hfscale.folders import write_atomically
 from hfscale.metrics.intervals import by_note, interval_notes
 from hfscale.models import count_parameters, count_trained, weights_fingerprint
 from hfscale.process import versions
@@ -90,8 +90,8 @@ def write_run(
         "metrics": metrics,
         "samples": samples,
     }
-    write_text(folder / "README.md", _model_card(record, load_task_prompt(str(folder))))
-    write_text(
+    write_atomically(folder / "README.md", _model_card(record, load_task_prompt(str(folder))))
+    write_atomically(
         folder / "run.json", json.dumps(record, indent=2, default=str) + "\n"
     )  # last: a run with it is done
     share_run(trainer)

@@ -166,7 +166,7 @@ class LMTrainer(Trainer):
     of each row is never predicted, some do not shift them. So the loss is taken from the logits
     (`next_token_loss`). Evaluation: upstream averages batch means; here each row's summed loss and
     number of targets are gathered and divided once. `eval_bits_per_byte` needs rows with a column
-    `num_bytes` (see `pack_documents`). `compute_metrics` is not used. `rows_from`: see
+    `num_bytes` (see `pack_documents`). `compute_metrics` is not used. `fixed_settings`: see
     `CheckpointManifest`. `auto_batch`: each step's rows go through in the largest micro-batches
     that memory holds. `can_resume`: the recipe has --resume.
     """
@@ -175,7 +175,7 @@ class LMTrainer(Trainer):
         self,
         model: PreTrainedModel,
         args: TrainingArguments,
-        rows_from: dict[str, Any] | None = None,
+        fixed_settings: dict[str, Any] | None = None,
         auto_batch: bool = False,
         can_resume: bool = True,
         **kwargs,
@@ -205,7 +205,7 @@ class LMTrainer(Trainer):
             ):  # made by Trainer a moment ago, unless it holds something
                 Path(args.output_dir).rmdir()
             raise
-        self.add_callback(CheckpointManifest(rows_from))
+        self.add_callback(CheckpointManifest(fixed_settings))
         self.add_callback(StopOnSignal(can_resume))
 
     def _check_launch(self) -> None:

@@ -26,7 +26,7 @@ from datasets import Dataset
 
 from hfscale.cleaning.duplicates import exact_clusters, near_clusters
 from hfscale.cleaning.rules import QualityRules
-from hfscale.cleaning.stages import Ledger, change, judge, keep_first
+from hfscale.cleaning.stages import Ledger, drop_broken, keep_first, rewrite_texts
 from hfscale.cleaning.text import mask_personal_data, quality_problem, repair_text
 
 BOOKS = (
@@ -96,17 +96,17 @@ def main() -> int:
         size, workers = sum(len(text.encode()) for text in documents["text"]) / 1e6, args.processes
         ledger, rules = Ledger(Path(folder) / "dropped.jsonl"), QualityRules()
         stages = {
-            "repair": lambda d: change(
+            "repair": lambda d: rewrite_texts(
                 d, "repair", lambda text: (repair_text(text), {}), ledger, workers
             ),
-            "quality": lambda d: judge(
+            "quality": lambda d: drop_broken(
                 d, "quality", lambda text: quality_problem(text, rules), ledger, workers
             ),
             "exact duplicates": lambda d: keep_first(d, "exact", exact_clusters(d), ledger),
             "near duplicates": lambda d: keep_first(
                 d, "near", near_clusters(d, num_proc=workers), ledger
             ),
-            "personal data": lambda d: change(
+            "personal data": lambda d: rewrite_texts(
                 d, "personal data", mask_personal_data, ledger, workers
             ),
         }

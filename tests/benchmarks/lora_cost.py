@@ -31,9 +31,9 @@ from hfscale.models import count_trained
 from hfscale.training.trainer import LMTrainer, training_arguments
 
 LENGTH, BATCH_SIZE = 256, 2
-SIDES = {"all weights": {}, "LoRA": {"lora_rank": 16}, "DoRA": {"lora_rank": 16, "use_dora": True}}
+SIDES = {"all weights": {}, "LoRA": {"lora_r": 16}, "DoRA": {"lora_r": 16, "use_dora": True}}
 if find_spec("bitsandbytes"):
-    SIDES["QLoRA"] = {"lora_rank": 16, "load_in_4bit": True}
+    SIDES["QLoRA"] = {"lora_r": 16, "load_in_4bit": True}
 CLOCKS = {"wall": time.perf_counter, "CPU": time.process_time}
 
 

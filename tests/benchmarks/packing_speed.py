@@ -78,7 +78,7 @@ def main() -> None:
                 texts, add_special_tokens=False
             )
         }
-        for packing in ("stream", "best_fit"):
+        for packing in ("wrapped", "bfd_split"):
             rows = pack_documents(documents, tokenizer, options.max_length, packing=packing)
             unused = 1 - sum(rows["num_tokens"]) / len(rows) / (options.max_length - 1)
             print(
@@ -91,7 +91,7 @@ def main() -> None:
         rounds = [
             {name: timed(call) for name, call in sides.items()} for _ in range(options.rounds)
         ]
-    for packing in ("stream", "best_fit"):
+    for packing in ("wrapped", "bfd_split"):
         for i, clock in enumerate(("clock", "processor time")):
             ratios = sorted(r["bare"][i] / r[packing][i] for r in rounds)
             median = statistics.median(ratios)
