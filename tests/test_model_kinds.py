@@ -259,7 +259,7 @@ def test_the_rows_of_new_tokens_are_those_of_the_trained_model(place):
         "--learning_rate",
         "0.1",
         "--packing",
-        "best_fit",
+        "bfd_split",
     ]
     folder = tune(place, "llama", "llama-lora", *words)
     merged = tune(place, "llama", "llama-merged", *words, "--merge")

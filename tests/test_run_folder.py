@@ -5,6 +5,7 @@ never stopped.
 import json
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -279,6 +280,42 @@ def test_sigterm_saves_whole_checkpoint_and_resume_is_exact(finished, tokenizer,
     assert checkpoint.endswith("checkpoint-3")
     again.train(resume_from_checkpoint=checkpoint)
     assert losses(again) == losses(finished)
+
+
+class ForkAt(TrainerCallback):
+    """Forks a worker that sleeps, ends it by SIGTERM, and keeps how it ended."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        ready, started = os.pipe()
+        worker = os.fork()
+        if worker == 0:
+            os.write(started, b"1")  # Python drops signals that come while it forks
+            time.sleep(60)
+            os._exit(0)
+        os.read(ready, 1)
+        os.kill(worker, signal.SIGTERM)
+        self.ended_by = os.WTERMSIG(os.waitpid(worker, 0)[1])
+        control.should_training_stop = True
+
+
+def test_sigterm_ends_forked_workers(tokenizer, rows, tmp_path):
+    """Pools end theirs so, and wait for them."""
+    fork = ForkAt()
+    trainer_for(tmp_path / "run", tokenizer, rows, callbacks=[fork]).train()
+    assert fork.ended_by == signal.SIGTERM
+
+
+class FailAt(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        raise FloatingPointError("a step fails")
+
+
+def test_a_failed_training_gives_the_signal_back(tokenizer, rows, tmp_path):
+    trainer = trainer_for(tmp_path / "run", tokenizer, rows, callbacks=[FailAt()])
+    previous = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(FloatingPointError):
+        trainer.train()
+    assert signal.getsignal(signal.SIGTERM) == previous
 
 
 def test_manifest_lists_every_file(finished):

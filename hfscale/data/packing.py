@@ -263,7 +263,7 @@ def _pack_batch(
             f"token id {stream.max()} is outside the vocabulary of {vocab_size}; use the tokenizer "
             "that the model was trained with"
         )
-    layouts = {"stream": _wrapped_layout, "bfd_split": _bfd_split_layout, "none": _single_layout}
+    layouts = {"wrapped": _wrapped_layout, "bfd_split": _bfd_split_layout, "none": _single_layout}
     index, opens, row_of_end = layouts[packing](starts, ends, max_length)
     inside = index >= 0
     scored = inside & is_target[index]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -187,13 +188,27 @@ class StopOnSignal(TrainerCallback):
     """
 
     def __init__(self, can_resume: bool = True):
-        self.can_resume, self.received = can_resume, False
+        self.can_resume = can_resume
+        self.received = False
+        self._previous = None
+        self._pid = None
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self._pid = os.getpid()
         self._previous = signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, number, frame):
+        if os.getpid() != self._pid:
+            # A worker that was forked meanwhile: it ends, or who waits for its end waits forever.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         self.received = True
+
+    def restore(self) -> None:
+        """Give the signal back to who had it before the training."""
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+            self._previous = None
 
     def on_step_end(self, args, state, control, **kwargs):
         if self._any_rank(args):
@@ -207,7 +222,7 @@ class StopOnSignal(TrainerCallback):
         return flag.item() > 0
 
     def on_train_end(self, args, state, control, **kwargs):
-        signal.signal(signal.SIGTERM, self._previous)
+        self.restore()
         if self.received:
             if is_main_rank():
                 saved = Path(args.output_dir, f"checkpoint-{state.global_step}")

@@ -206,7 +206,8 @@ class LMTrainer(Trainer):
                 Path(args.output_dir).rmdir()
             raise
         self.add_callback(CheckpointManifest(fixed_settings))
-        self.add_callback(StopOnSignal(can_resume))
+        self._stop_on_signal = StopOnSignal(can_resume)
+        self.add_callback(self._stop_on_signal)
 
     def _check_launch(self) -> None:
         """Refuse a launch that accelerate quietly turned into something else, or of unlike
@@ -227,6 +228,12 @@ class LMTrainer(Trainer):
                 "the launch config asks for FSDP, which accelerate does not run on a CPU (it would "
                 "train unsharded); use --accelerate cpu_2proc or zero2 here"
             )
+
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        finally:  # an error ends a training without `on_train_end`
+            self._stop_on_signal.restore()
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if self._pieces is None:
