@@ -60,9 +60,7 @@ def _recipes() -> str:
 
 
 def _copy(name: str, folder: str = ".") -> str:
-    """copy RECIPE [FOLDER]: its script and configs, to edit; copy launch: the files for several
-    machines
-    """
+    """copy RECIPE [FOLDER]: its script and configs, to edit; launch: files for several machines"""
     script = find_recipe("pretrain" if name == "launch" else name).resolve()
     if name == "launch":
         sources = sorted(script.parent.glob("launch/*.*"))

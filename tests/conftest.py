@@ -60,3 +60,10 @@ def tiny_corpus(tmp_path_factory) -> Path:
         )
         (folder / f"{i:02}.txt").write_text(text + " – ö\n", "utf-8")
     return folder
+
+
+def pytest_runtest_logfinish(nodeid, location):
+    import os, sys
+    c = sys.modules.get("rich.console")
+    if c and c.Console._environ is not os.environ:
+        open("/tmp/lead/environ.log", "a").write(nodeid + "\n")

@@ -213,7 +213,7 @@ PRINTING = {
 @pytest.mark.parametrize("words", ["recipes", "--help", "pretrain --help", *PRINTING])
 def test_ends_silently_where_nobody_reads_any_more(words, also_errors):
     """As behind `| head -1`: no traceback, and the status that a shell gives to SIGPIPE."""
-    program = f"from hfscale.config import InputError, run\ndef main():\n    {PRINTING.get(words)}\nrun(main)"
+    program = f"from hfscale.process import InputError, run\ndef main():\n    {PRINTING.get(words)}\nrun(main)"
     command = ["-c", program] if words in PRINTING else ["-m", "hfscale.cli", *words.split()]
     reader, writer = os.pipe()
     os.close(reader)
@@ -234,7 +234,7 @@ def test_ends_silently_where_nobody_reads_any_more(words, also_errors):
 
 
 def test_ctrl_c_is_one_line():
-    program = "import os, signal\nfrom hfscale.config import run\nrun(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    program = "import os, signal\nfrom hfscale.process import run\nrun(lambda: os.kill(os.getpid(), signal.SIGINT))"
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True
     )

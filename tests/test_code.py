@@ -838,7 +838,7 @@ rows = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *row) for row in
 libc = ctypes.CDLL(None)
 assert libc.prctl(38, 1, 0, 0, 0) == 0
 assert libc.prctl(22, 2, struct.pack("HP", 4, ctypes.addressof(rows)), 0, 0) == 0
-from hfscale.config import run
+from hfscale.process import run
 from hfscale.metrics.code import run_program
 run(lambda: run_program("print('ran')", allow_code_execution=True))
 """

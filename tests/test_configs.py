@@ -144,11 +144,11 @@ def test_all_of_them_go_into_the_wheel():
     folders = ("launch", "lm_eval_tasks")
     others = {path for folder in folders for path in (ROOT / "recipes" / folder).iterdir()}
     assert packed >= set(CONFIGS) | others
-    assert "accelerators.yaml" in data["hfscale.scaling"]
+    assert "accelerators.yaml" in data["hfscale.planning"]
     templates = {
         path
-        for name in ("hfscale", "hfscale.report")
-        for pattern in data[name]
+        for name, patterns in data.items()
+        for pattern in patterns
         for path in (ROOT / name.replace(".", "/")).glob(pattern)
     }
     assert templates >= {*(ROOT / "hfscale").rglob("*.j2"), *(ROOT / "hfscale").rglob("*.html")}

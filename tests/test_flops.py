@@ -87,7 +87,7 @@ def as_finetune_trains_it(shape: Shape, trained: dict, folder: Path, **config):
         model=str(folder),
         **{
             "lora_r": None,
-            **trained,
+            **{name: value for name, value in trained.items() if name != "target_modules"},
             "lora_target_modules": list(trained.get("target_modules", ())) or None,
         },
     )

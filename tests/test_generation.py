@@ -798,7 +798,7 @@ def test_texts_are_not_lost_with_the_disk(recipe, tmp_path, monkeypatch, capsys)
     def full(path, text):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(generate, "write_text", full)
+    monkeypatch.setattr(generate, "write_atomically", full)
     with pytest.raises(
         InputError, match="No space left on device; the lines are on standard output"
     ):

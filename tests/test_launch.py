@@ -568,7 +568,7 @@ def test_sigterm_reaches_the_recipe(tmp_path):
 def test_ctrl_c_ends_the_recipe_too_in_one_line(tmp_path, reaches):
     path = tmp_path / "wait.py"
     path.write_text(
-        "import time\nfrom dataclasses import dataclass\nfrom hfscale.config import run\n"
+        "import time\nfrom dataclasses import dataclass\nfrom hfscale.process import run\n"
         "@dataclass\nclass WaitArguments:\n    x: int = 0\n"
         "def main():\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "if __name__ == '__main__':\n    run(main)\n"

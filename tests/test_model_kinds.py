@@ -186,9 +186,9 @@ def test_a_task_is_trained_one_example_a_row(kind, place):
     record = record_of(folder)
     assert record["config"]["packing"] == "none"
     assert record["config"]["train_sampling_strategy"] == "group_by_length"
-    with pytest.raises(InputError, match="^packing bfd_split: "):
+    with pytest.raises(InputError, match="^packing bfd: "):
         finetune_task.main(
-            [*words, "--packing", "bfd_split", "--output_dir", str(place / "refused")]
+            [*words, "--packing", "bfd", "--output_dir", str(place / "refused")]
         )
 
 

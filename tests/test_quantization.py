@@ -358,7 +358,7 @@ from recipes import generate
 plain, four_bits, texts = sys.argv[1:]
 generate.main(["--model", plain, "--prompts", "a", "--max_new_tokens", "1", "--output_file", texts])
 from hfscale.adapters import load_for_training
-from hfscale.config import AdapterArguments
+from hfscale.arguments import AdapterArguments
 from hfscale.models import load_model
 
 load_for_training(AdapterArguments(model=plain, lora_r=2), None)

@@ -276,7 +276,7 @@ def test_several_columns_of_choices():
     settings = {"prompt": None, "target": None, "metrics": ["accuracy"]}
 
     def answers(choices, answer=None):
-        data = score_data("pairs.jsonl", choices=choices, answer=answer, **settings)
+        data = score_data("pairs.jsonl", choices=choices, label=answer, **settings)
         assert data.rows["prompt"][:] == [""] * 3
         return [row["choices"][row["answer"]] for row in data.rows]
 

@@ -163,8 +163,8 @@ def test_multiple_choice_and_tests_of_programs(tmp_path):
         ),
         target=None,
         choices="options",
-        answer="gold",
-        test="{t}\ncheck()",
+        label="gold",
+        test_code="{t}\ncheck()",
     )
     assert (row["target"], row["choices"], row["answer"], row["test"]) == (
         " y",

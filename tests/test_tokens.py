@@ -131,7 +131,7 @@ def test_the_same_prompt_is_the_same_tokens_in_every_recipe(tokenizer, model, as
     assert asked(lambda: tasks.predict(model, tokenizer, examples, max_new_tokens=4)) == expected
     args = TaskArguments(max_new_tokens=4)
     fitted, cut = fit_examples(DatasetDict(train=examples), tokenizer, args, max_length=96)
-    [row] = supervised_rows(fitted, tokenizer, 96, "pad")["train"]
+    [row] = supervised_rows(fitted, tokenizer, 96, "none")["train"]
     answer = [label for label in row["labels"] if label != -100]
     assert row["input_ids"] == expected + answer and answer[-1] == tokenizer.eos_token_id
     assert cut["train"] == {"prompts": 0, "tokens": 0}
@@ -218,7 +218,7 @@ def test_a_chat_has_the_special_tokens_of_its_template_alone(kind, tokenizer, mo
         asked(lambda: tasks.predict(model, tokenizer, fitted["train"], max_new_tokens=4))
         == expected
     )
-    [row] = supervised_rows(fitted, tokenizer, 96, "pad")["train"]
+    [row] = supervised_rows(fitted, tokenizer, 96, "none")["train"]
     assert row["input_ids"][: len(expected)] == expected
 
 

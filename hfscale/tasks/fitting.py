@@ -138,15 +138,15 @@ class Fitting:
         return cue if prompt.endswith(cue) else cue.rstrip(" ")  # as it is before choices
 
     def _cut(self, text: str, num_tokens: int, side: str) -> str:
-        """The text without so many tokens at its start or end, and by at least one character
-        shorter.
+        """The text without so many tokens at its left or right end, and by at least one
+        character shorter.
         """
         encoded = self.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         spans = encoded["offset_mapping"]
         drop = min(max(1, num_tokens), len(spans))
-        if side == "start":
+        if side == "left":
             return text[max(1, spans[drop - 1][1]) :]
         return text[: min(len(text) - 1, spans[-drop][0])]
 
