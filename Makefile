@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Which versions: those that were tested together, or a file of your own (/dev/null: the newest).
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: setup setup-dev quickstart test lint bench
+.PHONY: setup setup-dev quickstart test test-all lint bench
 
 setup: .venv/installed
 setup-dev: .venv/installed-dev
@@ -21,11 +21,18 @@ setup-dev: .venv/installed-dev
 quickstart: setup
 	$(BIN)/python recipes/quickstart.py $(ARGS)
 
+# The fast tests, under five minutes on two cores.
 test: setup-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+# Everything: also real processes, longer trainings, simulations.
+test-all: setup-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: setup-dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: setup-dev
 	$(BIN)/python tests/benchmarks/train_speed.py $(ARGS)

@@ -38,15 +38,18 @@ FOLDER = pytest.StashKey[str]()
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of real texts that lies beside the checkout; skipped without it, unless
-    CI=true.
+def real_data() -> Path:
+    """The folder that HFSCALE_DATA names, with public data sets that are too large to come along.
+
+    Without it a test that wants one is skipped; with HFSCALE_REQUIRE_ALL=1 it fails.
     """
-    folder = Path(__file__).parents[1].parent / "shared" / "data"
-    if not folder.is_dir():
-        message = f"the real texts are not at {folder}"
-        pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
-    return folder
+    folder = Path(os.environ.get("HFSCALE_DATA", ""))
+    if os.environ.get("HFSCALE_DATA") and folder.is_dir():
+        return folder
+    message = f"HFSCALE_DATA={folder} is no folder with the public data sets"
+    if os.environ.get("HFSCALE_REQUIRE_ALL") == "1":
+        pytest.fail(message)
+    pytest.skip(message)
 
 
 @pytest.fixture(scope="session")
@@ -60,10 +63,3 @@ def tiny_corpus(tmp_path_factory) -> Path:
         )
         (folder / f"{i:02}.txt").write_text(text + " – ö\n", "utf-8")
     return folder
-
-
-def pytest_runtest_logfinish(nodeid, location):
-    import os, sys
-    c = sys.modules.get("rich.console")
-    if c and c.Console._environ is not os.environ:
-        open("/tmp/lead/environ.log", "a").write(nodeid + "\n")

@@ -14,6 +14,7 @@ as duplicates.
 import argparse
 import gzip
 import json
+import os
 import resource
 import tempfile
 import threading
@@ -29,13 +30,8 @@ from hfscale.cleaning.rules import QualityRules
 from hfscale.cleaning.stages import Ledger, drop_broken, keep_first, rewrite_texts
 from hfscale.cleaning.text import mask_personal_data, quality_problem, repair_text
 
-BOOKS = (
-    Path(__file__).parents[2].parent
-    / "shared"
-    / "data"
-    / "books_large_a"
-    / "books_large_a.jsonl.gz"
-)
+DATA = Path(os.environ.get("HFSCALE_DATA", ""))  # the folder of the public data sets
+BOOKS = DATA / "books_large_a" / "books_large_a.jsonl.gz"
 LEAST_MB_PER_SECOND = 2.0
 
 

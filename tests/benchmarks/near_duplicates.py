@@ -15,6 +15,7 @@ import argparse
 import gzip
 import itertools
 import json
+import os
 import random
 import tempfile
 import time
@@ -26,7 +27,7 @@ from datasets import Dataset
 
 from hfscale.cleaning.duplicates import hash_words, near_clusters, ngrams
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
+DATA = Path(os.environ.get("HFSCALE_DATA", ""))  # the folder of the public data sets
 LEVELS = (0.02, 0.05, 0.1, 0.2)
 NEGATIVES = ("loose form", "tight form", "same frame")
 LEAST_RECALL, LEAST_PRECISION = {0.02: 0.95, 0.05: 0.95}, 0.98

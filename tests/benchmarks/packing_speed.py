@@ -11,6 +11,7 @@ processor time, which other work on the machine disturbs less.
 import argparse
 import gzip
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -23,13 +24,8 @@ from datasets import Dataset
 from hfscale.data.packing import pack_documents
 from hfscale.data.tokenizer import train_bpe
 
-BOOKS = (
-    Path(__file__).parents[2].parent
-    / "shared"
-    / "data"
-    / "books_large_a"
-    / "books_large_a.jsonl.gz"
-)
+DATA = Path(os.environ.get("HFSCALE_DATA", ""))  # the folder of the public data sets
+BOOKS = DATA / "books_large_a" / "books_large_a.jsonl.gz"
 LIMIT = 0.85
 
 

@@ -12,6 +12,7 @@ disturbs less. A GPT-2 of 6 layers of width 384 by default.
 import argparse
 import gzip
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -26,13 +27,8 @@ from hfscale.metrics import perplexity
 from hfscale.metrics.perplexity import score_documents
 from hfscale.models import new_model
 
-BOOKS = (
-    Path(__file__).parents[2].parent
-    / "shared"
-    / "data"
-    / "books_large_a"
-    / "books_large_a.jsonl.gz"
-)
+DATA = Path(os.environ.get("HFSCALE_DATA", ""))  # the folder of the public data sets
+BOOKS = DATA / "books_large_a" / "books_large_a.jsonl.gz"
 LIMIT = 1.15
 
 

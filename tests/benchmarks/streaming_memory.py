@@ -10,18 +10,14 @@ size is read to its end by a process of its own, with --in_memory once more with
 import argparse
 import gzip
 import multiprocessing
+import os
 import resource
 import tempfile
 import time
 from pathlib import Path
 
-BOOKS = (
-    Path(__file__).parents[2].parent
-    / "shared"
-    / "data"
-    / "books_large_a"
-    / "books_large_a.jsonl.gz"
-)
+DATA = Path(os.environ.get("HFSCALE_DATA", ""))  # the folder of the public data sets
+BOOKS = DATA / "books_large_a" / "books_large_a.jsonl.gz"
 BATCH = 8
 
 

@@ -1,0 +1,280 @@
+"""The pipeline over shards gives what one machine gives: the same data set, card and dropped
+documents.
+"""
+
+import gzip
+import json
+import os
+import random
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+
+from hfscale.process import InputError
+from recipes import prepare_data, prepare_data_cluster
+
+pytest.importorskip("datatrove", reason="the extra cluster-data")
+WORDS = [f"{a}{b}" for a in "bcdfghklmnprst" for b in ("a", "en", "il", "or", "un", "ast", "ee")]
+
+
+def prose(rng):
+    return "the sea and that " + " ".join(rng.choice(WORDS) for _ in range(120))
+
+
+def edited(text, rng):
+    words = text.split()
+    words[rng.randrange(len(words))] = "changed"
+    return " ".join(words)
+
+
+@pytest.fixture
+def crawl(tmp_path):
+    """Five files; copies, near copies and chains of near copies lie in other files than their
+    originals.
+    """
+    rng = random.Random(0)
+    texts = [prose(rng) for _ in range(40)]
+    texts += rng.sample(texts, 8) + [edited(text, rng) for text in rng.sample(texts, 12)]
+    texts += [edited(text, rng) for text in texts[-6:]] + [
+        "too short",
+        "Write to ann@example.org. " + prose(rng),
+    ]
+    rng.shuffle(texts)
+    folder = tmp_path / "crawl"
+    folder.mkdir()
+    for i in range(5):
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in ["", *texts[i::5]])
+        (folder / f"{i}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    return folder
+
+
+def result(folder):
+    splits = datasets.load_from_disk(folder)
+    files = {
+        name: (folder / name).read_text("utf-8")
+        for name in ("data_card.json", "data_card.md", "dropped.jsonl")
+    }
+    return {name: (part["id"][:], part["text"][:]) for name, part in splits.items()}, files
+
+
+def words(source, folder, *more):
+    return [
+        "--source",
+        str(source),
+        "--output_dir",
+        str(folder),
+        "--test_fraction",
+        "0.1",
+        "--min_mean_word_length",
+        "2",
+        "--min_stop_words",
+        "2",
+        *more,
+    ]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--tasks", "3"),
+        ("--tasks", "7"),  # whole files; parts of files, and more tasks than documents in some
+        pytest.param(
+            ("--tasks", "3", "--workers", "2"), marks=pytest.mark.slow
+        ),  # a pool of processes
+        ("--tasks", "2", "--near_duplicates", "false"),
+        pytest.param(("--tasks", "2", "--exact_duplicates", "false"), marks=pytest.mark.slow),
+    ],
+)
+def test_shards_give_what_one_machine_gives(crawl, tmp_path, more):
+    own = [word for word in more if word not in ("--tasks", "--workers") and not word.isdecimal()]
+    prepare_data.main(words(crawl, tmp_path / "one", *own))
+    prepare_data_cluster.main(words(crawl, tmp_path / "many", "--workers", "1", *more))
+    assert result(tmp_path / "one") == result(tmp_path / "many")
+    card = json.loads((tmp_path / "many" / "data_card.json").read_text("utf-8"))
+    stages = {
+        stage["stage"]: stage["documents_in"] - stage["documents_out"] for stage in card["stages"]
+    }
+    assert stages["quality"] == 1 and card["stages"][0]["empty"] == 5
+    if not own:
+        assert stages["exact duplicates"] == 8 and stages["near duplicates"] >= 15
+    assert {p.name for p in (tmp_path / "many.work").iterdir()} == {"logs", "settings.json"}
+
+
+def test_the_end_shows_the_counts_and_a_dry_run_those_of_the_first_part(crawl, tmp_path, capsys):
+    prepare_data_cluster.main(words(crawl, tmp_path / "many", "--workers", "1", "--tasks", "5"))
+    shown = capsys.readouterr().out
+    card = json.loads((tmp_path / "many" / "data_card.json").read_text("utf-8"))
+    stages = {stage["stage"]: stage["documents_out"] for stage in card["stages"]}
+    for name, kept in stages.items():
+        assert re.search(rf"│ {name} +│ [0-9]+ +│ {kept} +│", shown), name
+    before = sorted(tmp_path.rglob("*"))
+    prepare_data_cluster.main(words(crawl, tmp_path / "new", "--tasks", "5", "--dry_run"))
+    first = capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "the first of 5 tasks reads, by itself; nothing was written" in first
+    prepare_data.main(words(crawl / "0.jsonl.gz", tmp_path / "new", "--dry_run"))
+    assert first.splitlines()[:-1] == capsys.readouterr().out.splitlines()[:-1]
+
+
+def test_more_tasks_than_documents(tmp_path):
+    rows = [json.dumps({"text": prose(random.Random(i))}) + "\n" for i in range(3)]
+    (tmp_path / "few.jsonl").write_text("".join(rows))
+    prepare_data.main(words(tmp_path / "few.jsonl", tmp_path / "one"))
+    prepare_data_cluster.main(
+        words(tmp_path / "few.jsonl", tmp_path / "many", "--workers", "1", "--tasks", "5")
+    )
+    assert result(tmp_path / "one") == result(tmp_path / "many")
+
+
+def test_only_unfinished_tasks_run_again(crawl, tmp_path):
+    whole, broken = (crawl / "4.jsonl.gz").read_bytes(), tmp_path / "data.work"
+    (crawl / "4.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    arguments = words(crawl, tmp_path / "data", "--tasks", "5", "--workers", "1")
+    with pytest.raises(InputError, match="4.jsonl.gz"):
+        prepare_data_cluster.main(arguments)
+    assert not (tmp_path / "data").exists()
+    done = broken / "logs" / "read" / "completions"
+    assert {p.name for p in done.iterdir()} == {f"0000{i}" for i in range(4)}
+    before = {i: (broken / "read" / f"0000{i}" / "state.json").stat().st_mtime_ns for i in range(4)}
+    with pytest.raises(InputError, match="begun with other settings .seed"):
+        prepare_data_cluster.main([*arguments, "--seed", "1"])
+    (crawl / "4.jsonl.gz").write_bytes(whole)
+    seen = []
+    original = shutil.rmtree
+    keep = pytest.MonkeyPatch()
+    with keep.context() as patch:  # the shards are looked at before they are cleared away
+        patch.setattr(
+            "hfscale.cleaning.steps.shutil.rmtree",
+            lambda path, **how: (
+                seen.append(
+                    {
+                        i: (broken / "read" / f"0000{i}" / "state.json").stat().st_mtime_ns
+                        for i in range(4)
+                    }
+                )
+                if Path(path) == broken / "read"
+                else None,
+                original(path, **how),
+            ),
+        )
+        prepare_data_cluster.main(arguments)
+    assert seen == [before]
+    prepare_data.main(words(crawl, tmp_path / "one"))
+    assert result(tmp_path / "one") == result(tmp_path / "data")
+    with pytest.raises(InputError, match="exists"):
+        prepare_data_cluster.main(arguments)
+    prepare_data_cluster.main(
+        [*arguments, "--overwrite", "--seed", "1"]
+    )  # a finished run's shards stand in no way
+
+
+def test_what_is_missing_is_one_line(crawl, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    find_spec = prepare_data_cluster.importlib.util.find_spec
+    monkeypatch.setattr(
+        prepare_data_cluster.importlib.util,
+        "find_spec",
+        lambda name, *more: None if name == "ray" else find_spec(name, *more),
+    )
+    for more, match in (
+        (["--executor", "slurm"], "no command sbatch"),
+        (["--executor", "ray"], "pip install ray"),
+        (["--tasks", "0"], "at least 1"),
+        (["--executor_args", '{"partition": "cpu"}'], "partition"),
+    ):
+        with pytest.raises(InputError, match=match) as error:
+            prepare_data_cluster.main(words(crawl, tmp_path / "data", *more))
+        assert "\n" not in str(error.value)
+    monkeypatch.setattr(
+        prepare_data_cluster.importlib.util,
+        "find_spec",
+        lambda name, *more: None if name == "datatrove" else find_spec(name, *more),
+    )
+    with pytest.raises(InputError, match=r"hfscale\[cluster-data\]"):
+        prepare_data_cluster.main(words(crawl, tmp_path / "data"))
+    assert {path.name for path in tmp_path.iterdir()} == {"crawl"}
+
+
+def test_a_refused_job_is_one_line(crawl, tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 'invalid partition' >&2\nexit 1\n")
+    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    with pytest.raises(InputError, match="sbatch ended with status 1; what it said stands above"):
+        prepare_data_cluster.main(
+            words(
+                crawl,
+                tmp_path / "data",
+                "--executor",
+                "slurm",
+                "--executor_args",
+                '{"partition": "none", "time": "01:00:00"}',
+            )
+        )
+    script = (tmp_path / "data.work" / "logs" / "read" / "launch_script.slurm").read_text()
+    assert "#SBATCH --partition=none" in script and "launch_pickled_pipeline" in script
+
+
+SBATCH = """#!{python}
+import os, re, subprocess, sys
+script = sys.argv[-1]
+text = open(script).read()
+open({log!r}, "a").write(" ".join(sys.argv[1:-1]) + "\\n" + text)
+tasks = re.search(r"--array=0-(\\d+)", text)
+for i in range(int(tasks[1]) + 1 if tasks and "launch_pickled_pipeline" in text else 0):
+    environment = os.environ | {{"SLURM_ARRAY_TASK_ID": str(i), "SLURM_NODELIST": "here"}}
+    subprocess.run(["bash", script], env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print("Submitted batch job", os.getpid())
+"""
+SRUN = '#!/bin/bash\nwhile [[ $1 == -* ]]; do [[ $1 == -n ]] && shift; shift; done\nexec "$@"\n'
+
+
+@pytest.mark.slow
+def test_slurm_scripts_do_the_work(crawl, tmp_path):
+    """`sbatch` and `srun` stand-ins run each script at once, as Slurm would in the order of the
+    dependencies.
+    """
+    tools = {
+        "sbatch": SBATCH.format(python=sys.executable, log=str(tmp_path / "sbatch.log")),
+        "srun": SRUN,
+        "scontrol": "#!/bin/bash\necho here\n",
+    }
+    (tmp_path / "bin").mkdir()
+    for name, text in tools.items():
+        path = tmp_path / "bin" / name
+        path.write_text(text)
+        path.chmod(path.stat().st_mode | stat.S_IEXEC)
+    environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    command = [
+        sys.executable,
+        "recipes/prepare_data_cluster.py",
+        *words(crawl, tmp_path / "many", "--tasks", "2"),
+        "--executor",
+        "slurm",
+        "--executor_args",
+    ]
+    run = {
+        "cwd": Path(__file__).parents[2],
+        "env": environment,
+        "capture_output": True,
+        "text": True,
+    }
+    missing = subprocess.run([*command, '{"partition": "cpu"}'], **run)
+    assert (
+        missing.returncode == 2 and "'time'" in missing.stderr and missing.stderr.count("\n") <= 2
+    )
+    done = subprocess.run(
+        [*command, '{"partition": "cpu", "time": "01:00:00", "qos": null}'], **run
+    )
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "sbatch.log").read_text()
+    assert log.count("#SBATCH --array=0-1") == 4 and log.count("#SBATCH --partition=cpu") == 10
+    assert "--dependency=afterok:" in log and str(Path(sys.executable).parent) in log
+    prepare_data.main(words(crawl, tmp_path / "one"))
+    assert result(tmp_path / "one") == result(tmp_path / "many")

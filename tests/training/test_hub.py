@@ -1,0 +1,238 @@
+"""Pushing a run to the Hub and loading it by its id, against a server on this machine."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hfscale.process import InputError
+from hfscale.training.trainer import training_arguments
+from tests.hub_server import HubServer
+
+ROOT = Path(__file__).parents[2]
+TOKEN = "hf_" + "x" * 34
+QUIET = [
+    "--disable_tqdm",
+    "--report_to",
+    "none",
+    "--bf16",
+    "false",
+    "--use_cpu",
+    "--sample_by",
+    "line",
+]
+SHAPE = [
+    "--tokenizer",
+    "train:300",
+    "--n_layer",
+    "1",
+    "--n_head",
+    "2",
+    "--n_embd",
+    "32",
+    "--n_positions",
+    "32",
+    "--max_steps",
+    "4",
+]
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+def hfscale(place: Path, hub, recipe: str, *words: str, **env: str) -> str:
+    """A recipe as a user runs it; the libraries read HF_ENDPOINT once, at import. Returns what it
+    prints.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    env = (
+        kept
+        | {
+            "HF_ENDPOINT": hub.url,
+            "HF_TOKEN": TOKEN,
+            "HF_HOME": str(place / "hf"),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        | env
+    )
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), *words],
+        cwd=place,
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, hub) -> Path:
+    """A folder in which a small model was trained and pushed, and then an adapter for it."""
+    place = tmp_path_factory.mktemp("hub")
+    (place / "text.txt").write_text("\n".join(f"line {i} counts to {i * 3}" for i in range(80)))
+    shown = hfscale(
+        place,
+        hub,
+        "pretrain",
+        "--source",
+        "text.txt",
+        "--output_dir",
+        "runs/small",
+        "--push_to_hub",
+        "--save_steps",
+        "2",
+        *SHAPE,
+        *QUIET,
+    )
+    assert f"pushed to the Hub: {hub.url}/tester/small" in shown
+    hfscale(
+        place,
+        hub,
+        "finetune",
+        "--model",
+        "tester/small",
+        "--source",
+        "text.txt",
+        "--lora_r",
+        "2",
+        "--use_dora",
+        "--output_dir",
+        "runs/tuned",
+        "--hub_model_id",
+        "tuned-lora",
+        "--push_to_hub",
+        "--save_strategy",
+        "no",
+        "--max_steps",
+        "4",
+        "--learning_rate",
+        "1e-2",
+        *QUIET,
+    )
+    return place
+
+
+def test_what_is_pushed_is_the_finished_run(hub, place):
+    files = hub.repos["tester/small"]
+    assert set(files) == {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "run.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "trainer_state.json",
+    }
+    assert all(
+        data == (place / "runs" / "small" / name).read_bytes() for name, data in files.items()
+    )
+    assert (
+        len(hub.commits["tester/small"]) == 1
+    )  # not once more before the record and the card were written
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= set(
+        hub.repos["tester/tuned-lora"]
+    )
+    assert "model.safetensors" not in hub.repos["tester/tuned-lora"]
+
+
+def test_no_file_holds_the_token(hub, place):
+    assert {token for _, path, token in hub.requests if "commit" in path} == {TOKEN}
+    assert not [
+        path
+        for path in (place / "runs").rglob("*")
+        if path.is_file() and TOKEN.encode() in path.read_bytes()
+    ]
+    assert not [
+        name for repo in hub.repos.values() for name, data in repo.items() if TOKEN.encode() in data
+    ]
+
+
+def test_model_card_says_what_it_is(hub, place):
+    card = hub.repos["tester/small"]["README.md"].decode()
+    record = json.loads(hub.repos["tester/small"]["run.json"])
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["library_name"] == "transformers" and front["pipeline_tag"] == "text-generation"
+    for heading in ("Data", "Held-out text", "Limits", "Samples", "How it was made"):
+        assert f"\n## {heading}\n" in card
+    assert f"| eval_loss | {record['metrics']['eval_loss']:.6g} |" in card
+    data = record["data"]
+    assert (
+        f"| train | {data['documents']['train']} | {data['bytes']['train']} | "
+        f"{data['tokens']['train']} | {data['fingerprint']['train']} |"
+    ) in card
+    assert record["command"] in card and str(place) not in card
+    tuned = hub.repos["tester/tuned-lora"]["README.md"].decode()
+    assert yaml.safe_load(tuned.split("---")[1])["library_name"] == "peft"
+    assert 'AutoPeftModelForCausalLM.from_pretrained("tuned")' in tuned
+    assert 'pipeline("text-generation", model="small")' in card
+    assert "LORA adapter for a GPT2LMHeadModel, tuned from tester/small" in tuned
+    assert re.search(r"with [\d,]+ parameters, of which [\d,]+ were trained", tuned)
+
+
+def test_model_and_adapter_load_by_id(hub, place):
+    """The adapter's base is loaded by its id, too; both give the numbers that the folders give."""
+    found = {}
+    for model in ("tester/small", "runs/small", "tester/tuned-lora", "runs/tuned"):
+        folder = f"scores/{model.replace('/', '-')}"
+        hfscale(
+            place,
+            hub,
+            "score",
+            "--model",
+            model,
+            "--source",
+            "text.txt",
+            "--sample_by",
+            "line",
+            "--output_dir",
+            folder,
+        )
+        [system] = json.loads((place / folder / "scores.json").read_text())["systems"]
+        found[model] = system["metrics"]["eval_loss"]
+    assert found["tester/small"] == found["runs/small"]
+    assert found["tester/tuned-lora"] == pytest.approx(found["runs/tuned"], abs=1e-6)
+    assert abs(found["runs/tuned"] - found["runs/small"]) > 1e-3
+
+
+def test_a_cached_id_loads_without_the_hub(hub, place):
+    before = len(hub.requests)
+    hfscale(
+        place,
+        hub,
+        "generate",
+        "--model",
+        "tester/tuned-lora",
+        "--prompts",
+        "line",
+        "--max_new_tokens",
+        "2",
+        HF_HUB_OFFLINE="1",
+    )
+    assert len(hub.requests) == before
+
+
+def test_pushing_offline_or_without_login_is_refused_at_once(tmp_path, monkeypatch):
+    values = {"output_dir": str(tmp_path / "run"), "push_to_hub": True, "use_cpu": True}
+    with pytest.raises(
+        InputError, match="^push_to_hub: the Hub is not reachable; leave it out, .*hf upload"
+    ):
+        training_arguments(values, width=32)
+    monkeypatch.setattr("hfscale.training.sharing.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(
+        InputError, match="^push_to_hub: no login .set HF_TOKEN, or run: hf auth login."
+    ):
+        training_arguments(values, width=32)
+    assert not (tmp_path / "run").exists()
