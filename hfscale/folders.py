@@ -2,14 +2,17 @@
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
-from hfscale.process import InputError, is_main_rank
+from hfscale.process import InputError, hardware, is_main_rank, typed_command, versions
 
 UNFINISHED = ".*.part"  # of `write_atomically`, after a kill
 TOKENIZER_FILES = (
@@ -273,6 +276,52 @@ def write_atomically(path: str | Path, text: str) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_output_file(output_dir: str, name: str, *, overwrite: bool) -> Path:
+    """The path of the file that a recipe leaves in `output_dir`, once it may be written there.
+
+    Raises:
+        InputError: the file is there and `overwrite` is not given, or it cannot be written.
+    """
+    place = f"output_dir {output_dir}"
+    path = Path(output_dir, name)
+    check_writable(place, path.parent, name)
+    if path.exists() and not overwrite:
+        raise InputError(f"{place}: holds {name}; name another folder, or --overwrite replaces it")
+    return path
+
+
+def describe_run(
+    recipe: str, args: Any, argv: list[str] | None, seconds: float | None
+) -> dict[str, Any]:
+    """What every recipe's record begins with: recipe, command, config, versions, hardware, seconds.
+
+    Args:
+        recipe: the script's `__file__`.
+        args: the recipe's checked arguments, a dataclass.
+        argv: what `main` was given; None: the command line.
+        seconds: how long the work took.
+    """
+    return {
+        "schema_version": 1,
+        "recipe": Path(recipe).stem,
+        "command": typed_command(recipe, argv),
+        "config": asdict(args),
+        "versions": versions(),
+        "hardware": hardware(),
+        "seconds": seconds,
+    }
+
+
+def write_json(path: str | Path, record: dict[str, Any]) -> None:
+    """Write a record whole or not at all, as JSON that any reader takes.
+
+    Raises:
+        ValueError: a number in it is NaN or infinite.
+    """
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, text + "\n")
 
 
 @contextlib.contextmanager

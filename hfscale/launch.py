@@ -20,9 +20,11 @@ from hfscale.options import did_you_mean
 from hfscale.process import (
     PLANNED_CONFIG,
     PLANNED_PROCESSES,
+    TYPED_COMMAND,
     ZERO_STAGES,
     InputError,
     read_zero_stage,
+    typed_command,
 )
 
 ASSUMED_GPUS = 8  # in a machine that is not this one, where nothing is said
@@ -92,7 +94,7 @@ def launch(recipe: Path, argv: list[str]) -> int:
     env |= more_env
     setting = "".join(f"{name}={shlex.quote(value)} " for name, value in env.items())
     print(f"running: {setting}accelerate launch {shlex.join(words)}", file=sys.stderr, flush=True)
-    return run_launcher(words, env)
+    return run_launcher(words, env | {TYPED_COMMAND: typed_command(str(recipe), argv)})
 
 
 def split_flags(argv: list[str]) -> tuple[dict, list[str]]:

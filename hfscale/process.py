@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import signal
 import socket
 import sys
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 from hfscale import __version__
 
 PLANNED_CONFIG = "HFSCALE_PLANNED_CONFIG"  # see planned_launch
+TYPED_COMMAND = "HFSCALE_COMMAND"  # see typed_command
 PLANNED_PROCESSES = "HFSCALE_PLANNED_PROCESSES"
 ZERO_STAGES = (0, 1, 2, 3)
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "deepspeed", "peft")
@@ -161,6 +163,31 @@ def read_zero_stage(place: str, file: str) -> int:
             f"expected one of {', '.join(map(str, ZERO_STAGES))}"
         )
     return stage
+
+
+def typed_command(recipe: str, argv: list[str] | None) -> str:
+    """The command as it can be typed again: with the launcher's flags where `hfscale` started this
+    process, else the recipe's own. `recipe` is the script's `__file__`.
+    """
+    if argv is None and TYPED_COMMAND in os.environ:
+        return os.environ[TYPED_COMMAND]
+    script = Path(recipe)
+    is_shipped = (script.parent / "configs" / script.stem).is_dir()
+    name = script.stem if is_shipped else str(script)
+    return shlex.join(["hfscale", name, *(sys.argv[1:] if argv is None else argv)])
+
+
+def hardware() -> dict[str, Any]:
+    """On what this process computes, and with how many others; a GPU only where torch is loaded."""
+    torch = sys.modules.get("torch")
+    on_gpu = torch is not None and torch.cuda.is_available()
+    processor = platform.processor() or platform.machine()
+    return {
+        "device": "cuda" if on_gpu else "cpu",
+        "device_name": torch.cuda.get_device_name() if on_gpu else processor,
+        "cpu_cores": os.cpu_count(),
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+    }
 
 
 def versions() -> dict[str, str | None]:

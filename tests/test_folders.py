@@ -1,12 +1,23 @@
-"""--overwrite deletes what a recipe wrote, by name, and nothing that anybody else did."""
+"""Who may write where, and what a record holds.
+
+--overwrite deletes what a recipe wrote, by name, and nothing that anybody else did.
+"""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from hfscale.folders import RUN_FILES, remove_written
-from hfscale.process import InputError
+from hfscale.config import shipped
+from hfscale.folders import (
+    RUN_FILES,
+    check_output_file,
+    describe_run,
+    remove_written,
+    write_json,
+)
+from hfscale.process import InputError, typed_command
 from recipes import (
     attention_maps,
     finetune,
@@ -153,3 +164,46 @@ def test_a_link_in_a_run_goes_and_what_it_points_to_stays(tmp_path):
     (tmp_path / "out" / "wandb").symlink_to(tmp_path / "data")
     remove_written("output_dir out", tmp_path / "out", RUN_FILES)
     assert contents(tmp_path) == ["data", "data/text.txt"]
+
+
+def test_the_command_of_a_record_can_be_typed_again(monkeypatch):
+    script = shipped("recipes", "*.py")["pretrain"]
+    assert typed_command(str(script), ["--max_steps", "3", "--source", "a b.txt"]) == (
+        "hfscale pretrain --max_steps 3 --source 'a b.txt'"
+    )
+    assert typed_command("mine/own.py", ["--x", "1"]) == "hfscale mine/own.py --x 1"
+    monkeypatch.setenv("HFSCALE_COMMAND", "hfscale pretrain --accelerate ddp")
+    assert typed_command(str(script), None) == "hfscale pretrain --accelerate ddp"
+    assert typed_command(str(script), []) == "hfscale pretrain"
+
+
+def test_a_record_names_what_every_reader_needs():
+    @dataclass
+    class Arguments:
+        seed: int = 3
+
+    record = describe_run("mine/own.py", Arguments(), [], seconds=1.5)
+    assert list(record) == [
+        "schema_version",
+        "recipe",
+        "command",
+        "config",
+        "versions",
+        "hardware",
+        "seconds",
+    ]
+    assert record["config"] == {"seed": 3} and record["recipe"] == "own"
+    assert record["hardware"]["cpu_cores"] == os.cpu_count()
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "scores.json").write_text("mine")
+    with pytest.raises(InputError, match=r"holds scores.json; .*--overwrite replaces it$"):
+        check_output_file(str(tmp_path), "scores.json", overwrite=False)
+    assert check_output_file(str(tmp_path), "scores.json", overwrite=True).read_text() == "mine"
+
+
+def test_a_number_that_json_does_not_have_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"loss": float("inf")})
+    assert not any(tmp_path.iterdir())
