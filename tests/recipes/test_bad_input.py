@@ -89,31 +89,40 @@ def save_model(folder: Path, **config) -> Path:
     return folder
 
 
-def spoil(folder: Path, name: str) -> None:
-    """One way in which a copy of a saved model is none."""
-    config, weights = folder / "config.json", folder / "model.safetensors"
-    if name == "no_config":
-        config.unlink()
-    elif name == "no_weights":
-        weights.unlink()
-    elif name == "half":
-        weights.write_bytes(weights.read_bytes()[:5000])
-    elif name == "junk":
-        weights.write_bytes(bytes(range(256)) * 8)
-    elif name == "not_json":
-        config.write_text("{")
-    elif name == "no_tokenizer":
-        for path in folder.glob("tokenizer*"):
-            path.unlink()
-    elif name == "deeper":  # upstream would draw the second layer at random
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"n_layer": 2}))
-    elif name == "wider":
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"n_embd": 64}))
-    elif name == "bert":
-        tiny = BertConfig(
-            hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
-        )
-        config.write_text(json.dumps(tiny.to_dict() | {"model_type": "bert"}))
+def edit_config(folder: Path, **values) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def remove_tokenizer(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+def make_bert(folder: Path) -> None:
+    tiny = BertConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    (folder / "config.json").write_text(json.dumps(tiny.to_dict() | {"model_type": "bert"}))
+
+
+def halve_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+
+
+# Ways in which a copy of a saved model is none.
+SPOIL = {
+    "no_config": lambda folder: (folder / "config.json").unlink(),
+    "no_weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "half": halve_weights,
+    "junk": lambda folder: (folder / "model.safetensors").write_bytes(bytes(range(256)) * 8),
+    "not_json": lambda folder: (folder / "config.json").write_text("{"),
+    "no_tokenizer": remove_tokenizer,
+    "deeper": lambda folder: edit_config(folder, n_layer=2),  # upstream draws the second at random
+    "wider": lambda folder: edit_config(folder, n_embd=64),
+    "bert": make_bert,
+}
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +131,9 @@ def saved_models(tmp_path_factory):
     torch.manual_seed(0)
     model = save_model(folder / "model")
     save_model(folder / "few", vocab_size=100)
-    for name in SPOILT:
+    for name, spoil in SPOIL.items():
         shutil.copytree(model, folder / name)
-        spoil(folder / name, name)
+        spoil(folder / name)
     return folder
 
 
