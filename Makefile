@@ -4,14 +4,19 @@ BIN := .venv/bin
 # Which versions: those that were tested together, or a file of your own (/dev/null: the newest).
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: setup setup-dev quickstart test test-all lint bench
+.PHONY: setup setup-test setup-dev quickstart test test-all lint bench
 
 setup: .venv/installed
+setup-test: .venv/installed-test
 setup-dev: .venv/installed-dev
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[test]"
 	touch $@
 
 .venv/installed-dev: .venv/installed
@@ -22,7 +27,7 @@ quickstart: setup
 	$(BIN)/python recipes/quickstart.py $(ARGS)
 
 # The fast tests, under five minutes on two cores.
-test: setup-dev
+test: setup-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
 # Everything: also real processes, longer trainings, simulations.

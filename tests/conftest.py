@@ -3,7 +3,9 @@
 import os
 import shutil
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -37,6 +39,19 @@ def pytest_unconfigure(config):
 FOLDER = pytest.StashKey[str]()
 
 
+def miss(message: str) -> NoReturn:
+    """Skip the test that misses something, or fail it where everything is required."""
+    if os.environ.get("HFSCALE_REQUIRE_ALL") == "1":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def pytest_runtest_setup(item):
+    for marker in item.iter_markers("needs"):
+        if find_spec(marker.args[0]) is None:
+            miss(f"{marker.args[0]} is not installed")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder that HFSCALE_DATA names, with public data sets that are too large to come along.
@@ -46,10 +61,7 @@ def real_data() -> Path:
     folder = Path(os.environ.get("HFSCALE_DATA", ""))
     if os.environ.get("HFSCALE_DATA") and folder.is_dir():
         return folder
-    message = f"HFSCALE_DATA={folder} is no folder with the public data sets"
-    if os.environ.get("HFSCALE_REQUIRE_ALL") == "1":
-        pytest.fail(message)
-    pytest.skip(message)
+    miss(f"HFSCALE_DATA={folder} is no folder with the public data sets")
 
 
 @pytest.fixture(scope="session")
