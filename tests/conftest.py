@@ -52,6 +52,16 @@ def pytest_runtest_setup(item):
             miss(f"{marker.args[0]} is not installed")
 
 
+@pytest.fixture(autouse=True)
+def one_environment():
+    """`datasets` puts a copy in the place of `os.environ` when it maps with several processes; who
+    imported it earlier, as rich did, would not see what a later test sets.
+    """
+    environment = os.environ
+    yield
+    os.environ = environment
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder that HFSCALE_DATA names, with public data sets that are too large to come along.
