@@ -7,6 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.faults.damage import damages
 from tests.faults.kills import kills
 from tests.faults.runs import ENGINES, RECIPES, Kind, make_place, start, weights_of
 
@@ -25,7 +26,7 @@ def reference(kind: Kind, place: Path) -> None:
 def main() -> None:
     """Try the faults that are asked for, print a table, and keep it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("faults", choices=["kills"])
+    parser.add_argument("faults", choices=["kills", "damage"])
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--count", type=int, default=10, help="kills of each recipe and engine")
@@ -39,10 +40,12 @@ def main() -> None:
         for engine in args.engines:
             kind = Kind(recipe, engine, place)
             reference(kind, place)
-            results = list(kills(kind, place, args.count, args.seed))
+            if args.faults == "kills":
+                results = list(kills(kind, place, args.count, args.seed))
+            else:
+                results = list(damages(kind, place))
             counts = collections.Counter(result["result"] for result in results)
-            hit = sum(result["hit"] == "yes" for result in results)
-            row = {"recipe": recipe, "engine": engine, "kills": hit, **counts}
+            row = {"recipe": recipe, "engine": engine, "tried": len(results), **counts}
             rows.append(row | {"results": results})
             print(json.dumps(row), flush=True)
     (place / "faults.json").write_text(json.dumps(rows, indent=1))
