@@ -1,0 +1,107 @@
+"""What CONTRIBUTING.md tells to do, done as it stands there: its files written, its commands run."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+FILE = re.compile(r"^`([\w.]+)`\n\n```\w+\n(.*?)^```", re.M | re.S)
+COMMANDS = re.compile(r"^```bash\n(.*?)^```", re.M | re.S)
+SECTIONS = {part.partition("\n")[0]: part for part in re.split(r"^## ", PAGE, flags=re.M)[1:]}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the files of the page, as a reader would write them."""
+    folder = tmp_path_factory.mktemp("contributor")
+    for name, text in FILE.findall(PAGE):
+        (folder / name).write_text(text)
+    return folder
+
+
+def follow(place: Path, section: str) -> str:
+    """Run the commands of a section; what they print on stdout."""
+    shown = ""
+    for block in COMMANDS.findall(SECTIONS[section]):
+        for line in block.splitlines():
+            name, *words = shlex.split(line)
+            program = {"hfscale": ["-m", "hfscale.cli"], "python": []}[name]
+            result = subprocess.run(
+                [sys.executable, *program, *words],
+                cwd=place,
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+            assert result.returncode == 0, f"{line}\n{result.stderr}"
+            shown += result.stdout
+    return shown
+
+
+@pytest.mark.slow
+def test_add_a_recipe(place):
+    lengths = [int(line.split()[0]) for line in follow(place, "Add a recipe").splitlines()]
+    assert len(lengths) == 3 and lengths == sorted(lengths, reverse=True) and lengths[-1] > 12
+
+
+@pytest.mark.slow
+def test_add_a_task_and_a_metric(place):
+    follow(place, "Add a task")
+    record = json.loads((place / "scores" / "animals" / "scores.json").read_text())
+    assert record["systems"][0]["metrics"].keys() >= {"eval_exact_match", "eval_exact_match_ci95"}
+    follow(place, "Add a metric")
+    record = json.loads((place / "scores" / "one-word" / "scores.json").read_text())
+    metrics = record["systems"][0]["metrics"]
+    lines = (place / "scores" / "one-word" / "predictions.jsonl").read_text().splitlines()
+    answers = [json.loads(line)["prediction"] for line in lines]
+    share = sum(len(answer.split()) == 1 for answer in answers) / len(answers)
+    assert metrics["eval_one_word"] == pytest.approx(share)
+    assert "eval_one_word_ci95" in metrics
+
+
+@pytest.mark.slow
+def test_add_a_source_and_a_model(place):
+    follow(place, "Add a source")
+    record = json.loads((place / "runs" / "counting" / "run.json").read_text())
+    assert sum(record["data"]["documents"].values()) == 200
+    follow(place, "Add a model of another class")
+    record = json.loads((place / "runs" / "qwen3" / "run.json").read_text())
+    assert record["model"]["architecture"] == "Qwen3ForCausalLM"
+    assert record["train"]["steps"] == 20
+
+
+@pytest.mark.slow
+def test_change_the_optimizer_and_log_one_more_value(place):
+    """A copy of the recipe, a file of one's own and one line."""
+    follow(place, "Add a source")
+    words = shlex.split(COMMANDS.findall(SECTIONS["Add a source"])[0])[2:]
+    folder = words[words.index("--output_dir") + 1]
+    words[words.index("--output_dir") + 1] = f"{folder}-mine"
+    subprocess.run(
+        [sys.executable, "-m", "hfscale.cli", "copy", "pretrain", "logged"], cwd=place, check=True
+    )
+    recipe = place / "logged" / "pretrain.py"
+    text = recipe.read_text()
+    assert text.count("trainer = LMTrainer(\n") == 1
+    line = "callbacks=[__import__('weight_norm').LogWeightNorm()],"
+    recipe.write_text(
+        text.replace("trainer = LMTrainer(\n", f"trainer = LMTrainer(\n        {line}\n")
+    )
+    (place / "logged" / "weight_norm.py").write_text((place / "weight_norm.py").read_text())
+    subprocess.run(
+        [sys.executable, "-m", "hfscale.cli", "logged/pretrain.py", *words, "--optim", "adafactor"]
+        + ["--logging_steps", "5"],
+        cwd=place,
+        check=True,
+    )
+    state = json.loads((place / f"{folder}-mine" / "trainer_state.json").read_text())
+    norms = [log["weight_norm"] for log in state["log_history"] if "loss" in log]
+    assert len(norms) == 4 and len(set(norms)) == 4
+    settings = json.loads((place / f"{folder}-mine" / "run.json").read_text())["config"]
+    assert settings["optim"] == "adafactor"
