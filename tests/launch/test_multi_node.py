@@ -471,6 +471,7 @@ def test_scripts_say_how_they_are_used(script):
     assert result.returncode == 2 and result.stderr.startswith("usage: ")
 
 
+@pytest.mark.needs("deepspeed")
 @pytest.mark.parametrize("name", ["multi_node_ddp", "multi_node_fsdp2", "multi_node_zero3"])
 def test_machines_need_to_find_each_other(name):
     flags, rest = split_flags(
