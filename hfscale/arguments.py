@@ -243,9 +243,14 @@ class TaskArguments:
         default=None, metadata={"help": "an answer ends before any of these"}
     )
     max_new_tokens: int = field(default=128, metadata={"help": "longest answer in tokens"})
-    metrics: list[
-        Literal["bleu", "chrf", "rouge", "exact_match", "f1", "accuracy", "pass_at_k"]
-    ] = field(default_factory=list, metadata={"help": "how answers are judged"})
+    metrics: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "how answers are judged: bleu, chrf, rouge, exact_match, f1, accuracy, "
+            "pass_at_k, my_file.py:function, the folder of an evaluate metric, or (with "
+            "trust_remote_code) a Hub id of one"
+        },
+    )
     metric_options: dict = field(
         default_factory=dict,
         metadata={

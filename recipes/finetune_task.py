@@ -66,6 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.tasks.measures import (
         GenerationMetrics,
         asking_command,
+        load_answer_metrics,
         measure_answers,
         not_measured,
         sample_texts,
@@ -83,7 +84,8 @@ def main(argv: list[str] | None = None) -> None:
     if is_new:
         check_architecture(shape_of(args), in_memory=not args.dry_run)
     training_args = training_arguments(args.training, width=args.n_embd if is_new else 256)
-    left_to_score = not_measured(args)
+    left_to_score = not_measured(args, trust_remote_code=args.trust_remote_code)
+    task_metrics = load_answer_metrics(args, trust_remote_code=args.trust_remote_code)
     if not args.dry_run:
         check_output_dir(training_args.output_dir, resume=args.resume, overwrite=args.overwrite)
 
@@ -109,7 +111,11 @@ def main(argv: list[str] | None = None) -> None:
         return preview(model, tokenizer, rows, training_args)
     checkpoint = newest_checkpoint(training_args) if args.resume else None
     baseline, _ = measure_answers(
-        baseline_answers(args.baseline, examples), examples["validation"], args, "baseline"
+        baseline_answers(args.baseline, examples),
+        examples["validation"],
+        args,
+        task_metrics,
+        "baseline",
     )
 
     trainer = LMTrainer(
@@ -121,11 +127,15 @@ def main(argv: list[str] | None = None) -> None:
         processing_class=tokenizer,
         auto_batch=args.auto_batch,
     )
-    trainer.add_callback(GenerationMetrics(trainer, examples["validation"], args))
+    trainer.add_callback(GenerationMetrics(trainer, examples["validation"], args, task_metrics))
     clear_output_dir(training_args.output_dir, args.overwrite)
-    before, _ = measure_answers(trainer, examples["validation"], args, "before_eval")
+    before, _ = measure_answers(
+        trainer, examples["validation"], args, task_metrics, "before_eval"
+    )
     trainer.train(resume_from_checkpoint=checkpoint)
-    metrics, answers = measure_answers(trainer, examples["validation"], args, "eval")
+    metrics, answers = measure_answers(
+        trainer, examples["validation"], args, task_metrics, "eval"
+    )
     metrics = trainer.evaluate() | metrics | before | baseline
     trainer.save_model()
     trainer.save_state()

@@ -8,12 +8,15 @@ hfscale score --predictions a.jsonl b.jsonl --metrics bleu chrf
 hfscale score --model gpt2 --lm_eval hellaswag,lambada_openai
 """
 
-from dataclasses import dataclass, field
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from hfscale.arguments import RemoteCodeArguments, SourceArguments, TaskArguments
 from hfscale.config import parse_args
+from hfscale.folders import describe_run
 from hfscale.process import run
 
 
@@ -126,48 +129,230 @@ class ScoreArguments(TaskArguments, SourceArguments, RemoteCodeArguments):
     )
 
 
+# What may change between a run and its continuation; the model is known by its weights.
+MAY_CHANGE = ("model", "output_dir", "resume", "overwrite", "trust_remote_code")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(ScoreArguments, argv, recipe=__file__)
+    started = time.perf_counter()
+    path = check_args(args)
 
-    from hfscale.evaluation.score_args import (
-        check_score_args,
-    )  # of what follows the only thing that is not heavy
-
-    check_score_args(args)
-
+    import evaluate
     import torch
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
     from hfscale.data.tokenizer import load_model_tokenizer
-    from hfscale.evaluation.score_data import load_score_data
     from hfscale.evaluation.score_report import preview_scores, show_scores, write_scores
-    from hfscale.evaluation.scores import score_file, score_model
+    from hfscale.evaluation.scores import (
+        check_examples,
+        compare_systems,
+        fingerprint,
+        score_predictions,
+    )
+    from hfscale.metrics.evaluate_metrics import load_metrics
     from hfscale.models import check_models, load_model
 
-    names, trusted = [] if args.predictions else args.model, args.trust_remote_code
-    check_models(names, trust_remote_code=trusted)
-    tokenizers = [
-        load_model_tokenizer(name, args.tokenizer, trust_remote_code=trusted) for name in names
-    ]
-    state = PartialState(
-        cpu=parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available())
-    )
-    with state.main_process_first():  # the other ranks read its cache
-        data = load_score_data(args)
-    systems = [score_file(path, data, args) for path in args.predictions or []]
-    # All of them first: a model that cannot be loaded shows at once.
-    models = [load_model(name, dtype=args.dtype, trust_remote_code=trusted) for name in names]
-    if args.dry_run:
-        return preview_scores(
-            args, data, dict(zip(names, zip(models, tokenizers, strict=True), strict=True))
+    # Metrics: built-in ones and your own.
+    metrics = evaluate.combine(
+        load_metrics(
+            asked_metrics(args),
+            args.metric_options,
+            pass_at=args.pass_at,
+            trust_remote_code=args.trust_remote_code,
         )
+    )
+
+    # Tokenizers. The weights are read last: they take longest.
+    names = [] if args.predictions else args.model
+    check_models(names, trust_remote_code=args.trust_remote_code)
+    tokenizers = [
+        load_model_tokenizer(name, args.tokenizer, trust_remote_code=args.trust_remote_code)
+        for name in names
+    ]
+
+    # Data: text, a task's examples, or what lies with saved predictions.
+    use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available())
+    state = PartialState(cpu=use_cpu)
+    with state.main_process_first():  # the other ranks read its cache
+        data = load_data(args, names)
+    if args.task_source:
+        check_examples(data.scored_rows, args, metrics, args.allow_code_execution)
+
+    # Saved predictions.
+    systems = [
+        score_predictions(file, data, metrics, args.metric_options, seed=args.seed)
+        for file in args.predictions or []
+    ]
+
+    # Models. All are loaded before one is scored: one that cannot be loaded shows at once.
+    models = [
+        load_model(name, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
+        for name in names
+    ]
+    if args.dry_run:
+        preview_scores(data, args, names, models, tokenizers)
+        return
     for name, model, tokenizer in zip(names, models, tokenizers, strict=True):
-        systems.append(score_model(name, model.to(state.device), tokenizer, data, args))
+        systems.append(score_model(args, name, model.to(state.device), tokenizer, data, metrics))
         model.cpu()
+
+    # What is written; the comparisons come first, since they can fail.
     if state.is_main_process:
-        record = write_scores(args, argv, data, systems)
-        show_scores(record, Path(args.output_dir, "scores.json"))
+        comparisons = compare_systems(systems, args.seed)
+        seconds = time.perf_counter() - started
+        record = write_scores(
+            path,
+            describe_run(__file__, args, argv, seconds),
+            data,
+            systems,
+            comparisons,
+            source=scored_source(args),
+            fingerprint=fingerprint(data, args.lm_eval_data),
+        )
+        show_scores(record, path)
+
+
+def asked_metrics(args: ScoreArguments) -> Sequence[str]:
+    """The names of the metrics: of saved predictions all that compare texts, unless some are
+    named."""
+    from hfscale.metrics.texts import TEXT_METRICS
+
+    if args.predictions and not args.metrics:
+        return TEXT_METRICS
+    return args.metrics
+
+
+def scored_source(args: ScoreArguments) -> str | list[str]:
+    """What was scored, as it was named."""
+    named = args.task_source or args.source or args.lm_eval or args.predictions
+    return named or f"held out by {args.model[0]}"
+
+
+def check_args(args: ScoreArguments) -> Path:
+    """The path of the scores, once it is known that the arguments can work. Nothing is changed."""
+    from hfscale.evaluation import score_args
+    from hfscale.evaluation.lm_tasks import check_lm_eval, task_names
+
+    path = score_args.check_score_folder(
+        args.output_dir, resume=args.resume, overwrite=args.overwrite
+    )
+    score_args.check_one_kind(
+        model=args.model,
+        predictions=args.predictions,
+        lm_eval=args.lm_eval,
+        source=args.source,
+        task_source=args.task_source,
+    )
+    if args.lm_eval:
+        tasks = task_names(args.lm_eval)
+        check_lm_eval(tasks, data=args.lm_eval_data, include=args.lm_eval_include)
+    else:
+        score_args.check_not_given(
+            "is of --lm_eval tasks, and none is given",
+            lm_eval_data=args.lm_eval_data,
+            lm_eval_include=args.lm_eval_include,
+            limit=args.limit,
+        )
+    if args.lm_eval or args.predictions or args.task_source:
+        score_args.check_not_given(
+            "is of text that is read in windows", max_length=args.max_length, stride=args.stride
+        )
+    score_args.check_metrics_fit(
+        args.metrics,
+        predictions=args.predictions,
+        task_source=args.task_source,
+        choices=args.choices,
+        allow_code_execution=args.allow_code_execution,
+    )
+    score_args.check_answers(
+        pass_at=args.pass_at,
+        num_samples=args.num_samples,
+        do_sample=args.do_sample,
+        stop_strings=args.stop_strings,
+    )
+    return path
+
+
+def load_data(args: ScoreArguments, models: list[str]):
+    """What the arguments name to be scored, as ScoreData; of a file that one of the models was
+    trained on it is what its run held out."""
+    from hfscale.evaluation.score_data import (
+        ScoreData,
+        load_examples,
+        load_held_out_text,
+        load_text,
+    )
+
+    if args.lm_eval:
+        return ScoreData("example")  # lm-eval reads its own
+    if args.task_source:
+        return load_examples(args, models=models, limit=args.validation_examples, seed=args.seed)
+    if args.predictions:
+        return ScoreData("prediction")  # their references lie with them
+    if args.source:
+        return load_text(args, split=args.split, models=models)
+    return load_held_out_text(models)
+
+
+def score_model(args: ScoreArguments, name: str, model, tokenizer, data, metrics):
+    """One model's scores on lm-eval's tasks, on a task or on text, as a System."""
+    from hfscale.evaluation.lm_tasks import task_names
+    from hfscale.evaluation.scores import (
+        DECODING,
+        describe_model,
+        fingerprint,
+        open_journal,
+        score_lm_eval,
+        score_task,
+        score_text,
+    )
+
+    system = describe_model(name, model, tokenizer)
+    # Finished batches are kept on disk, so that a run that was stopped can go on.
+    settings = {key: value for key, value in asdict(args).items() if key not in MAY_CHANGE}
+    settings["data"] = fingerprint(data, args.lm_eval_data)
+    journal = open_journal(args.output_dir, system, settings, overwrite=args.overwrite)
+    if args.lm_eval:
+        score_lm_eval(
+            system,
+            model,
+            tokenizer,
+            task_names(args.lm_eval),
+            data=args.lm_eval_data,
+            include=args.lm_eval_include,
+            limit=args.limit,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            journal=journal,
+        )
+    elif args.task_source:
+        score_task(
+            system,
+            model,
+            tokenizer,
+            data.scored_rows,
+            args,
+            metrics,
+            decoding={key: getattr(args, key) for key in DECODING},
+            batch_size=args.batch_size,
+            allow_code_execution=args.allow_code_execution,
+            journal=journal,
+        )
+    else:
+        score_text(
+            system,
+            model,
+            tokenizer,
+            data.scored_rows["text"][:],
+            max_length=args.max_length,
+            stride=args.stride,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            journal=journal,
+        )
+    return system
 
 
 if __name__ == "__main__":

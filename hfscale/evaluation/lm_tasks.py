@@ -72,7 +72,10 @@ def _check_names(names: Sequence[str], local: dict[str, Path], include: str | No
 def own_files() -> list[str]:
     """lm-eval's own task files. They are looked through as text: lm-eval parses all 14,000, which
     takes most of a minute on a busy machine."""
-    folder = Path(find_spec("lm_eval").submodule_search_locations[0], "tasks")
+    spec = find_spec("lm_eval")
+    if spec is None or not spec.submodule_search_locations:
+        return []
+    folder = Path(spec.submodule_search_locations[0], "tasks")
     return [
         path.read_text("utf-8", "replace")
         for path in folder.rglob("*")

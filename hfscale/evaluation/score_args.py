@@ -1,107 +1,113 @@
-"""What the score recipe's arguments must be, known before any text or model is read."""
+"""What the score recipe's arguments must be, known before any text or model is read.
 
-import os
+One small check for each thing that cannot work or has no effect; all raise InputError and change
+nothing.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hfscale.evaluation.lm_tasks import check_lm_eval, task_names
-from hfscale.folders import check_writable
-from hfscale.metrics.options import check_options
+from hfscale.folders import check_output_file
 from hfscale.metrics.texts import TEXT_METRICS
 from hfscale.process import InputError
 
-LM_EVAL_ONLY = ("lm_eval_data", "lm_eval_include", "limit")
-TEXT_ONLY = ("max_length", "stride")
+SCORES = "scores.json"
+UNFINISHED = "unfinished"  # the folder that keeps finished batches until the scores are written
 
 
-def check_score_args(args: Any) -> None:
-    """Raise InputError for what cannot work, has no effect, or an output folder that holds scores.
-    Nothing is changed."""
-    _check_output(args)
-    _check_kind(args)
-    if args.lm_eval:
-        tasks = task_names(args.lm_eval)
-        check_lm_eval(tasks, data=args.lm_eval_data, include=args.lm_eval_include)
-    _check_metrics(args)
-    _check_decoding(args)
-
-
-def _check_output(args: Any) -> None:
-    folder = Path(args.output_dir)
-    place = f"--output_dir {folder}"
-    if next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p)).is_file():
-        raise InputError(f"{place}: is a file; name a folder")
-    check_writable(place, folder)
-    if args.resume and args.overwrite:
+def check_score_folder(output_dir: str, *, resume: str | None, overwrite: bool) -> Path:
+    """The path of the scores, once they may be written in this folder."""
+    if resume and overwrite:
         raise InputError(
             "--resume auto continues a run and --overwrite replaces it; give one of the two"
         )
-    if (folder / "scores.json").exists() and not args.overwrite:
-        raise InputError(f"{place}: holds scores.json; name another or pass --overwrite")
-    if (folder / "unfinished").exists() and not args.resume and not args.overwrite:
+    path = check_output_file(output_dir, SCORES, overwrite=overwrite)
+    if Path(output_dir, UNFINISHED).exists() and not resume and not overwrite:
         raise InputError(
-            f"{place}: holds an unfinished run; --resume auto goes on, --overwrite starts anew"
+            f"output_dir {output_dir}: holds an unfinished run; --resume auto goes on, --overwrite "
+            "starts anew"
         )
+    return path
 
 
-def _check_kind(args: Any) -> None:
-    """One kind of thing is scored, and no argument belongs to another kind."""
-    if not args.model and not args.predictions:
+def check_one_kind(
+    *,
+    model: Sequence[str],
+    predictions: Sequence[str] | None,
+    lm_eval: Sequence[str] | None,
+    source: Sequence[str] | None,
+    task_source: Sequence[str] | None,
+) -> None:
+    """Models, or saved predictions, are scored on one kind of thing."""
+    if not model and not predictions:
         raise InputError("model: missing; give folders of saved models, or Hub ids")
-    if args.lm_eval and (args.predictions or args.task_source or args.source):
+    if lm_eval and (predictions or task_source or source):
         raise InputError("lm_eval, predictions, source, task_source: give one of them")
-    if args.source and (args.task_source or args.predictions):
+    if source and (task_source or predictions):
         raise InputError(
             "source, task_source, predictions: text and answers are not scored at once; give one "
             "of them"
         )
-    given = [name for name in LM_EVAL_ONLY if getattr(args, name) is not None]
-    if given and not args.lm_eval:
-        raise InputError(f"{given[0]}: is of --lm_eval tasks, and none is given; leave it out")
-    is_text = not (args.lm_eval or args.predictions or args.task_source)
-    given = [name for name in TEXT_ONLY if getattr(args, name) is not None]
-    if given and not is_text:
-        raise InputError(f"{given[0]}: is of text that is read in windows; leave it out")
 
 
-def _check_metrics(args: Any) -> None:
-    answers = args.task_source or args.predictions
-    if not answers and args.metrics:
+def check_not_given(reason: str, **values: Any) -> None:
+    """None of these arguments is given, since they would have no effect."""
+    for name, value in values.items():
+        if value is not None:
+            raise InputError(f"{name}: {reason}; leave it out")
+
+
+def check_metrics_fit(
+    metrics: Sequence[str],
+    *,
+    predictions: Sequence[str] | None,
+    task_source: Sequence[str] | None,
+    choices: str | Sequence[str] | None,
+    allow_code_execution: bool,
+) -> None:
+    """The metrics judge what is scored."""
+    if metrics and not task_source and not predictions:
         raise InputError(
-            f"metrics: {', '.join(args.metrics)} judge answers; give --task_source or "
-            "--predictions (text has perplexity and its kin without being asked)"
+            f"metrics: {', '.join(metrics)} judge answers; give --task_source or --predictions "
+            "(text has perplexity and its kin without being asked)"
         )
-    if args.task_source and not args.predictions and not args.metrics:
+    if task_source and not predictions and not metrics:
         raise InputError(
-            f"metrics: missing; a task is judged by {', '.join(TEXT_METRICS)}, accuracy or "
-            "pass_at_k"
+            f"metrics: missing; a task is judged by {', '.join(TEXT_METRICS)}, accuracy, pass_at_k "
+            "or a metric of your own (FILE.py:FUNCTION)"
         )
-    others = [metric for metric in args.metrics if metric not in TEXT_METRICS]
-    if args.predictions and others:
-        raise InputError(
-            f"metrics: {others[0]} does not judge saved texts; expected {', '.join(TEXT_METRICS)}"
-        )
-    if "accuracy" in others and not args.choices:
+    for metric in ("accuracy", "pass_at_k"):
+        if predictions and metric in metrics:
+            raise InputError(
+                f"metrics: {metric} does not judge saved texts; expected "
+                f"{', '.join(TEXT_METRICS)} or a metric of your own (FILE.py:FUNCTION)"
+            )
+    if "accuracy" in metrics and not choices:
         raise InputError("metrics: accuracy needs the answers to choose from; name their --choices")
-    if "pass_at_k" in others and not args.allow_code_execution:
+    if "pass_at_k" in metrics and not allow_code_execution:
         raise InputError(
             "metrics: pass_at_k runs what the model wrote; pass --allow_code_execution to allow it"
         )
-    check_options(args.metric_options, args.metrics or (TEXT_METRICS if args.predictions else ()))
 
 
-def _check_decoding(args: Any) -> None:
-    most, least = max(args.pass_at, default=0), min(args.pass_at, default=0)
-    if args.num_samples < most or least < 1:
+def check_answers(
+    *,
+    pass_at: Sequence[int],
+    num_samples: int,
+    do_sample: bool,
+    stop_strings: Sequence[str] | None,
+) -> None:
+    """As many answers are drawn as are judged, and none ends before it begins."""
+    if max(pass_at, default=0) > num_samples or min(pass_at, default=0) < 1:
         raise InputError(
-            f"pass_at: got {args.pass_at}, expected numbers from 1 to num_samples "
-            f"({args.num_samples})"
+            f"pass_at: got {pass_at}, expected numbers from 1 to num_samples ({num_samples})"
         )
-    if "" in (args.stop_strings or []):
+    if "" in (stop_strings or []):
         raise InputError(
             "stop_strings: an empty string would end every answer at once; leave it out"
         )
-    if args.num_samples > 1 and not args.do_sample:
+    if num_samples > 1 and not do_sample:
         raise InputError(
-            f"num_samples: got {args.num_samples}, but without --do_sample all of them are the same"
+            f"num_samples: got {num_samples}, but without --do_sample all of them are the same"
         )

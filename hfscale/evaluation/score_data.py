@@ -3,11 +3,10 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from accelerate import PartialState
 from datasets import Dataset
 
+from hfscale.arguments import SourceArguments, TaskArguments
 from hfscale.data.sources import load_documents, load_run_splits
 from hfscale.evaluation.training_runs import (
     TaskRun,
@@ -16,9 +15,7 @@ from hfscale.evaluation.training_runs import (
     task_runs,
     training_runs,
 )
-from hfscale.metrics.texts import TEXT_METRICS, check_references
 from hfscale.process import InputError
-from hfscale.tasks.answers import check_programs
 from hfscale.tasks.examples import load_task, make_examples
 from hfscale.tasks.held_out import row_hash
 from hfscale.tasks.sources import Row, read_task_rows
@@ -35,55 +32,57 @@ class ScoreData:
     counts: Counter = field(default_factory=Counter)  # read, left out by reason, scored
     notes: list[str] = field(default_factory=list)  # what was held out, and why
 
-
-def load_score_data(args: Any) -> ScoreData:
-    """The documents or examples that `args` name.
-
-    Raises InputError also for references that a metric cannot score against: not after hours of
-    generating."""
-    if args.lm_eval:
-        return ScoreData("example")
-    if args.task_source:
-        return _task_data(args)
-    if args.predictions:
-        return ScoreData("prediction")
-    return _given_text(args) if args.source else _held_out_text(args)
+    @property
+    def scored_rows(self) -> Dataset:
+        """The rows, where they are documents or examples."""
+        if self.rows is None:
+            raise ValueError(f"{self.unit}s are not read here")
+        return self.rows
 
 
 # ---- text
 
 
-def _given_text(args: Any) -> ScoreData:
-    names = ("text_column", "sample_by", "split", "dataset_config_name", "on_error")
+def load_text(source: SourceArguments, *, split: str, models: Sequence[str]) -> ScoreData:
+    """The documents of a source, and which of the models were trained on some of it."""
     dropped: dict[str, int] = {}
     rows = load_documents(
-        args.source, dropped=dropped, **{name: getattr(args, name) for name in names}
+        source.source,
+        dataset_config_name=source.dataset_config_name,
+        text_column=source.text_column,
+        sample_by=source.sample_by,
+        on_error=source.on_error,
+        split=split,
+        dropped=dropped,
     )
     counts = Counter(dropped)
     counts.update(read=len(rows) + counts.total(), scored=len(rows))
     notes = []
-    for name in args.model:
+    for name in models:
         for folder, record in training_runs(name):
-            for source in same_sources(args.source, record["config"].get("source")):
-                notes.append(
-                    f"{folder} was trained on {source}; without --source what it held out is scored"
-                )
+            notes += [
+                f"{folder} was trained on {trained_on}; without --source what it held out is scored"
+                for trained_on in same_sources(source.source, record["config"].get("source"))
+            ]
     return ScoreData("document", rows, counts, notes)
 
 
-def _held_out_text(args: Any) -> ScoreData:
-    first, *others = args.model
+def load_held_out_text(models: Sequence[str]) -> ScoreData:
+    """The text that the first model's run held out, and which of the others saw some of it.
+
+    Raises InputError as `load_run_splits`."""
+    first, *others = models
     splits = load_run_splits(first)
     rows = splits["validation"]
     counts = Counter(read=len(rows), scored=len(rows))
     if isinstance(splits["train"], Dataset):  # of a stream nobody knows how long it is
         counts.update(read=len(splits["train"]), trained_on=len(splits["train"]))
     notes = [f"scored is what {first} held out of the text that it was trained on"]
-    [(_, own), *_] = training_runs(first)
+    _, first_record = next(training_runs(first))
     for name in others:
         for folder, record in training_runs(name):
-            shared = same_sources(own["config"]["source"], record["config"].get("source"))
-            if shared and held_out_fingerprint(record) != held_out_fingerprint(own):
+            shared = same_sources(first_record["config"]["source"], record["config"].get("source"))
+            if shared and held_out_fingerprint(record) != held_out_fingerprint(first_record):
                 notes.append(
                     f"{folder} held out another part of {', '.join(shared)}, so it was trained on "
                     "some of this"
@@ -94,39 +93,44 @@ def _held_out_text(args: Any) -> ScoreData:
 # ---- examples of a task
 
 
-def _task_data(args: Any) -> ScoreData:
-    sources = args.task_validation_source or args.task_source
+def load_examples(
+    task: TaskArguments, *, models: Sequence[str], limit: int | None, seed: int
+) -> ScoreData:
+    """A task's examples, but those of a file that one of the models was trained on.
+
+    Args:
+        models: names of folders, or Hub ids.
+        limit: at most so many examples, always the same ones; None: all, or of an embedded task
+            MADE_EXAMPLES.
+        seed: of the examples that an embedded task makes.
+    """
+    sources = task.task_validation_source or task.task_source or []
     if sources[0].startswith("embedded:"):
-        data = _made_examples(args)
+        data = _made_examples(task, sources[0], limit or MADE_EXAMPLES, seed)
     else:
-        data = _examples_of_files(sources, args)
-    data.counts["scored"] = len(data.rows)
-    references, places = data.rows["references"][:], data.rows["place"][:]
-    for metric in TEXT_METRICS:
-        if metric in args.metrics:
-            options = args.metric_options.get(metric, {})
-            check_references(metric, references, places=places, **options)
-    if "pass_at_k" in args.metrics and PartialState().is_main_process:
-        check_programs(data.rows, allow_code_execution=args.allow_code_execution)
+        data = _examples_of_files(task, sources, models, limit)
+    data.counts["scored"] = len(data.scored_rows)
     return data
 
 
-def _made_examples(args: Any) -> ScoreData:
-    limit = args.validation_examples or MADE_EXAMPLES
+def _made_examples(task: TaskArguments, source: str, limit: int, seed: int) -> ScoreData:
     counts: dict[str, Counter] = {}
-    made = load_task(replace(args, validation_examples=limit), seed=args.seed, counts=counts)
-    note = f"{args.task_source[0]} makes these examples, and holds them out in training"
+    made = load_task(replace(task, validation_examples=limit), seed=seed, counts=counts)
+    note = f"{source} makes these examples, and holds them out in training"
     return ScoreData("example", made["validation"], counts["validation"], [note])
 
 
-def _examples_of_files(sources: Sequence[str], args: Any) -> ScoreData:
+def _examples_of_files(
+    task: TaskArguments, sources: Sequence[str], models: Sequence[str], limit: int | None
+) -> ScoreData:
     """All of them in their order; of a file that a model was trained on what its run held out."""
-    together = args.task_format == "parallel"  # two files are one source
-    groups = [list(sources)] if together else [[source] for source in sources]
-    runs = [] if args.predictions else task_runs(args.model)
-    data, kept = ScoreData("example"), []
+    is_one_source = task.task_format == "parallel"  # two files, line by line
+    groups = [list(sources)] if is_one_source else [[source] for source in sources]
+    runs = task_runs(models)
+    data = ScoreData("example")
+    kept: list[Row] = []
     for group in groups:
-        rows = read_task_rows(group, args.task_format)
+        rows = read_task_rows(group, task.task_format)
         data.counts["read"] += len(rows)
         for run in runs:
             rows = _without_training_rows(rows, group, run, data)
@@ -134,9 +138,9 @@ def _examples_of_files(sources: Sequence[str], args: Any) -> ScoreData:
     if runs and not data.counts["trained_on"]:
         folders = ", ".join(run.folder for run in runs)
         data.notes.append(f"nothing is held out: {folders} did not learn from {', '.join(sources)}")
-    chosen = _at_most(kept, args.validation_examples)
+    chosen = _at_most(kept, limit)
     data.counts["beyond"] = len(kept) - len(chosen)
-    data.rows = make_examples(chosen, args, data.counts)
+    data.rows = make_examples(chosen, task, data.counts)
     return data
 
 

@@ -1,22 +1,20 @@
 """scores.json, and what the score recipe prints."""
 
 import json
-import shlex
 import shutil
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hfscale.arguments import TaskArguments
+from hfscale.evaluation.score_args import UNFINISHED
 from hfscale.evaluation.score_data import ScoreData
-from hfscale.evaluation.scores import System, compare_systems, data_fingerprint, fit_prompts
-from hfscale.folders import write_atomically
+from hfscale.evaluation.scores import System, fit_prompts
+from hfscale.folders import write_atomically, write_json
 from hfscale.metrics.intervals import by_note
-from hfscale.process import versions
 from hfscale.report.tables import cell, show_records, show_table
 
 # Of the first item, in a preview.
@@ -38,74 +36,85 @@ CHANGED = {"lost_turn": "without the user's last turn", "unframed": "without the
 
 
 def write_scores(
-    args: Any, argv: list[str] | None, data: ScoreData, systems: Sequence[System]
+    path: Path,
+    run: dict[str, Any],
+    data: ScoreData,
+    systems: Sequence[System],
+    comparisons: Sequence[dict[str, Any]],
+    *,
+    source: str | Sequence[str],
+    fingerprint: str | None,
 ) -> dict[str, Any]:
     """Write the predictions and, last, `scores.json`; returns what it holds. Metrics get the prefix
-    `eval_`."""
-    comparisons = compare_systems(systems, args.seed)  # it can raise: before anything is written
-    folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    numbers = [""] if len(systems) == 1 else [f"-{number}" for number in range(1, len(systems) + 1)]
-    files = [f"predictions{number}.jsonl" for number in numbers]
-    for system, name in zip(systems, files, strict=True):
+    `eval_`.
+
+    Args:
+        path: of `scores.json`; the predictions lie beside it.
+        run: what `describe_run` says of this run.
+        source: what was scored.
+        fingerprint: of what was scored; None: that of the predictions' references.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptions = []
+    for number, system in enumerate(systems, 1):
+        file = "predictions.jsonl" if len(systems) == 1 else f"predictions-{number}.jsonl"
         if system.records:
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in system.records]
-            write_atomically(folder / name, "".join(lines))
-    given = args.task_source or args.source or args.lm_eval or args.predictions
-    source = given or f"held out by {args.model[0]}"
-    fingerprint = data_fingerprint(data.rows, args) or systems[0].settings.get("references")
+            write_atomically(path.with_name(file), "".join(lines))
+        descriptions.append(_describe_system(system, file if system.records else None))
     record = {
-        "schema_version": 1,
-        "recipe": "score",
-        "command": shlex.join(["score.py", *(sys.argv[1:] if argv is None else argv)]),
-        "config": asdict(args),
+        **run,
         "data": {
             "source": source,
-            "fingerprint": fingerprint,
+            "fingerprint": fingerprint or systems[0].settings.get("references"),
             "unit": data.unit,
             "counts": dict(+data.counts),  # without those of nothing
             "notes": data.notes,
         },
-        "versions": versions(),
-        "systems": [_of_system(*pair) for pair in zip(systems, files, strict=True)],
-        "comparisons": comparisons,
+        "systems": descriptions,
+        "comparisons": list(comparisons),
     }
-    write_atomically(
-        folder / "scores.json",
-        json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-    )
-    shutil.rmtree(folder / "unfinished", ignore_errors=True)
+    write_json(path, record)
+    shutil.rmtree(path.with_name(UNFINISHED), ignore_errors=True)
     return record
 
 
-def _of_system(system: System, predictions: str) -> dict[str, Any]:
+def _describe_system(system: System, predictions: str | None) -> dict[str, Any]:
     return {
         "name": system.name,
         **system.settings,
-        "predictions": predictions if system.records else None,
+        "predictions": predictions,
         "metrics": {f"eval_{key}": value for key, value in system.metrics.items()},
         "notes": {f"eval_{key}": note for key, note in system.notes.items()},
     }
 
 
 def preview_scores(
-    args: Any, data: ScoreData, models: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+    data: ScoreData,
+    task: TaskArguments,
+    names: Sequence[str],
+    models: Sequence[PreTrainedModel],
+    tokenizers: Sequence[PreTrainedTokenizerBase],
 ) -> None:
     """Print what would be scored: the counts, for how many items each model's prompts are
     shortened, and the first item as the first model is asked."""
-    asked, shortened = data.rows, {}
-    for name, (model, tokenizer) in models.items():
-        if args.task_source:
-            fitted, cut = fit_prompts(model, tokenizer, data.rows, args)
+    first_item = None if data.rows is None else data.rows[0]
+    shortened: dict[str, int | None] = {}
+    if task.task_source:
+        for name, model, tokenizer in zip(names, models, tokenizers, strict=True):
+            fitted, cut = fit_prompts(model, tokenizer, data.scored_rows, task)
+            if not shortened:
+                first_item = fitted[0]
             shortened[name] = cut["prompts"]
-            asked = fitted if len(shortened) == 1 else asked
     if not PartialState().is_main_process:
         return
     show_counts({"unit": data.unit, "counts": data.counts, "notes": data.notes}, shortened)
-    if asked is not None:
-        first = next(iter(asked))
-        shown = {name: first[name] for name in SHOWN_COLUMNS if name in first}
-        rows = [[name, str(value)[:SHOWN_CHARACTERS]] for name, value in shown.items()]
+    if first_item is not None:
+        rows = [
+            [name, str(first_item[name])[:SHOWN_CHARACTERS]]
+            for name in SHOWN_COLUMNS
+            if name in first_item
+        ]
         show_table(["first", ""], rows)
 
 
@@ -113,15 +122,14 @@ def show_scores(record: dict[str, Any], path: Path) -> None:
     """Print what `scores.json` holds: metrics with intervals, what they depend on, comparisons,
     what none of these can show, and the counts."""
     systems = record["systems"]
-    columns = [
-        system["metrics"] | {key: value for key, value in system.items() if key not in NOT_SHOWN}
-        for system in systems
-    ]
+    columns = []
+    for system in systems:
+        settings = {key: value for key, value in system.items() if key not in NOT_SHOWN}
+        columns.append(system["metrics"] | settings)
     names = [name for name in columns[0] if not name.endswith(("_ci95", "_stderr"))]
-    show_table(
-        ["", *(system["name"] for system in systems)],
-        ([name, *(cell(column, name, digits=6) for column in columns)] for name in names),
-    )
+    heads = ["", *(system["name"] for system in systems)]
+    rows = [[name, *(cell(column, name, digits=6) for column in columns)] for name in names]
+    show_table(heads, rows)
     if record["comparisons"]:
         _show_comparisons(record["comparisons"])
     for system in systems:
@@ -133,16 +141,20 @@ def show_scores(record: dict[str, Any], path: Path) -> None:
 
 def _show_comparisons(comparisons: Sequence[dict[str, Any]]) -> None:
     """A table, and below it why some of them cannot show much."""
-    show_records(
-        [{key: value for key, value in result.items() if key != "note"} for result in comparisons]
-    )
-    for second in dict.fromkeys(result["second"] for result in comparisons):
-        mine = [result for result in comparisons if result["second"] == second and result["note"]]
-        for note, about in by_note({result["metric"]: result["note"] for result in mine}).items():
-            print(f"{mine[0]['first']} and {second}: {about}: {note}")
+    rows = []
+    notes_by_second: dict[str, dict[str, str]] = {}
+    for result in comparisons:
+        rows.append({key: value for key, value in result.items() if key != "note"})
+        notes = notes_by_second.setdefault(result["second"], {})
+        if result["note"]:
+            notes[result["metric"]] = result["note"]
+    show_records(rows)
+    for second, notes in notes_by_second.items():
+        for note, about in by_note(notes).items():
+            print(f"{comparisons[0]['first']} and {second}: {about}: {note}")
 
 
-def show_counts(data: dict[str, Any], shortened: dict[str, int | None]) -> None:
+def show_counts(data: dict[str, Any], shortened: Mapping[str, int | None]) -> None:
     """Print how many items were read, left out and scored, and why; of the scored ones, for how
     many each system's prompts were shortened (None: it has no prompts)."""
     counts = data["counts"]
@@ -150,19 +162,29 @@ def show_counts(data: dict[str, Any], shortened: dict[str, int | None]) -> None:
         print(note)
     if not counts:
         return
-    words = [f"{counts['read']:,} read", _with_reasons(counts, LEFT_OUT, "left out")]
-    words += [_with_reasons(counts, DROPPED, "dropped"), f"{counts['scored']:,} scored"]
-    words += [f"{counts[name]:,} {said}" for name, said in CHANGED.items() if counts.get(name)]
+    facts = [
+        f"{counts['read']:,} read",
+        _with_reasons(counts, LEFT_OUT, "left out"),
+        _with_reasons(counts, DROPPED, "dropped"),
+        f"{counts['scored']:,} scored",
+    ]
+    for name, change in CHANGED.items():
+        if counts.get(name):
+            facts.append(f"{counts[name]:,} {change}")
     for name, prompts in shortened.items():
         if prompts is not None:
-            words.append(f"{prompts:,} shortened" + (f" for {name}" if len(shortened) > 1 else ""))
-    print(f"{data['unit']}s: {', '.join(words)}")
+            of_several = f" for {name}" if len(shortened) > 1 else ""
+            facts.append(f"{prompts:,} shortened{of_several}")
+    print(f"{data['unit']}s: {', '.join(facts)}")
 
 
-def _with_reasons(counts: dict[str, int], reasons: dict[str, str], said: str) -> str:
-    found = {reason: counts[name] for name, reason in reasons.items() if counts.get(name)}
-    parts = "; ".join(f"{n:,} {reason}" for reason, n in found.items())
-    return f"{sum(found.values()):,} {said}" + (f" ({parts})" if parts else "")
+def _with_reasons(counts: dict[str, int], reasons: dict[str, str], fate: str) -> str:
+    """How many items met a fate, and for which reasons: `5 dropped (3 empty; 2 unreadable)`."""
+    numbers = {reason: counts[name] for name, reason in reasons.items() if counts.get(name)}
+    total = f"{sum(numbers.values()):,} {fate}"
+    if not numbers:
+        return total
+    return total + f" ({'; '.join(f'{number:,} {reason}' for reason, number in numbers.items())})"
 
 
 def _shortened(system: dict[str, Any]) -> int | None:

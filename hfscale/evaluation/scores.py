@@ -5,26 +5,29 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import evaluate
 import numpy as np
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hfscale.arguments import TaskArguments
 from hfscale.data.sources import text_fingerprint
 from hfscale.evaluation.lm_eval import run_lm_eval
-from hfscale.evaluation.lm_tasks import task_names
 from hfscale.evaluation.predictions import read_predictions
+from hfscale.evaluation.score_args import UNFINISHED
 from hfscale.evaluation.score_data import ScoreData
 from hfscale.generation.texts import end_ids
-from hfscale.metrics import texts as metrics
 from hfscale.metrics.batches import Journal
 from hfscale.metrics.code import split_tests
+from hfscale.metrics.evaluate_metrics import compute_with_intervals, whole_value_notes
 from hfscale.metrics.intervals import (
+    Statistics,
     compare,
     drawn_floor,
     interval_note,
@@ -33,27 +36,28 @@ from hfscale.metrics.intervals import (
 )
 from hfscale.metrics.perplexity import perplexity_metrics, score_documents
 from hfscale.metrics.text_notes import text_notes
-from hfscale.metrics.texts import TEXT_METRICS
+from hfscale.metrics.texts import (
+    check_reference_lists,
+    check_references,
+    metric_values,
+    tie_shares,
+)
+from hfscale.metrics.user_metrics import UserMetric, try_user_metrics
 from hfscale.models import context_limit, count_parameters
 from hfscale.process import InputError
-from hfscale.tasks.answers import answer_task
+from hfscale.tasks.answers import answer_task, check_programs
 from hfscale.tasks.rows import fit_examples, set_chat_template
 
-# What may change between a run and its continuation; the model is known by its weights.
-MAY_CHANGE = ("model", "output_dir", "resume", "overwrite", "trust_remote_code")
 RESAMPLES = 1000  # of a comparison
-PER_TOKEN = (
-    "loss",
-    "perplexity",
-)  # not comparable where two tokenizers cut the text into other tokens
-DECODING = (
-    "do_sample",
-    "seed",
-    "temperature",
-    "top_k",
-    "top_p",
-    "num_samples",
-)  # the last four: of drawn answers
+# Not comparable where two tokenizers cut the text into other tokens.
+PER_TOKEN = ("loss", "perplexity")
+# Settings of greedy answers and of drawn ones, as they are reported.
+GREEDY = ("do_sample", "seed")
+DECODING = (*GREEDY, "temperature", "top_k", "top_p", "num_samples")
+ONE_PROCESS = (
+    "programs ran in one process with their tests (tests_apart is false, or no tests follow "
+    "{prediction}); one that cheats can pass"
+)
 
 
 @dataclass
@@ -61,75 +65,73 @@ class System:
     """A model or a file of predictions, and what it scored."""
 
     name: str
-    settings: dict[str, Any]  # what the numbers depend on: model, context, tokenizer, decoding, ...
-    columns: dict[str, np.ndarray] = field(
-        default_factory=dict
-    )  # metric: statistics of the items, (items, k)
-    options: dict[str, dict] = field(default_factory=dict)  # metric: its options
-    metrics: dict[str, Any] = field(default_factory=dict)  # name: value, with `_ci95` beside it
+    # What the numbers depend on: model, context, tokenizer, decoding, ...
+    settings: dict[str, Any]
+    # {metric: what it kept of each item}
+    statistics: dict[str, Statistics] = field(default_factory=dict)
+    # {name: value}, with its interval beside it as `_ci95`
+    metrics: dict[str, Any] = field(default_factory=dict)
+    # {name of a value: why it is missing, or what it leaves out}
     notes: dict[str, str] = field(default_factory=dict)
-    records: list[dict] = field(default_factory=list)  # one line each in predictions.jsonl
+    # One line each in predictions.jsonl
+    records: list[dict[str, Any]] = field(default_factory=list)
 
 
-def score_model(
-    name: str,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    data: ScoreData,
-    args: Any,
-) -> System:
-    """What a model scores on lm-eval's tasks, on a task, or on a text; finished batches are kept on
-    disk meanwhile.
-    """
-    weights = hashlib.sha256()  # over the first 64 numbers of each, which training changes
+def describe_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> System:
+    """A model with what its numbers depend on; nothing is scored yet."""
+    # Over the first 64 numbers of each weight, which training changes.
+    weights = hashlib.sha256()
     for parameter in model.parameters():
         weights.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
     vocabulary = _digest(sorted(tokenizer.get_vocab().items()))
-    system = System(
-        name,
-        {
-            "model": {
-                "architecture": type(model).__name__,
-                **count_parameters(model),
-                "dtype": str(model.dtype),
-                "fingerprint": weights.hexdigest()[:16],
-            },
-            "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens, {vocabulary}",
+    settings = {
+        "model": {
+            "architecture": type(model).__name__,
+            **count_parameters(model),
+            "dtype": str(model.dtype),
+            "fingerprint": weights.hexdigest()[:16],
         },
-    )
-    score = _score_lm_eval if args.lm_eval else _score_task if args.task_source else _score_text
-    score(system, model, tokenizer, data.rows, args, journal=_journal(system, data.rows, args))
-    return system
+        "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens, {vocabulary}",
+    }
+    return System(name, settings)
 
 
-def _journal(system: System, data: Dataset | None, args: Any) -> Journal:
+def open_journal(
+    output_dir: str, system: System, settings: dict[str, Any], *, overwrite: bool
+) -> Journal:
     """Where this model's finished batches are kept. Nothing is written yet, but those of a run to
     be replaced go.
+
+    `settings` are the arguments that must be the same when a run goes on.
     """
-    folder = Path(args.output_dir, "unfinished", _digest(system.name))
+    folder = Path(output_dir, UNFINISHED, _digest(system.name))
     state = PartialState()
-    if args.overwrite and state.is_main_process:
+    if overwrite and state.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
     state.wait_for_everyone()
-    kept = {key: value for key, value in asdict(args).items() if key not in MAY_CHANGE}
-    return Journal(folder, kept | system.settings | {"data": data_fingerprint(data, args)})
+    return Journal(folder, settings | system.settings)
 
 
-def _score_text(
+def score_text(
     system: System,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    documents: Dataset,
-    args: Any,
+    texts: Sequence[str],
+    *,
+    max_length: int | None,
+    stride: int | None,
+    batch_size: int,
+    seed: int,
     journal: Journal,
 ) -> None:
+    """Perplexity and its kin of documents; see `score_documents`."""
     scores = score_documents(
         model,
         tokenizer,
-        documents["text"][:],
-        max_length=args.max_length,
-        stride=args.stride,
-        batch_size=args.batch_size,
+        texts,
+        max_length=max_length,
+        stride=stride,
+        batch_size=batch_size,
         progress=True,
         journal=journal,
     )
@@ -138,141 +140,203 @@ def _score_text(
         "stride": scores.stride,
         "prefix_token": scores.prefix_token,
     }
-    system.columns = {"perplexity": scores.sums}
-    system.metrics, system.notes = perplexity_metrics(scores, seed=args.seed)
+    system.metrics, system.notes = perplexity_metrics(scores, seed=seed)
+    values = partial(metric_values, "perplexity")
+    system.statistics = {"perplexity": Statistics(scores.sums, values)}
 
 
-def _score_task(
+def score_task(
     system: System,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: Dataset,
-    args: Any,
+    task: TaskArguments,
+    metrics: evaluate.CombinedEvaluations,
+    *,
+    decoding: dict[str, Any],
+    batch_size: int,
+    allow_code_execution: bool,
     journal: Journal,
 ) -> None:
-    asked, cut = fit_prompts(model, tokenizer, examples, args)
-    context, shown = context_limit(model) or 2**31, {}
-    if set(args.metrics) != {"accuracy"}:
-        names = DECODING if args.do_sample else ("do_sample", "seed")
-        shown = {
-            "max_new_tokens": args.max_new_tokens,
-            "stop_strings": args.stop_strings,
-            "end_tokens": tokenizer.convert_ids_to_tokens(end_ids(model, tokenizer)),
-            **{name: getattr(args, name) for name in names},
-            "shortened": cut,
-        }
-    decoding = {name: getattr(args, name) for name in DECODING}
-    columns, system.records = answer_task(
+    """A task's metrics of what the model answers.
+
+    Args:
+        task: how an example is asked, and its metrics by name.
+        metrics: those of `load_metrics`, combined.
+        decoding: a value for each of DECODING.
+    """
+    fitted, shortened = fit_prompts(model, tokenizer, examples, task)
+    inputs, system.records = answer_task(
         model,
         tokenizer,
-        asked,
-        args,
-        pass_at=args.pass_at,
+        fitted,
+        task,
         journal=journal,
-        batch_size=args.batch_size,
-        allow_code_execution=args.allow_code_execution,
+        batch_size=batch_size,
+        allow_code_execution=allow_code_execution,
         **decoding,
     )
-    cut_items = sum(record["cut_tokens"] > 0 for record in system.records)
-    system.settings |= {"context": context, "cut_items": cut_items, **shown}
-    _judge_items(system, columns, examples["references"][:], args)
-    if (
-        "pass_at_k" in args.metrics
-        and not split_tests(args.test_program, tests_apart=args.tests_apart)[1]
-    ):
-        system.notes["pass_at_k"] = (
-            "programs ran in one process with their tests (tests_apart is false, or no tests "
-            "follow {prediction}); one that cheats can pass"
-        )
+    system.settings["context"] = context_limit(model) or 2**31
+    system.settings["cut_items"] = sum(record["cut_tokens"] > 0 for record in system.records)
+    if set(task.metrics) != {"accuracy"}:
+        names = DECODING if decoding["do_sample"] else GREEDY
+        system.settings |= {
+            "max_new_tokens": task.max_new_tokens,
+            "stop_strings": task.stop_strings,
+            "end_tokens": tokenizer.convert_ids_to_tokens(end_ids(model, tokenizer)),
+            **{name: decoding[name] for name in names},
+            "shortened": shortened,
+        }
+    references = examples["references"][:]
+    measure_items(system, metrics, inputs, references, task.metric_options, decoding["seed"])
+    has_tests = split_tests(task.test_program, tests_apart=task.tests_apart)[1]
+    if "pass_at_k" in task.metrics and not has_tests:
+        system.notes["pass_at_k"] = ONE_PROCESS
 
 
 def fit_prompts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Dataset, args: Any
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Dataset,
+    task: TaskArguments,
 ) -> tuple[Dataset, dict[str, int]]:
     """The examples as the model is asked, and how many prompts lost how many tokens on the way.
     Choices alone stay whole: what they are too long for is cut from the left."""
     if "messages" in examples.column_names:
-        set_chat_template(tokenizer, args.chat_template)
-    if set(args.metrics) == {"accuracy"}:
+        set_chat_template(tokenizer, task.chat_template)
+    if set(task.metrics) == {"accuracy"}:
         return examples, {"prompts": 0, "tokens": 0}
     context = context_limit(model) or 2**31
-    fitted, cut = fit_examples(
-        DatasetDict(validation=examples), tokenizer, args, context, for_training=False
+    fitted, shortened = fit_examples(
+        DatasetDict(validation=examples), tokenizer, task, context, for_training=False
     )
-    return fitted["validation"], cut["validation"]
+    return fitted["validation"], shortened["validation"]
 
 
-def _score_lm_eval(
+def score_lm_eval(
     system: System,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    data: None,
-    args: Any,
+    tasks: Sequence[str],
+    *,
+    data: str | None,
+    include: str | None,
+    limit: int | None,
+    batch_size: int,
+    seed: int,
     journal: Journal,
 ) -> None:
+    """Metrics of lm-eval's tasks; see `run_lm_eval`."""
     system.metrics, facts = run_lm_eval(
         model,
         tokenizer,
-        task_names(args.lm_eval),
-        data=args.lm_eval_data,
-        seed=args.seed,
-        include=args.lm_eval_include,
-        batch_size=args.batch_size,
-        limit=args.limit,
+        tasks,
+        data=data,
+        seed=seed,
+        include=include,
+        batch_size=batch_size,
+        limit=limit,
         journal=journal,
     )
+    # lm-eval gives a perplexity no interval.
     intervals = {name: value for name, value in system.metrics.items() if value is not None}
-    system.notes = interval_notes(intervals)  # of a perplexity lm-eval gives none
-    system.settings |= facts | {"context": context_limit(model), "seed": args.seed}
+    system.notes = interval_notes(intervals)
+    system.settings |= facts | {"context": context_limit(model), "seed": seed}
 
 
-def score_file(path: str, data: ScoreData, args: Any) -> System:
-    """What saved predictions score, by all text metrics unless some are named (see
-    `read_predictions`).
+def score_predictions(
+    path: str,
+    data: ScoreData,
+    metrics: evaluate.CombinedEvaluations,
+    options: dict[str, dict[str, Any]],
+    *,
+    seed: int,
+) -> System:
+    """What a file of saved predictions scores; see `read_predictions`. Where the data is no task's
+    examples, what is counted is the predictions.
+
+    `options` are those of the metrics, by their names. Raises InputError as `read_predictions` and
+    `check_all_references`.
     """
     predictions, references, places = read_predictions(path, data.rows)
-    data.counts = data.counts or Counter(read=len(places), scored=len(places))
-    asked = args.metrics or TEXT_METRICS
-    for metric in asked:
-        metrics.check_references(
-            metric, references, places=places, **args.metric_options.get(metric, {})
-        )
-    columns = metrics.text_statistics(predictions, references, asked, args.metric_options)
+    if not data.counts:
+        data.counts = Counter(read=len(places), scored=len(places))
+    check_all_references(metrics, references, places, options)
     system = System(path, {"fingerprint": _digest(predictions), "references": _digest(references)})
-    _judge_items(system, columns, references, args)
+    inputs: dict[str, list] = {"predictions": predictions, "references": references}
+    measure_items(system, metrics, inputs, references, options, seed)
     return system
 
 
-def _judge_items(
-    system: System, columns: dict[str, np.ndarray], references: Sequence[Sequence[str]], args: Any
+def check_all_references(
+    metrics: evaluate.CombinedEvaluations,
+    references: Sequence[Sequence[str]],
+    places: Sequence[str],
+    options: dict[str, dict[str, Any]],
 ) -> None:
-    """Metrics from the statistics of the items, and what the value of each depends on."""
-    system.columns, system.options = (
-        columns,
-        args.metric_options | {"pass_at_k": {"ks": args.pass_at}},
-    )
-    system.metrics = metrics.metrics_of(columns, system.options, args.seed)
+    """Raise InputError if one of the metrics that compare texts cannot score against these
+    references; see `check_references`."""
+    for metric in metrics.evaluation_modules:
+        if isinstance(metric, UserMetric):
+            check_reference_lists(metric.label, references, places)
+        elif "predictions" in metric.inputs:
+            metric_options = options.get(metric.label, {})
+            check_references(metric.label, references, places=places, **metric_options)
+
+
+def check_examples(
+    examples: Dataset,
+    task: TaskArguments,
+    metrics: evaluate.CombinedEvaluations,
+    allow_code_execution: bool,
+) -> None:
+    """Whether the metrics can judge answers to these examples: not after hours of generating.
+
+    Raises InputError: as `check_all_references`, `try_user_metrics` and `check_programs`.
+    """
+    references = examples["references"][:]
+    check_all_references(metrics, references, examples["place"][:], task.metric_options)
+    try_user_metrics(metrics, references)
+    if "pass_at_k" in task.metrics and PartialState().is_main_process:
+        check_programs(examples, allow_code_execution=allow_code_execution)
+
+
+def measure_items(
+    system: System,
+    metrics: evaluate.CombinedEvaluations,
+    inputs: dict[str, list],
+    references: Sequence[Sequence[str]],
+    options: dict[str, dict[str, Any]],
+    seed: int,
+) -> None:
+    """Put into the system the values of the metrics, with intervals and notes, what they keep of
+    each item, and what the value of each depends on."""
+    system.metrics = compute_with_intervals(metrics, inputs, seed)
+    modules = metrics.evaluation_modules
+    for metric in modules:
+        if metric.statistics is not None:
+            system.statistics[metric.label] = metric.statistics
+    labels = [metric.label for metric in modules]
     system.notes = interval_notes(system.metrics)
-    system.notes |= text_notes(references, list(columns), system.options)
-    if "accuracy" in columns:
-        system.metrics |= metrics.tie_shares([record["tied"] for record in system.records])
+    system.notes |= whole_value_notes(metrics)
+    system.notes |= text_notes(references, labels, options)
+    if "accuracy" in labels:
+        system.metrics |= tie_shares([record["tied"] for record in system.records])
     system.metrics["items"] = len(references)
     system.settings["signatures"] = {
-        metric: metrics.signature(metric, references, **system.options.get(metric, {}))
-        for metric in columns
+        metric.label: metric.signature(references) for metric in modules
     }
 
 
-def data_fingerprint(data: Dataset | None, args: Any) -> str | None:
-    """Of the documents' text; of all columns of a task's examples; of lm-eval's local file."""
-    if data is not None and args.task_source:
-        told = [
-            name for name in ("place", "columns") if name in data.column_names
-        ]  # where and whence, not what
-        return _digest(list(data.remove_columns(told)))
-    if data is not None:
-        return text_fingerprint(data)
-    return _digest(Path(args.lm_eval_data).read_text("utf-8")) if args.lm_eval_data else None
+def fingerprint(data: ScoreData, lm_eval_data: str | None) -> str | None:
+    """Of what is scored: the documents' text; all columns of a task's examples but those that say
+    where and whence, not what; lm-eval's local file. None: it is not read here."""
+    if data.unit == "document":
+        return text_fingerprint(data.scored_rows)
+    if data.rows is not None:
+        told = [name for name in ("place", "columns") if name in data.rows.column_names]
+        return _digest(list(data.rows.remove_columns(told)))
+    return _digest(Path(lm_eval_data).read_text("utf-8")) if lm_eval_data else None
 
 
 def _digest(value: Any) -> str:
@@ -285,34 +349,43 @@ def compare_systems(systems: Sequence[System], seed: int) -> list[dict[str, Any]
 
     Raises InputError: files of predictions with different references.
     """
-    found, first = [], systems[0]
+    first = systems[0]
+    comparisons = []
     for second in systems[1:]:
         if first.settings.get("references") != second.settings.get("references"):
             raise InputError(
                 f"predictions {first.name}, {second.name}: their references differ, so they cannot "
                 "be compared; give files on the same items, in the same order, or score each alone"
             )
-        for metric in first.columns:
-            found += _compare_metric(metric, first, second, seed)
-    return found
+        for metric in first.statistics:
+            comparisons += _compare_metric(metric, first, second, seed)
+    return comparisons
 
 
 def _compare_metric(metric: str, first: System, second: System, seed: int) -> list[dict[str, Any]]:
-    columns, other = first.columns[metric], second.columns[metric]
-    same_tokens = metric != "perplexity" or np.array_equal(columns[:, 1], other[:, 1])
-    values = partial(metrics.metric_values, metric, **first.options.get(metric, {}))
+    rows, values = first.statistics[metric]
+    other_rows = second.statistics[metric].rows
+    same_tokens = metric != "perplexity" or np.array_equal(rows[:, 1], other_rows[:, 1])
+    # A perplexity can be larger than a float; such a difference is left out below.
     with np.errstate(all="ignore"):
-        results = compare(columns, other, values, resamples=RESAMPLES, seed=seed)
-    names = {"first": first.name, "second": second.name}
-    floor = drawn_floor(columns, other, RESAMPLES)
-    found = []
+        results = compare(rows, other_rows, values, resamples=RESAMPLES, seed=seed)
+    floor = drawn_floor(rows, other_rows, RESAMPLES)
+    comparisons = []
     for name, result in results.items():
         interval = result["difference_ci95"]
-        if not np.isfinite([result["difference"], *(interval or [])]).all():
+        is_finite = np.isfinite([result["difference"], *(interval or [])]).all()
+        is_comparable = same_tokens or name not in PER_TOKEN
+        if not is_finite or not is_comparable:
             continue
-        if same_tokens or name not in PER_TOKEN:
-            note = paired_note(columns, other) or interval_note(interval) or None
-            found.append(
-                {"metric": f"eval_{name}", **names, **result, "p_value_floor": floor, "note": note}
-            )
-    return found
+        note = paired_note(rows, other_rows) or interval_note(interval)
+        comparisons.append(
+            {
+                "metric": f"eval_{name}",
+                "first": first.name,
+                "second": second.name,
+                **result,
+                "p_value_floor": floor,
+                "note": note or None,
+            }
+        )
+    return comparisons

@@ -1,5 +1,6 @@
 """What a model was trained on and what was held out, as its run.json and those before it say."""
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -100,9 +101,7 @@ def _task_run(folder: str, record: dict[str, Any]) -> TaskRun:
     args = TaskArguments(**config)
     trained: list[Row] = []
     held_out: list[Row] = []
-    try:
+    with contextlib.suppress(InputError):  # its files are not there any more
         trained, held_out = split_rows(args)
-    except InputError:  # its files are not there any more
-        pass
     hashes = [frozenset(map(row_hash, rows)) for rows in (trained, held_out)]
     return TaskRun(folder, args, record, *hashes)

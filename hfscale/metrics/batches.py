@@ -3,6 +3,7 @@ it stopped.
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -46,15 +47,18 @@ def run_batches(
     state = PartialState()
     done = _read(journal, desc) if journal else {}
     state.wait_for_everyone()  # all have read before one writes
-    todo = [i for i in range(len(batches)) if i not in done]
-    share, mine = todo[state.process_index :: state.num_processes], []
+    left = [i for i in range(len(batches)) if i not in done]
+    share = left[state.process_index :: state.num_processes]
+    results = []
     for i in tqdm(share, desc=desc, unit="batch", disable=not progress):
-        mine.append((i, work(batches[i])))
+        result = (i, work(batches[i]))
+        results.append(result)
         if journal:
-            _append(journal, f"{desc}.rank{state.process_index}.jsonl", mine[-1])
-    if in_step and len(share) < -(-len(todo) // state.num_processes):
-        work(batches[todo[-1]])
-    done |= dict(gather_object(mine))
+            _append(journal, f"{desc}.rank{state.process_index}.jsonl", result)
+    largest_share = math.ceil(len(left) / state.num_processes)
+    if in_step and len(share) < largest_share:
+        work(batches[left[-1]])
+    done |= dict(gather_object(results))
     return [done[i] for i in range(len(batches))]
 
 
@@ -69,8 +73,9 @@ def run_sorted(
     made in the order of `key`, so that like is beside like; `kwargs` are those of `run_batches`.
     """
     order = sorted(range(len(items)), key=lambda i: key(items[i]))
-    batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
-    results = dict(zip(order, chain(*run_batches(batches, work, **kwargs)), strict=True))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    results_in_order = chain(*run_batches(batches, work, **kwargs))
+    results = dict(zip(order, results_in_order, strict=True))
     return [results[i] for i in range(len(items))]
 
 
@@ -84,7 +89,9 @@ def _append(journal: Journal, name: str, result: tuple[int, Any]) -> None:
 
 
 def _read(journal: Journal, desc: str) -> dict[int, Any]:
-    done, now = {}, json.loads(json.dumps(journal.settings))
+    """{index of a batch: its result} of what all ranks have finished."""
+    done: dict[int, Any] = {}
+    now = json.loads(json.dumps(journal.settings))  # as it looks once it is written and read
     for path in sorted(journal.folder.glob(f"{desc}.rank*.jsonl")):
         first, *lines = path.read_text("utf-8").split("\n")
         before = _json(first)
@@ -100,12 +107,14 @@ def _read(journal: Journal, desc: str) -> dict[int, Any]:
                 f"--resume auto: {journal.folder} is of a run with other settings "
                 f"({'; '.join(changed)}); put them back, or pass --overwrite instead"
             )
-        done |= dict(filter(None, map(_json, lines)))
+        results = [_json(line) for line in lines]
+        done |= dict(result for result in results if result is not None)
     return done
 
 
 def _json(line: str) -> Any:
+    """The value of a line; None: a kill cut it short."""
     try:
         return json.loads(line)
-    except ValueError:  # cut short by a kill
+    except ValueError:
         return None

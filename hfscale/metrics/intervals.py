@@ -3,6 +3,7 @@ paired tests.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,17 @@ NO_SPREAD = "all items scored alike: resampling them cannot show how uncertain t
 NO_DIFFERENCE = "both scored alike on every item"
 
 
+# From sums over items, (..., k), to {name: (...)}.
+ValuesOfSums = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+class Statistics(NamedTuple):
+    """What a metric keeps of each item, and how their sums give its values."""
+
+    rows: np.ndarray  # (items, k) float64
+    values: ValuesOfSums
+
+
 def bootstrap_sums(columns: np.ndarray, resamples: int = 1000, seed: int = 0) -> np.ndarray:
     """(resamples, columns) sums over samples of the items, drawn with replacement and as large as
     the original.
@@ -25,10 +37,10 @@ def bootstrap_sums(columns: np.ndarray, resamples: int = 1000, seed: int = 0) ->
     pair by pair.
     """
     columns = np.asarray(columns, dtype=np.float64)
-    generator, items = np.random.default_rng(seed), len(columns)
-    return np.stack(
-        [columns[generator.integers(items, size=items)].sum(axis=0) for _ in range(resamples)]
-    )
+    items = len(columns)
+    generator = np.random.default_rng(seed)
+    sums = [columns[generator.integers(items, size=items)].sum(axis=0) for _ in range(resamples)]
+    return np.stack(sums)
 
 
 def percentile_interval(samples: np.ndarray, level: float = 0.95) -> list[float]:
@@ -43,20 +55,36 @@ def means(names: Sequence[str], sums: np.ndarray) -> dict[str, np.ndarray]:
     return {name: sums[..., i] / sums[..., -1] for i, name in enumerate(names)}
 
 
-def estimate(columns: np.ndarray, values: Callable, resamples: int = 1000, seed: int = 0) -> dict:
+def bootstrap_intervals(
+    columns: np.ndarray, values: ValuesOfSums, resamples: int = 1000, seed: int = 0
+) -> dict[str, list[float] | None]:
+    """{name: [low, high]}, the 95 % interval of each of `values` of the sums over items.
+
+    `columns` is (items, k). One item leaves nothing to resample: its intervals are None.
+    """
+    if len(columns) <= 1:
+        return dict.fromkeys(values(np.sum(columns, axis=0)))
+    drawn = values(bootstrap_sums(columns, resamples, seed))
+    return {name: percentile_interval(samples) for name, samples in drawn.items()}
+
+
+def estimate(
+    columns: np.ndarray, values: ValuesOfSums, resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
     """{name: value, name_ci95: [low, high] or None} of `values`, which maps sums (..., k) to {name:
     (...)}.
 
-    `columns` is (items, k). One item leaves nothing to resample: its interval is None.
+    `columns` is (items, k); see `bootstrap_intervals`.
     """
-    drawn, found = values(bootstrap_sums(columns, resamples, seed)) if len(columns) > 1 else {}, {}
+    intervals = bootstrap_intervals(columns, values, resamples, seed)
+    estimates: dict[str, Any] = {}
     for name, value in values(np.sum(columns, axis=0)).items():
-        found[name] = float(value)
-        found[f"{name}_ci95"] = percentile_interval(drawn[name]) if drawn else None
-    return found
+        estimates[name] = float(value)
+        estimates[f"{name}_ci95"] = intervals[name]
+    return estimates
 
 
-def interval_notes(metrics: dict) -> dict[str, str]:
+def interval_notes(metrics: dict[str, Any]) -> dict[str, str]:
     """Why an interval of `estimate` is None or has no width (but for rounding), by its name."""
     intervals = {name: value for name, value in metrics.items() if name.endswith("_ci95")}
     notes = {name: interval_note(value) for name, value in intervals.items()}
@@ -75,15 +103,19 @@ def by_note(notes: dict[str, str]) -> dict[str, str]:
     """{note: the names that it is about, as a list to read}; an interval goes by its value's
     name.
     """
-    names: dict[str, list[str]] = {}
+    names_by_note: dict[str, list[str]] = {}
     for name, note in notes.items():
-        names.setdefault(note, []).append(name.removesuffix("_ci95"))
-    return {note: ", ".join(dict.fromkeys(about)) for note, about in names.items()}
+        names_by_note.setdefault(note, []).append(name.removesuffix("_ci95"))
+    return {note: ", ".join(dict.fromkeys(names)) for note, names in names_by_note.items()}
 
 
 def compare(
-    first: np.ndarray, second: np.ndarray, values: Callable, resamples: int = 1000, seed: int = 0
-) -> dict[str, dict]:
+    first: np.ndarray,
+    second: np.ndarray,
+    values: ValuesOfSums,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
     """{name: {"difference", "difference_ci95", "p_value", "better"}} of second minus first.
 
     Both are (items, k) over the same items. The interval is that of a paired bootstrap, in which
@@ -93,27 +125,39 @@ def compare(
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} items cannot be paired")
-    before, after = (values(np.sum(columns, axis=0)) for columns in (first, second))
-    drawn = [values(bootstrap_sums(columns, resamples, seed)) for columns in (first, second)]
+    first_values = values(np.sum(first, axis=0))
+    second_values = values(np.sum(second, axis=0))
+    # The same seed draws the same items for both.
+    first_drawn = values(bootstrap_sums(first, resamples, seed))
+    second_drawn = values(bootstrap_sums(second, resamples, seed))
     p_values = swap_test(first, second, values, draws=resamples, seed=seed)
-    found = {}
-    for name in before:
-        difference = float(after[name] - before[name])
-        differences = drawn[1][name] - drawn[0][name]
-        interval = percentile_interval(differences) if len(first) > 1 else None
-        rises = (difference > 0) != (name in LOWER_IS_BETTER)
-        better = ("second" if rises else "first") if p_values[name] < SIGNIFICANCE else None
-        found[name] = {
+    comparisons = {}
+    for name in first_values:
+        difference = float(second_values[name] - first_values[name])
+        differences = second_drawn[name] - first_drawn[name]
+        comparisons[name] = {
             "difference": difference,
-            "difference_ci95": interval,
+            "difference_ci95": percentile_interval(differences) if len(first) > 1 else None,
             "p_value": p_values[name],
-            "better": better,
+            "better": _better(name, difference, p_values[name]),
         }
-    return found
+    return comparisons
+
+
+def _better(name: str, difference: float, p_value: float) -> str | None:
+    """Which of two is shown to be better, "first" or "second"; None: it is not shown."""
+    if p_value >= SIGNIFICANCE:
+        return None
+    second_is_better = (difference > 0) != (name in LOWER_IS_BETTER)
+    return "second" if second_is_better else "first"
 
 
 def swap_test(
-    first: np.ndarray, second: np.ndarray, values: Callable, draws: int = 1000, seed: int = 0
+    first: np.ndarray,
+    second: np.ndarray,
+    values: ValuesOfSums,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> dict[str, float]:
     """{name: two-sided p-value} of the difference of `values` between two systems on the same
     items, (items, k) each, if each item's two results could as well have been swapped (Noreen 1989,
@@ -123,23 +167,32 @@ def swap_test(
     difference is as large, so never below 2 / 2**items. With more, `draws` of them are tried; the
     results as they are, and all of them swapped, count too (see `drawn_floor`).
     """
-    first, second = (np.asarray(columns, dtype=np.float64) for columns in (first, second))
-    unlike = (first != second).any(axis=1)
-    changes = (second - first)[unlike]
-    sums, total = first.sum(axis=0), (first + second).sum(axis=0)
-    before, after = values(sums), values(total - sums)
-    exact = len(changes) <= EXACT_ITEMS
-    swaps = _all_swaps(len(changes)) if exact else _drawn_swaps(len(changes), draws, seed)
-    as_large = dict.fromkeys(before, 0 if exact else 2)
-    tried = 0 if exact else 2
-    for part in swaps:
-        swapped = sums + part @ changes
-        one, other = values(swapped), values(total - swapped)
-        tried += len(part)
+    first = np.asarray(first, dtype=np.float64)
+    second = np.asarray(second, dtype=np.float64)
+    differ = (first != second).any(axis=1)
+    changes = (second - first)[differ]
+    first_sums = first.sum(axis=0)
+    both_sums = (first + second).sum(axis=0)
+    first_values = values(first_sums)
+    second_values = values(both_sums - first_sums)
+    if len(changes) <= EXACT_ITEMS:
+        swaps = _all_swaps(len(changes))
+        tried = 0
+    else:
+        swaps = _drawn_swaps(len(changes), draws, seed)
+        tried = 2
+    as_large = dict.fromkeys(first_values, tried)
+    for block in swaps:
+        swapped_sums = first_sums + block @ changes
+        swapped_first = values(swapped_sums)
+        swapped_second = values(both_sums - swapped_sums)
+        tried += len(block)
         for name in as_large:
-            observed = abs(after[name] - before[name])
-            rounding = 1e-9 * observed + 1e-12 * abs(before[name])
-            as_large[name] += int((abs(other[name] - one[name]) >= observed - rounding).sum())
+            observed = abs(second_values[name] - first_values[name])
+            # Sums in another order differ in their last bits; equal differences count as equal.
+            rounding = 1e-9 * observed + 1e-12 * abs(first_values[name])
+            swapped = abs(swapped_second[name] - swapped_first[name])
+            as_large[name] += int((swapped >= observed - rounding).sum())
     return {name: count / tried for name, count in as_large.items()}
 
 
@@ -158,8 +211,9 @@ def drawn_floor(first: np.ndarray, second: np.ndarray, draws: int = 1000) -> flo
     """The p-value of `swap_test` for a difference that no drawn swap reaches: the true one may be
     far smaller. None: it draws none, so its value is exact.
     """
-    unlike = (np.asarray(first) != np.asarray(second)).any(axis=1).sum()
-    return None if unlike <= EXACT_ITEMS else 2 / (2 + draws)
+    if _count_differing(first, second) <= EXACT_ITEMS:
+        return None
+    return 2 / (2 + draws)
 
 
 def sign_flip_floor(signs: np.ndarray, draws: int = 10_000) -> float | None:
@@ -172,25 +226,33 @@ def paired_note(first: np.ndarray, second: np.ndarray) -> str:
     """Why `swap_test` of these (items, k) cannot come below 0.05, whatever they are; "" if it
     can.
     """
-    unlike = int((np.asarray(first) != np.asarray(second)).any(axis=1).sum())
-    if not unlike:
+    differing = _count_differing(first, second)
+    if differing == 0:
         return NO_DIFFERENCE
-    smallest = 2 / 2**unlike
+    smallest = 2 / 2**differing
     if smallest < SIGNIFICANCE:
         return ""
     return (
-        f"only {unlike} of {len(first)} items differ, so the p-value is at least {smallest:.4g}: "
-        "too few to show a difference"
+        f"only {differing} of {len(first)} items differ, so the p-value is at least "
+        f"{smallest:.4g}: too few to show a difference"
     )
+
+
+def _count_differing(first: np.ndarray, second: np.ndarray) -> int:
+    """On how many items, (items, k) each, the two differ."""
+    return int((np.asarray(first) != np.asarray(second)).any(axis=1).sum())
 
 
 def _all_swaps(items: int) -> Iterator[np.ndarray]:
     """(2**(items - 1), items) of 0 and 1: half of all ways; the others are their mirror images."""
-    yield (np.arange(2 ** max(0, items - 1))[:, None] >> np.arange(items)) & 1
+    numbers = np.arange(2 ** max(0, items - 1))[:, None]
+    yield (numbers >> np.arange(items)) & 1  # the bits of each number say what is swapped
 
 
 def _drawn_swaps(items: int, draws: int, seed: int) -> Iterator[np.ndarray]:
-    generator, left = np.random.default_rng(seed), draws
+    """`draws` rows of `items` numbers, 0 and 1, in blocks that fit into memory."""
+    generator = np.random.default_rng(seed)
+    left = draws
     while left:
         rows = min(left, max(1, SWAPS_AT_ONCE // items))
         yield (generator.random((rows, items)) < 0.5).astype(np.float64)

@@ -10,8 +10,9 @@ the metrics at the end divide.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import evaluate
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -21,17 +22,15 @@ from hfscale.behaviour import forward_takes
 from hfscale.data.packing import IGNORED
 from hfscale.data.tokens import after_once, encode_texts, start_ids
 from hfscale.metrics.batches import Journal, run_sorted
+from hfscale.metrics.evaluate_metrics import SumMetric, compute_with_intervals
 from hfscale.metrics.intervals import interval_notes
-from hfscale.metrics.texts import metrics_of
 from hfscale.models import check_token_ids, context_limit
 from hfscale.process import InputError
 
-LOGITS_AT_ONCE = (
-    2**21
-)  # per log-softmax: its float32 copies (8 MB) stay in the cache; three times faster on a CPU
-UNLIMITED_CONTEXT = (
-    1024  # of a model that states no limit, such as one with a state instead of attention
-)
+# Per log-softmax: its float32 copies (8 MB) stay in the cache, three times faster on a CPU.
+LOGITS_AT_ONCE = 2**21
+# Of a model that states no limit, such as one with a state instead of attention.
+UNLIMITED_CONTEXT = 1024
 TOO_LARGE = "larger than a float can hold"
 NO_PREFIX = (
     "no BOS or EOS in the tokenizer: first tokens are not scored, but their bytes and words would "
@@ -57,10 +56,10 @@ class DocumentScores:
     sums: np.ndarray
     max_length: int
     stride: int
-    prefix_token: (
-        str | None
-    )  # None: the tokenizer has neither BOS nor EOS, and no first token was scored
-    unknown_tokens: int = 0  # in all documents; what they stand for was not predicted
+    # None: the tokenizer has neither BOS nor EOS, and no first token was scored.
+    prefix_token: str | None
+    # In all documents; what they stand for was not predicted.
+    unknown_tokens: int = 0
 
 
 def score_documents(
@@ -104,50 +103,59 @@ def score_documents(
     ]
     if not windows:
         raise InputError(f"text: {len(texts)} documents hold no token to score; give longer text")
-    sums = np.array(
-        [
-            [0.0, max(0, len(ids) - scored_from), len(text.encode()), len(re.split(r"\s+", text))]
-            for ids, text in zip(documents, texts, strict=True)
-        ]
-    )
     nll = score_windows(model, windows, batch_size, journal=journal, progress=progress)
+    rows = []
+    for ids, text in zip(documents, texts, strict=True):
+        scored_tokens = max(0, len(ids) - scored_from)
+        words = re.split(r"\s+", text)
+        rows.append([0.0, scored_tokens, len(text.encode()), len(words)])
+    sums = np.array(rows)
     np.add.at(sums[:, 0], [window.document for window in windows], nll)
-    unknown = {tokenizer.unk_token_id} - {
-        None,
-        tokenizer.bos_token_id,
-        tokenizer.eos_token_id,
-    }  # GPT-2's is its EOS
-    num_unknown = sum(int(np.isin(ids, list(unknown)).sum()) for ids in documents)
-    prefix = tokenizer.convert_ids_to_tokens(before[0]) if before else None
-    return DocumentScores(sums, max_length, stride, prefix, num_unknown)
+    prefix = str(tokenizer.convert_ids_to_tokens(before[0])) if before else None
+    return DocumentScores(sums, max_length, stride, prefix, _count_unknown(documents, tokenizer))
 
 
-def perplexity_metrics(scores: DocumentScores, seed: int = 0) -> tuple[dict, dict[str, str]]:
+def _count_unknown(documents: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many unknown tokens the documents hold."""
+    unknown = tokenizer.unk_token_id
+    # GPT-2's is its EOS, which stands for itself.
+    if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        return 0
+    return sum(int((ids == unknown).sum()) for ids in documents)
+
+
+def perplexity_metrics(
+    scores: DocumentScores, seed: int = 0
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Metrics over all documents, each with its 95 % percentile bootstrap interval over documents
     beside it as `_ci95`, and the counts; and notes by metric: why a value is None or what it leaves
     out.
     """
+    nll, *counts = scores.sums.T
+    columns = dict(zip(("tokens", "bytes", "words"), np.array(counts, dtype=int), strict=True))
+    perplexity = evaluate.combine([SumMetric("perplexity", keep_in_memory=True)])
     with np.errstate(all="ignore"):
-        metrics = metrics_of({"perplexity": scores.sums}, {}, seed)
+        metrics = compute_with_intervals(perplexity, {"nll": nll, **columns}, seed)
     notes = interval_notes(metrics)
-    notes |= {
-        key: TOO_LARGE
-        for key, value in metrics.items()
-        if value is not None and not np.isfinite(value).all()
-    }
-    if scores.prefix_token is None:
-        notes |= {key: NO_PREFIX for key in metrics if not key.startswith(("loss", "perplexity"))}
-    metrics |= {key: None for key, note in notes.items() if note in (TOO_LARGE, NO_PREFIX)}
+    for name, value in metrics.items():
+        if value is not None and not np.isfinite(value).all():
+            notes[name] = TOO_LARGE
+        if scores.prefix_token is None and not name.startswith(("loss", "perplexity")):
+            notes[name] = NO_PREFIX
+    for name, note in notes.items():
+        if note in (TOO_LARGE, NO_PREFIX):
+            metrics[name] = None
     if scores.unknown_tokens:
         notes["unknown_tokens"] = "which text they stand for is not scored: the values leave it out"
     _, tokens, num_bytes, words = map(int, scores.sums.sum(axis=0))
-    return metrics | {
+    metrics |= {
         "documents": len(scores.sums),
         "tokens": tokens,
         "bytes": num_bytes,
         "words": words,
         "unknown_tokens": scores.unknown_tokens,
-    }, notes
+    }
+    return metrics, notes
 
 
 def rolling_windows(
@@ -157,9 +165,13 @@ def rolling_windows(
     ids included: it holds ids[start:stop] and scores those from `first` on, in the first window as
     many as the context takes, later up to `stride`, after as many others as fit.
     """
-    windows, prefix = [], first
+    windows = []
+    prefix = first
     while first < num_ids:
-        stop = min(max_length + 1 if first == prefix else first + stride, num_ids)
+        # The first window scores all that it holds; one id more than the context, since the last
+        # one is only a target.
+        stop = max_length + 1 if first == prefix else first + stride
+        stop = min(stop, num_ids)
         windows.append((max(0, stop - 1 - max_length), first, stop))
         first = stop
     return windows
@@ -170,18 +182,20 @@ def _check_window(
 ) -> tuple[int, int]:
     """The max_length and stride to use: 1 <= stride <= max_length <= the model's limit."""
     limit = context_limit(model)
-    max_length = limit or UNLIMITED_CONTEXT if max_length is None else max_length
-    stride = max(1, max_length // 2) if stride is None else stride
-    for name, value, most in (
-        ("max_length", max_length, limit),
-        ("stride", stride, max_length),
-        ("batch_size", batch_size, 0),
-    ):
-        if value < 1 or most and value > most:
-            raise InputError(
-                f"{name}: got {value}, expected {f'1 to {most}' if most else 'at least 1'}"
-            )
+    if max_length is None:
+        max_length = limit or UNLIMITED_CONTEXT
+    if stride is None:
+        stride = max(1, max_length // 2)
+    _check_size("max_length", max_length, limit)
+    _check_size("stride", stride, max_length)
+    _check_size("batch_size", batch_size, None)
     return max_length, stride
+
+
+def _check_size(name: str, value: int, most: int | None) -> None:
+    if value < 1 or (most and value > most):
+        expected = f"1 to {most}" if most else "at least 1"
+        raise InputError(f"{name}: got {value}, expected {expected}")
 
 
 def score_windows(
@@ -214,23 +228,22 @@ def _batch_nll(model: PreTrainedModel, batch: list[Window]) -> list[float]:
     """Summed nll of each window of a batch, in nats. Rows are padded on the right without a mask:
     attention is causal, so what stands after a row's last token cannot reach a scored position.
     """
-    parts = [torch.from_numpy(window.ids) for window in batch]
-    input_ids = pad_sequence(
-        [ids[:-1] for ids in parts], batch_first=True
-    )  # id 0 as padding: every vocabulary has it
-    labels = pad_sequence([ids[1:] for ids in parts], batch_first=True, padding_value=IGNORED)
+    documents = [torch.from_numpy(window.ids) for window in batch]
+    # Padded with id 0, which every vocabulary has.
+    input_ids = pad_sequence([ids[:-1] for ids in documents], batch_first=True)
+    labels = pad_sequence([ids[1:] for ids in documents], batch_first=True, padding_value=IGNORED)
     for row, window in zip(labels, batch, strict=True):
         row[: window.first - 1] = IGNORED
-    kept = (
-        input_ids.shape[1] + 1 - min(window.first for window in batch)
-    )  # the positions before are not scored
+    # The positions before the first scored one of any row need no logits.
+    kept = input_ids.shape[1] + 1 - min(window.first for window in batch)
     extra = {"logits_to_keep": kept} if forward_takes(model, "logits_to_keep") else {}
-    logits = model(input_ids=input_ids.to(model.device), use_cache=False, **extra).logits[:, -kept:]
-    rows, targets = logits.flatten(0, 1), labels[:, -kept:].flatten().to(logits.device)
+    output = model(input_ids=input_ids.to(model.device), use_cache=False, **extra)
+    logits = output.logits[:, -kept:].flatten(0, 1)
+    targets = labels[:, -kept:].flatten().to(logits.device)
     at_once = max(1, LOGITS_AT_ONCE // logits.shape[-1])
     nll = [
-        torch.nn.functional.cross_entropy(part.float(), ids, reduction="none")  # 0 where ignored
-        for part, ids in zip(rows.split(at_once), targets.split(at_once), strict=True)
+        torch.nn.functional.cross_entropy(rows.float(), ids, reduction="none")  # 0 where ignored
+        for rows, ids in zip(logits.split(at_once), targets.split(at_once), strict=True)
     ]
     values = torch.cat(nll).cpu().double().view(len(batch), kept).sum(dim=1).tolist()
     for value, window in zip(values, batch, strict=True):

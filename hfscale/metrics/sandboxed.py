@@ -95,6 +95,7 @@ class Channel:
             self.answer(*rest)  # the other end asks something first
 
     def answer(self, name: str, args: tuple, kwargs: dict) -> None:
+        """Carry out what the other end asks, and write what became of it."""
         arguments = [*args, *kwargs.values()]
         try:
             before = self._lines(arguments)
@@ -107,6 +108,7 @@ class Channel:
         self._write_lines(reply)
 
     def answer_all(self) -> None:
+        """Answer until the other end is gone, which ends this process."""
         while True:
             _, *request = self._read()
             self.answer(*request)

@@ -22,31 +22,39 @@ BLEU_ADVICE = {
 }
 LETTER = regex.compile(r"\p{L}")
 ANY = "".join(SCRIPTS.values())
-PAIR = regex.compile(rf"[{ANY}](?=([^\S\n]*)[{ANY}])")  # two letters of them, and what parts them
-AT_SPACES = ("13a", "intl", "none")  # tokenizers of sacrebleu that part words there
-MOST = 0.5  # of the letters
-SEGMENTED = 0.25  # of the pairs of letters have a space between them: someone has parted the words
-KANA_SHARE = 0.1  # beside Chinese characters, from which a text is Japanese
-LOST = 0.05  # of the letters, from which it is worth a word
+# Two letters of these scripts, and the white space between them.
+PAIR = regex.compile(rf"[{ANY}](?=([^\S\n]*)[{ANY}])")
+# Tokenizers of sacrebleu that part words at spaces.
+AT_SPACES = ("13a", "intl", "none")
+# A text is of such a script if more than this share of its letters are.
+MOST = 0.5
+# Where more than this share of the pairs have a space, someone has parted the words already.
+SEGMENTED = 0.25
+# As many kana beside Chinese characters make a text Japanese; Chinese quotes fewer.
+KANA_SHARE = 0.1
+# Fewer lost letters than this are accents in names, and worth no note.
+LOST = 0.05
 
 
 def text_notes(
     references: Sequence[Sequence[str]], metrics: Sequence[str], options: dict[str, dict]
 ) -> dict[str, str]:
     """{name of a value: what its metric leaves out of these references}; empty where all suit."""
-    finders = {"bleu": _bleu_note, "rouge": _rouge_note, "f1": _f1_note}
     texts = [text for golds in references for text in golds]
     notes = {}
-    for metric, find in finders.items():
-        note = find(texts, options.get(metric, {})) if metric in metrics else ""
-        if note:
-            notes["rouge1" if metric == "rouge" else metric] = note
-    return notes
+    if "bleu" in metrics:
+        notes["bleu"] = _bleu_note(texts, options.get("bleu", {}))
+    if "rouge" in metrics:
+        notes["rouge1"] = _rouge_note(texts, options.get("rouge", {}))
+    if "f1" in metrics:
+        notes["f1"] = _f1_note(texts)
+    return {name: note for name, note in notes.items() if note}
 
 
 def _bleu_note(texts: Sequence[str], options: dict[str, Any]) -> str:
     scorer = sacrebleu_metric("bleu", options)
-    name, longest = scorer.tokenizer.signature(), scorer.max_ngram_order
+    name = scorer.tokenizer.signature()
+    longest = scorer.max_ngram_order
     language = _language(texts)
     if name in AT_SPACES and language:
         return (
@@ -62,7 +70,7 @@ def _bleu_note(texts: Sequence[str], options: dict[str, Any]) -> str:
     return ""
 
 
-def _f1_note(texts: Sequence[str], options: dict[str, Any]) -> str:
+def _f1_note(texts: Sequence[str]) -> str:
     if _language(texts) in ("", "Korean"):
         return ""
     return (
@@ -90,9 +98,13 @@ def _language(texts: Sequence[str]) -> str:
     counts = {name: len(regex.findall(f"[{script}]", text)) for name, script in SCRIPTS.items()}
     if sum(counts.values()) <= MOST * len(LETTER.findall(text)):
         return ""
+    # Japanese is written with Chinese characters, too.
     if counts["Japanese"] > KANA_SHARE * counts["Chinese"]:
         counts["Japanese"] += counts["Chinese"]
-    language = max(counts, key=counts.get)
-    parted = [bool(space) for space in PAIR.findall(text)]
-    segmented = sum(parted) > SEGMENTED * len(parted) and language != "Korean"
-    return "" if segmented else language
+    language = max(counts, key=lambda name: counts[name])
+    spaces = PAIR.findall(text)
+    pairs_with_space = sum(bool(space) for space in spaces)
+    # Korean has spaces anyway: they part phrases, and nobody has parted its words.
+    if language != "Korean" and pairs_with_space > SEGMENTED * len(spaces):
+        return ""
+    return language

@@ -9,14 +9,14 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from importlib.metadata import version
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 
 from hfscale.metrics.code import pass_at_k
-from hfscale.metrics.intervals import estimate, means
+from hfscale.metrics.intervals import means
 from hfscale.metrics.options import (
     ROUGE_TYPES,
     filled_options,
@@ -27,15 +27,15 @@ from hfscale.metrics.options import (
 from hfscale.options import did_you_mean
 from hfscale.process import InputError
 
-TEXT_METRICS = (
-    "bleu",
-    "chrf",
-    "rouge",
-    "exact_match",
-    "f1",
-)  # they compare a prediction with references
+# They compare a prediction with references.
+TEXT_METRICS = ("bleu", "chrf", "rouge", "exact_match", "f1")
 METRICS = (*TEXT_METRICS, "accuracy", "pass_at_k", "perplexity")
 ACCURACIES = ("accuracy", "accuracy_per_token", "accuracy_per_byte")
+# How a metric reduces what it counts, for its signature; of several references the best counts.
+SIGNATURES = {
+    "accuracy": {"ties": "shared"},
+    "perplexity": {"mean": "token"},
+}
 TIE_NATS = 1e-4  # closer log-likelihoods are equal but for float32 rounding
 
 
@@ -62,19 +62,29 @@ def item_statistics(
         if not isinstance(text, str):
             raise InputError(f"{metric}: prediction of item {i} is {text!r}, expected a string")
     if metric in ("bleu", "chrf"):
-        streams = list(
-            zip_longest(*references)
-        )  # sacrebleu wants the first references of all items, the second, ...
-        return np.array(
-            sacrebleu_metric(metric, options)._extract_corpus_statistics(predictions, streams),
-            np.float64,
-        )
-    settings, pairs = filled_options(metric, options), zip(predictions, references, strict=True)
+        # sacrebleu wants the first references of all items, then the second ones, ...
+        streams = list(zip_longest(*references))
+        scorer = sacrebleu_metric(metric, options)
+        return np.array(scorer._extract_corpus_statistics(predictions, streams), np.float64)
+    settings = filled_options(metric, options)
     if metric == "rouge":
-        scores = map(rouge_scorer(**settings).score_multi, references, predictions)
-        rows = [[*(score[name].fmeasure for name in ROUGE_TYPES), 1] for score in scores]
-    else:
-        rows = [[_squad_score(metric, text, golds, **settings), 1] for text, golds in pairs]
+        return _rouge_statistics(predictions, references, settings)
+    scores = [
+        _squad_score(metric, text, golds, **settings)
+        for text, golds in zip(predictions, references, strict=True)
+    ]
+    return np.column_stack([scores, np.ones(len(scores))])
+
+
+def _rouge_statistics(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], settings: dict[str, Any]
+) -> np.ndarray:
+    """(items, 5) float64: F1 of each of ROUGE_TYPES, the best over the references; and 1."""
+    scorer = rouge_scorer(**settings)
+    rows = []
+    for text, golds in zip(predictions, references, strict=True):
+        scores = scorer.score_multi(golds, text)
+        rows.append([*(scores[name].fmeasure for name in ROUGE_TYPES), 1])
     return np.array(rows, dtype=np.float64)
 
 
@@ -87,49 +97,35 @@ def metric_values(metric: str, sums: np.ndarray, **options) -> dict[str, np.ndar
     check_metric(metric)
     sums = np.asarray(sums, dtype=np.float64)
     if metric in ("bleu", "chrf"):
-        value = sacrebleu_metric(metric, options)._compute_score_from_stats
-        return {metric: np.apply_along_axis(lambda row: value(row.tolist()).score, -1, sums)[()]}
+        return {metric: _sacrebleu_values(metric, sums, options)}
     if metric == "perplexity":
-        nll, tokens, num_bytes, words = np.moveaxis(sums, -1, 0)
-        return {
-            "loss": nll / tokens,
-            "perplexity": np.exp(nll / tokens),
-            "bits_per_byte": nll / np.log(2) / num_bytes,
-            "word_perplexity": np.exp(nll / words),
-        }
+        return _perplexity_values(sums)
     if metric in ("exact_match", "f1"):
         return {metric: 100 * sums[..., 0] / sums[..., 1]}
-    names = {
-        "rouge": ROUGE_TYPES,
-        "accuracy": ACCURACIES,
-        "pass_at_k": [f"pass@{k}" for k in options.get("ks", (1,))],
-    }
-    return means(names[metric], sums)
+    if metric == "rouge":
+        return means(ROUGE_TYPES, sums)
+    if metric == "accuracy":
+        return means(ACCURACIES, sums)
+    return means([f"pass@{k}" for k in options.get("ks", (1,))], sums)
 
 
-def text_statistics(
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    metrics: Sequence[str],
-    options: dict[str, dict],
-) -> dict[str, np.ndarray]:
-    """{metric: `item_statistics`} with the options of each metric."""
+def _sacrebleu_values(metric: str, sums: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+    scorer = sacrebleu_metric(metric, options)
+
+    def score(row: np.ndarray) -> float:
+        return scorer._compute_score_from_stats(row.tolist()).score
+
+    return np.apply_along_axis(score, -1, sums)[()]
+
+
+def _perplexity_values(sums: np.ndarray) -> dict[str, np.ndarray]:
+    nll, tokens, num_bytes, words = np.moveaxis(sums, -1, 0)
     return {
-        metric: item_statistics(metric, predictions, references, **options.get(metric, {}))
-        for metric in metrics
+        "loss": nll / tokens,
+        "perplexity": np.exp(nll / tokens),
+        "bits_per_byte": nll / np.log(2) / num_bytes,
+        "word_perplexity": np.exp(nll / words),
     }
-
-
-def metrics_of(columns: dict[str, np.ndarray], options: dict[str, dict], seed: int = 0) -> dict:
-    """The values of {metric: statistics of the items}, each with its 95 % interval beside it as
-    `_ci95`.
-    """
-    found = {}
-    for metric, rows in columns.items():
-        found |= estimate(
-            rows, partial(metric_values, metric, **options.get(metric, {})), seed=seed
-        )
-    return found
 
 
 def signature(metric: str, references: Sequence[Sequence[str]] = (), **options) -> str:
@@ -137,21 +133,25 @@ def signature(metric: str, references: Sequence[Sequence[str]] = (), **options) 
     their number.
     """
     check_metric(metric)
-    counts = {len(golds) for golds in references}
     if metric in ("bleu", "chrf"):
         scorer = sacrebleu_metric(metric, options)
-        scorer.num_refs = None if not counts else counts.pop() if len(counts) == 1 else -1
+        scorer.num_refs = _reference_count(references)
         return scorer.get_signature().format()
     if metric == "pass_at_k":
         return f"estimator:unbiased|k:{','.join(map(str, options.get('ks', (1,))))}"
-    how = {
-        "rouge": {"refs": "best", "version": version("rouge_score")},
-        "accuracy": {"ties": "shared"},
-        "perplexity": {"mean": "token"},
-    }.get(metric, {"refs": "best"})
-    return "|".join(
-        f"{key}:{value}" for key, value in (filled_options(metric, options) | how).items()
-    )
+    facts = filled_options(metric, options) | SIGNATURES.get(metric, {"refs": "best"})
+    if metric == "rouge":
+        facts["version"] = version("rouge_score")
+    return "|".join(f"{key}:{value}" for key, value in facts.items())
+
+
+def _reference_count(references: Sequence[Sequence[str]]) -> int | None:
+    """How many references each item has, as sacrebleu tells it: -1 where items differ, None where
+    there are none to count."""
+    counts = {len(golds) for golds in references}
+    if not counts:
+        return None
+    return counts.pop() if len(counts) == 1 else -1
 
 
 def check_metric(metric: str) -> None:
@@ -177,24 +177,35 @@ def check_references(
         raise InputError(
             f"metric: {metric} does not compare texts; expected one of {', '.join(TEXT_METRICS)}"
         )
-    _check_lengths(metric, references=references)
     places = places or [f"item {i}" for i in range(len(references))]
+    check_reference_lists(metric, references, places)
+    if metric not in ("exact_match", "f1"):
+        for place, golds in zip(places, references, strict=True):
+            if not any(gold.strip() for gold in golds):
+                raise InputError(
+                    f"{metric}: references of {place} are empty; give its right answer or leave it "
+                    "out"
+                )
+    if metric in ("bleu", "chrf"):
+        sacrebleu_metric(metric, options)
+        return
+    settings = filled_options(metric, options)
+    if metric == "rouge":
+        _check_rouge_tokenizer(references, places, settings["tokenizer"])
+
+
+def check_reference_lists(
+    metric: str, references: Sequence[Sequence[str]], places: Sequence[str]
+) -> None:
+    """Raise InputError unless each item has a list of one or more texts as references."""
+    _check_lengths(metric, references=references)
     for place, golds in zip(places, references, strict=True):
-        if isinstance(golds, str) or not golds or not all(isinstance(gold, str) for gold in golds):
+        is_list = not isinstance(golds, str) and len(golds) > 0
+        if not is_list or not all(isinstance(gold, str) for gold in golds):
             raise InputError(
                 f"{metric}: references of {place} are {golds!r}, expected a list of one or more "
                 "strings"
             )
-        if metric not in ("exact_match", "f1") and not any(gold.strip() for gold in golds):
-            raise InputError(
-                f"{metric}: references of {place} are empty; give its right answer or leave it out"
-            )
-    if metric in ("bleu", "chrf"):
-        sacrebleu_metric(metric, options)
-    else:
-        filled = filled_options(metric, options)
-    if metric == "rouge":
-        _check_rouge_tokenizer(references, places, filled["tokenizer"])
 
 
 def choice_statistics(
@@ -214,44 +225,56 @@ def choice_statistics(
     """
     _check_lengths("accuracy", logliks=logliks, tokens=tokens, num_bytes=num_bytes, answers=answers)
     rows = []
-    for i, (values, *units, answer) in enumerate(
+    for i, (values, token_counts, byte_counts, answer) in enumerate(
         zip(logliks, tokens, num_bytes, answers, strict=True)
     ):
-        if (
-            {len(unit) for unit in units} != {len(values)}
-            or not 0 <= answer < len(values)
-            or np.min(units) < 1
-        ):
-            raise InputError(
-                f"accuracy: item {i} has logliks {values}, tokens {units[0]}, bytes {units[1]}, "
-                f"answer {answer}; expected one number per choice, no empty choice, and an answer "
-                "among them"
-            )
-        if np.isnan(values).any():
-            raise FloatingPointError(f"item {i}: the log-likelihood of a choice is nan")
-        best = [likeliest(values, unit) for unit in (np.ones(len(values)), *units)]
-        rows.append([*((answer in choices) / len(choices) for choices in best), 1])
+        _check_choices(i, values, token_counts, byte_counts, answer)
+        row = []
+        for units in ([1] * len(values), token_counts, byte_counts):
+            choices = likeliest(values, units)
+            row.append((answer in choices) / len(choices))
+        rows.append([*row, 1])
     return np.array(rows, dtype=np.float64)
 
 
-def likeliest(logliks: Sequence[float], units: Sequence[int] | np.ndarray) -> list[int]:
+def _check_choices(
+    item: int,
+    logliks: Sequence[float],
+    tokens: Sequence[int],
+    num_bytes: Sequence[int],
+    answer: int,
+) -> None:
+    same_length = len(logliks) == len(tokens) == len(num_bytes)
+    if not same_length or not 0 <= answer < len(logliks) or min(*tokens, *num_bytes) < 1:
+        raise InputError(
+            f"accuracy: item {item} has logliks {logliks}, tokens {tokens}, bytes {num_bytes}, "
+            f"answer {answer}; expected one number per choice, no empty choice, and an answer "
+            "among them"
+        )
+    if np.isnan(logliks).any():
+        raise FloatingPointError(f"item {item}: the log-likelihood of a choice is nan")
+
+
+def likeliest(logliks: Sequence[float], units: Sequence[int]) -> list[int]:
     """The choice with the highest log-likelihood per unit, and those that tie with it: `TIE_NATS`
     more would bring them level."""
-    units = np.asarray(units)
-    values = np.asarray(logliks, dtype=np.float64) / units
+    divisors = np.asarray(units)
+    values = np.asarray(logliks, dtype=np.float64) / divisors
     best = values.max()
-    return np.flatnonzero((values == best) | (best - values < TIE_NATS / units)).tolist()
+    # The first also holds for -inf, whose distance to itself is no number.
+    ties = (values == best) | (best - values < TIE_NATS / divisors)
+    return np.flatnonzero(ties).tolist()
 
 
 def tied_accuracies(
     logliks: Sequence[float], tokens: Sequence[int], num_bytes: Sequence[int]
 ) -> list[str]:
     """In which of ACCURACIES several choices of an item tie for the likeliest."""
-    units = (np.ones(len(logliks)), tokens, num_bytes)
+    units_of_accuracies = ([1] * len(logliks), tokens, num_bytes)
     return [
         name
-        for name, unit in zip(ACCURACIES, units, strict=True)
-        if len(likeliest(logliks, unit)) > 1
+        for name, units in zip(ACCURACIES, units_of_accuracies, strict=True)
+        if len(likeliest(logliks, units)) > 1
     ]
 
 
@@ -268,7 +291,9 @@ def pass_at_k_statistics(
     see `pass_at_k`.
     """
     _check_lengths("pass_at_k", n=n, c=c)
-    rows = [[*(pass_at_k(*counts, k) for k in ks), 1] for counts in zip(n, c, strict=True)]
+    rows = []
+    for programs, passing in zip(n, c, strict=True):
+        rows.append([*(pass_at_k(programs, passing, k) for k in ks), 1])
     return np.array(rows, dtype=np.float64)
 
 
@@ -280,10 +305,10 @@ def normalize_answer(text: str) -> str:
 
 def _check_lengths(metric: str, **columns: Sequence) -> None:
     lengths = {name: len(column) for name, column in columns.items()}
-    if len(set(lengths.values())) > 1 or not all(lengths.values()):
+    if len(set(lengths.values())) > 1 or 0 in lengths.values():
+        counts = ", ".join(f"{length} {name}" for name, length in lengths.items())
         raise InputError(
-            f"{metric}: got {', '.join(f'{n} {name}' for name, n in lengths.items())}; expected "
-            "one of each per item, and at least one item"
+            f"{metric}: got {counts}; expected one of each per item, and at least one item"
         )
 
 
@@ -292,18 +317,18 @@ def _squad_score(metric: str, prediction: str, golds: Sequence[str], squad_versi
     nothing, unless all do: then only such a prediction is right. Version 1 gives it exact match 1
     and F1 0.
     """
-    words, answers = (
-        normalize_answer(prediction).split(),
-        [normalize_answer(gold).split() for gold in golds],
-    )
+    words = normalize_answer(prediction).split()
+    answers = [normalize_answer(gold).split() for gold in golds]
     if squad_version == 2:
         answers = [answer for answer in answers if answer] or [[]]
-    if metric == "exact_match" or squad_version == 2 and not (words and answers[0]):
+    one_is_empty = not words or not answers[0]
+    if metric == "exact_match" or (squad_version == 2 and one_is_empty):
         return float(words in answers)
-    shared = [sum((Counter(words) & Counter(answer)).values()) for answer in answers]
-    return max(
-        2 * n / max(1, len(words) + len(answer)) for n, answer in zip(shared, answers, strict=True)
-    )
+    scores = []
+    for answer in answers:
+        shared = (Counter(words) & Counter(answer)).total()
+        scores.append(2 * shared / max(1, len(words) + len(answer)))
+    return max(scores)
 
 
 def _check_rouge_tokenizer(
@@ -315,7 +340,8 @@ def _check_rouge_tokenizer(
     tokens = rouge_tokens(tokenizer)
     for place, golds in zip(places, references, strict=True):
         text = " ".join(golds).lower()
-        kept, letters = sum(map(len, tokens(text))), sum(map(str.isalnum, text))
+        kept = sum(map(len, tokens(text)))
+        letters = sum(map(str.isalnum, text))
         if 2 * kept < max(1, letters):
             raise InputError(
                 f"rouge: {place}: the tokenizer {tokenizer} drops most of {golds[0][:40]!r}; set "

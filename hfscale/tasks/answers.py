@@ -19,13 +19,7 @@ from hfscale.generation.texts import complete_rows
 from hfscale.metrics.batches import Journal, run_batches, run_sorted
 from hfscale.metrics.code import Outcome, run_program
 from hfscale.metrics.perplexity import Window, score_windows
-from hfscale.metrics.texts import (
-    TEXT_METRICS,
-    choice_statistics,
-    pass_at_k_statistics,
-    text_statistics,
-    tied_accuracies,
-)
+from hfscale.metrics.texts import tied_accuracies
 from hfscale.models import check_token_ids, context_limit
 from hfscale.process import InputError
 from hfscale.tasks.examples import spaced_choice
@@ -124,10 +118,10 @@ def score_choices(
     batch_size: int = 8,
     journal: Journal | None = None,
     progress: bool = False,
-) -> tuple[np.ndarray, list[dict]]:
-    """Multiple choice by the log-likelihood of each of `choices` after `prompt`: statistics for
-    `accuracy` (see `choice_statistics`), and per example {"logliks", "tied", "cut_tokens"} (see
-    `tied_accuracies`).
+) -> tuple[dict[str, list], list[dict]]:
+    """Multiple choice by the log-likelihood of each of `choices` after `prompt`: what the metric
+    `accuracy` takes (see `choice_statistics`), and per example {"logliks", "tied", "cut_tokens"}
+    (see `tied_accuracies`).
 
     As lm-eval does it: prompt and choice are encoded together with a space between them unless one
     has white space there or there is no prompt, spaces at the prompt's end belong to the choice,
@@ -173,7 +167,13 @@ def score_choices(
         {"logliks": values, "tied": names, "cut_tokens": max(n)}
         for values, names, n in zip(logliks, tied, per_item(cut), strict=True)
     ]
-    return choice_statistics(logliks, tokens, num_bytes, examples["answer"][:]), records
+    inputs = {
+        "logliks": logliks,
+        "tokens": tokens,
+        "num_bytes": num_bytes,
+        "answers": examples["answer"][:],
+    }
+    return inputs, records
 
 
 def _score_once(
@@ -233,25 +233,26 @@ def answer_task(
     args: TaskArguments,
     *,
     num_samples: int = 1,
-    pass_at: Sequence[int] = (1,),
     allow_code_execution: bool = False,
     batch_size: int = 8,
     journal: Journal | None = None,
     **decoding,
-) -> tuple[dict, list[dict]]:
-    """({metric: statistics of the items}, a record per example) for all of `args.metrics`.
+) -> tuple[dict[str, list], list[dict]]:
+    """(inputs, records) for all of `args.metrics`: the columns that these take (see
+    `metrics.evaluate_metrics`), with an entry per example, and a record per example.
 
     `decoding` are arguments of `predict`. Each example is asked `num_samples` times; its first
     answer counts for the metrics of text. Raises InputError also as `run_program`.
     """
-    columns, common = {}, {"batch_size": batch_size, "journal": journal, "progress": True}
+    inputs: dict[str, list] = {}
+    common = {"batch_size": batch_size, "journal": journal, "progress": True}
     records = [{"prompt": row["prompt"], "references": row["references"]} for row in examples]
     if "accuracy" in args.metrics:
-        columns["accuracy"], found = score_choices(model, tokenizer, examples, **common)
+        inputs, found = score_choices(model, tokenizer, examples, **common)
         for record, row, scored in zip(records, examples, found, strict=True):
             record |= {"choices": row["choices"], "answer": row["answer"], **scored}
     if set(args.metrics) == {"accuracy"}:
-        return columns, records
+        return inputs, records
     asked = examples.select(np.repeat(np.arange(len(examples)), num_samples))
     answers = predict(
         model,
@@ -264,12 +265,8 @@ def answer_task(
     )
     for record, answer in zip(records, answers[::num_samples], strict=True):
         record |= answer
-    columns |= text_statistics(
-        [answer["prediction"] for answer in answers[::num_samples]],
-        examples["references"][:],
-        [metric for metric in args.metrics if metric in TEXT_METRICS],
-        args.metric_options,
-    )
+    inputs["predictions"] = [record["prediction"] for record in records]
+    inputs["references"] = examples["references"][:]
     if "pass_at_k" in args.metrics:
         predictions = [answer["prediction"] for answer in answers]
         programs = [
@@ -286,7 +283,6 @@ def answer_task(
         for i, record in enumerate(records):
             mine = slice(i * num_samples, (i + 1) * num_samples)
             record |= {"predictions": predictions[mine], "passed": passed[mine]}
-        columns["pass_at_k"] = pass_at_k_statistics(
-            [num_samples] * len(records), [sum(record["passed"]) for record in records], pass_at
-        )
-    return columns, records
+        inputs["n"] = [num_samples] * len(records)
+        inputs["c"] = [sum(record["passed"]) for record in records]
+    return inputs, records

@@ -5,87 +5,113 @@ too, and shown.
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
+import evaluate
 from datasets import Dataset
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from hfscale.arguments import TaskArguments
 from hfscale.generation.terminal import ready_command
+from hfscale.metrics.evaluate_metrics import (
+    MORE_THAN_TEXT,
+    check_metric_names,
+    compute_with_intervals,
+    load_metrics,
+)
 from hfscale.metrics.intervals import by_note, interval_notes
-from hfscale.metrics.options import check_options
-from hfscale.metrics.texts import TEXT_METRICS, metrics_of, text_statistics
 from hfscale.process import InputError
 from hfscale.report.tables import show_records, show_table
 from hfscale.tasks.answers import predict
 from hfscale.tasks.examples import COUNTED, Counts
 from hfscale.tasks.prompt import TaskPrompt
 
-SAMPLES = 3
+SAMPLES = 3  # shown at the end: enough to see what kind of answer the model gives
 LONG_PROMPT_CHARACTERS = 500  # to be read in a command
 
 
 def measure_answers(
-    answerer: Trainer | Sequence[str], examples: Dataset, args: TaskArguments, prefix: str
-) -> tuple[dict, list[str]]:
-    """The task's metrics, with intervals, under names that begin with `prefix`, and the answers. A
-    trainer's model generates them greedily, all ranks together; `<prefix>_finished` is the share
-    that it ended with EOS (or a stop string) before `max_new_tokens`. Metrics of `not_measured` are
-    left out.
+    answerer: Trainer | Sequence[str],
+    examples: Dataset,
+    args: TaskArguments,
+    metrics: evaluate.CombinedEvaluations,
+    prefix: str,
+) -> tuple[dict[str, Any], list[str]]:
+    """The values of `metrics`, with intervals, under names that begin with `prefix`, and the
+    answers. A trainer's model generates them greedily, all ranks together; `<prefix>_finished` is
+    the share that it ended with EOS (or a stop string) before `max_new_tokens`.
     """
-    metrics, answers = {}, answerer
-    names = [name for name in args.metrics if name in TEXT_METRICS]
+    measured: dict[str, Any] = {}
     if isinstance(answerer, Trainer):
-        model = answerer.accelerator.unwrap_model(answerer.model)
-        found = predict(
-            model,
-            answerer.processing_class,
-            examples,
-            max_new_tokens=args.max_new_tokens,
-            stop_strings=args.stop_strings,
-            batch_size=answerer.args.per_device_eval_batch_size,
-            progress=not answerer.args.disable_tqdm,
-        )
-        answers = [answer["prediction"] for answer in found]
-        metrics["finished"] = sum(answer["finished"] for answer in found) / len(found)
-    columns = text_statistics(answers, examples["references"][:], names, args.metric_options)
-    metrics |= metrics_of(columns, args.metric_options)
-    return {f"{prefix}_{name}": value for name, value in metrics.items()}, list(answers)
+        answers, measured["finished"] = _ask_model(answerer, examples, args)
+    else:
+        answers = list(answerer)
+    # Every rank has all answers, so each computes the same values.
+    inputs = {"predictions": answers, "references": examples["references"][:]}
+    measured |= compute_with_intervals(metrics, inputs)
+    return {f"{prefix}_{name}": value for name, value in measured.items()}, answers
 
 
-def not_measured(args: TaskArguments) -> list[str]:
+def _ask_model(trainer: Trainer, examples: Dataset, args: TaskArguments) -> tuple[list[str], float]:
+    """The answers of a trainer's model, and which share of them it ended itself."""
+    tokenizer = trainer.processing_class
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    records = predict(
+        trainer.accelerator.unwrap_model(trainer.model),
+        tokenizer,
+        examples,
+        max_new_tokens=args.max_new_tokens,
+        stop_strings=args.stop_strings,
+        batch_size=trainer.args.per_device_eval_batch_size,
+        progress=not trainer.args.disable_tqdm,
+    )
+    finished = sum(record["finished"] for record in records) / len(records)
+    return [record["prediction"] for record in records], finished
+
+
+def not_measured(args: TaskArguments, *, trust_remote_code: bool = False) -> list[str]:
     """The task's metrics that need more than answers: likelihoods of choices, or to run programs.
     `score` has them.
 
-    Raises InputError: accuracy without choices; options that a metric does not take, or of one that
-    is not asked for.
+    Raises InputError: as `check_metric_names`; accuracy without choices.
     """
-    check_options(args.metric_options, args.metrics)
+    check_metric_names(args.metrics, args.metric_options, trust_remote_code=trust_remote_code)
     if "accuracy" in args.metrics and args.choices is None:
         raise InputError(
             "metrics: accuracy needs choices; name the column that lists them with --choices"
         )
-    return [name for name in args.metrics if name not in TEXT_METRICS]
+    return [name for name in args.metrics if name in MORE_THAN_TEXT]
+
+
+def load_answer_metrics(
+    args: TaskArguments, *, trust_remote_code: bool = False
+) -> evaluate.CombinedEvaluations:
+    """The task's metrics that judge answers: all but those of `not_measured`. Raises InputError as
+    `load_metrics`."""
+    names = [name for name in args.metrics if name not in MORE_THAN_TEXT]
+    options = {name: value for name, value in args.metric_options.items() if name in names}
+    return evaluate.combine(load_metrics(names, options, trust_remote_code=trust_remote_code))
 
 
 def sample_texts(examples: Dataset, answers: Sequence[str]) -> list[str]:
     """The first few answers, with prompt and reference."""
+    first = examples.take(min(SAMPLES, len(examples)))
     return [
         f"{example['prompt'].strip()}\n--- answer: {answer}\n--- reference: {example['target']}"
-        for example, answer in zip(
-            examples.take(min(SAMPLES, len(examples))), answers, strict=False
-        )
+        for example, answer in zip(first, answers, strict=False)
     ]
 
 
 def show_examples(counts: Counts) -> None:
     """Print what became of the examples of each split."""
-    names = [name for name in COUNTED if any(count[name] for count in counts.values())]
     heads = {"train": "train", "validation": "held out"}
-    show_table(
-        ["examples", *(heads.get(split, split) for split in counts)],
-        ([COUNTED[name], *(f"{count[name]:,}" for count in counts.values())] for name in names),
-    )
+    rows = []
+    for name, description in COUNTED.items():
+        numbers = [count[name] for count in counts.values()]
+        if any(numbers):
+            rows.append([description, *(f"{number:,}" for number in numbers)])
+    show_table(["examples", *(heads.get(split, split) for split in counts)], rows)
 
 
 def asking_command(folder: str, task: TaskPrompt, examples: Dataset) -> str:
@@ -97,8 +123,8 @@ def asking_command(folder: str, task: TaskPrompt, examples: Dataset) -> str:
     if len(example["prompt"]) > LONG_PROMPT_CHARACTERS:
         example = min(examples, key=lambda row: len(row["prompt"]))
     if "messages" in example:
-        said = [turn["content"] for turn in example["messages"] if turn["role"] == "user"]
-        return ready_command("chat", folder, said, "--do_sample", "false")
+        turns = [turn["content"] for turn in example["messages"] if turn["role"] == "user"]
+        return ready_command("chat", folder, turns, "--do_sample", "false")
     typed = task.typed(json.loads(example["columns"]))
     return ready_command("generate", folder, [typed], "--do_sample", "false")
 
@@ -109,22 +135,21 @@ def show_answers(
     """Print each metric before training, of the baseline and after training, some answers, and what
     intervals cannot show; `notes` are more of these, by name.
     """
-    names = [
-        name.removeprefix("before_eval_") for name in metrics if name.startswith("before_eval_")
-    ]
-    show_records(
-        [
+    rows = []
+    for before_name, before in metrics.items():
+        name = before_name.removeprefix("before_eval_")
+        if name == before_name or name.endswith("_ci95"):
+            continue
+        rows.append(
             {
                 "held out": name,
-                "before training": metrics[f"before_eval_{name}"],
+                "before training": before,
                 baseline: metrics.get(f"baseline_{name}", ""),
                 "after training": metrics[f"eval_{name}"],
                 "after training_ci95": metrics.get(f"eval_{name}_ci95"),
             }
-            for name in names
-            if not name.endswith("_ci95")
-        ]
-    )
+        )
+    show_records(rows)
     for note, about in by_note(interval_notes(metrics) | (notes or {})).items():
         print(f"{about}: {note}")
     for sample in samples:
@@ -146,35 +171,39 @@ class GenerationMetrics(TrainerCallback):
         trainer: Trainer,
         examples: Dataset,
         args: TaskArguments,
+        metrics: evaluate.CombinedEvaluations,
         *,
         max_examples: int = 64,
         seed: int = 0,
     ):
-        self.trainer, self.args, self.samples = trainer, args, []
-        self.examples = (
-            examples.shuffle(seed=seed).take(min(max_examples, len(examples))).flatten_indices()
-        )
+        self.trainer = trainer
+        self.args = args
+        self.metrics = metrics
+        self.samples: list[str] = []
+        drawn = examples.shuffle(seed=seed).take(min(max_examples, len(examples)))
+        self.examples = drawn.flatten_indices()
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
-        found, answers = measure_answers(self.trainer, self.examples, self.args, "eval")
-        metrics.update(found)
-        self.trainer.log({name: value for name, value in found.items() if isinstance(value, float)})
+        """Answer, and add the values to what the evaluation measured."""
+        measured, answers = measure_answers(
+            self.trainer, self.examples, self.args, self.metrics, "eval"
+        )
+        metrics.update(measured)
+        # Not the intervals: a log takes numbers.
+        self.trainer.log(
+            {name: value for name, value in measured.items() if isinstance(value, float)}
+        )
         self.samples = sample_texts(self.examples, answers)
         state.log_history.append({"eval_samples": self.samples, "step": state.global_step})
         if state.is_world_process_zero:
             self._show(state.global_step)
 
     def _show(self, step: int) -> None:
+        blocks = "\n\n".join(f"```\n{sample}\n```" for sample in self.samples)
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer:
-                callback.tb_writer.add_text(
-                    "eval/samples", "\n\n".join(f"```\n{s}\n```" for s in self.samples), step
-                )
+                callback.tb_writer.add_text("eval/samples", blocks, step)
         wandb = sys.modules.get("wandb")
         if wandb and wandb.run:
-            wandb.log(
-                {
-                    "eval/samples": wandb.Table(["text"], [[sample] for sample in self.samples]),
-                    "train/global_step": step,
-                }
-            )
+            table = wandb.Table(["text"], [[sample] for sample in self.samples])
+            wandb.log({"eval/samples": table, "train/global_step": step})

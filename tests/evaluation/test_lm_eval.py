@@ -14,6 +14,7 @@ from hfscale.data.tokenizer import train_bpe
 from hfscale.evaluation.lm_eval import run_lm_eval
 from hfscale.metrics.batches import Journal
 from hfscale.metrics.perplexity import perplexity_metrics, score_documents
+from hfscale.metrics.texts import choice_statistics
 from hfscale.process import InputError
 from hfscale.tasks.answers import score_choices
 from recipes import score
@@ -109,7 +110,8 @@ def test_multiple_choice_is_that_of_lm_eval(model, tokenizer, items, tmp_path):
     examples = Dataset.from_list(
         [row | {"prompt": f"Question: {row['question']}\nAnswer:"} for row in items]
     )
-    columns, records = score_choices(model, tokenizer, examples)
+    inputs, records = score_choices(model, tokenizer, examples)
+    columns = choice_statistics(**inputs)
     acc, _, acc_bytes, _ = columns.mean(axis=0)
     assert acc == expected["local_multiple_choice_acc"]
     assert acc_bytes == expected["local_multiple_choice_acc_bytes"]

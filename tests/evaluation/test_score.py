@@ -195,7 +195,7 @@ def test_earlier_scores_are_kept_unless_told(recipe, tmp_path):
     assert (tmp_path / "out" / "scores.json").read_text() == "{}"
     recipe("--output_dir", "out", "--overwrite")
     assert metrics_of(tmp_path / "out")["eval_documents"] == 23
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(InputError, match="out/scores.json is not a folder that can be written to"):
         recipe("--output_dir", "out/scores.json")
 
 

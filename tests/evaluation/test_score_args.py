@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from hfscale.config import parse_args
-from hfscale.evaluation import score_args
-from hfscale.evaluation.score_args import check_score_args
+from hfscale.metrics.evaluate_metrics import check_metric_names
 from hfscale.process import InputError
 from recipes import score
 
@@ -19,7 +18,9 @@ def place(tmp_path, monkeypatch):
 
 
 def check(words: str) -> None:
-    check_score_args(parse_args(score.ScoreArguments, words.split(), recipe=score.__file__))
+    args = parse_args(score.ScoreArguments, words.split(), recipe=score.__file__)
+    score.check_args(args)
+    check_metric_names(score.asked_metrics(args), args.metric_options)
 
 
 @pytest.mark.parametrize(
@@ -106,9 +107,12 @@ def check(words: str) -> None:
         (f"{TASK} --metrics chrf --do_sample --top_p 2", "top_p: got"),
         (f"{TASK} --metrics chrf --do_sample --top_k -1", "top_k: got"),
         ("--resume auto --overwrite", "give one of the two"),
-        ("--output_dir file.txt", "--output_dir file.txt: is a file"),
-        ("--output_dir file.txt/out", "--output_dir file.txt/out: "),
-        ("--output_dir /proc/none/out", "--output_dir /proc/none/out: "),
+        (
+            "--output_dir file.txt",
+            "^output_dir file.txt: file.txt is not a folder that can be written to",
+        ),
+        ("--output_dir file.txt/out", "^output_dir file.txt/out: .*file.txt is not a folder"),
+        ("--output_dir /proc/none/out", "^output_dir /proc/none/out: cannot be"),
     ],
 )
 def test_what_cannot_work_is_refused(words, match):
@@ -158,4 +162,4 @@ def test_no_model_is_no_input():
     args = parse_args(score.ScoreArguments, [], recipe=score.__file__)
     args.model = []
     with pytest.raises(InputError, match="^model: missing"):
-        score_args.check_score_args(args)
+        score.check_args(args)

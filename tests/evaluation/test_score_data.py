@@ -6,15 +6,17 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
+import evaluate
 import pytest
 
 from hfscale.arguments import DataArguments, TaskArguments
 from hfscale.data.sources import load_splits, text_fingerprint
-from hfscale.evaluation.score_data import load_score_data
+from hfscale.evaluation.scores import check_examples
 from hfscale.evaluation.training_runs import training_runs
+from hfscale.metrics.evaluate_metrics import load_metrics
 from hfscale.process import InputError
 from hfscale.tasks.examples import example_texts, load_task, split_rows
-from recipes.score import ScoreArguments
+from recipes.score import ScoreArguments, load_data
 
 ROWS = [{"q": f"What is {i} and {i % 7}?", "a": f"It is {i + i % 7}."} for i in range(60)]
 TEMPLATES = {"prompt": "{q}\n", "target": "{a}", "metrics": ["exact_match"]}
@@ -33,6 +35,10 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write("task.jsonl", ROWS)
     return tmp_path
+
+
+def load_score_data(args: ScoreArguments):
+    return load_data(args, [] if args.predictions else args.model)
 
 
 def score_data(*sources: str, model: list[str] | None = None, **settings):
@@ -319,7 +325,9 @@ def test_references_that_cannot_be_scored_are_named_with_file_and_line():
     with pytest.raises(
         InputError, match=r"^rouge: task\.jsonl:4: the tokenizer rouge_score drops most of 'кошка"
     ):
-        score_data("task.jsonl", metrics=["rouge"])
+        args = TaskArguments(metrics=["rouge"])
+        metrics = evaluate.combine(load_metrics(["rouge"], {}))
+        check_examples(score_data("task.jsonl").rows, args, metrics, False)
     with pytest.raises(InputError, match="did you mean solution"):
         write("code.jsonl", [{"q": "def f():", "solution": "pass"}])
         score_data(

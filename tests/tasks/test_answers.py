@@ -6,6 +6,7 @@ import json
 import math
 import re
 
+import evaluate
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -15,7 +16,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from hfscale.arguments import TaskArguments
 from hfscale.data.tokenizer import train_bpe
 from hfscale.metrics.batches import Journal, run_batches
-from hfscale.metrics.texts import metrics_of, text_statistics
+from hfscale.metrics.evaluate_metrics import compute_with_intervals, load_metrics
+from hfscale.metrics.texts import choice_statistics
 from hfscale.process import InputError
 from hfscale.tasks.answers import answer_task, check_programs, predict, score_choices
 from hfscale.tasks.examples import load_task
@@ -153,8 +155,9 @@ def test_predictions_are_scored_with_intervals():
         {"references": [["the cat sat on the mat"], ["a dog", "the dog"], ["one two three"]]}
     )
     predictions = ["the cat sat on my mat", "The dog.", "one two three"]
-    scores = metrics_of(
-        text_statistics(predictions, examples["references"], ["bleu", "exact_match"], {}), {}
+    scores = compute_with_intervals(
+        evaluate.combine(load_metrics(["bleu", "exact_match"], {})),
+        {"predictions": predictions, "references": examples["references"][:]},
     )
     streams = [["the cat sat on the mat", "a dog", "one two three"], [None, "the dog", None]]
     assert scores["bleu"] == pytest.approx(corpus_bleu(predictions, streams).score)
@@ -180,22 +183,26 @@ def test_a_task_may_have_metrics_of_all_kinds(model, tokenizer):
     args = TaskArguments(
         metrics=["exact_match", "accuracy", "pass_at_k"], max_new_tokens=4, stop_strings=["\n"]
     )
-    columns, records = answer_task(
+    inputs, records = answer_task(
         model,
         tokenizer,
         examples,
         args,
         num_samples=3,
-        pass_at=(1, 3),
         do_sample=True,
         allow_code_execution=True,
     )
-    assert columns["pass_at_k"].tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert (inputs["n"], inputs["c"]) == ([3, 3], [3, 0])
     assert [record["passed"] for record in records] == [[True] * 3, [False] * 3]
     assert len(set(records[0]["predictions"] + records[1]["predictions"])) > 1
     expected, _ = score_choices(model, tokenizer, examples)
-    assert (columns["accuracy"] == expected).all()
-    assert columns["exact_match"].shape == (2, 2)
+    assert {name: inputs[name] for name in expected} == expected
+    assert inputs["references"] == [["1"], ["1"]]
+    assert inputs["predictions"] == [record["prediction"] for record in records]
+    metrics = evaluate.combine(load_metrics(args.metrics, {}, pass_at=(1, 3)))
+    scores = compute_with_intervals(metrics, inputs)
+    assert (scores["pass@1"], scores["pass@3"]) == (0.5, 0.5)
+    assert scores["accuracy"] == choice_statistics(**expected)[:, 0].mean()
     with pytest.raises(InputError, match="allow_code_execution"):
         answer_task(model, tokenizer, examples, args)
 
@@ -344,8 +351,8 @@ def test_right_answers_pass_whatever_is_cut_for_the_model(model, tokenizer, tmp_
     asked, _ = fit_examples(
         DatasetDict(validation=examples), tokenizer, args, 24, for_training=False
     )
-    columns, _ = answer_task(model, tokenizer, asked["validation"], args, allow_code_execution=True)
-    assert columns["pass_at_k"].tolist() == [[1, 1]] * 4
+    inputs, _ = answer_task(model, tokenizer, asked["validation"], args, allow_code_execution=True)
+    assert (inputs["n"], inputs["c"]) == ([1] * 4, [1] * 4)
 
 
 def test_programs_that_tell_nothing_are_named_before_anything_is_generated(tmp_path, capsys):

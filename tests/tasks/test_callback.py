@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 from hfscale.arguments import TaskArguments
 from hfscale.data.packing import collate_rows
 from hfscale.data.tokenizer import train_bpe
-from hfscale.tasks.measures import GenerationMetrics, measure_answers
+from hfscale.tasks.measures import GenerationMetrics, load_answer_metrics, measure_answers
 from hfscale.tasks.rows import supervised_rows
 from hfscale.training.trainer import LMTrainer, training_arguments
 
@@ -82,7 +82,9 @@ def make_trainer(folder: Path, callback: bool, width: int = 32, **arguments) -> 
     )
     if callback:
         trainer.add_callback(
-            GenerationMetrics(trainer, examples["validation"], TASK, max_examples=5)
+            GenerationMetrics(
+                trainer, examples["validation"], TASK, load_answer_metrics(TASK), max_examples=5
+            )
         )
     return trainer
 
@@ -97,7 +99,9 @@ def test_metrics_and_texts_are_logged_and_training_is_unchanged(tmp_path):
     for one, other in zip(trainer.model.parameters(), plain.model.parameters(), strict=True):
         assert torch.equal(one, other)
     metrics = trainer.evaluate()
-    expected, answers = measure_answers(trainer, callback.examples, TASK, "eval")
+    expected, answers = measure_answers(
+        trainer, callback.examples, TASK, load_answer_metrics(TASK), "eval"
+    )
     assert (
         metrics.items() >= expected.items()
         and "eval_bleu_ci95" in expected

@@ -1,11 +1,12 @@
 """What is shown of a task's answers: values beside each other, and what they cannot show."""
 
 import pytest
+from datasets import Dataset
 
 from hfscale.arguments import TaskArguments
 from hfscale.metrics.intervals import NO_SPREAD, ONE_ITEM
 from hfscale.process import InputError
-from hfscale.tasks.measures import not_measured, show_answers
+from hfscale.tasks.measures import load_answer_metrics, measure_answers, not_measured, show_answers
 
 
 def metrics_of(value: float, interval: list[float] | None) -> dict:
@@ -57,3 +58,24 @@ def test_options_of_metrics_are_checked_before_training():
         metrics=["rouge", "pass_at_k"], metric_options={"rouge": {"tokenizer": "words"}}
     )
     assert not_measured(args) == ["pass_at_k"]
+
+
+def test_answers_are_measured_by_functions_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "def length(predictions, references, scale=1):\n"
+        "    return [scale * len(text) for text in predictions]\n"
+    )
+    args = TaskArguments(
+        metrics=["exact_match", "mine.py:length", "accuracy"],
+        metric_options={"mine.py:length": {"scale": 2}},
+        choices="c",
+    )
+    assert not_measured(args) == ["accuracy"]
+    examples = Dataset.from_dict({"references": [["a"], ["bc", "b"], ["d"]]})
+    metrics, answers = measure_answers(
+        ["a", "b", "long"], examples, args, load_answer_metrics(args), "eval"
+    )
+    assert answers == ["a", "b", "long"]
+    assert metrics["eval_exact_match"] == pytest.approx(200 / 3)
+    assert metrics["eval_length"] == 4 and metrics["eval_length_ci95"][1] <= 8
