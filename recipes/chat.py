@@ -29,7 +29,7 @@ class ChatArguments(SamplingArguments, RemoteCodeArguments):
             "input by line"
         },
     )
-    max_new_tokens: int | None = field(
+    max_new_tokens: int | None = field(  # type: ignore[assignment]  # None: as the task has it
         default=None,
         metadata={
             "help": "most tokens per answer; default: 128, or as the model learned its task",
@@ -53,14 +53,20 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.models import load_model
     from hfscale.tasks.prompt import load_task_prompt
 
+    # Settings: what is given, then what the model learned its task with, then the defaults.
     settings = {name: getattr(args, name) for name in SamplingArguments.__dataclass_fields__}
-    if task := load_task_prompt(args.model):
+    task = load_task_prompt(args.model)
+    if task:
         learned = {"max_new_tokens": task.max_new_tokens, "stop_strings": task.stop_strings}
         settings |= {name: value for name, value in learned.items() if settings[name] is None}
-    settings["max_new_tokens"] = settings["max_new_tokens"] or SamplingArguments.max_new_tokens
+    if settings["max_new_tokens"] is None:
+        settings["max_new_tokens"] = SamplingArguments.max_new_tokens
     check_settings(**settings)
+
+    # Model and tokenizer.
     model = load_model(args.model, trust_remote_code=args.trust_remote_code)
-    model.to(torch.accelerator.current_accelerator() or "cpu")
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    model.to(device)  # type: ignore[arg-type]  # upstream wraps torch's method without its types
     tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
     if tokenizer.chat_template is None:
         raise InputError(
@@ -68,15 +74,19 @@ def main(argv: list[str] | None = None) -> None:
             "talk; take one made by finetune_task --config dialogue, or complete texts with "
             "generate"
         )
-    is_asked = args.prompts is None and sys.stdin.isatty()
-    if is_asked:
+
+    # Conversation: turns that are given, typed, or read from a pipe.
+    is_typed = args.prompts is None and sys.stdin.isatty()
+    if is_typed:
         print(
             f"{args.model}: type and press Enter; /reset forgets the conversation, /exit or Ctrl-D "
             "ends it"
         )
-    lines = read_lines("you: " if is_asked else "") if args.prompts is None else args.prompts
-    with conversation(is_asked):
-        talk(model, tokenizer, lines, args.system, settings, is_echoed=not is_asked)
+    lines = args.prompts
+    if lines is None:
+        lines = read_lines("you: " if is_typed else "")
+    with conversation(is_typed):
+        talk(model, tokenizer, lines, args.system, settings, is_echoed=not is_typed)
 
 
 def talk(
@@ -86,23 +96,24 @@ def talk(
     from hfscale.generation.texts import generate_texts
     from hfscale.models import context_limit
 
-    first = [{"role": "system", "content": system}] if system else []
-    messages = list(first)
-    needed = min(
-        settings["max_new_tokens"], (context_limit(model) or 2**31) // 4
-    )  # room that an answer must have
-    for turn, said in enumerate(lines):
-        if said.strip() == "/exit":
+    start = [{"role": "system", "content": system}] if system else []
+    messages = list(start)
+    # Room that an answer must have.
+    context = context_limit(model) or 2**31
+    needed = min(settings["max_new_tokens"], context // 4)
+    for turn, line in enumerate(lines):
+        if line.strip() == "/exit":
             break
-        if said.strip() == "/reset":
-            messages = list(first)
+        if line.strip() == "/reset":
+            messages = list(start)
             continue
-        messages.append({"role": "user", "content": said})
-        while room_after(messages, model, tokenizer) < needed and len(messages) > len(first) + 1:
-            del messages[len(first) : len(first) + 2]
+        messages.append({"role": "user", "content": line})
+        while room_after(messages, model, tokenizer) < needed and len(messages) > len(start) + 1:
+            # A question and its answer.
+            del messages[len(start) : len(start) + 2]
             print("(the oldest turn was dropped: the model's context is full)", file=sys.stderr)
         if is_echoed:
-            print(f"you: {said}")
+            print(f"you: {line}")
         print("model: ", end="", flush=True)
         [[answer]] = generate_texts(
             model,

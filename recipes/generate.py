@@ -60,7 +60,7 @@ class GenerateArguments(DecodingArguments, RemoteCodeArguments):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="float32", metadata={"help": "weights"}
     )
-    max_new_tokens: int | None = field(
+    max_new_tokens: int | None = field(  # type: ignore[assignment]  # None: as the task has it
         default=None,
         metadata={
             "help": "most tokens per completion; the context may end it; default: 128, or as the "
@@ -68,7 +68,7 @@ class GenerateArguments(DecodingArguments, RemoteCodeArguments):
             "min": 1,
         },
     )
-    do_sample: bool | None = field(
+    do_sample: bool | None = field(  # type: ignore[assignment]  # None: as the task has it
         default=None,
         metadata={
             "help": "draw tokens; false: the likeliest; default: draw, but for a model that "
@@ -77,14 +77,14 @@ class GenerateArguments(DecodingArguments, RemoteCodeArguments):
     )
 
 
-SETTINGS = tuple(
-    DecodingArguments.__dataclass_fields__
-)  # of generate_texts, and in every line of JSON
+# Of generate_texts, and in every line of JSON.
+SETTINGS = tuple(DecodingArguments.__dataclass_fields__)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(GenerateArguments, argv, recipe=__file__)
-    check_outputs(args)
+    check_inputs(args)
+    check_file(args)
 
     import torch
     from accelerate import PartialState
@@ -96,76 +96,86 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.generation.texts import check_settings, end_ids, fit_prompts, generate_texts
     from hfscale.models import load_model
 
+    # Settings and prompts: a model that learned a task is asked in its template.
     task = None if args.raw_prompts else load_task_prompt(args.model)
     settings = decoding_settings(args, task)
     check_settings(**settings)
     prompts = [] if args.interactive else read_prompts(args.prompts, args.prompt_file, task)
     stream = streams(args, len(prompts))
-    state = PartialState(
-        cpu=parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available())
-    )
-    model = load_model(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code).to(
-        state.device
-    )
+
+    # Model and tokenizer.
+    use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available())
+    state = PartialState(cpu=use_cpu)
+    model = load_model(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
+    model.to(state.device)
     tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
-    ask, is_chat = asker(task, tokenizer), task is not None and task.prompt is None
+    ask = asker(task, tokenizer)
+    is_chat = task is not None and task.prompt is None
     if task and state.is_main_process:
-        form = "a turn of its chat template" if is_chat else repr(task.prompt)
-        print(
-            f"{args.model} learned a task: a prompt becomes {form} (--raw_prompts leaves it)",
-            file=sys.stderr,
-        )
+        show_task(args.model, task)
+
+    # Texts that someone types.
     if args.interactive:
         if state.num_processes > 1:
             raise InputError(
                 f"--interactive: one process talks with people, not {state.num_processes}"
             )
-        return talk(model, tokenizer, ask, settings | {"add_special_tokens": not is_chat})
+        talk(model, tokenizer, ask, settings | {"add_special_tokens": not is_chat})
+        return
 
-    prompts = [ask(prompt) for prompt in prompts] if is_chat else prompts
-    # Every rank checks all of them: an error stops every rank alike.
+    # Texts of prompts, shared out over the ranks. Every rank checks all prompts: an error stops
+    # every rank alike.
+    if is_chat:
+        prompts = [ask(prompt) for prompt in prompts]
     fit_prompts(model, tokenizer, prompts, add_special_tokens=not is_chat)
-    shown = settings | {
-        "dtype": args.dtype,
-        "end_tokens": tokenizer.convert_ids_to_tokens(end_ids(model, tokenizer)),
-    }
-    settings |= {
-        "add_special_tokens": not is_chat,
-        "stream": stream and state.is_main_process,
-        "progress": True,
-    }
-    if settings["stream"]:
+    is_streamed = stream and state.is_main_process
+    if is_streamed:
         show_prompt(prompts[0])
-    with state.split_between_processes(
-        prompts
-    ) as share:  # ranks must not draw the same random numbers
-        settings["seed"] += state.process_index
-        completions = gather_object(
-            generate_texts(model, tokenizer, share, skip_prompt=True, **settings)
+    with state.split_between_processes(prompts) as share:
+        completions = generate_texts(
+            model,
+            tokenizer,
+            share,
+            **settings | {"seed": args.seed + state.process_index},  # other draws on each rank
+            add_special_tokens=not is_chat,
+            stream=is_streamed,
+            skip_prompt=True,
+            progress=True,
         )
+    completions = gather_object(completions)
+
+    # What is shown or written.
     if state.is_main_process:
+        shown_settings = settings | {
+            "dtype": args.dtype,
+            "end_tokens": tokenizer.convert_ids_to_tokens(end_ids(model, tokenizer)),
+        }
         records = [
-            {"prompt": prompt, "completions": texts, "settings": shown, "model": args.model}
+            {
+                "prompt": prompt,
+                "completions": texts,
+                "settings": shown_settings,
+                "model": args.model,
+            }
             for prompt, texts in zip(prompts, completions, strict=True)
         ]
         hand_out(records, args, is_shown=stream)
 
 
-def check_outputs(args: GenerateArguments) -> None:
-    """Raise InputError for places that cannot be written to, and for flags that contradict each
-    other.
-    """
-    if [args.prompts, args.prompt_file, args.interactive or None].count(None) != 2:
+def check_inputs(args: GenerateArguments) -> None:
+    """Raise InputError for flags that contradict each other."""
+    inputs = (args.prompts is not None, args.prompt_file is not None, args.interactive)
+    if sum(inputs) != 1:
         raise InputError("--prompts, --prompt_file: give one of the two, or --interactive")
-    if (
-        args.json
-        and (args.output_file or args.stream)
-        or args.interactive
-        and (args.json or args.output_file)
-    ):
+    json_contradicts = args.json and (args.output_file or args.stream)
+    if json_contradicts or (args.interactive and (args.json or args.output_file)):
         raise InputError(
             "--interactive, --json, --output_file: give one of them; --json does not stream"
         )
+
+
+def check_file(args: GenerateArguments) -> None:
+    """Raise InputError for a file that cannot be written, or that is there already."""
     if args.output_file is None:
         return
     output_file = Path(args.output_file)
@@ -176,23 +186,36 @@ def check_outputs(args: GenerateArguments) -> None:
     check_writable(f"--output_file {output_file}", output_file.parent, output_file.name)
 
 
+def show_task(model: str, task: TaskPrompt) -> None:
+    """Say on stderr what becomes of a prompt."""
+    form = "a turn of its chat template" if task.prompt is None else repr(task.prompt)
+    print(
+        f"{model} learned a task: a prompt becomes {form} (--raw_prompts leaves it)",
+        file=sys.stderr,
+    )
+
+
 def decoding_settings(args: GenerateArguments, task: TaskPrompt | None) -> dict[str, Any]:
     """What was given, and for the rest what the model learned its task with, or the defaults. A
     task's answers are the likeliest ones, as they were measured, unless something is said about
     draws.
     """
-    given = {name: getattr(args, name) for name in SETTINGS}
-    draws = ("temperature", "top_k", "top_p", "num_return_sequences")
+    settings = {name: getattr(args, name) for name in SETTINGS}
     default = DecodingArguments()
-    says_how = args.num_beams == 1 and any(given[name] != getattr(default, name) for name in draws)
-    usual = {"max_new_tokens": default.max_new_tokens, "do_sample": True, "stop_strings": None}
+    learned: dict[str, Any] = {
+        "max_new_tokens": default.max_new_tokens,
+        "do_sample": True,
+        "stop_strings": None,
+    }
     if task:
-        usual = {
+        of_draws = ("temperature", "top_k", "top_p", "num_return_sequences")
+        asks_for_draws = any(settings[name] != getattr(default, name) for name in of_draws)
+        learned = {
             "max_new_tokens": task.max_new_tokens,
-            "do_sample": says_how,
+            "do_sample": asks_for_draws and args.num_beams == 1,
             "stop_strings": task.stop_strings,
         }
-    return given | {name: value for name, value in usual.items() if given[name] is None}
+    return settings | {name: value for name, value in learned.items() if settings[name] is None}
 
 
 def streams(args: GenerateArguments, num_prompts: int) -> bool:

@@ -52,7 +52,7 @@ class ScoreArguments(TaskArguments, SourceArguments, RemoteCodeArguments):
     limit: int | None = field(
         default=None, metadata={"help": "at most this many examples of each lm-eval task", "min": 1}
     )
-    validation_examples: int | None = field(
+    validation_examples: int | None = field(  # type: ignore[assignment]  # None: all of them
         default=None,
         metadata={
             "help": "at most this many examples of a task, always the same ones; default: all (of "
@@ -60,7 +60,7 @@ class ScoreArguments(TaskArguments, SourceArguments, RemoteCodeArguments):
             "min": 1,
         },
     )
-    source: list[str] | None = field(
+    source: list[str] | None = field(  # type: ignore[assignment]  # None: what the run held out
         default=None,
         metadata={
             "help": "text: embedded:<name>, files, folder, glob, saved data set, Hub id; default: "

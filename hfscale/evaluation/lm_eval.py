@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
@@ -63,13 +64,13 @@ def run_lm_eval(
         raise unknown_task(unknown[0], [*local, *manager.all_tasks])
     asked = [local_task(local[name], data) if name in local else name for name in tasks]
     prompts = nothing_behind(tokenizer)
-    state, lm = PartialState(), HFLM(pretrained=model, tokenizer=prompts, batch_size=batch_size)
+    state = PartialState()
+    lm = HFLM(pretrained=model, tokenizer=prompts, batch_size=batch_size)
     if state.num_processes > 1:
-        lm.accelerator, lm._rank, lm._world_size = (
-            Accelerator(),
-            state.process_index,
-            state.num_processes,
-        )
+        # With a model that is loaded already, HFLM takes itself for the only process.
+        lm.accelerator = Accelerator()
+        lm._rank = state.process_index
+        lm._world_size = state.num_processes
     with contextlib.redirect_stdout(sys.stderr):
         try:
             loaded = manager.load(asked)
@@ -89,32 +90,30 @@ def run_lm_eval(
                     lm, loaded, limit=limit, log_samples=False, bootstrap_iters=1000
                 )
         except AssertionError as error:  # its way to say that the model does not fit the task
-            reason = (
-                str(error)
-                or f"a part of it is longer than the model's context of {context_limit(model)} "
-                "tokens"
-            )
+            too_long = f"a part of it is longer than the model's context of {context_limit(model)}"
+            reason = str(error) or f"{too_long} tokens"
             raise InputError(
                 f"lm_eval {','.join(tasks)}: lm-eval cannot ask this model: {reason}"
             ) from None
-    found = [_read(results) if state.is_main_process else None]
-    return broadcast_object_list(found)[0]
+    # The results are on rank 0.
+    metrics_and_facts = [_read(results) if state.is_main_process else None]
+    return broadcast_object_list(metrics_and_facts)[0]
 
 
-def _read(results: dict) -> tuple[dict, dict]:
-    metrics = {}
+def _read(results: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    metrics: dict[str, Any] = {}
     for task, values in results["results"].items():
         for key, value in values.items():
-            name, _, shown_filter = key.partition(",")
-            if name.endswith("_stderr") or not isinstance(value, int | float) or not shown_filter:
+            # lm-eval writes `acc,none`: the metric and the filter that its answers went through.
+            metric, _, answer_filter = key.partition(",")
+            is_value = isinstance(value, int | float) and not metric.endswith("_stderr")
+            if not is_value or not answer_filter:
                 continue
-            error = values.get(f"{name}_stderr,{shown_filter}")
-            error = error if isinstance(error, float) else None
-            name = f"{task}_{name}" + ("" if shown_filter == "none" else f"_{shown_filter}")
-            interval = (
-                None if error is None else [float(value + side * 1.96 * error) for side in (-1, 1)]
-            )
-            metrics |= {name: float(value), f"{name}_ci95": interval, f"{name}_stderr": error}
+            name = f"{task}_{metric}"
+            if answer_filter != "none":
+                name = f"{name}_{answer_filter}"
+            error = values.get(f"{metric}_stderr,{answer_filter}")
+            metrics |= _with_interval(name, value, error if isinstance(error, float) else None)
     facts = {
         task: {
             "version": results["versions"].get(task),
@@ -124,3 +123,11 @@ def _read(results: dict) -> tuple[dict, dict]:
         for task in results["results"]
     }
     return metrics, {"lm_eval": version("lm_eval"), "tasks": facts}
+
+
+def _with_interval(name: str, value: float, error: float | None) -> dict[str, Any]:
+    """A value with its standard error and the 95 % interval of a normal distribution."""
+    interval = None
+    if error is not None:
+        interval = [float(value - 1.96 * error), float(value + 1.96 * error)]
+    return {name: float(value), f"{name}_ci95": interval, f"{name}_stderr": error}

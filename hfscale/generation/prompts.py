@@ -24,45 +24,56 @@ def read_prompts(
     Raises InputError: a file that cannot be read; with its place, a prompt that does not fit the
     task.
     """
-    files = [] if prompts is not None else find_files(prompt_file)
+    if prompts is not None:
+        return [_fill(text, task) for text in prompts]
+    if prompt_file is None:
+        raise InputError("prompts: missing; give --prompts or --prompt_file")
+    files = find_files(prompt_file)
     if files and all(suffix_of(path) in ROWS for path in files):
-        found = [text for path in files for text in _prompts_of_rows(path, task)]
-        if not found:
+        texts = [text for path in files for text in _prompts_of_rows(path, task)]
+        if not texts:
             raise InputError(f"prompt_file {prompt_file}: no rows in it")
-        return found
-    if prompts is None:
-        prompts = load_documents(prompt_file, text_column="prompt", sample_by="line")["text"][:]
-    return [task.fill(text) if task else text for text in prompts]
+        return texts
+    lines = load_documents(prompt_file, text_column="prompt", sample_by="line")["text"][:]
+    return [_fill(text, task) for text in lines]
+
+
+def _fill(text: str, task: TaskPrompt | None) -> str:
+    return task.fill(text) if task else text
 
 
 def _prompts_of_rows(path: Path, task: TaskPrompt | None) -> Iterator[str]:
     for place, row in read_rows(path):
+        has_columns = [*row] != ["prompt"]
         try:
-            yield (
-                task.fill_row(row)
-                if task and task.columns and [*row] != ["prompt"]
-                else _plain(row, task)
-            )
+            if task and task.columns and has_columns:
+                yield task.fill_row(row)
+            else:
+                yield _fill(_prompt_column(row), task)
         except InputError as error:
             raise InputError(f"{path}{place}: {error}") from None
 
 
-def _plain(row: dict[str, Any], task: TaskPrompt | None) -> str:
+def _prompt_column(row: dict[str, Any]) -> str:
     if "prompt" not in row:
         raise InputError(f"no column 'prompt'; it has {', '.join(row) or 'none'}")
     if not isinstance(row["prompt"], str):
         raise InputError(f"the prompt is {row['prompt']!r}, not text")
-    return task.fill(row["prompt"]) if task else row["prompt"]
+    return row["prompt"]
 
 
 def asker(task: TaskPrompt | None, tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:
     """What makes a whole prompt of what a user typed, as the model was taught to be asked."""
     if task is None:
         return str
-    return partial(_chat_prompt, tokenizer=tokenizer) if task.prompt is None else task.fill
+    if task.prompt is None:
+        return partial(_chat_prompt, tokenizer=tokenizer)
+    return task.fill
 
 
 def _chat_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """A user's turn as the tokenizer's chat template writes it, up to where the answer begins."""
     turns = [{"role": "user", "content": text}]
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert isinstance(prompt, str)  # it is not tokenized
+    return prompt

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 
 from hfscale.process import InputError
@@ -44,13 +43,16 @@ def show_completions(prompt: str, completions: Sequence[str]) -> None:
     """Print what a model made of a prompt, several texts with their number before each, and an
     empty line.
     """
+    has_styles = _has_styles()
     for number, text in enumerate(completions, 1):
-        if len(completions) > 1 and _has_styles():
-            print(f"--- {number} of {len(completions)}")
-        if number == 1 or _has_styles():
+        head = f"--- {number} of {len(completions)}\n" if len(completions) > 1 else ""
+        if has_styles:  # each text goes on from its prompt
+            print(head, end="")
             show_prompt(prompt)
-        if len(completions) > 1 and not _has_styles():
-            print(f"--- {number} of {len(completions)}")
+        else:  # the prompt stands once, above all
+            if number == 1:
+                show_prompt(prompt)
+            print(head, end="")
         print(text)
     print()
 
@@ -85,10 +87,8 @@ def read_lines(question: str) -> Iterator[str]:
 @contextlib.contextmanager
 def conversation(is_asked: bool) -> Iterator[None]:
     """What people type and models say; Ctrl-C ends it as Ctrl-D does."""
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         yield
-    except KeyboardInterrupt:
-        pass
     if is_asked:
         print()  # the shell's prompt gets a line of its own
 
@@ -97,16 +97,22 @@ def ready_command(recipe: str, model: str, prompts: Sequence[str], *words: str) 
     """A command line that asks a model and works as it is printed: `hfscale` by name where the
     shell finds the one that lies beside this Python, else by its path.
     """
-    beside = Path(sys.executable).with_name("hfscale")
-    found = shutil.which("hfscale")
-    if found and Path(found).absolute() == beside:
-        command = ["hfscale"]
-    elif beside.is_file():
-        command = [os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)]
-    else:
-        command = [sys.executable, "-m", "hfscale.cli"]
-    # A text that begins like a flag has to be tied to its own.
-    flags = [
-        [f"--prompts={text}"] if text.startswith("--") else ["--prompts", text] for text in prompts
-    ]
-    return shlex.join([*command, recipe, "--model", model, *words, *chain(*flags)])
+    flags = []
+    for text in prompts:
+        if text.startswith("--"):  # it has to be tied to its flag
+            flags.append(f"--prompts={text}")
+        else:
+            flags += ["--prompts", text]
+    return shlex.join([*_hfscale_command(), recipe, "--model", model, *words, *flags])
+
+
+def _hfscale_command() -> list[str]:
+    script = Path(sys.executable).with_name("hfscale")
+    in_path = shutil.which("hfscale")
+    if in_path and Path(in_path).absolute() == script:
+        return ["hfscale"]
+    if script.is_relative_to(Path.cwd()) and script.is_file():
+        return [os.path.relpath(script)]
+    if script.is_file():
+        return [str(script)]
+    return [sys.executable, "-m", "hfscale.cli"]

@@ -5,9 +5,8 @@ strings, settings that a model's folder brings along).
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
-from functools import partial
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import tqdm
@@ -25,8 +24,10 @@ from hfscale.models import check_token_ids, context_limit
 from hfscale.options import check_limits
 from hfscale.process import InputError
 
-MOST_COPIES_AT_ONCE = 64  # texts in a batch, where several are drawn from a prompt
-BROKEN = "\ufffd"  # what the first bytes of a character decode to
+# Texts in a batch, where several are drawn from a prompt.
+MOST_COPIES_AT_ONCE = 64
+# What the first bytes of a character decode to.
+BROKEN = "\ufffd"
 
 
 class Completion(NamedTuple):
@@ -72,13 +73,13 @@ def generate_texts(
             context.
         FloatingPointError: the model gives NaN.
     """
-    choice = {
+    settings: dict[str, Any] = {
         "do_sample": do_sample,
         "num_beams": num_beams,
         "num_return_sequences": num_return_sequences,
+        "repetition_penalty": repetition_penalty,
     }
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    settings = choice | {"repetition_penalty": repetition_penalty}
     check_settings(
         **settings,
         **sampling,
@@ -92,17 +93,18 @@ def generate_texts(
     streamer = TextPrinter(model, tokenizer, rows[0], stop_strings or ()) if stream else None
     if stream and not skip_prompt:
         print(prompts[0], end="")
-    settings |= sampling if do_sample else {}
+    if do_sample:
+        settings |= sampling
     # Beams give several texts together; draws can be made one by one, so that any number fits into
     # memory.
     copies = 1 if num_beams > 1 else num_return_sequences
-    at_once = max(batch_size, min(batch_size * copies, MOST_COPIES_AT_ONCE))
     settings["num_return_sequences"] = num_return_sequences // copies
-    completions: list[list[str]] = [[] for _ in prompts]
+    at_once = max(batch_size, min(batch_size * copies, MOST_COPIES_AT_ONCE))
+    texts: list[list[str]] = [[] for _ in prompts]
     bar = tqdm(total=len(rows) * copies, desc="generating", disable=not progress or stream)
     with _evaluating(model), _seeded(model, seed), bar:
         for limit, batch in _batches(rooms, copies, max_new_tokens, at_once):
-            found = complete_rows(
+            completions = complete_rows(
                 model,
                 tokenizer,
                 [rows[i] for i in batch],
@@ -112,10 +114,10 @@ def generate_texts(
                 place=f"prompts {sorted(set(batch))}",
                 **settings,
             )
-            for i, texts in zip(batch, found, strict=True):
-                completions[i] += [completion.text for completion in texts]
+            for i, of_prompt in zip(batch, completions, strict=True):
+                texts[i] += [completion.text for completion in of_prompt]
             bar.update(len(batch))
-    return completions
+    return texts
 
 
 def _batches(
@@ -127,8 +129,8 @@ def _batches(
     order = sorted(range(len(rooms)), key=lambda i: -rooms[i])
     for limit, group in groupby(order, key=lambda i: min(max_new_tokens, rooms[i])):
         indices = [i for i in group for _ in range(copies)]
-        for at in range(0, len(indices), at_once):
-            yield limit, indices[at : at + at_once]
+        for start in range(0, len(indices), at_once):
+            yield limit, indices[start : start + at_once]
 
 
 @contextlib.contextmanager
@@ -143,7 +145,8 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
 
@@ -160,8 +163,10 @@ def check_settings(**values) -> None:
             check_limits(value, limits.get(name, {}))
         except ValueError as error:
             raise InputError(f"{name}: got {value}, {error}") from None
-    beams, sequences = values.get("num_beams", 1), values.get("num_return_sequences", 1)
-    if sequences > beams and (beams > 1 or not values.get("do_sample", True)):
+    beams = values.get("num_beams", 1)
+    sequences = values.get("num_return_sequences", 1)
+    draws = values.get("do_sample", True) and beams == 1
+    if sequences > beams and not draws:
         raise InputError(
             f"num_return_sequences: got {sequences}, without sampling at most num_beams ({beams}); "
             "set do_sample true and num_beams 1, or raise num_beams"
@@ -204,7 +209,8 @@ def beginning_of(text: str, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     """The first words of a text, at most three, that leave the model at least half of its context;
     else "".
     """
-    words, room = text.split()[:3], (context_limit(model) or 2**31) // 2
+    words = text.split()[:3]
+    room = (context_limit(model) or 2**31) // 2
     for size in range(len(words), 0, -1):
         beginning = " ".join(words[:size])
         if len(encode_prompts([beginning], tokenizer)[0]) <= room:
@@ -233,28 +239,32 @@ def complete_rows(
     Raises FloatingPointError: logits are NaN, so that the likeliest token would be token 0; it
     names the `place`.
     """
-    complete = partial(
-        _complete_batch,
-        model,
-        tokenizer,
-        stop_strings=stop_strings,
-        streamer=streamer,
-        place=place,
-        synced_gpus=synced_gpus,
-        **settings,
-    )
+
+    def complete(batch: Sequence[list[int]]) -> list[list[Completion]]:
+        return _complete_batch(
+            model,
+            tokenizer,
+            batch,
+            stop_strings=stop_strings,
+            streamer=streamer,
+            place=place,
+            synced_gpus=synced_gpus,
+            **settings,
+        )
+
     if synced_gpus or not _base(model)._is_stateful:
         return complete(rows)
     # Recurrent models read filler into their state, some in spite of the mask: rows of one length
     # need none.
-    apart = _keeps_rows_apart(model, rows[0][0])
+    keeps_rows_apart = _keeps_rows_apart(model, rows[0][0])
     groups: dict[int, list[int]] = {}
     for i, ids in enumerate(rows):
-        groups.setdefault(len(ids) if apart else i, []).append(i)
-    found: dict[int, list[Completion]] = {}
-    for places in groups.values():
-        found |= zip(places, complete([rows[i] for i in places]), strict=True)
-    return [found[i] for i in range(len(rows))]
+        group = len(ids) if keeps_rows_apart else i
+        groups.setdefault(group, []).append(i)
+    completions: dict[int, list[Completion]] = {}
+    for members in groups.values():
+        completions |= zip(members, complete([rows[i] for i in members]), strict=True)
+    return [completions[i] for i in range(len(rows))]
 
 
 @torch.no_grad()
@@ -263,8 +273,9 @@ def _keeps_rows_apart(model: PreTrainedModel, token: int) -> bool:
     alone: in upstream's RWKV two rows mix their states.
     """
     ids = torch.tensor([[token]], device=model.device)
-    both = torch.cat([ids, (ids + 1) % model.config.get_text_config().vocab_size])
-    together, alone = (model(part, use_cache=True).logits[0] for part in (both, ids))
+    another = (ids + 1) % model.config.get_text_config().vocab_size
+    alone = model(ids, use_cache=True).logits[0]
+    together = model(torch.cat([ids, another]), use_cache=True).logits[0]
     return torch.allclose(together, alone, rtol=1e-3, atol=1e-3)
 
 
@@ -284,16 +295,21 @@ def _complete_batch(
             raise FloatingPointError(f"the model gives NaN for {place}")
         return scores
 
-    length, ends = max(map(len, rows)), end_ids(model, tokenizer)
-    # Masked, and of the row's own tokens, so that no penalty for what is there already finds
-    # another one.
-    filled = [[ids[0]] * (length - len(ids)) + ids for ids in rows]
-    mask = [[0] * (length - len(ids)) + [1] * len(ids) for ids in rows]
+    length = max(map(len, rows))
+    ends = end_ids(model, tokenizer)
+    # The filler on the left is masked, and of the row's own tokens, so that no penalty for what is
+    # there already finds another one.
+    input_ids = []
+    mask = []
+    for ids in rows:
+        filler = length - len(ids)
+        input_ids.append([ids[0]] * filler + ids)
+        mask.append([0] * filler + [1] * len(ids))
     stopping = [StopText(tokenizer, stop_strings, length)] if stop_strings else []
     config = GenerationConfig(**settings, eos_token_id=ends, pad_token_id=ends[0] if ends else 0)
     with own_settings_aside(model, tokenizer), _faults_named(model):
-        output = model.generate(
-            torch.tensor(filled, device=model.device),
+        output = model.generate(  # type: ignore[operator]  # upstream mixes it in
+            torch.tensor(input_ids, device=model.device),
             attention_mask=torch.tensor(mask, device=model.device),
             generation_config=config,
             logits_processor=[refuse_nan],
@@ -301,12 +317,16 @@ def _complete_batch(
             streamer=streamer,
             synced_gpus=synced_gpus,
         )
-    made = iter(output[:, length:].tolist())
-    several = range(settings.get("num_return_sequences", 1))
-    return [
-        [_completion(next(made), ids[-1], tokenizer, stop_strings, ends) for _ in several]
-        for ids in rows
-    ]
+    sequences = settings.get("num_return_sequences", 1)
+    new_ids = iter(output[:, length:].tolist())
+    completions = []
+    for ids in rows:
+        of_row = [
+            _completion(next(new_ids), ids[-1], tokenizer, stop_strings, ends)
+            for _ in range(sequences)
+        ]
+        completions.append(of_row)
+    return completions
 
 
 def _completion(
@@ -316,10 +336,11 @@ def _completion(
     stop_strings: Sequence[str] | None,
     ends: Sequence[int],
 ) -> Completion:
-    said = until_end(ids, ends)
-    text = decode_continuation(said, tokenizer, before)
-    kept = cut_at_stop(text, stop_strings)
-    return Completion(kept, len(said) < len(ids) or kept != text)
+    ids_before_end = until_end(ids, ends)
+    text = decode_continuation(ids_before_end, tokenizer, before)
+    text_before_stop = cut_at_stop(text, stop_strings)
+    finished = len(ids_before_end) < len(ids) or text_before_stop != text
+    return Completion(text_before_stop, finished)
 
 
 @contextlib.contextmanager
@@ -331,12 +352,12 @@ def own_settings_aside(
     means off.
     """
     base = _base(model)
-    own = base.generation_config
+    of_folder = base.generation_config
     base.generation_config = GenerationConfig(eos_token_id=end_ids(model, tokenizer) or None)
     try:
         yield
     finally:
-        base.generation_config = own
+        base.generation_config = of_folder
 
 
 @contextlib.contextmanager
@@ -356,28 +377,34 @@ def _faults_named(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _base(model: PreTrainedModel) -> PreTrainedModel:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    """The model without the adapter around it."""
+    get_base_model = getattr(model, "get_base_model", None)
+    return get_base_model() if get_base_model else model
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids at which a text ends: the tokenizer's EOS, and what the model's folder names beside
     it, such as the end of a chat's turn.
     """
-    named = _base(model).generation_config.eos_token_id
-    ids = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
-    return sorted(token for token in ids if token < model.config.get_text_config().vocab_size)
+    of_folder = _base(model).generation_config.eos_token_id
+    ids = of_folder if isinstance(of_folder, list) else [of_folder]
+    vocab_size = model.config.get_text_config().vocab_size
+    ends = {tokenizer.eos_token_id, *ids} - {None}
+    return sorted(token for token in ends if token < vocab_size)
 
 
 def until_end(ids: Sequence[int], ends: Sequence[int]) -> Sequence[int]:
     """The ids before the first one of `ends`."""
-    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
+    for i, token in enumerate(ids):
+        if token in ends:
+            return ids[:i]
+    return ids
 
 
 def cut_at_stop(text: str, stop_strings: Iterable[str] | None) -> str:
     """`text` up to the first stop string."""
-    return text[
-        : min((at for stop in stop_strings or [] if (at := text.find(stop)) >= 0), default=None)
-    ]
+    places = [text.find(stop) for stop in stop_strings or []]
+    return text[: min((place for place in places if place >= 0), default=None)]
 
 
 class StopText(StoppingCriteria):
@@ -390,19 +417,19 @@ class StopText(StoppingCriteria):
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str], prompt_length: int
     ):
-        self.tokenizer, self.stop_strings, self.prompt_length = (
-            tokenizer,
-            stop_strings,
-            prompt_length,
-        )
+        self.tokenizer = tokenizer
+        self.stop_strings = stop_strings
+        self.prompt_length = prompt_length
         # A character has up to four bytes, a token at least one.
         self.tokens_read = 4 * max(map(len, stop_strings)) + 8
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
-        ends = input_ids[:, self.prompt_length :][:, -self.tokens_read :].tolist()
-        texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in ends]
-        found = [any(stop in text for stop in self.stop_strings) for text in texts]
-        return torch.tensor(found, device=input_ids.device)
+        """(rows,) of bool: whether each row's text holds a stop string."""
+        new_ids = input_ids[:, self.prompt_length :]
+        last_ids = new_ids[:, -self.tokens_read :].tolist()
+        texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in last_ids]
+        stops = [any(stop in text for stop in self.stop_strings) for text in texts]
+        return torch.tensor(stops, device=input_ids.device)
 
 
 class TextPrinter(BaseStreamer):
@@ -417,17 +444,24 @@ class TextPrinter(BaseStreamer):
         prompt: Sequence[int],
         stop_strings: Sequence[str],
     ):
-        self.tokenizer, self.before, self.stop_strings = tokenizer, prompt[-1], stop_strings
-        self.ends, self.ids, self.printed = end_ids(model, tokenizer), None, 0
+        self.tokenizer = tokenizer
+        self.before = prompt[-1]
+        self.stop_strings = stop_strings
+        self.ends = end_ids(model, tokenizer)
+        self.has_prompt = False
+        self.ids: list[int] = []  # of the completion so far
+        self.printed = 0  # characters
 
     def put(self, value: torch.Tensor) -> None:
-        if self.ids is None:  # upstream gives the prompt first
-            self.ids = []
+        """Take the next token. Upstream gives the prompt first."""
+        if not self.has_prompt:
+            self.has_prompt = True
             return
         self.ids += value.flatten().tolist()
         self._print(is_whole=False)
 
     def end(self) -> None:
+        """Print what was held back."""
         self._print(is_whole=True)
         print(flush=True)
 
@@ -441,7 +475,9 @@ class TextPrinter(BaseStreamer):
 
     def _unsure(self, text: str) -> int:
         """How many characters at the end may still become another one, or part of a stop string."""
-        begun = [
-            n for stop in self.stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n])
-        ]
-        return max([*begun, len(text) - len(text.rstrip(BROKEN))])
+        unsure = len(text) - len(text.rstrip(BROKEN))
+        for stop in self.stop_strings:
+            for size in range(1, len(stop)):
+                if text.endswith(stop[:size]):
+                    unsure = max(unsure, size)
+        return unsure

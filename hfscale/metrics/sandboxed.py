@@ -15,8 +15,10 @@ import operator
 import os
 import sys
 import types
+from _collections_abc import Callable  # loaded with Python itself; `collections` is not
 
-PASSED = 100  # with these the tests' process ends
+# With these the tests' process ends.
+PASSED = 100
 FAILED = 101
 NOT_STARTED = 125
 THIS_FILE = "<string>"  # as tracebacks name the three
@@ -26,7 +28,7 @@ TEST_FILE = "test.py"
 SERVED_BY_TESTS = ("call", "eq", "getitem", "hash", "iter", "len", "next", "repr", "str", "truth")
 SERVED_ATTRIBUTES = (("__name__",), ("__qualname__",))
 # Plain values that are one text: how it is written and read.
-ATOMS = {
+ATOMS: dict[type, tuple[Callable, Callable]] = {
     type(None): (str, lambda text: None),
     bool: (str, lambda text: text == "True"),
     int: (lambda value: int.__format__(value, "x"), lambda text: int(text, 16)),
@@ -39,7 +41,7 @@ ATOMS = {
     bytearray: (bytearray.hex, bytearray.fromhex),
 }
 # Plain values that consist of others: how they are taken apart and made.
-CONTAINERS = {
+CONTAINERS: dict[type, tuple[Callable, Callable]] = {
     list: (list, list),
     tuple: (tuple, tuple),
     set: (set, set),
@@ -60,7 +62,7 @@ VALUE_TYPES = (
 class Channel:
     """One of the two ends. `operation` gives the function for what the other end asks."""
 
-    def __init__(self, reader: int, writer: int, operation: types.FunctionType):
+    def __init__(self, reader: int, writer: int, operation: Callable):
         self.reader = os.fdopen(reader, "rb")
         self.writer = os.fdopen(writer, "wb")
         self.operation = operation
@@ -70,7 +72,7 @@ class Channel:
         self.numbers: dict[int, int] = {}  # ... by the id of each
         self.exceptions: dict[int, type[Exception]] = {}  # classes of the other end, by number
 
-    def ask(self, name: str, *args, **kwargs) -> object:
+    def ask(self, name: str, *args, **kwargs):
         """What the other end's operation returns or raises. Arguments that it changed in place,
         such as lists, are changed here too.
         """
@@ -87,12 +89,12 @@ class Channel:
 
     def _wait_for_answer(self) -> list:
         while True:
-            message, *rest = self._read()
+            message, *content = self._read()
             if message == "value":
-                return rest
+                return content
             if message == "error":
-                _raise_again(*rest)
-            self.answer(*rest)  # the other end asks something first
+                _raise_again(*content)
+            self.answer(*content)  # the other end asks something first
 
     def answer(self, name: str, args: tuple, kwargs: dict) -> None:
         """Carry out what the other end asks, and write what became of it."""
@@ -142,19 +144,19 @@ class Channel:
         self._add_value(lines, value)
         return lines
 
-    def _add_value(self, lines: list[str], value: object) -> None:
+    def _add_value(self, lines: list[str], value) -> None:
         kind = _plain_kind(value)
-        if kind in ATOMS:
+        if kind is not None and kind in ATOMS:
             lines.append(f"{kind.__name__} {ATOMS[kind][0](value)}")
-        elif kind in CONTAINERS:
+        elif kind is not None:
             self._add_items(lines, kind.__name__, CONTAINERS[kind][0](value))
         elif _is_numpy_number(value):
             self._add_value(lines, value.item())
         elif isinstance(value, Remote):
             lines.append(f"yours {value._remote_number}")
         elif _qualified_name(type(value)) in VALUE_TYPES:
-            _, parts = value.__reduce_ex__(2)[:2]
-            self._add_items(lines, "value", [_qualified_name(type(value)), *parts])
+            _, arguments = value.__reduce_ex__(2)[:2]
+            self._add_items(lines, "value", [_qualified_name(type(value)), *arguments])
         elif isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
             lines.append(f"type {value.__name__}")
         elif _is_exception(value):
@@ -163,14 +165,14 @@ class Channel:
             lines.append(f"object {self._number(value)}")
 
     def _add_exception(self, lines: list[str], kind: type[Exception]) -> None:
-        theirs = [number for number, found in self.exceptions.items() if found is kind]
-        if theirs:
-            lines.append(f"yours {theirs[0]}")
-        else:
-            names = [base.__name__ for base in kind.__mro__]
-            self._add_items(lines, "exception", [self._number(kind), *names])
+        for number, known in self.exceptions.items():
+            if known is kind:  # a class of the other end
+                lines.append(f"yours {number}")
+                return
+        names = [base.__name__ for base in kind.__mro__]
+        self._add_items(lines, "exception", [self._number(kind), *names])
 
-    def _add_items(self, lines: list[str], kind: str, items: object) -> None:
+    def _add_items(self, lines: list[str], kind: str, items) -> None:
         lines.append(f"{kind} {len(items)}")
         for item in items:
             self._add_value(lines, item)
@@ -183,7 +185,7 @@ class Channel:
 
     # ---- lines to values
 
-    def _read(self) -> object:
+    def _read(self):
         line = self.reader.readline()
         if not line.endswith(b"\n"):
             self._end()
@@ -191,37 +193,45 @@ class Channel:
         kind = PLAIN.get(name)
         if kind in ATOMS:
             return ATOMS[kind][1](text)
-        if name == "yours":
-            return self.objects[int(text)]
-        if name == "object":
-            return Remote(self, int(text))
-        if name == "type":
-            return _builtin_class(text)
+        if name in ("yours", "object", "type"):
+            return self._named_object(name, text)
         items = [self._read() for _ in range(int(text))]
         if name == "value":
             return _standard_value(*items)
         if name == "exception":
             return self._exception(*items)
-        return CONTAINERS[kind][1](items)
+        return CONTAINERS[PLAIN[name]][1](items)
+
+    def _named_object(self, name: str, text: str):
+        """An object that one of the ends knows by number, or a class that both have."""
+        if name == "yours":
+            return self.objects[int(text)]
+        if name == "object":
+            return Remote(self, int(text))
+        return _builtin_class(text)
 
     def _exception(self, number: int, name: str, *bases: str) -> type[Exception]:
         """A class made here, so that tests can name it in `except`."""
         if number not in self.exceptions:
-            known = [getattr(builtins, base, None) for base in bases]
-            base = next(filter(_is_exception, known), Exception)
+            builtin_bases = [getattr(builtins, base, None) for base in bases]
+            base: type = next(filter(_is_exception, builtin_bases), None) or Exception
             self.exceptions[number] = type(name, (base,), {})
         return self.exceptions[number]
 
 
-def _asks(name: str) -> types.FunctionType:
+def _asks(name: str) -> Callable:
     """A method that the object's own end carries out."""
     return lambda self, *args, **kwargs: self._remote_channel.ask(name, self, *args, **kwargs)
 
 
-def _asks_of_two(name: str) -> types.FunctionType:
+def _asks_of_two(name: str) -> Callable:
     """... where both objects are of that end. The program does not judge values of the tests."""
-    own = _asks(name)
-    return lambda self, other: own(self, other) if isinstance(other, Remote) else NotImplemented
+    ask = _asks(name)
+
+    def compare(self: "Remote", other: object):
+        return ask(self, other) if isinstance(other, Remote) else NotImplemented
+
+    return compare
 
 
 class Remote:
@@ -232,7 +242,7 @@ class Remote:
     def __init__(self, channel: Channel, number: int):
         vars(self).update(_remote_channel=channel, _remote_number=number)
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str):
         if name.startswith("__array"):  # numpy then takes it for a sequence
             raise AttributeError(name)
         return self._remote_channel.ask("getattr", self, name)
@@ -277,20 +287,20 @@ def _is_exception(value: object) -> bool:
 
 def _builtin_class(name: str) -> type:
     """Classes only: with a function such as `eval` the tests would run what the program wrote."""
-    found = getattr(builtins, name)
-    if not isinstance(found, type):
+    builtin = getattr(builtins, name)
+    if not isinstance(builtin, type):
         raise TypeError(f"{name} is not a class")
-    return found
+    return builtin
 
 
-def _standard_value(name: str, *args) -> object:
+def _standard_value(name: str, *args):
     if name not in VALUE_TYPES:
         raise TypeError(f"{name} is not one of {VALUE_TYPES}")
     module, _, kind = name.partition(".")
     return getattr(__import__(module), kind)(*args)
 
 
-def _restore(old: object, new: object) -> object:
+def _restore(old, new):
     """`new`, put into the containers of `old` where they are of one kind: all who hold these see
     it.
     """
@@ -332,7 +342,7 @@ def written(program: str, test: str) -> bytes:
     return "\n".join(ATOMS[str][0](text) for text in (program, test)).encode("ascii")
 
 
-def _known_operation(name: str) -> types.FunctionType:
+def _known_operation(name: str) -> Callable:
     return getattr(operator, name, None) or getattr(builtins, name)
 
 
@@ -344,17 +354,21 @@ def serve_program(reader: int, writer: int) -> None:
     main = types.ModuleType("__main__")
     sys.modules["__main__"] = main
     # As the module `site` has them, which would also run what this machine has Python start with.
-    builtins.exit = builtins.quit = sys.exit
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)
 
     def run(source: str) -> set[str]:
         """The names that it has then."""
         exec(compile(source, PROGRAM_FILE, "exec"), main.__dict__)
         return set(vars(main))
 
-    own = {"start": lambda: None, "run": run, "name": lambda name: getattr(main, name)}
+    requests: dict[str, Callable] = {
+        "start": lambda: None,
+        "run": run,
+        "name": lambda name: getattr(main, name),
+    }
 
-    def operation(name: str) -> types.FunctionType:
-        return own.get(name) or _known_operation(name)
+    def operation(name: str) -> Callable:
+        return requests.get(name) or _known_operation(name)
 
     Channel(reader, writer, operation).answer_all()
 
@@ -367,7 +381,11 @@ def run_tests(reader: int, writer: int) -> int:
     end.
     """
     program, test = (ATOMS[str][1](text) for text in sys.stdin.read().split("\n"))
-    channel = Channel(reader, writer, lambda name: _tests_operation(channel, name))
+
+    def operation(name: str) -> Callable:
+        return _tests_operation(channel, name)
+
+    channel = Channel(reader, writer, operation)
     channel.ask("start")
     channel.status = FAILED
     try:
@@ -386,12 +404,12 @@ def run_tests(reader: int, writer: int) -> int:
     return PASSED
 
 
-def _tests_operation(channel: Channel, name: str) -> types.FunctionType:
+def _tests_operation(channel: Channel, name: str) -> Callable:
     """What the program may do with what the tests hand over. By attributes it could come to all
     that they have, and by calling classes such as `type` make values that equal any other.
     """
 
-    def operation(target: object, *args, **kwargs) -> object:
+    def operation(target: object, *args, **kwargs):
         served = name in SERVED_BY_TESTS or (name == "getattr" and args in SERVED_ATTRIBUTES)
         if not served or id(target) not in channel.numbers:
             raise AttributeError("of what the tests hand over, there are only calls and items")
@@ -401,7 +419,8 @@ def _tests_operation(channel: Channel, name: str) -> types.FunctionType:
 
 
 def _names_in(code: types.CodeType) -> set[str]:
-    inner = [_names_in(part) for part in code.co_consts if isinstance(part, types.CodeType)]
+    constants = code.co_consts
+    inner = [_names_in(constant) for constant in constants if isinstance(constant, types.CodeType)]
     return {name for name in code.co_names if not name.startswith("__")}.union(*inner)
 
 
@@ -412,12 +431,13 @@ def _program_values(channel: Channel, test: str, names: set[str]) -> dict[str, o
     `abs` that finds everything equal. Only where tests use nothing else of the program is a
     function like `sum` the one that they test.
     """
-    modules = {}
-    if possible := names & sys.stdlib_module_names:
-        modules = _standard_modules(test, possible)
-    others = names - modules.keys()
-    own = others.difference(dir(builtins))
-    values = {name: channel.ask("name", name) for name in own or others}
+    modules: dict[str, types.ModuleType] = {}
+    possible_modules = names & sys.stdlib_module_names
+    if possible_modules:
+        modules = _standard_modules(test, possible_modules)
+    no_modules = names - modules.keys()
+    no_builtins = no_modules.difference(dir(builtins))
+    values = {name: channel.ask("name", name) for name in no_builtins or no_modules}
     return values | modules
 
 
