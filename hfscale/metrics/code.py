@@ -38,12 +38,12 @@ def split_tests(template: str, *, tests_apart: bool = True) -> tuple[str, str]:
     without `tests_apart`."""
     if not tests_apart:
         return template, ""
-    before, answer, rest = template.rpartition("{prediction}")
-    start = rest.find("{test}")
+    before, answer, after = template.rpartition("{prediction}")
+    start = after.find("{test}")
     if start < 0:
-        line = re.search(r"\n(?=\S)", rest)
-        start = line.end() if line else len(rest)
-    return before + answer + rest[:start], rest[start:]
+        unindented_line = re.search(r"\n(?=\S)", after)
+        start = unindented_line.end() if unindented_line else len(after)
+    return before + answer + after[:start], after[start:]
 
 
 class Outcome(NamedTuple):
@@ -91,8 +91,8 @@ def run_program(
             "allow_code_execution: pass@k runs code that a model wrote; set it to true to run it "
             "here"
         )
-    kinds = ("site-packages", "dist-packages")
-    packages = [path for path in sys.path if os.path.basename(path) in kinds]
+    folder_names = ("site-packages", "dist-packages")
+    packages = [path for path in sys.path if os.path.basename(path) in folder_names]
     limits = {
         "time_limit_s": time_limit_s,
         "memory_limit_bytes": memory_limit_bytes,
@@ -103,12 +103,14 @@ def run_program(
         "packages": packages,
         "filter_rows": filter_rows(),
     }
-    env = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    env = {}
+    if "LD_LIBRARY_PATH" in os.environ:  # without it this Python may not start
+        env["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     with tempfile.TemporaryDirectory() as root, tempfile.TemporaryFile() as output:
         # Not as JSON: to import it would take a tenth of the whole.
-        given = marshal.dumps(limits | {"root": root}).hex()
+        argument = marshal.dumps(limits | {"root": root}).hex()
         status = subprocess.run(
-            [sys.executable, "-I", "-S", sandbox.__file__, given],
+            [sys.executable, "-I", "-S", sandbox.__file__, argument],
             env=env,
             input=sandboxed.written(program, test),
             stdout=output,
@@ -117,8 +119,9 @@ def run_program(
         ).returncode
         output.seek(0)
         text = output.read(file_limit_bytes).decode("utf-8", "replace")
-    ended = (sandboxed.PASSED, sandboxed.FAILED, sandbox.TIMED_OUT)
-    if status not in ended and status < sandbox.BY_SIGNAL:
+    # Any other status is one of the sandbox itself.
+    of_program = (sandboxed.PASSED, sandboxed.FAILED, sandbox.TIMED_OUT)
+    if status not in of_program and status < sandbox.BY_SIGNAL:
         raise InputError(
             "allow_code_execution: this machine does not let a program be isolated "
             f"({text.strip()}); nothing was run; see docs/metrics.md"

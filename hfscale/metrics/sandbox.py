@@ -22,6 +22,7 @@ import time
 TIMED_OUT = 124  # as of timeout(1)
 NOT_STARTED = 125
 BY_SIGNAL = 128  # and the signal's number, as in a shell
+# Time and memory are looked at as often: a burst of memory lasts no longer.
 POLL_S = 0.02
 SYSTEM = ("/usr", "/bin", "/lib", "/lib64", "/nix/store", "/etc/ld.so.cache", "/etc/localtime")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
@@ -36,6 +37,7 @@ BIND = 0x5000  # MS_BIND | MS_REC: with all that is mounted below
 BARE = 6  # MS_NOSUID | MS_NODEV
 READ_ONLY = 1
 MOUNT_SETATTR = 442  # the number of this system call
+ALL_BELOW = 0x8000  # AT_RECURSIVE: and all that is mounted below
 DEATH_SIGNAL = 1
 NO_NEW_PRIVILEGES = 38
 SECCOMP = 22
@@ -48,31 +50,39 @@ PROPORTIONAL = ("smaps_rollup", ("Pss:", "SwapPss:"))
 
 def main(limits: dict) -> int:
     """The exit status; `limits` are the arguments of `run_program` and what it adds."""
-    uid, gid = os.getuid(), os.getgid()
+    uid = os.getuid()
+    gid = os.getgid()
     limits["uid"] = uid
     with open(INSIDE) as file:
         limits["code"] = file.read()
     # Raises where the kernel does not list them; without that memory cannot be watched.
     open(f"/proc/self/task/{os.getpid()}/children").close()
     _system("prctl", DEATH_SIGNAL, signal.SIGKILL)
-    _system("unshare", NAMESPACES | (USER_NAMESPACE if uid else 0))
-    if (
-        uid
-    ):  # the same user inside: the program, started anew, is without the privileges that this needs
-        for name, text in (
-            ("setgroups", "deny"),
-            ("uid_map", f"{uid} {uid} 1"),
-            ("gid_map", f"{gid} {gid} 1"),
-        ):
-            with open(f"/proc/self/{name}", "w") as file:
-                file.write(text)
-    # Root's program runs under an id that nobody has: root's own could use devices and is bound by
-    # no process limit.
-    ids = (uid, gid) if uid else (20_000 + os.getpid() % 40_000,) * 2
+    is_root = uid == 0
+    if is_root:
+        _system("unshare", NAMESPACES)
+        # The program runs under an id that nobody has: root's own could use devices and is bound by
+        # no process limit.
+        unused_id = 20_000 + os.getpid() % 40_000
+        ids = (unused_id, unused_id)
+    else:
+        _system("unshare", NAMESPACES | USER_NAMESPACE)
+        _keep_user(uid, gid)
+        ids = (uid, gid)
+    # The others hold one end of this pipe until they end.
     ended, held = os.pipe()
     first = _fork(_run_in_namespaces, limits, ids)
-    os.close(held)  # the others hold it until they end
+    os.close(held)
     return _watch(first, ended, limits)
+
+
+def _keep_user(uid: int, gid: int) -> None:
+    """The same user inside: the program, started anew, is without the privileges that this process
+    has in its namespaces."""
+    texts = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
+    for name, text in texts.items():
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
 
 
 def _watch(first: int, ended: int, limits: dict) -> int:
@@ -95,10 +105,14 @@ def _watch(first: int, ended: int, limits: dict) -> int:
 def _used_bytes(first: int, limit: int) -> int:
     """Memory of all processes below this one. What they share is counted once, if that matters."""
     processes = _below(first)
-    resident = {process: _bytes_of(process, *RESIDENT) for process in processes}
-    if sum(resident.values()) <= limit:
-        return sum(resident.values())
-    return sum(_bytes_of(process, *PROPORTIONAL) or resident[process] for process in processes)
+    resident = sum(_bytes_of(process, *RESIDENT) for process in processes)
+    if resident <= limit:
+        return resident
+    # What cannot be looked into has no proportional share, and counts in full; what has ended
+    # meanwhile has neither.
+    return sum(
+        _bytes_of(process, *PROPORTIONAL) or _bytes_of(process, *RESIDENT) for process in processes
+    )
 
 
 def _below(process: int) -> list[int]:
@@ -111,7 +125,8 @@ def _bytes_of(process: int, file: str, names: tuple[str, ...]) -> int:
     """As the first thread tells it that has not ended."""
     for text in _texts_of_threads(process, file):
         lines = [line.split() for line in text.splitlines()]
-        if kilobytes := [int(words[1]) for words in lines if words[0] in names]:
+        kilobytes = [int(words[1]) for words in lines if words[0] in names]
+        if kilobytes:
             return 1024 * sum(kilobytes)
     return 0
 
@@ -152,9 +167,10 @@ def _keep_program(limits: dict, ids: tuple[int, int], pipes: tuple, of_tests: tu
 
 def _wait_for(process: int) -> int:
     """Its wait status. What other processes leave behind is handed to this one."""
-    while (ended := os.wait())[0] != process:
-        pass
-    return ended[1]
+    while True:
+        ended_process, status = os.wait()
+        if ended_process == process:
+            return status
 
 
 def _enter_own_root(limits: dict, ids: tuple[int, int]) -> None:
@@ -164,18 +180,14 @@ def _enter_own_root(limits: dict, ids: tuple[int, int]) -> None:
     root = limits["root"]
     _mount(None, "/", PRIVATE)
     _mount("tmpfs", root, BARE, "size=1m,mode=755")
-    shown = (*SYSTEM, limits["library"], *limits["packages"], *DEVICES)
-    for path in dict.fromkeys(path for path in shown if os.path.exists(path)):
-        os.makedirs(root + (path if os.path.isdir(path) else os.path.dirname(path)), exist_ok=True)
-        if not os.path.isdir(path):
-            open(root + path, "a").close()
+    paths = (*SYSTEM, limits["library"], *limits["packages"], *DEVICES)
+    for path in dict.fromkeys(path for path in paths if os.path.exists(path)):
+        _make_mount_point(root, path)
         if path not in DEVICES:
             _mount(path, root + path, BIND)
     os.mkdir(root + FOLDER)
     closed = (ctypes.c_uint64 * 4)(READ_ONLY | BARE)
-    _system(
-        "syscall", MOUNT_SETATTR, -1, root.encode(), 0x8000, closed, 32
-    )  # AT_RECURSIVE: and all mounted below
+    _system("syscall", MOUNT_SETATTR, -1, root.encode(), ALL_BELOW, closed, ctypes.sizeof(closed))
     for path in DEVICES:
         _mount(path, root + path, BIND)
     _mount("tmpfs", root + FOLDER, BARE, f"size={limits['file_limit_bytes']},nr_inodes=1024")
@@ -184,14 +196,27 @@ def _enter_own_root(limits: dict, ids: tuple[int, int]) -> None:
     os.chdir(FOLDER)
 
 
+def _make_mount_point(root: str, path: str) -> None:
+    """A folder or an empty file, as `path` is, at the same place below the root."""
+    if os.path.isdir(path):
+        os.makedirs(root + path, exist_ok=True)
+        return
+    os.makedirs(root + os.path.dirname(path), exist_ok=True)
+    open(root + path, "a").close()
+
+
 def _become(limits: dict, ids: tuple[int, int], role: str, pipes: tuple[int, int]) -> None:
     """Python anew, without privileges, in one of the two roles of `sandboxed.py`."""
     os.setsid()  # a signal to its group would reach the others
-    if not os.getuid():
+    uid, gid = ids
+    if os.getuid() == 0:
         os.setgroups([])
-        os.setresgid(*[ids[1]] * 3)
-        os.setresuid(*[ids[0]] * 3)
-    _set_limits(limits, others=1 if ids[0] != limits["uid"] else 4)
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    # Under an id of its own there is one more process, that of the tests or of the program; else
+    # all of the sandbox count.
+    has_own_id = uid != limits["uid"]
+    _set_limits(limits, others=1 if has_own_id else 4)
     _system("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     _filter_system_calls(limits["filter_rows"])
     if role == "program":  # the tests read theirs
@@ -200,8 +225,14 @@ def _become(limits: dict, ids: tuple[int, int], role: str, pipes: tuple[int, int
         os.set_inheritable(pipe, True)
     command = [limits["python"], "-S", "-P", "-X", "utf8", "-c", limits["code"]]
     command += [role, *map(str, pipes), ":".join(limits["packages"])]
-    env = {"HOME": FOLDER, "TMPDIR": FOLDER, "PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0"}
-    env |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    env = {
+        "HOME": FOLDER,
+        "TMPDIR": FOLDER,
+        "PATH": "/usr/bin:/bin",
+        "PYTHONHASHSEED": "0",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
     os.execve(command[0], command, os.environ | env)
 
 
@@ -240,7 +271,8 @@ def _exit_status(wait_status: int) -> int:
 
 def _fork(function, *args) -> int:
     """Process id of a child that calls the function and ends; why it failed is printed."""
-    if child := os.fork():
+    child = os.fork()
+    if child:
         return child
     try:
         function(*args)
@@ -261,9 +293,11 @@ def _system(name: str, *args, place: str = "") -> None:
     """A call of the C library that Python does not offer; raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     if getattr(libc, name)(*args) < 0:
-        raise OSError(
-            ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}", *[place] * bool(place)
-        )
+        number = ctypes.get_errno()
+        reason = f"{name}: {os.strerror(number)}"
+        if place:
+            raise OSError(number, reason, place)
+        raise OSError(number, reason)
 
 
 if __name__ == "__main__":

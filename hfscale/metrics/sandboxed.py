@@ -157,7 +157,7 @@ class Channel:
         elif _qualified_name(type(value)) in VALUE_TYPES:
             _, arguments = value.__reduce_ex__(2)[:2]
             self._add_items(lines, "value", [_qualified_name(type(value)), *arguments])
-        elif isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
+        elif _is_builtin_class(value):
             lines.append(f"type {value.__name__}")
         elif _is_exception(value):
             self._add_exception(lines, value)
@@ -279,6 +279,10 @@ def _is_numpy_number(value: object) -> bool:
 
 def _qualified_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _is_builtin_class(value: object) -> bool:
+    return isinstance(value, type) and vars(builtins).get(value.__name__) is value
 
 
 def _is_exception(value: object) -> bool:

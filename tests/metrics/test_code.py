@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from hfscale.metrics import system_calls
+from hfscale.metrics import sandbox, system_calls
 from hfscale.metrics.code import pass_at_k, run_program, split_tests
 from hfscale.process import InputError
 
@@ -692,6 +692,23 @@ def test_memory_of_a_process_whose_first_thread_has_ended_counts(run):
     program = EIGHT_PROCESSES.format(before="import ctypes, threading", after=after, seconds=60)
     outcome = run(program, memory_limit_bytes=2**29, time_limit_s=50, process_limit=16)
     assert "MemoryError: all processes together took more than" in outcome.output
+
+
+def test_a_process_that_ends_while_memory_is_counted_counts_no_more(monkeypatch):
+    """Process 2 ends after its resident memory was read; 3 may not be looked into."""
+    answers = {
+        (2, "status"): [300, 0],
+        (2, "smaps_rollup"): [0],
+        (3, "status"): [200, 200],
+        (3, "smaps_rollup"): [0],
+        (4, "status"): [100],
+        (4, "smaps_rollup"): [50],
+    }
+    monkeypatch.setattr(sandbox, "_below", lambda process: [2, 3, 4])
+    monkeypatch.setattr(
+        sandbox, "_bytes_of", lambda process, file, names: answers[process, file].pop(0)
+    )
+    assert sandbox._used_bytes(1, 500) == 200 + 50
 
 
 def test_memory_that_processes_share_counts_once(run):
