@@ -74,13 +74,15 @@ class ScoreArguments(TaskArguments, SourceArguments, RemoteCodeArguments):
     max_length: int | None = field(
         default=None,
         metadata={
-            "help": "tokens read at a time; default: the model's limit, or 1024 if it states none"
+            "help": "tokens read at a time; default: the model's limit, or 1024 if it states none",
+            "min": 1,
         },
     )
     stride: int | None = field(
         default=None,
         metadata={
-            "help": "tokens that each window after the first one scores; default: half the context"
+            "help": "tokens that each window after the first one scores; default: half the context",
+            "min": 1,
         },
     )
     batch_size: int = field(default=8, metadata={"help": "windows or prompts at a time", "min": 1})
@@ -106,7 +108,8 @@ class ScoreArguments(TaskArguments, SourceArguments, RemoteCodeArguments):
         metadata={"help": "answers drawn per example; text metrics take the first", "min": 1},
     )
     pass_at: list[int] = field(
-        default_factory=lambda: [1], metadata={"help": "the k of pass@k, up to num_samples"}
+        default_factory=lambda: [1],
+        metadata={"help": "the k of pass@k, up to num_samples", "min": 1},
     )
     allow_code_execution: bool = field(
         default=False, metadata={"help": "pass_at_k may run what the model wrote"}

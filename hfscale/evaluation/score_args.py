@@ -99,7 +99,7 @@ def check_answers(
     stop_strings: Sequence[str] | None,
 ) -> None:
     """As many answers are drawn as are judged, and none ends before it begins."""
-    if max(pass_at, default=0) > num_samples or min(pass_at, default=0) < 1:
+    if not pass_at or max(pass_at) > num_samples:
         raise InputError(
             f"pass_at: got {pass_at}, expected numbers from 1 to num_samples ({num_samples})"
         )

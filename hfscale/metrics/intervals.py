@@ -3,7 +3,7 @@ paired tests.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -17,7 +17,7 @@ NO_DIFFERENCE = "both scored alike on every item"
 
 
 # From sums over items, (..., k), to {name: (...)}.
-ValuesOfSums = Callable[[np.ndarray], dict[str, np.ndarray]]
+ValuesOfSums: TypeAlias = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 class Statistics(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import evaluate
 import numpy as np
@@ -34,7 +34,7 @@ RESERVED_ENDINGS = ("_ci95", "_stderr", "_ties")
 TRIED_ITEMS = 20  # enough to see a wrong length; few enough for a metric that runs a model
 
 # (predictions, references, **options) -> number, numbers of the items, or a dictionary of these
-MetricFunction = Callable[..., Any]
+MetricFunction: TypeAlias = Callable[..., Any]
 
 
 class UserMetric(evaluate.Metric):

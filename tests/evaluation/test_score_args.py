@@ -83,7 +83,10 @@ def check(words: str) -> None:
             f"{TASK} --metrics chrf --pass_at 2",
             r"^pass_at: got \[2\], expected numbers from 1 to num_samples \(1\)",
         ),
-        (f"{TASK} --metrics chrf --pass_at 0", r"^pass_at: got \[0\]"),
+        (f"{TASK} --metrics chrf --pass_at 0", "--pass_at: got '0', expected at least 1"),
+        (f"{TASK} --metrics chrf --pass_at []", r"^pass_at: got \[\], expected numbers from 1"),
+        ("--source a.txt --max_length 0", "--max_length: got '0', expected at least 1"),
+        ("--source a.txt --stride 0", "--stride: got '0', expected at least 1"),
         (
             f"{TASK} --metrics chrf --pass_at 1 5 --num_samples 4 --do_sample",
             r"^pass_at: got \[1, 5\]",
