@@ -62,7 +62,7 @@ REFUSED = {
 }
 # The recipes that one task file serves, and what in it says how a run trains, not what is scored.
 TASK_RECIPES = ("finetune_task", "score")
-OF_TRAINING = ("model", "tokenizer", "output_dir", "resume", "overwrite")
+OF_TRAINING = ("model", "tokenizer", "max_length", "output_dir", "resume", "overwrite")
 
 
 class UnknownNameError(InputError):

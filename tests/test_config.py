@@ -277,6 +277,8 @@ def test_score_takes_the_task_of_a_file_that_trains(folder):
     args = task_args("score", TASK + TRAINING)
     assert (args.task_source, args.metrics, args.seed) == (["rows.jsonl"], ["exact_match"], 3)
     assert (args.model, args.output_dir, args.tokenizer) == (["runs/add"], "runs/score", None)
+    # How long a training row is says nothing about how text is read to be scored.
+    assert task_args("score", TASK + TRAINING + "max_length: 64\n").max_length is None
     assert task_args("score", TASK + TRAINING, "--model", "runs/b", "gpt2").model == [
         "runs/b",
         "gpt2",
