@@ -91,13 +91,13 @@ class SumMetric(evaluate.Metric):
     def _rows(self, columns: dict[str, Any]) -> np.ndarray:
         """(items, k) float64. Among `columns` there can be what only other metrics take."""
         metric = self.config_name
-        own = {name: columns[name] for name in self.inputs}
+        inputs = {name: columns[name] for name in self.inputs}
         if metric == "accuracy":
-            return texts.choice_statistics(**own)
+            return texts.choice_statistics(**inputs)
         if metric == "pass_at_k":
-            return texts.pass_at_k_statistics(**own, **self.options)
+            return texts.pass_at_k_statistics(**inputs, **self.options)
         if metric == "perplexity":
-            return np.column_stack(list(own.values()))
+            return np.column_stack(list(inputs.values()))
         references = [
             [golds] if isinstance(golds, str) else golds for golds in columns["references"]
         ]
@@ -144,17 +144,17 @@ def load_metrics(
     check_metric_names(names, options, trust_remote_code=trust_remote_code)
     metrics: list[SumMetric | UserMetric] = []
     for name in dict.fromkeys(names):
-        own_options = options.get(name, {})
+        metric_options = options.get(name, {})
         if name == "pass_at_k":
             metrics.append(SumMetric(name, options={"ks": pass_at}, keep_in_memory=True))
         elif name in TASK_METRICS:
-            metrics.append(SumMetric(name, options=own_options, keep_in_memory=True))
+            metrics.append(SumMetric(name, options=metric_options, keep_in_memory=True))
         elif names_function(name):
-            metrics.append(load_function_metric(name, own_options))
+            metrics.append(load_function_metric(name, metric_options))
         elif Path(name).is_dir():
-            metrics.append(load_folder_metric(name, own_options))
+            metrics.append(load_folder_metric(name, metric_options))
         else:
-            metrics.append(load_hub_metric(name, own_options))
+            metrics.append(load_hub_metric(name, metric_options))
     return metrics
 
 
