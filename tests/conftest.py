@@ -59,7 +59,7 @@ def one_environment():
     """
     environment = os.environ
     yield
-    os.environ = environment  # noqa: B003: the object itself is put back
+    os.environ = environment  # noqa: B003 - the object itself is put back
 
 
 @pytest.fixture(scope="session")
