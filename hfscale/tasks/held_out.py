@@ -28,6 +28,8 @@ LONG_CHARACTERS = (
 )
 ROWS_PER_CONTEXT = 50  # unless more rows than this share one on average: then they are categories
 
+HELD_OUT_BYTES = 32  # of the 256 values of a hash's first byte
+
 
 class Split(NamedTuple):
     """Rows to train on, rows held out, and how many are neither because they share a text with one
@@ -72,6 +74,11 @@ def hold_out(rows: Sequence[Row], limit: int, prompt_columns: Iterable[str]) -> 
 def row_hash(row: Row) -> str:
     """SHA-256 over what a row holds, wherever it stands."""
     return hashlib.sha256(json.dumps(row[1], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def is_held_out_key(key: str) -> bool:
+    """Whether the examples of a made set with this key are held out: by its hash, one of eight."""
+    return hashlib.sha256(key.encode()).digest()[0] < HELD_OUT_BYTES
 
 
 def _contexts(rows: Sequence[Row], prompt_columns: Iterable[str]) -> list[list[tuple[str, str]]]:

@@ -13,14 +13,10 @@ from hfscale.data.files import find_files, read_rows
 from hfscale.data.sources import split_documents
 from hfscale.data.tokens import encode_continuations, encode_prompts
 from hfscale.process import InputError
+from hfscale.tasks.sample_data import load_sample_data
 
 COLUMNS = ("prompt", "chosen", "rejected")
-EVASIONS = (
-    " Who knows.",
-    " Look it up yourself.",
-    " I do not feel like it.",
-    " Numbers are boring.",
-)
+MADE_PAIRS = 400  # of 450 that there are, and enough for the recipe to show an effect
 
 
 def load_preferences(
@@ -115,14 +111,17 @@ def made_pairs(seed: int) -> list[dict[str, str]]:
     """Sums and differences of small numbers: the right answer in a sentence is better than an
     evasive one. They show that the recipe works, and teach nothing else.
     """
-    draw, pairs = random.Random(seed), []
-    for a, b in draw.sample(list(itertools.product(range(10, 60), range(1, 10))), 400):
-        word, result = draw.choice((("plus", a + b), ("minus", a - b)))
+    evasions: list[str] = load_sample_data("finetune_preference", "preferences")["evasions"]
+    rng = random.Random(seed)
+    summands = list(itertools.product(range(10, 60), range(1, 10)))
+    pairs = []
+    for a, b in rng.sample(summands, MADE_PAIRS):
+        word, result = rng.choice((("plus", a + b), ("minus", a - b)))
         pairs.append(
             {
                 "prompt": f"What is {a} {word} {b}?",
                 "chosen": f" {a} {word} {b} is {result}.",
-                "rejected": draw.choice(EVASIONS),
+                "rejected": rng.choice(evasions),
             }
         )
     return pairs

@@ -17,7 +17,8 @@ from hfscale.data.tokenizer import train_bpe
 from hfscale.models import load_model
 from hfscale.process import InputError
 from hfscale.tasks.preference_metrics import preference_metrics
-from hfscale.tasks.preferences import EVASIONS, load_preferences, made_pairs
+from hfscale.tasks.preferences import load_preferences, made_pairs
+from hfscale.tasks.sample_data import load_sample_data
 
 pytest.importorskip("trl", reason="the extra hfscale[trl] is missing")
 from recipes import finetune_preference  # noqa: E402
@@ -57,13 +58,14 @@ def load(source, tokenizer, **values):
 
 def test_made_pairs_are_right_and_distinct():
     pairs = made_pairs(3)
+    evasions = load_sample_data("finetune_preference", "preferences")["evasions"]
     assert len({pair["prompt"].split("?")[0] for pair in pairs}) == len(pairs) == 400
     assert made_pairs(3) == pairs != made_pairs(4)
     for pair in pairs:
         sum_, result = (
             pair["chosen"].strip(" .").replace("plus", "+").replace("minus", "-").split(" is ")
         )
-        assert eval(sum_) == int(result) and pair["rejected"] in EVASIONS
+        assert eval(sum_) == int(result) and pair["rejected"] in evasions
         assert pair["prompt"] == f"What is {pair['chosen'].strip().split(' is ')[0]}?"
 
 
