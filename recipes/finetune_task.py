@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         load_task,
         task_prompt,
     )
+    from hfscale.tasks.fitting import fit_examples
     from hfscale.tasks.measures import (
         GenerationMetrics,
         asking_command,
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         show_examples,
     )
     from hfscale.tasks.prompt import save_task_prompt
-    from hfscale.tasks.rows import fit_examples, supervised_rows
+    from hfscale.tasks.rows import supervised_rows
     from hfscale.training.checkpoints import newest_checkpoint
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run
@@ -163,7 +164,7 @@ def make_model(args: FinetuneTaskArguments, texts, *, is_chat: bool):
     from hfscale.adapters import extend_tokenizer, load_for_training
     from hfscale.data.tokenizer import load_model_tokenizer, load_tokenizer
     from hfscale.models import new_model
-    from hfscale.tasks.rows import add_template_characters, set_chat_template
+    from hfscale.tasks.chat_templates import add_template_characters, set_chat_template
 
     if args.model != "new":
         tokenizer = load_model_tokenizer(

@@ -18,9 +18,9 @@ from hfscale.evaluation.training_runs import (
 )
 from hfscale.metrics.texts import TEXT_METRICS, check_references
 from hfscale.process import InputError
-from hfscale.tasks.answers import check_programs
 from hfscale.tasks.examples import load_task, make_examples
 from hfscale.tasks.held_out import row_hash
+from hfscale.tasks.programs import check_programs
 from hfscale.tasks.sources import Row, read_task_rows
 
 MADE_EXAMPLES = 500  # that an embedded task holds out, unless another number is asked for

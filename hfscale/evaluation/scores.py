@@ -37,7 +37,8 @@ from hfscale.metrics.texts import TEXT_METRICS
 from hfscale.models import context_limit, count_parameters
 from hfscale.process import InputError
 from hfscale.tasks.answers import answer_task
-from hfscale.tasks.rows import fit_examples, set_chat_template
+from hfscale.tasks.chat_templates import set_chat_template
+from hfscale.tasks.fitting import fit_examples
 
 # What may change between a run and its continuation; the model is known by its weights.
 MAY_CHANGE = ("model", "output_dir", "resume", "overwrite", "trust_remote_code")

@@ -5,9 +5,17 @@ too, and shown.
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any, cast
 
 from datasets import Dataset
-from transformers import Trainer, TrainerCallback
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations import TensorBoardCallback
 
 from hfscale.arguments import TaskArguments
@@ -21,36 +29,39 @@ from hfscale.tasks.answers import predict
 from hfscale.tasks.examples import COUNTED, Counts
 from hfscale.tasks.prompt import TaskPrompt
 
-SAMPLES = 3
+SAMPLES = 3  # answers that are shown and recorded
 LONG_PROMPT_CHARACTERS = 500  # to be read in a command
+SPLIT_HEADS = {"train": "train", "validation": "held out"}
 
 
 def measure_answers(
     answerer: Trainer | Sequence[str], examples: Dataset, args: TaskArguments, prefix: str
-) -> tuple[dict, list[str]]:
+) -> tuple[dict[str, Any], list[str]]:
     """The task's metrics, with intervals, under names that begin with `prefix`, and the answers. A
     trainer's model generates them greedily, all ranks together; `<prefix>_finished` is the share
     that it ended with EOS (or a stop string) before `max_new_tokens`. Metrics of `not_measured` are
     left out.
     """
-    metrics, answers = {}, answerer
+    metrics: dict[str, Any] = {}
     names = [name for name in args.metrics if name in TEXT_METRICS]
     if isinstance(answerer, Trainer):
-        model = answerer.accelerator.unwrap_model(answerer.model)
-        found = predict(
-            model,
-            answerer.processing_class,
+        predictions = predict(
+            answerer.accelerator.unwrap_model(answerer.model),
+            cast(PreTrainedTokenizerBase, answerer.processing_class),
             examples,
             max_new_tokens=args.max_new_tokens,
             stop_strings=args.stop_strings,
             batch_size=answerer.args.per_device_eval_batch_size,
             progress=not answerer.args.disable_tqdm,
         )
-        answers = [answer["prediction"] for answer in found]
-        metrics["finished"] = sum(answer["finished"] for answer in found) / len(found)
+        answers = [prediction["prediction"] for prediction in predictions]
+        num_finished = sum(prediction["finished"] for prediction in predictions)
+        metrics["finished"] = num_finished / len(predictions)
+    else:
+        answers = list(answerer)
     columns = text_statistics(answers, examples["references"][:], names, args.metric_options)
     metrics |= metrics_of(columns, args.metric_options)
-    return {f"{prefix}_{name}": value for name, value in metrics.items()}, list(answers)
+    return {f"{prefix}_{name}": value for name, value in metrics.items()}, answers
 
 
 def not_measured(args: TaskArguments) -> list[str]:
@@ -70,22 +81,22 @@ def not_measured(args: TaskArguments) -> list[str]:
 
 def sample_texts(examples: Dataset, answers: Sequence[str]) -> list[str]:
     """The first few answers, with prompt and reference."""
+    shown = examples.take(min(SAMPLES, len(examples)))
     return [
         f"{example['prompt'].strip()}\n--- answer: {answer}\n--- reference: {example['target']}"
-        for example, answer in zip(
-            examples.take(min(SAMPLES, len(examples))), answers, strict=False
-        )
+        for example, answer in zip(shown, answers, strict=False)
     ]
 
 
 def show_examples(counts: Counts) -> None:
     """Print what became of the examples of each split."""
-    names = [name for name in COUNTED if any(count[name] for count in counts.values())]
-    heads = {"train": "train", "validation": "held out"}
-    show_table(
-        ["examples", *(heads.get(split, split) for split in counts)],
-        ([COUNTED[name], *(f"{count[name]:,}" for count in counts.values())] for name in names),
-    )
+    heads = ["examples", *(SPLIT_HEADS.get(split, split) for split in counts)]
+    lines = []
+    for name, meaning in COUNTED.items():
+        numbers = [count[name] for count in counts.values()]
+        if any(numbers):
+            lines.append([meaning, *(f"{number:,}" for number in numbers)])
+    show_table(heads, lines)
 
 
 def asking_command(folder: str, task: TaskPrompt, examples: Dataset) -> str:
@@ -97,34 +108,37 @@ def asking_command(folder: str, task: TaskPrompt, examples: Dataset) -> str:
     if len(example["prompt"]) > LONG_PROMPT_CHARACTERS:
         example = min(examples, key=lambda row: len(row["prompt"]))
     if "messages" in example:
-        said = [turn["content"] for turn in example["messages"] if turn["role"] == "user"]
-        return ready_command("chat", folder, said, "--do_sample", "false")
-    typed = task.typed(json.loads(example["columns"]))
-    return ready_command("generate", folder, [typed], "--do_sample", "false")
+        questions = [turn["content"] for turn in example["messages"] if turn["role"] == "user"]
+        return ready_command("chat", folder, questions, "--do_sample", "false")
+    prompt = task.typed(json.loads(example["columns"]))
+    return ready_command("generate", folder, [prompt], "--do_sample", "false")
 
 
 def show_answers(
-    metrics: dict, baseline: str, samples: Sequence[str], notes: dict[str, str] | None = None
+    metrics: dict[str, Any],
+    baseline: str,
+    samples: Sequence[str],
+    notes: dict[str, str] | None = None,
 ) -> None:
     """Print each metric before training, of the baseline and after training, some answers, and what
     intervals cannot show; `notes` are more of these, by name.
     """
-    names = [
-        name.removeprefix("before_eval_") for name in metrics if name.startswith("before_eval_")
-    ]
-    show_records(
-        [
+    measured = [name for name in metrics if name.startswith("before_eval_")]
+    records = []
+    for name in measured:
+        if name.endswith("_ci95"):
+            continue
+        metric = name.removeprefix("before_eval_")
+        records.append(
             {
-                "held out": name,
-                "before training": metrics[f"before_eval_{name}"],
-                baseline: metrics.get(f"baseline_{name}", ""),
-                "after training": metrics[f"eval_{name}"],
-                "after training_ci95": metrics.get(f"eval_{name}_ci95"),
+                "held out": metric,
+                "before training": metrics[name],
+                baseline: metrics.get(f"baseline_{metric}", ""),
+                "after training": metrics[f"eval_{metric}"],
+                "after training_ci95": metrics.get(f"eval_{metric}_ci95"),
             }
-            for name in names
-            if not name.endswith("_ci95")
-        ]
-    )
+        )
+    show_records(records)
     for note, about in by_note(interval_notes(metrics) | (notes or {})).items():
         print(f"{about}: {note}")
     for sample in samples:
@@ -150,31 +164,37 @@ class GenerationMetrics(TrainerCallback):
         max_examples: int = 64,
         seed: int = 0,
     ):
-        self.trainer, self.args, self.samples = trainer, args, []
-        self.examples = (
-            examples.shuffle(seed=seed).take(min(max_examples, len(examples))).flatten_indices()
-        )
+        self.trainer = trainer
+        self.args = args
+        self.samples: list[str] = []  # of the last evaluation
+        drawn = examples.shuffle(seed=seed).take(min(max_examples, len(examples)))
+        self.examples = drawn.flatten_indices()
 
-    def on_evaluate(self, args, state, control, metrics, **kwargs):
-        found, answers = measure_answers(self.trainer, self.examples, self.args, "eval")
-        metrics.update(found)
-        self.trainer.log({name: value for name, value in found.items() if isinstance(value, float)})
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        """Answer the sample, and add what that shows to `metrics` and to the logs."""
+        measured, answers = measure_answers(self.trainer, self.examples, self.args, "eval")
+        metrics.update(measured)
+        # Loggers take single numbers, no intervals.
+        numbers = {name: value for name, value in measured.items() if isinstance(value, float)}
+        self.trainer.log(numbers)
         self.samples = sample_texts(self.examples, answers)
         state.log_history.append({"eval_samples": self.samples, "step": state.global_step})
         if state.is_world_process_zero:
             self._show(state.global_step)
 
     def _show(self, step: int) -> None:
+        page = "\n\n".join(f"```\n{sample}\n```" for sample in self.samples)
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer:
-                callback.tb_writer.add_text(
-                    "eval/samples", "\n\n".join(f"```\n{s}\n```" for s in self.samples), step
-                )
-        wandb = sys.modules.get("wandb")
+                callback.tb_writer.add_text("eval/samples", page, step)
+        wandb = sys.modules.get("wandb")  # imported by the Trainer where it reports there
         if wandb and wandb.run:
-            wandb.log(
-                {
-                    "eval/samples": wandb.Table(["text"], [[sample] for sample in self.samples]),
-                    "train/global_step": step,
-                }
-            )
+            table = wandb.Table(["text"], [[sample] for sample in self.samples])
+            wandb.log({"eval/samples": table, "train/global_step": step})

@@ -21,8 +21,11 @@ from hfscale.generation.texts import fit_prompts, generate_texts
 from hfscale.metrics.perplexity import score_documents
 from hfscale.probes.attention import encode_sentence
 from hfscale.tasks import answers as tasks
+from hfscale.tasks.chat_templates import set_chat_template
+from hfscale.tasks.choice_scores import score_choices
+from hfscale.tasks.fitting import fit_examples
 from hfscale.tasks.preferences import pair_ids
-from hfscale.tasks.rows import fit_examples, set_chat_template, supervised_rows
+from hfscale.tasks.rows import supervised_rows
 from tests.tokenizer_kinds import KINDS, make_tokenizer
 
 PROMPT = "the cat sat"
@@ -165,7 +168,7 @@ def test_choices_stand_after_the_same_prompt(kind, tokenizer, model, monkeypatch
     examples = Dataset.from_list(
         [{"prompt": prompt, "choices": ["yes"], "answer": 0} for prompt in (PROMPT, "")]
     )
-    tasks.score_choices(model, tokenizer, examples)
+    score_choices(model, tokenizer, examples)
     [[asked], [bare]] = ([ids] for ids in encode_prompts([f"{PROMPT} yes", "yes"], tokenizer))
     assert seen[0].ids.tolist() == asked
     assert seen[0].first == len(encode_prompts([PROMPT], tokenizer)[0])

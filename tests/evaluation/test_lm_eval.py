@@ -15,7 +15,7 @@ from hfscale.evaluation.lm_eval import run_lm_eval
 from hfscale.metrics.batches import Journal
 from hfscale.metrics.perplexity import perplexity_metrics, score_documents
 from hfscale.process import InputError
-from hfscale.tasks.answers import score_choices
+from hfscale.tasks.choice_scores import score_choices
 from recipes import score
 
 pytest.importorskip("lm_eval")

@@ -25,7 +25,7 @@ from hfscale.metrics.intervals import NO_SPREAD
 from hfscale.probes import bias
 from hfscale.probes.bias_items import Item, read_items, template_items, unaligned
 from hfscale.process import InputError
-from hfscale.tasks.answers import score_choices
+from hfscale.tasks.choice_scores import score_choices
 from recipes import bias_probe
 
 WORDS = [

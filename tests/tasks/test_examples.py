@@ -804,10 +804,6 @@ def test_wrong_sources(tmp_path):
         load("embedded:poems")
     with pytest.raises(InputError, match="task_source: missing"):
         load_task(TaskArguments(), seed=0)
-    with pytest.raises(
-        InputError, match="train_examples, validation_examples: expected at least 1"
-    ):
-        load_task(TaskArguments(task_source=["embedded:dialogue"], train_examples=0), seed=0)
     few = jsonl(tmp_path / "few.jsonl", [{"q": "x", "a": "y"}] * 9)
     with pytest.raises(InputError, match="9 examples are too few to hold a tenth of them out"):
         load_task(TaskArguments(task_source=[few], prompt="{q}", target="{a}"), seed=0)

@@ -110,9 +110,9 @@ def test_the_pairs_of_a_prompt_are_on_one_side(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--beta", "0"], "beta: got 0.0, expected a number above 0"),
-        (["--beta", "-0.1"], "beta: got -0.1, expected a number above 0"),
-        (["--beta", "inf"], "beta: got inf, expected a number above 0"),
+        (["--beta", "0"], "--beta: got '0', expected 1e-06 to 1000000"),
+        (["--beta", "-0.1"], "--beta: got '-0.1', expected 1e-06 to 1000000"),
+        (["--beta", "inf"], "--beta: got 'inf', expected 1e-06 to 1000000"),
         (
             ["--label_smoothing", "0.1"],
             "label_smoothing: belongs to loss_type robust; sigmoid goes without it",
