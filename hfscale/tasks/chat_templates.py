@@ -1,4 +1,4 @@
-"""The chat template of a tokenizer that learns conversations: which one, and what it has to mark."""
+"""The chat template with which a tokenizer writes conversations, and what it has to mark."""
 
 import json
 from pathlib import Path
@@ -67,8 +67,9 @@ def add_template_characters(tokenizer: PreTrainedTokenizerBase) -> None:
         return
     turns = [{"role": role, "content": ""} for role in ("system", "user", "assistant")]
     frame = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    missing = []
-    for character in sorted(set(str(frame))):
-        if unknown in tokenizer(character, add_special_tokens=False)["input_ids"]:
-            missing.append(character)
+    missing = [
+        character
+        for character in sorted(set(str(frame)))
+        if unknown in tokenizer(character, add_special_tokens=False)["input_ids"]
+    ]
     tokenizer.add_tokens(missing)

@@ -23,7 +23,7 @@ from hfscale.generation.terminal import ready_command
 from hfscale.metrics.intervals import by_note, interval_notes
 from hfscale.metrics.options import check_options
 from hfscale.metrics.texts import TEXT_METRICS, metrics_of, text_statistics
-from hfscale.process import InputError
+from hfscale.process import InputError, is_main_rank
 from hfscale.report.tables import show_records, show_table
 from hfscale.tasks.answers import predict
 from hfscale.tasks.examples import COUNTED, Counts
@@ -67,16 +67,19 @@ def measure_answers(
 def not_measured(args: TaskArguments) -> list[str]:
     """The task's metrics that need more than answers: likelihoods of choices, or to run programs.
     `score` has them.
+    """
+    return [name for name in args.metrics if name not in TEXT_METRICS]
 
-    Raises InputError: accuracy without choices; options that a metric does not take, or of one that
-    is not asked for.
+
+def check_task_metrics(args: TaskArguments) -> None:
+    """Raise InputError: accuracy without choices; options that a metric does not take, or of one
+    that is not asked for.
     """
     check_options(args.metric_options, args.metrics)
     if "accuracy" in args.metrics and args.choices is None:
         raise InputError(
             "metrics: accuracy needs choices; name the column that lists them with --choices"
         )
-    return [name for name in args.metrics if name not in TEXT_METRICS]
 
 
 def sample_texts(examples: Dataset, answers: Sequence[str]) -> list[str]:
@@ -89,7 +92,9 @@ def sample_texts(examples: Dataset, answers: Sequence[str]) -> list[str]:
 
 
 def show_examples(counts: Counts) -> None:
-    """Print what became of the examples of each split."""
+    """Print (rank 0) what became of the examples of each split."""
+    if not is_main_rank():
+        return
     heads = ["examples", *(SPLIT_HEADS.get(split, split) for split in counts)]
     lines = []
     for name, meaning in COUNTED.items():
@@ -175,17 +180,17 @@ class GenerationMetrics(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        metrics: dict[str, Any],
         **kwargs: Any,
     ) -> None:
-        """Answer the sample, and add what that shows to `metrics` and to the logs."""
+        """Answer the sample, and add what that shows to the `metrics` and to the logs."""
         measured, answers = measure_answers(self.trainer, self.examples, self.args, "eval")
-        metrics.update(measured)
+        kwargs["metrics"].update(measured)
         # Loggers take single numbers, no intervals.
         numbers = {name: value for name, value in measured.items() if isinstance(value, float)}
         self.trainer.log(numbers)
         self.samples = sample_texts(self.examples, answers)
-        state.log_history.append({"eval_samples": self.samples, "step": state.global_step})
+        logged: dict[str, Any] = {"eval_samples": self.samples, "step": state.global_step}
+        state.log_history.append(logged)
         if state.is_world_process_zero:
             self._show(state.global_step)
 

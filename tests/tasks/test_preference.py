@@ -351,11 +351,15 @@ def test_a_run_that_was_cut_short_goes_on(base, tmp_path):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("length", ["0", "65"])
-def test_a_length_that_the_model_does_not_read(base, tmp_path, length):
-    with pytest.raises(
-        InputError, match=f"max_length: got {length}, expected 2 to the model's context of 64"
-    ):
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        ("1", "--max_length: got '1', expected at least 2"),
+        ("65", "max_length: got 65, expected 2 to the model's context of 64"),
+    ],
+)
+def test_a_length_that_the_model_does_not_read(base, tmp_path, length, message):
+    with pytest.raises(InputError, match=message):
         finetune_preference.main(
             ["--model", base, "--output_dir", str(tmp_path / "run"), "--max_length", length]
         )
