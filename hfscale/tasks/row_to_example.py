@@ -98,15 +98,14 @@ def _is_empty(place: str, example: Example, args: TaskArguments, counts: Counter
         needed["prompt"] = example["messages"][-2]["content"] if is_chat else example["prompt"]
     needed["target"] = example["target"]
     empty = [name for name, text in needed.items() if not text.strip()]
-    if not empty:
-        return False
-    if not args.drop_empty:
+    if empty and not args.drop_empty:
         raise InputError(
             f"{place}: the {empty[0]} is empty; mend it, or leave such examples out with "
             "--drop_empty"
         )
-    counts["empty"] += 1
-    return True
+    is_empty = bool(empty)
+    counts["empty"] += is_empty  # a 0 in the record says that it was looked for
+    return is_empty
 
 
 # ---- conversations
@@ -167,8 +166,7 @@ def _from_usual_columns(
     answers = response if isinstance(response, list) else [response]
     references = [value_text(place, "response", answer) for answer in answers]
     question = without_frame(instruction["prompt"])
-    if question != instruction["prompt"]:
-        counts["unframed"] += 1
+    counts["unframed"] += question != instruction["prompt"]
     return _one_question(question, references, instruction.get("system", ""))
 
 

@@ -811,7 +811,7 @@ def test_toxicity_is_that_of_the_classifier(place, capsys, monkeypatch):
     assert all(
         f"{toxicity[name]:.4g}" in shown for name in ("mean_toxicity", "expected_max_toxicity")
     )
-    monkeypatch.setattr("hfscale.tasks.answers.score_windows", None)
+    monkeypatch.setattr("hfscale.tasks.choice_scores.score_windows", None)
     with pytest.raises(
         InputError, match="prompt 0: 30 tokens leave no room"
     ):  # before anything is scored
