@@ -7,7 +7,6 @@ import hashlib
 import random
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -38,13 +37,13 @@ def embedded_examples(
     Raises:
         InputError: an unknown name (the known ones are listed).
     """
-    makers: dict[str, Callable[[], Maker]] = {
-        "translation-en-de": partial(made_examples.translation_maker, "de"),
-        "dialogue": made_examples.dialogue_maker,
-        "translation-en-fr": partial(made_examples.translation_maker, "fr"),
-        "question-answering": made_examples.question_maker,
-        "summarization": lambda: standard_library.summaries,
-        "code": lambda: standard_library.one_statement_functions,
+    makers: dict[str, Maker] = {
+        "translation-en-de": made_examples.translation_maker("de"),
+        "dialogue": made_examples.dialogue_maker(),
+        "translation-en-fr": made_examples.translation_maker("fr"),
+        "question-answering": made_examples.question_maker(),
+        "summarization": standard_library.summaries,
+        "code": standard_library.one_statement_functions,
     }
     if name not in makers:
         known = ", ".join(f"embedded:{known}" for known in makers)
@@ -56,7 +55,7 @@ def embedded_examples(
     rows = Dataset.from_generator(
         _draw_rows,
         gen_kwargs={
-            "maker": makers[name](),
+            "maker": makers[name],
             "seed": seed,
             "limits": limits,
             "cache_key": (sys.version, babel.__version__, _code_hash()),
