@@ -77,7 +77,7 @@ def _read_turn(place: str, number: int, turn: Any) -> tuple[str, str]:
         role = IN_TURN[number % 2]
         content = turn
     if isinstance(content, list):
-        content = _join_parts(content)
+        content = _join_pieces(content)
     if role is None or not isinstance(content, str):
         raise InputError(
             f"{place}: turn {number} is {str(turn)[:60]!r}; expected a role and a text"
@@ -85,11 +85,11 @@ def _read_turn(place: str, number: int, turn: Any) -> tuple[str, str]:
     return str(role).strip().lower(), content
 
 
-def _join_parts(parts: list[Any]) -> str | None:
-    """A content of several parts, as some files have it, if all are text."""
+def _join_pieces(pieces: list[Any]) -> str | None:
+    """A content of several pieces, as some files have it, if all are text."""
     texts = []
-    for part in parts:
-        text = part.get("text") if isinstance(part, dict) else None
+    for piece in pieces:
+        text = piece.get("text") if isinstance(piece, dict) else None
         if not isinstance(text, str):
             return None
         texts.append(text)

@@ -26,7 +26,7 @@ DEFAULT_TRAIN_EXAMPLES = 20_000
 def embedded_examples(
     name: str, *, train_examples: int | None, validation_examples: int, seed: int
 ) -> DatasetDict:
-    """The set `embedded:<name>` as `train` and `validation`; each example's key decides its part,
+    """The set `embedded:<name>` as `train` and `validation`; each example's key decides its split,
     so no key (a value, a fact sheet, a signature) that is held out occurs in training.
 
     Translation, question answering and dialogue are made, without end, from `seed`; summarization
@@ -61,21 +61,21 @@ def embedded_examples(
             "cache_key": (sys.version, babel.__version__, _code_hash()),
         },
     )
-    parts = {}
-    for part in limits:
-        in_part = rows.filter(
-            lambda row_part, part=part: row_part == part,
-            input_columns="part",
-            desc=f"Held apart: {part}",
+    splits = DatasetDict()
+    for split in limits:
+        in_split = rows.filter(
+            lambda split_of_row, split=split: split_of_row == split,
+            input_columns="split",
+            desc=f"Held apart: {split}",
         )
-        parts[part] = in_part.remove_columns("part")
-    return DatasetDict(parts)
+        splits[split] = in_split.remove_columns("split")
+    return splits
 
 
 def _draw_rows(
     maker: Maker, seed: int, limits: dict[str, int], cache_key: tuple[str, ...]
 ) -> Iterator[dict[str, Any]]:
-    """Different rows up to the limits, each with its part.
+    """Different rows up to the limits, each with its split.
 
     `cache_key` is not read: `datasets` keys its cache by the arguments, and the rows also depend
     on Python, Babel's CLDR and the code that makes them.
@@ -83,12 +83,12 @@ def _draw_rows(
     missing = dict(limits)
     seen = set()
     for key, row in maker(random.Random(seed)):
-        part = "validation" if held_out.is_held_out_key(key) else "train"
+        split = "validation" if held_out.is_held_out_key(key) else "train"
         text = repr(row)
-        if missing[part] and text not in seen:
+        if missing[split] and text not in seen:
             seen.add(text)
-            missing[part] -= 1
-            yield row | {"part": part}
+            missing[split] -= 1
+            yield row | {"split": split}
         if not any(missing.values()):
             return
 

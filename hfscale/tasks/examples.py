@@ -65,13 +65,14 @@ def load_task(args: TaskArguments, *, seed: int, counts: Counts | None = None) -
     templates = task_templates(args, [row for rows in splits.values() for row in rows])
     examples = DatasetDict()
     for name, rows in splits.items():
-        made = _make_all(rows, args, templates, counts[name], with_columns=name == "validation")
-        if not made:
+        is_held_out = name == "validation"
+        kept = _make_all(rows, args, templates, counts[name], with_columns=is_held_out)
+        if not kept:
             raise InputError(
                 f"{_source_place(args)}: none of the {len(rows)} {name} examples has a prompt and "
                 f"a target; look at {rows[0][0]}"
             )
-        examples[name] = Dataset.from_list(made)
+        examples[name] = Dataset.from_list(kept)
     _say_dropped(counts)
     return examples
 

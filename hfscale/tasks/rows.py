@@ -30,9 +30,10 @@ def supervised_rows(
     another (position ids restart). Unused space holds EOS under label -100. `none`: one example a
     row, of its own length, without position ids. Of a conversation each answer is a target.
     """
-    return DatasetDict(
-        {name: _rows(part, tokenizer, max_length, packing) for name, part in examples.items()}
-    )
+    rows = DatasetDict()
+    for name, split in examples.items():
+        rows[name] = _rows(split, tokenizer, max_length, packing)
+    return rows
 
 
 def _rows(
