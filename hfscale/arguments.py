@@ -145,14 +145,16 @@ class TaskArguments:
         default=None,
         metadata={
             "help": "at most this many examples to train on; of a generated set this many are made "
-            "(default 20,000)"
+            "(default 20,000)",
+            "min": 1,
         },
     )
     validation_examples: int = field(
         default=500,
         metadata={
             "help": "held-out examples: at most this many, and of a source without some of its own "
-            "at most a tenth"
+            "at most a tenth",
+            "min": 1,
         },
     )
     drop_empty: bool = field(
@@ -242,7 +244,9 @@ class TaskArguments:
     stop_strings: list[str] | None = field(
         default=None, metadata={"help": "an answer ends before any of these"}
     )
-    max_new_tokens: int = field(default=128, metadata={"help": "longest answer in tokens"})
+    max_new_tokens: int = field(
+        default=128, metadata={"help": "longest answer in tokens", "min": 1}
+    )
     metrics: list[str] = field(
         default_factory=list,
         metadata={

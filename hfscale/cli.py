@@ -2,13 +2,12 @@
 
 import importlib.metadata
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
 
 from hfscale import __version__
-from hfscale.config import shipped
+from hfscale.config import extended_files, shipped
 from hfscale.folders import write_atomically
 from hfscale.launch import FLAGS, launch
 from hfscale.options import did_you_mean
@@ -66,11 +65,8 @@ def _copy(name: str, folder: str = ".") -> str:
         sources = sorted(script.parent.glob("launch/*.*"))
     else:
         configs = sorted(script.parent.glob(f"configs/{script.stem}/*.yaml"))
-        extended = [
-            (path.parent / base).resolve()
-            for path in configs  # which may be another recipe's
-            for base in re.findall(r"^extends: *(\S+)", path.read_text("utf-8"), re.M)
-        ]
+        # Those of another recipe are copied, too: tasks are shared with score.
+        extended = [base.resolve() for path in configs for base in extended_files(path)]
         sources = dict.fromkeys([script, *configs, *extended])
     targets = {Path(folder) / path.relative_to(script.parent): path for path in sources}
     if taken := [str(target) for target in targets if os.path.lexists(target)]:

@@ -265,25 +265,50 @@ def _find_config(word: str, recipe: Path) -> Path:
 def _read_yaml(
     path: Path, kinds: dict[str, Any], extended_by: tuple[Path, ...] = ()
 ) -> dict[str, Any]:
-    """Checked values of one file; `extends: other.yaml` (beside it) is read first, so variants hold
-    what differs.
+    """Checked values of one file; the files that it extends are read first, so variants hold what
+    differs.
     """
     values: dict[str, Any] = {}
+    inherited: dict[str, Any] = {}
     seen: set[str] = set()
     for place, name, value in _yaml_lines(path):
         if name in seen:
             raise InputError(f"{place}: {name} is set twice; keep one of the lines")
         seen.add(name)
         if name == "extends":
-            base, above = path.parent / str(value), (*extended_by, path)
-            if not base.is_file() or any(base.samefile(file) for file in above):
-                raise InputError(
-                    f"{place}: extends: {value!r} is not another file in {path.parent}"
-                )
-            values = _read_yaml(base, kinds, above) | values
+            inherited = _read_extended(place, path, value, kinds, extended_by)
         else:
             values[name] = _check(place, name, name, value, kinds, convert)
+    return inherited | values
+
+
+def _read_extended(
+    place: str, path: Path, value: Any, kinds: dict[str, Any], extended_by: tuple[Path, ...]
+) -> dict[str, Any]:
+    """Checked values of the files that `extends` names, one or a list; a later one wins."""
+    values: dict[str, Any] = {}
+    readers = (*extended_by, path)
+    for name in _extended_names(value):
+        base = path.parent / name
+        if not base.is_file() or any(base.samefile(reader) for reader in readers):
+            raise InputError(f"{place}: extends: {name!r} is not another file in {path.parent}")
+        values |= _read_yaml(base, kinds, readers)
     return values
+
+
+def extended_files(path: Path) -> list[Path]:
+    """The files that a config names with `extends`, in the order in which they are read."""
+    return [
+        path.parent / base
+        for _, name, value in _yaml_lines(path)
+        if name == "extends"
+        for base in _extended_names(value)
+    ]
+
+
+def _extended_names(value: Any) -> list[str]:
+    names = value if isinstance(value, list) else [value]
+    return [str(name) for name in names]
 
 
 def _yaml_lines(path: Path) -> list[tuple[str, str, Any]]:

@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.probes import bias
     from hfscale.probes.bias_items import read_items, template_items, unaligned
     from hfscale.process import versions
-    from hfscale.tasks.answers import score_choices
+    from hfscale.tasks.choice_scores import score_choices
 
     state = PartialState(
         cpu=parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available())

@@ -1,10 +1,12 @@
 """Teach a causal language model a task, prompt -> target: translation, summarization, questions,
 dialogue, code.
 
-hfscale finetune_task --config translation hfscale finetune_task --config code --model gpt2
---lora_r 16 --max_length 512 --output_dir runs/code-gpt2
+    hfscale finetune_task --config translation
+    hfscale finetune_task --config code --model gpt2 --lora_r 16 --max_length 512 \\
+        --output_dir runs/code-gpt2
 """
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -16,7 +18,7 @@ from hfscale.arguments import (
     shape_of,
 )
 from hfscale.config import parse_args
-from hfscale.process import InputError, is_main_rank, run
+from hfscale.process import InputError, run
 
 
 @dataclass
@@ -33,7 +35,8 @@ class FinetuneTaskArguments(TaskArguments, AdapterArguments, ShapeArguments, Run
         },
     )
     max_length: int | None = field(
-        default=None, metadata={"help": "tokens per row; default: the context, up to 1024"}
+        default=None,
+        metadata={"help": "tokens per row; default: the context, up to 1024", "min": 2},
     )
     packing: Literal["bfd", "none"] | None = field(
         default=None,
@@ -52,72 +55,133 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
 
     from hfscale.adapters import merge_saved_adapter
-    from hfscale.data.packing import collate_rows, settle_packing
-    from hfscale.folders import check_output_dir, clear_output_dir
-    from hfscale.metrics.text_notes import text_notes
-    from hfscale.models import check_architecture, context_limit
-    from hfscale.tasks.examples import (
-        baseline_answers,
-        count_dropped,
-        example_texts,
-        load_task,
-        task_prompt,
-    )
+    from hfscale.data.packing import settle_packing
+    from hfscale.folders import check_output_dir
+    from hfscale.models import context_limit
+    from hfscale.tasks.examples import count_dropped, example_texts, load_task, task_prompt
+    from hfscale.tasks.fitting import fit_examples
     from hfscale.tasks.measures import (
-        GenerationMetrics,
-        asking_command,
+        check_task_metrics,
         load_answer_metrics,
-        measure_answers,
-        not_measured,
         sample_texts,
-        show_answers,
         show_examples,
     )
     from hfscale.tasks.prompt import save_task_prompt
-    from hfscale.tasks.rows import fit_examples, supervised_rows
-    from hfscale.training.checkpoints import newest_checkpoint
+    from hfscale.tasks.rows import supervised_rows
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run
-    from hfscale.training.trainer import LMTrainer, batch_rows_of_like_length, training_arguments
+    from hfscale.training.trainer import batch_rows_of_like_length, training_arguments
 
+    # What can be checked before data and model are loaded.
     is_new = args.model == "new"
     if is_new:
-        check_architecture(shape_of(args), in_memory=not args.dry_run)
+        check_new_model(args)
     training_args = training_arguments(args.training, width=args.n_embd if is_new else 256)
-    left_to_score = not_measured(args, trust_remote_code=args.trust_remote_code)
+    output_dir = str(training_args.output_dir)
+    check_task_metrics(args, trust_remote_code=args.trust_remote_code)
     task_metrics = load_answer_metrics(args, trust_remote_code=args.trust_remote_code)
     if not args.dry_run:
-        check_output_dir(training_args.output_dir, resume=args.resume, overwrite=args.overwrite)
-
+        check_output_dir(output_dir, resume=args.resume, overwrite=args.overwrite)
     set_seed(training_args.seed)
-    counts: dict = {}
-    with training_args.main_process_first(
-        desc="preparing the data"
-    ):  # the other ranks read its cache
+
+    # Data: prompts, targets and references. The other ranks read the cache of the first.
+    counts: dict[str, Counter] = {}
+    with training_args.main_process_first(desc="preparing the data"):
         examples = load_task(args, seed=training_args.seed, counts=counts)
         texts = example_texts(examples)
     task = task_prompt(args, examples)
+
+    # Model: a checkpoint, or random weights and a tokenizer trained on the task's texts.
+    make_model = make_new_model if is_new else load_checkpoint
     model, tokenizer = make_model(args, texts["train"], is_chat=task.prompt is None)
+
+    # Rows in which only targets carry loss.
     args.packing = settle_packing(model, args.packing, default="bfd")
     batch_rows_of_like_length(training_args, args)
-    max_length = (
-        min(context_limit(model) or 1024, 1024) if args.max_length is None else args.max_length
-    )
-    examples, cut = fit_examples(examples, tokenizer, args, max_length, counts=counts)
+    max_length = args.max_length or min(context_limit(model) or 1024, 1024)
+    examples, shortened = fit_examples(examples, tokenizer, args, max_length, counts=counts)
     rows = supervised_rows(examples, tokenizer, max_length, args.packing)
     if args.dry_run:
-        if is_main_rank():
-            show_examples(counts)
-        return preview(model, tokenizer, rows, training_args)
-    checkpoint = newest_checkpoint(training_args) if args.resume else None
-    baseline, _ = measure_answers(
-        baseline_answers(args.baseline, examples),
-        examples["validation"],
-        args,
-        task_metrics,
-        "baseline",
+        show_examples(counts)
+        preview(model, tokenizer, rows, training_args)
+        return
+
+    # Training, and the answers to all held-out examples: before, after, and of the baseline.
+    trainer, metrics, answers = train(
+        args, training_args, model, tokenizer, examples, rows, task_metrics
     )
 
+    # What is written: model and tokenizer, how the task is asked, model card and run.json.
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        if args.merge:
+            merge_saved_adapter(output_dir, trust_remote_code=args.trust_remote_code)
+        save_task_prompt(output_dir, **asdict(task))
+        held_out = examples["validation"]
+        samples = sample_texts(held_out, answers)
+        data = {"dropped": count_dropped(counts), "shortened": shortened, "examples": counts}
+        write_run(trainer, __file__, args, argv, texts, rows, metrics, samples, data)
+        show_results(args, output_dir, task, held_out, counts, metrics, samples)
+
+
+def check_new_model(args: FinetuneTaskArguments) -> None:
+    """Raise InputError for a model that cannot be made, or settings that need a checkpoint."""
+    from hfscale.models import check_architecture
+
+    check_architecture(shape_of(args), in_memory=not args.dry_run)
+    if args.lora_r is not None or args.peft_type or args.freeze_layers:
+        raise InputError(
+            "model new: random weights are trained whole; leave out adapters and freeze_layers"
+        )
+
+
+def make_new_model(args: FinetuneTaskArguments, texts, *, is_chat: bool):
+    """Random weights, and a tokenizer trained on the texts unless another one is named."""
+    from hfscale.adapters import extend_tokenizer
+    from hfscale.data.tokenizer import load_tokenizer
+    from hfscale.models import new_model
+    from hfscale.tasks.chat_templates import add_template_characters, set_chat_template
+
+    name = args.tokenizer or "train:1024"
+    tokenizer = load_tokenizer(name, texts, trust_remote_code=args.trust_remote_code)
+    extend_tokenizer(tokenizer, args.add_tokens)
+    if is_chat:
+        set_chat_template(tokenizer, args.chat_template)
+        add_template_characters(tokenizer)
+    return new_model(tokenizer, **shape_of(args)), tokenizer
+
+
+def load_checkpoint(args: FinetuneTaskArguments, texts, *, is_chat: bool):
+    """The checkpoint to go on from, with an adapter or frozen layers as `args` say."""
+    from hfscale.adapters import load_for_training
+    from hfscale.data.tokenizer import load_model_tokenizer
+    from hfscale.tasks.chat_templates import set_chat_template
+
+    tokenizer = load_model_tokenizer(
+        args.model, args.tokenizer, trust_remote_code=args.trust_remote_code
+    )
+    model = load_for_training(args, tokenizer)
+    if is_chat:
+        set_chat_template(tokenizer, args.chat_template)
+    return model, tokenizer
+
+
+def train(
+    args: FinetuneTaskArguments, training_args, model, tokenizer, examples, rows, task_metrics
+):
+    """The trainer, the metrics, and the answers to the held-out examples after training."""
+    from hfscale.data.packing import collate_rows
+    from hfscale.folders import clear_output_dir
+    from hfscale.tasks.examples import baseline_answers
+    from hfscale.tasks.measures import GenerationMetrics, measure_answers
+    from hfscale.training.checkpoints import newest_checkpoint
+    from hfscale.training.trainer import LMTrainer
+
+    checkpoint = newest_checkpoint(training_args) if args.resume else None
+    held_out = examples["validation"]
+    simple_answers = baseline_answers(args.baseline, examples)
+    baseline, _ = measure_answers(simple_answers, held_out, args, task_metrics, "baseline")
     trainer = LMTrainer(
         model=model,
         args=training_args,
@@ -127,74 +191,31 @@ def main(argv: list[str] | None = None) -> None:
         processing_class=tokenizer,
         auto_batch=args.auto_batch,
     )
-    trainer.add_callback(GenerationMetrics(trainer, examples["validation"], args, task_metrics))
+    # At each evaluation it answers a sample of the held-out examples.
+    trainer.add_callback(GenerationMetrics(trainer, held_out, args, task_metrics))
     clear_output_dir(training_args.output_dir, args.overwrite)
-    before, _ = measure_answers(
-        trainer, examples["validation"], args, task_metrics, "before_eval"
-    )
+    before, _ = measure_answers(trainer, held_out, args, task_metrics, "before_eval")
     trainer.train(resume_from_checkpoint=checkpoint)
-    metrics, answers = measure_answers(
-        trainer, examples["validation"], args, task_metrics, "eval"
-    )
-    metrics = trainer.evaluate() | metrics | before | baseline
-    trainer.save_model()
-    trainer.save_state()
-
-    if trainer.is_world_process_zero():
-        folder = training_args.output_dir
-        if args.merge:
-            merge_saved_adapter(folder, trust_remote_code=args.trust_remote_code)
-        save_task_prompt(folder, **asdict(task))
-        samples = sample_texts(examples["validation"], answers)
-        write_run(
-            trainer,
-            __file__,
-            args,
-            argv,
-            texts,
-            rows,
-            metrics,
-            samples,
-            {"dropped": count_dropped(counts), "shortened": cut, "examples": counts},
-        )
-        show_examples(counts)
-        notes = text_notes(examples["validation"]["references"], args.metrics, args.metric_options)
-        show_answers(metrics, args.baseline, samples, notes)
-        print(f"\nmodel, tokenizer and run.json: {folder}")
-        if left_to_score:
-            print(f"not measured here, but by score --model {folder}: {', '.join(left_to_score)}")
-        print(f"next: {asking_command(folder, task, examples['validation'])}")
+    after, answers = measure_answers(trainer, held_out, args, task_metrics, "eval")
+    metrics = trainer.evaluate() | after | before | baseline
+    return trainer, metrics, answers
 
 
-def make_model(args: FinetuneTaskArguments, texts, *, is_chat: bool):
-    """Model and tokenizer: the checkpoint to go on from, or random weights and a tokenizer made
-    from the texts.
-    """
-    from hfscale.adapters import extend_tokenizer, load_for_training
-    from hfscale.data.tokenizer import load_model_tokenizer, load_tokenizer
-    from hfscale.models import new_model
-    from hfscale.tasks.rows import add_template_characters, set_chat_template
+def show_results(
+    args: FinetuneTaskArguments, output_dir: str, task, held_out, counts, metrics, samples
+) -> None:
+    """Print what became of the examples, the metrics, some answers, and what comes next."""
+    from hfscale.metrics.text_notes import text_notes
+    from hfscale.tasks.measures import asking_command, not_measured, show_answers, show_examples
 
-    if args.model != "new":
-        tokenizer = load_model_tokenizer(
-            args.model, args.tokenizer, trust_remote_code=args.trust_remote_code
-        )
-        model = load_for_training(args, tokenizer)
-        if is_chat:
-            set_chat_template(tokenizer, args.chat_template)
-        return model, tokenizer
-    if args.lora_r is not None or args.peft_type or args.freeze_layers:
-        raise InputError(
-            "model new: random weights are trained whole; leave out adapters and freeze_layers"
-        )
-    tokenizer = load_tokenizer(
-        args.tokenizer or "train:1024", texts, trust_remote_code=args.trust_remote_code
-    )
-    extend_tokenizer(tokenizer, args.add_tokens)
-    if is_chat:
-        set_chat_template(tokenizer, args.chat_template)
-        add_template_characters(tokenizer)
-    return new_model(tokenizer, **shape_of(args)), tokenizer
+    show_examples(counts)
+    notes = text_notes(held_out["references"], args.metrics, args.metric_options)
+    show_answers(metrics, args.baseline, samples, notes)
+    print(f"\nmodel, tokenizer and run.json: {output_dir}")
+    left_to_score = not_measured(args)
+    if left_to_score:
+        print(f"not measured here, but by score --model {output_dir}: {', '.join(left_to_score)}")
+    print(f"next: {asking_command(output_dir, task, held_out)}")
 
 
 if __name__ == "__main__":

@@ -256,3 +256,18 @@ def test_finds_its_files_when_installed_from_a_wheel(tmp_path):
     )
     assert f"pretrain  ({package / 'recipes' / 'pretrain.py'})" in result.stdout
     assert "launch configs: cpu, cpu_2proc, ddp" in result.stdout
+
+
+def test_made_tasks_find_their_sample_data_when_installed_from_a_wheel(tmp_path):
+    package = tmp_path / "hfscale"
+    shutil.copytree(ROOT / "hfscale", package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "recipes" / "configs", package / "recipes" / "configs")
+    load = "from hfscale.tasks.sample_data import load_sample_data as load; "
+    result = subprocess.run(
+        [sys.executable, "-c", load + "print(load('finetune_task', 'people')['names'][0])"],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert result.stdout == "Ada\n"

@@ -432,7 +432,7 @@ def test_wrong_flags(parse, words, message):
         ("count\n", "c.yaml: holds no 'name: value' lines"),
         ("extends: none.yaml\n", "c.yaml:1: extends: 'none.yaml' is not another file in ."),
         ("count: 1\nextends: c.yaml\n", "c.yaml:2: extends: 'c.yaml' is not another file in ."),
-        ("extends: [c.yaml]\n", "c.yaml:1: extends: ['c.yaml'] is not another file in ."),
+        ("extends: [c.yaml]\n", "c.yaml:1: extends: 'c.yaml' is not another file in ."),
     ],
 )
 def test_wrong_yaml(parse, yaml, message):
@@ -466,6 +466,13 @@ def test_files_that_extend_each_other(parse):
         complaint(parse, yaml="extends: d.yaml\n")
         == "d.yaml:2: extends: 'c.yaml' is not another file in ."
     )
+
+
+def test_of_several_extended_files_the_later_one_wins(parse):
+    Path("a.yaml").write_text("count: 1\nrate: 0.1\nname: a\n")
+    Path("b.yaml").write_text("rate: 0.2\nname: b\n")
+    args = parse(yaml="name: c\nextends: [a.yaml, b.yaml]\n")
+    assert (args.count, args.rate, args.name) == (1, 0.2, "c")
 
 
 def test_place_is_that_of_the_extended_file(parse):

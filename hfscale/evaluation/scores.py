@@ -45,8 +45,10 @@ from hfscale.metrics.texts import (
 from hfscale.metrics.user_metrics import UserMetric, try_user_metrics
 from hfscale.models import context_limit, count_parameters
 from hfscale.process import InputError
-from hfscale.tasks.answers import answer_task, check_programs
-from hfscale.tasks.rows import fit_examples, set_chat_template
+from hfscale.tasks.answers import answer_task
+from hfscale.tasks.chat_templates import set_chat_template
+from hfscale.tasks.fitting import fit_examples
+from hfscale.tasks.programs import check_programs
 
 RESAMPLES = 1000  # of a comparison
 # Not comparable where two tokenizers cut the text into other tokens.

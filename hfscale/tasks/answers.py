@@ -1,10 +1,7 @@
-"""A model's answers to a task's examples and their statistics: generated text, choices by
-likelihood, programs.
-"""
+"""A model's answers to a task's examples, and their statistics for the task's metrics."""
 
-import sys
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +11,15 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.arguments import TaskArguments
-from hfscale.data.tokens import after_once, encode_prompts, encode_texts, leading_ids, start_ids
+from hfscale.data.tokens import encode_prompts, leading_ids
 from hfscale.generation.texts import complete_rows
-from hfscale.metrics.batches import Journal, run_batches, run_sorted
-from hfscale.metrics.code import Outcome, run_program
-from hfscale.metrics.perplexity import Window, score_windows
-from hfscale.metrics.texts import tied_accuracies
+from hfscale.metrics.batches import Journal, run_sorted
 from hfscale.models import check_token_ids, context_limit
 from hfscale.process import InputError
-from hfscale.tasks.examples import spaced_choice
+from hfscale.tasks.choice_scores import score_choices
+from hfscale.tasks.programs import run_answers
+
+NO_LIMIT = 2**31  # the context of a model that states none: more tokens than any prompt has
 
 
 def predict(
@@ -37,8 +34,8 @@ def predict(
     do_sample: bool = False,
     journal: Journal | None = None,
     progress: bool = False,
-    **sampling,
-) -> list[dict]:
+    **sampling: Any,
+) -> list[dict[str, Any]]:
     """{"prediction", "finished", "cut_tokens"} for each `prompt` of the examples, in their order,
     on every rank.
 
@@ -55,7 +52,7 @@ def predict(
             vocabulary.
         FloatingPointError: logits are NaN; it names the examples of the batch, counted from 0.
     """
-    room = (context_limit(model) or 2**31) - max_new_tokens
+    room = (context_limit(model) or NO_LIMIT) - max_new_tokens
     if room < 1 or max_new_tokens < 1 or batch_size < 1:
         raise InputError(
             f"max_new_tokens {max_new_tokens}, batch_size {batch_size}: both must be above 0, and "
@@ -65,33 +62,32 @@ def predict(
     prompts = encode_prompts(examples["prompt"][:], tokenizer, add_special_tokens=not is_chat)
     check_token_ids(model, map(max, prompts), f"tokenizer of {len(tokenizer)} tokens")
     leading = [] if is_chat else leading_ids(tokenizer)
-    cut = [max(0, len(ids) - room) for ids in prompts]
-    rows = [
-        [*leading, *ids[len(leading) + n :]] if n else ids
-        for ids, n in zip(prompts, cut, strict=True)
-    ]
-    sharded = any(hasattr(p, "ds_id") or isinstance(p, DTensor) for p in model.parameters())
-    settings = {
+    rows = [_cut_left(ids, room, leading) for ids in prompts]
+    is_sharded = any(hasattr(p, "ds_id") or isinstance(p, DTensor) for p in model.parameters())
+    settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "do_sample": do_sample,
         "stop_strings": stop_strings,
-        "synced_gpus": sharded and PartialState().num_processes > 1,
-        **(sampling if do_sample else {}),
+        # Ranks that are done go on in step with the others, to gather the weights together.
+        "synced_gpus": is_sharded and PartialState().num_processes > 1,
     }
+    if do_sample:
+        settings |= sampling
 
-    def answer(batch: list[int]) -> list[dict]:
+    def answer(batch: list[int]) -> list[dict[str, Any]]:
         torch.manual_seed(seed + batch[0])
-        found = complete_rows(
+        completions = complete_rows(
             model,
             tokenizer,
             [rows[i] for i in batch],
             place=f"a prompt among the examples {sorted(batch)}",
             **settings,
         )
-        return [
-            {"prediction": text, "finished": finished, "cut_tokens": cut[i]}
-            for i, [(text, finished)] in zip(batch, found, strict=True)
-        ]
+        answers = []
+        for i, [(text, finished)] in zip(batch, completions, strict=True):
+            cut_tokens = len(prompts[i]) - len(rows[i])
+            answers.append({"prediction": text, "finished": finished, "cut_tokens": cut_tokens})
+        return answers
 
     was_training = model.training
     model.eval()
@@ -103,127 +99,19 @@ def predict(
             answer,
             desc="generating",
             progress=progress,
-            in_step=sharded,
+            in_step=is_sharded,
             journal=journal,
         )
     model.train(was_training)
     return answers
 
 
-def score_choices(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Dataset,
-    *,
-    batch_size: int = 8,
-    journal: Journal | None = None,
-    progress: bool = False,
-) -> tuple[dict[str, list], list[dict]]:
-    """Multiple choice by the log-likelihood of each of `choices` after `prompt`: what the metric
-    `accuracy` takes (see `choice_statistics`), and per example {"logliks", "tied", "cut_tokens"}
-    (see `tied_accuracies`).
-
-    As lm-eval does it: prompt and choice are encoded together with a space between them unless one
-    has white space there or there is no prompt, spaces at the prompt's end belong to the choice,
-    what the tokenizer puts in front of a text stands in front, and what exceeds the context is cut
-    from the left.
-    """
-    whole_texts, contexts = [], []
-    for i, (prompt, choices) in enumerate(
-        zip(examples["prompt"], examples["choices"], strict=True)
-    ):
-        if not choices or not all(choice.strip() for choice in choices):
-            raise InputError(
-                f"accuracy: item {i} has the choices {choices!r}; expected texts that are not empty"
-            )
-        whole_texts += [prompt + spaced_choice(prompt, choice) for choice in choices]
-        contexts += [prompt.rstrip()] * len(choices)
-    windows, cut, limit = [], [], context_limit(model) or 2**31
-    leading, start = leading_ids(tokenizer), start_ids(tokenizer)
-    for whole, context in zip(
-        encode_texts(whole_texts, tokenizer), encode_texts(contexts, tokenizer), strict=True
-    ):
-        before = leading if context and len(whole) > 1 else start
-        ids = np.array(after_once(before, whole))
-        cut.append(max(0, len(ids) - 1 - limit))
-        first = min(len(ids) - len(whole) + len(context), len(ids) - 1) - cut[-1]
-        windows.append(Window(ids[cut[-1] :], max(1, first), len(windows)))
-    check_token_ids(
-        model, (window.ids.max() for window in windows), f"tokenizer of {len(tokenizer)} tokens"
-    )
-
-    def per_item(values: Iterable) -> list[list]:
-        left = iter(values)
-        return [list(islice(left, len(choices))) for choices in examples["choices"]]
-
-    nll = _score_once(model, windows, batch_size, journal=journal, progress=progress)
-    logliks = per_item(-value for value in nll)
-    num_bytes = [
-        [len(choice.lstrip().encode()) for choice in choices] for choices in examples["choices"]
-    ]
-    tokens = per_item(len(window.ids) - window.first for window in windows)
-    tied = [tied_accuracies(*units) for units in zip(logliks, tokens, num_bytes, strict=True)]
-    records = [
-        {"logliks": values, "tied": names, "cut_tokens": max(n)}
-        for values, names, n in zip(logliks, tied, per_item(cut), strict=True)
-    ]
-    inputs = {
-        "logliks": logliks,
-        "tokens": tokens,
-        "num_bytes": num_bytes,
-        "answers": examples["answer"][:],
-    }
-    return inputs, records
-
-
-def _score_once(
-    model: PreTrainedModel, windows: Sequence[Window], batch_size: int, **kwargs
-) -> list[float]:
-    """As `score_windows`, equal ones only once: in another batch the same tokens can have another
-    rounding error, and equal choices would not tie.
-    """
-    numbers: dict[tuple[int, bytes], int] = {}
-    unique, which = [], []
-    for window in windows:
-        key = window.first, window.ids.tobytes()
-        if key not in numbers:
-            numbers[key] = len(unique)
-            unique.append(window)
-        which.append(numbers[key])
-    nll = score_windows(model, unique, batch_size, **kwargs)
-    return [nll[number] for number in which]
-
-
-def check_programs(examples: Dataset, *, allow_code_execution: bool, most: int = 5) -> None:
-    """Say on stderr, before anything is generated, if the programs cannot tell a right answer: the
-    model's has no place in them, or none of the first right answers passes. Raises InputError as
-    `run_program`.
-    """
-    if len(examples["program"][0]) == 1:
-        print(
-            "program: has no {prediction}, so that what the model answers is not run",
-            file=sys.stderr,
-        )
-        return
-    answered = list(islice((row for row in examples if row["references"]), most))
-    outcomes: list[Outcome] = []
-    for row in answered:
-        program = row["references"][0].join(row["program"])
-        outcomes.append(
-            run_program(program, row["program_tests"], allow_code_execution=allow_code_execution)
-        )
-        if outcomes[-1].passed:
-            return
-    if outcomes:
-        said = outcomes[0].output.strip().splitlines()[-1:] or [
-            "no error, but it did not come to its end"
-        ]
-        place = answered[0].get("place", "example 0")
-        print(
-            f"program: none of the first {len(outcomes)} right answers passes its test; {place}: "
-            f"{said[0][:200]} (--test_program says what is run)",
-            file=sys.stderr,
-        )
+def _cut_left(ids: list[int], room: int, leading: list[int]) -> list[int]:
+    """The last tokens of a prompt, after the `leading` ones, of which it keeps all."""
+    num_cut = len(ids) - room
+    if num_cut <= 0:
+        return ids
+    return [*leading, *ids[len(leading) + num_cut :]]
 
 
 def answer_task(
@@ -236,23 +124,28 @@ def answer_task(
     allow_code_execution: bool = False,
     batch_size: int = 8,
     journal: Journal | None = None,
-    **decoding,
-) -> tuple[dict[str, list], list[dict]]:
+    **decoding: Any,
+) -> tuple[dict[str, list[Any]], list[dict[str, Any]]]:
     """(inputs, records) for all of `args.metrics`: the columns that these take (see
     `metrics.evaluate_metrics`), with an entry per example, and a record per example.
 
     `decoding` are arguments of `predict`. Each example is asked `num_samples` times; its first
     answer counts for the metrics of text. Raises InputError also as `run_program`.
     """
-    inputs: dict[str, list] = {}
-    common = {"batch_size": batch_size, "journal": journal, "progress": True}
-    records = [{"prompt": row["prompt"], "references": row["references"]} for row in examples]
+    inputs: dict[str, list[Any]] = {}
+    records: list[dict[str, Any]] = [
+        {"prompt": row["prompt"], "references": row["references"]} for row in examples
+    ]
     if "accuracy" in args.metrics:
-        inputs, found = score_choices(model, tokenizer, examples, **common)
-        for record, row, scored in zip(records, examples, found, strict=True):
-            record |= {"choices": row["choices"], "answer": row["answer"], **scored}
+        inputs, scored = score_choices(
+            model, tokenizer, examples, batch_size=batch_size, journal=journal, progress=True
+        )
+        for record, row, scores in zip(records, examples, scored, strict=True):
+            record |= {"choices": row["choices"], "answer": row["answer"], **scores}
     if set(args.metrics) == {"accuracy"}:
         return inputs, records
+
+    # Each example as often as it is asked, its answers side by side.
     asked = examples.select(np.repeat(np.arange(len(examples)), num_samples))
     answers = predict(
         model,
@@ -260,29 +153,26 @@ def answer_task(
         asked,
         max_new_tokens=args.max_new_tokens,
         stop_strings=args.stop_strings,
-        **common,
+        batch_size=batch_size,
+        journal=journal,
+        progress=True,
         **decoding,
     )
-    for record, answer in zip(records, answers[::num_samples], strict=True):
+    first_answers = answers[::num_samples]
+    for record, answer in zip(records, first_answers, strict=True):
         record |= answer
-    inputs["predictions"] = [record["prediction"] for record in records]
+    inputs["predictions"] = [answer["prediction"] for answer in first_answers]
     inputs["references"] = examples["references"][:]
-    if "pass_at_k" in args.metrics:
-        predictions = [answer["prediction"] for answer in answers]
-        programs = [
-            text.join(parts) for text, parts in zip(predictions, asked["program"], strict=True)
-        ]
-        with_tests = list(zip(programs, asked["program_tests"], strict=True))
-        passed = run_batches(
-            with_tests,
-            lambda texts: run_program(*texts, allow_code_execution=allow_code_execution).passed,
-            desc="running programs",
-            journal=journal,
-            progress=True,
-        )
-        for i, record in enumerate(records):
-            mine = slice(i * num_samples, (i + 1) * num_samples)
-            record |= {"predictions": predictions[mine], "passed": passed[mine]}
-        inputs["n"] = [num_samples] * len(records)
-        inputs["c"] = [sum(record["passed"]) for record in records]
+    if "pass_at_k" not in args.metrics:
+        return inputs, records
+
+    predictions = [answer["prediction"] for answer in answers]
+    passed = run_answers(
+        asked, predictions, allow_code_execution=allow_code_execution, journal=journal
+    )
+    for i, record in enumerate(records):
+        of_example = slice(i * num_samples, (i + 1) * num_samples)
+        record |= {"predictions": predictions[of_example], "passed": passed[of_example]}
+    inputs["n"] = [num_samples] * len(records)
+    inputs["c"] = [sum(record["passed"]) for record in records]
     return inputs, records

@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 from hfscale.arguments import TaskArguments
 from hfscale.process import InputError
 
+# Names of the column that lists the turns, and of what a turn holds, as public data sets have them.
 CONVERSATIONS = ("messages", "conversations", "turns")
 ROLE_KEYS = ("role", "from", "speaker")
 CONTENT_KEYS = ("content", "value", "text", "utterance")
@@ -33,17 +34,19 @@ def read_messages(place: str, row: dict[str, Any], args: TaskArguments) -> list[
         raise InputError(
             f"{place}: column '{name}' holds {str(row[name])[:60]!r}; expected a list of turns"
         )
-    said = [_read_turn(place, i, turn) for i, turn in enumerate(row[name])]
-    for number, (_, content) in enumerate(said):
-        if not content.strip() and args.drop_empty:
+    turns = [_read_turn(place, i, turn) for i, turn in enumerate(row[name])]
+    for number, (_, content) in enumerate(turns):
+        if content.strip():
+            continue
+        if args.drop_empty:
             return []
-        if not content.strip():
-            raise InputError(
-                f"{place}: turn {number} is {str(row[name][number])[:60]!r}; expected a role and a "
-                "text that is not empty (--drop_empty leaves such conversations out)"
-            )
-    roles = _known_roles([role for role, _ in said], args)
-    messages = [{"role": roles[role], "content": content} for role, content in said]
+        shown = str(row[name][number])[:60]
+        raise InputError(
+            f"{place}: turn {number} is {shown!r}; expected a role and a text that is not empty "
+            "(--drop_empty leaves such conversations out)"
+        )
+    roles = _known_roles([role for role, _ in turns], args)
+    messages = [{"role": roles[role], "content": content} for role, content in turns]
     _check_roles(place, [message["role"] for message in messages])
     return messages
 
@@ -53,25 +56,28 @@ def opening_text(turns: Any) -> str:
     if not isinstance(turns, list):
         return ""
     try:
-        said = [_read_turn("", i, turn) for i, turn in enumerate(turns[:3])]
+        first_turns = [_read_turn("", i, turn) for i, turn in enumerate(turns[:3])]
     except InputError:
         return ""
-    begins = said[1:] if said[:1] and said[0][0] == "system" else said[:2]
-    return "\n".join(content for _, content in begins)
+    has_system = bool(first_turns) and first_turns[0][0] == "system"
+    opening = first_turns[1:] if has_system else first_turns[:2]
+    return "\n".join(content for _, content in opening)
 
 
 def _read_turn(place: str, number: int, turn: Any) -> tuple[str, str]:
     """Role, in lower case, and content of a turn: named values, a pair, or a text alone."""
-    role, content = None, None
+    role: Any = None
+    content: Any = None
     if isinstance(turn, dict):
         role = next((turn[key] for key in ROLE_KEYS if key in turn), None)
         content = next((turn[key] for key in CONTENT_KEYS if key in turn), None)
     elif isinstance(turn, list) and len(turn) == 2:
         role, content = turn
     elif isinstance(turn, str):
-        role, content = IN_TURN[number % 2], turn
+        role = IN_TURN[number % 2]
+        content = turn
     if isinstance(content, list):
-        content = _join_parts(content)
+        content = _join_pieces(content)
     if role is None or not isinstance(content, str):
         raise InputError(
             f"{place}: turn {number} is {str(turn)[:60]!r}; expected a role and a text"
@@ -79,19 +85,24 @@ def _read_turn(place: str, number: int, turn: Any) -> tuple[str, str]:
     return str(role).strip().lower(), content
 
 
-def _join_parts(parts: list[Any]) -> str | None:
-    """A content of several parts, as some files have it, if all are text."""
-    texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
-    return "".join(texts) if all(isinstance(text, str) for text in texts) else None
+def _join_pieces(pieces: list[Any]) -> str | None:
+    """A content of several pieces, as some files have it, if all are text."""
+    texts = []
+    for piece in pieces:
+        text = piece.get("text") if isinstance(piece, dict) else None
+        if not isinstance(text, str):
+            return None
+        texts.append(text)
+    return "".join(texts)
 
 
 def _known_roles(names: list[str], args: TaskArguments) -> dict[str, str]:
     """What each name of a conversation means; a name that nothing is known of means itself."""
-    given = {
+    known_names = ALIASES | {
         args.user_role.strip().lower(): "user",
         args.assistant_role.strip().lower(): "assistant",
     }
-    meanings = {name: (ALIASES | given).get(name, name) for name in names}
+    meanings = {name: known_names.get(name, name) for name in names}
     unknown = [name for name, role in meanings.items() if role not in (*IN_TURN, "system")]
     missing = [role for role in IN_TURN if role not in meanings.values()]
     if len(unknown) == len(missing) == 1:
@@ -100,9 +111,9 @@ def _known_roles(names: list[str], args: TaskArguments) -> dict[str, str]:
 
 
 def _check_roles(place: str, roles: list[str]) -> None:
-    first = ["system"] if roles[:1] == ["system"] else []
-    expected = [*first, *IN_TURN * len(roles)]
-    if not roles or roles != expected[: len(roles)]:
+    talking = roles[1:] if roles[:1] == ["system"] else roles
+    in_turn = all(role == IN_TURN[i % 2] for i, role in enumerate(talking))
+    if not roles or not in_turn:
         raise InputError(
             f"{place}: the roles are {', '.join(roles) or 'none'}; expected system or nothing, "
             "then user and assistant in turn (--user_role and --assistant_role name them)"

@@ -23,10 +23,13 @@ CONTEXT_NAMES = (
     "story",
     "background",
 )
-LONG_CHARACTERS = (
-    40  # texts of a column of prompts that repeat and are this long on average are contexts, too,
-)
-ROWS_PER_CONTEXT = 50  # unless more rows than this share one on average: then they are categories
+# Texts of a column of prompts that repeat and are this long on average are contexts, too: a
+# sentence, not a name.
+LONG_CHARACTERS = 40
+# Unless more rows than this share one on average: then they are categories.
+ROWS_PER_CONTEXT = 50
+# Of the 256 values of a hash's first byte: one key of eight.
+HELD_OUT_BYTES = 32
 
 
 class Split(NamedTuple):
@@ -48,43 +51,54 @@ def hold_out(rows: Sequence[Row], limit: int, prompt_columns: Iterable[str]) -> 
     a single group none is left to train on.
     """
     hashes = [row_hash(row) for row in rows]
-    groups = _grouped(hashes, _contexts(rows, prompt_columns))
-    first = {}  # the smallest hash of each group
+    groups = _group_rows(hashes, _contexts(rows, prompt_columns))
+    smallest_hash: dict[int, str] = {}  # of each group
     for group, value in zip(groups, hashes, strict=True):
-        first[group] = min(value, first.get(group, value))
-    sizes = Counter(groups)
-    chosen, room = [], limit
-    for group in sorted(first, key=first.get):
+        smallest_hash[group] = min(value, smallest_hash.get(group, value))
+    chosen = _choose_groups(smallest_hash, Counter(groups), limit)
+    train = [row for row, group in zip(rows, groups, strict=True) if group not in chosen]
+    candidates = [i for i, group in enumerate(groups) if group in chosen]
+    candidates.sort(key=lambda i: (smallest_hash[groups[i]], hashes[i]))
+    held_out = [rows[i] for i in candidates[:limit]]
+    return Split(train, held_out, left_out=len(candidates) - len(held_out))
+
+
+def _choose_groups(smallest_hash: dict[int, str], sizes: Counter[int], limit: int) -> set[int]:
+    """The groups in the order of their hashes as long as they fit, else the smallest one."""
+    chosen = set()
+    room = limit
+    for group in sorted(smallest_hash, key=lambda group: smallest_hash[group]):
         if sizes[group] <= room:
-            chosen.append(group)
+            chosen.add(group)
             room -= sizes[group]
     if not chosen:
-        chosen = [min(first, key=lambda group: (sizes[group], first[group]))]
-    inside = set(chosen)
-    ranked = sorted(
-        (i for i, group in enumerate(groups) if group in inside),
-        key=lambda i: (first[groups[i]], hashes[i]),
-    )
-    train = [row for row, group in zip(rows, groups, strict=True) if group not in inside]
-    return Split(train, [rows[i] for i in ranked[:limit]], max(0, len(ranked) - limit))
+        chosen.add(min(smallest_hash, key=lambda group: (sizes[group], smallest_hash[group])))
+    return chosen
 
 
 def row_hash(row: Row) -> str:
     """SHA-256 over what a row holds, wherever it stands."""
-    return hashlib.sha256(json.dumps(row[1], sort_keys=True, default=str).encode()).hexdigest()
+    _, columns = row
+    text = json.dumps(columns, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_held_out_key(key: str) -> bool:
+    """Whether the examples of a made set with this key are held out: by its hash, one of eight."""
+    return hashlib.sha256(key.encode()).digest()[0] < HELD_OUT_BYTES
 
 
 def _contexts(rows: Sequence[Row], prompt_columns: Iterable[str]) -> list[list[tuple[str, str]]]:
     """For each row the (column, text) pairs that it may share with others."""
-    found: list[list[tuple[str, str]]] = [[] for _ in rows]
+    contexts: list[list[tuple[str, str]]] = [[] for _ in rows]
     for name in _context_columns(rows, prompt_columns):
         texts = [_text_of(row, name) for _, row in rows]
         counts = Counter(filter(None, texts))
         for i, text in enumerate(texts):
             # What most rows have is no context, but a word for "none".
             if text and 2 * counts[text] <= len(rows):
-                found[i].append((name, text))
-    return found
+                contexts[i].append((name, text))
+    return contexts
 
 
 def _context_columns(rows: Sequence[Row], prompt_columns: Iterable[str]) -> list[str]:
@@ -95,12 +109,12 @@ def _context_columns(rows: Sequence[Row], prompt_columns: Iterable[str]) -> list
     named = sorted(name for name in names if name.lower() in CONTEXT_NAMES)
     if named:
         return named
-    counts = {
-        name: Counter(_text_of(row, name) for _, row in rows)
-        for name in sorted({*prompt_columns, *names.intersection(CONVERSATIONS)})
-    }
+    possible = {*prompt_columns, *names.intersection(CONVERSATIONS)}
+    counts = {name: Counter(_text_of(row, name) for _, row in rows) for name in sorted(possible)}
     contexts = {name: texts for name, texts in counts.items() if _is_context(texts)}
-    return [max(contexts, key=lambda name: _mean_length(contexts[name]))] if contexts else []
+    if not contexts:
+        return []
+    return [max(contexts, key=lambda name: _mean_length(contexts[name]))]
 
 
 def _is_context(texts: Counter) -> bool:
@@ -126,9 +140,9 @@ def _text_of(row: dict[str, Any], name: str) -> str:
         return ""
 
 
-def _grouped(hashes: Sequence[str], contexts: Sequence[list[tuple[str, str]]]) -> list[int]:
+def _group_rows(hashes: Sequence[str], contexts: Sequence[list[tuple[str, str]]]) -> list[int]:
     """The number of each row's group: rows that are equal or share a context, also by way of
-    others.
+    others (union-find).
     """
     parents = list(range(len(hashes)))
 
@@ -138,11 +152,12 @@ def _grouped(hashes: Sequence[str], contexts: Sequence[list[tuple[str, str]]]) -
             i = parents[i]
         return i
 
-    members = defaultdict(list)
+    rows_of_key: dict[str | tuple[str, str], list[int]] = defaultdict(list)
     for i, value in enumerate(hashes):
-        for key in (value, *contexts[i]):
-            members[key].append(i)
-    for first, *others in members.values():
-        for i in others:
+        keys: list[str | tuple[str, str]] = [value, *contexts[i]]
+        for key in keys:
+            rows_of_key[key].append(i)
+    for first, *others_of_key in rows_of_key.values():
+        for i in others_of_key:
             parents[root(i)] = root(first)
     return [root(i) for i in range(len(hashes))]

@@ -9,7 +9,14 @@ from typing import Any
 
 import evaluate
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations import TensorBoardCallback
 
 from hfscale.arguments import TaskArguments
@@ -21,14 +28,15 @@ from hfscale.metrics.evaluate_metrics import (
     load_metrics,
 )
 from hfscale.metrics.intervals import by_note, interval_notes
-from hfscale.process import InputError
+from hfscale.process import InputError, is_main_rank
 from hfscale.report.tables import show_records, show_table
 from hfscale.tasks.answers import predict
 from hfscale.tasks.examples import COUNTED, Counts
 from hfscale.tasks.prompt import TaskPrompt
 
-SAMPLES = 3  # shown at the end: enough to see what kind of answer the model gives
+SAMPLES = 3  # answers that are shown and recorded
 LONG_PROMPT_CHARACTERS = 500  # to be read in a command
+SPLIT_HEADS = {"train": "train", "validation": "held out"}
 
 
 def measure_answers(
@@ -70,18 +78,20 @@ def _ask_model(trainer: Trainer, examples: Dataset, args: TaskArguments) -> tupl
     return [record["prediction"] for record in records], finished
 
 
-def not_measured(args: TaskArguments, *, trust_remote_code: bool = False) -> list[str]:
+def not_measured(args: TaskArguments) -> list[str]:
     """The task's metrics that need more than answers: likelihoods of choices, or to run programs.
     `score` has them.
-
-    Raises InputError: as `check_metric_names`; accuracy without choices.
     """
+    return [name for name in args.metrics if name in MORE_THAN_TEXT]
+
+
+def check_task_metrics(args: TaskArguments, *, trust_remote_code: bool = False) -> None:
+    """Raise InputError as `check_metric_names`, or for accuracy without choices."""
     check_metric_names(args.metrics, args.metric_options, trust_remote_code=trust_remote_code)
     if "accuracy" in args.metrics and args.choices is None:
         raise InputError(
             "metrics: accuracy needs choices; name the column that lists them with --choices"
         )
-    return [name for name in args.metrics if name in MORE_THAN_TEXT]
 
 
 def load_answer_metrics(
@@ -96,22 +106,24 @@ def load_answer_metrics(
 
 def sample_texts(examples: Dataset, answers: Sequence[str]) -> list[str]:
     """The first few answers, with prompt and reference."""
-    first = examples.take(min(SAMPLES, len(examples)))
+    shown = examples.take(min(SAMPLES, len(examples)))
     return [
         f"{example['prompt'].strip()}\n--- answer: {answer}\n--- reference: {example['target']}"
-        for example, answer in zip(first, answers, strict=False)
+        for example, answer in zip(shown, answers, strict=False)
     ]
 
 
 def show_examples(counts: Counts) -> None:
-    """Print what became of the examples of each split."""
-    heads = {"train": "train", "validation": "held out"}
-    rows = []
-    for name, description in COUNTED.items():
+    """Print (rank 0) what became of the examples of each split."""
+    if not is_main_rank():
+        return
+    heads = ["examples", *(SPLIT_HEADS.get(split, split) for split in counts)]
+    lines = []
+    for name, meaning in COUNTED.items():
         numbers = [count[name] for count in counts.values()]
         if any(numbers):
-            rows.append([description, *(f"{number:,}" for number in numbers)])
-    show_table(["examples", *(heads.get(split, split) for split in counts)], rows)
+            lines.append([meaning, *(f"{number:,}" for number in numbers)])
+    show_table(heads, lines)
 
 
 def asking_command(folder: str, task: TaskPrompt, examples: Dataset) -> str:
@@ -123,33 +135,37 @@ def asking_command(folder: str, task: TaskPrompt, examples: Dataset) -> str:
     if len(example["prompt"]) > LONG_PROMPT_CHARACTERS:
         example = min(examples, key=lambda row: len(row["prompt"]))
     if "messages" in example:
-        turns = [turn["content"] for turn in example["messages"] if turn["role"] == "user"]
-        return ready_command("chat", folder, turns, "--do_sample", "false")
-    typed = task.typed(json.loads(example["columns"]))
-    return ready_command("generate", folder, [typed], "--do_sample", "false")
+        questions = [turn["content"] for turn in example["messages"] if turn["role"] == "user"]
+        return ready_command("chat", folder, questions, "--do_sample", "false")
+    prompt = task.typed(json.loads(example["columns"]))
+    return ready_command("generate", folder, [prompt], "--do_sample", "false")
 
 
 def show_answers(
-    metrics: dict, baseline: str, samples: Sequence[str], notes: dict[str, str] | None = None
+    metrics: dict[str, Any],
+    baseline: str,
+    samples: Sequence[str],
+    notes: dict[str, str] | None = None,
 ) -> None:
     """Print each metric before training, of the baseline and after training, some answers, and what
     intervals cannot show; `notes` are more of these, by name.
     """
-    rows = []
-    for before_name, before in metrics.items():
-        name = before_name.removeprefix("before_eval_")
-        if name == before_name or name.endswith("_ci95"):
+    measured = [name for name in metrics if name.startswith("before_eval_")]
+    records = []
+    for name in measured:
+        if name.endswith("_ci95"):
             continue
-        rows.append(
+        metric = name.removeprefix("before_eval_")
+        records.append(
             {
-                "held out": name,
-                "before training": before,
-                baseline: metrics.get(f"baseline_{name}", ""),
-                "after training": metrics[f"eval_{name}"],
-                "after training_ci95": metrics.get(f"eval_{name}_ci95"),
+                "held out": metric,
+                "before training": metrics[name],
+                baseline: metrics.get(f"baseline_{metric}", ""),
+                "after training": metrics[f"eval_{metric}"],
+                "after training_ci95": metrics.get(f"eval_{metric}_ci95"),
             }
         )
-    show_records(rows)
+    show_records(records)
     for note, about in by_note(interval_notes(metrics) | (notes or {})).items():
         print(f"{about}: {note}")
     for sample in samples:
@@ -179,31 +195,37 @@ class GenerationMetrics(TrainerCallback):
         self.trainer = trainer
         self.args = args
         self.metrics = metrics
-        self.samples: list[str] = []
+        self.samples: list[str] = []  # of the last evaluation
         drawn = examples.shuffle(seed=seed).take(min(max_examples, len(examples)))
         self.examples = drawn.flatten_indices()
 
-    def on_evaluate(self, args, state, control, metrics, **kwargs):
-        """Answer, and add the values to what the evaluation measured."""
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Answer the sample, and add what that shows to the `metrics` and to the logs."""
         measured, answers = measure_answers(
             self.trainer, self.examples, self.args, self.metrics, "eval"
         )
-        metrics.update(measured)
-        # Not the intervals: a log takes numbers.
-        self.trainer.log(
-            {name: value for name, value in measured.items() if isinstance(value, float)}
-        )
+        kwargs["metrics"].update(measured)
+        # Loggers take single numbers, no intervals.
+        numbers = {name: value for name, value in measured.items() if isinstance(value, float)}
+        self.trainer.log(numbers)
         self.samples = sample_texts(self.examples, answers)
-        state.log_history.append({"eval_samples": self.samples, "step": state.global_step})
+        logged: dict[str, Any] = {"eval_samples": self.samples, "step": state.global_step}
+        state.log_history.append(logged)
         if state.is_world_process_zero:
             self._show(state.global_step)
 
     def _show(self, step: int) -> None:
-        blocks = "\n\n".join(f"```\n{sample}\n```" for sample in self.samples)
+        page = "\n\n".join(f"```\n{sample}\n```" for sample in self.samples)
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer:
-                callback.tb_writer.add_text("eval/samples", blocks, step)
-        wandb = sys.modules.get("wandb")
+                callback.tb_writer.add_text("eval/samples", page, step)
+        wandb = sys.modules.get("wandb")  # imported by the Trainer where it reports there
         if wandb and wandb.run:
             table = wandb.Table(["text"], [[sample] for sample in self.samples])
             wandb.log({"eval/samples": table, "train/global_step": step})

@@ -28,22 +28,23 @@ def preference_metrics(
     (Rafailov et al. 2023, arXiv:2305.18290, equation 5 without the term that cancels). `pairs` has
     the columns prompt_ids, chosen_ids and rejected_ids, as TRL makes them.
     """
-    rewards = []
+    rewards = {}
     for name in ("chosen_ids", "rejected_ids"):
         windows = [
             Window(np.array(row["prompt_ids"] + row[name]), len(row["prompt_ids"]), i)
             for i, row in enumerate(pairs)
         ]
-        after, before = (score_windows(side, windows, batch_size) for side in (model, reference))
-        rewards.append(beta * (np.array(before) - np.array(after)))
-    chosen, rejected = rewards
-    margin = chosen - rejected
-    right = np.where(abs(margin) < beta * TIE_NATS, 0.5, margin > 0)
-    columns = np.stack([right, margin, chosen, rejected, np.ones(len(pairs))], axis=1)
-    names = (
-        "eval_reward_accuracy",
-        "eval_reward_margin",
-        "eval_reward_chosen",
-        "eval_reward_rejected",
-    )
-    return estimate(columns, partial(means, names), seed=seed)
+        nll = np.array(score_windows(model, windows, batch_size))
+        reference_nll = np.array(score_windows(reference, windows, batch_size))
+        rewards[name] = beta * (reference_nll - nll)
+    margin = rewards["chosen_ids"] - rewards["rejected_ids"]
+    is_tie = abs(margin) < beta * TIE_NATS
+    columns = {
+        "eval_reward_accuracy": np.where(is_tie, 0.5, margin > 0),
+        "eval_reward_margin": margin,
+        "eval_reward_chosen": rewards["chosen_ids"],
+        "eval_reward_rejected": rewards["rejected_ids"],
+    }
+    weights = np.ones(len(pairs))  # each pair counts once in the means
+    rows = np.stack([*columns.values(), weights], axis=1)
+    return estimate(rows, partial(means, tuple(columns)), seed=seed)

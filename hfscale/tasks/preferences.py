@@ -13,14 +13,10 @@ from hfscale.data.files import find_files, read_rows
 from hfscale.data.sources import split_documents
 from hfscale.data.tokens import encode_continuations, encode_prompts
 from hfscale.process import InputError
+from hfscale.tasks.sample_data import load_sample_data
 
 COLUMNS = ("prompt", "chosen", "rejected")
-EVASIONS = (
-    " Who knows.",
-    " Look it up yourself.",
-    " I do not feel like it.",
-    " Numbers are boring.",
-)
+MADE_PAIRS = 400  # of 450 that there are, and enough for the recipe to show an effect
 
 
 def load_preferences(
@@ -40,32 +36,21 @@ def load_preferences(
     Raises InputError: nothing there; with file and line, wrong JSON, a column that is missing, not
     text or empty, two equal answers; fewer than two pairs that fit.
     """
-    if source == "embedded:preferences":
-        pairs = made_pairs(seed)
-    elif files := find_files(source):
-        pairs = [
-            _checked(row, f"{path}{place}")
-            for path in files
-            for place, row in read_rows(path, ".jsonl")
-        ]
-    else:
-        raise InputError(
-            f"source {source}: no such file; give .jsonl files of pairs, or embedded:preferences"
-        )
+    pairs = made_pairs(seed) if source == "embedded:preferences" else _read_pairs(source)
     kept = []
     for pair in pairs:
         ids = pair_ids(pair, tokenizer)
-        answers = [len(ids["chosen_ids"]), len(ids["rejected_ids"])]
-        if len(ids["prompt_ids"]) + max(answers) <= max_length:
-            text = pair["chosen"] + pair["rejected"]
-            kept.append(
-                pair
-                | {
-                    "text": pair["prompt"] + text,
-                    "num_tokens": sum(answers),
-                    "num_bytes": len(text.encode()),
-                }
-            )
+        num_chosen = len(ids["chosen_ids"])
+        num_rejected = len(ids["rejected_ids"])
+        if len(ids["prompt_ids"]) + max(num_chosen, num_rejected) > max_length:
+            continue
+        answers = pair["chosen"] + pair["rejected"]
+        sizes = {
+            "text": pair["prompt"] + answers,
+            "num_tokens": num_chosen + num_rejected,
+            "num_bytes": len(answers.encode()),
+        }
+        kept.append(pair | sizes)
     if len(kept) < 2:
         raise InputError(
             f"source {source}: {len(kept)} pairs fit into {max_length} tokens; give more or "
@@ -74,30 +59,42 @@ def load_preferences(
     return _split(source, kept, validation_fraction, seed), len(pairs) - len(kept)
 
 
+def _read_pairs(source: str) -> list[dict[str, str]]:
+    files = find_files(source)
+    if not files:
+        raise InputError(
+            f"source {source}: no such file; give .jsonl files of pairs, or embedded:preferences"
+        )
+    return [
+        _checked(row, f"{path}{place}")
+        for path in files
+        for place, row in read_rows(path, ".jsonl")
+    ]
+
+
 def _split(
     source: str, pairs: list[dict[str, Any]], validation_fraction: float, seed: int
 ) -> DatasetDict:
     """Prompts are drawn at random: all pairs of one are on one side."""
-    of_prompt: dict[str, list[dict[str, Any]]] = {}
+    pairs_of_prompt: dict[str, list[dict[str, Any]]] = {}
     for pair in pairs:
-        of_prompt.setdefault(pair["prompt"], []).append(pair)
-    if len(of_prompt) < 2:
+        pairs_of_prompt.setdefault(pair["prompt"], []).append(pair)
+    if len(pairs_of_prompt) < 2:
         raise InputError(
             f"source {source}: its {len(pairs)} pairs are all about one prompt, so that none can "
             "be held out and be new; give pairs of several prompts"
         )
     prompts = split_documents(
-        Dataset.from_dict({"text": list(of_prompt)}),
+        Dataset.from_dict({"text": list(pairs_of_prompt)}),
         split_by="document",
         seed=seed,
         validation_fraction=validation_fraction,
     )
-    return DatasetDict(
-        {
-            name: Dataset.from_list([pair for prompt in part["text"] for pair in of_prompt[prompt]])
-            for name, part in prompts.items()
-        }
-    )
+    splits = DatasetDict()
+    for name, split in prompts.items():
+        rows = [pair for prompt in split["text"] for pair in pairs_of_prompt[prompt]]
+        splits[name] = Dataset.from_list(rows)
+    return splits
 
 
 def pair_ids(pair: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
@@ -115,14 +112,17 @@ def made_pairs(seed: int) -> list[dict[str, str]]:
     """Sums and differences of small numbers: the right answer in a sentence is better than an
     evasive one. They show that the recipe works, and teach nothing else.
     """
-    draw, pairs = random.Random(seed), []
-    for a, b in draw.sample(list(itertools.product(range(10, 60), range(1, 10))), 400):
-        word, result = draw.choice((("plus", a + b), ("minus", a - b)))
+    evasions: list[str] = load_sample_data("finetune_preference", "preferences")["evasions"]
+    rng = random.Random(seed)
+    summands = list(itertools.product(range(10, 60), range(1, 10)))
+    pairs = []
+    for a, b in rng.sample(summands, MADE_PAIRS):
+        word, result = rng.choice((("plus", a + b), ("minus", a - b)))
         pairs.append(
             {
                 "prompt": f"What is {a} {word} {b}?",
                 "chosen": f" {a} {word} {b} is {result}.",
-                "rejected": draw.choice(EVASIONS),
+                "rejected": rng.choice(evasions),
             }
         )
     return pairs
@@ -133,10 +133,8 @@ def _checked(row: dict[str, Any], place: str) -> dict[str, str]:
         if name not in row:
             raise InputError(f"{place}: no column '{name}'; it has {', '.join(row)}")
         if not isinstance(row[name], str) or not row[name].strip():
-            raise InputError(
-                f"{place}: the {name} is {'empty' if row[name] in ('', None) else 'not text'}; "
-                "mend or remove the line"
-            )
+            problem = "empty" if row[name] in ("", None) else "not text"
+            raise InputError(f"{place}: the {name} is {problem}; mend or remove the line")
     if row["chosen"] == row["rejected"]:
         raise InputError(f"{place}: chosen and rejected are equal; mend or remove the line")
     return {name: row[name] for name in COLUMNS}

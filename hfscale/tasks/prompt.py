@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hfscale.folders import write_atomically
+from hfscale.folders import write_json
 from hfscale.process import InputError
 from hfscale.tasks.templates import IN_BRACES, as_text, fill_template, read_column
 
@@ -25,8 +25,8 @@ class TaskPrompt:
 
     prompt: str | None  # template; each of `columns` stands in it as {name}
     columns: list[str]
-    stop_strings: list[str]
-    max_new_tokens: int
+    stop_strings: list[str]  # an answer ends before any of these
+    max_new_tokens: int  # the longest answer, in tokens
 
     def fill(self, text: str) -> str:
         """The whole prompt for what a user typed: the text of the only column, a JSON object with
@@ -34,7 +34,7 @@ class TaskPrompt:
 
         Raises InputError: several columns, and the text is neither of the last two.
         """
-        if self.prompt is None or self._is_filled(text):
+        if self.prompt is None or _is_filled(self.prompt, self.columns, text):
             return text
         if not self.columns:
             return text or self.prompt
@@ -49,8 +49,9 @@ class TaskPrompt:
         return self.fill_row(row)
 
     def fill_row(self, row: dict[str, Any]) -> str:
-        """The prompt for a row with all columns. Raises InputError: one is missing, or is no
-        text.
+        """The prompt for a row with all columns; empty where a chat template writes prompts.
+
+        Raises InputError: a column is missing, or is no text.
         """
         values = {}
         for name in self.columns:
@@ -63,7 +64,7 @@ class TaskPrompt:
                 ) from None
             except TypeError as error:
                 raise InputError(f"the prompt: '{name}' {error}") from None
-        return fill_template(self.prompt, values)
+        return fill_template(self.prompt or "", values)
 
     def typed(self, row: dict[str, str]) -> str:
         """What a user types to ask about a row: the text of the only column, where `fill` takes it
@@ -79,17 +80,18 @@ class TaskPrompt:
         """A row of the form that `fill` reads, as JSON."""
         return json.dumps(dict.fromkeys(self.columns, "..."), ensure_ascii=False)
 
-    def _is_filled(self, text: str) -> bool:
-        """Whether the text has what stands in the template around its columns, and that is not
-        nothing.
-        """
-        around = IN_BRACES.sub(
-            lambda match: "" if match[1] in self.columns else match[0], self.prompt
-        )
-        if not around:
-            return False
-        pieces = re.split("|".join(re.escape(f"{{{name}}}") for name in self.columns), self.prompt)
-        return re.fullmatch("(.+)".join(map(re.escape, pieces)), text, re.DOTALL) is not None
+
+def _is_filled(template: str, columns: list[str], text: str) -> bool:
+    """Whether the text has what stands in the template around its columns, and that is not
+    nothing.
+    """
+    around_columns = IN_BRACES.sub(lambda match: "" if match[1] in columns else match[0], template)
+    if not around_columns:
+        return False
+    any_column = "|".join(re.escape(f"{{{name}}}") for name in columns)
+    pieces = re.split(any_column, template)
+    filled = "(.+)".join(map(re.escape, pieces))
+    return re.fullmatch(filled, text, re.DOTALL) is not None
 
 
 def _json_object(text: str) -> dict[str, Any] | None:
@@ -112,8 +114,7 @@ def save_task_prompt(
 ) -> None:
     """Write `task.json` into a model's folder: the arguments are the fields of `TaskPrompt`."""
     task = TaskPrompt(prompt, list(columns), list(stop_strings or []), max_new_tokens)
-    text = json.dumps(asdict(task), indent=2, ensure_ascii=False)
-    write_atomically(Path(folder, TASK_FILE), text + "\n")
+    write_json(Path(folder, TASK_FILE), asdict(task))
 
 
 def load_task_prompt(name: str) -> TaskPrompt | None:
@@ -129,27 +130,28 @@ def load_task_prompt(name: str) -> TaskPrompt | None:
         values = json.loads(path.read_text("utf-8"))
         task = TaskPrompt(**values)
         kinds = {"prompt": str | None, "columns": list, "stop_strings": list, "max_new_tokens": int}
-        wrong = [field for field, kind in kinds.items() if not isinstance(values[field], kind)]
+        wrong_fields = [name for name, kind in kinds.items() if not isinstance(values[name], kind)]
     except (OSError, ValueError, TypeError, KeyError):
-        wrong = ["form"]
-    if wrong:
+        wrong_fields = ["form"]
+    if wrong_fields:
         raise InputError(
-            f"{path}: its {wrong[0]} is not what finetune_task writes; put the file back, or "
-            "remove it to write prompts out yourself"
+            f"{path}: its {wrong_fields[0]} is not what finetune_task writes; put the file back, "
+            "or remove it to write prompts out yourself"
         )
     return task
 
 
 def _find_task_file(name: str) -> Path | None:
-    folder = Path(name)
     if os.path.isdir(name):  # Path's own raises for a name that is too long
-        is_checkpoint = folder.absolute().name.startswith("checkpoint-")
-        folders = [folder, folder.absolute().parent] if is_checkpoint else [folder]
-        return next((place / TASK_FILE for place in folders if (place / TASK_FILE).is_file()), None)
+        folder = Path(name)
+        files = [folder / TASK_FILE]
+        if folder.absolute().name.startswith("checkpoint-"):
+            files.append(folder.absolute().parent / TASK_FILE)
+        return next((file for file in files if file.is_file()), None)
     from transformers.utils import cached_file
 
     try:
-        found = cached_file(
+        file = cached_file(
             name,
             TASK_FILE,
             _raise_exceptions_for_missing_entries=False,
@@ -157,4 +159,4 @@ def _find_task_file(name: str) -> Path | None:
         )
     except Exception:  # not even the form of a Hub id: what loads the model says so
         return None
-    return Path(found) if found else None
+    return Path(file) if file else None

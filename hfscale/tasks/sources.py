@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from datasets import load_dataset
@@ -17,9 +18,8 @@ from hfscale.process import InputError
 Row: TypeAlias = tuple[str, dict[str, Any]]  # where it stands, for errors, and its columns
 
 ROW_KINDS = ("jsonl", "json", "csv", "tsv")  # of `files.KINDS`
-UNANSWERABLE = (
-    "no answer"  # what a model should say to a SQuAD v2 question that its text does not answer
-)
+# What a model should say to a SQuAD v2 question that its text does not answer.
+UNANSWERABLE = "no answer"
 # Columns of files of questions and answers, in any case, as public data sets name them.
 QUESTIONS = ("prompt", "instruction", "question", "query", "input", "inputs")
 ANSWERS = ("response", "output", "completion", "answer", "answers", "target", "targets", "reply")
@@ -54,31 +54,41 @@ def as_instruction(row: Mapping[str, Any]) -> dict[str, Any] | None:
     (see `QUESTIONS`, ...), where there is one `context` (which ends the prompt) and `system`; None:
     they are not.
     """
-    names = {name.strip().lower(): name for name in reversed(row)}
-    texts = [name for name in QUESTIONS if isinstance(row.get(names.get(name)), str)]
-    answer = next((names[name] for name in ANSWERS if name in names), None)
-    if not texts or answer is None:
+    values: dict[str, Any] = {}
+    for name, value in row.items():
+        values.setdefault(name.strip().lower(), value)  # of equal names the first column counts
+    questions = [name for name in QUESTIONS if isinstance(values.get(name), str)]
+    answers = [name for name in ANSWERS if name in values]
+    if not questions or not answers:
         return None
-    asked = next((name for name in texts if row[names[name]].strip()), texts[0])
-    others = [row[names[name]] for name in CONTEXTS if name in names and name != asked]
-    context = next((text for text in others if isinstance(text, str) and text.strip()), "")
-    system = next((row[names[name]] for name in SYSTEMS if name in names), None)
-    question = row[names[asked]]
-    response = row[answer]
+    # Some rows leave their question empty and have it in another of these columns.
+    question_name = next((name for name in questions if _has_text(values[name])), questions[0])
+    question = values[question_name]
+    response = values[answers[0]]
     if isinstance(response, Mapping) and "text" in response:  # SQuAD's, as data sets store it
         response = response["text"]
-    found = {"prompt": f"{question}\n\n{context}" if context else question, "response": response}
-    if context:
-        found["context"] = context
-    if isinstance(system, str) and system.strip():
-        found["system"] = system
-    return found
+    instruction = {"prompt": question, "response": response}
+    contexts = [name for name in CONTEXTS if name in values and name != question_name]
+    context = next((values[name] for name in contexts if _has_text(values[name])), None)
+    if context is not None:
+        instruction["prompt"] = f"{question}\n\n{context}"
+        instruction["context"] = context
+    system = next((values[name] for name in SYSTEMS if name in values), None)
+    if _has_text(system):
+        instruction["system"] = system
+    return instruction
+
+
+def _has_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def without_frame(prompt: str) -> str:
     """The instruction, and its input after an empty line, without `FRAME` around them."""
-    found = FRAME.fullmatch(prompt)
-    return "\n\n".join(filter(None, found.groups())) if found else prompt
+    framed = FRAME.fullmatch(prompt)
+    if framed is None:
+        return prompt
+    return "\n\n".join(filter(None, framed.groups()))
 
 
 def _records(source: str) -> Iterator[Row]:
@@ -89,9 +99,8 @@ def _records(source: str) -> Iterator[Row]:
         if kind in ROW_KINDS:
             yield from ((f"{path}{place}", row) for place, row in read_rows(path))
         elif kind == "parquet":
-            yield from _numbered(
-                str(path), partial(load_dataset, "parquet", data_files=str(path), split="train")
-            )
+            load_parquet = partial(load_dataset, "parquet", data_files=str(path), split="train")
+            yield from _numbered(str(path), load_parquet)
         else:
             raise InputError(
                 f"task_source {path}: a task is read from .jsonl, .json, .csv, .tsv (also .gz, "
@@ -114,36 +123,32 @@ def _parallel(sources: list[str]) -> Iterator[Row]:
             f"task_source {' '.join(sources)}: {len(files)} files; parallel text is two, the "
             "source first"
         )
-    sides = [
-        [line.rstrip("\r") for line in read_text(path).removesuffix("\n").split("\n")]
-        for path in files
-    ]
-    if len(sides[0]) != len(sides[1]):
+    source_file, target_file = files
+    source_lines = _lines(source_file)
+    target_lines = _lines(target_file)
+    if len(source_lines) != len(target_lines):
         raise InputError(
-            f"task_source: {files[0]} has {len(sides[0])} lines and {files[1]} {len(sides[1])}; "
-            "parallel files have the same number, line by line"
+            f"task_source: {source_file} has {len(source_lines)} lines and {target_file} "
+            f"{len(target_lines)}; parallel files have the same number, line by line"
         )
-    for i, (source, target) in enumerate(zip(*sides, strict=True), 1):
-        yield f"{files[0]} and {files[1]}, line {i}", {"source": source, "target": target}
+    for number, (source, target) in enumerate(zip(source_lines, target_lines, strict=True), 1):
+        place = f"{source_file} and {target_file}, line {number}"
+        yield place, {"source": source, "target": target}
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines end with "\\n" or "\\r\\n" alone: other ends, which `splitlines` knows, are text."""
+    text = read_text(path).removesuffix("\n")
+    return [line.rstrip("\r") for line in text.split("\n")]
 
 
 def _squad(rows: Iterable[Row]) -> Iterator[Row]:
     """Version 1 and 2: `answers` are all the different ones given, or `UNANSWERABLE`."""
     for place, record in rows:
         try:
-            for paragraph in (p for article in record["data"] for p in article["paragraphs"]):
-                for qa in paragraph["qas"]:
-                    answers = list(dict.fromkeys(answer["text"] for answer in qa["answers"])) or [
-                        UNANSWERABLE
-                    ]
-                    yield (
-                        f"{place}: question {qa.get('id', qa['question'])}",
-                        {
-                            "context": paragraph["context"],
-                            "question": qa["question"],
-                            "answers": answers,
-                        },
-                    )
+            for article in record["data"]:
+                for paragraph in article["paragraphs"]:
+                    yield from _squad_questions(place, paragraph)
         except (KeyError, TypeError) as error:
             raise InputError(
                 f"{place}: not SQuAD: {error} is missing or of another kind; expected data > "
@@ -151,15 +156,29 @@ def _squad(rows: Iterable[Row]) -> Iterator[Row]:
             ) from None
 
 
+def _squad_questions(place: str, paragraph: dict[str, Any]) -> Iterator[Row]:
+    for question in paragraph["qas"]:
+        answers = dict.fromkeys(answer["text"] for answer in question["answers"])
+        columns = {
+            "context": paragraph["context"],
+            "question": question["question"],
+            "answers": list(answers) or [UNANSWERABLE],
+        }
+        yield f"{place}: question {question.get('id', question['question'])}", columns
+
+
 def _instructions(rows: Iterable[Row]) -> Iterator[Row]:
     """Rows of `as_instruction`; a row can hold several in `instances`."""
     for place, row in rows:
-        parts = row.get("instances")
-        for part in parts if isinstance(parts, list) and parts else [row]:
-            found = as_instruction(row | part) if isinstance(part, dict) else None
-            if found is None:
+        instances = row.get("instances")
+        if not isinstance(instances, list) or not instances:
+            instances = [row]
+        for instance in instances:
+            is_row = isinstance(instance, dict)
+            instruction = as_instruction(row | instance) if is_row else None
+            if instruction is None:
                 raise InputError(
                     f"{place}: not an instruction; expected prompt and response, instruction, "
                     f"input and output, or question and answer; it has {', '.join(row)}"
                 )
-            yield place, found
+            yield place, instruction

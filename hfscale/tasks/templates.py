@@ -1,11 +1,17 @@
 """Templates in which {name} stands for a column of a row: which names they hold, and the text they
 become.
+
+Functions that take a `place` (where a row stands, for people) raise InputError beginning with it.
 """
 
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
+
+from hfscale.options import did_you_mean
+from hfscale.process import InputError
 
 # Only innermost braces are looked at, so that code and JSON in a template stay as they are.
 IN_BRACES = re.compile(r"\{([^{}\n]+)\}")
@@ -102,3 +108,68 @@ def item_text(value: Any) -> str:
     if isinstance(value, list | bytes):
         raise TypeError(f"holds a {type(value).__name__} where text is expected")
     return "" if value is None else str(value)
+
+
+# ---- templates filled from a row
+
+
+@dataclass(frozen=True)
+class Template:
+    """A template and the columns that it takes."""
+
+    text: str
+    columns: list[str]
+
+    def fill(self, place: str, row: Mapping[str, Any], joint: str = " ") -> str:
+        """The text for a row; a column that lists texts gives all of them with `joint` between."""
+        values = {name: column_text(place, row, name, joint) for name in self.columns}
+        return fill_template(self.text, values)
+
+    def fill_each(self, place: str, row: Mapping[str, Any]) -> list[str]:
+        """As `fill`, but one text for each item of the columns that are lists."""
+        values = {name: column_value(place, row, name) for name in self.columns}
+        sizes = {name: len(value) for name, value in values.items() if isinstance(value, list)}
+        if not sizes:
+            return [self.fill(place, row)]
+        if len(set(sizes.values())) > 1:
+            shown = ", ".join(f"{size} in '{name}'" for name, size in sizes.items())
+            raise InputError(
+                f"{place}: the target's columns list {shown}; expected as many in each"
+            )
+        texts = []
+        for i in range(max(sizes.values())):
+            items = {
+                name: value_text(place, name, value[i] if name in sizes else value)
+                for name, value in values.items()
+            }
+            texts.append(fill_template(self.text, items))
+        return texts
+
+
+def column_value(place: str, row: Mapping[str, Any], name: str) -> Any:
+    """What `read_column` reads. Raises InputError: there is no such column."""
+    try:
+        return read_column(row, name)
+    except KeyError:
+        columns = ", ".join(row)
+        raise InputError(
+            f"{place}: no column '{name}'; it has {columns}{did_you_mean(name, row)}"
+        ) from None
+
+
+def column_text(place: str, row: Mapping[str, Any], name: str, joint: str = " ") -> str:
+    """The text of a column; of a list all its items with `joint` between.
+
+    Raises InputError: there is no such column, or it is no text.
+    """
+    value = column_value(place, row, name)
+    items = value if isinstance(value, list) else [value]
+    return joint.join(value_text(place, name, item) for item in items)
+
+
+def value_text(place: str, name: str, value: Any) -> str:
+    """One value of a column as text. Raises InputError: it is none."""
+    try:
+        return item_text(value)
+    except TypeError as error:
+        raise InputError(f"{place}: column '{name}' {error}") from None

@@ -20,9 +20,12 @@ from hfscale.data.tokens import (
 from hfscale.generation.texts import fit_prompts, generate_texts
 from hfscale.metrics.perplexity import score_documents
 from hfscale.probes.attention import encode_sentence
-from hfscale.tasks import answers as tasks
+from hfscale.tasks import choice_scores
+from hfscale.tasks.answers import predict
+from hfscale.tasks.chat_templates import set_chat_template
+from hfscale.tasks.fitting import fit_examples
 from hfscale.tasks.preferences import pair_ids
-from hfscale.tasks.rows import fit_examples, set_chat_template, supervised_rows
+from hfscale.tasks.rows import supervised_rows
 from tests.tokenizer_kinds import KINDS, make_tokenizer
 
 PROMPT = "the cat sat"
@@ -128,7 +131,7 @@ def test_the_same_prompt_is_the_same_tokens_in_every_recipe(tokenizer, model, as
     examples = Dataset.from_list([{"prompt": PROMPT, "target": "yes", "references": ["yes"]}])
     assert fit_prompts(model, tokenizer, [PROMPT])[0] == [expected]
     assert asked(lambda: generate_texts(model, tokenizer, [PROMPT])) == expected
-    assert asked(lambda: tasks.predict(model, tokenizer, examples, max_new_tokens=4)) == expected
+    assert asked(lambda: predict(model, tokenizer, examples, max_new_tokens=4)) == expected
     args = TaskArguments(max_new_tokens=4)
     fitted, cut = fit_examples(DatasetDict(train=examples), tokenizer, args, max_length=96)
     [row] = supervised_rows(fitted, tokenizer, 96, "none")["train"]
@@ -161,11 +164,11 @@ def test_choices_stand_after_the_same_prompt(kind, tokenizer, model, monkeypatch
         seen.extend(windows)
         return [0.0] * len(windows)
 
-    monkeypatch.setattr(tasks, "score_windows", score)
+    monkeypatch.setattr(choice_scores, "score_windows", score)
     examples = Dataset.from_list(
         [{"prompt": prompt, "choices": ["yes"], "answer": 0} for prompt in (PROMPT, "")]
     )
-    tasks.score_choices(model, tokenizer, examples)
+    choice_scores.score_choices(model, tokenizer, examples)
     [[asked], [bare]] = ([ids] for ids in encode_prompts([f"{PROMPT} yes", "yes"], tokenizer))
     assert seen[0].ids.tolist() == asked
     assert seen[0].first == len(encode_prompts([PROMPT], tokenizer)[0])
@@ -180,7 +183,7 @@ def test_a_cut_prompt_keeps_what_stands_in_front(tokenizer, model, asked):
     examples = Dataset.from_list([{"prompt": long, "target": "yes", "references": ["yes"]}])
     [whole] = encode_prompts([long], tokenizer)
     front = leading_ids(tokenizer)
-    ids = asked(lambda: tasks.predict(model, tokenizer, examples, max_new_tokens=4))
+    ids = asked(lambda: predict(model, tokenizer, examples, max_new_tokens=4))
     assert ids == front + whole[len(whole) - (92 - len(front)) :]
 
 
@@ -214,10 +217,7 @@ def test_a_chat_has_the_special_tokens_of_its_template_alone(kind, tokenizer, mo
         asked(lambda: generate_texts(model, tokenizer, [rendered], add_special_tokens=False))
         == expected
     )
-    assert (
-        asked(lambda: tasks.predict(model, tokenizer, fitted["train"], max_new_tokens=4))
-        == expected
-    )
+    assert asked(lambda: predict(model, tokenizer, fitted["train"], max_new_tokens=4)) == expected
     [row] = supervised_rows(fitted, tokenizer, 96, "none")["train"]
     assert row["input_ids"][: len(expected)] == expected
 

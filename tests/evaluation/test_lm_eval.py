@@ -16,7 +16,7 @@ from hfscale.metrics.batches import Journal
 from hfscale.metrics.perplexity import perplexity_metrics, score_documents
 from hfscale.metrics.texts import choice_statistics
 from hfscale.process import InputError
-from hfscale.tasks.answers import score_choices
+from hfscale.tasks.choice_scores import score_choices
 from recipes import score
 
 pytest.importorskip("lm_eval")

@@ -10,8 +10,8 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from hfscale.data.tokenizer import train_byte_level
 from hfscale.process import InputError
+from hfscale.tasks.chat_templates import set_chat_template
 from hfscale.tasks.prompt import save_task_prompt
-from hfscale.tasks.rows import set_chat_template
 from recipes import chat
 from tests.tokenizer_kinds import make_tokenizer
 

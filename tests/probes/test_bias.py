@@ -25,7 +25,7 @@ from hfscale.metrics.intervals import NO_SPREAD
 from hfscale.probes import bias
 from hfscale.probes.bias_items import Item, read_items, template_items, unaligned
 from hfscale.process import InputError
-from hfscale.tasks.answers import score_choices
+from hfscale.tasks.choice_scores import score_choices
 from recipes import bias_probe
 
 WORDS = [
@@ -811,7 +811,7 @@ def test_toxicity_is_that_of_the_classifier(place, capsys, monkeypatch):
     assert all(
         f"{toxicity[name]:.4g}" in shown for name in ("mean_toxicity", "expected_max_toxicity")
     )
-    monkeypatch.setattr("hfscale.tasks.answers.score_windows", None)
+    monkeypatch.setattr("hfscale.tasks.choice_scores.score_windows", None)
     with pytest.raises(
         InputError, match="prompt 0: 30 tokens leave no room"
     ):  # before anything is scored

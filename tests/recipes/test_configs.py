@@ -11,7 +11,8 @@ import yaml
 from hfscale.config import check_recipe_args, shipped
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.y*ml"))
+CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*/*.y*ml"))
+SAMPLE_DATA = sorted((ROOT / "recipes" / "configs").rglob("made/*"))
 PRETRAIN = [path for path in CONFIGS if path.parent.name == "pretrain"]
 HARDWARE = ("bf16", "fp16", "tf32", "use_cpu")
 # Parameters of the published checkpoints.
@@ -38,6 +39,8 @@ def test_recipe_takes_its_configs(path):
 
 
 def test_each_folder_is_a_recipes_own_and_holds_one_for_a_small_machine():
+    files = {path for path in (ROOT / "recipes" / "configs").rglob("*") if path.is_file()}
+    assert files == {*CONFIGS, *SAMPLE_DATA}
     folders = {path.parent for path in CONFIGS}
     assert folders and all((ROOT / "recipes" / f"{folder.name}.py").is_file() for folder in folders)
     assert all((folder / "tiny_cpu.yaml").is_file() for folder in folders)
@@ -143,7 +146,7 @@ def test_all_of_them_go_into_the_wheel():
     }
     folders = ("launch", "lm_eval_tasks")
     others = {path for folder in folders for path in (ROOT / "recipes" / folder).iterdir()}
-    assert packed >= set(CONFIGS) | others
+    assert packed >= {*CONFIGS, *SAMPLE_DATA} | others
     assert "accelerators.yaml" in data["hfscale.planning"]
     templates = {
         path

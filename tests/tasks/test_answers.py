@@ -19,9 +19,11 @@ from hfscale.metrics.batches import Journal, run_batches
 from hfscale.metrics.evaluate_metrics import compute_with_intervals, load_metrics
 from hfscale.metrics.texts import choice_statistics
 from hfscale.process import InputError
-from hfscale.tasks.answers import answer_task, check_programs, predict, score_choices
+from hfscale.tasks.answers import answer_task, predict
+from hfscale.tasks.choice_scores import score_choices
 from hfscale.tasks.examples import load_task
-from hfscale.tasks.rows import fit_examples
+from hfscale.tasks.fitting import fit_examples
+from hfscale.tasks.programs import check_programs
 
 TEXTS = [f"line {i}: the cat number {i * 7 % 13} sat on mat {i * 5 % 11}" for i in range(40)]
 PROMPTS = ["the cat", "line 3: the cat number 8 sat on mat", "", "mat " * 30, "sat on", "the"]

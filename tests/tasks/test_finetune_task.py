@@ -468,8 +468,11 @@ def test_metrics_that_need_more_than_answers_are_left_to_score(tmp_path, capsys)
         ),
         (
             ["--max_length", "0"],
-            "max_new_tokens: got 12; expected at least 1 and, .* less than max_length 0",
+            "--max_length: got '0', expected at least 2",
         ),
+        (["--max_new_tokens", "0"], "--max_new_tokens: got '0', expected at least 1"),
+        (["--train_examples", "0"], "--train_examples: got '0', expected at least 1"),
+        (["--validation_examples", "-3"], "--validation_examples: got '-3', expected at least 1"),
         (
             ["--target", "it is {next}" * 40],
             r"rows.jsonl:\d+: its target has .* do not fit into 64; .* with 60 of 60",

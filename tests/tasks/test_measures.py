@@ -6,7 +6,13 @@ from datasets import Dataset
 from hfscale.arguments import TaskArguments
 from hfscale.metrics.intervals import NO_SPREAD, ONE_ITEM
 from hfscale.process import InputError
-from hfscale.tasks.measures import load_answer_metrics, measure_answers, not_measured, show_answers
+from hfscale.tasks.measures import (
+    check_task_metrics,
+    load_answer_metrics,
+    measure_answers,
+    not_measured,
+    show_answers,
+)
 
 
 def metrics_of(value: float, interval: list[float] | None) -> dict:
@@ -53,7 +59,7 @@ def test_options_of_metrics_are_checked_before_training():
         ({"rouge": {"tokenizer": "word"}}, "rouge: got"),
     ):
         with pytest.raises(InputError, match=match):
-            not_measured(TaskArguments(metrics=["rouge"], metric_options=options))
+            check_task_metrics(TaskArguments(metrics=["rouge"], metric_options=options))
     args = TaskArguments(
         metrics=["rouge", "pass_at_k"], metric_options={"rouge": {"tokenizer": "words"}}
     )

@@ -17,7 +17,8 @@ from hfscale.data.tokenizer import train_bpe
 from hfscale.models import load_model
 from hfscale.process import InputError
 from hfscale.tasks.preference_metrics import preference_metrics
-from hfscale.tasks.preferences import EVASIONS, load_preferences, made_pairs
+from hfscale.tasks.preferences import load_preferences, made_pairs
+from hfscale.tasks.sample_data import load_sample_data
 
 pytest.importorskip("trl", reason="the extra hfscale[trl] is missing")
 from recipes import finetune_preference  # noqa: E402
@@ -57,13 +58,14 @@ def load(source, tokenizer, **values):
 
 def test_made_pairs_are_right_and_distinct():
     pairs = made_pairs(3)
+    evasions = load_sample_data("finetune_preference", "preferences")["evasions"]
     assert len({pair["prompt"].split("?")[0] for pair in pairs}) == len(pairs) == 400
     assert made_pairs(3) == pairs != made_pairs(4)
     for pair in pairs:
         sum_, result = (
             pair["chosen"].strip(" .").replace("plus", "+").replace("minus", "-").split(" is ")
         )
-        assert eval(sum_) == int(result) and pair["rejected"] in EVASIONS
+        assert eval(sum_) == int(result) and pair["rejected"] in evasions
         assert pair["prompt"] == f"What is {pair['chosen'].strip().split(' is ')[0]}?"
 
 
@@ -108,9 +110,9 @@ def test_the_pairs_of_a_prompt_are_on_one_side(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--beta", "0"], "beta: got 0.0, expected a number above 0"),
-        (["--beta", "-0.1"], "beta: got -0.1, expected a number above 0"),
-        (["--beta", "inf"], "beta: got inf, expected a number above 0"),
+        (["--beta", "0"], "--beta: got '0', expected 1e-06 to 1000000"),
+        (["--beta", "-0.1"], "--beta: got '-0.1', expected 1e-06 to 1000000"),
+        (["--beta", "inf"], "--beta: got 'inf', expected 1e-06 to 1000000"),
         (
             ["--label_smoothing", "0.1"],
             "label_smoothing: belongs to loss_type robust; sigmoid goes without it",
@@ -349,11 +351,15 @@ def test_a_run_that_was_cut_short_goes_on(base, tmp_path):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("length", ["0", "65"])
-def test_a_length_that_the_model_does_not_read(base, tmp_path, length):
-    with pytest.raises(
-        InputError, match=f"max_length: got {length}, expected 2 to the model's context of 64"
-    ):
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        ("1", "--max_length: got '1', expected at least 2"),
+        ("65", "max_length: got 65, expected 2 to the model's context of 64"),
+    ],
+)
+def test_a_length_that_the_model_does_not_read(base, tmp_path, length, message):
+    with pytest.raises(InputError, match=message):
         finetune_preference.main(
             ["--model", base, "--output_dir", str(tmp_path / "run"), "--max_length", length]
         )

@@ -16,14 +16,10 @@ from hfscale.data.packing import IGNORED, collate_rows
 from hfscale.data.tokenizer import train_bpe, train_char
 from hfscale.models import new_model
 from hfscale.process import InputError
+from hfscale.tasks.chat_templates import CHATML, add_template_characters, set_chat_template
 from hfscale.tasks.examples import load_task
-from hfscale.tasks.rows import (
-    CHATML,
-    add_template_characters,
-    fit_examples,
-    set_chat_template,
-    supervised_rows,
-)
+from hfscale.tasks.fitting import fit_examples
+from hfscale.tasks.rows import supervised_rows
 from hfscale.training.trainer import LMTrainer
 from recipes import finetune_task
 
