@@ -25,7 +25,7 @@ class SourceArguments:
         default_factory=lambda: ["embedded:python-docs"],
         metadata={
             "help": "embedded:python-docs, embedded:python-code, a file, folder, glob, saved data "
-            "set or Hub id"
+            "set, Hub id, or my_file.py:function, a generator of documents"
         },
     )
     dataset_config_name: str | None = field(
@@ -68,7 +68,7 @@ class DataArguments(SplitArguments, RemoteCodeArguments):
 
     tokenizer: str = field(
         default="train:8192",
-        metadata={"help": "train:<vocab size>, unigram:<vocab size>, char, a folder or a Hub id"},
+        metadata={"help": "train:<vocab size>, char, a folder or a Hub id"},
     )
     max_length: int | None = field(
         default=None, metadata={"help": "tokens per row; default: the model's context"}

@@ -12,7 +12,7 @@ from datasets import (
 )
 
 from hfscale.arguments import StreamArguments
-from hfscale.data.sources import check_weights, join_parts
+from hfscale.data.splits import check_weights, join_parts
 from hfscale.process import InputError
 
 

@@ -481,7 +481,7 @@ def test_a_picture_that_cannot_be_written_is_found_before_the_table(
 
 def test_sizes_come_from_the_files_at_hand(tmp_path):
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64}
-    assert find_shape(None, sizes, "unigram:5000", None) == Shape(2, 2, 32, 64, 5000)
+    assert find_shape(None, sizes, "train:5000", None) == Shape(2, 2, 32, 64, 5000)
     assert find_shape("gpt2-xl", sizes, "train:300", None).parameters() == 1_557_611_200
     from datasets import Dataset
 

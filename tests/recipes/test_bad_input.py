@@ -498,8 +498,7 @@ def test_tokenizer_that_is_nowhere(refused, name):
         pretrain, "--tokenizer", name, match=f"^tokenizer {re.escape(name)}: no such folder"
     )
     assert (
-        "not in the Hub cache; give train:8192, unigram:8192, char, a saved tokenizer folder or a "
-        "Hub id" in said
+        "not in the Hub cache; give train:8192, char, a saved tokenizer folder or a Hub id" in said
     )
 
 
