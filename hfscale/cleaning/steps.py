@@ -29,6 +29,10 @@ from hfscale.cleaning.duplicates import (
     sketch,
     text_digests,
 )
+from hfscale.cleaning.languages import detect_language
+from hfscale.cleaning.personal_data import mask_personal_data
+from hfscale.cleaning.quality import quality_problem
+from hfscale.cleaning.repair import repair_text
 from hfscale.cleaning.rules import CleaningArguments, QualityRules, advice_for
 from hfscale.cleaning.stages import (
     Ledger,
@@ -39,7 +43,6 @@ from hfscale.cleaning.stages import (
     keep_first,
     rewrite_texts,
 )
-from hfscale.cleaning.text import detect_language, mask_personal_data, quality_problem, repair_text
 from hfscale.data.files import find_files
 from hfscale.data.sources import read_source
 from hfscale.data.web_pages import is_html, page_text

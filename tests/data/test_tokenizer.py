@@ -83,7 +83,9 @@ def test_training_is_repeatable(trained):
     [("unigram:4096", "train:4096"), ("unigram", "train:8192")],
 )
 def test_a_config_that_names_unigram_is_told_what_to_use(spec, instead):
-    with pytest.raises(InputError, match=rf"^tokenizer {spec}: unigram .* use {instead}, ") as caught:
+    with pytest.raises(
+        InputError, match=rf"^tokenizer {spec}: unigram .* use {instead}, "
+    ) as caught:
         load_tokenizer(spec, DOCUMENTS)
     assert "\n" not in str(caught.value)
 
