@@ -30,7 +30,7 @@ def load_generated(
     Raises InputError: see `load_function`; what the function raises; without `on_error="skip"`, a
     value that is no text; documents that differ from one call to the next.
     """
-    arguments = {"name": name, "text_column": text_column, "on_error": on_error}
+    arguments: dict[str, Any] = {"name": name, "text_column": text_column, "on_error": on_error}
     if streaming:
         load_function(f"source {name}", name)  # what is wrong with the file shows at once
         return IterableDataset.from_generator(

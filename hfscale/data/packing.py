@@ -52,7 +52,8 @@ class TokenStream(NamedTuple):
     is_target: np.ndarray  # False: only stands in front of a document
 
 
-class Layout(NamedTuple):
+@dataclass(frozen=True)
+class Layout:
     """Where the tokens of a stream stand in rows."""
 
     index: np.ndarray  # rows x max_length: index in the stream, -1 where the row is unused
@@ -78,7 +79,8 @@ def settle_packing(
     if cross_document_attention or size < MIN_TRIAL_TOKENS:
         return packing or default
     # Below an adapter it is the model that reads.
-    base_model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    get_base_model = getattr(model, "get_base_model", None)
+    base_model = get_base_model() if get_base_model else model
     kind = type(base_model).__name__
     try:
         run_as_in_training(model, collate_rows([_trial_row(model, size)]))

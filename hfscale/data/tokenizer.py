@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import datasets
 from datasets import Dataset, IterableDataset
@@ -50,7 +51,7 @@ def load_tokenizer(
         )
     else:
         return load_pretrained_tokenizer(spec, trust_remote_code=trust_remote_code)
-    return AutoTokenizer.from_pretrained(folder)
+    return cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(folder))
 
 
 def _cached_tokenizer(
@@ -117,7 +118,7 @@ def load_pretrained_tokenizer(
     # Rows carry explicit labels, so here EOS as filler hides nothing.
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return cast(PreTrainedTokenizerFast, tokenizer)
 
 
 def _why_not_loaded(name: str, error: Exception) -> str:
