@@ -278,7 +278,9 @@ def check_contamination(
     one.
     """
     report = []
+    num_found = 0
     for number, (share, first_row) in enumerate(contaminated_items(documents, items)):
+        num_found += share > 0
         document_id = None if first_row is None else documents[first_row]["id"]
         report.append({"item": number, "share": share, "id": document_id})
     write_atomically(
@@ -291,7 +293,7 @@ def check_contamination(
         dict.fromkeys(rows, ("shares a 13-gram", 1)),
         ledger,
         evaluation_items=len(items),
-        items_found=sum(item["share"] > 0 for item in report),
+        items_found=num_found,
     )
 
 
