@@ -25,7 +25,7 @@ class SourceArguments:
         default_factory=lambda: ["embedded:python-docs"],
         metadata={
             "help": "embedded:python-docs, embedded:python-code, a file, folder, glob, saved data "
-            "set or Hub id"
+            "set, Hub id, or my_file.py:function, a generator of documents"
         },
     )
     dataset_config_name: str | None = field(
@@ -68,10 +68,10 @@ class DataArguments(SplitArguments, RemoteCodeArguments):
 
     tokenizer: str = field(
         default="train:8192",
-        metadata={"help": "train:<vocab size>, unigram:<vocab size>, char, a folder or a Hub id"},
+        metadata={"help": "train:<vocab size>, char, a folder or a Hub id"},
     )
     max_length: int | None = field(
-        default=None, metadata={"help": "tokens per row; default: the model's context"}
+        default=None, metadata={"help": "tokens per row; default: the model's context", "min": 2}
     )
     cross_document_attention: bool = field(
         default=False,
@@ -103,7 +103,8 @@ class StreamArguments(DataArguments):
         default=1000,
         metadata={
             "help": "of a stream: rows in memory from which the next is drawn (0: rows come in "
-            "order)"
+            "order)",
+            "min": 0,
         },
     )
     source_weights: list[float] | None = field(
@@ -114,7 +115,8 @@ class StreamArguments(DataArguments):
         default=None,
         metadata={
             "help": "shares proportional to size^(1/temperature): 1 as the sizes are, larger "
-            "nearer to equal"
+            "nearer to equal",
+            "min": 1e-6,
         },
     )
 

@@ -33,8 +33,9 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
 
     from hfscale.adapters import load_for_training, merge_saved_adapter
+    from hfscale.data.fingerprints import text_fingerprint
     from hfscale.data.packing import collate_rows, pack_splits, settle_packing
-    from hfscale.data.sources import load_splits, text_fingerprint
+    from hfscale.data.splits import load_splits
     from hfscale.data.tokenizer import load_model_tokenizer
     from hfscale.folders import check_output_dir, clear_output_dir
     from hfscale.generation.terminal import ready_command, show_samples

@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from datasets import Dataset
 
-    from hfscale.data.sources import load_run_splits
+    from hfscale.data.splits import load_run_splits
     from hfscale.data.tokenizer import load_pretrained_tokenizer
     from hfscale.generation.texts import generate_texts
     from hfscale.metrics.intervals import by_note, interval_notes
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
         check_canary(canary, args.canary_pattern)
     check_models([args.model], trust_remote_code=args.trust_remote_code)
     tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
-    documents = load_run_splits(args.model)
+    documents = load_run_splits(args.model, trust_remote_code=args.trust_remote_code)
     if not isinstance(documents["train"], Dataset):
         raise InputError(
             f"model {args.model}: was trained on a stream, whose text cannot be searched"

@@ -8,12 +8,14 @@ Past one machine: hfscale prepare_data_cluster, with the same config.
 """
 
 import tempfile
-from dataclasses import dataclass, field, fields
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hfscale.cleaning.rules import CleaningArguments, advice_for
 from hfscale.config import parse_args
-from hfscale.folders import DATA_CARD, PREPARED_FILES, whole_folder
+from hfscale.folders import DATA_CARD, PREPARED_FILES, describe_run, whole_folder
 from hfscale.process import run
 
 
@@ -33,39 +35,55 @@ class PrepareDataArguments(CleaningArguments):
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(PrepareDataArguments, argv, recipe=__file__)
-    cleaning = CleaningArguments(
-        **{f.name: getattr(args, f.name) for f in fields(CleaningArguments)}
-    )
-    place = (
-        tempfile.TemporaryDirectory()
-        if args.dry_run
-        else whole_folder(
-            args.output_dir, overwrite=args.overwrite, last_file=DATA_CARD, written=PREPARED_FILES
-        )
-    )
-    with place as folder:
-        from hfscale.cleaning.card import show_card
-        from hfscale.cleaning.stages import Ledger
-        from hfscale.cleaning.steps import (
-            check_evaluation_source,
-            clean_texts,
-            drop_copies,
-            finish_texts,
-            load_source,
-            write_data_set,
-        )
-
-        check_evaluation_source(cleaning)
-        ledger = Ledger(Path(folder, "dropped.jsonl"), advice=advice_for(cleaning))
-        documents = load_source(cleaning, ledger)
-        documents = clean_texts(documents, cleaning, ledger)
-        documents = drop_copies(documents, cleaning, ledger)
-        documents = finish_texts(documents, cleaning, ledger)
-        card = write_data_set(documents, cleaning, ledger, Path(folder))
-    show_card(card, examples=args.dry_run)
+    started = time.perf_counter()
     if args.dry_run:
-        return print("dry run: nothing was written")
+        with tempfile.TemporaryDirectory() as folder:
+            card = prepare(args, Path(folder), argv, started)
+        show(card, args)
+        print("dry run: nothing was written")
+        return
+    with whole_folder(
+        args.output_dir, overwrite=args.overwrite, last_file=DATA_CARD, written=PREPARED_FILES
+    ) as folder:
+        card = prepare(args, folder, argv, started)
+    show(card, args)
     print(f"data set, data_card.md, funnel.png and dropped.jsonl: {args.output_dir}")
+
+
+def prepare(
+    args: PrepareDataArguments, folder: Path, argv: list[str] | None, started: float
+) -> dict[str, Any]:
+    """The data set and its card, into `folder`; returns the card."""
+    from hfscale.cleaning.stages import Ledger
+    from hfscale.cleaning.steps import (
+        check_evaluation_source,
+        clean_texts,
+        drop_copies,
+        finish_texts,
+        load_source,
+        write_data_set,
+    )
+
+    # Data: the documents, and a ledger of what happens to each.
+    check_evaluation_source(args)
+    ledger = Ledger(folder / "dropped.jsonl", advice=advice_for(args))
+    documents = load_source(args, ledger)
+
+    # Cleaning: copies are looked for among repaired texts that keep the rules.
+    documents = clean_texts(documents, args, ledger)
+    documents = drop_copies(documents, args, ledger)
+    documents = finish_texts(documents, args, ledger)
+
+    # What is written: the splits, the card, and what was dropped.
+    record = describe_run(__file__, args, argv, time.perf_counter() - started)
+    return write_data_set(documents, args, ledger, folder, record)
+
+
+def show(card: dict[str, Any], args: PrepareDataArguments) -> None:
+    """What each stage and rule dropped and kept; of a dry run with examples."""
+    from hfscale.cleaning.card import show_card
+
+    show_card(card, examples=args.dry_run)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 over shards.
 
     hfscale prepare_data_cluster --config crawl.yaml --tasks 64 --workers 16 --output_dir runs/data
-    hfscale prepare_data_cluster --config crawl.yaml --tasks 512 --executor slurm --executor_args
-    '{"partition": "cpu",
-        "time": "04:00:00"}' --output_dir runs/data
+    hfscale prepare_data_cluster --config crawl.yaml --tasks 512 --executor slurm \\
+        --executor_args '{"partition": "cpu", "time": "04:00:00"}' --output_dir runs/data
 
 Run again with the same settings, it goes on with the tasks that did not finish (docs/cleaning.md).
 """
@@ -17,14 +16,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hfscale.cleaning.rules import CleaningArguments
 from hfscale.config import parse_args
-from hfscale.folders import DATA_CARD, PREPARED_FILES, check_output_folder, write_atomically
+from hfscale.folders import (
+    DATA_CARD,
+    PREPARED_FILES,
+    check_output_folder,
+    describe_run,
+    write_atomically,
+)
 from hfscale.process import InputError, run
 
 PUBLISHED = "logs/publish/completions/00000"
@@ -40,10 +46,11 @@ class PrepareDataClusterArguments(CleaningArguments):
         default="local", metadata={"help": "datatrove's executor"}
     )
     tasks: int = field(
-        default=os.cpu_count() or 1, metadata={"help": "shards; each is one task of each job"}
+        default=os.cpu_count() or 1,
+        metadata={"help": "shards; each is one task of each job", "min": 1},
     )
     workers: int = field(
-        default=-1, metadata={"help": "tasks at once; -1: all, but local one per core"}
+        default=-1, metadata={"help": "tasks at once; -1: all, but local one per core", "min": -1}
     )
     dry_run: bool = field(
         default=False,
@@ -62,79 +69,113 @@ class PrepareDataClusterArguments(CleaningArguments):
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(PrepareDataClusterArguments, argv, recipe=__file__)
-    if args.tasks < 1 or args.workers < -1 or args.workers == 0:
-        raise InputError(
-            f"tasks {args.tasks}, workers {args.workers}: expected at least 1 (workers: or -1)"
-        )
+    if args.workers == 0:
+        raise InputError("workers: got 0, expected at least 1, or -1 for all")
     cleaning = CleaningArguments(
-        **{f.name: getattr(args, f.name) for f in fields(CleaningArguments)}
+        **{item.name: getattr(args, item.name) for item in fields(CleaningArguments)}
     )
     cleaning.num_proc = None  # here tasks are what runs side by side
+    # Another process ends the work, so nobody knows how long it takes.
+    record = describe_run(__file__, args, argv, seconds=None)
     if args.dry_run:
-        return show_first_part(cleaning, args.tasks)
+        show_first_part(cleaning, args.tasks, record)
+        return
+
+    # Where it runs and writes.
     check_output_folder(
         args.output_dir, overwrite=args.overwrite, last_file=DATA_CARD, written=PREPARED_FILES
     )
     executor_class = find_executor(args.executor)
-    work = Path(f"{Path(args.output_dir).absolute()}.work")
+    output_dir = Path(args.output_dir).absolute()
+    work = Path(f"{output_dir}.work")
 
-    from hfscale.cleaning import steps as pipeline
-    from hfscale.cleaning.card import show_card
-    from hfscale.data.files import about_endings, find_files
-    from hfscale.data.sources import say
+    # Data: what is wrong with a source is said before anything is queued.
+    check_sources(cleaning)
 
-    pipeline.check_evaluation_source(cleaning)
-    for name in args.source:
-        say(about_endings(name, find_files(name)))
-    output_dir = str(Path(args.output_dir).absolute())
-    publish = partial(pipeline.publish_shards, output_dir=output_dir, overwrite=args.overwrite)
-    jobs = {
-        "read": pipeline.read_shard,
-        "clean": pipeline.clean_shard,
-        "link": pipeline.link_shards,
-        "finish": pipeline.finish_shard,
+    # The jobs, each of which waits for the one before.
+    from hfscale.cleaning import shards
+
+    publish = partial(
+        shards.publish_shards,
+        output_dir=str(output_dir),
+        overwrite=args.overwrite,
+        record=record,
+    )
+    jobs: dict[str, Callable[..., None]] = {
+        "read": shards.read_shard,
+        "clean": shards.clean_shard,
+        "link": shards.link_shards,
+        "finish": shards.finish_shard,
         "publish": publish,
     }
-    last, workers = (
-        None,
-        os.cpu_count() if args.executor == "local" and args.workers == -1 else args.workers,
-    )
+    last_job = None
     for name, job in jobs.items():
-        step = partial(pipeline.run_job, job=job, args=cleaning, work=work, tasks=args.tasks)
-        more = {"workers": workers, "depends": last, "logging_dir": str(work / "logs" / name)}
-        if args.executor == "slurm":
-            same_python = f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
-            more |= {"job_name": f"hfscale-{name}", "env_command": same_python}
+        step = partial(shards.run_job, job=job, args=cleaning, work=work, tasks=args.tasks)
+        settings = executor_settings(args, work, name) | {"depends": last_job}
+        num_tasks = 1 if name == "publish" else args.tasks
         try:
-            last = executor_class(
-                [step], tasks=1 if name == "publish" else args.tasks, **more | args.executor_args
-            )
+            last_job = executor_class([step], tasks=num_tasks, **settings | args.executor_args)
         except TypeError as error:
             raise InputError(f"executor_args: {error}") from None
+
+    # The run: here, or queued elsewhere.
     begin(work, asdict(cleaning) | {"tasks": args.tasks})
     print(f"logs: {work / 'logs'}", file=sys.stderr)
-    try:
-        last.run()
-    except subprocess.CalledProcessError as error:
-        raise InputError(
-            f"executor {args.executor}: {error.cmd[0]} ended with status {error.returncode}; what "
-            "it said stands above"
-        ) from None
+    run_jobs(last_job, args.executor)
     later = " (when all jobs are done)"
     if (work / PUBLISHED).is_file():
+        from hfscale.cleaning.card import show_card
+
         later = ""
-        show_card(json.loads(Path(output_dir, DATA_CARD).read_text("utf-8")))
+        show_card(json.loads((output_dir / DATA_CARD).read_text("utf-8")))
     print(f"data set, data_card.md, funnel.png and dropped.jsonl: {args.output_dir}{later}")
 
 
-def show_first_part(cleaning: CleaningArguments, tasks: int) -> None:
+def show_first_part(cleaning: CleaningArguments, tasks: int, record: dict[str, Any]) -> None:
     from hfscale.cleaning.card import show_card
-    from hfscale.cleaning.steps import try_shard
+    from hfscale.cleaning.shards import try_shard
 
     with tempfile.TemporaryDirectory() as folder:
-        card = try_shard(cleaning, tasks, Path(folder))
+        card = try_shard(cleaning, tasks, Path(folder), record)
     show_card(card, examples=True)
     print(f"dry run: this is what the first of {tasks} tasks reads, by itself; nothing was written")
+
+
+def check_sources(cleaning: CleaningArguments) -> None:
+    """Say which files are left out; raises InputError for evaluation text that cannot be read."""
+    from hfscale.cleaning.steps import check_evaluation_source
+    from hfscale.data.files import about_endings, find_files
+    from hfscale.data.sources import say
+
+    check_evaluation_source(cleaning)
+    for name in cleaning.source:
+        say(about_endings(name, find_files(name)))
+
+
+def executor_settings(
+    args: PrepareDataClusterArguments, work: Path, job_name: str
+) -> dict[str, Any]:
+    """What datatrove's executor is told of a job, but for the user's own settings."""
+    workers = args.workers
+    if args.executor == "local" and workers == -1:
+        workers = os.cpu_count() or 1
+    settings = {"workers": workers, "logging_dir": str(work / "logs" / job_name)}
+    if args.executor == "slurm":
+        bin_folder = shlex.quote(str(Path(sys.executable).parent))
+        settings["job_name"] = f"hfscale-{job_name}"
+        settings["env_command"] = f"export PATH={bin_folder}:$PATH"  # the same Python
+    return settings
+
+
+def run_jobs(last_job: Any, executor: str) -> None:
+    """Run all jobs, which the last one waits for; raises InputError if they cannot be queued."""
+    try:
+        last_job.run()
+    except subprocess.CalledProcessError as error:
+        raise InputError(
+            f"executor {executor}: {error.cmd[0]} ended with status {error.returncode}; what it "
+            "said stands above"
+        ) from None
 
 
 def find_executor(name: str) -> type:
@@ -160,15 +201,16 @@ def find_executor(name: str) -> type:
 
 def begin(work: Path, settings: dict) -> None:
     """Shards of a finished run are cleared, shards of other settings refused."""
-    file, text = work / "settings.json", json.dumps(settings, indent=1)
+    file = work / "settings.json"
+    text = json.dumps(settings, indent=1)
     if (work / PUBLISHED).is_file():
         shutil.rmtree(work)
     if file.is_file() and file.read_text("utf-8") != text:
-        begun = json.loads(file.read_text("utf-8"))
-        other = ", ".join(name for name in settings if settings[name] != begun.get(name))
+        earlier = json.loads(file.read_text("utf-8"))
+        differing = [name for name in settings if settings[name] != earlier.get(name)]
         raise InputError(
-            f"{work}: begun with other settings ({other}); give the same, or delete it to start "
-            "anew"
+            f"{work}: begun with other settings ({', '.join(differing)}); give the same, or "
+            "delete it to start anew"
         )
     work.mkdir(parents=True, exist_ok=True)
     write_atomically(file, text)

@@ -24,9 +24,10 @@ def main(argv: list[str] | None = None) -> None:
     import torch
     from transformers import set_seed
 
+    from hfscale.data.fingerprints import text_fingerprint
     from hfscale.data.mixture import check_shares, join_rows
     from hfscale.data.packing import collate_rows, pack_splits
-    from hfscale.data.sources import join_parts, load_parts, text_fingerprint
+    from hfscale.data.splits import join_parts, load_parts
     from hfscale.data.tokenizer import load_tokenizer
     from hfscale.folders import check_output_dir, clear_output_dir
     from hfscale.generation.terminal import ready_command, show_samples

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import pipeline, set_seed
 
     from hfscale.data.packing import collate_rows, pack_splits, settle_packing
-    from hfscale.data.sources import load_splits
+    from hfscale.data.splits import load_splits
     from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer
     from hfscale.folders import check_output_dir, clear_output_dir
     from hfscale.generation.terminal import ready_command, show_samples

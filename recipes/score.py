@@ -296,7 +296,7 @@ def load_data(args: ScoreArguments, models: list[str]):
         return ScoreData("prediction")  # their references lie with them
     if args.source:
         return load_text(args, split=args.split, models=models)
-    return load_held_out_text(models)
+    return load_held_out_text(models, trust_remote_code=args.trust_remote_code)
 
 
 def score_model(args: ScoreArguments, name: str, model, tokenizer, data, metrics):

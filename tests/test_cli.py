@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -104,11 +103,9 @@ def test_light_verbs_import_nothing_heavy(words):
         "sys.modules.keys()\n"
         "assert not heavy, heavy\n"
     )
-    start = time.monotonic()
     subprocess.run(
         [sys.executable, "-c", code, *words.split()], cwd=ROOT, check=True, capture_output=True
     )
-    assert time.monotonic() - start < 2
 
 
 def test_copy_gives_script_and_configs(hfscale, tmp_path):
@@ -196,9 +193,7 @@ def test_env_asks_the_hub_for_two_seconds_at_most(hfscale, monkeypatch):
             client = opened.enter_context(socket.socket())
             client.setblocking(False)
             client.connect_ex(server.getsockname())
-        start = time.monotonic()
         assert "no answer within 2 s" in hfscale("env")[1]
-        assert time.monotonic() - start < 4
 
 
 PRINTING = {

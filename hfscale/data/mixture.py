@@ -12,8 +12,10 @@ from datasets import (
 )
 
 from hfscale.arguments import StreamArguments
-from hfscale.data.sources import check_weights, join_parts
+from hfscale.data.splits import check_weights, join_parts
 from hfscale.process import InputError
+
+ROUNDING = 1e-9  # a share of 3 rows may come out as 2.9999999999
 
 
 def join_rows(
@@ -27,7 +29,8 @@ def join_rows(
 
     Raises InputError: see `mix`.
     """
-    rows, epochs = join_parts(parts, args), []
+    rows = join_parts(parts, args)
+    epochs: list[float] = []
     sources = [part["train"] for part in parts]
     if args.streaming:
         rows["train"] = _endless(sources, args, seed)
@@ -42,27 +45,35 @@ def check_shares(documents: IterableDataset, processes: int) -> None:
     """Raises InputError if the files that one of the processes reads hold no document to train on:
     it would look for one forever, and the others wait. The same on every process.
     """
-    if (
-        documents.num_shards >= processes > 1
-    ):  # accelerate deals out files; fewer are read by all, row by row
-        for rank in range(processes):
-            if next(iter(documents.shard(num_shards=processes, index=rank)), None) is None:
-                raise InputError(
-                    f"--streaming: process {rank} of {processes} would find no document to train "
-                    "on in its files (empty, or held out); give more files, fewer processes, or a "
-                    "--validation_source"
-                )
+    # Accelerate deals out files; where there are fewer than processes, all read them, row by row.
+    if processes == 1 or documents.num_shards < processes:
+        return
+    for rank in range(processes):
+        of_rank = documents.shard(num_shards=processes, index=rank)
+        if next(iter(of_rank), None) is None:
+            raise InputError(
+                f"--streaming: process {rank} of {processes} would find no document to train "
+                "on in its files (empty, or held out); give more files, fewer processes, or a "
+                "--validation_source"
+            )
 
 
 def _endless(sources: list[IterableDataset], args: StreamArguments, seed: int) -> IterableDataset:
     if args.shuffle_buffer_size > 0:
-        # One file read at a time: each open one would hold a batch of rows.
-        how = {"seed": seed, "buffer_size": args.shuffle_buffer_size, "max_buffer_input_shards": 1}
-        sources = [rows.shuffle(**how) for rows in sources]
+        sources = [
+            rows.shuffle(
+                seed=seed,
+                buffer_size=args.shuffle_buffer_size,
+                # One file read at a time: each open one would hold a batch of rows.
+                max_buffer_input_shards=1,
+            )
+            for rows in sources
+        ]
     sources = [rows.repeat(None) for rows in sources]
-    if len(sources) == 1:
+    if args.source_weights is None or len(sources) == 1:
         return sources[0]
-    shares = [weight / sum(args.source_weights) for weight in args.source_weights]
+    total = sum(args.source_weights)
+    shares = [weight / total for weight in args.source_weights]
     return interleave_datasets(sources, probabilities=shares, seed=seed)
 
 
@@ -96,15 +107,23 @@ def mix(
         raise InputError(f"source_temperature: got {temperature}, expected a number above 0")
     if weights is not None:
         check_weights(weights, len(sources))
-    counts = _counts(
-        lengths ** (1 / temperature) if weights is None else np.array(weights), lengths.sum()
-    )
+        wanted = np.array(weights)
+    else:
+        wanted = lengths ** (1 / temperature)
+    counts = _counts(wanted, lengths.sum())
     generator = np.random.default_rng(seed)
-    parts = []
-    for rows, count in zip(sources, counts.tolist(), strict=True):
-        order = [generator.permutation(len(rows)) for _ in range(-(-count // len(rows)))]
-        parts.append(rows.select(np.concatenate([np.empty(0, int), *order])[:count]))
+    parts = [
+        rows.select(_draw(len(rows), count, generator))
+        for rows, count in zip(sources, counts.tolist(), strict=True)
+    ]
     return concatenate_datasets(parts).shuffle(seed=seed), (counts / lengths).tolist()
+
+
+def _draw(num_rows: int, count: int, generator: np.random.Generator) -> np.ndarray:
+    """`count` row numbers: each once per whole epoch, the rest from one more permutation."""
+    epochs = -(-count // num_rows)  # rounded up
+    drawn = [generator.permutation(num_rows) for _ in range(epochs)]
+    return np.concatenate([np.empty(0, int), *drawn])[:count]
 
 
 def _counts(weights: np.ndarray, size: int) -> np.ndarray:
@@ -112,6 +131,7 @@ def _counts(weights: np.ndarray, size: int) -> np.ndarray:
     source wins a tie).
     """
     exact = weights / weights.sum() * size
-    counts = np.floor(exact + 1e-9).astype(int)
-    counts[np.argsort(counts - exact, kind="stable")[: size - counts.sum()]] += 1
+    counts = np.floor(exact + ROUNDING).astype(int)
+    largest_remainders_first = np.argsort(counts - exact, kind="stable")
+    counts[largest_remainders_first[: size - counts.sum()]] += 1
     return counts

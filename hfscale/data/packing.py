@@ -7,8 +7,10 @@ import ctypes
 import sys
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +27,38 @@ from hfscale.process import InputError, is_main_rank
 IGNORED = -100  # label that the loss passes over
 BATCH_DOCUMENTS = 1000  # packed together at most; rows never hold text of two batches
 BATCH_CHARACTERS = 1_000_000  # about as much as that, in long documents
+LOOKED_AT = 100  # documents, for how long they are
+MIN_TRIAL_TOKENS = 4  # a shorter context has no room for two documents
+MIN_SEGMENT_TOKENS = 2  # one of context and one target
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """How documents become rows; see `pack_documents`."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    cross_document_attention: bool
+    vocab_size: int
+    packing: str
+
+
+class TokenStream(NamedTuple):
+    """All documents of a batch one after the other."""
+
+    ids: np.ndarray  # of all tokens
+    starts: np.ndarray  # index of each document's first token
+    ends: np.ndarray  # index of the EOS that ends it
+    is_target: np.ndarray  # False: only stands in front of a document
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of a stream stand in rows."""
+
+    index: np.ndarray  # rows x max_length: index in the stream, -1 where the row is unused
+    opens: np.ndarray  # rows x max_length: whether a document, or a rest of one, begins there
+    row_of_end: np.ndarray  # for each document the row in which it ends
 
 
 def settle_packing(
@@ -42,9 +76,12 @@ def settle_packing(
     even `none` does.
     """
     size = trial_size(model)
-    if cross_document_attention or size < 4:  # a context too short for two documents
+    if cross_document_attention or size < MIN_TRIAL_TOKENS:
         return packing or default
-    kind = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
+    # Below an adapter it is the model that reads.
+    get_base_model = getattr(model, "get_base_model", None)
+    base_model = get_base_model() if get_base_model else model
+    kind = type(base_model).__name__
     try:
         run_as_in_training(model, collate_rows([_trial_row(model, size)]))
         if packing != "none" and _keeps_apart(model, size):
@@ -77,10 +114,10 @@ def settle_packing(
 def _keeps_apart(model: PreTrainedModel, size: int) -> bool:
     """Tried in a batch of two rows, each of two documents in the other order."""
     short = size // 2 - 1
-    rows = [
-        _trial_row(model, *lengths) for lengths in ((short, size - short), (size - short, short))
-    ]
-    places = [(0, 0, short), (0, short, size), (1, 0, size - short), (1, size - short, size)]
+    long = size - short
+    rows = [_trial_row(model, short, long), _trial_row(model, long, short)]
+    # Row, begin and end of each document.
+    places = [(0, 0, short), (0, short, size), (1, 0, long), (1, long, size)]
     return reads_as_alone(model, collate_rows(rows), places)
 
 
@@ -94,12 +131,12 @@ def _reads_padded_rows(model: PreTrainedModel, size: int) -> bool:
 
 def _trial_row(model: PreTrainedModel, *lengths: int) -> dict[str, list[int]]:
     """A packed row of documents of these lengths, of random tokens."""
-    ids = [token for length in lengths for token in random_ids(model, length, seed=length).tolist()]
-    return {
-        "input_ids": ids,
-        "labels": ids,
-        "position_ids": [place for length in lengths for place in range(length)],
-    }
+    ids: list[int] = []
+    position_ids: list[int] = []
+    for length in lengths:
+        ids += random_ids(model, length, seed=length).tolist()
+        position_ids += range(length)
+    return {"input_ids": ids, "labels": ids, "position_ids": position_ids}
 
 
 def pack_splits(
@@ -109,6 +146,7 @@ def pack_splits(
     cross_document_attention: bool = False,
     model: PreTrainedModel | None = None,
     packing: str = "wrapped",
+    num_proc: int | None = None,
 ) -> DatasetDict:
     """Every split through `pack_documents`, for a model that exists already or one made for this
     tokenizer.
@@ -116,25 +154,45 @@ def pack_splits(
     Raises InputError: as there, rows longer than the model's context, or training text that does
     not fill one row.
     """
-    vocab_size = len(tokenizer) if model is None else model.config.get_text_config().vocab_size
-    context = None if model is None else context_limit(model)
+    if model is None:
+        vocab_size = len(tokenizer)
+    else:
+        vocab_size = model.config.get_text_config().vocab_size
+        _check_context(model, max_length)
+    rows = DatasetDict()
+    for name, part in documents.items():
+        rows[name] = pack_documents(
+            part,
+            tokenizer,
+            max_length,
+            cross_document_attention=cross_document_attention,
+            vocab_size=vocab_size,
+            packing=packing,
+            # A stream is packed by the workers that read it.
+            num_proc=None if isinstance(part, IterableDataset) else num_proc,
+        )
+    if packing != "none":  # there a row may be short
+        _check_fills_a_row(rows["train"], max_length)
+    return rows
+
+
+def _check_context(model: PreTrainedModel, max_length: int) -> None:
+    context = context_limit(model)
     if context and max_length > context:
         raise InputError(
             f"max_length {max_length} is beyond the model's context of {context} tokens"
         )
-    settings = (tokenizer, max_length, cross_document_attention, vocab_size, packing)
-    rows = DatasetDict({name: pack_documents(part, *settings) for name, part in documents.items()})
-    if packing == "none":  # a row may be short
-        return rows
-    tokens = (
-        sum(row["num_tokens"] for row in islice(rows["train"], max_length)) + 1
-    )  # at least one in each row
-    if tokens < max_length:
+
+
+def _check_fills_a_row(rows: Dataset | IterableDataset, max_length: int) -> None:
+    """Raises InputError for text of fewer tokens than a row has."""
+    # Each row scores at least one token, so these rows tell whether there are enough.
+    num_tokens = 1 + sum(row["num_tokens"] for row in islice(rows, max_length))
+    if num_tokens < max_length:
         raise InputError(
-            f"the training text holds {tokens:,} tokens, fewer than one row of {max_length:,}; "
+            f"the training text holds {num_tokens:,} tokens, fewer than one row of {max_length:,}; "
             "give more text or a smaller --max_length"
         )
-    return rows
 
 
 def pack_documents(
@@ -170,53 +228,67 @@ def pack_documents(
     Raises InputError: rows of fewer than 2 tokens, or a token id beyond the vocabulary (default:
     the tokenizer's).
     """
-    if max_length < 2:
-        raise InputError(f"max_length: got {max_length}, expected at least 2")
-    one_each = packing == "none"
-    names = ("input_ids", "labels") if one_each else ("input_ids", "labels", "position_ids")
-    length = -1 if one_each else max_length
-    features = Features(
-        {name: List(Value("int32"), length=length) for name in names}
-        | {"num_tokens": Value("int64"), "num_bytes": Value("int64")}
+    if max_length < MIN_SEGMENT_TOKENS:
+        raise InputError(f"max_length: got {max_length}, expected at least {MIN_SEGMENT_TOKENS}")
+    settings = PackSettings(
+        tokenizer=tokenizer,
+        max_length=max_length,
+        cross_document_attention=cross_document_attention,
+        vocab_size=vocab_size or len(tokenizer),
+        packing=packing,
     )
-    settings = {
-        "tokenizer": tokenizer,
-        "max_length": max_length,
-        "cross_document_attention": cross_document_attention,
-        "vocab_size": vocab_size or len(tokenizer),
-        "packing": packing,
-    }
-    head = [len(document["text"]) for document in islice(documents, 100)]
-    size = min(BATCH_DOCUMENTS, max(1, BATCH_CHARACTERS * len(head) // max(1, sum(head))))
+    batch_size = _documents_per_batch(documents)
     if isinstance(documents, IterableDataset):
         return documents.map(
             _pack_batch,
             batched=True,
-            batch_size=size,
-            features=features,
+            batch_size=batch_size,
+            features=_row_features(settings),
             remove_columns=documents.column_names or ["text"],
-            fn_kwargs=settings,
+            fn_kwargs={"settings": settings},
         )
     # `map` cuts its rows into one run per process, wherever that falls; so here one of its rows
     # stands for a batch.
-    batches = Dataset.from_dict({"start": range(0, len(documents), size)})
+    batches = Dataset.from_dict({"start": range(0, len(documents), batch_size)})
     fingerprint = Hasher.hash([documents._fingerprint, settings, start_ids(tokenizer), __version__])
-    files = documents.cache_files  # none: the documents are in memory, and so will the rows be
-    cache = (
-        str(Path(files[0]["filename"]).with_name(f"cache-{fingerprint}.arrow")) if files else None
-    )
     return batches.map(
-        lambda start: _pack_batch(documents[start[0] : start[0] + size], **settings),
+        lambda start: _pack_batch(documents[start[0] : start[0] + batch_size], settings),
         batched=True,
         batch_size=1,
         input_columns="start",
         remove_columns="start",
-        features=features,
-        num_proc=num_proc,
-        cache_file_name=cache,
+        features=_row_features(settings),
+        num_proc=None if num_proc is None else max(1, min(num_proc, len(batches))),
+        cache_file_name=_cache_file(documents, fingerprint),
         new_fingerprint=fingerprint,
         desc="Tokenizing and packing",
     )
+
+
+def _documents_per_batch(documents: Dataset | IterableDataset) -> int:
+    """As many as hold about `BATCH_CHARACTERS`, told by the first ones; at least one."""
+    lengths = [len(document["text"]) for document in islice(documents, LOOKED_AT)]
+    fitting = BATCH_CHARACTERS * len(lengths) // max(1, sum(lengths))
+    return min(BATCH_DOCUMENTS, max(1, fitting))
+
+
+def _row_features(settings: PackSettings) -> Features:
+    """Columns of the rows; those of `none` have lengths of their own and count no positions."""
+    is_padded_later = settings.packing == "none"
+    length = -1 if is_padded_later else settings.max_length
+    names = ["input_ids", "labels"]
+    if not is_padded_later:
+        names.append("position_ids")
+    features = {name: List(Value("int32"), length=length) for name in names}
+    return Features({**features, "num_tokens": Value("int64"), "num_bytes": Value("int64")})
+
+
+def _cache_file(documents: Dataset, fingerprint: str) -> str | None:
+    """Beside the documents; None if they are in memory, as the rows will be then."""
+    files = documents.cache_files
+    if not files:
+        return None
+    return str(Path(files[0]["filename"]).with_name(f"cache-{fingerprint}.arrow"))
 
 
 def collate_rows(rows: list[dict]) -> dict[str, torch.Tensor]:
@@ -227,162 +299,195 @@ def collate_rows(rows: list[dict]) -> dict[str, torch.Tensor]:
     on the right, which no earlier token attends to. No label is hidden, filler has none.
     """
     longest = max(len(row["input_ids"]) for row in rows)
-    names = [name for name in ("input_ids", "labels", "position_ids") if name in rows[0]]
-    return {
-        name: torch.from_numpy(
-            np.array([_filled(row, name, longest) for row in rows], dtype=np.int64)
-        )
-        for name in names
-    }
+    batch = {}
+    for name in ("input_ids", "labels", "position_ids"):
+        if name in rows[0]:
+            values = [_filled(row[name], name, longest) for row in rows]
+            batch[name] = torch.from_numpy(np.array(values, dtype=np.int64))
+    return batch
 
 
-def _filled(row: dict, name: str, longest: int) -> list[int]:
-    values = row[name]
-    filler = IGNORED if name == "labels" else values[-1]  # any token that the model knows
-    return values if len(values) == longest else [*values, *[filler] * (longest - len(values))]
+def _filled(values: list[int], name: str, longest: int) -> list[int]:
+    if len(values) == longest:
+        return values
+    # Any token that the model knows; it has no label and nothing before attends to it.
+    filler = IGNORED if name == "labels" else values[-1]
+    return [*values, *[filler] * (longest - len(values))]
 
 
-def _pack_batch(
-    batch: dict,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    cross_document_attention: bool,
-    vocab_size: int,
-    packing: str,
-) -> dict[str, np.ndarray | list[np.ndarray]]:
-    with contextlib.suppress(
-        OSError, AttributeError
-    ):  # glibc: give back what the tokenizer freed, else a long stream
-        ctypes.CDLL(None).malloc_trim(
-            0
-        )  # takes half as much again (tests/benchmarks/streaming_memory.py)
-    eos = tokenizer.eos_token_id
-    stream, starts, ends, is_target = _stream(batch["text"], tokenizer)
-    if stream.max() >= vocab_size:
-        raise InputError(
-            f"token id {stream.max()} is outside the vocabulary of {vocab_size}; use the tokenizer "
-            "that the model was trained with"
-        )
-    layouts = {"wrapped": _wrapped_layout, "bfd_split": _bfd_split_layout, "none": _single_layout}
-    index, opens, row_of_end = layouts[packing](starts, ends, max_length)
-    inside = index >= 0
-    scored = inside & is_target[index]
-    input_ids = np.where(inside, stream[index], np.int32(eos))
-    labels = np.where(
-        scored if packing == "wrapped" else scored & ~opens, input_ids, np.int32(IGNORED)
-    )
-    position_ids = np.broadcast_to(np.arange(max_length, dtype=np.int32), index.shape)
-    if not cross_document_attention:  # distance to where the document begins; padding counts on
-        position_ids = position_ids - np.maximum.accumulate(
-            np.where(opens, position_ids, 0), axis=1
-        )
-    num_bytes = np.bincount(row_of_end, [len(text.encode()) for text in batch["text"]], len(index))
-    counts = {
+def _pack_batch(batch: dict, settings: PackSettings) -> dict[str, np.ndarray | list[np.ndarray]]:
+    _give_memory_back()
+    stream = _stream(batch["text"], settings.tokenizer)
+    _check_vocabulary(stream.ids, settings.vocab_size)
+    lay_out = LAYOUTS[settings.packing]
+    layout = lay_out(stream.starts, stream.ends, settings.max_length)
+
+    is_used = layout.index >= 0
+    input_ids = np.where(is_used, stream.ids[layout.index], settings.tokenizer.eos_token_id)
+    is_scored = is_used & stream.is_target[layout.index]
+    if settings.packing != "wrapped":
+        # There the first token of a row, or of a document in it, is context only. In a wrapped row
+        # the loss shifts by one, and the token that opens a document also ends the one before.
+        is_scored &= ~layout.opens
+    labels = np.where(is_scored, input_ids, IGNORED)
+    text_bytes = [len(text.encode()) for text in batch["text"]]
+    num_bytes = np.bincount(layout.row_of_end, text_bytes, len(layout.index))
+    counts: dict[str, np.ndarray | list[np.ndarray]] = {
         "num_tokens": (labels[:, 1:] != IGNORED).sum(axis=1),
         "num_bytes": num_bytes.astype(np.int64),
     }
-    if packing == "none":
-        lengths = inside.sum(axis=1)
-        trimmed = {
-            name: [row[:length] for row, length in zip(rows, lengths, strict=True)]
-            for name, rows in (("input_ids", input_ids), ("labels", labels))
+    input_ids = input_ids.astype(np.int32, copy=False)
+    labels = labels.astype(np.int32, copy=False)
+    if settings.packing == "none":
+        lengths = is_used.sum(axis=1)
+        return {
+            "input_ids": _cut(input_ids, lengths),
+            "labels": _cut(labels, lengths),
+            **counts,
         }
-        return trimmed | counts
-    return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids} | counts
+    position_ids = _position_ids(layout.opens, settings.cross_document_attention)
+    return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids, **counts}
 
 
-def _stream(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """All documents one after the other, the index of what each begins and ends with, and which
-    tokens are targets: those that only stand in front of a document are none. A single EOS ends a
-    document and begins the next.
+def _give_memory_back() -> None:
+    """What the tokenizer freed, which glibc else keeps: a long stream took half as much again
+    (tests/benchmarks/streaming_memory.py).
     """
-    eos, front = tokenizer.eos_token_id, start_ids(tokenizer)
-    shared = front == [eos]
-    whole = (after_once(front, ids) for ids in encode_texts(texts, tokenizer))
-    documents = [np.array([*ids[shared:], eos], np.int32) for ids in whole]
-    if shared:
-        documents.insert(0, np.array([eos], np.int32))
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _check_vocabulary(ids: np.ndarray, vocab_size: int) -> None:
+    if ids.max() >= vocab_size:
+        raise InputError(
+            f"token id {ids.max()} is outside the vocabulary of {vocab_size}; use the tokenizer "
+            "that the model was trained with"
+        )
+
+
+def _cut(rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    return [row[:length] for row, length in zip(rows, lengths, strict=True)]
+
+
+def _position_ids(opens: np.ndarray, cross_document_attention: bool) -> np.ndarray:
+    """Distance to where the document begins; unused places count on."""
+    places = np.broadcast_to(np.arange(opens.shape[1], dtype=np.int32), opens.shape)
+    if cross_document_attention:
+        return places
+    begin_of_document = np.maximum.accumulate(np.where(opens, places, 0), axis=1)
+    return places - begin_of_document
+
+
+def _stream(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> TokenStream:
+    """The documents of a batch, each behind `start_ids` and before EOS.
+
+    Where EOS itself begins a text, a single one ends a document and begins the next.
+    """
+    eos = tokenizer.eos_token_id
+    front = start_ids(tokenizer)
+    shares_eos = front == [eos]
+    documents = []
+    if shares_eos:
+        documents.append(np.array([eos], np.int32))
+    for encoded in encode_texts(texts, tokenizer):
+        ids = after_once(front, encoded)
+        if shares_eos:
+            ids = ids[1:]  # it is the last token of the document before
+        documents.append(np.array([*ids, eos], np.int32))
     stream = np.concatenate(documents)
-    lasts = np.cumsum([len(ids) for ids in documents]) - 1  # index of each EOS
-    starts, ends = (lasts[:-1], lasts[1:]) if shared else (np.array([0, *(lasts[:-1] + 1)]), lasts)
+    last_tokens = np.cumsum([len(ids) for ids in documents]) - 1
     is_target = np.ones(len(stream), bool)
-    if not shared:
-        is_target[starts[:, None] + np.arange(len(front))] = False
-    return stream, starts, ends, is_target
+    if shares_eos:
+        return TokenStream(stream, last_tokens[:-1], last_tokens[1:], is_target)
+    starts = np.array([0, *(last_tokens[:-1] + 1)])
+    is_target[starts[:, None] + np.arange(len(front))] = False
+    return TokenStream(stream, starts, last_tokens, is_target)
 
 
-def _wrapped_layout(
-    starts: np.ndarray, ends: np.ndarray, max_length: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each place of each row its index in the stream (-1: padding) and whether it opens a
-    document; for each document the row in which it ends.
+# ---- layouts: `starts` and `ends` as in `TokenStream`
+
+
+def _wrapped_layout(starts: np.ndarray, ends: np.ndarray, max_length: int) -> Layout:
+    """The stream cut into rows; consecutive rows share one token, which ends one as a target and
+    begins the next as context.
     """
-    stride = max_length - 1  # consecutive rows share one token
-    num_rows = -(-ends[-1] // stride)
+    stride = max_length - 1
+    last = ends[-1]
+    num_rows = -(-last // stride)  # rounded up
     index = np.arange(num_rows)[:, None] * stride + np.arange(max_length)
     is_start = np.zeros(num_rows * stride + 1, bool)
     is_start[starts] = True
-    return np.where(index <= ends[-1], index, -1), is_start[index], (ends - 1) // stride
+    opens = is_start[index]
+    row_of_end = (ends - 1) // stride
+    return Layout(np.where(index <= last, index, -1), opens, row_of_end)
 
 
-def _bfd_split_layout(
-    starts: np.ndarray, ends: np.ndarray, max_length: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `_wrapped_layout`, several segments in a row."""
+def _bfd_split_layout(starts: np.ndarray, ends: np.ndarray, max_length: int) -> Layout:
+    """Several segments in a row, by best-fit decreasing."""
     segments = _segments(starts, ends, max_length)
-    return _lay_out(
-        best_fit([len(segment) for segment in segments], max_length), segments, ends, max_length
-    )
+    rows = best_fit([len(segment) for segment in segments], max_length)
+    return _lay_out(rows, segments, ends, max_length)
 
 
-def _single_layout(
-    starts: np.ndarray, ends: np.ndarray, max_length: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `_wrapped_layout`, one segment in a row."""
+def _single_layout(starts: np.ndarray, ends: np.ndarray, max_length: int) -> Layout:
+    """One segment in a row."""
     segments = _segments(starts, ends, max_length)
-    return _lay_out([[i] for i in range(len(segments))], segments, ends, max_length)
+    rows = [[number] for number in range(len(segments))]
+    return _lay_out(rows, segments, ends, max_length)
+
+
+LAYOUTS = {"wrapped": _wrapped_layout, "bfd_split": _bfd_split_layout, "none": _single_layout}
 
 
 def _segments(starts: np.ndarray, ends: np.ndarray, max_length: int) -> list[range]:
     """Where in the stream each document's full rows lie, and its rest, each with one token of
     context first.
     """
-    return [
-        range(first, min(first + max_length, end + 1))
-        for start, end in zip(starts, ends, strict=True)
-        for first in range(start, end, max_length - 1)
-    ]
+    segments: list[range] = []
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        firsts = range(start, end, max_length - 1)
+        segments += [range(first, min(first + max_length, end + 1)) for first in firsts]
+    return segments
 
 
 def _lay_out(
     rows: list[list[int]], segments: list[range], ends: np.ndarray, max_length: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Layout:
+    """Each row holds the segments of these numbers, one behind the other."""
     index = np.full((len(rows), max_length), -1)
-    opens, row_of_stop = np.zeros(index.shape, bool), {}
-    for row, held in enumerate(rows):
-        at = 0
-        for segment in (segments[i] for i in held):
-            index[row, at : at + len(segment)] = np.arange(segment.start, segment.stop)
-            opens[row, at] = True
-            at += len(segment)
+    opens = np.zeros(index.shape, bool)
+    row_of_stop = {}  # by the index behind a segment's last token
+    for row, numbers in enumerate(rows):
+        place = 0
+        for number in numbers:
+            segment = segments[number]
+            index[row, place : place + len(segment)] = np.arange(segment.start, segment.stop)
+            opens[row, place] = True
+            place += len(segment)
             row_of_stop[segment.stop] = row
-    return index, opens, np.array([row_of_stop[end + 1] for end in ends.tolist()])
+    row_of_end = np.array([row_of_stop[end + 1] for end in ends.tolist()])
+    return Layout(index, opens, row_of_end)
 
 
 def best_fit(sizes: Sequence[int], max_length: int) -> list[list[int]]:
     """The segments in each row by best-fit decreasing: largest first, into the fullest row with
     room. Rows are in the order of the first segment that each holds.
+
+    Source: Johnson 1973, "Near-optimal bin packing algorithms"; as packing of training rows Ding et
+    al. 2024, arXiv:2404.10830.
     """
     rows: list[list[int]] = []
-    space: list[tuple[int, int]] = []  # (free places, row), sorted
-    for segment in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        at = bisect_left(space, (sizes[segment], 0))
-        if at == len(space):
+    open_rows: list[tuple[int, int]] = []  # (free places, row), sorted, so the fullest is first
+    for segment in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        fitting = bisect_left(open_rows, (sizes[segment], 0))
+        if fitting < len(open_rows):
+            free, row = open_rows.pop(fitting)
+        else:
             rows.append([])
-        free, row = space.pop(at) if at < len(space) else (max_length, len(rows) - 1)
+            free = max_length
+            row = len(rows) - 1
         rows[row].append(segment)
-        if free - sizes[segment] >= 2:  # no segment is smaller
-            insort(space, (free - sizes[segment], row))
+        free -= sizes[segment]
+        if free >= MIN_SEGMENT_TOKENS:  # else no segment fits any more
+            insort(open_rows, (free, row))
     return sorted(rows, key=min)

@@ -3,10 +3,12 @@ files.
 """
 
 import codecs
+import io
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+from datasets import Features, Value
 
 from hfscale.data.files import (
     KINDS,
@@ -23,11 +25,13 @@ from hfscale.data.web_pages import decode_page, page_text
 from hfscale.process import InputError
 
 NO_TEXT = "no text in it"
+# A row holds one of the two, and one of an empty document none.
+READ_FEATURES = Features({"text": Value("string"), "problem": Value("string")})
 
 
 def read_documents(
     files: list[str], stamps: list, kind: str, unit: str, text_column: str, on_error: str | None
-) -> Iterator[dict]:
+) -> Iterator[dict[str, Any]]:
     """Rows of `text` or `problem` for all documents of files of one kind, one of `KINDS`.
 
     A document that cannot be read stops, or with `on_error="skip"` is a row that says why; an empty
@@ -36,31 +40,49 @@ def read_documents(
     changed file is read again.
     """
     for name in files:
-        empty = others = 0
+        num_empty = 0
+        is_without_text = True
         for place, text in _documents(name, kind, unit, text_column):
             if isinstance(text, Broken):
-                yield {"text": None, "problem": _problem(f"{name}{place}: {text}", name, on_error)}
+                yield unreadable_row(f"{name}{place}: {text}{_about_ending(name)}", on_error)
             elif text and text.strip():
-                yield {"text": text, "problem": None}
+                yield text_row(text)
             else:
-                empty += 1
+                num_empty += 1
                 continue
-            others += 1
-        if not others:
+            is_without_text = False
+        if is_without_text:
             yield {"text": None, "problem": f"{name}: {NO_TEXT}"}
-            empty -= 1
-        yield from [{"text": None, "problem": None}] * empty
+            num_empty -= 1  # that row counts as one of the empty documents
+        for _ in range(num_empty):
+            yield empty_row()
 
 
-def _problem(said: str, name: str, on_error: str | None) -> str:
-    """Raises InputError unless such documents are left out."""
-    if suffix_of(Path(name)) not in KINDS:
-        said += "; its ending is not known, so it was read as plain text"
+def text_row(text: str) -> dict[str, Any]:
+    """The row of a document that was read."""
+    return {"text": text, "problem": None}
+
+
+def empty_row() -> dict[str, Any]:
+    """The row of a document without a visible character."""
+    return {"text": None, "problem": None}
+
+
+def unreadable_row(problem: str, on_error: str | None) -> dict[str, Any]:
+    """The row of a document that cannot be read; raises InputError unless such ones are left
+    out.
+    """
     if on_error == "skip":
-        return said
-    raise InputError(
-        said + ("; --on_error skip leaves it out" if on_error else "")
-    )  # not every recipe has it
+        return {"text": None, "problem": problem}
+    # Without a value the recipe has no --on_error.
+    hint = "; --on_error skip leaves it out" if on_error else ""
+    raise InputError(problem + hint)
+
+
+def _about_ending(name: str) -> str:
+    if suffix_of(Path(name)) in KINDS:
+        return ""
+    return "; its ending is not known, so it was read as plain text"
 
 
 def _documents(
@@ -72,10 +94,11 @@ def _documents(
     elif kind == "text":
         with reading(name), open_bytes(name) as file:
             for number, data in _pieces(file, unit):
-                yield "" if unit == "document" else f":{number}", _plain_text(data, unit)
+                place = "" if unit == "document" else f":{number}"
+                yield place, _plain_text(data, unit)
     else:
         for place, value in read_values(name, kind):
-            yield place, _column(value, text_column)
+            yield place, column_text(value, text_column)
 
 
 def _page(name: str) -> str:
@@ -88,7 +111,7 @@ def _page(name: str) -> str:
     return page_text(page)
 
 
-def _pieces(file: Any, unit: str) -> Iterator[tuple[int, bytes]]:
+def _pieces(file: io.BufferedReader, unit: str) -> Iterator[tuple[int, bytes]]:
     """First line number and bytes of each document; blank ones are none. Only for `document` is a
     whole file in memory.
     """
@@ -97,15 +120,25 @@ def _pieces(file: Any, unit: str) -> Iterator[tuple[int, bytes]]:
     elif unit == "line":
         yield from numbered_lines(file)
     else:
-        for is_text, group in groupby(
-            enumerate(file, 1), lambda numbered: bool(numbered[1].strip())
-        ):
-            if is_text:
-                numbers, lines = zip(*group, strict=True)
-                yield (
-                    numbers[0],
-                    b"".join(lines).removeprefix(codecs.BOM_UTF8 if numbers[0] == 1 else b""),
-                )
+        yield from _paragraphs(file)
+
+
+def _paragraphs(file: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
+    """Runs of lines that are not blank, each with the number of its first line."""
+    lines: list[bytes] = []
+    first_number = 1
+    for number, line in enumerate(file, 1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if line.strip():
+            if not lines:
+                first_number = number
+            lines.append(line)
+        elif lines:
+            yield first_number, b"".join(lines)
+            lines = []
+    if lines:
+        yield first_number, b"".join(lines)
 
 
 def _plain_text(data: bytes, unit: str) -> str:
@@ -116,14 +149,16 @@ def _plain_text(data: bytes, unit: str) -> str:
     return text if unit == "document" else text.rstrip("\n")
 
 
-def _column(value: Any, text_column: str) -> str | None:
-    """The text of a row; of a JSON list of texts each is one."""
+def column_text(value: Any, text_column: str) -> str | None:
+    """The text of a row, or what is wrong with it (`Broken`); of a JSON list of texts each is
+    one.
+    """
     text = value
     if not isinstance(value, str):
         columns = list(value) if isinstance(value, dict) else []
         if text_column not in columns:
-            has = ", ".join(columns) or "none"
-            return Broken(f"no column '{text_column}'; it has {has} (choose with --text_column)")
+            names = ", ".join(map(str, columns)) or "none"
+            return Broken(f"no column '{text_column}'; it has {names} (choose with --text_column)")
         text = value[text_column]
     if not isinstance(text, str | None):
         return Broken(f"column '{text_column}' holds {type(text).__name__}, not text")

@@ -6,24 +6,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
-SLICE_CHARACTERS = (
-    500_000  # text given to the tokenizer at once: bounds its memory for long documents
-)
+# Text given to the tokenizer at once: bounds its memory for long documents.
+SLICE_CHARACTERS = 500_000
 # After one of these a text is read as it is inside a longer one.
 ANCHORS = ("\n", ".", "a")
 
 
 def encode_texts(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
     """Ids of each text without special tokens."""
-    part, size = [], 0
+    batch: list[str] = []
+    num_characters = 0
     for text in texts:
-        part.append(text)
-        size += len(text)
-        if size >= SLICE_CHARACTERS:
-            yield from _ids(part, tokenizer)
-            part, size = [], 0
-    if part:
-        yield from _ids(part, tokenizer)
+        batch.append(text)
+        num_characters += len(text)
+        if num_characters >= SLICE_CHARACTERS:
+            yield from _ids(batch, tokenizer)
+            batch = []
+            num_characters = 0
+    if batch:
+        yield from _ids(batch, tokenizer)
 
 
 def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -37,9 +38,8 @@ def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()  # a tokenizer.json can ask for both
     backend.no_padding()
-    backend.encode_special_tokens = (
-        tokenizer.split_special_tokens
-    )  # else it depends on what was called before
+    # Else it depends on what was called before.
+    backend.encode_special_tokens = tokenizer.split_special_tokens
     return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
@@ -51,15 +51,15 @@ def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """
     for probe in _probes(tokenizer):
         [ids] = encode_texts([probe], tokenizer)
-        # The tokenizer itself takes ten times as long.
-        whole = (
-            tokenizer.backend_tokenizer.encode(probe).ids
-            if tokenizer.is_fast
-            else tokenizer(probe)["input_ids"]
-        )
-        for at in range(len(whole) - len(ids) + 1) if ids else ():
-            if whole[at : at + len(ids)] == ids:
-                return whole[:at]
+        if not ids:
+            continue
+        if tokenizer.is_fast:  # the tokenizer itself takes ten times as long
+            whole = tokenizer.backend_tokenizer.encode(probe).ids
+        else:
+            whole = tokenizer(probe)["input_ids"]
+        for start in range(len(whole) - len(ids) + 1):
+            if whole[start : start + len(ids)] == ids:
+                return whole[:start]
     return []
 
 
@@ -73,10 +73,13 @@ def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What stands in front of a document: the tokenizer's own `leading_ids`, else BOS, else EOS;
     none if it has none of them.
     """
-    named = [
-        token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None
-    ]
-    return leading_ids(tokenizer) or named[:1]
+    leading = leading_ids(tokenizer)
+    if leading:
+        return leading
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return [token]
+    return []
 
 
 def nothing_behind(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -111,8 +114,10 @@ def encode_prompts(
 
 def after_once(leading: list[int], ids: list[int]) -> list[int]:
     """`ids` with `leading` in front, of which they may have some or all already."""
-    has = next((n for n in range(len(leading), 0, -1) if ids[:n] == leading[-n:]), 0)
-    return [*leading, *ids[has:]]
+    for count in range(len(leading), 0, -1):
+        if ids[:count] == leading[-count:]:
+            return [*leading, *ids[count:]]
+    return [*leading, *ids]
 
 
 def encode_continuations(
@@ -137,11 +142,10 @@ def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _encode_continuation(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     for anchor in ANCHORS:
         before, whole = encode_texts([anchor, anchor + text], tokenizer)
+        if whole[: len(before)] != before:
+            continue  # anchor and text share a token
         ids = whole[len(before) :]
-        if (
-            whole[: len(before)] == before
-            and decode_continuation(ids, tokenizer, before[-1]) == text
-        ):
+        if decode_continuation(ids, tokenizer, before[-1]) == text:
             return ids
     return next(encode_texts([text], tokenizer))  # no tokens mean this text there
 
@@ -150,11 +154,14 @@ def decode_continuation(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, 
     """The text of `ids` that follow the token `before`, without special tokens: with the space
     between two words that some tokenizers leave out where a text begins.
     """
-    last, whole = (
-        tokenizer.decode(part, skip_special_tokens=True) for part in ([before], [before, *ids])
-    )
-    return (
-        whole[len(last) :]
-        if whole.startswith(last)
-        else tokenizer.decode(ids, skip_special_tokens=True)
-    )
+    text_before = _decode([before], tokenizer)
+    whole = _decode([before, *ids], tokenizer)
+    if whole.startswith(text_before):
+        return whole[len(text_before) :]
+    return _decode(list(ids), tokenizer)
+
+
+def _decode(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    assert isinstance(text, str)  # a list only for lists of lists
+    return text

@@ -6,19 +6,57 @@ import re
 
 from hfscale.process import InputError
 
-BEGINNING = 2048  # characters, or bytes, in which a page says what it is
+# Characters, or bytes, in which a page says what it is; browsers look at 1,024 bytes.
+BEGINNING = 2048
+
+# How a page begins, after a byte order mark, an XML declaration and comments.
 PAGE = re.compile(
-    r"[\s\ufeff]*(?:<\?xml[^>]*>\s*|<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b",
-    re.I | re.S,
+    r"""
+    [\s\ufeff]*
+    (?: <\?xml [^>]* > \s* | <!-- .*? --> \s* )*
+    < (?: !doctype\s+html | html | head | body ) \b
+    """,
+    re.X | re.I | re.S,
 )
+PAGE_EXAMPLES = (
+    "«\ufeff\n<!DOCTYPE html»>",
+    "«<?xml version='1.0'?><!-- a\nb --> <html» lang=en>",
+    "<p>no page</p>, <header>, <!doctype xml>",
+)
+
+# A tag of those that pages are made of, with whatever attributes.
 TAG = re.compile(
-    r"</?(?:div|p|span|a|ul|ol|li|table|tr|td|th|h[1-6]|img|br|meta|link|script|style|nav|section|article"
-    r"|header|footer|main|form|input|button|iframe|figure|font|center)\b[^<>]*>",
-    re.I,
+    r"""
+    < /?
+    (?:
+        div | p | span | a | ul | ol | li | table | tr | td | th | h[1-6] | img | br
+        | meta | link | script | style | nav | section | article | header | footer | main
+        | form | input | button | iframe | figure | font | center
+    )
+    \b [^<>]* >
+    """,
+    re.X | re.I,
 )
+TAG_EXAMPLES = ("«<div class=a>»one«<BR/>»«</div>»", "<b>bold</b> a < p > b <pre> <john>")
+# A page has more of them than prose that mentions one, or has some left over in it.
 LEAST_TAGS = 4
 LEAST_TAG_SHARE = 0.2  # of the characters
-CHARSET = re.compile(rb"<(?:meta|\?xml)[^>]*?(?:charset|encoding)\s*=\s*[\"']?\s*([\w.:-]+)", re.I)
+
+# The encoding that a page or an XML declaration names.
+CHARSET = re.compile(
+    rb"""
+    < (?: meta | \?xml ) [^>]*?
+    (?: charset | encoding ) \s* = \s* ["']? \s*
+    ( [\w.:-]+ )
+    """,
+    re.X | re.I,
+)
+CHARSET_EXAMPLES = (
+    "«<meta charset=utf-8»>",
+    "«<?xml version='1.0' encoding=\"ISO-8859-1»\"?>",
+    "«<META http-equiv='Content-Type' content='text/html; charset=koi8-r»'>",
+    "<p charset=utf-8> <meta name=charset>",
+)
 # By the HTML standard these two names mean Windows-1252, and a page that says UTF-16 in ASCII
 # letters is none.
 READ_AS = {"iso8859-1": "cp1252", "ascii": "cp1252", "utf-16": "utf-8"}
@@ -37,7 +75,8 @@ def is_html(text: str) -> bool:
     if not beginning.lstrip().startswith("<"):
         return False
     tags = TAG.findall(beginning)
-    return len(tags) >= LEAST_TAGS and sum(map(len, tags)) >= LEAST_TAG_SHARE * len(beginning)
+    num_characters = sum(map(len, tags))
+    return len(tags) >= LEAST_TAGS and num_characters >= LEAST_TAG_SHARE * len(beginning)
 
 
 def decode_page(data: bytes) -> str:
@@ -81,6 +120,7 @@ def page_text(page: str) -> str:
     except ImportError:
         raise InputError('HTML needs an extra; pip install "hfscale[html]"') from None
 
-    if not PAGE.match(page):  # a piece of one, which the extractor would not always take
+    # A piece of a page the extractor would not always take.
+    if not PAGE.match(page):
         page = f"<html><body>{page}</body></html>"
     return trafilatura.extract(page, include_comments=False) or ""

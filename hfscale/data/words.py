@@ -2,6 +2,7 @@
 metrics.
 """
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -10,21 +11,44 @@ import regex
 
 # Letters and digits with the marks on them (vowel signs, accents, points) and joiners. The \w of
 # `re` has no marks, so that words which differ in a vowel sign would look equal.
-RUN = regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{M}\u200c\u200d]*+")
+RUN = regex.compile(
+    r"""
+    [\p{L}\p{N}]
+    [\p{L}\p{N}\p{M}\u200c\u200d]*+   # the last two: zero width (non-)joiner
+    """,
+    regex.X,
+)
+RUN_EXAMPLES = ("«don»'«t» «stop»_«at» «3»", "«हिन्दी» «می\u200cروم»", "... -_-")
+
 # Where marks, joiners and scripts without spaces may stand: not in Latin, Greek, Cyrillic and
 # Armenian text.
 OTHER_SCRIPTS = re.compile(
-    "[\u0300-\u036f\u0483-\u0489\u0590-\u1dff\u200c\u200d\u20d0-\u20ff\u2c60-\U0010ffff]"
+    r"""
+    [\u0300-\u036f\u0483-\u0489\u0590-\u1dff\u200c\u200d\u20d0-\u20ff\u2c60-\U0010ffff]
+    """,
+    re.X,
 )
+OTHER_SCRIPTS_EXAMPLES = ("e«\u0301» «न»«म»", "café Ωmega Привет “quoted” — and")
+
 PLAIN_RUN = re.compile(r"[^\W_]+")  # what `RUN` finds in the other texts, in half the time
-# Thai, Lao, Burmese, Khmer, kana and Chinese characters: no spaces part the words.
+PLAIN_RUN_EXAMPLES = ("«don»'«t» «stop»_«at» «3»", "... -_-")
+
+# Characters of scripts that part no words by spaces.
 UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f"
-    "\U00020000-\U0003ffff"
+    r"\u0e00-\u0eff"  # Thai, Lao
+    r"\u1000-\u109f\u1780-\u17ff"  # Burmese, Khmer
+    r"\u3005-\u3007\u3040-\u30ff\uff66-\uff9f"  # Japanese syllables
+    r"\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Chinese characters
 )
 ANY_UNSPACED = re.compile(f"[{UNSPACED}]")
-KOREAN = re.compile("[\uac00-\ud7a3]+")
-PART = regex.compile(rf"[{UNSPACED}]\p{{M}}*+|[^{UNSPACED}]++")
+ANY_UNSPACED_EXAMPLES = ("a «東»«京»", "서울 and Москва")
+
+KOREAN = re.compile(r"[\uac00-\ud7a3]+")
+KOREAN_EXAMPLES = ("in «서울»!", "東京 and Москва")
+
+# A run is cut here: one such character with its marks is a word, and what lies between is another.
+PART = regex.compile(rf"[{UNSPACED}]\p{{M}}*+ | [^{UNSPACED}]++", regex.X)
+PART_EXAMPLES = ("«Tokyo»«東»«京»«2020»", "")
 
 
 def find_words(text: str) -> list[str]:
@@ -39,7 +63,7 @@ def find_words(text: str) -> list[str]:
     runs = RUN.findall(text)
     if not ANY_UNSPACED.search(text):
         return runs
-    return [word for run in runs for word in PART.findall(run)]
+    return list(itertools.chain.from_iterable(map(PART.findall, runs)))
 
 
 def count_letters(words: Iterable[str]) -> int:

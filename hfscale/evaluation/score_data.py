@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from datasets import Dataset
 
 from hfscale.arguments import SourceArguments, TaskArguments
-from hfscale.data.sources import load_documents, load_run_splits
+from hfscale.data.sources import load_documents
+from hfscale.data.splits import load_run_splits
 from hfscale.evaluation.training_runs import (
     TaskRun,
     held_out_fingerprint,
@@ -67,12 +68,12 @@ def load_text(source: SourceArguments, *, split: str, models: Sequence[str]) -> 
     return ScoreData("document", rows, counts, notes)
 
 
-def load_held_out_text(models: Sequence[str]) -> ScoreData:
+def load_held_out_text(models: Sequence[str], *, trust_remote_code: bool = False) -> ScoreData:
     """The text that the first model's run held out, and which of the others saw some of it.
 
     Raises InputError as `load_run_splits`."""
     first, *others = models
-    splits = load_run_splits(first)
+    splits = load_run_splits(first, trust_remote_code=trust_remote_code)
     rows = splits["validation"]
     counts = Counter(read=len(rows), scored=len(rows))
     if isinstance(splits["train"], Dataset):  # of a stream nobody knows how long it is

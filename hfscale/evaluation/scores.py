@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.arguments import TaskArguments
-from hfscale.data.sources import text_fingerprint
+from hfscale.data.fingerprints import text_fingerprint
 from hfscale.evaluation.lm_eval import run_lm_eval
 from hfscale.evaluation.predictions import read_predictions
 from hfscale.evaluation.score_args import UNFINISHED

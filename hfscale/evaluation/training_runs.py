@@ -9,7 +9,7 @@ from typing import Any
 
 from hfscale.arguments import TaskArguments
 from hfscale.data.files import find_files
-from hfscale.data.sources import text_fingerprint
+from hfscale.data.fingerprints import text_fingerprint
 from hfscale.process import InputError
 from hfscale.tasks.examples import example_texts, load_task, split_rows
 from hfscale.tasks.held_out import row_hash

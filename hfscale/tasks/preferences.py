@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from hfscale.data.files import find_files, read_rows
-from hfscale.data.sources import split_documents
+from hfscale.data.splits import split_documents
 from hfscale.data.tokens import encode_continuations, encode_prompts
 from hfscale.process import InputError
 from hfscale.tasks.sample_data import load_sample_data

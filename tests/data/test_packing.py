@@ -348,10 +348,16 @@ def test_the_number_of_processes_changes_no_row(packing):
         {"text": ["abcdefghij"[: 1 + i * 7 % 10] for i in range(2500)]}
     )  # 3 batches
     tokenizer = train_char(documents)
-    one, two = (
-        pack_documents(documents, tokenizer, 64, packing=packing, num_proc=n) for n in (None, 2)
+    splits = DatasetDict(train=documents, validation=documents.select(range(3)))
+    alone, one, two = (
+        pack_splits(splits, tokenizer, 64, packing=packing, num_proc=num_proc)
+        for num_proc in (None, 1, 2)
     )
-    assert as_lists(one) == as_lists(two)
+    for name in splits:
+        assert as_lists(alone[name]) == as_lists(one[name]) == as_lists(two[name])
+    assert as_lists(pack_documents(documents, tokenizer, 64, packing=packing, num_proc=2)) == (
+        as_lists(alone["train"])
+    )
 
 
 def test_rows_are_cached_beside_documents_on_disk(documents, tokenizer, tmp_path):

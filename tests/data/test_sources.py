@@ -10,7 +10,8 @@ import zstandard
 from datasets import Dataset, DatasetDict
 
 from hfscale.arguments import StreamArguments
-from hfscale.data.sources import load_documents, load_splits, split_documents
+from hfscale.data.sources import load_documents
+from hfscale.data.splits import load_splits, split_documents
 from hfscale.process import InputError
 
 TEXT = "First line, with ümlaut.\nSecond line.\n\nA new paragraph.\n"

@@ -17,9 +17,11 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from hfscale.arguments import StreamArguments
+from hfscale.data.fingerprints import text_fingerprint
 from hfscale.data.mixture import check_shares, join_rows
 from hfscale.data.packing import IGNORED, pack_documents
-from hfscale.data.sources import load_documents, load_parts, split_documents, text_fingerprint
+from hfscale.data.sources import load_documents
+from hfscale.data.splits import load_parts, split_documents
 from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer, train_char
 from hfscale.process import InputError, run
 from recipes import pretrain, score
@@ -176,7 +178,7 @@ def test_the_split_of_a_stream(folder):
 
 
 def test_held_out_text_of_a_stream_is_bounded(folder, monkeypatch):
-    monkeypatch.setattr("hfscale.data.sources.HELD_OUT_CHARACTERS", 100)
+    monkeypatch.setattr("hfscale.data.stream_splits.HELD_OUT_CHARACTERS", 100)
     parts = split_documents(
         load_documents(str(folder), streaming=True),
         split_by="document",

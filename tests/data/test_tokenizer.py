@@ -17,7 +17,6 @@ from hfscale.data.tokenizer import (
     load_tokenizer,
     measure_tokenizer,
     train_bpe,
-    train_byte_level,
     train_char,
 )
 from hfscale.process import InputError
@@ -40,9 +39,9 @@ ODD = [
 CHAT = ["<|im_start|>", "<|im_end|>"]
 
 
-@pytest.fixture(scope="module", params=["bpe", "unigram"])
-def trained(request):
-    return train_byte_level(DOCUMENTS, request.param, 300, CHAT)
+@pytest.fixture(scope="module")
+def trained():
+    return train_bpe(DOCUMENTS, 300, CHAT)
 
 
 @pytest.mark.parametrize("text", [*ODD, "".join(map(chr, range(256)))])
@@ -75,16 +74,20 @@ def test_special_tokens_are_never_split(trained):
 
 
 def test_training_is_repeatable(trained):
-    algorithm = type(trained.backend_tokenizer.model).__name__.lower()
-    assert train_byte_level(DOCUMENTS, algorithm, 300, CHAT).backend_tokenizer.to_str() == (
-        trained.backend_tokenizer.to_str()
-    )
+    again = train_bpe(DOCUMENTS, 300, CHAT)
+    assert again.backend_tokenizer.to_str() == trained.backend_tokenizer.to_str()
 
 
-def test_unigram_spec_is_a_unigram_model():
-    tokenizer = load_tokenizer("unigram:280", DOCUMENTS)
-    assert type(tokenizer.backend_tokenizer.model).__name__ == "Unigram"
-    assert tokenizer.get_vocab() == train_byte_level(DOCUMENTS, "unigram", 280).get_vocab()
+@pytest.mark.parametrize(
+    ("spec", "instead"),
+    [("unigram:4096", "train:4096"), ("unigram", "train:8192")],
+)
+def test_a_config_that_names_unigram_is_told_what_to_use(spec, instead):
+    with pytest.raises(
+        InputError, match=rf"^tokenizer {spec}: unigram .* use {instead}, "
+    ) as caught:
+        load_tokenizer(spec, DOCUMENTS)
+    assert "\n" not in str(caught.value)
 
 
 def test_vocabulary_size_and_special_tokens():
@@ -129,8 +132,8 @@ def test_saved_folder_loads_alike(tmp_path):
         "train:abc",
         "train:100",
         "train:-5",
-        "unigram",
-        "unigram:257",
+        "train",
+        "train:257",
         "train:99999999999999",
     ],
 )
@@ -226,7 +229,7 @@ def train(text, folder, *more):
 
 def test_recipe_saves_a_tokenizer_and_its_report(tmp_path, text, capsys):
     folder = tmp_path / "a" / "tokenizer"
-    train(text, folder, "--compare", "char", "unigram:280")
+    train(text, folder, "--compare", "char", "train:280")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|endoftext|>", "<|pad|>")
@@ -235,17 +238,19 @@ def test_recipe_saves_a_tokenizer_and_its_report(tmp_path, text, capsys):
         == "<|im_start|>Gr\u00f6\u00dfe"
     )
     report = json.loads((folder / "tokenizer_report.json").read_text("utf-8"))
+    assert report["recipe"] == "train_tokenizer"
+    assert report["command"].startswith("hfscale train_tokenizer --source ")
     assert report["special_tokens"] == {
         "<|endoftext|>": 0,
         "<|pad|>": 1,
         "<|im_start|>": 2,
         "<|im_end|>": 3,
     }
-    own, char, unigram = report["tokenizers"]
-    assert [row["name"] for row in report["tokenizers"]] == [str(folder), "char", "unigram:280"]
+    own, char, smaller = report["tokenizers"]
+    assert [row["name"] for row in report["tokenizers"]] == [str(folder), "char", "train:280"]
     assert char["bytes_per_token"] == 1 < own["bytes_per_token"]
     assert own["vocab_size"] == len(tokenizer) == 300
-    assert own["round_trip_share"] == unigram["round_trip_share"] == 1
+    assert own["round_trip_share"] == smaller["round_trip_share"] == 1
     assert len(load_tokenizer(str(folder), DOCUMENTS)) == 300
     shown = capsys.readouterr().out
     assert "bytes/token" in shown and f"{own['bytes_per_token']:.3f}" in shown
@@ -257,8 +262,7 @@ def test_recipe_replaces_only_when_told_and_only_its_own(tmp_path, text):
     train(text, folder)
     with pytest.raises(InputError, match="exists"):
         train(text, folder)
-    train(text, folder, "--overwrite", "--algorithm", "unigram", "--extra_special_tokens", "[]")
-    assert type(AutoTokenizer.from_pretrained(folder).backend_tokenizer.model).__name__ == "Unigram"
+    train(text, folder, "--overwrite", "--extra_special_tokens", "[]")
     assert "<|im_end|>" not in AutoTokenizer.from_pretrained(folder).get_vocab()
     (folder / "tokenizer_report.json").unlink()
     with pytest.raises(InputError, match="exists"):
@@ -276,7 +280,7 @@ def test_recipe_replaces_only_when_told_and_only_its_own(tmp_path, text):
         ),
         ("--extra_special_tokens <a> <|pad|>", "different names, none empty, beside"),
         ("--extra_special_tokens=", "different names, none empty"),
-        ("--algorithm wordpiece", r"--algorithm: got 'wordpiece', expected one of bpe, unigram"),
+        ("--compare unigram:300", "tokenizer unigram:300: unigram .* use train:300, a BPE"),
         ("--compare missing-folder", "tokenizer missing-folder: no such folder"),
         ("--compare train:1", "at least 258"),
         ("--validation_source missing.txt", "no such file"),

@@ -14,7 +14,8 @@ from datasets import Dataset
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from hfscale.arguments import DataArguments
-from hfscale.data.sources import load_splits, text_fingerprint
+from hfscale.data.fingerprints import text_fingerprint
+from hfscale.data.splits import load_splits
 from hfscale.data.tokenizer import train_bpe
 from hfscale.metrics import perplexity
 from hfscale.metrics.intervals import NO_SPREAD

@@ -10,7 +10,8 @@ import evaluate
 import pytest
 
 from hfscale.arguments import DataArguments, TaskArguments
-from hfscale.data.sources import load_splits, text_fingerprint
+from hfscale.data.fingerprints import text_fingerprint
+from hfscale.data.splits import load_splits
 from hfscale.evaluation.scores import check_examples
 from hfscale.evaluation.training_runs import training_runs
 from hfscale.metrics.evaluate_metrics import load_metrics

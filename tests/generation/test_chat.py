@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from hfscale.data.tokenizer import train_byte_level
+from hfscale.data.tokenizer import train_bpe
 from hfscale.process import InputError
 from hfscale.tasks.chat_templates import set_chat_template
 from hfscale.tasks.prompt import save_task_prompt
@@ -22,7 +22,7 @@ SHORT = ["--do_sample", "false", "--max_new_tokens", "6"]
 def folder(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("talker")
     documents = Dataset.from_dict({"text": ["user assistant system answer word number"] * 9})
-    tokenizer = train_byte_level(documents, "bpe", 290, ["<|im_start|>", "<|im_end|>"])
+    tokenizer = train_bpe(documents, 290, ["<|im_start|>", "<|im_end|>"])
     set_chat_template(tokenizer, "chatml")
     tokenizer.save_pretrained(path)
     torch.manual_seed(0)

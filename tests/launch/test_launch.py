@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -559,9 +558,8 @@ def test_sigterm_reaches_the_recipe(tmp_path):
         stderr=subprocess.PIPE,
     )
     assert process.stdout.readline() == "ready\n"
-    start = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 143 and time.monotonic() - start < 10
+    assert process.wait(30) == 143
 
 
 @pytest.mark.parametrize("reaches", ["all, as from a terminal", "the command alone"])

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from hfscale.arguments import StreamArguments
-from hfscale.data.sources import load_splits, text_fingerprint
+from hfscale.data.fingerprints import text_fingerprint
+from hfscale.data.splits import load_splits
 from hfscale.data.tokenizer import load_pretrained_tokenizer
 from hfscale.models import load_model
 from hfscale.process import InputError

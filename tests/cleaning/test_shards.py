@@ -55,12 +55,14 @@ def crawl(tmp_path):
 
 
 def result(folder):
+    """Texts, card and dropped lines, but for what describes the run."""
     splits = datasets.load_from_disk(folder)
-    files = {
-        name: (folder / name).read_text("utf-8")
-        for name in ("data_card.json", "data_card.md", "dropped.jsonl")
-    }
-    return {name: (part["id"][:], part["text"][:]) for name, part in splits.items()}, files
+    files = {name: (folder / name).read_text("utf-8") for name in ("data_card.md", "dropped.jsonl")}
+    card = json.loads((folder / "data_card.json").read_text("utf-8"))
+    for name in ("recipe", "command", "config", "versions", "hardware", "seconds"):
+        del card[name]
+    texts = {name: (part["id"][:], part["text"][:]) for name, part in splits.items()}
+    return texts, files, card
 
 
 def words(source, folder, *more):
@@ -150,7 +152,7 @@ def test_only_unfinished_tasks_run_again(crawl, tmp_path):
     keep = pytest.MonkeyPatch()
     with keep.context() as patch:  # the shards are looked at before they are cleared away
         patch.setattr(
-            "hfscale.cleaning.steps.shutil.rmtree",
+            "hfscale.cleaning.shards.shutil.rmtree",
             lambda path, **how: (
                 seen.append(
                     {
