@@ -149,63 +149,101 @@ def _saved_by_4bit(shape: Shape, step: Step, value: int) -> float:
     return linear * (value - BYTES_IN_4BIT)
 
 
+class _Pass(NamedTuple):
+    """What several moments of a forward and backward pass share, in bytes."""
+
+    tokens: int  # of the micro-batch; the one number that is no bytes
+    inside: int  # a vector of each token inside a block
+    between: int  # and between blocks
+    kept: int  # of all blocks, for the backward pass
+    copies: "_Copies"
+    gathered: int  # weights of other processes, at the ends of the model
+    bucket: int  # DeepSpeed's, for gradients on the way
+    output_gradient: int  # of the output embedding
+
+
 def _moments(shape: Shape, step: Step, sharding: Sharding, gradients: float) -> list[Bytes]:
     """What comes on top of the state, by part, at each of the moments that `step_memory_bytes`
     names.
     """
     sizes = _Vector.of(step, sharding)
     tokens = step.batch_size * step.max_length
-    inside = tokens * shape.n_embd * sizes.inside
-    between = tokens * shape.n_embd * sizes.between
     blocks = blocks_in_training(shape, step.trained, step.activation_checkpointing)
-    kept_by_last = tokens * _kept(shape, step, sizes, blocks[-1])
-    kept = _kept_by_all(shape, step, sizes, blocks)
-    copies = _copies(shape, step, sharding, blocks)
-    copied_blocks = copies.blocks
-    block_again = between  # of the last block, while its backward pass runs
-    if step.activation_checkpointing:  # it is computed once more, the others are not there
-        copied_blocks = copies.last
-        block_again = kept_by_last
-    unpacked = _unpacked(shape, step)
-    bucket = DEEPSPEED_BUCKET * step.width if sharding.engine == "deepspeed" else 0
-    few_gathered = _gathered(shape, step, sharding, 2)
-    many_gathered = _gathered(shape, step, sharding, FSDP_BLOCKS)
-    output_gradient = 0
-    if step.trained.output_embedding(shape):
-        output_gradient = 4 * shape.vocab_size * shape.n_embd
-    mlp_gradient = 4 * shape.n_embd * shape.inner if blocks[-1].mlp_proj.trained else 0
+    trains_output = step.trained.output_embedding(shape)
+    shared = _Pass(
+        tokens,
+        inside=tokens * shape.n_embd * sizes.inside,
+        between=tokens * shape.n_embd * sizes.between,
+        kept=_kept_by_all(shape, step, sizes, blocks),
+        copies=_copies(shape, step, sharding, blocks),
+        gathered=_gathered(shape, step, sharding, 2),
+        bucket=DEEPSPEED_BUCKET * step.width if sharding.engine == "deepspeed" else 0,
+        output_gradient=4 * shape.vocab_size * shape.n_embd if trains_output else 0,
+    )
+    return [
+        _loss(shape, step, shared),
+        _backward_of_loss(shape, step, shared),
+        _backward_of_last_mlp(shape, step, sharding, blocks[-1], shared),
+        _end_of_backward(shape, step, gradients, shared),
+        _evaluation(shape, step),
+    ]
 
-    the_loss: Bytes = {
-        # Logits as they come, in float32, and their log-probabilities.
-        "activations": kept + inside + 2 * between,
-        "logits": tokens * shape.vocab_size * (10 if step.bf16 else 8),
-        "bf16 copies": copies.output + copies.blocks,
-        "communication": few_gathered,
+
+def _loss(shape: Shape, step: Step, shared: _Pass) -> Bytes:
+    """Logits as they come, in float32, and their log-probabilities."""
+    return {
+        "activations": shared.kept + shared.inside + 2 * shared.between,
+        "logits": shared.tokens * shape.vocab_size * (10 if step.bf16 else 8),
+        "bf16 copies": shared.copies.output + shared.copies.blocks,
+        "communication": shared.gathered,
     }
-    its_backward_pass: Bytes = {
-        # Log-probabilities and two gradients, in float32.
-        "activations": kept + inside + between,
-        "logits": tokens * shape.vocab_size * 12,
-        "bf16 copies": copies.output + (0 if step.activation_checkpointing else copies.blocks),
-        "communication": few_gathered,
+
+
+def _backward_of_loss(shape: Shape, step: Step, shared: _Pass) -> Bytes:
+    """Log-probabilities and two gradients, in float32."""
+    copied_blocks = 0 if step.activation_checkpointing else shared.copies.blocks
+    return {
+        "activations": shared.kept + shared.inside + shared.between,
+        "logits": shared.tokens * shape.vocab_size * 12,
+        "bf16 copies": shared.copies.output + copied_blocks,
+        "communication": shared.gathered,
     }
+
+
+def _backward_of_last_mlp(
+    shape: Shape, step: Step, sharding: Sharding, last: Block, shared: _Pass
+) -> Bytes:
+    """The first block on the way back: with checkpointing it is there once more, and its copies
+    alone.
+    """
+    sizes = _Vector.of(step, sharding)
+    block_again = shared.between
+    copied_blocks = shared.copies.blocks
+    if step.activation_checkpointing:
+        block_again = shared.tokens * _kept(shape, step, sizes, last)
+        copied_blocks = shared.copies.last
     # Its gradients are five vectors, and a sixth where the residual's must be cast.
-    cast = inside if sizes.inside == sizes.between else 2 * inside
-    wide = tokens * shape.inner * sizes.mlp
-    adapters = tokens * _adapter_gradients(step, blocks[-1])
-    the_last_mlp: Bytes = {
-        "activations": kept + block_again + cast + wide + unpacked + adapters,
-        "gradients": output_gradient + mlp_gradient,
-        "bf16 copies": copies.output + copied_blocks,
-        "communication": bucket + many_gathered,
+    vectors = 1 if sizes.inside == sizes.between else 2
+    before_activation = shared.tokens * shape.inner * sizes.mlp
+    adapters = shared.tokens * _adapter_gradients(step, last)
+    mlp_gradient = 4 * shape.n_embd * shape.inner if last.mlp_proj.trained else 0
+    activations = shared.kept + block_again + vectors * shared.inside + before_activation
+    return {
+        "activations": activations + _unpacked(shape, step) + adapters,
+        "gradients": shared.output_gradient + mlp_gradient,
+        "bf16 copies": shared.copies.output + copied_blocks,
+        "communication": shared.bucket + _gathered(shape, step, sharding, FSDP_BLOCKS),
     }
-    all_gradients: Bytes = {
-        # Every gradient is there, that of the tied embedding twice, and little else.
-        "activations": 2 * between + unpacked,
-        "gradients": gradients + (output_gradient if shape.tie_word_embeddings else 0),
-        "communication": bucket + few_gathered,
+
+
+def _end_of_backward(shape: Shape, step: Step, gradients: float, shared: _Pass) -> Bytes:
+    """Every gradient is there, that of the tied embedding twice, and little else."""
+    tied_again = shared.output_gradient if shape.tie_word_embeddings else 0
+    return {
+        "activations": 2 * shared.between + _unpacked(shape, step),
+        "gradients": gradients + tied_again,
+        "communication": shared.bucket + shared.gathered,
     }
-    return [the_loss, its_backward_pass, the_last_mlp, all_gradients, _evaluation(shape, step)]
 
 
 def _evaluation(shape: Shape, step: Step) -> Bytes:
