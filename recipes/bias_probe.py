@@ -69,8 +69,8 @@ class BiasProbeArguments(RemoteCodeArguments):
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(BiasProbeArguments, argv, recipe=__file__)
     started = time.perf_counter()
-    check_args(args)
     output_file = check_output_file(args.output_dir, "bias.json", overwrite=args.overwrite)
+    check_args(args)
 
     import torch
     from accelerate import PartialState

@@ -1,7 +1,7 @@
 """How much memory a training step takes, by closed formulas; needs neither torch nor the model."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from hfscale.planning.flops import Block, Layer, Shape, Trained, blocks_in_training
 
@@ -15,7 +15,7 @@ KEPT_BY_RESULT = ("relu", "tanh")
 FSDP_BLOCKS = 5
 # Bytes of a weight in 4 bits, with its scales: 8 bits for 64 weights, 32 bits for 256 of those.
 BYTES_IN_4BIT = 4.127 / 8
-Bytes = dict[str, float]  # by part, of one process
+Bytes: TypeAlias = dict[str, float]  # by part, of one process
 
 
 class Step(NamedTuple):

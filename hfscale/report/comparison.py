@@ -4,7 +4,7 @@ were judged on.
 
 from collections.abc import Sequence
 from numbers import Number
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 TRAINING_TEXT = "train"
 HELD_OUT = "validation"
@@ -28,7 +28,7 @@ JUDGED = ("eval_", "before_eval_", "baseline_")
 
 
 # The value and interval of a metric in each run; None: not measured.
-Cells = list[tuple[Any, Any]]
+Cells: TypeAlias = list[tuple[Any, Any]]
 
 
 class Judged(NamedTuple):

@@ -10,7 +10,7 @@ two exponents only, since for given exponents E, A and B follow from a linear pr
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from scipy.optimize import minimize, nnls
@@ -27,7 +27,7 @@ TINY = 1e-12  # what stands for a floor, or a term, of zero: its logarithm is fi
 # Where log E, log A, log B, alpha and beta stand in what is fitted: equal exponents are one number,
 # which is both the fourth and the last.
 FIVE = [0, 1, 2, 3, -1]
-Numbers = np.ndarray | float
+Numbers: TypeAlias = np.ndarray | float
 
 
 class Law(NamedTuple):
