@@ -104,7 +104,7 @@ def bbq_columns(items: Sequence[Item], logliks: Sequence[Sequence[float]]) -> Sc
     columns = np.zeros((len(items), 2, 4))
     signs = np.zeros(len(items))
     for i, (item, values) in enumerate(zip(items, logliks, strict=True)):
-        chosen = likeliest(values, np.ones(len(values)))
+        chosen = likeliest(values, [1] * len(values))
         kinds = [item.kinds[choice] for choice in chosen]
         biased = kinds.count("biased") / len(kinds)
         unknown = kinds.count("unknown") / len(kinds)
