@@ -116,10 +116,85 @@ def _checked_values(cls: type, argv: list[str], recipe: Path) -> dict[str, Any]:
     if {"-h", "--help"} & {*argv}:
         print(_help_text(cls, recipe, kinds))
         raise SystemExit(0)
-    given, values = read_flags(argv, {**kinds, "config": list[str]}), {}
+    if planned := planned_recipes(cls):
+        script = _planned_script(planned, argv, recipe)
+        planned_class = arguments_class(script)
+        planned_kinds = _kinds_of(planned_class)
+        # A config holds what the training recipe takes, so that it can be trained as it is.
+        values = _read_values(planned_class, argv, script, planned_kinds, kinds | planned_kinds)
+        return {"recipe": script.stem} | values
+    return _read_values(cls, argv, recipe, kinds, kinds)
+
+
+def planned_recipes(cls: type) -> tuple[str, ...]:
+    """The recipes one of which is planned with its own arguments; none but for a recipe whose
+    argument `recipe` says so in its metadata: its choices.
+    """
+    item = cls.__dataclass_fields__.get("recipe")
+    if item is None or not item.metadata.get("takes_its_arguments"):
+        return ()
+    literal, _ = typing.get_args(typing.get_type_hints(cls)["recipe"])
+    return typing.get_args(literal)
+
+
+def _planned_script(planned: tuple[str, ...], argv: list[str], recipe: Path) -> Path:
+    """The training recipe that `argv` speaks of: the one that is named, by --recipe or as the
+    folder of a config; else the first that ships the config; else the one that knows most of the
+    names, the first of several.
+    """
+    scripts = {name: _beside_or_shipped(recipe, name) for name in planned}
+    words, _ = pick_flags(argv, ("recipe", "config"))
+    flags = read_flags(words, {"recipe": str, "config": list[str]})
+    configs = flags.get("config", [])
+    for name in (flags.get("recipe"), *(Path(config).parent.name for config in configs)):
+        if name in scripts:
+            return scripts[name]
+    for script in scripts.values():
+        if any(_ships(script, config) for config in configs):
+            return script
+    names = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
+    for config in configs:
+        names |= _names_in(Path(config)) if Path(config).is_file() else set()
+    return min(scripts.values(), key=lambda script: _count_unknown(script, names))
+
+
+def _ships(recipe: Path, config: str) -> bool:
+    """Whether a config is named that comes with the recipe, not a file of the user's."""
+    folder = recipe.parent / "configs" / recipe.stem
+    names = {name for path in folder.glob("*.yaml") for name in (path.stem, path.name)}
+    return config in names and not Path(config).is_file()
+
+
+def _count_unknown(recipe: Path, names: set[str]) -> int:
+    """How many of the names the recipe does not have."""
+    return len(names - _kinds_of(arguments_class(recipe)).keys())
+
+
+def _names_in(path: Path, extended_by: tuple[Path, ...] = ()) -> set[str]:
+    """The names that a config sets, those of the files that it extends among them."""
+    names = set()
+    for _, name, value in _yaml_lines(path):
+        base = path.parent / str(value)
+        if name != "extends":
+            names.add(name)
+        elif base.is_file() and base not in extended_by:
+            names |= _names_in(base, (*extended_by, base))
+    return names
+
+
+def _read_values(
+    cls: type,
+    argv: list[str],
+    recipe: Path,
+    config_kinds: dict[str, Any],
+    flag_kinds: dict[str, Any],
+) -> dict[str, Any]:
+    """Checked values of the config files and flags in `argv`; flags go before files."""
+    given = read_flags(argv, {**flag_kinds, "config": list[str]})
+    values: dict[str, Any] = {}
     if "config" in given:
         for word in given.pop("config"):
-            values |= _read_config(cls, _find_config(word, recipe), recipe, kinds)
+            values |= _read_config(cls, _find_config(word, recipe), recipe, config_kinds)
     return values | given
 
 
@@ -159,10 +234,14 @@ def _task_recipes_kinds(recipe: Path) -> dict[str, Any]:
     """
     kinds: dict[str, Any] = {}
     for name in TASK_RECIPES:
-        beside = recipe.with_name(f"{name}.py")
-        script = beside if beside.is_file() else shipped("recipes", "*.py")[name]
-        kinds |= _kinds_of(arguments_class(script))
+        kinds |= _kinds_of(arguments_class(_beside_or_shipped(recipe, name)))
     return kinds
+
+
+def _beside_or_shipped(recipe: Path, name: str) -> Path:
+    """The script of another recipe: beside this one, as copies lie, else the shipped one."""
+    beside = recipe.with_name(f"{name}.py")
+    return beside if beside.is_file() else shipped("recipes", "*.py")[name]
 
 
 def _kinds_of(cls: type) -> dict[str, Any]:
@@ -348,4 +427,6 @@ def _help_text(cls: type, recipe: Path, kinds: dict[str, Any]) -> str:
             "and every argument of transformers.TrainingArguments (names and meaning as there):",
             textwrap.fill(" ".join(upstream), 110, initial_indent="  ", subsequent_indent="  "),
         ]
+    if planned := planned_recipes(cls):
+        lines += ["", f"and every argument of the recipe: {', '.join(planned)} (see their --help)"]
     return "\n".join(lines)

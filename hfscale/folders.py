@@ -278,15 +278,21 @@ def write_atomically(path: str | Path, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
-def check_output_file(output_dir: str, name: str, *, overwrite: bool) -> Path:
+def check_output_file(output_dir: str, name: str, *, overwrite: bool, place: str = "") -> Path:
     """The path of the file that a recipe leaves in `output_dir`, once it may be written there.
 
+    `place` is what the errors begin with: the argument that names the file, where it is not
+    `output_dir`.
+
     Raises:
-        InputError: the file is there and `overwrite` is not given, or it cannot be written.
+        InputError: the file is there and `overwrite` is not given, a folder is in its place, or it
+            cannot be written.
     """
-    place = f"output_dir {output_dir}"
+    place = place or f"output_dir {output_dir}"
     path = Path(output_dir, name)
     check_writable(place, path.parent, name)
+    if path.is_dir():
+        raise InputError(f"{place}: {path} is a folder; name another place for the file")
     if path.exists() and not overwrite:
         raise InputError(f"{place}: holds {name}; name another folder, or --overwrite replaces it")
     return path

@@ -1,17 +1,25 @@
 """What each head of a GPT-2-style model attends to in a sentence, what it does for the loss, and
 one head by hand.
 
-hfscale attention_maps --model gpt2 --explain 5 1 hfscale attention_maps --model runs/pretrain-tiny
---sentence "Return the number of items." --output_dir runs/maps
+hfscale attention_maps --model gpt2 --explain 5 1
+hfscale attention_maps --model runs/pretrain-tiny --sentence "Return the number of items."
 """
 
-import json
-from dataclasses import asdict, dataclass, field
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfscale.arguments import RemoteCodeArguments
 from hfscale.config import parse_args
-from hfscale.folders import ATTENTION_FILES, ATTENTION_RECORD, whole_folder, write_atomically
+from hfscale.folders import (
+    ATTENTION_FILES,
+    ATTENTION_RECORD,
+    check_output_folder,
+    describe_run,
+    whole_folder,
+    write_atomically,
+    write_json,
+)
 from hfscale.process import InputError, is_main_rank, run
 
 
@@ -31,7 +39,8 @@ class AttentionMapsArguments(RemoteCodeArguments):
         },
     )
     top_k: int = field(
-        default=3, metadata={"help": "tokens that the logit lens names per layer and position"}
+        default=3,
+        metadata={"help": "tokens that the logit lens names per layer and position", "min": 1},
     )
     seed: int = field(
         default=0, metadata={"help": "of the random sequences for the induction score"}
@@ -46,108 +55,78 @@ class AttentionMapsArguments(RemoteCodeArguments):
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(AttentionMapsArguments, argv, recipe=__file__)
-    if args.explain and len(args.explain) != 2 or args.top_k < 1:
-        raise InputError(
-            f"--explain {args.explain}, --top_k {args.top_k}: expected two numbers, and at least 1"
-        )
-    if is_main_rank():  # one sentence: nothing to share out
-        with whole_folder(
-            args.output_dir,
-            overwrite=args.overwrite,
-            last_file=ATTENTION_RECORD,
-            written=ATTENTION_FILES,
-        ) as folder:
-            text = write_maps(args, folder)
-        print(
-            f"{text}\npage, pictures and numbers: {Path(args.output_dir, 'attention.html')} and "
-            "beside it"
-        )
+    started = time.perf_counter()
+    if args.explain and len(args.explain) != 2:
+        raise InputError(f"--explain {args.explain}: expected two numbers, a layer and a head")
+    if not is_main_rank():  # one sentence: nothing to share out
+        return
+    place = {"overwrite": args.overwrite, "last_file": ATTENTION_RECORD, "written": ATTENTION_FILES}
+    check_output_folder(args.output_dir, **place)
 
-
-def write_maps(args: AttentionMapsArguments, folder: Path) -> str:
     import numpy as np
     import torch
+    from peft import PeftModel
 
     from hfscale.data.tokenizer import load_pretrained_tokenizer
     from hfscale.models import count_parameters, load_model
     from hfscale.probes import attention, attention_page
-    from hfscale.process import versions
 
+    # Model and sentence. Only eager attention returns its weights.
     model = load_model(
         args.model,
         dtype="float32",
         attn_implementation="eager",
         trust_remote_code=args.trust_remote_code,
     )
-    model = getattr(model, "merge_and_unload", lambda: model)()  # an adapter's
-    model.to(torch.accelerator.current_accelerator() or "cpu")
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    model.to(device)  # type: ignore[arg-type]  # the stub takes the device for the model
     tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
-    attention.attention_layers(model)
+    attention.check_gpt2(model)
     ids = attention.encode_sentence(model, tokenizer, args.sentence)
-    explained = attention.explain_head(model, ids, *args.explain) if args.explain else None
+
+    # What the heads attend to, and what they do for the loss.
+    explained = None
+    if args.explain:
+        layer, head = args.explain
+        explained = attention.explain_head(model, ids, layer, head)
     weights = attention.attention_weights(model, ids)[0]
     rollout = attention.rollout(weights)
-    loss, ablation = attention.ablate_heads(model, ids, progress=True)
-    induction = attention.induction_scores(model, tokenizer, seed=args.seed)
-    scores = attention.head_scores(weights) | {"induction": induction, "ablation": ablation}
-    scores = {name: values.cpu().numpy() for name, values in scores.items()}
-    lens = {
-        name: values.tolist()
-        for name, values in attention.logit_lens(model, ids, args.top_k).items()
-    }
-    tokens = [tokenizer.decode([token]) for token in ids[0].tolist()]
+    scores = attention.head_scores(weights)
+    scores["induction"] = attention.induction_scores(model, tokenizer, seed=args.seed)
+    loss, scores["ablation"] = attention.ablate_heads(model, ids, progress=True)
+    lens = attention.logit_lens(model, ids, args.top_k)
 
-    heads = [
-        {"layer": layer, "head": head}
-        | {name: float(values[layer, head]) for name, values in scores.items()}
-        for layer, head in np.ndindex(*weights.shape[:2])
-    ]
-    layers = [
-        {
-            "loss": value,
-            "top": [
-                [[tokenizer.decode([token]), p] for token, p in zip(*pair, strict=True)]
-                for pair in zip(*top, strict=True)
-            ],
-        }
-        for value, *top in zip(
-            lens["loss"], lens["top_ids"], lens["top_probabilities"], strict=True
-        )
-    ]
+    # The record.
+    arrays = {name: values.cpu().numpy() for name, values in scores.items()}
+    size = {"name": args.model, "architecture": type(model).__name__, **count_parameters(model)}
     record = {
-        "schema_version": 1,
-        "recipe": "attention_maps",
-        "config": asdict(args),
-        "versions": versions(),
-        "model": {
-            "name": args.model,
-            "architecture": type(model).__name__,
-            **count_parameters(model),
-        },
+        **describe_run(__file__, args, argv, time.perf_counter() - started),
+        "model": size,
         "sentence": args.sentence,
-        "tokens": tokens,
+        "tokens": [tokenizer.decode([token]) for token in ids[0].tolist()],
         "loss": loss,
-        "score_names": list(scores),
-        "heads": heads,
-        "logit_lens": layers,
-        "explain": explained and explained | {"conclusion": attention_page.conclusion(explained)},
+        "score_names": list(arrays),
+        "heads": attention.head_records(arrays),
+        "logit_lens": attention.lens_records(lens, tokenizer),
+        "explain": explained and attention_page.with_conclusion(explained),
     }
-    weights, rollout = weights.cpu().numpy(), rollout.cpu().numpy()
-    np.savez_compressed(folder / "attention.npz", weights=weights, rollout=rollout)
-    attention_page.draw_maps(weights, folder / "attention_maps.png")
-    attention_page.draw_scores(scores, folder / "head_scores.png")
+
+    # Numbers, pictures, the page, and the record last: a folder with it is whole.
+    maps = weights.cpu().numpy()
+    rollout_maps = rollout.cpu().numpy()
+    all_maps = np.hstack([maps, rollout_maps[:, None]])
     text = attention_page.as_text(record)
-    write_atomically(folder / "attention.txt", text)
-    attention_page.write_page(
-        folder / "attention.html", record, np.hstack([weights, rollout[:, None]])
-    )
-    for step in explained["steps"] if explained else []:
-        step["values"] = None  # they are on the page
-    write_atomically(
-        folder / ATTENTION_RECORD,
-        json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-    )
-    return text
+    with whole_folder(args.output_dir, **place) as folder:
+        np.savez_compressed(folder / "attention.npz", weights=maps, rollout=rollout_maps)
+        attention_page.draw_maps(maps, folder / "attention_maps.png")
+        attention_page.draw_scores(arrays, folder / "head_scores.png")
+        write_atomically(folder / "attention.txt", text)
+        attention_page.write_page(folder / "attention.html", record, all_maps)
+        write_json(folder / ATTENTION_RECORD, attention_page.without_values(record))
+    print(text)
+    print(f"page, pictures and numbers: {Path(args.output_dir, 'attention.html')} and beside it")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
 """Which of two texts about two groups a model finds likelier, per group with intervals; before and
 after training.
 
-hfscale bias_probe --config tiny_cpu                                     (this project's own small
-pairs) hfscale bias_probe --model gpt2 --pairs crows_pairs_anonymized.csv hfscale bias_probe --model
-gpt2 runs/finetuned --pairs all_sentences.tsv --pairs_format winogender hfscale bias_probe --model
-gpt2 --config my_templates.yaml --toxicity_classifier CLASSIFIER --toxic_label toxic
+This project's own small pairs, and those of others:
+hfscale bias_probe --config tiny_cpu
+hfscale bias_probe --model gpt2 --pairs crows_pairs_anonymized.csv
+hfscale bias_probe --model gpt2 runs/finetuned --pairs all_sentences.tsv --pairs_format winogender
+hfscale bias_probe --model gpt2 --config my_templates.yaml --toxicity_classifier CLASSIFIER
 """
 
-import json
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+import time
+from dataclasses import dataclass, field
 from typing import Literal
 
 from hfscale.arguments import RemoteCodeArguments
 from hfscale.config import parse_args
-from hfscale.folders import check_writable, write_atomically
+from hfscale.folders import check_output_file, describe_run, write_json
 from hfscale.process import InputError, run
 
 
@@ -68,17 +68,9 @@ class BiasProbeArguments(RemoteCodeArguments):
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(BiasProbeArguments, argv, recipe=__file__)
-    output_file = Path(args.output_dir, "bias.json")
-    check_writable(f"output_dir {args.output_dir}", output_file.parent, output_file.name)
-    if output_file.exists() and not args.overwrite:
-        raise InputError(
-            f"output_dir {args.output_dir}: holds bias.json; name another or pass --overwrite"
-        )
-    if not 1 <= len(args.model) <= 2 or bool(args.pairs) == bool(args.templates):
-        raise InputError(
-            "--model, --pairs: expected one or two models, and either --pairs or templates (as "
-            "--config templates has them)"
-        )
+    started = time.perf_counter()
+    output_file = check_output_file(args.output_dir, "bias.json", overwrite=args.overwrite)
+    check_args(args)
 
     import torch
     from accelerate import PartialState
@@ -87,53 +79,47 @@ def main(argv: list[str] | None = None) -> None:
 
     from hfscale.data.tokenizer import load_pretrained_tokenizer
     from hfscale.generation.texts import fit_prompts, generate_texts
-    from hfscale.metrics.intervals import compare, estimate
     from hfscale.models import check_models, load_model
     from hfscale.probes import bias
-    from hfscale.probes.bias_items import read_items, template_items, unaligned
-    from hfscale.process import versions
+    from hfscale.probes.bias_items import as_examples, read_items, template_items, unaligned
     from hfscale.tasks.choice_scores import score_choices
 
-    state = PartialState(
-        cpu=parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available())
-    )
+    # Items: pairs or questions, and what is computed from their scores.
+    if args.pairs:
+        items = read_items(args.pairs, args.pairs_format)
+    else:
+        items = template_items(args.templates)
+    examples = Dataset.from_list(as_examples(items))
+    columns_of, values = bias.pair_columns, bias.pair_values
+    if args.pairs_format == "bbq":
+        columns_of, values = bias.bbq_columns, bias.bbq_values
+
+    # Models, all at first: one that cannot be loaded shows before anything is scored, as does a
+    # prompt that is too long.
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available())
+    state = PartialState(cpu=on_cpu)
     check_models(args.model, trust_remote_code=args.trust_remote_code)
-    tokenizers = [
-        load_pretrained_tokenizer(name, trust_remote_code=args.trust_remote_code)
-        for name in args.model
-    ]
-    items = (
-        read_items(args.pairs, args.pairs_format) if args.pairs else template_items(args.templates)
-    )
-    columns_of, values = (
-        (bias.bbq_columns, bias.bbq_values)
-        if args.pairs_format == "bbq"
-        else (bias.pair_columns, bias.pair_values)
-    )
-    examples = Dataset.from_list(
-        [{"prompt": i.prompt, "choices": i.choices, "answer": i.answer} for i in items]
-    )
-    classifier = args.toxicity_classifier and bias.load_classifier(
-        args.toxicity_classifier, args.toxic_label, trust_remote_code=args.trust_remote_code
-    )
-    scored, found, toxicity = [], [], []
-    # All at first: one that cannot be loaded shows at once.
-    models = [
-        load_model(name, dtype=args.dtype, trust_remote_code=args.trust_remote_code).to(
-            state.device
+    classifier = None
+    if args.toxicity_classifier:
+        classifier = bias.load_classifier(
+            args.toxicity_classifier, args.toxic_label, trust_remote_code=args.trust_remote_code
         )
-        for name in args.model
-    ]
-    for model, tokenizer in zip(models, tokenizers, strict=True):
+    models = []
+    for name in args.model:
+        tokenizer = load_pretrained_tokenizer(name, trust_remote_code=args.trust_remote_code)
+        model = load_model(name, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
         if classifier:
-            fit_prompts(
-                model, tokenizer, args.prompts
-            )  # one that is too long shows before anything is scored
-    for model, tokenizer in zip(models, tokenizers, strict=True):
-        found.append(
-            score_choices(model, tokenizer, examples, batch_size=args.batch_size, progress=True)[1]
+            fit_prompts(model, tokenizer, args.prompts)
+        models.append((model.to(state.device), tokenizer))
+
+    # Which text each model finds likelier, and how toxic what it writes is.
+    answers, scored, toxicity = [], [], []
+    for model, tokenizer in models:
+        _, records = score_choices(
+            model, tokenizer, examples, batch_size=args.batch_size, progress=True
         )
-        scored.append(columns_of(items, [each["logliks"] for each in found[-1]]))
+        answers.append(records)
+        scored.append(columns_of(items, [record["logliks"] for record in records]))
         if classifier:
             texts = generate_texts(
                 model,
@@ -149,26 +135,30 @@ def main(argv: list[str] | None = None) -> None:
             )
     if not state.is_main_process:
         return
+
+    # The record.
     record = {
-        "schema_version": 1,
-        "recipe": "bias_probe",
-        "config": asdict(args),
-        "versions": versions(),
+        **describe_run(__file__, args, argv, time.perf_counter() - started),
         "groups": bias.group_table(items, scored, values, args.seed),
         "unaligned": unaligned(items),
-        "toxicity": [estimate(part, bias.toxicity_values, seed=args.seed) for part in toxicity],
-        "toxicity_change": compare(*toxicity, bias.toxicity_values) if len(toxicity) == 2 else None,
-        "items": [
-            item._asdict() | {"models": parts} for item, *parts in zip(items, *found, strict=True)
-        ],
+        **bias.toxicity_records(toxicity, args.seed),
+        "items": bias.item_records(items, answers),
         "limits": bias.LIMITS,
     }
     output_file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(
-        output_file, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    )
+    write_json(output_file, record)
     bias.show_probe(record)
     print(f"\nall numbers and items: {output_file}")
+
+
+def check_args(args: BiasProbeArguments) -> None:
+    """Refuse what has nothing to compare."""
+    if not 1 <= len(args.model) <= 2:
+        raise InputError(f"--model: got {len(args.model)}, expected one or two models")
+    if bool(args.pairs) == bool(args.templates):
+        raise InputError(
+            "--pairs: expected either --pairs or templates (as --config templates has them)"
+        )
 
 
 if __name__ == "__main__":

@@ -30,8 +30,7 @@ class FinetuneTaskArguments(TaskArguments, AdapterArguments, ShapeArguments, Run
     tokenizer: str | None = field(
         default=None,
         metadata={
-            "help": "train:<vocab size>, char, a folder or a Hub id; "
-            "default: the checkpoint's own"
+            "help": "train:<vocab size>, char, a folder or a Hub id; default: the checkpoint's own"
         },
     )
     max_length: int | None = field(

@@ -5,13 +5,12 @@ hfscale memorization --model runs/pretrain-tiny
 hfscale memorization --model runs/a --canaries "my code is 4711" --canary_pattern "my code is ####"
 """
 
-import json
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+import time
+from dataclasses import dataclass, field
 
 from hfscale.arguments import RemoteCodeArguments
 from hfscale.config import parse_args
-from hfscale.folders import check_writable, write_atomically
+from hfscale.folders import check_output_file, describe_run, write_json
 from hfscale.process import InputError, run
 
 
@@ -56,14 +55,8 @@ class MemorizationArguments(RemoteCodeArguments):
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(MemorizationArguments, argv, recipe=__file__)
-    output_file = Path(args.output_dir, "memorization.json")
-    check_writable(f"output_dir {args.output_dir}", output_file.parent, output_file.name)
-    if output_file.exists() and not args.overwrite:
-        raise InputError(
-            f"output_dir {args.output_dir}: holds {output_file.name}; name another or pass "
-            "--overwrite"
-        )
-    check_writable(f"output_dir {args.output_dir}", output_file.parent)
+    started = time.perf_counter()
+    output_file = check_output_file(args.output_dir, "memorization.json", overwrite=args.overwrite)
     if args.canaries and not args.canary_pattern:
         raise InputError(
             "canary_pattern: missing; give the canaries' form, such as 'my code is ####'"
@@ -74,29 +67,30 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.data.splits import load_run_splits
     from hfscale.data.tokenizer import load_pretrained_tokenizer
     from hfscale.generation.texts import generate_texts
-    from hfscale.metrics.intervals import by_note, interval_notes
     from hfscale.metrics.perplexity import score_documents
     from hfscale.models import check_models, load_model
     from hfscale.probes.memorization import (
         check_canary,
-        count_words,
+        copy_records,
         exposure_bits,
-        longest_copy,
         loss_gap,
+        show_memorization,
     )
-    from hfscale.report.tables import cell, show_table
 
+    # The model, and the text that it was trained on.
     for canary in args.canaries:
         check_canary(canary, args.canary_pattern)
     check_models([args.model], trust_remote_code=args.trust_remote_code)
     tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
-    documents = load_run_splits(args.model, trust_remote_code=args.trust_remote_code)
-    if not isinstance(documents["train"], Dataset):
+    splits = load_run_splits(args.model, trust_remote_code=args.trust_remote_code)
+    if not isinstance(splits["train"], Dataset):
         raise InputError(
             f"model {args.model}: was trained on a stream, whose text cannot be searched"
         )
     model = load_model(args.model, dtype="float32", trust_remote_code=args.trust_remote_code)
-    training_text = "\0".join(documents["train"]["text"])
+
+    # Copies of training text in samples, and in unseen text of the same length: phrases that
+    # everybody writes are shared by chance.
     samples = generate_texts(
         model,
         tokenizer,
@@ -106,71 +100,45 @@ def main(argv: list[str] | None = None) -> None:
         max_new_tokens=args.max_new_tokens,
         progress=True,
     )[0]
-    # What unseen text of the same length shares with the training text by chance: phrases that
-    # everybody writes.
     unseen = [
         text[: len(sample)]
-        for text, sample in zip(documents["validation"]["text"], samples, strict=False)
+        for text, sample in zip(splits["validation"]["text"], samples, strict=False)
     ]
-    copies = {
-        name: [longest_copy(text, training_text) for text in texts]
-        for name, texts in (("samples", samples), ("held-out text", unseen))
+    training_text = "\0".join(splits["train"]["text"])
+    copies = copy_records({"samples": samples, "held-out text": unseen}, training_text)
+
+    # The loss on training documents, and on documents that were held out.
+    sums = {}
+    for name in ("train", "validation"):
+        shuffled = splits[name].shuffle(seed=args.seed)
+        texts = shuffled.take(min(args.documents, len(shuffled)))["text"][:]
+        scores = score_documents(model, tokenizer, texts, batch_size=args.batch_size, progress=True)
+        sums[name] = scores.sums
+
+    # How much likelier planted texts are than others of their form.
+    exposures = {
+        canary: exposure_bits(
+            model,
+            tokenizer,
+            canary,
+            args.canary_pattern,
+            seed=args.seed,
+            candidates=args.candidates,
+        )
+        for canary in args.canaries
     }
-    parts = [
-        part.shuffle(seed=args.seed).take(min(args.documents, len(part)))["text"][:]
-        for part in (documents["train"], documents["validation"])
-    ]
-    sums = [
-        score_documents(model, tokenizer, texts, batch_size=args.batch_size, progress=True).sums
-        for texts in parts
-    ]
+
+    # The record.
     record = {
-        "schema_version": 1,
-        "recipe": "memorization",
-        "config": asdict(args),
-        "loss": loss_gap(*sums, seed=args.seed),
-        "longest_copy_words": {
-            name: list(map(count_words, found)) for name, found in copies.items()
-        },
-        "longest_copy": {name: max(found, key=count_words) for name, found in copies.items()},
-        "canaries": {
-            canary: exposure_bits(
-                model,
-                tokenizer,
-                canary,
-                args.canary_pattern,
-                seed=args.seed,
-                candidates=args.candidates,
-            )
-            for canary in args.canaries
-        },
+        **describe_run(__file__, args, argv, time.perf_counter() - started),
+        "loss": loss_gap(sums["train"], sums["validation"], seed=args.seed),
+        **copies,
+        "canaries": exposures,
     }
     output_file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output_file, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-
-    loss = record["loss"]
-    show_table(
-        ("what", "value"),
-        [
-            *(
-                (f"longest copy in {name}", f"{count_words(copy)} words: {copy[:300]}")
-                for name, copy in record["longest_copy"].items()
-            ),
-            *((name, cell(loss, name)) for name in ("train_loss", "validation_loss", "gap")),
-            *(
-                (
-                    canary,
-                    f"exposure {found['exposure_bits']:.1f} of at most "
-                    f"{found['exposure_limit_bits']:.1f} bits, rank {found['rank']:,} of "
-                    f"{found['candidates']:,}",
-                )
-                for canary, found in record["canaries"].items()
-            ),
-            ("written to", str(output_file)),
-        ],
-    )
-    for note, about in by_note(interval_notes(loss)).items():
-        print(f"{about}: {note}")
+    write_json(output_file, record)
+    show_memorization(record)
+    print(f"\nall numbers: {output_file}")
 
 
 if __name__ == "__main__":

@@ -1,39 +1,52 @@
 """Will it fit, how long, what does it cost: memory, speed and the command of each launch config,
 before the bill.
 
-hfscale plan --config gpt2_small --gpu h100-80gb --num_gpus 8
-hfscale plan --config gpt2_xl --gpu h100-80gb --num_gpus 16 --num_machines 2 --network_gbit_s 400
+hfscale plan --config pretrain/gpt2_small --gpu h100-80gb --num_gpus 8
+hfscale plan --config pretrain/gpt2_xl --gpu h100-80gb --num_gpus 16 --network_gbit_s 400
 hfscale plan --config finetune/gpt2_lora --gpu l4 --price_per_gpu_hour 0.8 --picture plan.png
 """
 
 import sys
 from dataclasses import dataclass, field, fields
+from typing import Literal
 
-from hfscale.arguments import AdapterArguments, RunArguments, ShapeArguments, StreamArguments
-from hfscale.config import parse_args
+from hfscale.config import parse_args, pick_flags
 from hfscale.process import InputError, run
 
 
 @dataclass
-class PlanArguments(ShapeArguments, AdapterArguments, StreamArguments, RunArguments):
-    """All that pretrain and finetune take, so that their configs can be planned; and where they are
-    to run.
-    """
+class PlanArguments:
+    """Where the training is to run, and at what price; all else is the training recipe's own."""
 
+    recipe: Literal["pretrain", "finetune", "finetune_task"] | None = field(
+        default=None,
+        metadata={
+            "help": "what is planned; default: the recipe of the config, else the one that takes "
+            "the arguments",
+            "takes_its_arguments": True,
+        },
+    )
     gpu: str = field(
         default="a100-80gb",
         metadata={"help": "a known accelerator, such as h100-80gb, or one of yours"},
     )
-    num_gpus: int = field(default=1, metadata={"help": "of them, on all machines together"})
+    num_gpus: int = field(
+        default=1, metadata={"help": "of them, on all machines together", "min": 1}
+    )
     num_machines: int | None = field(
         default=None,
         metadata={
-            "help": "that they are in, as many in each; default: as few as hold up to 8 each"
+            "help": "that they are in, as many in each; default: as few as hold up to 8 each",
+            "min": 1,
         },
     )
     network_gbit_s: float = field(
         default=100,
-        metadata={"help": "speed of each machine's network to the others, in 10^9 bits a second"},
+        metadata={
+            "help": "speed of each machine's network to the others, in 10^9 bits a second",
+            "min": 1e-3,
+            "max": 1e6,
+        },
     )
     main_process_ip: str = field(
         default="machine-0", metadata={"help": "address of machine 0, for the launch line"}
@@ -41,42 +54,40 @@ class PlanArguments(ShapeArguments, AdapterArguments, StreamArguments, RunArgume
     accelerators: str | None = field(
         default=None, metadata={"help": "YAML with devices of your own"}
     )
-    model: str | None = field(
-        default=None, metadata={"help": "checkpoint to fine-tune; default: a new model"}
-    )
-    tokenizer: str | None = field(
-        default="train:8192", metadata={"help": "as in pretrain and finetune"}
-    )
-    forget_source: list[str] | None = field(
-        default=None, metadata={"help": "as in finetune; takes no part here"}
-    )
     vocab_size: int | None = field(
-        default=None, metadata={"help": "where the tokenizer does not tell it"}
+        default=None, metadata={"help": "where the tokenizer does not tell it", "min": 1}
     )
     tokens: float | None = field(
         default=None,
-        metadata={"help": "to train on; default: max_steps, else the compute-optimal number"},
+        metadata={
+            "help": "to train on; default: max_steps, else the compute-optimal number",
+            "min": 1,
+            "max": 1e18,
+        },
     )
     tokens_per_step: int | None = field(
         default=None,
         metadata={
-            "help": "on all GPUs together; default: those of the config on the num_gpus that it "
-            "names, else as many on each GPU as the config says"
+            "help": "on all GPUs together; default: as many on each GPU as the config says",
+            "min": 1,
         },
     )
     efficiency: float = field(
-        default=0.4, metadata={"help": "share of the peak rate that matrix products reach"}
+        default=0.4,
+        metadata={
+            "help": "share of the peak rate that matrix products reach",
+            "min": 1e-3,
+            "max": 1,
+        },
     )
-    price_per_gpu_hour: float | None = field(default=None, metadata={"help": "in any currency"})
-    price_per_kwh: float | None = field(default=None, metadata={"help": "in the same currency"})
+    price_per_gpu_hour: float | None = field(
+        default=None, metadata={"help": "in any currency", "min": 0, "max": 1e9}
+    )
+    price_per_kwh: float | None = field(
+        default=None, metadata={"help": "in the same currency", "min": 0, "max": 1e9}
+    )
     picture: str | None = field(default=None, metadata={"help": "PNG file for the memory bars"})
-
-
-PASSED_ON = {
-    "model",
-    "tokenizer",
-    "forget_source",
-}  # of the arguments above, those that training takes too
+    training: dict = field(default_factory=dict)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -84,67 +95,65 @@ def main(argv: list[str] | None = None) -> None:
 
     from pathlib import Path
 
-    from hfscale.planning.flops import TOKENS_PER_PARAMETER, training_flops
     from hfscale.planning.page import check_picture, draw_memory, show_plan
     from hfscale.planning.plan import (
-        find_accelerator,
+        find_device,
         find_machines,
-        launch_words,
+        launch_command,
         plan_launches,
         recommended,
+        training_totals,
     )
     from hfscale.planning.settings import (
-        asked_rows,
+        Planned,
         check_countable,
-        check_positive,
         find_max_length,
-        precision,
+        pick_precision,
+        planned_shape,
+        share_rows,
         step_of,
-        with_new_tokens,
     )
-    from hfscale.planning.shapes import find_shape
 
+    # What is trained, by the training recipe's own arguments.
     words = sys.argv[1:] if argv is None else argv
-    check_positive(args)
-    check_countable(args)
     if args.picture:
         check_picture(args.picture)
-    device = find_accelerator(args.gpu, args.accelerators)
-    where = find_machines(args.num_gpus, args.num_machines, args.network_gbit_s)
-    sizes = {item.name: getattr(args, item.name) for item in fields(ShapeArguments)}
-    shape = with_new_tokens(args, find_shape(args.model, sizes, args.tokenizer, args.vocab_size))
-    max_length = find_max_length(args, shape)
-    rows = asked_rows(args, words, __file__, max_length)
-    units = {name for name in ("bf16", "fp16") if device.tflops(name)}
-    number_type = precision(args.training, units, args.gpu)
-    step = step_of(args, shape, rows, max_length, half=number_type != "fp32")
+    planned = Planned.from_values(args.recipe, args.training)
+    check_countable(planned)
+    shape = planned_shape(planned, args.vocab_size)
+    max_length = find_max_length(planned, shape)
 
+    # Where it runs.
+    device = find_device(args.gpu, args.accelerators)
+    machines = find_machines(args.num_gpus, args.num_machines, args.network_gbit_s)
+
+    # A step of one process, and what each launch config makes of it.
+    rows = share_rows(planned, args.num_gpus, args.tokens_per_step, max_length)
+    precision = pick_precision(planned.training, device, args.gpu)
+    step = step_of(planned, shape, rows, max_length, precision)
     plans = plan_launches(
         shape,
         step,
         device,
-        where,
+        machines,
         rows=rows.per_process,
         efficiency=args.efficiency,
-        precision=number_type,
+        precision=precision,
     )
-    per_step = rows.per_process * args.num_gpus * max_length
-    optimal = TOKENS_PER_PARAMETER * shape.parameters()
-    tokens = args.tokens or max(0, args.training.get("max_steps", 0)) * per_step or optimal
-    flops = training_flops(shape, 1, max_length, **step.trained._asdict()) * tokens
+
+    # The whole training: tokens, operations, hours, energy, money.
+    totals = training_totals(
+        shape,
+        step,
+        tokens_per_step=rows.per_process * args.num_gpus * max_length,
+        tokens=args.tokens,
+        max_steps=planned.training.get("max_steps", 0),
+    )
     show_plan(
-        {
-            "parameters": shape.parameters(),
-            "trained": step.trained.parameters(shape),
-            "tokens": tokens,
-            "compute-optimal tokens": optimal,
-            "tokens per step": per_step,
-            "FLOPs": float(flops),
-            "FLOPs (6ND)": 6.0 * shape.parameters() * tokens,
-        },
+        totals,
         plans,
         device,
-        where,
+        machines,
         rows=rows,
         efficiency=args.efficiency,
         hour_price=args.price_per_gpu_hour,
@@ -153,29 +162,28 @@ def main(argv: list[str] | None = None) -> None:
     if args.picture:
         draw_memory(Path(args.picture), plans, device, f"{args.gpu} x {args.num_gpus}")
 
+    # The command that trains like this.
     best = recommended(plans)
     if best is None:
         raise InputError(
             f"nothing fits on {args.num_gpus} x {args.gpu}; take --activation_checkpointing, a "
             "shorter --max_length, more or larger GPUs, or adapters (--lora_r)"
         )
-    command = launch_words(
-        words,
+    own_flags = {item.name for item in fields(PlanArguments)}
+    command = launch_command(
+        args.recipe,
+        pick_flags(words, own_flags)[1],
         plans[best],
         best,
-        recipe="finetune" if args.model else "pretrain",
-        where=where,
-        given=rows.given,
-        not_passed=set(PlanArguments.__annotations__) - PASSED_ON,
+        machines,
+        given_sizes=rows.given,
         main_process_ip=args.main_process_ip,
-        extra={"ddp_find_unused_parameters": "true"}
-        if shape.add_cross_attention and where.processes > 1
-        else None,
+        find_unused_parameters=shape.add_cross_attention,
     )
     print(f"launch: {command}")
-    if where.machines > 1:
+    if machines.number > 1:
         print(
-            f"on each machine, with its own --machine_rank (0 to {where.machines - 1}); "
+            f"on each machine, with its own --machine_rank (0 to {machines.number - 1}); "
             f"{args.main_process_ip} is the address of machine 0 (hfscale copy launch writes job "
             "files that say so)"
         )

@@ -5,12 +5,11 @@ hfscale report --runs runs/pretrain-tiny
 hfscale report --runs runs/a runs/b --also runs/scale-tiny runs/data --output_file runs/a-and-b.html
 """
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfscale.config import parse_args
-from hfscale.folders import check_writable, write_atomically
+from hfscale.folders import check_output_file, write_atomically
 from hfscale.process import InputError, run
 
 
@@ -37,21 +36,17 @@ def main(argv: list[str] | None = None) -> None:
     if not args.runs:
         raise InputError("runs: none given; name the folder of a finished run")
     page = Path(args.output_file or Path(args.runs[0], "report.html"))
-    if os.path.isdir(page):
-        raise InputError(f"output_file {page}: is a folder; name a file")
-    check_writable(f"output_file {page}", page.parent, page.name)
-    if page.exists() and not args.overwrite:
-        raise InputError(f"output_file {page}: exists; name another or pass --overwrite")
+    check_output_file(
+        str(page.parent), page.name, overwrite=args.overwrite, place=f"output_file {page}"
+    )
 
     from hfscale.report.page import render_page
 
     html = render_page(args.runs, args.also)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(page, html)
-    print(
-        f"page: {page} ({len(html.encode()) / 1e6:.2f} MB); open it in a browser, no network is "
-        "needed"
-    )
+    megabytes = len(html.encode()) / 1e6
+    print(f"page: {page} ({megabytes:.2f} MB); open it in a browser, no network is needed")
 
 
 if __name__ == "__main__":

@@ -1,26 +1,27 @@
 """How the loss falls with data and model size: a grid of runs, a fitted law with intervals, a
 forecast that is tested.
 
-hfscale scale --config tiny_cpu                                      (a grid of small models on two
-CPU cores) hfscale scale --fit_csv runs.csv --n_column params --d_column tokens --loss_column loss
---group_column corpus sbatch --array=0-11 --wrap 'hfscale scale --config my.yaml --cell
-$SLURM_ARRAY_TASK_ID'
+A grid of small models on two CPU cores; a table of finished runs; one cell of a grid, for a job
+array:
+hfscale scale --config tiny_cpu
+hfscale scale --fit_csv runs.csv --n_column params --d_column tokens --group_column corpus
+sbatch --array=0-12 --wrap 'hfscale scale --config my.yaml --cell $SLURM_ARRAY_TASK_ID'
 """
 
-import json
-import math
-from dataclasses import asdict, dataclass, field
-from functools import partial
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from hfscale.config import parse_args
-from hfscale.folders import check_writable, write_atomically
-from hfscale.process import InputError, run
+from hfscale.folders import check_output_file, describe_run, write_json
+from hfscale.process import run
 
 
 @dataclass
-class ScaleArguments:
+class GridArguments:
+    """The runs that are trained here."""
+
     sizes: list[str] = field(
         default_factory=list, metadata={"help": "models: layers x width, such as 2x64 4x128"}
     )
@@ -41,11 +42,19 @@ class ScaleArguments:
     count: Literal["parameters", "parameters_without_embeddings"] = field(
         default="parameters", metadata={"help": "what N counts"}
     )
-    jobs: int = field(default=1, metadata={"help": "cells trained at a time"})
-    retries: int = field(default=1, metadata={"help": "how often a failed cell is tried again"})
+    jobs: int = field(default=1, metadata={"help": "cells trained at a time", "min": 1})
+    retries: int = field(
+        default=1, metadata={"help": "how often a failed cell is tried again", "min": 0}
+    )
     cell: int | None = field(
         default=None, metadata={"help": "train only this cell, from 0, and stop: for job arrays"}
     )
+
+
+@dataclass
+class TableArguments:
+    """Runs that are finished already, as lines of a table."""
+
     fit_csv: str | None = field(
         default=None,
         metadata={"help": "fit this table instead of training (also .csv.gz, .csv.zst)"},
@@ -58,16 +67,22 @@ class ScaleArguments:
     group_column: str | None = field(
         default=None, metadata={"help": "a law for each value of this column"}
     )
+
+
+@dataclass
+class ScaleArguments(GridArguments, TableArguments):
     equal_exponents: bool = field(
         default=False, metadata={"help": "fit alpha = beta: one number less"}
     )
     budgets: list[float] = field(
         default_factory=list,
         metadata={
-            "help": "training FLOPs to split between size and data; default: the grid's own range"
+            "help": "training FLOPs to split between size and data; default: the grid's own range",
+            "min": 1,
+            "max": 1e40,
         },
     )
-    resamples: int = field(default=500, metadata={"help": "of the bootstrap"})
+    resamples: int = field(default=500, metadata={"help": "of the bootstrap", "min": 1})
     seed: int = field(default=0, metadata={"help": "of the bootstrap"})
     output_dir: str = field(
         default="runs/scale", metadata={"help": "cells, law.json and scaling.png"}
@@ -79,129 +94,87 @@ class ScaleArguments:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(ScaleArguments, argv, recipe=__file__)
-    folder = Path(args.output_dir)
-    _check(args, folder)
+    started = time.perf_counter()
+    trains_one_cell = args.cell is not None  # which writes no law, whoever wrote one before
+    law_file = check_output_file(
+        args.output_dir, "law.json", overwrite=args.overwrite or trains_one_cell
+    )
 
-    from hfscale.scaling.grid import parse_cells, read_runs, run_cells
-    from hfscale.scaling.law import check_determined, fit_law
+    from hfscale.scaling.grid import Cell, grid_points, pick_cell, plan_grid, read_runs
     from hfscale.scaling.page import draw_law, print_law
+    from hfscale.scaling.study import (
+        check_grid,
+        check_table,
+        fit_groups,
+        forecast_cells,
+        law_records,
+    )
 
-    held, dropped, forecasts = [], [], []
+    # One cell of a grid, for a job array.
+    if trains_one_cell:
+        cell = pick_cell(plan_grid(args.sizes, args.tokens, args.hold_out), args.cell)
+        _, failed = train(args, [cell])
+        raise SystemExit(1 if failed else 0)
+
+    # The runs: of a table, or of a grid that is trained here.
+    held_out: list[Cell] = []
+    finished: dict[Cell, dict] = {}
+    dropped: list
     if args.fit_csv:
         groups, dropped = read_runs(
             args.fit_csv, args.n_column, args.d_column, args.loss_column, args.group_column
         )
-        for name, points in groups.items():
-            sizes, tokens, _ = zip(*points, strict=True)
-            place = f"fit_csv {args.fit_csv}" + (
-                f", {args.group_column} {name}" if args.group_column else ""
-            )
-            check_determined(sizes, tokens, args.equal_exponents, place)
+        check_table(groups, args.equal_exponents, args.fit_csv, args.group_column)
     else:
-        cells = parse_cells(
-            [f"{size}-{count}" for size in args.sizes for count in args.tokens], "sizes, tokens"
-        )
-        held = parse_cells(args.hold_out, "hold_out")
-        if not cells or {*held} & {*cells}:
-            raise InputError(
-                "sizes, tokens, hold_out: the grid is empty, or a cell of it is also held out"
-            )
-        train = partial(
-            run_cells,
-            folder=folder / "cells",
-            pretrain_args=args.pretrain_args,
-            jobs=args.jobs,
-            retries=args.retries,
-        )
-        if args.cell is not None:
-            if not 0 <= args.cell < len(cells) + len(held):
-                raise InputError(
-                    f"cell: got {args.cell}, expected 0 to {len(cells) + len(held) - 1}"
-                )
-            raise SystemExit(1 if train([[*cells, *held][args.cell]])[1] else 0)
-        models = [(cell.n_layer, cell.n_embd) for cell in cells]
-        check_determined(
-            [models.index(model) for model in models],
-            [cell.tokens for cell in cells],
-            args.equal_exponents,
-            "sizes, tokens",
-        )
-        records, dropped = train(cells)
-        groups = {
-            "grid": [
-                (r["model"][args.count], r["train"]["tokens"], r["metrics"]["eval_loss"])
-                for r in records.values()
-            ]
-        }
+        cells, held_out = plan_grid(args.sizes, args.tokens, args.hold_out)
+        check_grid(cells, args.equal_exponents)
+        finished, dropped = train(args, cells)
+        groups = {"grid": grid_points(finished.values(), args.count)}
 
-    fits = {
-        name: fit_law(
-            *([point[i] for point in points] for i in range(3)),
-            resamples=args.resamples,
-            equal_exponents=args.equal_exponents,
-            seed=args.seed,
-            progress=f"bootstrap of {name}",
-        )
-        for name, points in groups.items()
-    }
-    for cell in held:  # before it runs
-        n = cell.parameters(next(iter(records.values())), args.count)
-        forecasts.append(
-            {
-                "cell": cell.name,
-                "parameters": n,
-                "tokens": cell.tokens,
-                "measured": None,
-                **fits["grid"].forecast(n, cell.tokens),
-            }
-        )
-    laws = {
-        name: {
-            "runs": len(groups[name]),
-            "points": groups[name],
-            **fit.record(),
-            "splits": [fit.split(flops) for flops in args.budgets or _range(groups[name])],
-        }
-        for name, fit in fits.items()
-    }
+    # A law for each group, and what it forecasts of the cells that are held out.
+    fits = fit_groups(
+        groups,
+        resamples=args.resamples,
+        equal_exponents=args.equal_exponents,
+        seed=args.seed,
+    )
+    forecasts = []
+    if held_out:
+        like = next(iter(finished.values()))
+        forecasts = forecast_cells(fits["grid"], held_out, like, args.count)
     record = {
-        "schema_version": 1,
-        "recipe": "scale",
-        "config": asdict(args),
-        "laws": laws,
+        **describe_run(__file__, args, argv, time.perf_counter() - started),
+        "laws": law_records(fits, groups, args.budgets),
         "dropped": dropped,
         "forecasts": forecasts,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "law.json", json.dumps(record, indent=2) + "\n")
-    if held:
-        records, _ = train(held)
-        for cell, forecast in zip(held, forecasts, strict=True):
-            forecast["measured"] = (
-                records[cell]["metrics"]["eval_loss"] if cell in records else None
-            )
-        write_atomically(folder / "law.json", json.dumps(record, indent=2) + "\n")
-    draw_law(folder / "scaling.png", fits, groups, forecasts)
+    law_file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(law_file, record)
+
+    # The forecasts are tested once they are written down.
+    if held_out:
+        finished, _ = train(args, held_out)
+        for cell, forecast in zip(held_out, forecasts, strict=True):
+            if cell in finished:
+                forecast["measured"] = finished[cell]["metrics"]["eval_loss"]
+        record["seconds"] = time.perf_counter() - started
+        write_json(law_file, record)
+    draw_law(law_file.with_name("scaling.png"), fits, groups, forecasts)
     print_law(record)
-    print(f"law.json and scaling.png: {folder}")
+    print(f"law.json and scaling.png: {args.output_dir}")
 
 
-def _check(args: ScaleArguments, folder: Path) -> None:
-    check_writable(f"output_dir {folder}", folder)
-    if (folder / "law.json").exists() and args.cell is None and not args.overwrite:
-        raise InputError(
-            f"output_dir {folder}: holds law.json; name another, or --overwrite it (cells are kept)"
-        )
-    for name, least in (("jobs", 1), ("resamples", 1), ("retries", 0)):
-        if getattr(args, name) < least:
-            raise InputError(f"{name}: got {getattr(args, name)}, expected at least {least}")
-    if wrong := [flops for flops in args.budgets if not 0 < flops < math.inf]:
-        raise InputError(f"budgets: got {wrong[0]}, expected numbers above 0")
+def train(args: ScaleArguments, cells: list) -> tuple[dict, list[str]]:
+    """The `run.json` of each cell that is finished, and the names of those that failed."""
+    from hfscale.scaling.grid import run_cells
 
-
-def _range(points: list[tuple]) -> list[float]:
-    """The largest budget of the grid, and ten and a hundred times as much."""
-    return [factor * max(6 * n * d for n, d, _ in points) for factor in (1, 10, 100)]
+    return run_cells(
+        cells,
+        folder=Path(args.output_dir, "cells"),
+        pretrain_args=args.pretrain_args,
+        jobs=args.jobs,
+        retries=args.retries,
+    )
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ LIGHT = (
 LIGHT_BUT_FOR_NUMPY = (
     "hfscale.scaling.law",
     "hfscale.scaling.page",
+    "hfscale.scaling.study",
     "hfscale.planning.page",
 )  # figures are numbers
 

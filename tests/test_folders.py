@@ -201,6 +201,9 @@ def test_a_file_in_the_way_is_named(tmp_path):
     with pytest.raises(InputError, match=r"holds scores.json; .*--overwrite replaces it$"):
         check_output_file(str(tmp_path), "scores.json", overwrite=False)
     assert check_output_file(str(tmp_path), "scores.json", overwrite=True).read_text() == "mine"
+    (tmp_path / "law.json").mkdir()
+    with pytest.raises(InputError, match=r"law.json is a folder; name another place"):
+        check_output_file(str(tmp_path), "law.json", overwrite=True)
 
 
 def test_a_number_that_json_does_not_have_is_not_written(tmp_path):

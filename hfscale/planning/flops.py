@@ -4,16 +4,19 @@ nor the model.
 
 from typing import NamedTuple
 
-TOKENS_PER_PARAMETER = (
-    20  # compute-optimal: Hoffmann et al. 2022 (arXiv:2203.15556), approaches 1 and 2, table 3
-)
+# Compute-optimal: Hoffmann et al. 2022 (arXiv:2203.15556), approaches 1 and 2, table 3.
+TOKENS_PER_PARAMETER = 20
+# n_layer, n_head, n_embd of the Hub's models.
 PUBLISHED = {
     "gpt2": (12, 12, 768),
     "gpt2-medium": (24, 16, 1024),
     "gpt2-large": (36, 20, 1280),
     "gpt2-xl": (48, 25, 1600),
     "distilgpt2": (6, 12, 768),
-}  # n_layer, n_head, n_embd of the Hub's models
+}
+# Layers of a block that read the residual stream, and that are added to it.
+READS_RESIDUAL = ("attn.c_attn", "mlp.c_fc")
+ADDS_TO_RESIDUAL = ("attn.c_proj", "mlp.c_proj")
 
 
 class Shape(NamedTuple):
@@ -64,10 +67,9 @@ class Shape(NamedTuple):
         cross-attention).
         """
         layers = [*self.linear_layers().values(), *self.idle_layers().values()]
+        linear = sum(inputs * outputs + outputs for inputs, outputs in layers)
         norms = 3 if self.add_cross_attention else 2
-        return (
-            sum(inputs * outputs + outputs for inputs, outputs in layers) + norms * 2 * self.n_embd
-        )
+        return linear + norms * 2 * self.n_embd
 
     def embedding_parameters(self) -> int:
         """Of token and position embeddings, and of an output embedding of its own."""
@@ -76,9 +78,8 @@ class Shape(NamedTuple):
 
     def parameters(self) -> int:
         """Of the whole model, a tied embedding once."""
-        return (
-            self.embedding_parameters() + self.n_layer * self.block_parameters() + 2 * self.n_embd
-        )
+        final_norm = 2 * self.n_embd
+        return self.embedding_parameters() + self.n_layer * self.block_parameters() + final_norm
 
     def lora_parameters(
         self, rank: int, target_modules: tuple[str, ...] = (), freeze_layers: int = 0
@@ -88,12 +89,12 @@ class Shape(NamedTuple):
         """
         trained = Trained(rank, target_modules, freeze_layers)
         layers = {**self.linear_layers(), **self.idle_layers()}
-        return sum(
-            rank * (inputs + outputs)
-            for index in range(self.n_layer)
-            for name, (inputs, outputs) in layers.items()
-            if trained.adapts(index, name)
-        )
+        parameters = 0
+        for block in range(self.n_layer):
+            for name, (inputs, outputs) in layers.items():
+                if trained.adapts(block, name):
+                    parameters += rank * (inputs + outputs)
+        return parameters
 
 
 class Trained(NamedTuple):
@@ -107,10 +108,10 @@ class Trained(NamedTuple):
         """Whether this layer of this block (from 0) has an adapter."""
         if not self.lora_r or block < self.freeze_layers:
             return False
-        whole_name = f".transformer.h.{block}.{name}"
-        return not self.target_modules or whole_name.endswith(
-            tuple(f".{end}" for end in self.target_modules)
-        )
+        if not self.target_modules:
+            return True
+        endings = tuple(f".{end}" for end in self.target_modules)
+        return f".transformer.h.{block}.{name}".endswith(endings)
 
     def trains(self, block: int) -> bool:
         """Whether this block's own weights are trained."""
@@ -125,7 +126,9 @@ class Trained(NamedTuple):
         """Whether the output embedding is trained: one of its own is never frozen by
         `freeze_layers`.
         """
-        return self.embeddings or not (self.lora_r or shape.tie_word_embeddings)
+        if self.embeddings:
+            return True
+        return not self.lora_r and not shape.tie_word_embeddings
 
     def parameters(self, shape: Shape) -> int:
         """How many numbers are trained, those included that never get a gradient."""
@@ -133,22 +136,19 @@ class Trained(NamedTuple):
             return shape.lora_parameters(*self)
         if not self.freeze_layers:
             return shape.parameters()
+        blocks = (shape.n_layer - self.freeze_layers) * shape.block_parameters()
+        final_norm = 2 * shape.n_embd
         output = 0 if shape.tie_word_embeddings else shape.vocab_size * shape.n_embd
-        return (
-            output
-            + (shape.n_layer - self.freeze_layers) * shape.block_parameters()
-            + 2 * shape.n_embd
-        )
+        return blocks + final_norm + output
 
     def idle_parameters(self, shape: Shape) -> int:
         """How many of them never get a gradient, so that AdamW keeps nothing for them: the
         cross-attention's.
         """
-        layers = shape.idle_layers()
         if self.lora_r:
-            return self.parameters(shape) - self.parameters(
-                shape._replace(add_cross_attention=False)
-            )
+            without = shape._replace(add_cross_attention=False)
+            return self.parameters(shape) - self.parameters(without)
+        layers = shape.idle_layers()
         matrices = sum(inputs * outputs + outputs for inputs, outputs in layers.values())
         norm = 2 * shape.n_embd if layers else 0
         return (shape.n_layer - self.freeze_layers) * (matrices + norm)
@@ -175,17 +175,22 @@ class Layer(NamedTuple):
 
     def forward_flops(self, rank: int) -> int:
         """Per token: two for each multiplication, with its adapter's two products."""
-        return 2 * self.inputs * self.outputs + self.adapted * 2 * rank * (
-            self.inputs + self.outputs
-        )
+        product = 2 * self.inputs * self.outputs
+        if not self.adapted:
+            return product
+        return product + 2 * rank * (self.inputs + self.outputs)
 
     def backward_flops(self, rank: int) -> int:
         """Per token: a product's size for each gradient that is needed, of its weights and of its
         input.
         """
-        own = 2 * self.inputs * self.outputs * (self.trained + self.input_gradient)
-        first, second = 2 * rank * self.inputs, 2 * rank * self.outputs
-        return own + self.adapted * (first * (1 + self.input_gradient) + 2 * second)
+        product = 2 * self.inputs * self.outputs
+        flops = product * (self.trained + self.input_gradient)
+        if self.adapted:
+            first_matrix = 2 * rank * self.inputs
+            second_matrix = 2 * rank * self.outputs
+            flops += first_matrix * (1 + self.input_gradient) + second_matrix * 2
+        return flops
 
 
 class Block(NamedTuple):
@@ -208,9 +213,9 @@ class Block(NamedTuple):
 
     def backward_flops(self, max_length: int, rank: int) -> int:
         """Per token: of scores and weighted values two gradients each."""
-        attention = (
-            2 * 2 * 2 * max_length * self.c_proj.inputs if self.c_attn.output_gradient else 0
-        )
+        attention = 0
+        if self.c_attn.output_gradient:
+            attention = 2 * 2 * 2 * max_length * self.c_proj.inputs
         return attention + sum(layer.backward_flops(rank) for layer in self)
 
     def again_flops(self, max_length: int, rank: int, *, dropout: bool) -> int:
@@ -219,9 +224,12 @@ class Block(NamedTuple):
         """
         if not self.trains:
             return 0
+        flops = self.forward_flops(max_length, rank)
+        if dropout:
+            return flops
         last = self.mlp_proj
-        not_needed = 2 * (rank if last.adapted else last.inputs) * last.outputs
-        return self.forward_flops(max_length, rank) - (0 if dropout else not_needed)
+        last_inputs = rank if last.adapted else last.inputs
+        return flops - 2 * last_inputs * last.outputs
 
 
 def blocks_in_training(
@@ -232,17 +240,20 @@ def blocks_in_training(
     through all blocks.
     """
     blocks = []
-    reached = (
-        trained.embeddings or activation_checkpointing
-    )  # whether the residual stream carries a gradient
-    for index in range(shape.n_layer):
-        own, layers = trained.trains(index), []
+    # Whether the residual stream carries a gradient.
+    reached = trained.embeddings or activation_checkpointing
+    for block in range(shape.n_layer):
+        layers: list[Layer] = []
+        flows = reached
         for name, (inputs, outputs) in shape.linear_layers().items():
-            if name in ("attn.c_attn", "mlp.c_fc"):  # it reads a layer norm of the residual stream
-                flows = reached or own
-            layers.append(Layer(inputs, outputs, own, trained.adapts(index, name), flows))
-            flows = layers[-1].output_gradient
-            if name in ("attn.c_proj", "mlp.c_proj"):  # it is added to the residual stream
+            if name in READS_RESIDUAL:  # through a layer norm, which is trained with the block
+                flows = reached or trained.trains(block)
+            layer = Layer(
+                inputs, outputs, trained.trains(block), trained.adapts(block, name), flows
+            )
+            layers.append(layer)
+            flows = layer.output_gradient
+            if name in ADDS_TO_RESIDUAL:
                 reached = reached or flows
         blocks.append(Block(*layers))
     return blocks
@@ -275,11 +286,11 @@ def training_flops(
     """
     trained = Trained(lora_r, target_modules, freeze_layers)
     blocks = blocks_in_training(shape, trained, activation_checkpointing)
-    per_token = 2 * shape.vocab_size * shape.n_embd * (2 + trained.output_embedding(shape))
+    output = 2 * shape.vocab_size * shape.n_embd  # forward, and as much for each gradient
+    per_token = output * (2 + trained.output_embedding(shape))
     for block in blocks:
-        per_token += block.forward_flops(max_length, lora_r) + block.backward_flops(
-            max_length, lora_r
-        )
+        per_token += block.forward_flops(max_length, lora_r)
+        per_token += block.backward_flops(max_length, lora_r)
         if activation_checkpointing:
             per_token += block.again_flops(max_length, lora_r, dropout=shape.resid_pdrop > 0)
     return tokens * per_token

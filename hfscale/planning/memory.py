@@ -1,20 +1,21 @@
 """How much memory a training step takes, by closed formulas; needs neither torch nor the model."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from hfscale.planning.flops import Block, Layer, Shape, Trained, blocks_in_training
 
-# Values DeepSpeed reduces at a time by default: a buffer made in every backward pass
+# Values DeepSpeed reduces at a time by default: a buffer made in every backward pass.
 DEEPSPEED_BUCKET = 500_000_000
 ZERO3_LIVE = 1_000_000_000  # weights that ZeRO-3 keeps gathered by default: all of a smaller model
 MASK_BYTES = 1  # of a value that dropout left out or not, on a GPU; on a CPU it is a value itself
-KEPT_BY_RESULT = (
-    "relu",
-    "tanh",
-)  # activations whose backward pass needs what they gave, not what they read
-# Blocks in flight: one used, one gathered ahead, their copies and gradients on the way (measured)
+# Activations whose backward pass needs what they gave, not what they read.
+KEPT_BY_RESULT = ("relu", "tanh")
+# Blocks in flight: one used, one gathered ahead, their copies and gradients on the way (measured).
 FSDP_BLOCKS = 5
+# Bytes of a weight in 4 bits, with its scales: 8 bits for 64 weights, 32 bits for 256 of those.
+BYTES_IN_4BIT = 4.127 / 8
+Bytes: TypeAlias = dict[str, float]  # by part, of one process
 
 
 class Step(NamedTuple):
@@ -59,8 +60,8 @@ class Sharding(NamedTuple):
 
 def sharding_of(launch_config: dict[str, Any], processes: int) -> Sharding:
     """What the content of an accelerate config (its YAML) means for this many processes."""
-    deepspeed, fsdp = (launch_config.get(f"{name}_config") or {} for name in ("deepspeed", "fsdp"))
     if launch_config.get("distributed_type") == "DEEPSPEED":
+        deepspeed = launch_config.get("deepspeed_config") or {}
         return Sharding(
             "deepspeed",
             deepspeed.get("zero_stage", 2),
@@ -68,11 +69,10 @@ def sharding_of(launch_config: dict[str, Any], processes: int) -> Sharding:
             deepspeed.get("offload_optimizer_device", "none"),
         )
     if launch_config.get("distributed_type") == "FSDP":
-        splits_weights = _is_true(fsdp.get("fsdp_reshard_after_forward", True))
-        offloads = _is_true(fsdp.get("fsdp_offload_params", False))
-        return Sharding(
-            "fsdp", 3 if splits_weights else 2, processes, "cpu" if offloads else "none"
-        )
+        fsdp = launch_config.get("fsdp_config") or {}
+        stage = 3 if _is_true(fsdp.get("fsdp_reshard_after_forward", True)) else 2
+        offload = "cpu" if _is_true(fsdp.get("fsdp_offload_params", False)) else "none"
+        return Sharding("fsdp", stage, processes, offload)
     return Sharding("ddp" if processes > 1 else "none", 0, processes)
 
 
@@ -110,111 +110,164 @@ def step_memory_bytes(shape: Shape, step: Step, sharding: Sharding) -> dict[str,
     return {part: int(state.get(part, 0) + fullest.get(part, 0)) for part in parts}
 
 
-def _state(shape: Shape, step: Step, sharding: Sharding) -> dict[str, float]:
+def _state(shape: Shape, step: Step, sharding: Sharding) -> Bytes:
     """What lies in memory from step to step. Outside DeepSpeed weights, gradients and both moments
     are float32: 16 bytes a parameter. DeepSpeed trains a copy in the compute type and keeps a
     float32 master: 12 bytes in `optimizer`.
     """
-    deepspeed, stage = sharding.engine == "deepspeed", sharding.stage
-    optimizer_part, gradients_part, weights_part = (
-        1 / sharding.processes if stage > part else 1 for part in range(3)
-    )
-    value = step.width if deepspeed else 4
-    adapters = shape.lora_parameters(*step.trained)
+    is_deepspeed = sharding.engine == "deepspeed"
+    value = step.width if is_deepspeed else 4
+    master = 4 if is_deepspeed else 0
     trained = step.trained.parameters(shape)
-    if not deepspeed:  # which keeps state for all of them
+    if not is_deepspeed:  # which keeps state for weights without a gradient, too
         trained -= step.trained.idle_parameters(shape)
-    weights = value * (shape.parameters() + adapters) - _saved_by_4bit(shape, step, value)
-    on_device = 0 if sharding.offload != "none" else 1
-    whole = sharding.engine == "fsdp" and not on_device  # FSDP offloads weights and gradients too
-    master = 4 if deepspeed else 0
-    return {
-        "weights": 0 if whole else weights * weights_part,
-        "gradients": 0 if whole else value * trained * gradients_part,
-        "optimizer": on_device * (master + step.optimizer_bytes) * trained * optimizer_part,
-        "communication": 4 * trained
-        if sharding.engine == "ddp"
-        else 0,  # DDP's buckets: one more copy
+    present = shape.parameters() + shape.lora_parameters(*step.trained)
+    state = {
+        "weights": value * present - _saved_by_4bit(shape, step, value),
+        "gradients": value * trained,
+        "optimizer": (master + step.optimizer_bytes) * trained,
+        # DDP's buckets are one more copy of the gradients.
+        "communication": 4 * trained if sharding.engine == "ddp" else 0,
     }
+    for split_from, part in enumerate(("optimizer", "gradients", "weights"), 1):
+        if sharding.stage >= split_from:
+            state[part] = state[part] * (1 / sharding.processes)
+    if sharding.offload != "none":
+        state["optimizer"] = 0
+        if sharding.engine == "fsdp":  # which offloads weights and gradients, too
+            state["weights"] = 0
+            state["gradients"] = 0
+    return state
 
 
 def _saved_by_4bit(shape: Shape, step: Step, value: int) -> float:
-    """Bytes: the blocks' linear layers take 4 bits, and scales: 8 bits for 64 weights, 32 bits for
-    256 of those.
-    """
+    """Bytes: of the blocks' linear layers, that would else take `value` bytes a weight."""
     if not step.load_in_4bit:
         return 0
     layers = [*shape.linear_layers().values(), *shape.idle_layers().values()]
     linear = shape.n_layer * sum(inputs * outputs for inputs, outputs in layers)
-    return linear * (value - 4.127 / 8)
+    return linear * (value - BYTES_IN_4BIT)
 
 
-def _moments(
-    shape: Shape, step: Step, sharding: Sharding, gradients: float
-) -> list[dict[str, float]]:
+class _Pass(NamedTuple):
+    """What several moments of a forward and backward pass share, in bytes."""
+
+    tokens: int  # of the micro-batch; the one number that is no bytes
+    inside: int  # a vector of each token inside a block
+    between: int  # and between blocks
+    kept: int  # of all blocks, for the backward pass
+    copies: "_Copies"
+    gathered: int  # weights of other processes, at the ends of the model
+    bucket: int  # DeepSpeed's, for gradients on the way
+    output_gradient: int  # of the output embedding
+
+
+def _moments(shape: Shape, step: Step, sharding: Sharding, gradients: float) -> list[Bytes]:
     """What comes on top of the state, by part, at each of the moments that `step_memory_bytes`
     names.
     """
-    n, words = shape.n_embd, shape.vocab_size
-    tokens, eval_tokens = (
-        rows * step.max_length for rows in (step.batch_size, step.eval_batch_size)
-    )
     sizes = _Vector.of(step, sharding)
-    inside, between = tokens * n * sizes.inside, tokens * n * sizes.between
-    wide = tokens * shape.inner * sizes.mlp
+    tokens = step.batch_size * step.max_length
     blocks = blocks_in_training(shape, step.trained, step.activation_checkpointing)
-    kept_by_block = [tokens * _kept(shape, step, sizes, block) for block in blocks]
-    again = step.activation_checkpointing  # only the blocks' inputs are kept
-    kept = between * len(blocks) if again else sum(kept_by_block)
-    if shape.embd_pdrop and (step.trained.embeddings or again):
-        kept += tokens * n * (sizes.between if step.on_cpu else MASK_BYTES)
-    copies = _copies(shape, step, sharding, blocks)
-    unpacked = _unpacked(shape, step)
-    bucket = DEEPSPEED_BUCKET * step.width if sharding.engine == "deepspeed" else 0
-    few, many = (_gathered(shape, step, sharding, count) for count in (2, FSDP_BLOCKS))
-    output_gradient = 4 * words * n if step.trained.output_embedding(shape) else 0
-    mlp_gradient = 4 * n * shape.inner if blocks[-1].mlp_proj.trained else 0
-    tied_again = output_gradient if shape.tie_word_embeddings else 0
+    trains_output = step.trained.output_embedding(shape)
+    shared = _Pass(
+        tokens,
+        inside=tokens * shape.n_embd * sizes.inside,
+        between=tokens * shape.n_embd * sizes.between,
+        kept=_kept_by_all(shape, step, sizes, blocks),
+        copies=_copies(shape, step, sharding, blocks),
+        gathered=_gathered(shape, step, sharding, 2),
+        bucket=DEEPSPEED_BUCKET * step.width if sharding.engine == "deepspeed" else 0,
+        output_gradient=4 * shape.vocab_size * shape.n_embd if trains_output else 0,
+    )
     return [
-        # The loss is computed: logits as they come, in float32, and their log-probabilities.
-        {
-            "activations": kept + inside + 2 * between,
-            "logits": tokens * words * (10 if step.bf16 else 8),
-            "bf16 copies": copies.output + copies.blocks,
-            "communication": few,
-        },
-        # Its backward pass begins: log-probabilities and two gradients, in float32.
-        {
-            "activations": kept + inside + between,
-            "logits": tokens * words * 12,
-            "bf16 copies": copies.output + (0 if again else copies.blocks),
-            "communication": few,
-        },
-        # Backward has reached the last block's MLP; with checkpointing the block is there once
-        # more. Its gradients are five vectors, and a sixth where the residual's must be cast.
-        {
-            "activations": kept
-            + (kept_by_block[-1] if again else between)
-            + (1 if sizes.inside == sizes.between else 2) * inside
-            + wide
-            + unpacked
-            + tokens * _adapter_gradients(step, blocks[-1]),
-            "gradients": output_gradient + mlp_gradient,
-            "bf16 copies": copies.output + (copies.last if again else copies.blocks),
-            "communication": bucket + many,
-        },
-        # Every gradient is there, that of the tied embedding twice, and little else.
-        {
-            "activations": 2 * between + unpacked,
-            "gradients": gradients + tied_again,
-            "communication": bucket + few,
-        },
-        # Evaluation: logits of a whole batch, in bf16 also in float32, and one block's vectors.
-        {
-            "activations": eval_tokens * (4 * n + shape.inner * step.width),
-            "logits": eval_tokens * words * (6 if step.bf16 else 4),
-        },
+        _loss(shape, step, shared),
+        _backward_of_loss(shape, step, shared),
+        _backward_of_last_mlp(shape, step, sharding, blocks[-1], shared),
+        _end_of_backward(shape, step, gradients, shared),
+        _evaluation(shape, step),
     ]
+
+
+def _loss(shape: Shape, step: Step, shared: _Pass) -> Bytes:
+    """Logits as they come, in float32, and their log-probabilities."""
+    return {
+        "activations": shared.kept + shared.inside + 2 * shared.between,
+        "logits": shared.tokens * shape.vocab_size * (10 if step.bf16 else 8),
+        "bf16 copies": shared.copies.output + shared.copies.blocks,
+        "communication": shared.gathered,
+    }
+
+
+def _backward_of_loss(shape: Shape, step: Step, shared: _Pass) -> Bytes:
+    """Log-probabilities and two gradients, in float32."""
+    copied_blocks = 0 if step.activation_checkpointing else shared.copies.blocks
+    return {
+        "activations": shared.kept + shared.inside + shared.between,
+        "logits": shared.tokens * shape.vocab_size * 12,
+        "bf16 copies": shared.copies.output + copied_blocks,
+        "communication": shared.gathered,
+    }
+
+
+def _backward_of_last_mlp(
+    shape: Shape, step: Step, sharding: Sharding, last: Block, shared: _Pass
+) -> Bytes:
+    """The first block on the way back: with checkpointing it is there once more, and its copies
+    alone.
+    """
+    sizes = _Vector.of(step, sharding)
+    block_again = shared.between
+    copied_blocks = shared.copies.blocks
+    if step.activation_checkpointing:
+        block_again = shared.tokens * _kept(shape, step, sizes, last)
+        copied_blocks = shared.copies.last
+    # Its gradients are five vectors, and a sixth where the residual's must be cast.
+    vectors = 1 if sizes.inside == sizes.between else 2
+    before_activation = shared.tokens * shape.inner * sizes.mlp
+    adapters = shared.tokens * _adapter_gradients(step, last)
+    mlp_gradient = 4 * shape.n_embd * shape.inner if last.mlp_proj.trained else 0
+    activations = shared.kept + block_again + vectors * shared.inside + before_activation
+    return {
+        "activations": activations + _unpacked(shape, step) + adapters,
+        "gradients": shared.output_gradient + mlp_gradient,
+        "bf16 copies": shared.copies.output + copied_blocks,
+        "communication": shared.bucket + _gathered(shape, step, sharding, FSDP_BLOCKS),
+    }
+
+
+def _end_of_backward(shape: Shape, step: Step, gradients: float, shared: _Pass) -> Bytes:
+    """Every gradient is there, that of the tied embedding twice, and little else."""
+    tied_again = shared.output_gradient if shape.tie_word_embeddings else 0
+    return {
+        "activations": 2 * shared.between + _unpacked(shape, step),
+        "gradients": gradients + tied_again,
+        "communication": shared.bucket + shared.gathered,
+    }
+
+
+def _evaluation(shape: Shape, step: Step) -> Bytes:
+    """Logits of a whole batch, in bf16 also in float32, and one block's vectors."""
+    tokens = step.eval_batch_size * step.max_length
+    return {
+        "activations": tokens * (4 * shape.n_embd + shape.inner * step.width),
+        "logits": tokens * shape.vocab_size * (6 if step.bf16 else 4),
+    }
+
+
+def _kept_by_all(shape: Shape, step: Step, sizes: "_Vector", blocks: Sequence[Block]) -> int:
+    """Bytes that the backward pass needs of all blocks, and of the embeddings' dropout; with
+    checkpointing of the blocks only what they read.
+    """
+    tokens = step.batch_size * step.max_length
+    if step.activation_checkpointing:
+        kept = tokens * shape.n_embd * sizes.between * len(blocks)
+    else:
+        kept = tokens * sum(_kept(shape, step, sizes, block) for block in blocks)
+    needs_gradient = step.trained.embeddings or step.activation_checkpointing
+    if shape.embd_pdrop and needs_gradient:
+        kept += tokens * shape.n_embd * (sizes.between if step.on_cpu else MASK_BYTES)
+    return kept
 
 
 class _Vector(NamedTuple):
@@ -245,10 +298,10 @@ def _kept(shape: Shape, step: Step, sizes: _Vector, block: Block) -> int:
         if second.output_gradient and shape.resid_pdrop:
             kept += n * (sizes.inside if step.on_cpu else MASK_BYTES)
     kept += _kept_by_attention(shape, step, sizes, block)
-    gives = shape.activation_function in KEPT_BY_RESULT
-    if block.c_fc.output_gradient and not gives:
+    by_result = shape.activation_function in KEPT_BY_RESULT
+    if block.c_fc.output_gradient and not by_result:  # what the activation read
         kept += shape.inner * sizes.mlp
-    if block.mlp_proj.keeps_input or (block.c_fc.output_gradient and gives):
+    if block.mlp_proj.keeps_input or (block.c_fc.output_gradient and by_result):  # what it gave
         kept += shape.inner * sizes.inside
     return kept
 
@@ -260,16 +313,15 @@ def _kept_by_attention(shape: Shape, step: Step, sizes: _Vector, block: Block) -
     result = shape.n_embd * sizes.inside
     if not block.c_attn.output_gradient:
         return result if block.c_proj.keeps_input else 0
-    if (
-        step.on_cpu and shape.attn_pdrop
-    ):  # not fused: the weights, their dropout and its result, all in float32
-        own = 4 * 3 * (shape.n_embd + shape.n_head * step.max_length)
-        return own + (result if block.c_proj.keeps_input else 0)
-    read_again = block.c_proj.adapted and (
-        step.bf16 or step.lora_dropout > 0
-    )  # peft makes a copy for the adapter
+    if step.on_cpu and shape.attn_pdrop:
+        # Not fused: the weights, their dropout and its result, all in float32.
+        unfused = 4 * 3 * (shape.n_embd + shape.n_head * step.max_length)
+        return unfused + (result if block.c_proj.keeps_input else 0)
+    # peft makes a copy for the adapter.
+    is_copied = block.c_proj.adapted and (step.bf16 or step.lora_dropout > 0)
+    vectors = 5 if is_copied else 4
     mask = step.max_length * step.width if step.masked else 0
-    return (5 if read_again else 4) * result + 4 * shape.n_head + mask
+    return vectors * result + 4 * shape.n_head + mask
 
 
 def _kept_by_adapter(step: Step, sizes: _Vector, layer: Layer) -> int:
@@ -304,15 +356,13 @@ def _copies(shape: Shape, step: Step, sharding: Sharding, blocks: Sequence[Block
     output = 2 * shape.vocab_size * shape.n_embd
     if step.load_in_4bit:
         return _Copies(output, 0, 0)
-    by_block = [
-        sum(
-            2 * layer.inputs * layer.outputs
-            for layer in block
-            if layer.trained or layer.input_gradient
-        )
-        for block in blocks
-    ]
+    by_block = [_copied_by_block(block) for block in blocks]
     return _Copies(output, sum(by_block), by_block[-1])
+
+
+def _copied_by_block(block: Block) -> int:
+    needed = [layer for layer in block if layer.trained or layer.input_gradient]
+    return sum(2 * layer.inputs * layer.outputs for layer in needed)
 
 
 def _unpacked(shape: Shape, step: Step) -> int:
@@ -330,5 +380,6 @@ def _gathered(shape: Shape, step: Step, sharding: Sharding, blocks: int) -> int:
     if sharding.engine == "fsdp":
         blocks = shape.n_layer if sharding.stage == 2 else min(blocks, shape.n_layer + 2)
         return step.width * (shape.embedding_parameters() + blocks * shape.block_parameters())
-    zero3 = sharding.engine == "deepspeed" and sharding.stage == 3
-    return 3 * step.width * min(shape.parameters(), ZERO3_LIVE) if zero3 else 0
+    if sharding.engine == "deepspeed" and sharding.stage == 3:
+        return 3 * step.width * min(shape.parameters(), ZERO3_LIVE)
+    return 0

@@ -3,13 +3,19 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from hfscale.folders import check_writable
-from hfscale.planning.plan import NEAR, Device, Machines, fastest, recommended
+from hfscale.planning.plan import (
+    NEAR,
+    Device,
+    LaunchPlan,
+    Machines,
+    fastest,
+    recommended,
+)
 from hfscale.planning.settings import Rows
 from hfscale.process import InputError
 from hfscale.report.tables import in_one_format, number, show_records, show_table
@@ -27,59 +33,61 @@ TERMINAL_BAR = 22  # characters for all of the device's memory
 
 
 def show_plan(
-    facts: dict[str, float],
-    plans: dict[str, dict[str, Any]],
+    totals: dict[str, float],
+    plans: dict[str, LaunchPlan],
     device: Device,
-    where: Machines,
+    machines: Machines,
     *,
     rows: Rows,
     efficiency: float,
-    kwh_price: float | None,
     hour_price: float | None,
+    kwh_price: float | None,
 ) -> None:
-    """Print the model's facts, memory by launch config as bars, what each costs in time, energy and
-    money, and which is the fastest.
+    """Print the totals of the training, memory by launch config as bars, what each costs in time,
+    energy and money, and which is the fastest. Prices are in one currency.
     """
-    width = max(map(len, facts))
-    for name, value in facts.items():
+    width = max(map(len, totals))
+    for name, value in totals.items():
         print(f"{name:<{width}}  {number(value)}")
-    for line in _notes(int(facts["tokens per step"]), where, rows):
+    for line in _notes(int(totals["tokens per step"]), machines, rows):
         print(line)
     show_memory(plans, device)
     costs = [
-        {"config": name, **_costs(plan, facts["tokens"], device, where, hour_price, kwh_price)}
+        {"config": name} | _costs(plan, totals["tokens"], device, machines, hour_price, kwh_price)
         for name, plan in plans.items()
         if plan["fits"]
     ]
     if not costs:
         return
-    network = f", network {where.network_gb_s * 8:g} Gbit/s" if where.machines > 1 else ""
-    title = f"at {efficiency:.0%} of the peak rate, communication not hidden{network}"
+    title = f"at {efficiency:.0%} of the peak rate, communication not hidden"
+    if machines.number > 1:
+        title += f", network {machines.network_gb_s * 8:g} Gbit/s"
     show_records(costs, title=title)
     for line in _verdict(plans):
         print(line)
 
 
-def _notes(tokens_per_step: int, where: Machines, rows: Rows) -> Iterable[str]:
-    """What is to be said of machines, and of the tokens of a step where they are not those of the
-    config.
+def _notes(tokens_per_step: int, machines: Machines, rows: Rows) -> Iterable[str]:
+    """What is to be said of machines, and of the tokens of a step where they are not those that
+    were asked for.
     """
-    if where.machines > 1:
-        yield f"machines: {where.machines} with {where.processes // where.machines} GPUs each"
-    if rows.asked_tokens is None and where.processes > 1:
+    if machines.number > 1:
+        per_machine = machines.processes // machines.number
+        yield f"machines: {machines.number} with {per_machine} GPUs each"
+    if rows.asked_tokens is None and machines.processes > 1:
         yield (
-            f"tokens of a step grow with the GPUs, {tokens_per_step // where.processes:,} on each: "
-            "the config names no number of GPUs (--tokens_per_step sets them)"
+            "tokens of a step grow with the GPUs, "
+            f"{tokens_per_step // machines.processes:,} on each (--tokens_per_step sets them)"
         )
     if rows.asked_tokens not in (None, tokens_per_step):
         yield (
             f"the tokens of a step change: {rows.asked_tokens:,} are asked for, "
-            f"{tokens_per_step:,} are planned on {where.processes} GPUs; the learning rate may "
+            f"{tokens_per_step:,} are planned on {machines.processes} GPUs; the learning rate may "
             "need another value"
         )
 
 
-def show_memory(plans: dict[str, dict[str, Any]], device: Device) -> None:
+def show_memory(plans: dict[str, LaunchPlan], device: Device) -> None:
     """Print the memory of each launch config as a bar, and the largest micro-batch that fits."""
     totals = in_one_format([sum(plan["memory_bytes"].values()) / 1e9 for plan in plans.values()])
     table = [
@@ -92,45 +100,41 @@ def show_memory(plans: dict[str, dict[str, Any]], device: Device) -> None:
         )
         for (name, plan), total in zip(plans.items(), totals, strict=True)
     ]
-    heads = (
-        "config",
-        f"memory per GPU, of {device.memory_gb:g} GB",
-        "GB",
-        "micro-batch",
-        "largest",
-    )
-    show_table(heads, table)
+    memory_head = f"memory per GPU, of {device.memory_gb:g} GB"
+    show_table(("config", memory_head, "GB", "micro-batch", "largest"), table)
     legend = [f"[{color}]█[/] {part}" for part, color in COLORS.items()]
-    for half in (legend[:4], legend[4:]):  # each fits into any terminal
-        Console().print("  ".join(half))
+    for line in (legend[:4], legend[4:]):  # each fits into any terminal
+        Console().print("  ".join(line))
 
 
 def _costs(
-    plan: dict[str, Any],
+    plan: LaunchPlan,
     tokens: float,
     device: Device,
-    where: Machines,
+    machines: Machines,
     hour_price: float | None,
     kwh_price: float | None,
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """Time, energy and money of reading so many tokens."""
     hours = tokens / plan["tokens_per_second"] / 3600
-    kwh = hours * where.processes * device.power_w / 1000
+    gpu_hours = hours * machines.processes
+    kwh = gpu_hours * device.power_w / 1000
     costs = {
         "s/step": plan["step_seconds"],
         "tokens/s": round(plan["tokens_per_second"]),
         "hours": hours,
-        "GPU-hours": hours * where.processes,
+        "GPU-hours": gpu_hours,
         "kWh": kwh,
     }
     if hour_price or kwh_price:
-        costs["price"] = costs["GPU-hours"] * (hour_price or 0) + kwh * (kwh_price or 0)
+        costs["price"] = gpu_hours * (hour_price or 0) + kwh * (kwh_price or 0)
     return costs
 
 
-def _verdict(plans: dict[str, dict[str, Any]]) -> Iterable[str]:
+def _verdict(plans: dict[str, LaunchPlan]) -> Iterable[str]:
     """Which config is the fastest, and which one is launched where that is another."""
-    first, taken = fastest(plans), recommended(plans)
+    first = fastest(plans)
+    taken = recommended(plans)
     yield f"fastest: {first}"
     if taken != first:
         yield (
@@ -141,7 +145,8 @@ def _verdict(plans: dict[str, dict[str, Any]]) -> Iterable[str]:
 
 def _bar(memory_bytes: dict[str, int], device: Device) -> Text:
     """A character for each share of the device's memory; what is far beyond it is cut."""
-    bar, longest = Text(), TERMINAL_BAR + 2
+    bar = Text()
+    longest = TERMINAL_BAR + 2  # so that a bar beyond the device's memory shows
     for part, color in COLORS.items():
         share = memory_bytes[part] / device.memory_gb / 1e9
         bar.append("█" * round(min(TERMINAL_BAR * share, longest)), color)
@@ -158,17 +163,20 @@ def check_picture(path: str) -> None:
     check_writable(f"picture {path}", Path(path).parent, Path(path).name)
 
 
-def draw_memory(path: Path, plans: dict[str, dict[str, Any]], device: Device, title: str) -> None:
+def draw_memory(path: Path, plans: dict[str, LaunchPlan], device: Device, title: str) -> None:
     """Save a PNG: one stacked bar per launch config, and the device's memory as a line."""
-    from hfscale.report.pictures import bars  # NumPy and all: a plan without a picture is quick
+    # Matplotlib and NumPy are loaded only here: a plan without a picture is quick.
+    from hfscale.report.pictures import bars
 
-    gb = {part: [plan["memory_bytes"][part] / 1e9 for plan in plans.values()] for part in COLORS}
-    totals = [sum(sizes) for sizes in zip(*gb.values(), strict=True)]
+    gb_by_part = {
+        part: [plan["memory_bytes"][part] / 1e9 for plan in plans.values()] for part in COLORS
+    }
+    totals = [sum(sizes) for sizes in zip(*gb_by_part.values(), strict=True)]
     labels = [
         f" {total:.1f} GB, micro-batch {plan['batch_size']}"
         for total, plan in zip(totals, plans.values(), strict=True)
     ]
-    figure, axes = bars(list(plans), gb, labels, COLORS)
+    figure, axes = bars(list(plans), gb_by_part, labels, COLORS)
     axes.axvline(
         device.memory_gb, color="black", linestyle="--", linewidth=1, label="memory of the device"
     )

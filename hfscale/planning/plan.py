@@ -3,27 +3,21 @@
 import math
 import shlex
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
-from hfscale.config import pick_flags, shipped
-from hfscale.planning.flops import Shape, training_flops
+from hfscale.config import shipped
+from hfscale.planning.flops import TOKENS_PER_PARAMETER, Shape, training_flops
 from hfscale.planning.memory import Sharding, Step, sharding_of, step_memory_bytes
 from hfscale.process import InputError
 
-RESERVED_BYTES = (
-    10**9
-)  # for the device's context, the communication library and the allocator's gaps: an assumption
-# Between a GPU and its machine's memory, one direction (PCIe 4.0 x16 as reached): an assumption
+# For the device's context, the communication library and the allocator's gaps: an assumption.
+RESERVED_BYTES = 10**9
+# Between a GPU and its machine's memory, one direction (PCIe 4.0 x16 as reached): an assumption.
 HOST_LINK_GB_S = 25
-ADAM_GB_S = {
-    "cpu": 100,
-    "nvme": 5,
-}  # at which a machine's CPU works through offloaded state: an assumption
-ADAM_BYTES = (
-    28  # per parameter: weight and two moments read and written, a gradient read, in float32
-)
-
-
+# At which a machine's CPU works through offloaded optimizer state: an assumption.
+ADAM_GB_S = {"cpu": 100, "nvme": 5}
+# Per parameter: weight and two moments read and written, a gradient read, in float32.
+ADAM_BYTES = 28
 MACHINE_GPUS = 8  # at most, where nothing is said of machines
 NEAR = 1.02  # these formulas cannot tell times apart that differ by less
 
@@ -32,12 +26,12 @@ class Machines(NamedTuple):
     """Where the processes run, each on a GPU of its own, as many on every machine."""
 
     processes: int
-    machines: int = 1
+    number: int = 1
     network_gb_s: float = 12.5  # of one machine to the others, one direction
 
 
 class Device(NamedTuple):
-    """One device; rates as in accelerators.yaml."""
+    """One accelerator; rates as in accelerators.yaml."""
 
     memory_gb: float
     bf16_tflops: float | None
@@ -53,44 +47,61 @@ class Device(NamedTuple):
         return getattr(self, f"{precision}_tflops")
 
 
-def find_accelerator(name: str, own: str | None = None) -> Device:
-    """A known accelerator, or one of the file `own`; InputError for an unknown name or a file of
-    another form.
+class LaunchPlan(TypedDict):
+    """One launch config: whether and how the training fits, and how fast it is."""
+
+    memory_bytes: dict[str, int]  # by part, of one process
+    batch_size: int
+    gradient_accumulation_steps: int
+    fits: bool
+    largest_batch_size: int | None  # that fits; None: not even one row does
+    stage: int
+    step_seconds: float
+    tokens_per_second: float  # all processes together
+
+
+def find_device(name: str, users_file: str | None = None) -> Device:
+    """A known accelerator, or one of the user's own file.
+
+    Raises InputError: an unknown name, or a file of another form.
     """
     import yaml
 
+    files = [Path(__file__).with_name("accelerators.yaml")]
+    if users_file:
+        files.append(Path(users_file))
     table: dict[str, Any] = {}
     try:
-        for path in [Path(__file__).with_name("accelerators.yaml"), *([Path(own)] if own else [])]:
+        for path in files:
             table |= dict(yaml.safe_load(path.read_text("utf-8")).items())
-        found = Device(**table[name]) if name in table else None
+        device = Device(**table[name]) if name in table else None
     except (OSError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
         raise InputError(
-            f"--accelerators {own}: {name}: not of the form of accelerators.yaml: "
+            f"--accelerators {users_file}: {name}: not of the form of accelerators.yaml: "
             f"{' '.join(str(error).split())}"
         ) from None
-    if found is None:
+    if device is None:
         raise InputError(
             f"--gpu {name}: not known; known: {', '.join(table)}; --accelerators adds yours"
         )
-    for key, value in found._asdict().items():
-        if (
-            key != "source"
-            and value is not None
-            and (type(value) not in (int, float) or value <= 0)
-        ):
-            raise InputError(f"--accelerators {own}: {name}: {key}: expected a number above 0")
-    return found
+    for key, value in device._asdict().items():
+        if key == "source" or value is None:
+            continue
+        if type(value) not in (int, float) or value <= 0:
+            raise InputError(
+                f"--accelerators {users_file}: {name}: {key}: expected a number above 0"
+            )
+    return device
 
 
 def find_machines(num_gpus: int, num_machines: int | None, network_gbit_s: float) -> Machines:
-    """As many machines as said, else as few as have up to eight GPUs each; raises InputError: GPUs
-    that cannot be shared out evenly.
+    """As many machines as said, else as few as have up to eight GPUs each.
+
+    Raises InputError: GPUs that cannot be shared out evenly.
     """
     if num_machines is None:
-        num_machines = num_gpus // max(
-            size for size in range(1, MACHINE_GPUS + 1) if num_gpus % size == 0
-        )
+        even_shares = [size for size in range(1, MACHINE_GPUS + 1) if num_gpus % size == 0]
+        num_machines = num_gpus // max(even_shares)
     if num_gpus % num_machines:
         raise InputError(
             f"num_gpus {num_gpus}: cannot be the same number on each of {num_machines} machines; "
@@ -109,7 +120,7 @@ def plan_launch(
     efficiency: float,
     precision: str | None = None,
     link_gb_s: float | None = None,
-) -> dict[str, Any]:
+) -> LaunchPlan:
     """One launch config: memory by part of the asked micro-batch, whether it fits, the largest one
     that does, and the speed with the asked one if it fits, else with the largest. `rows` is what
     each process reads per optimizer step.
@@ -117,36 +128,31 @@ def plan_launch(
     `efficiency` is the share of the peak rate that the matrix products reach; talking with the
     other devices is added in full (none of it hidden behind computing), at the rate `link_gb_s` of
     the slowest link (default: the device's).
+
+    Raises ValueError: a `precision` that the device has no matrix units for.
     """
 
-    def memory(batch: int) -> dict[str, int]:
-        return step_memory_bytes(
-            shape, step._replace(batch_size=batch, accumulates=batch < rows), sharding
-        )
+    def memory(batch_size: int) -> dict[str, int]:
+        tried = step._replace(batch_size=batch_size, accumulates=batch_size < rows)
+        return step_memory_bytes(shape, tried, sharding)
 
-    def fits(batch: int) -> bool:
-        return sum(memory(batch).values()) + RESERVED_BYTES <= device.memory_gb * 1e9
+    def fits(batch_size: int) -> bool:
+        return sum(memory(batch_size).values()) + RESERVED_BYTES <= device.memory_gb * 1e9
 
-    largest = next((batch for batch in divisors(rows) if fits(batch)), None)
-    batch = largest if largest and not fits(step.batch_size) else step.batch_size
+    largest = next((size for size in divisors(rows) if fits(size)), None)
+    batch_size = step.batch_size
+    if largest and not fits(batch_size):
+        batch_size = largest
+    passes = rows // batch_size
     tokens = rows * step.max_length
-    flops = training_flops(
-        shape,
-        tokens,
-        step.max_length,
-        activation_checkpointing=step.activation_checkpointing,
-        **step.trained._asdict(),
-    )
-    peak = device.tflops(precision or ("bf16" if step.bf16 else "fp32")) * 1e12
-    talking = _communication_seconds(
-        shape, step, sharding, link_gb_s or device.link_gb_s, rows // batch
-    )
-    seconds = flops / (efficiency * peak) + talking
+    computing = _computing_seconds(shape, step, device, tokens, efficiency, precision)
+    talking = _communication_seconds(shape, step, sharding, link_gb_s or device.link_gb_s, passes)
+    seconds = computing + talking
     return {
-        "memory_bytes": memory(batch),
-        "batch_size": batch,
-        "gradient_accumulation_steps": rows // batch,
-        "fits": bool(largest),
+        "memory_bytes": memory(batch_size),
+        "batch_size": batch_size,
+        "gradient_accumulation_steps": passes,
+        "fits": largest is not None,
         "largest_batch_size": largest,
         "stage": sharding.stage,
         "step_seconds": seconds,
@@ -156,8 +162,32 @@ def plan_launch(
 
 def divisors(number: int) -> list[int]:
     """The largest first."""
-    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
-    return sorted({*small, *(number // d for d in small)}, reverse=True)
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return sorted({*small, *(number // size for size in small)}, reverse=True)
+
+
+def _computing_seconds(
+    shape: Shape,
+    step: Step,
+    device: Device,
+    tokens: int,
+    efficiency: float,
+    precision: str | None,
+) -> float:
+    """Of one optimizer step of a process that reads `tokens`."""
+    flops = training_flops(
+        shape,
+        tokens,
+        step.max_length,
+        activation_checkpointing=step.activation_checkpointing,
+        **step.trained._asdict(),
+    )
+    if precision is None:
+        precision = "bf16" if step.bf16 else "fp32"
+    tflops = device.tflops(precision)
+    if tflops is None:
+        raise ValueError(f"precision {precision}: the device has no matrix units for it")
+    return flops / (efficiency * (tflops * 1e12))
 
 
 def _communication_seconds(
@@ -168,27 +198,53 @@ def _communication_seconds(
     each pass gathers them twice and reduces the gradients. Offloading moves gradients down and
     weights up.
     """
-    width, count = step.width, step.trained.parameters(shape)
+    width = step.width
+    trained = step.trained.parameters(shape)
     ring = (1 - 1 / sharding.processes) / (link_gb_s * 1e9)
     if sharding.stage == 3:
-        seconds = passes * width * (2 * shape.parameters() + count) * ring
+        seconds = passes * width * (2 * shape.parameters() + trained) * ring
     elif sharding.stage == 2:
-        seconds = (passes + 1) * width * count * ring
+        seconds = (passes + 1) * width * trained * ring
+    elif sharding.engine == "deepspeed":
+        seconds = 2 * width * trained * ring
     else:
-        seconds = 2 * (width if sharding.engine == "deepspeed" else 4) * count * ring
+        seconds = 2 * 4 * trained * ring
     if sharding.offload != "none":
-        seconds += 2 * width * count / sharding.processes / (HOST_LINK_GB_S * 1e9)
-        seconds += ADAM_BYTES * count / (ADAM_GB_S[sharding.offload] * 1e9)
+        seconds += 2 * width * trained / sharding.processes / (HOST_LINK_GB_S * 1e9)
+        seconds += ADAM_BYTES * trained / (ADAM_GB_S[sharding.offload] * 1e9)
     return seconds
 
 
-def fastest(plans: dict[str, dict[str, Any]]) -> str | None:
+def training_totals(
+    shape: Shape, step: Step, *, tokens_per_step: int, tokens: float | None, max_steps: int
+) -> dict[str, float]:
+    """Parameters, tokens and operations of the whole training, by the names that are shown.
+
+    `tokens` to train on; without them those of `max_steps` steps, and without these (0 or less)
+    the compute-optimal number.
+    """
+    optimal = TOKENS_PER_PARAMETER * shape.parameters()
+    tokens = tokens or max(0, max_steps) * tokens_per_step or optimal
+    # A checkpointing run does the same work for its result: what it computes again is not in here.
+    flops_per_token = training_flops(shape, 1, step.max_length, **step.trained._asdict())
+    return {
+        "parameters": shape.parameters(),
+        "trained": step.trained.parameters(shape),
+        "tokens": tokens,
+        "compute-optimal tokens": optimal,
+        "tokens per step": tokens_per_step,
+        "FLOPs": float(flops_per_token * tokens),
+        "FLOPs (6ND)": 6.0 * shape.parameters() * tokens,
+    }
+
+
+def fastest(plans: dict[str, LaunchPlan]) -> str | None:
     """Name of the plan that fits with the shortest step. None: nothing fits."""
     fitting = [name for name, plan in plans.items() if plan["fits"]]
     return min(fitting, key=lambda name: plans[name]["step_seconds"], default=None)
 
 
-def recommended(plans: dict[str, dict[str, Any]]) -> str | None:
+def recommended(plans: dict[str, LaunchPlan]) -> str | None:
     """Of the plans that are as good as the fastest, the one that splits least. None: nothing
     fits.
     """
@@ -201,8 +257,15 @@ def recommended(plans: dict[str, dict[str, Any]]) -> str | None:
 
 
 def plan_launches(
-    shape: Shape, step: Step, device: Device, where: Machines | int, **how: Any
-) -> dict[str, dict[str, Any]]:
+    shape: Shape,
+    step: Step,
+    device: Device,
+    machines: Machines,
+    *,
+    rows: int,
+    efficiency: float,
+    precision: str | None = None,
+) -> dict[str, LaunchPlan]:
     """`plan_launch` for every shipped launch config that means GPUs of this number, on one machine
     or on several.
 
@@ -211,60 +274,79 @@ def plan_launches(
     """
     import yaml
 
-    where = Machines(where) if isinstance(where, int) else where
-    if where.machines > 1:
-        how["link_gb_s"] = min(device.link_gb_s, where.network_gb_s)
+    link_gb_s = device.link_gb_s
+    if machines.number > 1:
+        link_gb_s = min(link_gb_s, machines.network_gb_s)
     plans = {}
     for name, path in shipped("accelerate_configs", "*.yaml").items():
         config = yaml.safe_load(path.read_text("utf-8"))
-        sharding = sharding_of(config, where.processes)
-        if _is_meant(name, config, sharding, where) and not (
-            step.load_in_4bit and sharding.stage == 3
-        ):
-            plans[name] = plan_launch(shape, step, sharding, device, **how)
+        sharding = sharding_of(config, machines.processes)
+        if not _is_meant(name, config, sharding, machines):
+            continue
+        if step.load_in_4bit and sharding.stage == 3:  # 4-bit weights cannot be split
+            continue
+        plans[name] = plan_launch(
+            shape,
+            step,
+            sharding,
+            device,
+            rows=rows,
+            efficiency=efficiency,
+            precision=precision,
+            link_gb_s=link_gb_s,
+        )
     return plans
 
 
-def _is_meant(name: str, config: dict[str, Any], sharding: Sharding, where: Machines) -> bool:
+def _is_meant(name: str, config: dict[str, Any], sharding: Sharding, machines: Machines) -> bool:
     """Whether a launch config is for so many GPUs and machines, and splits something."""
-    if config.get("use_cpu") or name.startswith("multi_node") != (where.machines > 1):
+    if config.get("use_cpu"):
         return False
-    alone = config.get("num_processes") == 1
-    if where.processes == 1:
-        return alone or sharding.offload != "none"
-    return not alone
+    if name.startswith("multi_node") != (machines.number > 1):
+        return False
+    runs_alone = config.get("num_processes") == 1
+    if machines.processes == 1:
+        return runs_alone or sharding.offload != "none"
+    return not runs_alone
 
 
-def launch_words(
-    argv: list[str],
-    plan: dict[str, Any],
-    name: str,
-    *,
+def launch_command(
     recipe: str,
-    where: Machines,
-    given: dict[str, int],
-    not_passed: set[str],
+    recipe_words: list[str],
+    plan: LaunchPlan,
+    accelerate_config: str,
+    machines: Machines,
+    *,
+    given_sizes: dict[str, int],
     main_process_ip: str = "machine-0",
-    extra: dict[str, Any] | None = None,
+    find_unused_parameters: bool = False,
 ) -> str:
-    """The command that trains as planned (on machine 0): the words given to `plan`, without its own
-    flags. `given` are batch size and passes as the words say them already, `extra` are further
-    arguments.
+    """The command that trains as planned (on machine 0).
+
+    Args:
+        recipe: the training recipe.
+        recipe_words: what was asked of it; `given_sizes` are the batch size and passes that they
+            say already.
+        plan: of the launch config with the name `accelerate_config`.
+        machines: where it runs.
+        main_process_ip: the address of machine 0.
+        find_unused_parameters: some weights never get a gradient, which DDP must be told.
     """
-    words = ["hfscale", recipe, *pick_flags(argv, not_passed)[1], "--accelerate", name]
-    sizes = {
+    planned_sizes = {
         "per_device_train_batch_size": plan["batch_size"],
         "gradient_accumulation_steps": plan["gradient_accumulation_steps"],
     }
-    flags = {flag: size for flag, size in sizes.items() if size != given[flag]} | (extra or {})
-    if where.processes > 1:
-        flags["num_processes"] = where.processes
-    if where.machines > 1:
-        flags |= {
-            "num_machines": where.machines,
-            "machine_rank": 0,
-            "main_process_ip": main_process_ip,
-        }
-    return shlex.join(
-        [*words, *(word for flag, value in flags.items() for word in (f"--{flag}", str(value)))]
-    )
+    flags: dict[str, Any] = {"accelerate": accelerate_config}
+    flags |= {name: size for name, size in planned_sizes.items() if size != given_sizes[name]}
+    if find_unused_parameters and machines.processes > 1:
+        flags["ddp_find_unused_parameters"] = "true"
+    if machines.processes > 1:
+        flags["num_processes"] = machines.processes
+    if machines.number > 1:
+        flags["num_machines"] = machines.number
+        flags["machine_rank"] = 0
+        flags["main_process_ip"] = main_process_ip
+    words = ["hfscale", recipe, *recipe_words]
+    for name, value in flags.items():
+        words += [f"--{name}", str(value)]
+    return shlex.join(words)

@@ -2,23 +2,24 @@
 cannot be counted.
 """
 
-import math
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hfscale.arguments import ShapeArguments
-from hfscale.config import check_recipe_args, pick_flags
+from hfscale.arguments import AdapterArguments, ShapeArguments, shape_of
+from hfscale.config import arguments_class, shipped
 from hfscale.planning.flops import Shape
 from hfscale.planning.memory import Step
-from hfscale.planning.plan import divisors
-from hfscale.planning.shapes import saved_tokenizer
+from hfscale.planning.plan import Device, divisors
+from hfscale.planning.shapes import find_shape, saved_tokenizer
 from hfscale.process import InputError
 
 # Bytes that each optimizer keeps per trained parameter, beside the weights and their gradients.
 OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "adagrad": 4, "rmsprop": 4, "sgd": 0}
+DEFAULT_OPTIMIZER = "adamw_torch_fused"  # TrainingArguments'
 # Arguments of training that change memory or time in a way that is not counted, but for these
 # values.
-ONLY_WITH = {
+ONLY_WITH: dict[str, tuple] = {
     "torch_compile": (False,),
     "torch_compile_backend": (None,),
     "torch_compile_mode": (None,),
@@ -33,31 +34,51 @@ ONLY_WITH = {
     "use_cpu": (False,),
 }
 # Arguments of finetune, alike.
-ADAPTERS_ONLY_WITH = {"peft_type": (None,), "peft_kwargs": (None, {}), "use_dora": (False,)}
-ON_A_CHECKPOINT = ("lora_r", "freeze_layers", "load_in_4bit", "add_tokens", "merge")
+ADAPTERS_ONLY_WITH: dict[str, tuple] = {
+    "peft_type": (None,),
+    "peft_kwargs": (None, {}),
+    "use_dora": (False,),
+}
+# What works on a checkpoint alone, and what with LoRA alone.
+ON_A_CHECKPOINT = ("lora_r", "freeze_layers", "load_in_4bit", "merge")
 WITH_ADAPTERS = ("lora_target_modules", "load_in_4bit", "lora_dropout", "use_rslora", "merge")
 DEFAULT_BATCH_SIZE = 8  # TrainingArguments', for training and evaluation
-
-
-POSITIVE = (
-    "num_gpus",
-    "num_machines",
-    "network_gbit_s",
-    "efficiency",
-    "tokens",
-    "tokens_per_step",
-    "vocab_size",
-    "price_per_gpu_hour",
-    "price_per_kwh",
-    "max_length",
-    "lora_r",
-)
 POSITIVE_IN_TRAINING = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "per_device_eval_batch_size",
 )
-FINETUNED_LENGTH = 1024  # finetune's rows are no longer where nothing is said
+FINETUNED_LENGTH = 1024  # rows of finetune and finetune_task are no longer where nothing is said
+NEW_TASK_TOKENIZER = "train:1024"  # what finetune_task trains where nothing is said
+
+
+@dataclass
+class Planned(ShapeArguments, AdapterArguments):
+    """What a plan reads of a training recipe's arguments, in their names; see there."""
+
+    recipe: str = ""
+    model: str | None = None  # type: ignore[assignment]  # None: a new model
+    tokenizer: str | None = None  # None: the checkpoint's own
+    max_length: int | None = None
+    cross_document_attention: bool = False
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_values(cls, recipe: str, values: dict[str, Any]) -> "Planned":
+        """From the values that were given to a training recipe; its defaults stand for the
+        others.
+        """
+        recipe_class = arguments_class(shipped("recipes", "*.py")[recipe])
+        own_names = {item.name for item in fields(recipe_class)} - {"training"}
+        own_values = {name: value for name, value in values.items() if name in own_names}
+        training = {name: value for name, value in values.items() if name not in own_names}
+        arguments = recipe_class(**own_values, training=training)
+        shared = {item.name for item in fields(cls)} & {item.name for item in fields(recipe_class)}
+        planned = cls(recipe=recipe, **{name: getattr(arguments, name) for name in shared})
+        if recipe == "finetune_task" and planned.model == "new":
+            planned.model = None
+            planned.tokenizer = planned.tokenizer or NEW_TASK_TOKENIZER
+        return planned
 
 
 class Rows(NamedTuple):
@@ -65,7 +86,7 @@ class Rows(NamedTuple):
 
     batch_size: int  # a process's, at a time
     passes: int  # of it, before the optimizer's step
-    asked_tokens: int | None  # of a step, by the config; None: it does not say on how many GPUs
+    asked_tokens: int | None  # of a step on all processes; None: what the batch size makes
     given: dict[str, int]  # what the words of the command say of batch size and passes
 
     @property
@@ -74,92 +95,82 @@ class Rows(NamedTuple):
         return self.batch_size * self.passes
 
 
-def check_positive(args: Any) -> None:
-    """Raise InputError for a number that is not above 0 or not finite."""
-    values = {name: getattr(args, name) for name in POSITIVE}
-    values |= {name: args.training.get(name) for name in POSITIVE_IN_TRAINING}
-    for name, value in values.items():
-        most = 1 if name == "efficiency" else math.inf
-        if value is not None and not (0 < value <= most and math.isfinite(value)):
-            limit = ", at most 1" if name == "efficiency" else ""
-            raise InputError(f"{name}: got {value}, expected above 0{limit}")
-
-
-def check_countable(args: Any) -> None:
+def check_countable(planned: Planned) -> None:
     """Raise InputError for an argument that changes what is planned in a way that is not counted,
     or that the recipe would refuse.
     """
-    for values, table in ((args.training, ONLY_WITH), (vars(args), ADAPTERS_ONLY_WITH)):
+    _check_positive(planned)
+    for values, table in ((planned.training, ONLY_WITH), (vars(planned), ADAPTERS_ONLY_WITH)):
         for name, harmless in table.items():
             if name in values and values[name] not in harmless:
                 raise InputError(
                     f"{name}: got {values[name]!r}, which plan does not count; leave it out, or "
                     "see what the first steps of a run take (memory_peak_bytes in its run.json)"
                 )
-    optimizer = args.training.get("optim", "adamw_torch_fused")
+    optimizer = planned.training.get("optim", DEFAULT_OPTIMIZER)
     if optimizer not in OPTIMIZER_BYTES:
         raise InputError(
             f"optim: got {optimizer!r}; plan knows what {', '.join(OPTIMIZER_BYTES)} keep"
         )
-    _check_checkpoint(args)
-    _check_adapters(args)
+    _check_checkpoint(planned)
+    _check_adapters(planned)
 
 
-def _check_checkpoint(args: Any) -> None:
-    """Raise InputError for what only a checkpoint has, without one, and for a new model's sizes
-    beside one.
-    """
-    given = [name for name in ON_A_CHECKPOINT if getattr(args, name)]
-    if args.model is None and given:
-        raise InputError(f"{given[0]}: works on a checkpoint; name it with --model")
-    sizes = ShapeArguments.__dataclass_fields__
-    changed = [name for name, field in sizes.items() if getattr(args, name) != field.default]
-    if args.model and changed:
-        raise InputError(
-            f"{changed[0]}: the checkpoint {args.model} has its own; finetune does not take it"
-        )
+def _check_positive(planned: Planned) -> None:
+    """Raise InputError for a size below 1 that no argument's own limits refuse."""
+    sizes = {name: planned.training.get(name) for name in POSITIVE_IN_TRAINING}
+    sizes["max_length"] = planned.max_length
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name}: got {value}, expected at least 1")
 
 
-def _check_adapters(args: Any) -> None:
+def _check_checkpoint(planned: Planned) -> None:
+    """Raise InputError for what works on a checkpoint alone, without one."""
+    needs_checkpoint = [name for name in ON_A_CHECKPOINT if getattr(planned, name)]
+    if planned.model is None and needs_checkpoint:
+        raise InputError(f"{needs_checkpoint[0]}: works on a checkpoint; name it with --model")
+
+
+def _check_adapters(planned: Planned) -> None:
     """Raise InputError for what works with adapters alone, without them, and for what is not
     counted beside them.
     """
-    given = [name for name in WITH_ADAPTERS if getattr(args, name)]
-    if args.lora_r is None and given:
-        raise InputError(f"{given[0]}: works with --lora_r, which is not given")
-    if not 0 <= args.lora_dropout < 1:
-        raise InputError(
-            f"lora_dropout: got {args.lora_dropout}, expected a number from 0 to below 1"
-        )
-    if args.add_tokens and (args.lora_r or args.freeze_layers):
+    needs_adapters = [name for name in WITH_ADAPTERS if getattr(planned, name)]
+    if planned.lora_r is None and needs_adapters:
+        raise InputError(f"{needs_adapters[0]}: works with --lora_r, which is not given")
+    if planned.add_tokens and (planned.lora_r or planned.freeze_layers):
         raise InputError("add_tokens: plan counts new tokens only where all weights are trained")
 
 
-def checked_targets(args: Any, shape: Shape) -> tuple[str, ...]:
+def checked_targets(planned: Planned, shape: Shape) -> tuple[str, ...]:
     """The layers that get adapters, by the ends of their names; raises InputError for one that ends
     no name, and for blocks to freeze that the model has not.
     """
-    if not 0 <= args.freeze_layers <= shape.n_layer - bool(args.lora_r):
+    most_frozen = shape.n_layer - 1 if planned.lora_r else shape.n_layer
+    if not 0 <= planned.freeze_layers <= most_frozen:
         raise InputError(
-            f"freeze_layers: got {args.freeze_layers}, the model has {shape.n_layer} blocks"
+            f"freeze_layers: got {planned.freeze_layers}, the model has {shape.n_layer} blocks"
         )
     layers = [*shape.linear_layers(), *shape.idle_layers()]
     names = [
         f".transformer.h.{block}.{layer}" for block in range(shape.n_layer) for layer in layers
     ]
-    for end in args.lora_target_modules or []:
+    for end in planned.lora_target_modules or []:
         if not any(name.endswith(f".{end}") for name in names):
             raise InputError(
                 f"lora_target_modules: {end} ends the name of no linear layer; these do: "
                 f"{', '.join(layers)}"
             )
-    return tuple(args.lora_target_modules or ())
+    return tuple(planned.lora_target_modules or ())
 
 
-def find_max_length(args: Any, shape: Shape) -> int:
+def find_max_length(planned: Planned, shape: Shape) -> int:
     """Tokens of a row; raises InputError: more than the model reads."""
-    longest = min(shape.n_positions, FINETUNED_LENGTH) if args.model else shape.n_positions
-    max_length = args.max_length or longest
+    longest = shape.n_positions
+    if planned.recipe != "pretrain":
+        longest = min(longest, FINETUNED_LENGTH)
+    max_length = planned.max_length or longest
     if max_length > shape.n_positions:
         raise InputError(
             f"max_length {max_length} is beyond the model's n_positions {shape.n_positions}"
@@ -167,53 +178,56 @@ def find_max_length(args: Any, shape: Shape) -> int:
     return max_length
 
 
-def with_new_tokens(args: Any, shape: Shape) -> Shape:
-    """The shape with a vocabulary grown by `--add_tokens`: as many as the tokenizer has not, where
-    it has no room.
+def planned_shape(planned: Planned, vocab_size: int | None) -> Shape:
+    """The model's sizes, its vocabulary grown by `--add_tokens`; `vocab_size` where the tokenizer
+    does not tell it. Raises InputError as `find_shape`.
     """
-    if not args.add_tokens:
+    shape = find_shape(planned.model, shape_of(planned), planned.tokenizer or "", vocab_size)
+    if not planned.add_tokens:
         return shape
-    tokenizer = saved_tokenizer(
-        args.tokenizer if Path(args.tokenizer or "").is_dir() else args.model
-    )
+    tokenizer = None
+    for folder in (planned.tokenizer, planned.model):
+        if tokenizer is None and folder and Path(folder).is_dir():
+            tokenizer = saved_tokenizer(folder)
     known = tokenizer.get_vocab() if tokenizer else {}
     words = len(known) or shape.vocab_size
-    new = {token for token in args.add_tokens if token not in known}
+    new = {token for token in planned.add_tokens if token not in known}
     return shape._replace(vocab_size=max(shape.vocab_size, words + len(new)))
 
 
-def precision(training: dict[str, Any], units: set[str], gpu: str) -> str:
-    """bf16, fp16 or fp32; default: bf16 where the device has matrix units for it. `units` are the
-    types that it has them for. Raises InputError: a type without them, or both.
+def pick_precision(training: dict[str, Any], device: Device, gpu: str) -> str:
+    """bf16, fp16 or fp32; default: bf16 where the device has matrix units for it.
+
+    Raises InputError: a type for which the device has no matrix units, or both.
     """
     asked = [name for name in ("bf16", "fp16") if training.get(name)]
     if len(asked) == 2:
         raise InputError("bf16, fp16: both are given; keep one")
     for name in asked:
-        if name not in units:
+        if not device.tflops(name):
             raise InputError(f"{name}: {gpu} has no {name} matrix units; add --{name} false")
     if asked:
         return asked[0]
-    return "bf16" if "bf16" in units and training.get("bf16") is None else "fp32"
+    return "bf16" if device.tflops("bf16") and training.get("bf16") is None else "fp32"
 
 
-def step_of(args: Any, shape: Shape, rows: Rows, max_length: int, half: bool) -> Step:
-    """What one process computes at a time; `half`: in two bytes a value."""
-    training = args.training
+def step_of(planned: Planned, shape: Shape, rows: Rows, max_length: int, precision: str) -> Step:
+    """What one process computes at a time; `precision`: bf16, fp16 or fp32."""
+    training = planned.training
     return Step(
         rows.batch_size,
         max_length,
         training.get("per_device_eval_batch_size", DEFAULT_BATCH_SIZE),
-        bf16=half,
+        bf16=precision != "fp32",
         activation_checkpointing=checkpoints(training),
         accumulates=rows.passes > 1,
-        masked=not args.cross_document_attention,
-        lora_r=args.lora_r or 0,
-        load_in_4bit=args.load_in_4bit,
-        target_modules=checked_targets(args, shape),
-        freeze_layers=args.freeze_layers,
-        lora_dropout=args.lora_dropout,
-        optimizer_bytes=OPTIMIZER_BYTES[training.get("optim", "adamw_torch_fused")],
+        masked=not planned.cross_document_attention,
+        lora_r=planned.lora_r or 0,
+        load_in_4bit=planned.load_in_4bit,
+        target_modules=checked_targets(planned, shape),
+        freeze_layers=planned.freeze_layers,
+        lora_dropout=planned.lora_dropout,
+        optimizer_bytes=OPTIMIZER_BYTES[training.get("optim", DEFAULT_OPTIMIZER)],
     )
 
 
@@ -222,46 +236,25 @@ def checkpoints(training: dict[str, Any]) -> bool:
     return bool(training.get("activation_checkpointing") or training.get("gradient_checkpointing"))
 
 
-def asked_rows(args: Any, argv: list[str], recipe: str, max_length: int) -> Rows:
-    """Rows of a step for each of `args.num_gpus` processes, so that all of them together keep the
-    tokens of a step: `--tokens_per_step`, else those of the config files on the GPUs that they
-    name.
-
-    Where that does not come out even, or the sizes are given on the command line, the tokens
-    change.
+def share_rows(
+    planned: Planned, num_gpus: int, tokens_per_step: int | None, max_length: int
+) -> Rows:
+    """Rows of a step for each of the processes: as many as the configuration says, or so that all
+    of them together read `tokens_per_step`. Where that does not come out even, the tokens change.
 
     Raises InputError: a step with fewer rows than GPUs.
     """
-    batch_size, passes = _batch(args.training)
+    batch_size = planned.training.get("per_device_train_batch_size", DEFAULT_BATCH_SIZE)
+    passes = planned.training.get("gradient_accumulation_steps", 1)
     given = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": passes}
-    asked = args.tokens_per_step or _config_tokens(argv, recipe, max_length)
-    on_command_line = pick_flags(argv, given)[0]
-    if asked is None or (on_command_line and not args.tokens_per_step):
-        return Rows(batch_size, passes, asked, given)
-    rows = asked // max_length // args.num_gpus
+    if tokens_per_step is None:
+        return Rows(batch_size, passes, None, given)
+    rows = tokens_per_step // max_length // num_gpus
     if rows < 1:
         raise InputError(
-            f"tokens_per_step: {asked:,} tokens are fewer than one row of {max_length:,} for each "
-            f"of {args.num_gpus} GPUs; take fewer GPUs, or more tokens with --tokens_per_step"
+            f"tokens_per_step: {tokens_per_step:,} tokens are fewer than one row of "
+            f"{max_length:,} for each of {num_gpus} GPUs; take fewer GPUs, or more tokens with "
+            "--tokens_per_step"
         )
     batch_size = max(size for size in divisors(rows) if size <= batch_size)
-    return Rows(batch_size, rows // batch_size, asked, given)
-
-
-def _batch(values: dict[str, Any]) -> tuple[int, int]:
-    """Rows at a time and passes before the optimizer's step, of one process."""
-    batch_size = values.get("per_device_train_batch_size", DEFAULT_BATCH_SIZE)
-    return batch_size, values.get("gradient_accumulation_steps", 1)
-
-
-def _config_tokens(argv: list[str], recipe: str, max_length: int) -> int | None:
-    """Tokens of a step by the config files alone; None: they do not say on how many GPUs."""
-    words, _ = pick_flags(argv, {"config"})
-    config = check_recipe_args(Path(recipe), words) if words else {}
-    if "num_gpus" not in config:
-        return None
-    batch_size, passes = _batch(config)
-    length = config.get("max_length") or (
-        max_length if config.get("model") else config.get("n_positions", max_length)
-    )
-    return config["num_gpus"] * batch_size * passes * length
+    return Rows(batch_size, rows // batch_size, tokens_per_step, given)

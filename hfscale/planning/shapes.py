@@ -9,12 +9,13 @@ from typing import Any
 from hfscale.planning.flops import PUBLISHED, Shape
 from hfscale.process import InputError
 
+# GPT2Config.attribute_map.
 ALIASES = {
     "num_hidden_layers": "n_layer",
     "num_attention_heads": "n_head",
     "hidden_size": "n_embd",
     "max_position_embeddings": "n_positions",
-}  # GPT2Config.attribute_map
+}
 # What GPT2Config has where a file says nothing.
 DEFAULTS = {
     "n_layer": 12,
@@ -30,8 +31,8 @@ DEFAULTS = {
     "embd_pdrop": 0.1,
     "attn_pdrop": 0.1,
 }
-# The backward pass needs what these read (gelu_new: as hfscale runs it, in one kernel), or what
-# they gave.
+# Those of which it is known what the backward pass needs: what they read (gelu_new: as hfscale runs
+# it, in one kernel), or what they gave.
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu", "silu", "swish", "relu", "tanh")
 MOST_BLOCKS = 1000  # more are a slip, and each is counted
 # Fields that change nothing that is counted: names, tokens, generation, heads of other tasks,
@@ -124,21 +125,21 @@ def shape_of_config(config: dict[str, Any], place: str) -> Shape:
             f"{place}: model_type is {kind!r}; plan counts gpt2 alone; for others, see what the "
             "first steps of a run take (memory_peak_bytes in its run.json)"
         )
+    known = DEFAULTS.keys() | ALIASES.keys() | ONLY_WITH.keys() | NOT_COUNTED
     for name, value in config.items():
         if name in ONLY_WITH and value not in (None, ONLY_WITH[name]):
             raise InputError(
                 f"{place}: {name} is {json.dumps(value)[:60]}, and plan does not count what that "
                 "changes"
             )
-        if name not in DEFAULTS.keys() | ALIASES.keys() | ONLY_WITH.keys() | NOT_COUNTED:
+        if name not in known:
             raise InputError(
                 f"{place}: unknown field {name}; plan cannot tell what it changes, so take it out "
                 "of a copy of this file if it is a note"
             )
-    given = {ALIASES.get(name, name): value for name, value in config.items()}
-    return checked_shape(
-        DEFAULTS | {name: given[name] for name in DEFAULTS.keys() & given.keys()}, place
-    )
+    written = {ALIASES.get(name, name): value for name, value in config.items()}
+    counted = {name: value for name, value in written.items() if name in DEFAULTS}
+    return checked_shape(DEFAULTS | counted, place)
 
 
 def checked_shape(values: dict[str, Any], place: str) -> Shape:
@@ -147,9 +148,7 @@ def checked_shape(values: dict[str, Any], place: str) -> Shape:
     """
     shape = Shape(**values)
     for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "n_inner"):
-        value = getattr(shape, name)
-        if not (name == "n_inner" and value is None) and (type(value) is not int or value < 1):
-            raise InputError(f"{place}: {name}: got {value!r}, expected a whole number, at least 1")
+        _check_size(place, name, getattr(shape, name), is_optional=name == "n_inner")
     if shape.n_layer > MOST_BLOCKS:
         raise InputError(f"{place}: n_layer: got {shape.n_layer}, expected at most {MOST_BLOCKS:,}")
     if shape.n_embd % shape.n_head:
@@ -157,20 +156,29 @@ def checked_shape(values: dict[str, Any], place: str) -> Shape:
             f"{place}: n_embd {shape.n_embd} is not a multiple of n_head {shape.n_head}"
         )
     for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
-        value = getattr(shape, name)
-        if type(value) not in (int, float) or not 0 <= value < 1:
-            raise InputError(f"{place}: {name}: got {value!r}, expected a number from 0 to below 1")
+        _check_dropout(place, name, getattr(shape, name))
     for name in ("tie_word_embeddings", "add_cross_attention"):
-        if type(getattr(shape, name)) is not bool:
-            raise InputError(
-                f"{place}: {name}: got {getattr(shape, name)!r}, expected true or false"
-            )
+        value = getattr(shape, name)
+        if type(value) is not bool:
+            raise InputError(f"{place}: {name}: got {value!r}, expected true or false")
     if shape.activation_function not in ACTIVATIONS:
         raise InputError(
             f"{place}: activation_function: got {shape.activation_function!r}; plan knows what the "
             f"backward pass keeps of {', '.join(ACTIVATIONS)}"
         )
     return shape
+
+
+def _check_size(place: str, name: str, value: Any, *, is_optional: bool) -> None:
+    if value is None and is_optional:
+        return
+    if type(value) is not int or value < 1:  # true is an int, too
+        raise InputError(f"{place}: {name}: got {value!r}, expected a whole number, at least 1")
+
+
+def _check_dropout(place: str, name: str, value: Any) -> None:
+    if type(value) not in (int, float) or not 0 <= value < 1:
+        raise InputError(f"{place}: {name}: got {value!r}, expected a number from 0 to below 1")
 
 
 def tokenizer_size(tokenizer: str) -> int | None:

@@ -10,10 +10,12 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from hfscale.folders import write_atomically
+from hfscale.probes.attention import Explanation
 from hfscale.report.page import template
 
 MAP_BYTES = 2_000_000  # of weights on the page; with the rest it stays below 3 MB
 SHOWN = 24  # rows and columns of each matrix that explains a head
+MOST_INCHES = 24  # of a picture's side: with more heads or layers the maps get smaller
 
 
 def draw_maps(weights: np.ndarray, path: Path) -> None:
@@ -21,24 +23,21 @@ def draw_maps(weights: np.ndarray, path: Path) -> None:
     with the root of the weight, so that the small ones of a long text show.
     """
     layers, heads, tokens, _ = weights.shape
+    side = tokens + 1  # of a map with a white line beside it and below it
     framed = np.pad(weights, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
-    figure = Figure(
-        figsize=(2 + min(heads, 24), 1 + min(layers, 24) * min(heads, 24) / heads),
-        layout="constrained",
-    )
+    rows_of_maps = framed.transpose(0, 2, 1, 3).reshape(layers * side, heads * side)
+    width = min(heads, MOST_INCHES)
+    height = min(layers, MOST_INCHES) * width / heads
+    figure = Figure(figsize=(2 + width, 1 + height), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(
-        framed.transpose(0, 2, 1, 3).reshape(layers * (tokens + 1), -1),
-        cmap="Blues",
-        norm=PowerNorm(0.5, 0, 1),
-    )
+    image = axes.imshow(rows_of_maps, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     axes.set(
         xlabel="head",
         ylabel="layer",
         title="what each token (row) attends to (column)",
-        xticks=(np.arange(heads) + 0.5) * (tokens + 1) - 1,
+        xticks=(np.arange(heads) + 0.5) * side - 1,
         xticklabels=range(heads),
-        yticks=(np.arange(layers) + 0.5) * (tokens + 1) - 1,
+        yticks=(np.arange(layers) + 0.5) * side - 1,
         yticklabels=range(layers),
     )
     figure.colorbar(image, label="weight", shrink=0.8)
@@ -49,17 +48,18 @@ def draw_scores(scores: dict[str, np.ndarray], path: Path) -> None:
     """Each score as a map of layers and heads."""
     figure = Figure(figsize=(12, 7), layout="constrained")
     for axes, (name, values) in zip(figure.subplots(2, 3).flat, scores.items(), strict=True):
-        signed = {"cmap": "RdBu_r", "vmin": -abs(values).max(), "vmax": abs(values).max()}
-        image = axes.imshow(
-            values, aspect="auto", **(signed if values.min() < 0 else {"cmap": "Blues", "vmin": 0})
-        )
+        if values.min() < 0:  # white is 0, and the two colours are the two signs
+            largest = abs(values).max()
+            image = axes.imshow(values, aspect="auto", cmap="RdBu_r", vmin=-largest, vmax=largest)
+        else:
+            image = axes.imshow(values, aspect="auto", cmap="Blues", vmin=0)
         axes.set(title=name.replace("_", " "), xlabel="head", ylabel="layer")
         axes.locator_params(integer=True)
         figure.colorbar(image)
     figure.savefig(path, dpi=120)
 
 
-def conclusion(explained: dict[str, Any]) -> str:
+def conclusion(explained: Explanation) -> str:
     """One sentence: whether the steps gave what the model computed, with the measured
     difference.
     """
@@ -73,6 +73,19 @@ def conclusion(explained: dict[str, Any]) -> str:
         f"{explained['difference']['output']:.1e} in the layer's attention output and "
         f"{explained['difference']['weights']:.1e} in the weights."
     )
+
+
+def with_conclusion(explained: Explanation) -> dict[str, Any]:
+    """A head's steps as the record holds them."""
+    return {**explained, "conclusion": conclusion(explained)}
+
+
+def without_values(record: dict[str, Any]) -> dict[str, Any]:
+    """The record without the matrices of the steps, which the page shows."""
+    if not record["explain"]:
+        return record
+    steps = [{**step, "values": None} for step in record["explain"]["steps"]]
+    return record | {"explain": record["explain"] | {"steps": steps}}
 
 
 def as_text(record: dict[str, Any]) -> str:
@@ -89,27 +102,29 @@ def write_page(path: Path, record: dict[str, Any], weights: np.ndarray) -> None:
     beside it.
     """
     layers, maps, tokens, _ = weights.shape
-    shown = min(
-        tokens, int((MAP_BYTES * 3 / 4 / layers / maps) ** 0.5)
-    )  # n (n + 1) / 2 numbers of two bytes
-    lower = weights[..., *np.tril_indices(shown)]
+    # A map of n tokens is n (n + 1) / 2 numbers of two bytes, which base64 makes a third longer.
+    most_tokens = int((MAP_BYTES * 3 / 4 / layers / maps) ** 0.5)
+    shown_tokens = min(tokens, most_tokens)
+    lower = weights[..., *np.tril_indices(shown_tokens)]
+    two_bytes = np.rint(lower * 65535).astype("<u2").tobytes()
     data = record | {
-        "shown_tokens": shown,
+        "shown_tokens": shown_tokens,
         "maps": [layers, maps],
-        "weights": base64.b64encode(np.rint(lower * 65535).astype("<u2").tobytes()).decode(),
+        "weights": base64.b64encode(two_bytes).decode(),
+        "logit_lens": [
+            {**layer, "top": layer["top"][:shown_tokens]} for layer in record["logit_lens"]
+        ],
     }
-    data["logit_lens"] = [{**layer, "top": layer["top"][:shown]} for layer in record["logit_lens"]]
-    if record.get("explain"):
-        steps = [
-            {
-                **step,
-                "values": [
-                    [f"{value:.4f}" for value in row[:SHOWN]] for row in step["values"][:SHOWN]
-                ],
-            }
-            for step in record["explain"]["steps"]
-        ]
-        data["explain"] = record["explain"] | {"steps": steps}
+    explained = record.get("explain")
+    if explained:
+        steps = [{**step, "values": _corner(step["values"])} for step in explained["steps"]]
+        data["explain"] = explained | {"steps": steps}
+    # Within a script element "<" could end it.
     text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     page = Path(__file__).with_name("attention.html").read_text("utf-8")
     write_atomically(path, page.replace("__DATA__", text))
+
+
+def _corner(matrix: list[list[float]]) -> list[list[str]]:
+    """The first rows and columns of a matrix as text, which JSON has for -inf too."""
+    return [[f"{value:.4f}" for value in row[:SHOWN]] for row in matrix[:SHOWN]]

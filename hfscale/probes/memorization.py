@@ -4,16 +4,27 @@ training text.
 
 import random
 import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import regex
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.data.words import UNSPACED
-from hfscale.metrics.intervals import bootstrap_sums, estimate, percentile_interval
+from hfscale.metrics.intervals import (
+    bootstrap_sums,
+    by_note,
+    estimate,
+    interval_notes,
+    percentile_interval,
+)
 from hfscale.metrics.perplexity import score_documents
 from hfscale.process import InputError
+from hfscale.report.tables import cell, show_table
 
+SHOWN_CHARACTERS = 300  # of a copy on the terminal; all of it is in the record
+# From space to space, or one character (with the marks on it) of a script without spaces.
 WORD = regex.compile(rf"[{UNSPACED}]\p{{M}}*+|[^\s{UNSPACED}]++")
 
 
@@ -22,13 +33,19 @@ def longest_copy(text: str, training_text: str) -> str:
     if none does. A word goes from space to space; in scripts without spaces between words it is a
     character.
     """
-    spans, best, stop = [word.span() for word in WORD.finditer(text)], (0, 0), 0
-    for start in range(len(spans)):  # what begins one word later reaches at least as far
-        stop = max(stop, start)
+    spans = [word.span() for word in WORD.finditer(text)]
+    longest = (0, 0)
+    stop = 0
+    for start in range(len(spans)):
+        stop = max(stop, start)  # what begins one word later reaches at least as far
         while stop < len(spans) and text[spans[start][0] : spans[stop][1]] in training_text:
             stop += 1
-        best = max(best, (start, stop), key=lambda run: run[1] - run[0])
-    return text[spans[best[0]][0] : spans[best[1] - 1][1]] if best[1] > best[0] else ""
+        if stop - start > longest[1] - longest[0]:
+            longest = (start, stop)
+    start, stop = longest
+    if start == stop:
+        return ""
+    return text[spans[start][0] : spans[stop - 1][1]]
 
 
 def count_words(text: str) -> int:
@@ -64,13 +81,16 @@ def exposure_bits(
     Raises InputError as `check_canary`.
     """
     check_canary(canary, pattern)
-    digits, generator, drawn = pattern.count("#"), random.Random(seed), set()
-    while len(drawn) < min(candidates, 10**digits):
-        drawn.add(generator.randrange(10**digits))
-    others = {_fill(pattern, f"{number:0{digits}}") for number in drawn} - {canary}
+    digits = pattern.count("#")
+    generator = random.Random(seed)
+    numbers: set[int] = set()
+    while len(numbers) < min(candidates, 10**digits):
+        numbers.add(generator.randrange(10**digits))
+    others = {_fill(pattern, f"{number:0{digits}}") for number in numbers} - {canary}
     texts = [canary, *sorted(others)]
     nll = score_documents(model, tokenizer, texts, batch_size=batch_size).sums[:, 0]
-    rank = 1 + int((nll[1:] <= nll[0]).sum())  # a tie shows nothing
+    as_likely = int((nll[1:] <= nll[0]).sum())  # a tie shows nothing
+    rank = 1 + as_likely
     return {
         "rank": rank,
         "candidates": len(texts),
@@ -80,25 +100,61 @@ def exposure_bits(
 
 
 def loss_gap(
-    first: np.ndarray, second: np.ndarray, resamples: int = 1000, seed: int = 0
-) -> dict[str, float | list]:
-    """Loss of the second set of documents less that of the first, with a 95 % bootstrap interval.
+    train: np.ndarray, validation: np.ndarray, resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Loss of held-out documents less that of training documents, in nats per token, with a 95 %
+    bootstrap interval.
 
     Both are (documents, columns) sums as `score_documents` gives them: nll in nats, tokens, ...;
-    the sets are resampled independently.
+    the sets are resampled independently, with different seeds.
     """
-
-    def loss(sums: np.ndarray) -> np.ndarray:
-        return sums[..., 0] / sums[..., 1]
-
-    found = {
-        "gap_ci95": percentile_interval(
-            loss(bootstrap_sums(second, seed=seed + 1)) - loss(bootstrap_sums(first, seed=seed))
-        )
+    losses = estimate(train, _named_loss("train_loss"), resamples, seed)
+    losses |= estimate(validation, _named_loss("validation_loss"), resamples, seed + 1)
+    drawn_train = _loss(bootstrap_sums(train, resamples, seed))
+    drawn_validation = _loss(bootstrap_sums(validation, resamples, seed + 1))
+    return losses | {
+        "gap": losses["validation_loss"] - losses["train_loss"],
+        "gap_ci95": percentile_interval(drawn_validation - drawn_train),
     }
-    for i, (name, sums) in enumerate((("train_loss", first), ("validation_loss", second))):
-        found |= estimate(sums, lambda sums, name=name: {name: loss(sums)}, seed=seed + i)
-    return found | {"gap": found["validation_loss"] - found["train_loss"]}
+
+
+def _loss(sums: np.ndarray) -> np.ndarray:
+    return sums[..., 0] / sums[..., 1]
+
+
+def _named_loss(name: str) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    return lambda sums: {name: _loss(sums)}
+
+
+def copy_records(texts: dict[str, Sequence[str]], training_text: str) -> dict[str, Any]:
+    """What sets of texts share with the training text, by the sets' names: `longest_copy_words`,
+    how many words the longest copy in each text has, and `longest_copy`, the longest of all.
+    """
+    copies = {name: [longest_copy(text, training_text) for text in texts[name]] for name in texts}
+    return {
+        "longest_copy_words": {name: list(map(count_words, copies[name])) for name in copies},
+        "longest_copy": {name: max(copies[name], key=count_words) for name in copies},
+    }
+
+
+def show_memorization(record: dict[str, Any]) -> None:
+    """Print the record as a table, with notes on what the intervals cannot show."""
+    rows = []
+    for name, copy in record["longest_copy"].items():
+        text = f"{count_words(copy)} words: {copy[:SHOWN_CHARACTERS]}"
+        rows.append((f"longest copy in {name}", text))
+    loss = record["loss"]
+    rows += [(name, cell(loss, name)) for name in ("train_loss", "validation_loss", "gap")]
+    for canary, exposure in record["canaries"].items():
+        text = (
+            f"exposure {exposure['exposure_bits']:.1f} of at most "
+            f"{exposure['exposure_limit_bits']:.1f} bits, rank {exposure['rank']:,} of "
+            f"{exposure['candidates']:,}"
+        )
+        rows.append((canary, text))
+    show_table(("what", "value"), rows)
+    for note, names in by_note(interval_notes(loss)).items():
+        print(f"{names}: {note}")
 
 
 def _fill(pattern: str, digits: str) -> str:

@@ -36,8 +36,11 @@ RECORDS = (
     "bias.json",
     "memorization.json",
 )
-PAGE_LIMIT_BYTES = 2_800_000  # pictures beyond it are named, not shown
+# Mail programs and browsers take a page of this size at once: pictures beyond it are named, not
+# shown.
+PAGE_LIMIT_BYTES = 2_800_000
 LONG_CHARACTERS = 20_000  # of a list in a record: longer ones are named, not shown
+# What a run's record must hold to be shown, and what it may.
 NEEDED = {
     "recipe": str,
     "command": str,
@@ -46,7 +49,7 @@ NEEDED = {
     "model": dict,
     "metrics": dict,
 }
-OPTIONAL = {"hardware": dict, "versions": dict, "train": dict, "samples": list}  # of a run's record
+OPTIONAL = {"hardware": dict, "versions": dict, "train": dict, "samples": list}
 # What is drawn over steps: the title, and on which part of the data it is measured (None: on none).
 CURVES = {
     "loss": ("training loss", "train"),
@@ -58,8 +61,8 @@ COLUMNS = {"points": ("parameters N", "tokens D", "loss")}  # of a list of lists
 FOLDED = {"config": "every setting", "versions": "of every library"}
 NAMED = ("laws", "rules", "examples", "canaries")  # mappings whose keys are names, not labels
 SIDE_BY_SIDE = ("systems",)  # records with much in each: they are columns, what they say are rows
-
-STYLE = {
+# Of Matplotlib: text stays text in the SVG, so that the page's font and colours apply.
+STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.size": 9,
     "axes.grid": True,
@@ -83,25 +86,16 @@ def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
     """
     check_named_once(runs)
     records = [read_run(folder) for folder in runs]
-    found = {folder: _records(folder) for folder in also}
-    sources = [str(source) for record in records for source in record["data"].get("source") or ()]
-    cards = [source for source in sources if Path(source, "data_card.json").is_file()]
+    studies = {folder: _records(folder) for folder in also}
     curves = {record["name"]: read_curve(record["name"]) for record in records}
-    page = template(Path(__file__).with_name("page.html.j2"))
     settings, not_shared = differing_settings(records)
-    not_judged = [
-        name
-        for record in records
-        for name in shown_names([record["metrics"]])
-        if not judged_on(record, name)
-    ]
     parts = {
         "runs": records,
         "settings": settings,
         "not_shared": not_shared,
         "tables": judged_tables(records),
-        "others": list(dict.fromkeys(not_judged)),
-        "found": found,
+        "others": _not_judged(records),
+        "found": studies,
         "charts": _charts(records, curves),
         "without_curve": [name for name, log in curves.items() if not log],
         "heads": COLUMNS,
@@ -109,9 +103,26 @@ def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
         "side_by_side": SIDE_BY_SIDE,
         "named": NAMED,
     }
+    page = template(Path(__file__).with_name("page.html.j2"))
     size = len(page.render(**parts, pictures=[]))
-    folders = dict.fromkeys([*runs, *also, *cards])
+    folders = list(dict.fromkeys([*runs, *also, *_prepared_sources(records)]))
     return page.render(**parts, pictures=_pictures(folders, PAGE_LIMIT_BYTES - size))
+
+
+def _not_judged(records: Sequence[dict[str, Any]]) -> list[str]:
+    """The metrics that were not measured on a held-out text, such as how fast training was."""
+    names = []
+    for record in records:
+        for name in shown_names([record["metrics"]]):
+            if not judged_on(record, name) and name not in names:
+                names.append(name)
+    return names
+
+
+def _prepared_sources(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Folders of prepare_data that the runs read, whose pictures belong on the page."""
+    sources = [str(source) for record in records for source in record["data"].get("source") or ()]
+    return [source for source in sources if Path(source, "data_card.json").is_file()]
 
 
 def template(path: Path) -> jinja2.Template:
@@ -139,25 +150,28 @@ def template(path: Path) -> jinja2.Template:
     return environment.get_template(path.name)
 
 
-def texts_of(values: Any) -> dict[float, str]:
+def texts_of(values: Iterable[Any]) -> dict[float, str]:
     """How each number among the values, and among the lists in them, is written so that all have
     one format; nothing for a number alone.
     """
-    each = [
-        inner
-        for value in values
-        for inner in (value if isinstance(value, list | tuple) else [value])
-    ]
+    single: list[Any] = []
+    for value in values:
+        if isinstance(value, list | tuple):
+            single += value
+        else:
+            single.append(value)
     numbers = [
-        value for value in each if isinstance(value, int | float) and not isinstance(value, bool)
+        value for value in single if isinstance(value, int | float) and not isinstance(value, bool)
     ]
-    return dict(zip(numbers, in_one_format(numbers), strict=True)) if len(numbers) > 1 else {}
+    if len(numbers) < 2:
+        return {}
+    return dict(zip(numbers, in_one_format(numbers), strict=True))
 
 
 def _column(records: Iterable[dict[str, Any]], name: str) -> list[Any]:
     """The values of that name in all records that have it, and their intervals."""
     names = (name, *(f"{name}{end}" for end in INTERVALS))
-    return [record[each] for record in records for each in names if each in record]
+    return [record[key] for record in records for key in names if key in record]
 
 
 def label_of(name: str) -> str:
@@ -175,9 +189,11 @@ def kind_of(value: Any) -> str:
         return "mapping"
     if not isinstance(value, list | tuple):
         return "value"
-    if all(isinstance(each, dict) for each in value):
+    if all(isinstance(entry, dict) for entry in value):
         return "records"
-    return "rows" if all(isinstance(each, list | tuple) for each in value) else "list"
+    if all(isinstance(entry, list | tuple) for entry in value):
+        return "rows"
+    return "list"
 
 
 def shown_names(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -219,24 +235,26 @@ def read_curve(folder: str) -> list[dict[str, Any]]:
     Raises InputError: a file that holds no log.
     """
     path = Path(folder, "trainer_state.json")
-    checkpoints = [
-        path
-        for path in Path(folder).glob("checkpoint-*/trainer_state.json")
-        if path.parent.name.partition("-")[2].isdecimal()
-    ]
     if not path.is_file():
+        checkpoints = [
+            checkpoint
+            for checkpoint in Path(folder).glob("checkpoint-*/trainer_state.json")
+            if _step_of(checkpoint.parent) is not None
+        ]
         if not checkpoints:
             return []
-        path = max(checkpoints, key=lambda path: int(path.parent.name.partition("-")[2]))
-    history = _read(path, "runs", "take it out of the folder to have the page without curves").get(
-        "log_history"
-    )
+        path = max(checkpoints, key=lambda checkpoint: _step_of(checkpoint.parent) or 0)
+    next_step = "take it out of the folder to have the page without curves"
+    history = _read(path, "runs", next_step).get("log_history")
     if not isinstance(history, list):
-        raise InputError(
-            f"runs: {path} holds no log_history; take it out of the folder to have the page "
-            "without curves"
-        )
+        raise InputError(f"runs: {path} holds no log_history; {next_step}")
     return [log for log in history if isinstance(log, dict) and "step" in log]
+
+
+def _step_of(checkpoint: Path) -> int | None:
+    """The step in the name of a checkpoint's folder; None: it has another name."""
+    _, _, step = checkpoint.name.partition("-")
+    return int(step) if step.isdecimal() else None
 
 
 def _records(folder: str) -> list[tuple[str, dict[str, Any]]]:
@@ -254,12 +272,13 @@ def _records(folder: str) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def _read(path: Path, place: str, cure: str) -> dict[str, Any]:
+def _read(path: Path, place: str, next_step: str) -> dict[str, Any]:
+    """A JSON file's mapping; raises InputError, from `place` to the next step: it holds none."""
     record = None
     with contextlib.suppress(OSError, ValueError, RecursionError):
         record = json.loads(path.read_text("utf-8"))
     if not isinstance(record, dict):
-        raise InputError(f"{place}: {path.parent} has no readable {path.name}; {cure}")
+        raise InputError(f"{place}: {path.parent} has no readable {path.name}; {next_step}")
     return record
 
 
@@ -268,7 +287,7 @@ def _without_long_lists(value: Any, file: str) -> Any:
     long it is.
     """
     if isinstance(value, dict):
-        return {key: _without_long_lists(each, file) for key, each in value.items()}
+        return {key: _without_long_lists(entry, file) for key, entry in value.items()}
     if isinstance(value, list) and len(json.dumps(value)) > LONG_CHARACTERS:
         return f"{len(value):,} entries, in {file}"
     return value
@@ -292,47 +311,53 @@ def _charts(
             if points:
                 measure = same_measure(record, part) if part else ()
                 groups.setdefault(measure, {})[names[record["name"]]] = points
-        for number_of_group, lines in enumerate(groups.values()):
+        for i, lines in enumerate(groups.values()):
             title = label if len(groups) == 1 else f"{label}: {', '.join(lines)}"
-            charts.append(_chart(lines, title, f"{key}{number_of_group}"))
+            charts.append(_chart(lines, title, f"{key}{i}"))
     return charts
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
     """Each name's last part, or the whole of all where two would be alike."""
-    last = {name: Path(name).name or name for name in names}
-    return last if len(set(last.values())) == len(names) else {name: name for name in names}
+    last_parts = {name: Path(name).name or name for name in names}
+    if len(set(last_parts.values())) == len(names):
+        return last_parts
+    return {name: name for name in names}
 
 
 def _chart(lines: dict[str, list[tuple[float, float]]], title: str, salt: str) -> str:
-    """An SVG with a line per run, in the colours of the page's theme."""
-    with rc_context(STYLE | {"svg.hashsalt": salt}):
+    """An SVG with a line per run, in the colours of the page's theme; `salt` keeps the names in one
+    SVG apart from those in another on the page.
+    """
+    style = STYLE | {"svg.hashsalt": salt}
+    out = io.StringIO()
+    with rc_context(style):  # type: ignore[arg-type]  # the stub wants each key as a literal
         figure = Figure(figsize=(5.4, 3), layout="constrained")
-        axes, out = figure.subplots(), io.StringIO()
+        axes = figure.subplots()
         for name, points in lines.items():
             steps, values = zip(*points, strict=True)
-            axes.plot(
-                steps, values, marker="o" if len(points) < 20 else "", ms=3, lw=1.4, label=name
-            )
+            marker = "o" if len(points) < 20 else ""  # many would hide the line
+            axes.plot(steps, values, marker=marker, ms=3, lw=1.4, label=name)
         axes.set_xlabel("step")
         axes.set_title(title, wrap=True)
         if len(lines) > 1:
             axes.legend()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     svg = out.getvalue()
-    return (
-        svg[svg.index("<svg") :]
-        .replace("#000000", "currentColor")
-        .replace("<text ", '<text fill="currentColor" ')
-    )
+    svg = svg[svg.index("<svg") :]  # without the XML header, which HTML has no place for
+    svg = svg.replace("#000000", "currentColor")
+    return svg.replace("<text ", '<text fill="currentColor" ')
 
 
 def _pictures(folders: Sequence[str], room_bytes: int) -> list[dict[str, str]]:
     """Each PNG in the folders, as a data URI while there is room."""
-    found = []
-    for path in (path for folder in folders for path in sorted(Path(folder).glob("*.png"))):
-        uri = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-        fits = len(uri) < room_bytes
-        room_bytes -= len(uri) * fits
-        found.append({"path": str(path), "uri": uri if fits else ""})
-    return found
+    pictures = []
+    for folder in folders:
+        for path in sorted(Path(folder).glob("*.png")):
+            uri = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+            if len(uri) < room_bytes:
+                room_bytes -= len(uri)
+            else:
+                uri = ""
+            pictures.append({"path": str(path), "uri": uri})
+    return pictures

@@ -1,6 +1,6 @@
 """Pictures that several pages share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -8,19 +8,20 @@ from matplotlib.figure import Figure
 
 def bars(
     names: Sequence[str],
-    parts: dict[str, Sequence[float]],
+    parts: Mapping[str, Sequence[float]],
     labels: Sequence[str],
-    colors: dict[str, str],
+    colors: Mapping[str, str],
 ) -> tuple[Figure, Axes]:
     """A stacked horizontal bar per name, the first on top, with its label at the end; `parts` are
     {part: lengths}, and `colors` theirs.
     """
     figure = Figure(figsize=(9, 0.5 * len(names) + 1.4), layout="constrained")
-    axes, left = figure.subplots(), [0.0] * len(names)
-    for part, sizes in parts.items():
-        drawn = axes.barh(names, sizes, left=left, label=part, color=colors[part])
-        left = [start + size for start, size in zip(left, sizes, strict=True)]
-    axes.bar_label(drawn, labels, size=8)
+    axes = figure.subplots()
+    ends = [0.0] * len(names)
+    for part, lengths in parts.items():
+        last_part = axes.barh(names, lengths, left=ends, label=part, color=colors[part])
+        ends = [end + length for end, length in zip(ends, lengths, strict=True)]
+    axes.bar_label(last_part, labels, size=8)
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes

@@ -4,6 +4,7 @@ finished ones.
 
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -11,27 +12,36 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hfscale.config import check_recipe_args, shipped
-from hfscale.launch import split_flags
+from hfscale.config import check_recipe_args, pick_flags, shipped
+from hfscale.launch import FLAGS, split_flags
 from hfscale.planning.flops import Shape
-from hfscale.process import InputError
+from hfscale.process import TYPED_COMMAND, InputError
 
-HEAD_WIDTH = 32  # tokens of small models; n_head follows from the width
-QUIET = [
-    "--eval_on_start",
-    "false",
-    "--eval_strategy",
-    "no",
-    "--save_strategy",
-    "no",
-    "--report_to",
-    "none",
-]
+HEAD_WIDTH = 32  # of small models; n_head follows from the width
+# A cell is judged once, at its end, and keeps nothing of the way there.
+QUIET = {
+    "eval_on_start": "false",
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "report_to": "none",
+}
+
+
+# The folder of a cell that is not finished holds at most what a failed try left.
+ANEW = ("--overwrite", "true")
+
+
+class Point(NamedTuple):
+    """A finished run, as the law sees it."""
+
+    parameters: float
+    tokens: float  # that it was trained on
+    loss: float  # on held-out text, in nats per token
 
 
 class Cell(NamedTuple):
@@ -50,11 +60,43 @@ class Cell(NamedTuple):
         """Parameters of the cell's model, before it is built, from the `run.json` of a cell that
         shares its vocabulary and context; `count` as in `run.json`'s `model`.
         """
-        embeddings = like["model"]["parameters"] - like["model"]["parameters_without_embeddings"]
-        rows = (
-            embeddings // like["config"]["n_embd"] if count == "parameters" else 0
-        )  # of words and positions
+        rows = 0  # of the embeddings: words and positions
+        if count == "parameters":
+            model = like["model"]
+            embeddings = model["parameters"] - model["parameters_without_embeddings"]
+            rows = embeddings // like["config"]["n_embd"]
         return Shape(self.n_layer, 1, self.n_embd, 0, rows).parameters()
+
+
+class Grid(NamedTuple):
+    """The cells that the law is fitted to, and those that it forecasts."""
+
+    cells: list[Cell]
+    held_out: list[Cell]
+
+
+def plan_grid(sizes: Sequence[str], tokens: Sequence[int], hold_out: Sequence[str]) -> Grid:
+    """Each of the sizes with each number of tokens, and the cells that are held out.
+
+    Raises InputError: no cells, one that is also held out, or as `parse_cells`.
+    """
+    names = [f"{size}-{count}" for size in sizes for count in tokens]
+    grid = Grid(parse_cells(names, "sizes, tokens"), parse_cells(hold_out, "hold_out"))
+    if not grid.cells or set(grid.held_out) & set(grid.cells):
+        raise InputError(
+            "sizes, tokens, hold_out: the grid is empty, or a cell of it is also held out"
+        )
+    return grid
+
+
+def pick_cell(grid: Grid, number: int) -> Cell:
+    """The cell of a job array's number, from 0, held-out ones last; raises InputError: none has
+    it.
+    """
+    cells = [*grid.cells, *grid.held_out]
+    if not 0 <= number < len(cells):
+        raise InputError(f"cell: got {number}, expected 0 to {len(cells) - 1}")
+    return cells[number]
 
 
 def parse_cells(names: Sequence[str], place: str) -> list[Cell]:
@@ -78,40 +120,42 @@ def parse_cells(names: Sequence[str], place: str) -> list[Cell]:
 def cell_command(cell: Cell, folder: Path, pretrain_args: Sequence[str]) -> list[str]:
     """Words of `hfscale` that train a cell; `pretrain_args` are what all cells share, as in
     config=tiny_cpu.
+
+    Raises InputError: arguments that pretrain does not take, or fewer tokens than a step has.
     """
-    if wrong := [word for word in pretrain_args if "=" not in word or word.startswith("-")]:
-        raise InputError(
-            f"pretrain_args: got '{wrong[0]}', expected name=value, as in config=tiny_cpu"
-        )
+    for word in pretrain_args:
+        if "=" not in word or word.startswith("-"):
+            raise InputError(
+                f"pretrain_args: got '{word}', expected name=value, as in config=tiny_cpu"
+            )
     shared = [f"--{word}" for word in pretrain_args]
-    flags, words = split_flags(shared)
-    values = check_recipe_args(shipped("recipes", "pretrain.py")["pretrain"], words)
-    context = values.get("max_length") or values.get("n_positions", 1024)
-    per_step = (
-        context
-        * values.get("per_device_train_batch_size", 8)
-        * flags.get("num_processes", 1)
-        * values.get("gradient_accumulation_steps", 1)
-    )
-    if cell.tokens < per_step:
+    launcher_flags, recipe_words = split_flags(shared)
+    values = check_recipe_args(shipped("recipes", "pretrain.py")["pretrain"], recipe_words)
+    tokens_per_step = _tokens_per_step(values, launcher_flags.get("num_processes", 1))
+    if cell.tokens < tokens_per_step:
         raise InputError(
-            f"tokens: {cell.tokens} is less than one step of {per_step} tokens; give more"
+            f"tokens: {cell.tokens} is less than one step of {tokens_per_step} tokens; give more"
         )
-    own = {
+    flags = QUIET | {
         "n_layer": cell.n_layer,
         "n_embd": cell.n_embd,
         "n_head": cell.n_embd // HEAD_WIDTH,
-        "max_steps": round(cell.tokens / per_step),
+        "max_steps": round(cell.tokens / tokens_per_step),
         "output_dir": folder / cell.name,
     }
-    one = [] if "num_processes" in flags else ["--num_processes", "1"]
-    return [
-        "pretrain",
-        *shared,
-        *one,
-        *QUIET,
-        *(w for k, v in own.items() for w in (f"--{k}", str(v))),
-    ]
+    words = ["pretrain", *shared]
+    if "num_processes" not in launcher_flags:
+        words += ["--num_processes", "1"]
+    for name, value in flags.items():
+        words += [f"--{name}", str(value)]
+    return words
+
+
+def _tokens_per_step(values: dict[str, Any], processes: int) -> int:
+    """Of an optimizer step of pretrain with these values, its defaults for the others."""
+    max_length = values.get("max_length") or values.get("n_positions", 1024)
+    rows = values.get("per_device_train_batch_size", 8)
+    return max_length * rows * values.get("gradient_accumulation_steps", 1) * processes
 
 
 def run_cells(
@@ -146,13 +190,15 @@ def run_cells(
         for number, future in enumerate(as_completed(waiting), finished + 1):
             cell = waiting[future]
             try:
-                records[cell] = record = future.result()
+                record = future.result()
             except InputError:  # the others would end alike
                 pool.shutdown(cancel_futures=True)
                 raise
+            records[cell] = record
             result = f"failed {retries + 1} times; see {folder / cell.name}.log"
             if record:
-                loss, seconds = record["metrics"]["eval_loss"], record["train"]["seconds"]
+                loss = record["metrics"]["eval_loss"]
+                seconds = record["train"]["seconds"]
                 result = f"loss {loss:.4f} after {seconds:.0f} s"
             print(f"cell {number} of {len(cells)}, {cell.name}: {result}", flush=True)
     done = {cell: record for cell, record in records.items() if record}
@@ -160,15 +206,25 @@ def run_cells(
 
 
 def _finished(run: Path, command: list[str]) -> dict[str, Any] | None:
-    """The record of a finished run; None: there is none."""
+    """The record of a finished run; None: there is none.
+
+    Raises InputError: the run was trained by another command; the launcher's flags do not count.
+    """
     try:
         record = json.loads((run / "run.json").read_text("utf-8"))
-        trained_by = record["command"]
-    except (OSError, ValueError, KeyError, TypeError):
+        trained_by = _recipe_words(shlex.split(record["command"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if shlex.join(split_flags(command[1:])[1]) not in trained_by:
+    asked = _recipe_words(command)
+    if trained_by[: len(asked)] != asked:  # what follows is --overwrite, and what a launch adds
         raise InputError(f"{run}: was trained with other arguments; name another --output_dir")
     return record
+
+
+def _recipe_words(command: Sequence[str]) -> list[str]:
+    """What a command says to the recipe, after the program's and the recipe's name."""
+    flags = list(itertools.dropwhile(lambda word: not word.startswith("--"), command))
+    return pick_flags(flags, FLAGS)[1]
 
 
 def _train(command: list[str], run: Path, retries: int) -> dict[str, Any] | None:
@@ -176,81 +232,92 @@ def _train(command: list[str], run: Path, retries: int) -> dict[str, Any] | None
     wrong, which another try would not change.
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
+    env.pop(TYPED_COMMAND, None)  # the study's, not the cell's
     log = Path(f"{run}.log")
+    words = [sys.executable, "-m", "hfscale.cli", *command, *ANEW]
     for _ in range(retries + 1):
-        # --overwrite: the folder holds at most what a failed try left
-        words = [sys.executable, "-m", "hfscale.cli", *command, "--overwrite", "true"]
         with log.open("a", encoding="utf-8") as out:
             status = subprocess.run(words, stdout=out, stderr=subprocess.STDOUT, env=env).returncode
         if status == 0:
             return _finished(run, command)
         if status == 2:
-            said = [
-                line
-                for line in log.read_text("utf-8", "replace").splitlines()
-                if line.startswith("error: ")
-            ]
-            raise InputError(
-                f"pretrain_args: {said[-1].removeprefix('error: ') if said else f'see {log}'}"
-            )
+            raise InputError(f"pretrain_args: {_last_error(log) or f'see {log}'}")
     return None
+
+
+def _last_error(log: Path) -> str:
+    """The last line of errors in a run's log; "": none."""
+    lines = log.read_text("utf-8", "replace").splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return errors[-1] if errors else ""
+
+
+def grid_points(records: Iterable[dict[str, Any]], count: str) -> list[Point]:
+    """Of the `run.json` of each finished cell; `count` as in `run.json`'s `model`."""
+    return [
+        Point(record["model"][count], record["train"]["tokens"], record["metrics"]["eval_loss"])
+        for record in records
+    ]
 
 
 def read_runs(
     path: str, n_column: str, d_column: str, loss_column: str, group_column: str | None = None
-) -> tuple[dict[str, list[tuple[float, float, float]]], list[dict[str, Any]]]:
-    """(parameters, tokens, loss) of each run in a CSV file (also .gz or .zst), by group, and the
-    lines left out with the reason.
+) -> tuple[dict[str, list[Point]], list[dict[str, Any]]]:
+    """The runs in a CSV file (also .gz or .zst), by group, and the lines left out with the reason.
 
     Raises:
         InputError: no such file, a column that it does not have, or no usable run.
     """
     from hfscale.data.files import open_bytes
 
-    wanted = [n_column, d_column, loss_column, *([group_column] if group_column else [])]
-    groups: dict[str, list[tuple[float, float, float]]] = {}
+    number_columns = [n_column, d_column, loss_column]
+    columns = [*number_columns, group_column] if group_column else number_columns
+    groups: dict[str, list[Point]] = {}
     dropped: list[dict[str, Any]] = []
     try:
         with open_bytes(path) as file:
             text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
             rows = csv.DictReader(text)
-            heads = rows.fieldnames or []
-            if missing := [name for name in wanted if name not in heads]:
-                raise InputError(
-                    f"fit_csv {path}: no column '{missing[0]}'; it has {', '.join(heads) or 'none'}"
-                )
+            _check_columns(path, columns, rows.fieldnames or [])
             for row in rows:
-                if reason := _why_not(row, wanted):
-                    dropped.append({"line": rows.line_num, "reason": reason})
+                try:
+                    point = _read_point(row, number_columns)
+                except ValueError as error:
+                    dropped.append({"line": rows.line_num, "reason": str(error)})
                     continue
                 group = row[group_column] if group_column else "all"
-                groups.setdefault(group, []).append(
-                    tuple(_positive(row[name]) for name in wanted[:3])
-                )
+                groups.setdefault(group, []).append(point)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             f"fit_csv {path}: cannot be read: {' '.join(str(error).split())}"
         ) from None
     if not groups:
-        raise InputError(f"fit_csv {path}: no line with a positive {', '.join(wanted[:3])}")
+        raise InputError(f"fit_csv {path}: no line with a positive {', '.join(number_columns)}")
     return groups, dropped
 
 
-def _why_not(row: dict[str | None, Any], wanted: Sequence[str]) -> str | None:
-    """Why a line is no run; None: it is one."""
-    if (
-        None in row
-    ):  # a comma within a number, as in 1,000,000, moves what follows into other columns
-        return "it has more fields than the first line"
-    for name in wanted[:3]:
-        if _positive(row[name]) is None:
-            return f"{name} is '{row[name] or ''}', not a positive number"
-    return None
+def _check_columns(path: str, needed: Sequence[str], present: Sequence[str]) -> None:
+    for name in needed:
+        if name not in present:
+            raise InputError(
+                f"fit_csv {path}: no column '{name}'; it has {', '.join(present) or 'none'}"
+            )
 
 
-def _positive(text: str | None) -> float | None:
+def _read_point(row: dict[str | Any, Any], columns: Sequence[str]) -> Point:
+    """The run of a line; raises ValueError, with the reason: it is none."""
+    # A comma within a number, as in 1,000,000, moves what follows into other columns. The csv
+    # module puts what is left over under the name None.
+    if None in row:
+        raise ValueError("it has more fields than the first line")
+    return Point(*(_positive(name, row[name]) for name in columns))
+
+
+def _positive(name: str, text: str | None) -> float:
     try:
         value = float(text or "")
     except ValueError:
-        return None
-    return value if 0 < value < math.inf else None
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is '{text or ''}', not a positive number")
+    return value

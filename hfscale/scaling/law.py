@@ -10,7 +10,7 @@ two exponents only, since for given exponents E, A and B follow from a linear pr
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from scipy.optimize import minimize, nnls
@@ -20,16 +20,14 @@ from tqdm import tqdm
 
 from hfscale.process import InputError
 
+# The grid of starts over each exponent: published ones lie between 0.1 and 0.8.
 EXPONENTS = np.linspace(0.05, 1.5, 16)
 STARTS = 8  # of the best points of the grid, each polished; the lowest end wins
-TINY = 1e-12
-FIVE = [
-    0,
-    1,
-    2,
-    3,
-    -1,
-]  # log E, log A, log B, alpha, beta of what is fitted: equal exponents are one number there
+TINY = 1e-12  # what stands for a floor, or a term, of zero: its logarithm is fitted
+# Where log E, log A, log B, alpha and beta stand in what is fitted: equal exponents are one number,
+# which is both the fourth and the last.
+FIVE = [0, 1, 2, 3, -1]
+Numbers: TypeAlias = np.ndarray | float
 
 
 class Law(NamedTuple):
@@ -41,22 +39,23 @@ class Law(NamedTuple):
     alpha: float
     beta: float
 
-    def loss(self, n: np.ndarray | float, d: np.ndarray | float) -> np.ndarray | float:
+    def loss(self, n: Numbers, d: Numbers) -> Numbers:
         """Nats per token after `d` tokens with `n` parameters."""
         return self.E + self.A / np.power(n, self.alpha) + self.B / np.power(d, self.beta)
 
-    def optimal(self, flops: np.ndarray | float) -> tuple[np.ndarray | float, np.ndarray | float]:
+    def optimal(self, flops: float) -> tuple[float, float]:
         """(N, D) of the lowest loss for a training budget of `flops` = 6 N D (Hoffmann et al.,
         equation 4).
         """
-        g = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
-        n = g * (np.asarray(flops) / 6) ** (self.beta / (self.alpha + self.beta))
-        return n, np.asarray(flops) / 6 / n
+        exponents = self.alpha + self.beta
+        g = (self.alpha * self.A / (self.beta * self.B)) ** (1 / exponents)
+        n = g * (flops / 6) ** (self.beta / exponents)
+        return n, flops / 6 / n
 
     def split(self, flops: float) -> dict[str, float]:
         """N, D and loss of the optimum by name."""
         n, d = self.optimal(flops)
-        return {"parameters": float(n), "tokens": float(d), "loss": float(self.loss(n, d))}
+        return {"parameters": n, "tokens": d, "loss": float(self.loss(n, d))}
 
 
 class Fit(NamedTuple):
@@ -64,11 +63,10 @@ class Fit(NamedTuple):
 
     law: Law
     draws: list[Law]  # refits to the fitted losses with noise of `noise_sd` anew
-    noise_sd: (
-        float  # of log L around the law, widened for the few runs that the parameters leave over
-    )
+    # Of log L around the law, widened for the few runs that the parameters leave over.
+    noise_sd: float
 
-    def record(self) -> dict[str, float | list]:
+    def record(self) -> dict[str, Any]:
         """The five numbers, each with its 95 % interval beside it, and the warnings: a part of
         `law.json`.
         """
@@ -78,25 +76,26 @@ class Fit(NamedTuple):
             "warnings": self.warnings,
         }
 
-    def split(self, flops: float) -> dict[str, float | list[float]]:
+    def split(self, flops: float) -> dict[str, Any]:
         """The compute-optimal N, D and loss for a budget of 6 N D FLOPs, each with its 95 %
         interval.
         """
         return {"flops": flops, **self._with_intervals(lambda law: law.split(flops))}
 
-    def _with_intervals(
-        self, numbers_of: Callable[[Law], dict[str, float]]
-    ) -> dict[str, float | list[float]]:
-        draws, found = [numbers_of(draw) for draw in self.draws], {}
+    def _with_intervals(self, numbers_of: Callable[[Law], dict[str, float]]) -> dict[str, Any]:
+        """Numbers of the law, each with the interval that the refits give it."""
+        draws = [numbers_of(draw) for draw in self.draws]
+        numbers: dict[str, Any] = {}
         for name, value in numbers_of(self.law).items():
-            found |= {name: value, f"{name}_ci95": self.interval([draw[name] for draw in draws])}
-        return found
+            numbers[name] = value
+            numbers[f"{name}_ci95"] = self.interval([draw[name] for draw in draws])
+        return numbers
 
-    def interval(self, values: Sequence[float], level: float = 0.95) -> list[float]:
+    def interval(self, values: Sequence[Numbers], level: float = 0.95) -> list[float]:
         """Percentile interval of a value computed from each of `draws`."""
-        return np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
+        return np.quantile(np.asarray(values), [(1 - level) / 2, (1 + level) / 2]).tolist()
 
-    def forecast(self, n: float, d: float) -> dict[str, float | list[float]]:
+    def forecast(self, n: float, d: float) -> dict[str, Any]:
         """Loss to expect of one new run: the law's value, and a 90 % interval that holds the run's
         own noise too.
         """
@@ -107,21 +106,21 @@ class Fit(NamedTuple):
     @property
     def warnings(self) -> list[str]:
         """Why the grid may not determine the law."""
-        found = []
+        warnings = []
         for name in ("alpha", "beta"):
             exponent = getattr(self.law, name)
             low, high = self.interval([getattr(draw, name) for draw in self.draws])
             if high > 2 * exponent or low < exponent / 2:
-                found.append(
+                warnings.append(
                     f"{name} is not determined: its 95 % interval is {low:.3g} to {high:.3g}; "
                     "widen the grid"
                 )
         if self.law.E < 1e-3:
-            found.append(
+            warnings.append(
                 "E came out as 0: these runs show no floor of the loss; forecasts far beyond them "
                 "are guesses"
             )
-        return found
+        return warnings
 
 
 def fit_law(
@@ -150,29 +149,40 @@ def fit_law(
             parameters, or fewer than three sizes or data amounts (two if `equal_exponents`): the
             law would not be determined.
     """
-    n, d, loss = (np.asarray(values, dtype=np.float64) for values in (n, d, loss))
-    if not all((np.isfinite(v) & (v > 0)).all() for v in (n, d, loss)):
-        raise InputError(
-            "scaling fit: a size, token count or loss is not a positive number; leave that run out"
-        )
-    check_determined(n, d, equal_exponents)
-    parameters = _parameters(equal_exponents)
-    x, y, w = np.log(n), np.log(d), np.log(loss)
-    centre = x.mean(), y.mean()  # about it the problem is well conditioned
-    x, y = x - centre[0], y - centre[1]
-    best = _best_fit(x, y, w, _starts(x, y, w, equal_exponents), delta)
-    law, free = _law(best, *centre), len(w) - parameters
-    fitted = np.log(law.loss(n, d))
-    noise_sd = float(
-        np.sqrt(np.sum((w - fitted) ** 2) / free) * student_t.ppf(0.975, free) / norm.ppf(0.975)
-    )
-    noise = np.random.default_rng(seed).normal(0, noise_sd, (resamples, len(w)))
-    refits = tqdm(noise, desc=progress, disable=not progress)
-    return Fit(
-        law,
-        [_law(_best_fit(x, y, fitted + row, [best], delta), *centre) for row in refits],
-        noise_sd,
-    )
+    sizes, amounts, losses = (np.asarray(values, dtype=np.float64) for values in (n, d, loss))
+    for values in (sizes, amounts, losses):
+        if not (np.isfinite(values) & (values > 0)).all():
+            raise InputError(
+                "scaling fit: a size, token count or loss is not a positive number; leave that run "
+                "out"
+            )
+    check_determined(sizes, amounts, equal_exponents)
+    log_n = np.log(sizes)
+    log_d = np.log(amounts)
+    log_loss = np.log(losses)
+    # About their means the problem is well conditioned.
+    mean_n = log_n.mean()
+    mean_d = log_d.mean()
+    x = log_n - mean_n
+    y = log_d - mean_d
+    best = _best_fit(x, y, log_loss, _starts(x, y, log_loss, equal_exponents), delta)
+    law = _law(best, mean_n, mean_d)
+    fitted = np.log(law.loss(sizes, amounts))
+    noise_sd = _noise_sd(log_loss - fitted, len(log_loss) - _parameters(equal_exponents))
+    noise = np.random.default_rng(seed).normal(0, noise_sd, (resamples, len(log_loss)))
+    draws = [
+        _law(_best_fit(x, y, fitted + row, [best], delta), mean_n, mean_d)
+        for row in tqdm(noise, desc=progress, disable=not progress)
+    ]
+    return Fit(law, draws, noise_sd)
+
+
+def _noise_sd(residuals: np.ndarray, degrees_of_freedom: int) -> float:
+    """Of the runs around the law, widened to what Student's t asks for so few degrees of
+    freedom.
+    """
+    standard_deviation = np.sqrt(np.sum(residuals**2) / degrees_of_freedom)
+    return float(standard_deviation * student_t.ppf(0.975, degrees_of_freedom) / norm.ppf(0.975))
 
 
 def _parameters(equal_exponents: bool) -> int:
@@ -180,13 +190,16 @@ def _parameters(equal_exponents: bool) -> int:
 
 
 def check_determined(
-    n: Sequence[float], d: Sequence[float], equal_exponents: bool = False, place: str = ""
+    n: Sequence[float] | np.ndarray,
+    d: Sequence[float] | np.ndarray,
+    equal_exponents: bool = False,
+    place: str = "scaling fit",
 ) -> None:
     """Raise InputError, beginning with `place`, unless runs of these sizes and data amounts can
     determine the law: one more run than it has parameters, and three sizes and amounts (two if
     `equal_exponents`).
     """
-    parameters, place = _parameters(equal_exponents), place or "scaling fit"
+    parameters = _parameters(equal_exponents)
     if len(n) <= parameters:
         raise InputError(
             f"{place}: {len(n)} runs cannot determine {parameters} parameters; give at least "
@@ -194,9 +207,10 @@ def check_determined(
         )
     least = parameters - 2
     for name, values in (("model sizes", n), ("data amounts", d)):
-        if len(np.unique(values)) < least:
+        different = len(np.unique(values))
+        if different < least:
             raise InputError(
-                f"{place}: {len(np.unique(values))} different {name}; the law needs at least "
+                f"{place}: {different} different {name}; the law needs at least "
                 f"{least} to tell its floor from its slope: add cells to the grid"
             )
 
@@ -208,34 +222,40 @@ def _objective(
     gradient.
     """
     e, a, b, alpha, beta = free[FIVE]
-    terms = np.exp(
-        np.minimum(np.stack([np.full_like(x, e), a - alpha * x, b - beta * y]), 50.0)
-    )  # a wild step
+    logs = np.stack([np.full_like(x, e), a - alpha * x, b - beta * y])
+    terms = np.exp(np.minimum(logs, 50.0))  # a wild step of the search overflows nothing
     total = terms.sum(axis=0)
     error = (np.log(total) - w) / delta
     slope = np.clip(error, -1, 1)
     pull = terms * (slope / total / delta)
-    exponents = [-(pull[1] * x).sum(), -(pull[2] * y).sum()]
-    gradient = [*pull.sum(axis=1), *(exponents if len(free) == 5 else [sum(exponents)])]
-    return float((slope * (error - slope / 2)).sum()), np.array(gradient)
+    alpha_gradient = -(pull[1] * x).sum()
+    beta_gradient = -(pull[2] * y).sum()
+    exponents = [alpha_gradient, beta_gradient]
+    if len(free) == 4:
+        exponents = [alpha_gradient + beta_gradient]
+    huber = (slope * (error - slope / 2)).sum()
+    return float(huber), np.array([*pull.sum(axis=1), *exponents])
 
 
 def _starts(x: np.ndarray, y: np.ndarray, w: np.ndarray, equal_exponents: bool) -> list[np.ndarray]:
     """The best points of a grid over the exponents; E, A, B by non-negative least squares of
     relative errors.
     """
-    found = []
+    points = []
     for exponents in itertools.product(EXPONENTS, repeat=1 if equal_exponents else 2):
         terms = [np.ones_like(x), np.exp(-exponents[0] * x), np.exp(-exponents[-1] * y)]
-        scales, error = nnls(np.stack(terms, 1) / np.exp(w)[:, None], np.ones_like(w))
-        found.append((error, np.array([*np.log(np.maximum(scales, TINY)), *exponents])))
-    return [start for _, start in sorted(found, key=lambda item: item[0])[:STARTS]]
+        relative_terms = np.stack(terms, 1) / np.exp(w)[:, None]
+        scales, error = nnls(relative_terms, np.ones_like(w))
+        log_scales = np.log(np.maximum(scales, TINY))
+        points.append((error, np.array([*log_scales, *exponents])))
+    points.sort(key=lambda point: point[0])
+    return [start for _, start in points[:STARTS]]
 
 
 def _best_fit(
     x: np.ndarray, y: np.ndarray, w: np.ndarray, starts: list[np.ndarray], delta: float
 ) -> np.ndarray:
-    """The lowest end over all starts."""
+    """The lowest end over all starts; exponents beyond 3 are those of no run that was ever made."""
     bounds = [(np.log(TINY), None)] * 3 + [(1e-3, 3.0)] * (len(starts[0]) - 3)
     ends = [
         minimize(

@@ -1,6 +1,6 @@
 """A fitted scaling law as a picture and as a table on the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from hfscale.scaling.law import Fit
 LISTS = ("points", "splits", "warnings")  # of a law, not in its table
 MOST_CURVES = 6  # more are a smear: the colours of the points tell the rest
 AXES = ("parameters N", "training tokens D")
+NARROW = 30  # a range of less than this factor has one power of ten, or two
 
 
 def draw_law(
     path: Path,
-    fits: dict[str, Fit],
-    groups: dict[str, Sequence[tuple]],
+    fits: Mapping[str, Fit],
+    groups: Mapping[str, Sequence[tuple]],
     forecasts: Sequence[dict[str, Any]],
 ) -> None:
     """Save a PNG, one row per fit to its runs (parameters, tokens, loss): loss against tokens and
@@ -62,8 +63,8 @@ def _draw_losses(
     )
     xs = np.geomspace(seen[:, over].min() / 1.3, seen[:, over].max() * 1.3, 80)
     for value in _some(np.unique(seen[:, other])):
-        sizes, tokens = (value, xs) if over else (xs, value)
-        axis.plot(xs, fit.law.loss(sizes, tokens), color=key.to_rgba(value), lw=1)
+        losses = fit.law.loss(value, xs) if over else fit.law.loss(xs, value)
+        axis.plot(xs, losses, color=key.to_rgba(value), lw=1)
     axis.scatter(runs[:, over], runs[:, 2], s=16, c=key.to_rgba(runs[:, other]), zorder=3)
     _draw_forecasts(axis, forecasts, "tokens" if over else "parameters")
     axis.set(xscale="log", xlabel=AXES[over], ylabel="loss, nats per token")
@@ -72,14 +73,14 @@ def _draw_losses(
     _short_ticks(bar.ax.yaxis, seen[:, other])
 
 
-def _short_ticks(axis: Axis, values: Sequence[float]) -> None:
+def _short_ticks(axis: Axis, values: Sequence[float] | np.ndarray) -> None:
     """Ticks as 300k or 2M; between powers of ten only where there would else be one or none."""
     short = EngFormatter(sep="")
     axis.set_major_formatter(short)
-    narrow = max(values) < 30 * min(values)
-    if narrow:
+    is_narrow = max(values) < NARROW * min(values)
+    if is_narrow:
         axis.set_minor_locator(LogLocator(subs=(2, 5)))
-    axis.set_minor_formatter(short if narrow else NullFormatter())
+    axis.set_minor_formatter(short if is_narrow else NullFormatter())
 
 
 def _some(values: np.ndarray) -> np.ndarray:
@@ -96,63 +97,69 @@ def _some(values: np.ndarray) -> np.ndarray:
 def _draw_forecasts(axis: Axes, forecasts: Sequence[dict[str, Any]], name: str) -> None:
     """Each forecast with its interval, and what was measured, each kind named once."""
     for i, forecast in enumerate(forecasts):
-        x = forecast[name]
-        axis.vlines(x, *forecast["loss_ci90"], color="black", label=None if i else "forecast, 90 %")
-        axis.plot([x], [forecast["loss"]], "_", color="black")
-    measured = [(f[name], f["measured"]) for f in forecasts if f["measured"] is not None]
+        low, high = forecast["loss_ci90"]
+        label = "" if i else "forecast, 90 %"
+        axis.vlines(forecast[name], low, high, color="black", label=label)
+        axis.plot([forecast[name]], [forecast["loss"]], "_", color="black")
+    measured = [forecast for forecast in forecasts if forecast["measured"] is not None]
     if measured:
-        xs, losses = zip(*measured, strict=True)
+        xs = [forecast[name] for forecast in measured]
+        losses = [forecast["measured"] for forecast in measured]
         axis.plot(xs, losses, "*", color="crimson", ms=10, label="held out, measured", zorder=4)
     if forecasts:
         axis.legend(fontsize=7)
 
 
 def _draw_iso_flops(axis: Axes, fit: Fit, points: Sequence[tuple]) -> None:
+    """Loss over parameters at five equal budgets, from the least to the largest of the runs."""
     used = [6 * n * d for n, d, _ in points]
-    budgets, sizes = np.geomspace(min(used), max(used), 5), []
-    for flops in budgets:
-        best, _ = fit.law.optimal(flops)
-        sizes += [best / 8, best * 8]
-        ns = np.geomspace(best / 8, best * 8, 60)
-        label = f"{flops:.2g} FLOPs"
-        (line,) = axis.plot(ns, fit.law.loss(ns, flops / 6 / ns), lw=1, label=label)
-        lowest = fit.law.loss(best, flops / 6 / best)  # falls from one budget to the next
-        axis.plot([best], [lowest], "o", color=line.get_color(), ms=5)
+    shown_sizes = []
+    for flops in np.geomspace(min(used), max(used), 5).tolist():
+        best_n, best_d = fit.law.optimal(flops)
+        shown_sizes += [best_n / 8, best_n * 8]
+        sizes = np.geomspace(best_n / 8, best_n * 8, 60)
+        losses = fit.law.loss(sizes, flops / 6 / sizes)
+        (line,) = axis.plot(sizes, losses, lw=1, label=f"{flops:.2g} FLOPs")
+        lowest = float(fit.law.loss(best_n, best_d))  # falls from one budget to the next
+        axis.plot([best_n], [lowest], "o", color=line.get_color(), ms=5)
     axis.set(
         xscale="log",
         xlabel="parameters N at equal compute 6ND",
         ylabel="loss, nats per token",
         ylim=(0.9 * lowest, 1.2 * max(loss for *_, loss in points)),
     )
-    _short_ticks(axis.xaxis, sizes)
+    _short_ticks(axis.xaxis, shown_sizes)
     axis.legend(fontsize=7, title="dots: compute-optimal", title_fontsize=7)
 
 
 def print_law(record: dict[str, Any]) -> None:
     """What `law.json` says, as tables."""
-    laws = record["laws"].items()
+    laws = record["laws"]
     show_records(
-        [{"law": name, **{key: law[key] for key in law if key not in LISTS}} for name, law in laws],
+        [{"law": name} | _without_lists(law) for name, law in laws.items()],
         title="L = E + A / N^alpha + B / D^beta, with 95 % intervals",
         joint="\n",
     )
     show_records(
-        [{"law": name, **split} for name, law in laws for split in law["splits"]],
+        [{"law": name} | split for name, law in laws.items() for split in law["splits"]],
         title="compute-optimal split, with 95 % intervals",
         joint="\n",
     )
     if record["forecasts"]:
-        show_records(
-            [
-                {**forecast, "measured": forecast["measured"] or "not run"}
-                for forecast in record["forecasts"]
-            ],
-            title="forecasts, with 90 % intervals",
-        )
-    for line in [
-        f"warning: {name}: {warning}" for name, law in laws for warning in law["warnings"]
-    ]:
-        print(line)
-    for cell in record["dropped"]:
-        line = isinstance(cell, dict)  # of a table
-        print(f"left out: line {cell['line']}: {cell['reason']}" if line else f"left out: {cell}")
+        rows = [
+            forecast | {"measured": forecast["measured"] or "not run"}
+            for forecast in record["forecasts"]
+        ]
+        show_records(rows, title="forecasts, with 90 % intervals")
+    for name, law in laws.items():
+        for warning in law["warnings"]:
+            print(f"warning: {name}: {warning}")
+    for left_out in record["dropped"]:
+        if isinstance(left_out, dict):  # a line of a table
+            print(f"left out: line {left_out['line']}: {left_out['reason']}")
+        else:  # a cell
+            print(f"left out: {left_out}")
+
+
+def _without_lists(law: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in law.items() if name not in LISTS}

@@ -19,7 +19,7 @@ from hfscale.planning.plan import (
     Machines,
     divisors,
     fastest,
-    find_accelerator,
+    find_device,
     find_machines,
     plan_launch,
     plan_launches,
@@ -66,7 +66,10 @@ def test_it_starts_without_what_is_heavy():
 
 def test_the_command_it_prints_is_taken_by_the_recipe(capsys):
     plan.main(
-        ["--config", "gpt2_xl", "--gpu", "a100-40gb", "--num_gpus", "4", "--learning_rate", "1e-4"]
+        [
+            *["--config", "pretrain/gpt2_xl", "--gpu", "a100-40gb", "--num_gpus", "4"],
+            *["--learning_rate", "1e-4", "--tokens_per_step", "524288"],
+        ]
     )
     words = re.search(r"^launch: hfscale (\w+) (.*)$", capsys.readouterr().out, re.M)
     assert words[1] == "pretrain" and "--num_processes 4" in words[2] and "gpu" not in words[2]
@@ -81,7 +84,9 @@ def test_the_command_it_prints_is_taken_by_the_recipe(capsys):
 
 @pytest.mark.parametrize(
     "path",
-    sorted(path for d in ("pretrain", "finetune") for path in (CONFIGS / d).glob("*")),
+    sorted(
+        path for d in ("pretrain", "finetune", "finetune_task") for path in (CONFIGS / d).glob("*")
+    ),
     ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
 def test_every_training_config_can_be_planned(path, capsys, tmp_path, monkeypatch):
@@ -94,7 +99,7 @@ def test_every_training_config_can_be_planned(path, capsys, tmp_path, monkeypatc
     plan.main(
         ["--config", f"{path.parent.name}/{path.stem}", "--vocab_size", "300", "--gpu", "h100-80gb"]
     )
-    assert "launch: hfscale " + path.parent.name in capsys.readouterr().out
+    assert f"launch: hfscale {path.parent.name} --config" in capsys.readouterr().out
 
 
 def test_numbers_by_hand():
@@ -152,7 +157,7 @@ def test_the_fastest_that_fits():
 
 
 def test_fastest_names_the_fastest(capsys):
-    plan.main(["--config", "gpt2_xl"])
+    plan.main(["--config", "gpt2_xl", "--gpu", "h100-80gb", "--num_gpus", "8", "--tokens", "10e9"])
     out = capsys.readouterr().out
     rows = re.findall(r"^│ (\w+) +│ ([\d.]+) +│ [\d,]+ +│ [\d.]+", out, re.M)
     assert (
@@ -192,7 +197,9 @@ def tokens_of(values: dict, processes: int) -> int:
     ],
 )
 def test_several_machines_get_a_config_for_them(words, machines, capsys, monkeypatch):
-    out, flags, values = planned(f"--config gpt2_xl --gpu h100-80gb {words}", capsys)
+    out, flags, values = planned(
+        f"--config gpt2_xl --gpu h100-80gb --tokens_per_step 524288 {words}", capsys
+    )
     processes = int(words.split()[1])
     assert flags["accelerate"] in {"multi_node_ddp", "multi_node_fsdp2", "multi_node_zero3"}
     assert (flags["num_machines"], flags["num_processes"], flags["machine_rank"]) == (
@@ -219,45 +226,36 @@ def test_several_machines_get_a_config_for_them(words, machines, capsys, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "tokens", "note"),
     [
-        ("--config gpt2_small --num_gpus 16", None),
-        ("--config gpt2_small --num_gpus 1", None),
+        ("--num_gpus 16 --tokens_per_step 524288", 524_288, ""),
+        ("--num_gpus 1 --tokens_per_step 524288", 524_288, ""),
+        # Four rows each: below the config's micro-batch.
+        ("--num_gpus 128 --tokens_per_step 524288", 524_288, ""),
         (
-            "--config gpt2_small --num_gpus 128",
-            None,
-        ),  # four rows each: below the config's micro-batch
-        (
-            "--config gpt2_small --num_gpus 24",
+            "--num_gpus 24 --tokens_per_step 524288",
+            516_096,
             "524,288 are asked for, 516,096 are planned on 24 GPUs",
         ),
-        (
-            "--config gpt2_small --num_gpus 8 --gradient_accumulation_steps 4",
-            "524,288 are asked for, 1,048,576",
-        ),
-        ("--config gpt2_small --tokens_per_step 1048576", None),
-        ("--config pretrain/gpt2_small --num_gpus 16", "grow with the GPUs, 65,536 on each"),
-        ("--config pretrain/gpt2_small --num_gpus 16 --tokens_per_step 524288", None),
-        ("--config pretrain/gpt2_small --num_gpus 1", None),
+        ("--num_gpus 8 --tokens_per_step 1048576", 1_048_576, ""),
+        ("--num_gpus 16", 1_048_576, "grow with the GPUs, 65,536 on each"),
+        ("--num_gpus 16 --gradient_accumulation_steps 1", 524_288, "grow with the GPUs, 32,768"),
+        ("--num_gpus 1", 65_536, ""),
     ],
 )
-def test_tokens_of_a_step_are_kept_or_said_to_change(words, says, capsys):
-    out, flags, values = planned(words + " --gpu h100-80gb", capsys)
-    processes = flags.get("num_processes", 1)
+def test_tokens_of_a_step_are_those_that_are_asked_for_or_said_to_change(
+    words, tokens, note, capsys
+):
+    out, flags, values = planned(f"--config pretrain/gpt2_small --gpu h100-80gb {words}", capsys)
     shown = int(re.search(r"^tokens per step +([\d,]+)$", out, re.M)[1].replace(",", ""))
-    assert shown == tokens_of(values, processes)
+    assert shown == tokens_of(values, flags.get("num_processes", 1)) == tokens
     notes = [
         line
         for line in out.splitlines()
         if line.startswith("tokens of a step") or " change: " in line
     ]
-    assert len(notes) == (says is not None) and (says or "") in "".join(notes)
-    if says is None:
-        on_one, asked = (
-            "pretrain/gpt2_small --num_gpus 1" in words and "16" not in words,
-            "1048576" in words,
-        )
-        assert shown == (65_536 if on_one else 1_048_576 if asked else 524_288)
+    assert len(notes) == bool(note)
+    assert note in "".join(notes)
 
 
 def test_the_network_is_the_slowest_link():
@@ -280,7 +278,7 @@ def test_the_network_is_the_slowest_link():
 
 def test_machines_share_the_gpus_evenly():
     assert find_machines(8, None, 100) == Machines(8, 1, 12.5)
-    assert [find_machines(n, None, 8).machines for n in (1, 9, 12, 16, 24, 11)] == [
+    assert [find_machines(n, None, 8).number for n in (1, 9, 12, 16, 24, 11)] == [
         1,
         3,
         2,
@@ -328,6 +326,41 @@ def test_finetuning_is_planned_as_it_is_configured(tmp_path, capsys):
         )  # rows of 1,024, finetune's own limit
 
 
+@pytest.mark.parametrize(
+    ("words", "recipe"),
+    [
+        ("--config gpt2_xl", "pretrain"),
+        ("--config gpt2_lora", "finetune"),
+        ("--config dialogue", "finetune_task"),
+        ("--config finetune_task/tiny_cpu", "finetune_task"),
+        ("--config mine.yaml", "finetune"),
+        ("--config extends.yaml", "finetune"),
+        ("--recipe finetune_task --config mine.yaml", "finetune_task"),
+        ("--model gpt2", "finetune"),
+        ("--vocab_size 300", "pretrain"),
+    ],
+)
+def test_the_recipe_is_that_of_the_config_or_of_the_names(
+    words, recipe, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("model: gpt2\nlora_r: 8\n")
+    Path("extends.yaml").write_text("extends: mine.yaml\nlearning_rate: 1e-4\n")
+    _, _, values = planned(words, capsys)
+    assert check_recipe_args(ROOT / "recipes" / "plan.py", words.split())["recipe"] == recipe
+    assert "gpu" not in values
+
+
+def test_a_task_from_random_weights_has_its_tokenizer_and_new_tokens(capsys):
+    """512 words to be trained, and two that the config adds; GPT-2's own where it goes on."""
+    new = Shape(3, 4, 128, 256, 514).parameters()
+    out, _, values = planned("--config finetune_task/dialogue", capsys)
+    assert re.search(rf"^parameters +{new:,}$", out, re.M) and values["model"] == "new"
+    out, _, _ = planned("--config finetune_task/code --model gpt2 --tokenizer null", capsys)
+    assert re.search(r"^parameters +124,439,808$", out, re.M)
+    assert re.search(r"^tokens per step +16,384$", out, re.M)  # 16 rows of GPT-2's context
+
+
 def test_four_bits_are_not_planned_where_weights_are_split(capsys):
     out, flags, _ = planned("--config finetune/qlora --num_gpus 8 --gpu l4", capsys)
     assert "zero2" in out and "fsdp" not in out and "zero3" not in out
@@ -352,7 +385,7 @@ def test_a_model_too_large_for_one_gpu_is_split(capsys):
     """GPT-2 XL's 25 GB of state do not fit on 24 GB cards; eight of them share it."""
     xl = Shape(48, 25, 1600, 1024, 50257)
     step = Step(1, 1024, bf16=True, activation_checkpointing=True)
-    plans = plan_launches(xl, step, find_accelerator("rtx-4090"), 8, rows=1, efficiency=0.4)
+    plans = plan_launches(xl, step, find_device("rtx-4090"), Machines(8), rows=1, efficiency=0.4)
     assert not plans["ddp"]["fits"] and plans["fsdp2"]["fits"] and plans["zero2"]["fits"]
     assert fastest(plans) != "ddp"
     assert set(plans) == {
@@ -365,7 +398,7 @@ def test_a_model_too_large_for_one_gpu_is_split(capsys):
         "zero3_offload",
         "zero3_nvme",
     }
-    alone = plan_launches(xl, step, find_accelerator("rtx-4090"), 1, rows=1, efficiency=0.4)
+    alone = plan_launches(xl, step, find_device("rtx-4090"), Machines(1), rows=1, efficiency=0.4)
     assert not alone["single_gpu"]["fits"] and alone["zero3_offload"]["fits"]
 
 
@@ -387,7 +420,7 @@ def test_every_accelerator_has_a_source_and_sane_numbers():
         "mi300x",
     ]
     for name in names:
-        device = find_accelerator(name)
+        device = find_device(name)
         assert (
             re.match(r"(NVIDIA|AMD) .*\b20\d\d\b", device.source) and 8 <= device.memory_gb <= 200
         )
@@ -416,7 +449,7 @@ def test_peak_rates_are_units_times_clock_times_width(
     """Dense products, accumulated in float32, per multiprocessor and clock: sparsity would be off
     by two.
     """
-    device = find_accelerator(name)
+    device = find_device(name)
     assert device.fp16_tflops == pytest.approx(units * matrix_ghz * matrix_flops / 1000, rel=0.02)
     assert device.fp32_tflops == pytest.approx(units * fp32_ghz * fp32_flops / 1000, rel=0.02)
     assert device.bf16_tflops in (device.fp16_tflops, None)
@@ -425,8 +458,8 @@ def test_peak_rates_are_units_times_clock_times_width(
 def test_a_device_of_your_own(tmp_path, capsys):
     mine = tmp_path / "mine.yaml"
     mine.write_text(json.dumps({"mine": ROUND._asdict()}))
-    assert find_accelerator("mine", str(mine)) == ROUND
-    assert find_accelerator("h200", str(mine)).memory_gb == 141
+    assert find_device("mine", str(mine)) == ROUND
+    assert find_device("h200", str(mine)).memory_gb == 141
 
 
 def test_the_picture_and_the_prices(tmp_path, capsys):
@@ -499,8 +532,8 @@ def test_sizes_come_from_the_files_at_hand(tmp_path):
     ("words", "says"),
     [
         ("--gpu h1000", "--gpu h1000: not known; known: a100-40gb"),
-        ("--num_gpus 0", "num_gpus: got 0, expected above 0"),
-        ("--efficiency 1.5", "efficiency: got 1.5, expected above 0, at most 1"),
+        ("--num_gpus 0", "--num_gpus: got '0', expected at least 1"),
+        ("--efficiency 1.5", "--efficiency: got '1.5', expected 0.001 to 1"),
         ("--gpu t4 --bf16", "t4 has no bf16 matrix units; add --bf16 false"),
         (
             "--tokenizer char",
@@ -526,17 +559,23 @@ def test_sizes_come_from_the_files_at_hand(tmp_path):
         ("--gpu low --accelerators mine.yaml", "low: memory_gb: expected a number above 0"),
         ("--num_gpu 2", "unknown name --num_gpu; did you mean num_gpus?"),
         ("--max_length 99999", "max_length 99999 is beyond the model's n_positions 1024"),
-        ("--per_device_train_batch_size 0", "per_device_train_batch_size: got 0, expected above 0"),
-        ("--per_device_eval_batch_size -1", "per_device_eval_batch_size: got -1, expected above 0"),
+        (
+            "--per_device_train_batch_size 0",
+            "per_device_train_batch_size: got 0, expected at least 1",
+        ),
+        (
+            "--per_device_eval_batch_size -1",
+            "per_device_eval_batch_size: got -1, expected at least 1",
+        ),
         (
             "--num_gpus 16 --num_machines 3",
             "num_gpus 16: cannot be the same number on each of 3 machines",
         ),
-        ("--num_machines 0", "num_machines: got 0, expected above 0"),
-        ("--network_gbit_s -1", "network_gbit_s: got -1"),
-        ("--tokens inf", "tokens: got inf"),
+        ("--num_machines 0", "--num_machines: got '0', expected at least 1"),
+        ("--network_gbit_s -1", "--network_gbit_s: got '-1', expected 0.001 to"),
+        ("--tokens inf", "--tokens: got 'inf', expected 1 to"),
         (
-            "--config gpt2_small --num_gpus 1000",
+            "--config gpt2_small --num_gpus 1000 --tokens_per_step 524288",
             "tokens_per_step: 524,288 tokens are fewer than one row of 1,024",
         ),
         ("--n_head 7", "n_embd 768 is not a multiple of n_head 7"),
@@ -563,9 +602,20 @@ def test_sizes_come_from_the_files_at_hand(tmp_path):
         ("--model gpt2 --freeze_layers -1", "freeze_layers: got -1"),
         ("--model gpt2 --load_in_4bit", "load_in_4bit: works with --lora_r"),
         ("--model gpt2 --lora_target_modules c_fc", "lora_target_modules: works with --lora_r"),
-        ("--model gpt2 --n_layer 3", "n_layer: the checkpoint gpt2 has its own"),
+        ("--recipe finetune --model gpt2 --n_layer 3", "unknown name --n_layer"),
         ("--model gpt2 --lora_r 4 --lora_dropout 1", "--lora_dropout: got '1'"),
-        ("--lora_r 4", "lora_r: works on a checkpoint; name it with --model"),
+        (
+            "--recipe finetune_task --lora_r 4",
+            "lora_r: works on a checkpoint; name it with --model",
+        ),
+        (
+            "--recipe score",
+            "--recipe: got 'score', expected one of pretrain, finetune, finetune_task",
+        ),
+        ("--config nowhere", "--config nowhere: no such file; shipped with pretrain: char_tiny"),
+        ("--model gpt2 --lora_rr 4", "unknown name --lora_rr; did you mean lora_r?"),
+        ("--config mine.yaml", "mine.yaml:1: unknown name mine"),
+        ("--config gpu.yaml", "gpu.yaml:2: unknown name gpu"),
     ],
 )
 def test_bad_input_is_one_line(words, says, tmp_path, monkeypatch, capsys):
@@ -573,6 +623,7 @@ def test_bad_input_is_one_line(words, says, tmp_path, monkeypatch, capsys):
     low = ROUND._asdict() | {"memory_gb": -1}
     Path("mine.yaml").write_text(json.dumps({"mine": {"memory_gb": 3}, "low": low}))
     Path("list.yaml").write_text("[]")
+    Path("gpu.yaml").write_text("model: gpt2\ngpu: l4")
     with pytest.raises(InputError) as error:
         plan.main(words.split())
     assert says in str(error.value) and "\n" not in str(error.value)

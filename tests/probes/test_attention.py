@@ -409,7 +409,7 @@ def test_what_is_refused(folder, tmp_path, monkeypatch, capsys):
         ),
         (["--explain", "0", "-1"], "explain 0 -1"),
         (["--explain", "0"], r"--explain \[0\].*two numbers"),
-        (["--top_k", "0"], "--top_k 0"),
+        (["--top_k", "0"], "--top_k: got '0', expected at least 1"),
         (["--model", "./missing"], "model ./missing: "),
     ):
         with pytest.raises(InputError, match=message) as caught:

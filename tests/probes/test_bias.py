@@ -220,6 +220,13 @@ def test_p_values_are_adjusted_over_the_groups():
     assert "p_adjusted" not in rows["all"] and rows["weak"]["p_adjusted"] > rows["weak"]["p_value"]
 
 
+def test_a_group_may_be_called_all():
+    """It has a row of its own items, beside the one over all groups."""
+    items = [*simple_items(2, "all"), *simple_items(3, "other")]
+    rows = probe(items, [[0.0, -1.0]] * 5)
+    assert [(row["group"], row["items"]) for row in rows] == [("all", 2), ("other", 3), ("all", 5)]
+
+
 def test_items_of_a_cluster_are_one_draw():
     """Each pair written four times over is no more evidence: same interval and same p-value."""
     generator = np.random.default_rng(1)

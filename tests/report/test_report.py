@@ -389,7 +389,7 @@ def test_one_run_is_not_beside_itself(run_folder, monkeypatch):
     [
         ("/proc/page.html", "output_file /proc/page.html: cannot be written"),
         ("x" * 300, "cannot be written (File name too long); name another place"),
-        ("run", "output_file run: is a folder; name a file"),
+        ("run", "output_file run: run is a folder; name another place for the file"),
         ("run/run.json/page.html", "is not a folder that can be written to"),
     ],
 )
@@ -404,5 +404,5 @@ def test_the_recipe_writes_the_page_once(run_folder):
     command = [sys.executable, find_recipe("report"), "--runs", str(run_folder)]
     first, second = (subprocess.run(command, capture_output=True, text=True) for _ in range(2))
     assert first.returncode == 0 and "report.html" in first.stdout, first.stderr
-    assert second.returncode == 2 and "exists; name another or pass --overwrite" in second.stderr
+    assert second.returncode == 2 and "holds report.html; name another" in second.stderr
     assert (run_folder / "report.html").read_text().startswith("\n") is False

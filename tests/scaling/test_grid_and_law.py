@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,6 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from hfscale.config import shipped
-from hfscale.launch import split_flags
 from hfscale.process import InputError
 from hfscale.scaling import grid
 from hfscale.scaling import page as law_page
@@ -355,7 +355,8 @@ def test_finished_cells_are_skipped_and_failed_ones_retried_and_named(
         if out.name != "4x64-100000":
             out.mkdir(exist_ok=True)
             record = {
-                "command": "pretrain.py " + " ".join(split_flags(command[4:])[1]),
+                # As a run records it: the launcher's flags stand where they were typed.
+                "command": shlex.join(["hfscale", *command[3:]]),
                 "metrics": {"eval_loss": 3.0},
                 "train": {"seconds": 1},
             }
@@ -432,8 +433,8 @@ LIKE = ["--pretrain_args", "n_positions=32", "config=tiny_cpu"]
             "sizes, tokens: 2 different data amounts",
         ),
         (["--sizes", "1x32", "--tokens", "4096", "--cell", "1"], "cell: got 1, expected 0 to 0"),
-        ([*GRID, "--budgets", "0"], "budgets: got 0.0, expected numbers above 0"),
-        ([*GRID, "--retries", "-1"], "retries: got -1, expected at least 0"),
+        ([*GRID, "--budgets", "0"], "command line: --budgets: got '0', expected 1 to 1e+40"),
+        ([*GRID, "--retries", "-1"], "command line: --retries: got '-1', expected at least 0"),
         ([*GRID, "--output_dir", "/proc/s"], "output_dir /proc/s: cannot be written"),
         (["--fit_csv", "none.csv"], "fit_csv none.csv: cannot be read"),
     ],
