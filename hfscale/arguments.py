@@ -406,7 +406,20 @@ def shape_of(args: ShapeArguments) -> dict[str, Any]:
 
 
 @dataclass
-class RunArguments:
+class CardArguments:
+    """What the model card says that a run cannot know."""
+
+    license: str | None = field(
+        default=None,
+        metadata={"help": "of the model, for its card: an identifier of the Hub, such as mit"},
+    )
+    language: list[str] | None = field(
+        default=None, metadata={"help": "of the text, for the model card: codes such as en de"}
+    )
+
+
+@dataclass
+class RunArguments(CardArguments):
     """What every training recipe also offers; `training` holds the checked values for
     TrainingArguments.
     """

@@ -8,10 +8,10 @@ import os
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -38,6 +38,9 @@ UNSAFE_PICKLE = (
     "its .bin file is a pickle that holds more than weights, and could run code when read; take "
     ".safetensors files instead"
 )
+# The files that transformers and peft read; others, such as copies in half precision, may lie
+# beside them.
+SAFETENSORS = ("adapter_model.safetensors", "model-*-of-*.safetensors", "model.safetensors")
 
 # What GPT-2's own configuration has otherwise: the same GELU, but in one kernel, and no dropout,
 # since pretraining seldom repeats its text.
@@ -228,7 +231,11 @@ def _load_adapter(name: str, **kwargs) -> PreTrainedModel:
 
     with _readable(name):
         config = PeftConfig.from_pretrained(name)
-    base = _base_of(name, config)
+    if not config.base_model_name_or_path:
+        raise InputError(
+            f"adapter {name}: adapter_config.json names no base model (base_model_name_or_path)"
+        )
+    base = _place_of_base(name, config.base_model_name_or_path)
     try:
         if is_adapter(base):
             raise InputError(f"model {base}: is an adapter itself; make a plain model of it first")
@@ -278,19 +285,14 @@ def _readable(name: str) -> Iterator[None]:
         ) from None
 
 
-def _base_of(name: str, config: Any) -> str:
+def _place_of_base(name: str, base: str) -> str:
     """Where the base model lies that an adapter names. A relative path means the current folder, or
     one above the adapter's: both can be moved together.
     """
-    base = config.base_model_name_or_path
-    if not base:
-        raise InputError(
-            f"adapter {name}: adapter_config.json names no base model (base_model_name_or_path)"
-        )
-    above = (
-        [parent / base for parent in Path(name).absolute().parents] if os.path.isdir(name) else []
-    )
-    return next((str(path) for path in (Path(base), *above) if path.is_dir()), base)
+    places = [Path(base)]
+    if os.path.isdir(name):
+        places += [parent / base for parent in Path(name).absolute().parents]
+    return next((str(place) for place in places if place.is_dir()), base)
 
 
 def _fingerprint_of_base(name: str) -> str | None:
@@ -343,17 +345,40 @@ def embedding_rows(model: PreTrainedModel) -> int:
 
 
 def weights_fingerprint(name: str) -> str | None:
-    """SHA-256 over the weight files of a folder (16 hexadecimal digits); None: it has none, or is a
-    Hub id.
+    """SHA-256 over the files of a model's weights (16 hexadecimal digits): of a folder, or of a Hub
+    id in the cache. An adapter's counts its base model's too. None: no weights are there.
     """
+    folder = _folder_of(name)
+    if folder is None:
+        return None
+    files = [path for pattern in SAFETENSORS for path in sorted(folder.glob(pattern))]
+    files = files or sorted(folder.glob("*_model*.bin"))
+    if not files:
+        return None
     digest = hashlib.sha256()
-    files = sorted(Path(name).glob("*.safetensors")) or sorted(
-        Path(name).glob("pytorch_model*.bin")
-    )
     for path in files:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16] if files else None
+    if (folder / "adapter_config.json").is_file():
+        digest.update(str(_fingerprint_below(name, folder)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _folder_of(name: str) -> Path | None:
+    """Where a model's files lie on this machine; None: nowhere."""
+    if os.path.isdir(name):
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError):  # not in the cache; not the form of a Hub id
+        return None
+
+
+def _fingerprint_below(name: str, folder: Path) -> str | None:
+    """Of the base model of an adapter."""
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    base = config.get("base_model_name_or_path")
+    return weights_fingerprint(_place_of_base(name, base)) if base else None
 
 
 def load_saved_model(output_dir: str, **kwargs) -> PreTrainedModel:
@@ -410,20 +435,32 @@ def check_token_ids(model: PreTrainedModel, ids: Iterable[int], place: str) -> N
 
 
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
-    """Parameters, tied ones once, whole ones under ZeRO-3, 4-bit ones (two in a byte) each; and
-    without token and position embeddings.
+    """Parameters, tied ones once, 4-bit ones (two in a byte) each; and without token and position
+    embeddings.
     """
-    embeddings = sum(_size(m.weight) for m in model.modules() if isinstance(m, nn.Embedding))
-    total = sum(_size(p) for p in model.parameters())
-    return {"parameters": total, "parameters_without_embeddings": total - embeddings}
+    return {
+        "parameters": _count(model),
+        "parameters_without_embeddings": _count(model, exclude_embeddings=True),
+    }
 
 
 def count_trained(model: PreTrainedModel) -> int:
-    """Parameters that training changes, tied ones once, whole ones under ZeRO-3."""
-    return sum(_size(p) for p in model.parameters() if p.requires_grad)
+    """Parameters that training changes, tied ones once."""
+    return _count(model, only_trainable=True)
 
 
-def _size(parameter: nn.Parameter) -> int:
-    if state := getattr(parameter, "quant_state", None):
-        return state.shape.numel()
-    return getattr(parameter, "ds_numel", parameter.numel())
+def _count(
+    model: PreTrainedModel, *, only_trainable: bool = False, exclude_embeddings: bool = False
+) -> int:
+    """The model's own count, but under ZeRO-3, where each rank holds a part of each parameter and
+    DeepSpeed knows the whole size.
+    """
+    if not any(hasattr(parameter, "ds_numel") for parameter in model.parameters()):
+        return model.num_parameters(only_trainable, exclude_embeddings)
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    left_out = {id(module.weight) for module in embeddings} if exclude_embeddings else set()
+    return sum(
+        parameter.ds_numel
+        for parameter in model.parameters()
+        if id(parameter) not in left_out and (parameter.requires_grad or not only_trainable)
+    )

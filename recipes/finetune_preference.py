@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.tasks.preferences import load_preferences, pair_ids
     from hfscale.training.checkpoints import CheckpointManifest, StopOnSignal, newest_checkpoint
     from hfscale.training.record import write_run
-    from hfscale.training.trainer import training_arguments
+    from hfscale.training.training_args import training_arguments
 
     # TRL's own defaults are others: a tenth of these rates, recomputed activations, bf16 where it
     # is slow.

@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.training.checkpoints import newest_checkpoint
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run
-    from hfscale.training.trainer import LMTrainer, batch_rows_of_like_length, training_arguments
+    from hfscale.training.trainer import LMTrainer
+    from hfscale.training.training_args import batch_rows_of_like_length, training_arguments
 
     check_architecture(shape_of(args), in_memory=not args.dry_run)
     args.packing = args.packing or "wrapped"  # a GPT-2 keeps packed documents apart

@@ -41,7 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.generation.texts import beginning_of, generate_texts
     from hfscale.models import load_model, new_model
     from hfscale.training.record import write_run
-    from hfscale.training.trainer import LMTrainer, batch_rows_of_like_length, training_arguments
+    from hfscale.training.trainer import LMTrainer
+    from hfscale.training.training_args import batch_rows_of_like_length, training_arguments
 
     new = args.model == "new"
     defaults = {

@@ -13,6 +13,7 @@ from hfscale.config import shipped
 from hfscale.folders import (
     RUN_FILES,
     check_output_file,
+    describe_differences,
     describe_run,
     remove_written,
     write_json,
@@ -207,3 +208,14 @@ def test_a_number_that_json_does_not_have_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"loss": float("inf")})
     assert not any(tmp_path.iterdir())
+
+
+def test_differences_name_both_values_and_pass_over_what_may_differ():
+    before = {"seed": 1, "source": ["a"], "gone": 3, "output_dir": "x"}
+    now = {"seed": 2, "source": ["a"], "new": None, "output_dir": "y"}
+    differences = describe_differences(before, now, ignored=("output_dir",))
+    assert differences == "gone was 3, is None; seed was 1, is 2"
+    assert describe_differences(before, before) == ""
+    assert describe_differences(
+        {"a": 1}, {"a": 2}, wording="{name}: {now} there, {before} here"
+    ) == ("a: 2 there, 1 here")

@@ -166,7 +166,8 @@ def _finished(run: Path, command: list[str]) -> dict[str, Any] | None:
         trained_by = record["command"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if shlex.join(split_flags(command[1:])[1]) not in trained_by:
+    trained_with = shlex.join(split_flags(shlex.split(trained_by))[1])  # by any launcher
+    if shlex.join(split_flags(command[1:])[1]) not in trained_with:
         raise InputError(f"{run}: was trained with other arguments; name another --output_dir")
     return record
 
