@@ -86,6 +86,14 @@ class DataArguments(SplitArguments, RemoteCodeArguments):
             "renamed": {"stream": "wrapped", "best_fit": "bfd_split"},
         },
     )
+    num_proc: int | None = field(
+        default=None,
+        metadata={
+            "help": "processes that tokenize and pack (not of a stream); the rows are the same "
+            "for any number",
+            "min": 1,
+        },
+    )
 
 
 @dataclass

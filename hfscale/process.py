@@ -172,9 +172,12 @@ def typed_command(recipe: str, argv: list[str] | None) -> str:
     if argv is None and TYPED_COMMAND in os.environ:
         return os.environ[TYPED_COMMAND]
     script = Path(recipe)
-    is_shipped = (script.parent / "configs" / script.stem).is_dir()
+    package = Path(__file__).parent
+    # The recipes lie inside the package in a wheel, beside it in a checkout.
+    is_shipped = script.absolute().parent in (package / "recipes", package.parent / "recipes")
     name = script.stem if is_shipped else str(script)
-    return shlex.join(["hfscale", name, *(sys.argv[1:] if argv is None else argv)])
+    words = sys.argv[1:] if argv is None else argv
+    return shlex.join(["hfscale", name, *words])
 
 
 def hardware() -> dict[str, Any]:

@@ -167,12 +167,18 @@ def test_a_link_in_a_run_goes_and_what_it_points_to_stays(tmp_path):
     assert contents(tmp_path) == ["data", "data/text.txt"]
 
 
-def test_the_command_of_a_record_can_be_typed_again(monkeypatch):
+def test_the_command_of_a_record_can_be_typed_again(monkeypatch, tmp_path):
     script = shipped("recipes", "*.py")["pretrain"]
     assert typed_command(str(script), ["--max_steps", "3", "--source", "a b.txt"]) == (
         "hfscale pretrain --max_steps 3 --source 'a b.txt'"
     )
+    quickstart_script = shipped("recipes", "*.py")["quickstart"]  # which has no configs
+    assert typed_command(str(quickstart_script), ["--seed", "1"]) == "hfscale quickstart --seed 1"
     assert typed_command("mine/own.py", ["--x", "1"]) == "hfscale mine/own.py --x 1"
+    # A copy is another script than the one it was copied from, also with its configs beside it.
+    (tmp_path / "configs" / "pretrain").mkdir(parents=True)
+    copy = tmp_path / "pretrain.py"
+    assert typed_command(str(copy), []) == f"hfscale {copy}"
     monkeypatch.setenv("HFSCALE_COMMAND", "hfscale pretrain --accelerate ddp")
     assert typed_command(str(script), None) == "hfscale pretrain --accelerate ddp"
     assert typed_command(str(script), []) == "hfscale pretrain"

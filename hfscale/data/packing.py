@@ -109,9 +109,10 @@ def pack_splits(
     cross_document_attention: bool = False,
     model: PreTrainedModel | None = None,
     packing: str = "wrapped",
+    num_proc: int | None = None,
 ) -> DatasetDict:
     """Every split through `pack_documents`, for a model that exists already or one made for this
-    tokenizer.
+    tokenizer, by `num_proc` processes.
 
     Raises InputError: as there, rows longer than the model's context, or training text that does
     not fill one row.
@@ -122,7 +123,7 @@ def pack_splits(
         raise InputError(
             f"max_length {max_length} is beyond the model's context of {context} tokens"
         )
-    settings = (tokenizer, max_length, cross_document_attention, vocab_size, packing)
+    settings = (tokenizer, max_length, cross_document_attention, vocab_size, packing, num_proc)
     rows = DatasetDict({name: pack_documents(part, *settings) for name, part in documents.items()})
     if packing == "none":  # a row may be short
         return rows

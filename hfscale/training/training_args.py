@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from transformers import TrainingArguments, get_scheduler
@@ -10,8 +10,6 @@ from transformers.integrations import get_available_reporting_integrations
 
 from hfscale.process import InputError, planned_launch
 from hfscale.training.sharing import check_sharing
-
-AnyArguments = TypeVar("AnyArguments", bound=TrainingArguments)
 
 # Below this width, casting costs more than bf16 matrix units save (measured on a CPU with AMX).
 BF16_MIN_WIDTH = 256
@@ -42,9 +40,9 @@ def training_arguments(
     values: dict[str, Any],
     *,
     width: int,
-    cls: type[AnyArguments] = TrainingArguments,  # type: ignore[assignment]  # mypy: no defaults
+    cls: type[TrainingArguments] = TrainingArguments,
     **more: Any,
-) -> AnyArguments:
+) -> TrainingArguments:
     """The arguments of a Trainer: `cls(**values, **more)` with `DEFAULTS` below them.
 
     bf16 is on where there are matrix units for it and the model is at least 256 wide, the CPU is
