@@ -369,7 +369,8 @@ class AdapterArguments(RemoteCodeArguments):
         default=0,
         metadata={
             "help": "neither the embeddings nor this many first blocks are trained; with adapters: "
-            "they get none"
+            "they get none",
+            "min": 0,
         },
     )
     add_tokens: list[str] = field(
