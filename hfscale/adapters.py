@@ -318,7 +318,7 @@ def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     outputs = model.get_output_embeddings()
     described = " ".join(f"{name} {type(module).__name__}" for name, module in modules.items())
     unseen = MAMBA_WEIGHTS if "mamba" in described.lower() else ()
-    linear = {}
+    linear: dict[str, nn.Module] = {}
     for name, module in modules.items():
         # A router of experts returns more than a product.
         is_router = "router" in type(module).__name__.lower()

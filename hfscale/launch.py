@@ -12,12 +12,18 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hfscale.config import arguments_class, check_recipe_args, pick_flags, read_flags, shipped
+from hfscale.config import (
+    arguments_class,
+    check_recipe_args,
+    names_of,
+    pick_flags,
+    read_flags,
+    shipped,
+)
 from hfscale.options import did_you_mean
 from hfscale.process import (
     PLANNED_CONFIG,
@@ -185,7 +191,7 @@ def accelerate_command(
     """The words after `accelerate launch`, and environment variables; raises InputError if it
     cannot work there.
     """
-    trains = "training" in {item.name for item in fields(arguments_class(recipe))}
+    trains = "training" in names_of(arguments_class(recipe))
     name = flags.get("accelerate")
     if name is None:
         name = pick_config(0 if use_cpu else gpus, flags.get("num_processes"), trains)

@@ -3,11 +3,11 @@
 import contextlib
 import hashlib
 import json
-import math
 import os
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import psutil
 import torch
@@ -44,7 +44,7 @@ SAFETENSORS = ("adapter_model.safetensors", "model-*-of-*.safetensors", "model.s
 
 # What GPT-2's own configuration has otherwise: the same GELU, but in one kernel, and no dropout,
 # since pretraining seldom repeats its text.
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "activation_function": "gelu_pytorch_tanh",
     "resid_pdrop": 0.0,
     "embd_pdrop": 0.0,
@@ -52,9 +52,7 @@ DEFAULTS = {
 }
 
 
-def new_model(
-    tokenizer: PreTrainedTokenizerBase, **architecture: int | float | str
-) -> GPT2LMHeadModel:
+def new_model(tokenizer: PreTrainedTokenizerBase, **architecture: Any) -> GPT2LMHeadModel:
     """GPT-2 with random weights for this tokenizer's vocabulary; `architecture` are `GPT2Config`
     arguments (see `DEFAULTS`).
 
@@ -74,18 +72,23 @@ def new_model(
 
 
 def check_architecture(
-    architecture: Mapping[str, int | float | str], vocab_size: int = 1, *, in_memory: bool = True
+    architecture: Mapping[str, Any], vocab_size: int = 1, *, in_memory: bool = True
 ) -> None:
     """Raise InputError for a size below 1, a width that the heads do not divide, a dropout outside
     [0, 1), or, where they are to be held `in_memory`, weights that this machine's memory does not
     hold.
+
+    Args:
+        architecture: arguments of GPT2Config, the four sizes among them.
     """
     for name, value in architecture.items():
         if name.startswith("n_") and value < 1:
             raise InputError(f"{name}: got {value}, expected at least 1")
         if name.endswith("_pdrop") and not 0 <= value < 1:
             raise InputError(f"{name}: got {value}, expected a number from 0 to below 1")
-    sizes = {name: architecture[name] for name in ("n_layer", "n_head", "n_embd", "n_positions")}
+    sizes: dict[str, Any] = {
+        name: architecture[name] for name in ("n_layer", "n_head", "n_embd", "n_positions")
+    }
     if sizes["n_embd"] % sizes["n_head"]:
         raise InputError(f"n_embd {sizes['n_embd']} is not a multiple of n_head {sizes['n_head']}")
     needed = 4 * Shape(**sizes, vocab_size=vocab_size).parameters()  # in float32
@@ -127,7 +130,8 @@ def load_model(name: str, *, trust_remote_code: bool = False, **kwargs) -> PreTr
         _check_kind(config)
         if getattr(config, "quantization_config", None):
             show_bitsandbytes()
-        model, info = AutoModelForCausalLM.from_pretrained(
+        # With its loading information, which upstream's types do not know.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -145,6 +149,7 @@ def load_model(name: str, *, trust_remote_code: bool = False, **kwargs) -> PreTr
                 "model's folder"
             )
         raise InputError(f"model {name}: cannot be loaded: {reason}") from None
+    model, info = loaded
     if wrong := sorted(info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}):
         raise InputError(
             f"model {name}: its files do not hold {len(wrong)} of the weights that its config.json "
@@ -258,14 +263,15 @@ def _load_adapter(name: str, **kwargs) -> PreTrainedModel:
             tokens = [index for indices in tokens.values() for index in indices]
         if max(tokens) >= embedding_rows(model):  # rows for tokens that the adapter added
             model.resize_token_embeddings(max(tokens) + 1, mean_resizing=False)
-        model = PeftModel.from_pretrained(model, name)
-        _set_weights(model, weights)
+        adapted = PeftModel.from_pretrained(model, name)
+        _set_weights(adapted, weights)
     except Exception as error:  # shapes, names and types that do not fit have no common base
         raise InputError(
             f"adapter {name}: does not fit its base model {base} "
             f"({' '.join(str(error).split())[:160]}); it was made for another one"
         ) from None
-    return model
+    # A PeftModel hands on what it does not have to the model below it.
+    return cast(PreTrainedModel, adapted)
 
 
 @contextlib.contextmanager
@@ -276,9 +282,7 @@ def _readable(name: str) -> Iterator[None]:
         yield
     except pickle.UnpicklingError:
         raise InputError(f"adapter {name}: {UNSAFE_PICKLE}") from None
-    except (
-        Exception
-    ) as error:  # the kinds of broken files, and the Hub's errors, have no common base
+    except Exception as error:  # broken files, and the Hub's errors, have no common base
         raise InputError(
             f"adapter {name}: cannot be read: {type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}"
@@ -338,10 +342,9 @@ def embedding_rows(model: PreTrainedModel) -> int:
     """How many tokens both the input and the output embeddings have a row for (under ZeRO-3 too,
     where no weight shows its shape).
     """
+    inputs: Any = model.get_input_embeddings()
     outputs = model.get_output_embeddings()
-    return min(
-        model.get_input_embeddings().num_embeddings, getattr(outputs, "out_features", math.inf)
-    )
+    return min(inputs.num_embeddings, getattr(outputs, "out_features", inputs.num_embeddings))
 
 
 def weights_fingerprint(name: str) -> str | None:
@@ -426,7 +429,8 @@ def trial_size(model: PreTrainedModel) -> int:
 
 def check_token_ids(model: PreTrainedModel, ids: Iterable[int], place: str) -> None:
     """Raise InputError, beginning with `place`, if an id is outside the model's vocabulary."""
-    largest, size = max(ids, default=0), model.config.get_text_config().vocab_size
+    largest = max(ids, default=0)
+    size = model.config.get_text_config().vocab_size
     if largest >= size:
         raise InputError(
             f"{place}: token id {largest} is outside the model's vocabulary of {size}; use the "
@@ -460,7 +464,7 @@ def _count(
     embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     left_out = {id(module.weight) for module in embeddings} if exclude_embeddings else set()
     return sum(
-        parameter.ds_numel
+        getattr(parameter, "ds_numel", parameter.numel())
         for parameter in model.parameters()
         if id(parameter) not in left_out and (parameter.requires_grad or not only_trainable)
     )

@@ -94,6 +94,7 @@ class CheckpointManifest(TrainerCallback):
         PartialState().wait_for_everyone()  # every rank saves its own random state
         if not state.is_world_process_zero:
             return
+        assert model is not None and optimizer is not None, "Trainer hands both over"
         folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
         record = {
             "step": state.global_step,

@@ -59,7 +59,7 @@ def convert_checkpoint(
             f"--resume auto: {folder} is of {before} and cannot go on under {now}: {obstacle}; "
             f"launch as before, or start from its weights: hfscale finetune --model {folder}"
         )
-    into = Path(args.output_dir, CONVERTED)
+    into = Path(str(args.output_dir), CONVERTED)
     if is_main_rank():
         print(f"--resume auto: rewriting {folder} of {before} for {now}", file=sys.stderr)
         into.mkdir()
@@ -103,7 +103,7 @@ def restore_zero3_groups(args: TrainingArguments, optimizer) -> None:
     got the first one's weight decay, and count their steps in one tensor, each adding its own.
     Otherwise without effect.
     """
-    for file in Path(args.output_dir, CONVERTED).glob("global_step*/zero/optimizer_state.pt"):
+    for file in Path(str(args.output_dir), CONVERTED).glob("global_step*/zero/optimizer_state.pt"):
         saved, inner = (
             torch.load(file, weights_only=True)["param_groups"],
             optimizer.optimizer.optimizer,
@@ -117,7 +117,7 @@ def restore_zero3_groups(args: TrainingArguments, optimizer) -> None:
 def forget_converted(args: TrainingArguments) -> None:
     """Delete the rewritten checkpoint, if there is one."""
     if is_main_rank():
-        shutil.rmtree(Path(args.output_dir, CONVERTED), ignore_errors=True)
+        shutil.rmtree(Path(str(args.output_dir), CONVERTED), ignore_errors=True)
 
 
 def _renamed(optimizer: dict, names: dict) -> dict:

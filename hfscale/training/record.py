@@ -100,7 +100,8 @@ def _describe_model(model: PreTrainedModel, args: Any) -> dict[str, Any]:
     not merged in.
     """
     adapters = getattr(model, "peft_config", {})
-    plain = model.get_base_model() if adapters else model
+    below_adapter = getattr(model, "get_base_model", None)
+    plain = below_adapter() if below_adapter else model
     is_merged = getattr(args, "merge", False)
     counts = count_parameters(model)
     trained = count_trained(model)

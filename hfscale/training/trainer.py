@@ -90,7 +90,8 @@ class LMTrainer(Trainer):
         can_resume: bool = True,
         **kwargs: Any,
     ):
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        below_adapter = getattr(model, "get_base_model", None)
+        base = below_adapter() if below_adapter else model
         # With this name, Trainer counts the labels that are predicted.
         base.loss_type = "ForCausalLM"
         # None: the model has no cache.
@@ -232,8 +233,9 @@ class LMTrainer(Trainer):
                 prefix = metric_key_prefix if plain else f"{metric_key_prefix}_{name}"
                 metrics.update(self.evaluate(part, ignore_keys, prefix))
             return metrics
-        has_bytes = isinstance(data, Dataset) and "num_bytes" in data.column_names
-        self._num_eval_bytes = sum(data["num_bytes"]) if has_bytes else None
+        self._num_eval_bytes = None
+        if isinstance(data, Dataset) and "num_bytes" in data.column_names:
+            self._num_eval_bytes = sum(data["num_bytes"])
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def metrics_before(self) -> dict[str, float]:
@@ -262,7 +264,8 @@ class LMTrainer(Trainer):
 
         Raises FloatingPointError: the loss of a row is not finite.
         """
-        output = super().evaluation_loop(
+        # Upstream types its output for models of any kind; `prediction_step` makes it two arrays.
+        output: Any = super().evaluation_loop(
             dataloader, description, False, ignore_keys, metric_key_prefix
         )
         row_nll = output.predictions
@@ -285,7 +288,8 @@ class LMTrainer(Trainer):
         """Save the configuration as the model came; Trainer switches its `use_cache` off to train.
         Nothing is pushed to the Hub yet: the run's record and model card come last (`share_run`).
         """
-        config = self.model.config
+        model: Any = self.model
+        config = model.config
         while_training = config.use_cache
         if self._saved_use_cache is not None:
             config.use_cache = self._saved_use_cache

@@ -9,7 +9,7 @@ from transformers import TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
 from hfscale.process import InputError, planned_launch
-from hfscale.training.sharing import check_sharing
+from hfscale.training.sharing import check_sharing, trackers_of
 
 # Below this width, casting costs more than bf16 matrix units save (measured on a CPU with AMX).
 BF16_MIN_WIDTH = 256
@@ -145,10 +145,3 @@ def _try_out(args: TrainingArguments) -> None:
             f"report_to: {unknown.pop()} is unknown or not installed; here: "
             f"{', '.join(available)}, none"
         )
-
-
-def trackers_of(args: TrainingArguments) -> list[str]:
-    """Names of the trackers that a run reports to; upstream has made a list of them by now."""
-    if isinstance(args.report_to, str):
-        return [args.report_to]
-    return args.report_to or []
