@@ -4,10 +4,10 @@ peft).
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -22,18 +22,20 @@ from hfscale.models import embedding_rows, is_adapter, load_model, load_saved_mo
 from hfscale.process import InputError, is_main_rank, launched_engine, show_bitsandbytes
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-MAMBA_WEIGHTS = (
-    "dt_proj",
-    "out_proj",
-)  # its code reads their weights past the layers, where an adapter is not seen
+# Mamba's code reads the weights of these past the layers, where an adapter is not seen.
+MAMBA_WEIGHTS = ("dt_proj", "out_proj")
 OWN_TARGETS = ("IA3", "LN_TUNING")  # where these go is peft's knowledge of each architecture
+# Arguments that are ignored without what they work with.
+NEED_LORA = ("use_dora", "use_rslora", "lora_dropout")
+NEED_ADAPTER = ("lora_target_modules", "peft_kwargs", "load_in_4bit", "merge")
+VERA_RANK = 1024  # the largest that is usual for VeRA, whose ranks are far above LoRA's by design
 
 
 def load_for_training(
     args: AdapterArguments, tokenizer: PreTrainedTokenizerBase
-) -> PreTrainedModel | PeftModel:
+) -> PreTrainedModel:
     """The checkpoint `args.model` in float32, with new tokens (`tokenizer` gets them too), and
-    frozen layers or an adapter as `args` says.
+    frozen layers or an adapter as `args` says; with an adapter it is a `peft.PeftModel`.
 
     Input and output embeddings that are one matrix stay so. An adapter holds the rows of its new
     tokens.
@@ -42,8 +44,10 @@ def load_for_training(
         InputError: settings that contradict each other or that the model does not have, 4 bits
             where they do not work, a checkpoint that is an adapter itself; see also `load_model`.
     """
-    adapts = args.lora_r is not None or args.peft_type is not None
-    _check(args, adapts)
+    has_adapter = args.lora_r is not None or args.peft_type is not None
+    _check_companions(args, has_adapter)
+    _check_new_embeddings(args, has_adapter)
+    _check_4bit(args)
     if is_adapter(args.model):
         raise InputError(
             f"model {args.model}: is an adapter; make a plain model of it first (its run with "
@@ -51,50 +55,70 @@ def load_for_training(
         )
     model = _load_float32(args)
     layers = model.config.get_text_config().num_hidden_layers
-    if not 0 <= args.freeze_layers <= layers - adapts:
+    most_frozen = layers - 1 if has_adapter else layers
+    if not 0 <= args.freeze_layers <= most_frozen:
         raise InputError(f"freeze_layers: got {args.freeze_layers}, the model has {layers} blocks")
     new_ids = add_tokens(model, tokenizer, args.add_tokens) if args.add_tokens else []
-    if adapts:
+    if has_adapter:
         return _attach(model, args, new_ids)
     if args.freeze_layers:
-        embeddings = (module for module in model.modules() if isinstance(module, nn.Embedding))
-        for module in (*embeddings, *_first_blocks(model, args.freeze_layers)):
-            module.requires_grad_(False)
+        _freeze(model, args.freeze_layers)
     return model
 
 
-def _check(args: AdapterArguments, adapts: bool) -> None:
-    """Refuse what would otherwise be ignored without a word."""
-    if args.lora_r is not None and args.lora_r < 1:
-        raise InputError(f"lora_r: got {args.lora_r}, expected at least 1")
-    check_new_tokens(args.add_tokens)
+def _freeze(model: PreTrainedModel, layers: int) -> None:
+    """Keep the embeddings and the first blocks from being trained."""
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    for module in (*embeddings, *_first_blocks(model, layers)):
+        module.requires_grad_(False)
+
+
+def _check_companions(args: AdapterArguments, has_adapter: bool) -> None:
+    """Refuse what would be ignored without a word."""
     if args.lora_r is not None and args.peft_type is not None:
         raise InputError(f"lora_r, peft_type {args.peft_type}: give one of the two")
-    for name in ("use_dora", "use_rslora", "lora_dropout"):
+    for name in NEED_LORA:
         if getattr(args, name) and args.lora_r is None:
             raise InputError(f"{name}: works with --lora_r, which is not given")
-    for name in ("lora_target_modules", "peft_kwargs", "load_in_4bit", "merge"):
-        if getattr(args, name) and not adapts:
+    for name in NEED_ADAPTER:
+        if getattr(args, name) and not has_adapter:
             raise InputError(
                 f"{name}: works with --lora_r or --peft_type; without one, all weights are trained"
             )
-    if args.add_tokens and (args.peft_type or args.freeze_layers and not adapts):
+
+
+def _check_new_embeddings(args: AdapterArguments, has_adapter: bool) -> None:
+    """Refuse new tokens that would not be learned."""
+    check_new_tokens(args.add_tokens)
+    if not args.add_tokens:
+        return
+    are_frozen = bool(args.freeze_layers) and not has_adapter
+    if args.peft_type or are_frozen:
         raise InputError(
             "add_tokens: their embeddings would not be trained; use --lora_r or train all weights"
         )
-    sharded = launched_engine() in ("ZeRO-3", "FSDP")
-    if args.add_tokens and adapts and sharded:
+    if has_adapter and _is_sharded():
         raise InputError(
             "add_tokens: an adapter cannot hold new tokens where weights are sharded; take zero2 "
             "or ddp"
         )
-    if args.load_in_4bit and sharded:
+
+
+def _check_4bit(args: AdapterArguments) -> None:
+    """Refuse 4-bit weights where they are not trained right."""
+    if not args.load_in_4bit:
+        return
+    if _is_sharded():
         raise InputError("load_in_4bit: 4-bit weights are not sharded; take zero2 or ddp")
-    if args.load_in_4bit and args.peft_type == "GRALORA":
+    if args.peft_type == "GRALORA":
         raise InputError(
             "load_in_4bit: GRALORA cannot be trained on 4-bit layers; take --lora_r or another "
             "method"
         )
+
+
+def _is_sharded() -> bool:
+    return launched_engine() in ("ZeRO-3", "FSDP")
 
 
 def _load_float32(args: AdapterArguments) -> PreTrainedModel:
@@ -129,17 +153,16 @@ def _load_in_4bit(name: str, trust_remote_code: bool) -> PreTrainedModel:
         device_map={"": device},
     )
     for layer_name, layer in model.named_modules():
-        if isinstance(layer, Linear4bit):
-            if (
-                device.type == "cpu" and layer.in_features % 64
-            ):  # its AVX-512 code reads other blocks' scales there
-                raise InputError(
-                    f"load_in_4bit: {layer_name} has {layer.in_features} inputs; on a CPU "
-                    "bitsandbytes is right for multiples of 64 alone; leave load_in_4bit out"
-                )
-            layer.support_avx512bf16_for_cpu = (
-                False  # evaluation would pack weights in a form that does not train
+        if not isinstance(layer, Linear4bit):
+            continue
+        # Its AVX-512 code reads the scales of other blocks there.
+        if device.type == "cpu" and layer.in_features % 64:
+            raise InputError(
+                f"load_in_4bit: {layer_name} has {layer.in_features} inputs; on a CPU "
+                "bitsandbytes is right for multiples of 64 alone; leave load_in_4bit out"
             )
+        # Evaluation would pack the weights in a form that does not train.
+        layer.support_avx512bf16_for_cpu = False
     return model
 
 
@@ -172,15 +195,14 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) 
     check_new_tokens(tokens)
     known = tokenizer.get_vocab()
     for token in tokens:
-        tokenizer.add_tokens(
-            [token], special_tokens=token.startswith("<|") and token.endswith("|>")
-        )
+        is_special = token.startswith("<|") and token.endswith("|>")
+        tokenizer.add_tokens([token], special_tokens=is_special)
     old = [token for token in tokens if token in known]
     if old and is_main_rank():
         print(f"add_tokens: the tokenizer has {', '.join(map(repr, old))} already", file=sys.stderr)
-    return sorted(
-        tokenizer.convert_tokens_to_ids([token for token in tokens if token not in known])
-    )
+    new = [token for token in tokens if token not in known]
+    ids = tokenizer.get_vocab()
+    return sorted(ids[token] for token in new)
 
 
 def check_new_tokens(tokens: Sequence[str]) -> None:
@@ -192,109 +214,135 @@ def check_new_tokens(tokens: Sequence[str]) -> None:
         raise InputError(f"add_tokens: {twice[0]!r} is given twice; give each once")
 
 
-def _attach(model: PreTrainedModel, args: AdapterArguments, new_ids: list[int]) -> PeftModel:
+def _attach(model: PreTrainedModel, args: AdapterArguments, new_ids: list[int]) -> PreTrainedModel:
+    """The model below a new adapter of the method, and at the layers, that `args` names."""
     linear = _linear_layers(model)
     if not linear:
         raise InputError(
             f"model {args.model}: {type(model).__name__} has no linear layer that an adapter could "
             "be put on; train all weights"
         )
-    config = {"peft_type": args.peft_type or "LORA", "task_type": "CAUSAL_LM"}
-    if args.peft_type in OWN_TARGETS and (args.lora_target_modules or args.freeze_layers):
+    config = _adapter_config(model, args, linear, new_ids)
+    config |= _more_settings(args, config, linear)
+    try:
+        adapted = get_peft_model(model, get_peft_config(config))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"peft_kwargs: {config['peft_type']}: {' '.join(str(error).split())[:300]}"
+        ) from None
+    if new_ids:
+        # The adapter holds their rows; upstream would save the whole grown embeddings, twice.
+        save = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
+        setattr(adapted, "save_pretrained", save)  # noqa: B010  # it is a method to the type checker
+    # A PeftModel hands on what it does not have to the model below it.
+    return cast(PreTrainedModel, adapted)
+
+
+def _adapter_config(
+    model: PreTrainedModel,
+    args: AdapterArguments,
+    linear: dict[str, nn.Module],
+    new_ids: list[int],
+) -> dict[str, Any]:
+    """peft's configuration of the adapter, but for `--peft_kwargs`."""
+    config: dict[str, Any] = {"peft_type": args.peft_type or "LORA", "task_type": "CAUSAL_LM"}
+    if args.peft_type not in OWN_TARGETS:
+        config["target_modules"] = _targets(model, args, linear)
+    elif args.lora_target_modules or args.freeze_layers:
         raise InputError(
             f"lora_target_modules, freeze_layers: {args.peft_type} has layers of its own; use "
             "--peft_kwargs"
         )
-    if args.peft_type not in OWN_TARGETS:
-        config["target_modules"] = _targets(model, args, linear)
     if args.peft_type != "LN_TUNING":
-        config["fan_in_fan_out"] = any(
-            Conv1D in (type(module), getattr(module, "source_cls", None))
-            for module in linear.values()
-        )
+        config["fan_in_fan_out"] = any(_is_conv1d(module) for module in linear.values())
     if args.lora_r is not None:
+        _check_rank("lora_r", args.lora_r, linear)
         config |= {
             "r": args.lora_r,
             "lora_alpha": args.lora_alpha,
             "lora_dropout": args.lora_dropout,
             "use_dora": args.use_dora,
             "use_rslora": args.use_rslora,
-            **_token_rows(model, new_ids),
         }
-        _check_rank("lora_r", args.lora_r, linear)
-    more = args.peft_kwargs or {}
-    if twice := sorted(
-        more.keys() & {*config, "modules_to_save"}
-    ):  # whole tied embeddings come apart when merged
-        raise InputError(
-            f"peft_kwargs: {twice[0]} cannot be set here; take the argument of its own (see --help)"
-        )
-    _check_rank("peft_kwargs: r", more.get("r"), linear, always=1024)  # VeRA's is larger by design
-    try:
-        adapted = get_peft_model(model, get_peft_config(config | more))
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"peft_kwargs: {config['peft_type']}: {' '.join(str(error).split())[:300]}"
-        ) from None
-    if (
-        new_ids
-    ):  # the adapter holds their rows; upstream would save the whole grown embeddings, twice
-        adapted.save_pretrained = functools.partial(
-            adapted.save_pretrained, save_embedding_layers=False
-        )
-    return adapted
+        config |= _token_rows(model, new_ids)
+    return config
+
+
+def _is_conv1d(layer: nn.Module) -> bool:
+    """Whether the layer holds its weights inputs first, also where it is in 4 bits."""
+    return Conv1D in (type(layer), getattr(layer, "source_cls", None))
+
+
+def _more_settings(
+    args: AdapterArguments, config: dict[str, Any], linear: dict[str, nn.Module]
+) -> dict[str, Any]:
+    """`--peft_kwargs`; raises InputError for one that is set elsewhere."""
+    settings = args.peft_kwargs or {}
+    # Tied embeddings that are saved whole come apart when the adapter is merged.
+    taken = {*config, "modules_to_save"}
+    for name in sorted(settings):
+        if name in taken:
+            raise InputError(
+                f"peft_kwargs: {name} cannot be set here; take the argument of its own (see --help)"
+            )
+    _check_rank("peft_kwargs: r", settings.get("r"), linear, always=VERA_RANK)
+    return settings
 
 
 def _check_rank(place: str, rank: Any, linear: dict[str, nn.Module], *, always: int = 1) -> None:
     """Raise InputError, beginning with `place`, for a rank above both sides of the widest layer,
     where it takes memory and gives nothing. One up to `always` is right for any layer.
     """
-    sides = [side for module in linear.values() for side in _sides(module)]
-    most = max([always, *sides])
+    most = max([always, *(_widest_side(layer) for layer in linear.values())])
     if isinstance(rank, int) and rank > most:
         raise InputError(
             f"{place}: got {rank}, expected at most {most}, the wider side of the widest layer"
         )
 
 
-def _sides(layer: nn.Module) -> tuple[int, int]:
-    """Inputs and outputs, also of a layer in 4 bits or under ZeRO-3."""
-    return (
-        (layer.nx, layer.nf)
-        if isinstance(layer, Conv1D)
-        else (layer.in_features, layer.out_features)
-    )
+def _widest_side(layer: nn.Module) -> int:
+    """Inputs or outputs, whatever is more, also of a layer in 4 bits or under ZeRO-3."""
+    sides: Any = (layer.nx, layer.nf) if isinstance(layer, Conv1D) else _sides_of_linear(layer)
+    return max(sides)
+
+
+def _sides_of_linear(layer: nn.Module) -> tuple[Any, Any]:
+    return layer.in_features, layer.out_features
 
 
 def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     """The layers that can have adapters, by name: all linear ones but the output embeddings and
-    those that peft would not reach or would break."""
+    those that peft would not reach or would break.
+    """
     modules = dict(model.named_modules())
-    is_mamba = any(
-        "mamba" in f"{name} {type(module).__name__}".lower() for name, module in modules.items()
-    )
-    unseen = MAMBA_WEIGHTS if is_mamba else ()
+    outputs = model.get_output_embeddings()
+    described = " ".join(f"{name} {type(module).__name__}" for name, module in modules.items())
+    unseen = MAMBA_WEIGHTS if "mamba" in described.lower() else ()
+    linear: dict[str, nn.Module] = {}
+    for name, module in modules.items():
+        # A router of experts returns more than a product.
+        is_router = "router" in type(module).__name__.lower()
+        is_reached = module is not outputs and _last_part(name) not in unseen
+        if isinstance(module, nn.Linear | Conv1D) and is_reached and not is_router:
+            linear[name] = module
+    return linear
 
-    def can_adapt(name: str, module: nn.Module) -> bool:
-        return (
-            isinstance(module, nn.Linear | Conv1D)
-            and module is not model.get_output_embeddings()
-            and "router"
-            not in type(module).__name__.lower()  # of experts: returns more than a product
-            and name.rpartition(".")[2] not in unseen
-        )
 
-    return {name: module for name, module in modules.items() if can_adapt(name, module)}
+def _last_part(name: str) -> str:
+    """`c_attn` of `transformer.h.0.attn.c_attn`."""
+    return name.rpartition(".")[2]
 
 
 def _token_rows(model: PreTrainedModel, new_ids: list[int]) -> dict[str, Any]:
     """Settings by which a LoRA adapter trains, and holds, all rows of the embeddings that belong to
     new tokens. Those that it does not hold would be drawn anew whenever it is loaded.
     """
-    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    inputs = model.get_input_embeddings()
+    outputs = model.get_output_embeddings()
     if not new_ids or outputs is None:
         return {"trainable_token_indices": new_ids or None}
-    tied, has_bias = outputs.weight is inputs.weight, getattr(outputs, "bias", None) is not None
+    tied = outputs.weight is inputs.weight
+    has_bias = getattr(outputs, "bias", None) is not None
     if tied and has_bias:
         raise InputError(
             f"add_tokens: the output layer of {type(model).__name__} has a bias, which peft would "
@@ -303,8 +351,10 @@ def _token_rows(model: PreTrainedModel, new_ids: list[int]) -> dict[str, Any]:
     if tied:
         return {"trainable_token_indices": new_ids}
     names = {id(module): name for name, module in model.named_modules()}
-    input_name, output_name = names[id(inputs)], names[id(outputs)]
-    if has_bias:  # peft's layer for rows knows none, so the whole output layer is trained and saved
+    input_name = names[id(inputs)]
+    output_name = names[id(outputs)]
+    # peft's layer for rows knows no bias, so the whole output layer is trained and saved.
+    if has_bias:
         return {"trainable_token_indices": {input_name: new_ids}, "modules_to_save": [output_name]}
     return {"trainable_token_indices": {input_name: new_ids, output_name: new_ids}}
 
@@ -313,14 +363,14 @@ def _targets(
     model: PreTrainedModel, args: AdapterArguments, linear: dict[str, nn.Module]
 ) -> list[str]:
     """Names, or ends of names, of the layers that get an adapter."""
-    ends = sorted({name.rpartition(".")[2] for name in linear})
+    ends = sorted({_last_part(name) for name in linear})
     for end in args.lora_target_modules or []:
-        if not any(f".{name}".endswith(f".{end}") for name in linear):
+        if not any(_ends_with(name, end) for name in linear):
             raise InputError(
                 f"lora_target_modules: {end} ends the name of no linear layer here; these do: "
                 f"{', '.join(ends)} (or longer, such as {next(iter(linear))})"
             )
-    endings = tuple(f".{end}" for end in args.lora_target_modules or ends)
+    wanted = args.lora_target_modules or ends
     frozen = {
         id(module)
         for block in _first_blocks(model, args.freeze_layers)
@@ -329,15 +379,22 @@ def _targets(
     chosen = [
         name
         for name, module in linear.items()
-        if f".{name}".endswith(endings) and id(module) not in frozen
+        if any(_ends_with(name, end) for end in wanted) and id(module) not in frozen
     ]
-    meant = [name for name, _ in model.named_modules() if f".{name}".endswith(endings)]
     # Ends make a short record, but those of layers in a Sequential are numbers, as those of blocks
-    # are.
-    return [ending[1:] for ending in endings] if sorted(chosen) == sorted(meant) else chosen
+    # are, and peft would take other modules for them.
+    meant = [
+        name for name, _ in model.named_modules() if any(_ends_with(name, end) for end in wanted)
+    ]
+    return list(wanted) if sorted(chosen) == sorted(meant) else chosen
 
 
-def _first_blocks(model: PreTrainedModel, count: int) -> Sequence[nn.Module]:
+def _ends_with(name: str, end: str) -> bool:
+    """Whether a module's name ends with these whole parts: `attn.c_attn`, not `_attn`."""
+    return f".{name}".endswith(f".{end}")
+
+
+def _first_blocks(model: PreTrainedModel, count: int) -> Iterable[nn.Module]:
     """The first `count` of the blocks that a model is a stack of."""
     if not count:
         return []
@@ -358,7 +415,7 @@ def merge_saved_adapter(folder: str, *, trust_remote_code: bool = False) -> None
     """
     model = load_saved_model(folder, trust_remote_code=trust_remote_code, dtype=torch.float32)
     before = logits_on_trial(model, trial_size(model))
-    merged = model.merge_and_unload()
+    merged = cast(PeftModel, model).merge_and_unload()
     if not logits_equal(logits_on_trial(merged, trial_size(merged)), before):
         raise InputError(
             f"merge: added to the weights of {type(merged).__name__}, the adapter gives other "

@@ -86,6 +86,14 @@ class DataArguments(SplitArguments, RemoteCodeArguments):
             "renamed": {"stream": "wrapped", "best_fit": "bfd_split"},
         },
     )
+    num_proc: int | None = field(
+        default=None,
+        metadata={
+            "help": "processes that tokenize and pack (not of a stream); the rows are the same "
+            "for any number",
+            "min": 1,
+        },
+    )
 
 
 @dataclass
@@ -367,7 +375,8 @@ class AdapterArguments(RemoteCodeArguments):
         default=0,
         metadata={
             "help": "neither the embeddings nor this many first blocks are trained; with adapters: "
-            "they get none"
+            "they get none",
+            "min": 0,
         },
     )
     add_tokens: list[str] = field(
@@ -412,7 +421,20 @@ def shape_of(args: ShapeArguments) -> dict[str, Any]:
 
 
 @dataclass
-class RunArguments:
+class CardArguments:
+    """What the model card says that a run cannot know."""
+
+    license: str | None = field(
+        default=None,
+        metadata={"help": "of the model, for its card: an identifier of the Hub, such as mit"},
+    )
+    language: list[str] | None = field(
+        default=None, metadata={"help": "of the text, for the model card: codes such as en de"}
+    )
+
+
+@dataclass
+class RunArguments(CardArguments):
     """What every training recipe also offers; `training` holds the checked values for
     TrainingArguments.
     """

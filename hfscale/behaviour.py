@@ -19,8 +19,10 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.01, torch.bfloat16: 0.1}
 
 def forward_takes(model: PreTrainedModel, name: str) -> bool:
     """Whether the model (below its adapter) has an input of this name. Trainer drops columns of
-    other names."""
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    other names.
+    """
+    below_adapter = getattr(model, "get_base_model", None)
+    plain = below_adapter() if below_adapter else model
     return name in inspect.signature(plain.forward).parameters
 
 
@@ -34,7 +36,8 @@ def is_causal(model: PreTrainedModel, size: int) -> bool:
     """Whether no logit changes with a later token, tried on two rows of `size` tokens with equal
     first halves."""
     half = size // 2
-    first, second = random_ids(model, size, 0), random_ids(model, size, 1)
+    first = random_ids(model, size, seed=0)
+    second = random_ids(model, size, seed=1)
     second[:half] = first[:half]
     with _as_evaluated(model):
         one, other = _logits(model, {"input_ids": torch.stack([first, second])})
@@ -105,8 +108,9 @@ def logits_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     if not finite.any():
         return True
     tolerance = TOLERANCE.get(one.dtype, TOLERANCE[torch.float32])
-    one, other = one[finite].float(), other[finite].float()
-    return bool((one - other).abs().max() <= tolerance * other.std())
+    difference = (one[finite].float() - other[finite].float()).abs().max()
+    spread = other[finite].float().std()
+    return bool(difference <= tolerance * spread)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from hfscale import __version__
@@ -13,6 +14,7 @@ from hfscale.launch import FLAGS, launch
 from hfscale.options import did_you_mean
 from hfscale.process import InputError, ending_quietly, hub_reachable
 
+# Whose versions `hfscale env` shows.
 PACKAGES = (
     "hfscale",
     "torch",
@@ -23,6 +25,7 @@ PACKAGES = (
     "peft",
     "tokenizers",
 )
+# Packages that come with extras, and the extra's name.
 EXTRAS = {
     "deepspeed": "deepspeed",
     "wandb": "wandb",
@@ -39,12 +42,12 @@ EXTRAS = {
 def find_recipe(name: str) -> Path:
     """Path of a shipped script, or of the user's own."""
     known = shipped("recipes", "[!_]*.py")
-    if name not in known and not (name.endswith(".py") and Path(name).is_file()):
-        raise InputError(
-            f"hfscale {name}: "
-            f"unknown{did_you_mean(name, [*known, *VERBS]) or '; see hfscale --help'}"
-        )
-    return known.get(name) or Path(name)
+    if name in known:
+        return known[name]
+    if name.endswith(".py") and Path(name).is_file():
+        return Path(name)
+    hint = did_you_mean(name, [*known, *VERBS]) or "; see hfscale --help"
+    raise InputError(f"hfscale {name}: unknown{hint}")
 
 
 def _recipes() -> str:
@@ -64,12 +67,10 @@ def _copy(name: str, folder: str = ".") -> str:
     if name == "launch":
         sources = sorted(script.parent.glob("launch/*.*"))
     else:
-        configs = sorted(script.parent.glob(f"configs/{script.stem}/*.yaml"))
-        # Those of another recipe are copied, too: tasks are shared with score.
-        extended = [base.resolve() for path in configs for base in extended_files(path)]
-        sources = dict.fromkeys([script, *configs, *extended])
+        sources = _script_and_configs(script)
     targets = {Path(folder) / path.relative_to(script.parent): path for path in sources}
-    if taken := [str(target) for target in targets if os.path.lexists(target)]:
+    taken = [str(target) for target in targets if os.path.lexists(target)]
+    if taken:
         raise InputError(
             f"hfscale copy {name}: {', '.join(taken)} exists already; name another folder"
         )
@@ -84,44 +85,61 @@ def _copy(name: str, folder: str = ".") -> str:
         ) from None
     if name == "launch":
         return "\n".join(f"wrote {target}: see its first lines" for target in targets)
-    first, *configs = map(str, targets)
-    config = next((f" --config {path}" for path in configs if path.endswith("tiny_cpu.yaml")), "")
-    return "\n".join([*(f"wrote {target}" for target in targets), f"next: hfscale {first}{config}"])
+    written = [str(target) for target in targets]
+    next_command = f"next: hfscale {written[0]}"
+    for path in written:
+        if path.endswith("tiny_cpu.yaml"):
+            next_command += f" --config {path}"
+            break
+    return "\n".join([*(f"wrote {path}" for path in written), next_command])
+
+
+def _script_and_configs(script: Path) -> list[Path]:
+    """A recipe's script, its configs, and those of other recipes that they extend."""
+    configs = sorted(script.parent.glob(f"configs/{script.stem}/*.yaml"))
+    extended = [base.resolve() for config in configs for base in extended_files(config)]
+    return list(dict.fromkeys([script, *configs, *extended]))  # each once
 
 
 def _env() -> str:
     """versions, devices, missing extras, and whether the Hub answers"""
-    import torch
-
     installed = {
-        d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()
+        package.name.lower().replace("_", "-"): package.version
+        for package in importlib.metadata.distributions()
     }
-    missing = ", ".join(
+    missing = [
         f'{name} (pip install "hfscale[{extra}]")'
         for name, extra in EXTRAS.items()
         if name not in installed
-    )
+    ]
+    rows = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        rows[name] = installed.get(name, "not installed")
+    rows["devices"] = _devices()
+    rows["missing extras"] = ", ".join(missing) or "none"
+    rows["Hub"] = _hub()
+    return _table(rows)
+
+
+def _devices() -> str:
+    """The GPUs, or what the CPU has for training."""
+    import torch
+
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    bf16 = any(
-        value is True
-        for name, value in torch.cpu.get_capabilities().items()
-        if name.endswith("bf16")
-    )
-    cpu = f"no GPU; {os.cpu_count()} CPU cores, bf16 matrix units: {'yes' if bf16 else 'no'}"
-    devices = ", ".join(f"{gpu.name} {gpu.total_memory / 2**30:.1f} GiB" for gpu in gpus) or cpu
-    hub = (
-        "not asked, HF_HUB_OFFLINE is set"
-        if os.environ.get("HF_HUB_OFFLINE", "0") != "0"
-        else (
-            "reachable"
-            if hub_reachable(2.0)
-            else "no answer within 2 s; local files and cached repositories work"
-        )
-    )
-    rows = {"python": sys.version.split()[0]} | {
-        name: installed.get(name, "not installed") for name in PACKAGES
-    }
-    return _table(rows | {"devices": devices, "missing extras": missing or "none", "Hub": hub})
+    if gpus:
+        return ", ".join(f"{gpu.name} {gpu.total_memory / 2**30:.1f} GiB" for gpu in gpus)
+    capabilities = torch.cpu.get_capabilities()
+    has_bf16 = any(value is True for name, value in capabilities.items() if name.endswith("bf16"))
+    units = "yes" if has_bf16 else "no"
+    return f"no GPU; {os.cpu_count()} CPU cores, bf16 matrix units: {units}"
+
+
+def _hub() -> str:
+    if os.environ.get("HF_HUB_OFFLINE", "0") != "0":
+        return "not asked, HF_HUB_OFFLINE is set"
+    if hub_reachable(2.0):
+        return "reachable"
+    return "no answer within 2 s; local files and cached repositories work"
 
 
 def _launcher_help() -> str:
@@ -139,40 +157,48 @@ def _help() -> str:
 
 
 def _table(rows: dict[str, str]) -> str:
-    return "\n".join(f"  {name:<{max(map(len, rows))}}  {text}" for name, text in rows.items())
+    """Names and texts in two columns."""
+    width = max(map(len, rows))
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows.items())
 
 
-VERBS = {
+def _version() -> str:
+    return f"hfscale {__version__}"
+
+
+VERBS: dict[str, Callable[..., str]] = {
     "recipes": _recipes,
     "copy": _copy,
     "env": _env,
     "--help": _help,
     "-h": _help,
-    "--version": lambda: f"hfscale {__version__}",
+    "--version": _version,
 }
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `hfscale`; returns the exit status."""
+    words = sys.argv[1:] if argv is None else argv
     with ending_quietly():
         try:
-            return _run(*((sys.argv[1:] if argv is None else argv) or ["--help"]))
+            return _run(*(words or ["--help"]))
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
 
 
-def _run(verb: str, *rest: str) -> int:
+def _run(verb: str, *words: str) -> int:
     if verb in VERBS:
-        if len(rest) not in ((1, 2) if verb == "copy" else (0,)):
+        numbers_of_words = (1, 2) if verb == "copy" else (0,)
+        if len(words) not in numbers_of_words:
             raise InputError(
-                f"hfscale {verb} {' '.join(rest)}: {VERBS[verb].__doc__ or 'takes nothing more'}"
+                f"hfscale {verb} {' '.join(words)}: {VERBS[verb].__doc__ or 'takes nothing more'}"
             )
-        print(VERBS[verb](*rest))
+        print(VERBS[verb](*words))
         return 0
-    if {"-h", "--help"} & set(rest):
+    if {"-h", "--help"} & set(words):
         print(_launcher_help(), flush=True)
-    return launch(find_recipe(verb), list(rest))
+    return launch(find_recipe(verb), list(words))
 
 
 if __name__ == "__main__":

@@ -21,11 +21,10 @@ from hfscale.options import (
 )
 from hfscale.process import InputError, go_offline_if_unreachable, hide_bitsandbytes
 
+SEEDS = {"min": 0, "max": 2**32 - 1}  # what NumPy's generators take
 # Of arguments that have one meaning in every recipe; others have theirs beside `help`, in their
 # metadata.
-LIMITS = {
-    name: {"min": 0, "max": 2**32 - 1} for name in ("seed", "data_seed")
-}  # what NumPy's generators take
+LIMITS = {"seed": SEEDS, "data_seed": SEEDS}
 # Names that older releases and other tools use, and what they are called here.
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
@@ -85,10 +84,19 @@ def parse_args(cls: type, argv: list[str] | None = None, *, recipe: str) -> Any:
     go_offline_if_unreachable()
     if not values.get("load_in_4bit"):
         hide_bitsandbytes()
-    own = cls.__dataclass_fields__
-    if "training" in own:
-        values["training"] = {name: values.pop(name) for name in list(values) if name not in own}
+    own_names = names_of(cls)
+    if "training" in own_names:
+        upstream = {name: value for name, value in values.items() if name not in own_names}
+        values = {name: value for name, value in values.items() if name in own_names}
+        values["training"] = upstream
     return cls(**values)
+
+
+def names_of(cls: type) -> set[str]:
+    """Names of a recipe's own arguments; with `training` among them it trains, and takes upstream's
+    beside them.
+    """
+    return {item.name for item in fields(cls)}
 
 
 def arguments_class(recipe: Path) -> type:
@@ -96,12 +104,16 @@ def arguments_class(recipe: Path) -> type:
     run.
     """
     spec = importlib.util.spec_from_file_location(f"_checked_{recipe.stem}", recipe)
+    assert spec is not None and spec.loader is not None, "a recipe is a Python file"
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up by name
     spec.loader.exec_module(module)
-    return [
-        v for k, v in vars(module).items() if k.endswith("Arguments") and v.__module__ == spec.name
-    ][-1]
+    classes = [
+        value
+        for name, value in vars(module).items()
+        if name.endswith("Arguments") and value.__module__ == spec.name
+    ]
+    return classes[-1]
 
 
 def check_recipe_args(recipe: Path, argv: list[str]) -> dict[str, Any]:
@@ -130,8 +142,8 @@ def planned_recipes(cls: type) -> tuple[str, ...]:
     """The recipes one of which is planned with its own arguments; none but for a recipe whose
     argument `recipe` says so in its metadata: its choices.
     """
-    item = cls.__dataclass_fields__.get("recipe")
-    if item is None or not item.metadata.get("takes_its_arguments"):
+    by_name = {item.name: item for item in fields(cls)}
+    if "recipe" not in by_name or not by_name["recipe"].metadata.get("takes_its_arguments"):
         return ()
     literal, _ = typing.get_args(typing.get_type_hints(cls)["recipe"])
     return typing.get_args(literal)
@@ -204,16 +216,16 @@ def _read_config(cls: type, path: Path, recipe: Path, kinds: dict[str, Any]) -> 
     """
     try:
         values = _read_yaml(path, kinds)
-        others = set()
     except UnknownNameError:
         if not issubclass(cls, TaskArguments):
             raise
         values = _read_yaml(path, _task_recipes_kinds(recipe) | kinds)
-        others = values.keys() - kinds.keys()
-    values = {name: value for name, value in values.items() if name not in others}
-    scores = issubclass(cls, TaskArguments) and "training" not in cls.__dataclass_fields__
-    if scores and (others or values.get("model") == ["new"]):
-        return _of_training_file(values, {name: value for _, name, value in _yaml_lines(path)})
+    foreign = values.keys() - kinds.keys()
+    values = {name: value for name, value in values.items() if name in kinds}
+    scores = issubclass(cls, TaskArguments) and "training" not in names_of(cls)
+    if scores and (foreign or values.get("model") == ["new"]):
+        lines = {name: value for _, name, value in _yaml_lines(path)}
+        return _of_training_file(values, lines)
     return values
 
 
@@ -246,13 +258,13 @@ def _beside_or_shipped(recipe: Path, name: str) -> Path:
 
 def _kinds_of(cls: type) -> dict[str, Any]:
     """The types of a recipe's arguments by name; its own go before TrainingArguments'."""
-    upstream = training_types() if "training" in cls.__dataclass_fields__ else {}
-    kinds = upstream | {
-        name: kind for name, kind in typing.get_type_hints(cls).items() if name != "training"
-    }
-    limits = LIMITS | {
-        item.name: {**LIMITS.get(item.name, {}), **item.metadata} for item in fields(cls)
-    }
+    kinds = typing.get_type_hints(cls)
+    if "training" in kinds:
+        del kinds["training"]
+        kinds = training_types() | kinds
+    limits: dict[str, Any] = dict(LIMITS)
+    for item in fields(cls):
+        limits[item.name] = {**LIMITS.get(item.name, {}), **item.metadata}
     return {name: Annotated[kind, limits.get(name, {})] for name, kind in kinds.items()}
 
 
@@ -281,23 +293,28 @@ def read_flags(argv: list[str], kinds: dict[str, Any]) -> dict[str, Any]:
             )
         else:
             flags[-1][1].append(token)
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, words in flags:
-        words = words or [""] * (name == "config")  # the error names the shipped ones
+        if name == "config" and not words:
+            words = [""]  # the error names the shipped ones
         value = _check("command line", f"--{name}", name, words, kinds, convert_text)
-        given[name] = given[name] + value if isinstance(value, list) and name in given else value
-    return given
+        if isinstance(value, list) and name in values:
+            value = values[name] + value
+        values[name] = value
+    return values
 
 
 def pick_flags(argv: list[str], names: Container[str]) -> tuple[list[str], list[str]]:
     """The words that are flags of these names with what follows them, and all others."""
-    picked, others = [], []
-    words = others
+    picked: list[str] = []
+    left: list[str] = []
+    is_picked = False
     for word in argv:
         if word.startswith("--"):
-            words = picked if word[2:].partition("=")[0] in names else others
-        words.append(word)
-    return picked, others
+            name = word.removeprefix("--").partition("=")[0]
+            is_picked = name in names
+        (picked if is_picked else left).append(word)
+    return picked, left
 
 
 def _check(
@@ -306,20 +323,24 @@ def _check(
     if name in REFUSED and name in kinds:
         raise InputError(f"{place}: {shown} is not taken: {REFUSED[name]}")
     if name not in kinds:
-        renamed = RENAMED.get(name, "")
-        hint = (
-            f"; did you mean {renamed}?"
-            if renamed.split(" ")[0] in kinds
-            else did_you_mean(name, kinds)
-        )
-        raise UnknownNameError(f"{place}: unknown name {shown}{hint or '; --help lists the names'}")
+        raise UnknownNameError(f"{place}: unknown name {shown}{_hint_at_name(name, kinds)}")
     try:
         return converter(value, kinds[name])
     except ValueError as error:
         got = " ".join(value) if converter is convert_text else value
-        renamed = split_annotated(kinds[name])[1].get("renamed", {})
-        hint = f"; did you mean {renamed[str(got)]}?" if str(got) in renamed else ""
+        _, limits = split_annotated(kinds[name])
+        new_value = limits.get("renamed", {}).get(str(got))
+        hint = f"; did you mean {new_value}?" if new_value else ""
         raise InputError(f"{place}: {shown}: got {got!r}, {error}{hint}") from None
+
+
+def _hint_at_name(name: str, kinds: dict[str, Any]) -> str:
+    """The end of a message about a name that the recipe does not have."""
+    renamed = RENAMED.get(name, "")
+    new_name = renamed.partition(" ")[0]  # an explanation may follow
+    if new_name in kinds:
+        return f"; did you mean {renamed}?"
+    return did_you_mean(name, kinds) or "; --help lists the names"
 
 
 def _find_config(word: str, recipe: Path) -> Path:
@@ -411,10 +432,13 @@ def _yaml_lines(path: Path) -> list[tuple[str, str, Any]]:
 
 
 def _help_text(cls: type, recipe: Path, kinds: dict[str, Any]) -> str:
+    """What --help prints: the recipe's own arguments first, then the names of upstream's."""
     lines = [f"usage: {recipe.name} [--config FILE.yaml ...] [--name value ...]", ""]
     own = [item for item in fields(cls) if item.name in kinds]
     for item in own:
-        default = item.default if item.default is not MISSING else item.default_factory()
+        default = item.default
+        if item.default_factory is not MISSING:
+            default = item.default_factory()
         lines += [
             f"  --{item.name} <{describe(kinds[item.name])}>  default: {default}",
             f"      {item.metadata.get('help', '')}",

@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,6 +17,19 @@ from typing import Any
 from hfscale.process import InputError, hardware, is_main_rank, typed_command, versions
 
 UNFINISHED = ".*.part"  # of `write_atomically`, after a kill
+MODEL_CARD = "README.md"
+CARD_MARK = (
+    "<!-- Written by a run of hfscale, which replaces it unless it is edited: {digest} -->\n"
+)
+VERSIONS_HEADING = "### Framework versions"  # peft adds lines below it
+# What peft sets in a card's head whenever it saves an adapter beside it.
+SET_BY_PEFT = ("base_model", "library_name", "pipeline_tag", "tags")
+# In the cards that peft, TRL and transformers write while a run goes on, and nobody edits.
+DRAFTS = (
+    "# Model Card for Model ID",
+    "It has been trained using [TRL]",
+    "This model card has been generated automatically",
+)
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -38,7 +53,7 @@ MODEL_FILES = (
     "task.json",
     "training_args.bin",
     "trainer_state.json",
-    "README.md",
+    MODEL_CARD,
     UNFINISHED,
 )
 CHECKPOINT_FILES = (
@@ -199,6 +214,49 @@ def clear_output_dir(output_dir: str, overwrite: bool) -> None:
         remove_written(f"output_dir {output_dir}", Path(output_dir), RUN_FILES)
 
 
+def mark_card(card: str) -> str:
+    """A model card with the comment by which `is_edited_card` knows that a run wrote it."""
+    front, text = _front_matter(card)
+    mark = CARD_MARK.format(digest=_card_digest(card))
+    return f"{front}{mark}{text}"
+
+
+def is_edited_card(path: Path) -> bool:
+    """Whether people wrote this model card, or something into it: then it is theirs."""
+    if not path.is_file():
+        return False
+    card = path.read_text("utf-8", errors="replace")
+    if any(draft in card for draft in DRAFTS):
+        return False
+    pattern = re.escape(CARD_MARK).replace(r"\{digest\}", "([0-9a-f]+)")
+    mark = re.search(pattern, card)
+    if mark is None:
+        return True
+    return mark[1] != _card_digest(card.replace(mark[0], ""))
+
+
+def _card_digest(card: str) -> str:
+    """Over what only people change: the text above the versions, the head but for peft's part."""
+    import yaml
+
+    front, text = _front_matter(card)
+    try:
+        head = yaml.safe_load(front.removeprefix("---\n").removesuffix("---\n")) or {}
+        facts = {name: head[name] for name in sorted(head) if name not in SET_BY_PEFT}
+    except (yaml.YAMLError, TypeError):
+        return ""  # a run writes no head that cannot be read
+    content = text.partition(VERSIONS_HEADING)[0].strip()
+    described = f"{json.dumps(facts, default=str)}\n{content}"
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+
+def _front_matter(card: str) -> tuple[str, str]:
+    """The YAML at the head of a card, between its lines of ---, and the text below it."""
+    lines = re.match(r"---\n.*?\n---\n", card, re.DOTALL)
+    end = lines.end() if lines else 0
+    return card[:end], card[end:]
+
+
 def check_replaceable(place: str, folder: Path, written: Sequence[str]) -> None:
     """Refuse to delete a folder that holds anything but files of the patterns `written`, or that
     people stand in.
@@ -222,16 +280,24 @@ def check_replaceable(place: str, folder: Path, written: Sequence[str]) -> None:
             f"{place}: is the current folder or one above it, which --overwrite never deletes; "
             "name another folder"
         )
-    foreign = [
-        path for path in _leaves(folder) if not _is_written(path.relative_to(folder), written)
-    ]
-    if foreign:
-        names = sorted(str(path.relative_to(folder)) for path in foreign)
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    names = _names_of_foreign(folder, written)
+    if names:
+        shown = ", ".join(names[:5])
+        if len(names) > 5:
+            shown += f" and {len(names) - 5} more"
         raise InputError(
             f"{place}: --overwrite deletes only what a run wrote, and no run wrote {shown}; move "
             "it away, or name another folder"
         )
+
+
+def _names_of_foreign(folder: Path, written: Sequence[str]) -> list[str]:
+    """What no run wrote below a folder: files of other names, and a model card edited by hand."""
+    leaves = (path.relative_to(folder) for path in _leaves(folder))
+    names = {str(path) for path in leaves if not _is_written(path, written)}
+    if is_edited_card(folder / MODEL_CARD):
+        names.add(MODEL_CARD)
+    return sorted(names)
 
 
 def remove_written(place: str, folder: Path, written: Sequence[str]) -> None:
@@ -318,6 +384,33 @@ def describe_run(
         "hardware": hardware(),
         "seconds": seconds,
     }
+
+
+def describe_differences(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    ignored: Container[str] = (),
+    wording: str = "{name} was {before}, is {now}",
+) -> str:
+    """What two sets of settings do not agree in, as messages name it: `seed was 1, is 2; ...`.
+
+    Args:
+        before: the settings of the run that is there.
+        now: those of the run that is asked for. A name that only one of the two has is None in the
+            other.
+        ignored: names that may differ.
+        wording: one difference, with the places {name}, {before} and {now}.
+
+    Returns:
+        An empty text where nothing differs.
+    """
+    differences = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if old != new and name not in ignored:
+            differences.append(wording.format(name=name, before=old, now=new))
+    return "; ".join(differences)
 
 
 def write_json(path: str | Path, record: dict[str, Any]) -> None:

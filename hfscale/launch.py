@@ -11,11 +11,19 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hfscale.config import arguments_class, check_recipe_args, pick_flags, read_flags, shipped
+from hfscale.config import (
+    arguments_class,
+    check_recipe_args,
+    names_of,
+    pick_flags,
+    read_flags,
+    shipped,
+)
 from hfscale.options import did_you_mean
 from hfscale.process import (
     PLANNED_CONFIG,
@@ -28,8 +36,7 @@ from hfscale.process import (
 )
 
 ASSUMED_GPUS = 8  # in a machine that is not this one, where nothing is said
-# Of a launch config: what is checked outside its parts, and what is true or false but text for
-# accelerate.
+# Of a launch config: the names that are checked outside its parts.
 TOP_LEVEL = (
     "num_machines",
     "machine_rank",
@@ -38,6 +45,7 @@ TOP_LEVEL = (
     "use_cpu",
     "mixed_precision",
 )
+# What is true or false, but any text for accelerate.
 BOOLEANS = (
     "use_cpu",
     "zero3_init_flag",
@@ -51,11 +59,14 @@ BOOLEANS = (
     "fsdp_activation_checkpointing",
     "fsdp_activation_checkpointing_offload",
 )
-ALONE = (
-    "plan",
-    "report",
-    "scale",
-)  # they compute nothing on a device: no launcher, and torch is not imported
+# The recipes that compute nothing on a device: no launcher, and torch is not imported.
+ALONE = ("plan", "report", "scale")
+# Of a child that ended badly, where nothing more has to be said: 2, whose reason the recipe has
+# printed, and what a shell gives a program that a pipe or Ctrl-C ended.
+EXPLAINED = (0, 2, 128 + signal.SIGPIPE, 128 + signal.SIGINT)
+# Seconds that the ranks have after a signal to say their last words, and then to end.
+SECONDS_FOR_WORDS = 5
+SECONDS_TO_END = 30
 # The flags that are the launcher's, not the recipe's: type and meaning.
 FLAGS = {
     "accelerate": (str, "launch config (see hfscale recipes) or file; default: fits the machine"),
@@ -72,35 +83,42 @@ def launch(recipe: Path, argv: list[str]) -> int:
     anything starts.
     """
     if recipe.stem in ALONE:
-        sys.argv = [str(recipe), *argv]
-        if recipe.stem != "scale":  # whose runs may read from the Hub
-            os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        runpy.run_path(str(recipe), run_name="__main__")  # ours end with SystemExit
-        return 0
+        return _run_alone(recipe, argv)
     flags, recipe_args = split_flags(argv)
     values = check_recipe_args(recipe, recipe_args)
     use_cpu = values.get("use_cpu", False)
     import torch
 
-    gpus, threads = torch.accelerator.device_count(), torch.get_num_threads()
-    env = planned_elsewhere(flags, gpus) if values.get("dry_run") and not use_cpu else {}
-    if env:
-        flags, use_cpu, recipe_args = (
-            {"accelerate": "cpu"},
-            True,
-            [*recipe_args, "--use_cpu", "true"],
-        )
-    words, more_env = accelerate_command(recipe, recipe_args, flags, use_cpu, gpus, threads)
-    env |= more_env
+    gpus = torch.accelerator.device_count()
+    threads = torch.get_num_threads()
+    env: dict[str, str] = {}
+    if values.get("dry_run") and not use_cpu:
+        env = planned_elsewhere(flags, gpus)
+    if env:  # one process on this machine's CPU shows what each there will do
+        flags = {"accelerate": "cpu"}
+        recipe_args = [*recipe_args, "--use_cpu", "true"]
+        use_cpu = True
+    words, threads_env = accelerate_command(recipe, recipe_args, flags, use_cpu, gpus, threads)
+    env |= threads_env
     setting = "".join(f"{name}={shlex.quote(value)} " for name, value in env.items())
     print(f"running: {setting}accelerate launch {shlex.join(words)}", file=sys.stderr, flush=True)
     return run_launcher(words, env | {TYPED_COMMAND: typed_command(str(recipe), argv)})
 
 
-def split_flags(argv: list[str]) -> tuple[dict, list[str]]:
+def _run_alone(recipe: Path, argv: list[str]) -> int:
+    """Run a script in this process."""
+    sys.argv = [str(recipe), *argv]
+    if recipe.stem != "scale":  # whose runs may read from the Hub
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    runpy.run_path(str(recipe), run_name="__main__")  # ours end with SystemExit
+    return 0
+
+
+def split_flags(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
     """The launcher's flags that are given, by name, and the words left for the recipe."""
-    own, rest = pick_flags(argv, FLAGS)
-    return read_flags(own, {name: kind for name, (kind, _) in FLAGS.items()}), rest
+    words, recipe_args = pick_flags(argv, FLAGS)
+    kinds = {name: kind for name, (kind, _) in FLAGS.items()}
+    return read_flags(words, kinds), recipe_args
 
 
 def find_accelerate_config(name: str) -> Path:
@@ -115,8 +133,10 @@ def pick_config(gpus: int, processes: int | None, trains: bool) -> str:
     """Name of the config for a machine; without a number of processes, recipes that do not train
     run as one.
     """
-    many = processes > 1 if processes else gpus > 1 and trains
-    return ("ddp" if many else "single_gpu") if gpus else ("cpu_2proc" if many else "cpu")
+    starts_many = processes > 1 if processes else gpus > 1 and trains
+    if gpus:
+        return "ddp" if starts_many else "single_gpu"
+    return "cpu_2proc" if starts_many else "cpu"
 
 
 class Launch(NamedTuple):
@@ -171,46 +191,51 @@ def accelerate_command(
     """The words after `accelerate launch`, and environment variables; raises InputError if it
     cannot work there.
     """
-    name, trains = (
-        flags.get("accelerate"),
-        "training" in arguments_class(recipe).__dataclass_fields__,
-    )
+    trains = "training" in names_of(arguments_class(recipe))
+    name = flags.get("accelerate")
     if name is None:
         name = pick_config(0 if use_cpu else gpus, flags.get("num_processes"), trains)
-        why = "--use_cpu is given" if use_cpu else f"GPUs on this machine: {gpus}"
-        print(f"launch config: {name} ({why}; --accelerate takes another)", file=sys.stderr)
+        reason = "--use_cpu is given" if use_cpu else f"GPUs on this machine: {gpus}"
+        print(f"launch config: {name} ({reason}; --accelerate takes another)", file=sys.stderr)
     asked = read_launch(name, flags, use_cpu=use_cpu, gpus=gpus)
     on_cpu = use_cpu or asked.config.use_cpu
-    if not on_cpu and asked.local > gpus:
-        cure = (
-            "lower --num_processes"
-            if gpus
-            else "add --use_cpu"
-            if trains
-            else "take --accelerate cpu"
-        )
-        raise InputError(
-            f"--accelerate {name}: needs {asked.local} GPU(s) on this machine, which has {gpus}; "
-            f"{cure}"
-        )
-    _check_machines(
-        asked.machines, {"main_process_port": asked.config.main_process_port or 0} | flags
+    if not on_cpu:
+        _check_gpus(asked, gpus, trains)
+    port = asked.config.main_process_port or 0
+    _check_machines(asked.machines, {"main_process_port": port} | flags)
+
+    words = ["--config_file", str(asked.path)]
+    if asked.starts_many:
+        words += ["--num_processes", str(asked.processes)]
+    elif on_cpu and not asked.config.use_cpu:
+        # Only where one process is meant: of a config for several, this would start a single one.
+        words.append("--cpu")
+    for flag, value in flags.items():
+        if flag not in ("accelerate", "num_processes"):
+            words += [f"--{flag}", str(value)]
+    words += [str(recipe), *recipe_args]
+    if on_cpu and trains and not use_cpu:
+        # Without the script's own flag each rank would train alone, on all of the data.
+        words += ["--use_cpu", "true"]
+
+    env = {}
+    if on_cpu and "OMP_NUM_THREADS" not in os.environ:
+        env["OMP_NUM_THREADS"] = str(max(1, threads // asked.local))
+    return words, env
+
+
+def _check_gpus(asked: Launch, gpus: int, trains: bool) -> None:
+    """Raise InputError if this machine has fewer GPUs than the launch starts processes on it."""
+    if asked.local <= gpus:
+        return
+    if gpus:
+        cure = "lower --num_processes"
+    else:
+        cure = "add --use_cpu" if trains else "take --accelerate cpu"
+    raise InputError(
+        f"--accelerate {asked.name}: needs {asked.local} GPU(s) on this machine, which has {gpus}; "
+        f"{cure}"
     )
-    # --cpu only where one process is meant: with a config for several, accelerate would start a
-    # single one.
-    alone = ["--cpu"] if on_cpu and not asked.config.use_cpu else []
-    words = ["--num_processes", str(asked.processes)] if asked.starts_many else alone
-    words += [
-        w
-        for f in flags
-        if f not in ("accelerate", "num_processes")
-        for w in (f"--{f}", str(flags[f]))
-    ]
-    # Without the script's own flag each rank would train alone, on all of the data.
-    extra = ["--use_cpu", "true"] if on_cpu and trains and not use_cpu else []
-    sets_threads = on_cpu and "OMP_NUM_THREADS" not in os.environ
-    env = {"OMP_NUM_THREADS": str(max(1, threads // asked.local))} if sets_threads else {}
-    return ["--config_file", str(asked.path), *words, str(recipe), *recipe_args, *extra], env
 
 
 def planned_elsewhere(flags: dict, gpus: int) -> dict[str, str]:
@@ -222,16 +247,16 @@ def planned_elsewhere(flags: dict, gpus: int) -> dict[str, str]:
     """
     if "accelerate" not in flags:
         return {}
-    unknown = gpus == 0 and "num_processes" not in flags
     asked = read_launch(flags["accelerate"], flags, use_cpu=False, gpus=gpus or ASSUMED_GPUS)
     if asked.config.use_cpu or (asked.machines == 1 and asked.local <= gpus):
         return {}
     _check_rank(flags.get("machine_rank", 0), asked.machines)
-    guess = f" (num_processes is not given: {ASSUMED_GPUS} GPUs on each machine are assumed)"
+    guess = ""
+    if gpus == 0 and "num_processes" not in flags and asked.starts_many:
+        guess = f" (num_processes is not given: {ASSUMED_GPUS} GPUs on each machine are assumed)"
     print(
         f"dry run of {asked.processes} processes on {asked.machines} machine(s), {asked.name}, "
-        "shown by one process on this machine's "
-        f"CPU{guess if unknown and asked.starts_many else ''}",
+        f"shown by one process on this machine's CPU{guess}",
         file=sys.stderr,
     )
     return {PLANNED_CONFIG: str(asked.path), PLANNED_PROCESSES: str(asked.processes)}
@@ -253,11 +278,13 @@ def _read_config(path: Path) -> Any:
     known = {action.dest: action for action in launch_command_parser()._actions}
     for name in TOP_LEVEL:
         _check_value(f"{path}: {name}", known.get(name), name, getattr(config, name))
-    for part, prefix in (
-        ("fsdp_config", "fsdp_"),
-        ("deepspeed_config", ""),
-        ("parallelism_config", "parallelism_config_"),
-    ):
+    # The launcher's flags for a part of the file begin alike.
+    prefixes = {
+        "fsdp_config": "fsdp_",
+        "deepspeed_config": "",
+        "parallelism_config": "parallelism_config_",
+    }
+    for part, prefix in prefixes.items():
         names = [name for name in known if name.startswith(prefix)]
         for key, value in (getattr(config, part, None) or {}).items():
             if key not in names:
@@ -274,17 +301,21 @@ def _check_value(place: str, action: argparse.Action | None, name: str, value: A
     """
     if value is None:
         return
-    allowed = _choices(name) or (action and action.choices)
+    allowed = _choices(name)
+    if allowed is None and action is not None:
+        allowed = action.choices
     text = str(value).lower() if isinstance(value, bool) else str(value)
     if allowed and text not in map(str, allowed):
         raise InputError(f"{place}: got {value!r}, expected one of {', '.join(map(str, allowed))}")
-    number = action and action.type in (int, float) and value != "auto"
-    if number and (isinstance(value, bool) or not isinstance(value, action.type | int)):
-        kind = "a whole number" if action.type is int else "a number"
-        raise InputError(f"{place}: got {value!r}, expected {kind}")
+    kind = None if action is None else action.type
+    if value == "auto" or kind not in (int, float):
+        return
+    if isinstance(value, bool) or not isinstance(value, (int,) if kind is int else (int, float)):
+        expected = "a whole number" if kind is int else "a number"
+        raise InputError(f"{place}: got {value!r}, expected {expected}")
 
 
-def _choices(name: str) -> tuple | list | None:
+def _choices(name: str) -> Iterable | None:
     """What may stand for a name where accelerate's own flag does not say it; None: anything, or the
     flag does.
     """
@@ -305,7 +336,8 @@ def _choices(name: str) -> tuple | list | None:
 
 def _check_machines(machines: int, flags: dict) -> None:
     """Raise InputError unless the machines can find each other, and machine 0 can listen."""
-    rank, port = flags.get("machine_rank", 0), flags["main_process_port"]
+    rank = flags.get("machine_rank", 0)
+    port = flags["main_process_port"]
     if machines > 1 and not {"machine_rank", "main_process_ip"} <= flags.keys():
         raise InputError(
             f"{machines} machines: each needs its own --machine_rank, and all --main_process_ip, "
@@ -316,11 +348,12 @@ def _check_machines(machines: int, flags: dict) -> None:
         raise InputError(
             "several machines: --main_process_port must name one port for all, such as 29500"
         )
+    if rank != 0:
+        return
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            if rank == 0:
-                probe.bind(("", port))
+            probe.bind(("", port))
         except (OSError, OverflowError) as error:
             raise InputError(
                 f"--main_process_port {port}: cannot listen there ({error}); name a free port"
@@ -344,43 +377,53 @@ def run_launcher(words: list[str], env: dict[str, str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    def forward(
-        signum: int, frame
-    ) -> None:  # to a single process; several get it from PyTorch's launcher
+    def forward(signum: int, frame: Any) -> None:
+        """To a single process; several get the signal from PyTorch's launcher."""
         for child in psutil.Process().children():
             child.send_signal(signum)
 
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(
-        logging.CRITICAL
-    )  # said below
-    previous, rank, code = signal.signal(signal.SIGTERM, forward), 0, 0
+    # What it would print is said below.
+    launcher_log = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
+    launcher_log.setLevel(logging.CRITICAL)
+    previous = signal.signal(signal.SIGTERM, forward)
     try:
         with patch_environment(**env):
             launch_command(launch_command_parser().parse_args(words))
     except subprocess.CalledProcessError as error:
-        code = error.returncode
+        return _status(0, error.returncode)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        code = failure.exitcode
+        return _status(rank, failure.exitcode)
     except (SignalException, KeyboardInterrupt) as error:
-        # A terminal's Ctrl-C reaches them too; their last words come before the shell's.
-        _, deaf = psutil.wait_procs(psutil.Process().children(), timeout=5)
-        for child in deaf:
-            child.send_signal(signal.SIGINT)
-        psutil.wait_procs(deaf, timeout=30)
+        _end_children()
         return 128 + getattr(error, "sigval", signal.SIGINT)
     finally:
         signal.signal(signal.SIGTERM, previous)
+    return 0
+
+
+def _end_children() -> None:
+    """Wait until the ranks have ended, whose last words come before the shell's. A terminal's
+    Ctrl-C reaches them too; those that did not hear it get it again.
+    """
+    import psutil
+
+    _, deaf = psutil.wait_procs(psutil.Process().children(), timeout=SECONDS_FOR_WORDS)
+    for child in deaf:
+        child.send_signal(signal.SIGINT)
+    psutil.wait_procs(deaf, timeout=SECONDS_TO_END)
+
+
+def _status(rank: int, code: int) -> int:
+    """The exit status for a rank that failed, as a shell would give it; said on stderr unless the
+    recipe has said it. `code` is below 0 for one that a signal killed, as Python has it.
+    """
     if code < 0:
         print(f"error: rank {rank} was killed by {signal.Signals(-code).name}", file=sys.stderr)
-    elif code not in (
-        0,
-        2,
-        128 + signal.SIGPIPE,
-        128 + signal.SIGINT,
-    ):  # 2: the recipe has said why
+        return 128 - code
+    if code not in EXPLAINED:
         print(
             f"error: rank {rank} ended with exit status {code}; its messages are above",
             file=sys.stderr,
         )
-    return 128 - code if code < 0 else code
+    return code

@@ -3,15 +3,15 @@
 import contextlib
 import hashlib
 import json
-import math
 import os
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -38,10 +38,13 @@ UNSAFE_PICKLE = (
     "its .bin file is a pickle that holds more than weights, and could run code when read; take "
     ".safetensors files instead"
 )
+# The files that transformers and peft read; others, such as copies in half precision, may lie
+# beside them.
+SAFETENSORS = ("adapter_model.safetensors", "model-*-of-*.safetensors", "model.safetensors")
 
 # What GPT-2's own configuration has otherwise: the same GELU, but in one kernel, and no dropout,
 # since pretraining seldom repeats its text.
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "activation_function": "gelu_pytorch_tanh",
     "resid_pdrop": 0.0,
     "embd_pdrop": 0.0,
@@ -49,9 +52,7 @@ DEFAULTS = {
 }
 
 
-def new_model(
-    tokenizer: PreTrainedTokenizerBase, **architecture: int | float | str
-) -> GPT2LMHeadModel:
+def new_model(tokenizer: PreTrainedTokenizerBase, **architecture: Any) -> GPT2LMHeadModel:
     """GPT-2 with random weights for this tokenizer's vocabulary; `architecture` are `GPT2Config`
     arguments (see `DEFAULTS`).
 
@@ -71,18 +72,23 @@ def new_model(
 
 
 def check_architecture(
-    architecture: Mapping[str, int | float | str], vocab_size: int = 1, *, in_memory: bool = True
+    architecture: Mapping[str, Any], vocab_size: int = 1, *, in_memory: bool = True
 ) -> None:
     """Raise InputError for a size below 1, a width that the heads do not divide, a dropout outside
     [0, 1), or, where they are to be held `in_memory`, weights that this machine's memory does not
     hold.
+
+    Args:
+        architecture: arguments of GPT2Config, the four sizes among them.
     """
     for name, value in architecture.items():
         if name.startswith("n_") and value < 1:
             raise InputError(f"{name}: got {value}, expected at least 1")
         if name.endswith("_pdrop") and not 0 <= value < 1:
             raise InputError(f"{name}: got {value}, expected a number from 0 to below 1")
-    sizes = {name: architecture[name] for name in ("n_layer", "n_head", "n_embd", "n_positions")}
+    sizes: dict[str, Any] = {
+        name: architecture[name] for name in ("n_layer", "n_head", "n_embd", "n_positions")
+    }
     if sizes["n_embd"] % sizes["n_head"]:
         raise InputError(f"n_embd {sizes['n_embd']} is not a multiple of n_head {sizes['n_head']}")
     needed = 4 * Shape(**sizes, vocab_size=vocab_size).parameters()  # in float32
@@ -124,7 +130,8 @@ def load_model(name: str, *, trust_remote_code: bool = False, **kwargs) -> PreTr
         _check_kind(config)
         if getattr(config, "quantization_config", None):
             show_bitsandbytes()
-        model, info = AutoModelForCausalLM.from_pretrained(
+        # With its loading information, which upstream's types do not know.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -142,6 +149,7 @@ def load_model(name: str, *, trust_remote_code: bool = False, **kwargs) -> PreTr
                 "model's folder"
             )
         raise InputError(f"model {name}: cannot be loaded: {reason}") from None
+    model, info = loaded
     if wrong := sorted(info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}):
         raise InputError(
             f"model {name}: its files do not hold {len(wrong)} of the weights that its config.json "
@@ -228,7 +236,11 @@ def _load_adapter(name: str, **kwargs) -> PreTrainedModel:
 
     with _readable(name):
         config = PeftConfig.from_pretrained(name)
-    base = _base_of(name, config)
+    if not config.base_model_name_or_path:
+        raise InputError(
+            f"adapter {name}: adapter_config.json names no base model (base_model_name_or_path)"
+        )
+    base = _place_of_base(name, config.base_model_name_or_path)
     try:
         if is_adapter(base):
             raise InputError(f"model {base}: is an adapter itself; make a plain model of it first")
@@ -251,14 +263,15 @@ def _load_adapter(name: str, **kwargs) -> PreTrainedModel:
             tokens = [index for indices in tokens.values() for index in indices]
         if max(tokens) >= embedding_rows(model):  # rows for tokens that the adapter added
             model.resize_token_embeddings(max(tokens) + 1, mean_resizing=False)
-        model = PeftModel.from_pretrained(model, name)
-        _set_weights(model, weights)
+        adapted = PeftModel.from_pretrained(model, name)
+        _set_weights(adapted, weights)
     except Exception as error:  # shapes, names and types that do not fit have no common base
         raise InputError(
             f"adapter {name}: does not fit its base model {base} "
             f"({' '.join(str(error).split())[:160]}); it was made for another one"
         ) from None
-    return model
+    # A PeftModel hands on what it does not have to the model below it.
+    return cast(PreTrainedModel, adapted)
 
 
 @contextlib.contextmanager
@@ -269,28 +282,21 @@ def _readable(name: str) -> Iterator[None]:
         yield
     except pickle.UnpicklingError:
         raise InputError(f"adapter {name}: {UNSAFE_PICKLE}") from None
-    except (
-        Exception
-    ) as error:  # the kinds of broken files, and the Hub's errors, have no common base
+    except Exception as error:  # broken files, and the Hub's errors, have no common base
         raise InputError(
             f"adapter {name}: cannot be read: {type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}"
         ) from None
 
 
-def _base_of(name: str, config: Any) -> str:
+def _place_of_base(name: str, base: str) -> str:
     """Where the base model lies that an adapter names. A relative path means the current folder, or
     one above the adapter's: both can be moved together.
     """
-    base = config.base_model_name_or_path
-    if not base:
-        raise InputError(
-            f"adapter {name}: adapter_config.json names no base model (base_model_name_or_path)"
-        )
-    above = (
-        [parent / base for parent in Path(name).absolute().parents] if os.path.isdir(name) else []
-    )
-    return next((str(path) for path in (Path(base), *above) if path.is_dir()), base)
+    places = [Path(base)]
+    if os.path.isdir(name):
+        places += [parent / base for parent in Path(name).absolute().parents]
+    return next((str(place) for place in places if place.is_dir()), base)
 
 
 def _fingerprint_of_base(name: str) -> str | None:
@@ -336,24 +342,46 @@ def embedding_rows(model: PreTrainedModel) -> int:
     """How many tokens both the input and the output embeddings have a row for (under ZeRO-3 too,
     where no weight shows its shape).
     """
+    inputs: Any = model.get_input_embeddings()
     outputs = model.get_output_embeddings()
-    return min(
-        model.get_input_embeddings().num_embeddings, getattr(outputs, "out_features", math.inf)
-    )
+    return min(inputs.num_embeddings, getattr(outputs, "out_features", inputs.num_embeddings))
 
 
 def weights_fingerprint(name: str) -> str | None:
-    """SHA-256 over the weight files of a folder (16 hexadecimal digits); None: it has none, or is a
-    Hub id.
+    """SHA-256 over the files of a model's weights (16 hexadecimal digits): of a folder, or of a Hub
+    id in the cache. An adapter's counts its base model's too. None: no weights are there.
     """
+    folder = _folder_of(name)
+    if folder is None:
+        return None
+    files = [path for pattern in SAFETENSORS for path in sorted(folder.glob(pattern))]
+    files = files or sorted(folder.glob("*_model*.bin"))
+    if not files:
+        return None
     digest = hashlib.sha256()
-    files = sorted(Path(name).glob("*.safetensors")) or sorted(
-        Path(name).glob("pytorch_model*.bin")
-    )
     for path in files:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16] if files else None
+    if (folder / "adapter_config.json").is_file():
+        digest.update(str(_fingerprint_below(name, folder)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _folder_of(name: str) -> Path | None:
+    """Where a model's files lie on this machine; None: nowhere."""
+    if os.path.isdir(name):
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError):  # not in the cache; not the form of a Hub id
+        return None
+
+
+def _fingerprint_below(name: str, folder: Path) -> str | None:
+    """Of the base model of an adapter."""
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    base = config.get("base_model_name_or_path")
+    return weights_fingerprint(_place_of_base(name, base)) if base else None
 
 
 def load_saved_model(output_dir: str, **kwargs) -> PreTrainedModel:
@@ -401,7 +429,8 @@ def trial_size(model: PreTrainedModel) -> int:
 
 def check_token_ids(model: PreTrainedModel, ids: Iterable[int], place: str) -> None:
     """Raise InputError, beginning with `place`, if an id is outside the model's vocabulary."""
-    largest, size = max(ids, default=0), model.config.get_text_config().vocab_size
+    largest = max(ids, default=0)
+    size = model.config.get_text_config().vocab_size
     if largest >= size:
         raise InputError(
             f"{place}: token id {largest} is outside the model's vocabulary of {size}; use the "
@@ -410,20 +439,32 @@ def check_token_ids(model: PreTrainedModel, ids: Iterable[int], place: str) -> N
 
 
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
-    """Parameters, tied ones once, whole ones under ZeRO-3, 4-bit ones (two in a byte) each; and
-    without token and position embeddings.
+    """Parameters, tied ones once, 4-bit ones (two in a byte) each; and without token and position
+    embeddings.
     """
-    embeddings = sum(_size(m.weight) for m in model.modules() if isinstance(m, nn.Embedding))
-    total = sum(_size(p) for p in model.parameters())
-    return {"parameters": total, "parameters_without_embeddings": total - embeddings}
+    return {
+        "parameters": _count(model),
+        "parameters_without_embeddings": _count(model, exclude_embeddings=True),
+    }
 
 
 def count_trained(model: PreTrainedModel) -> int:
-    """Parameters that training changes, tied ones once, whole ones under ZeRO-3."""
-    return sum(_size(p) for p in model.parameters() if p.requires_grad)
+    """Parameters that training changes, tied ones once."""
+    return _count(model, only_trainable=True)
 
 
-def _size(parameter: nn.Parameter) -> int:
-    if state := getattr(parameter, "quant_state", None):
-        return state.shape.numel()
-    return getattr(parameter, "ds_numel", parameter.numel())
+def _count(
+    model: PreTrainedModel, *, only_trainable: bool = False, exclude_embeddings: bool = False
+) -> int:
+    """The model's own count, but under ZeRO-3, where each rank holds a part of each parameter and
+    DeepSpeed knows the whole size.
+    """
+    if not any(hasattr(parameter, "ds_numel") for parameter in model.parameters()):
+        return model.num_parameters(only_trainable, exclude_embeddings)
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    left_out = {id(module.weight) for module in embeddings} if exclude_embeddings else set()
+    return sum(
+        getattr(parameter, "ds_numel", parameter.numel())
+        for parameter in model.parameters()
+        if id(parameter) not in left_out and (parameter.requires_grad or not only_trainable)
+    )

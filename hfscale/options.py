@@ -24,7 +24,9 @@ def training_types() -> dict[str, Any]:
 
     A test holds the result against the imported class.
     """
-    root = Path(importlib.util.find_spec("transformers").submodule_search_locations[0])
+    spec = importlib.util.find_spec("transformers")
+    assert spec is not None and spec.submodule_search_locations, "transformers is a dependency"
+    root = Path(spec.submodule_search_locations[0])
     files = [root / f"{name}.py" for name in ("training_args", "trainer_utils", "debug_utils")]
     classes = {
         node.name: node
@@ -34,34 +36,44 @@ def training_types() -> dict[str, Any]:
     }
     enums = {name: choices for name, node in classes.items() if (choices := _enum_choices(node))}
     names = {"Any": Any, "Literal": Literal, "ParallelismConfig": dict, **enums}
-    found = {}
+    kinds = {}
     for node in classes["TrainingArguments"].body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call):
-            text = ast.unparse(node.annotation)
-            # `SomeEnum | str` means one of the enum's values. The rest is the installed library's
-            # own source.
-            found[node.target.id] = enums.get(text.removesuffix(" | str")) or eval(text, {}, names)
-    return found
+        # An argument is `name: type = field(...)`.
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.value, ast.Call):
+            continue
+        annotation = ast.unparse(node.annotation)
+        # `SomeEnum | str` means one of the enum's values.
+        kind = enums.get(annotation.removesuffix(" | str"))
+        if kind is None:  # the text is the installed library's own source
+            kind = eval(annotation, {}, names)
+        kinds[ast.unparse(node.target)] = kind
+    return kinds
 
 
 def _enum_choices(node: ast.ClassDef) -> Any:
+    """The `Literal` of an enum's values; None: the class is none."""
     values = [
-        s.value.value
-        for s in node.body
-        if isinstance(s, ast.Assign) and isinstance(s.value, ast.Constant)
+        statement.value.value
+        for statement in node.body
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
     ]
     is_enum = any(isinstance(base, ast.Name) and base.id.endswith("Enum") for base in node.bases)
     return Literal[tuple(values)] if is_enum and values else None
 
 
 def _members(kind: Any) -> tuple:
+    """The types of a union, or the single type."""
     kind, _ = split_annotated(kind)
-    return get_args(kind) if get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    if get_origin(kind) in (typing.Union, types.UnionType):
+        return get_args(kind)
+    return (kind,)
 
 
 def split_annotated(kind: Any) -> tuple[Any, Mapping[str, Any]]:
     """A type and its limits (see `check_limits`), which `Annotated[type, limits]` holds."""
-    return (kind.__origin__, kind.__metadata__[0]) if get_origin(kind) is Annotated else (kind, {})
+    if get_origin(kind) is Annotated:
+        return kind.__origin__, kind.__metadata__[0]
+    return kind, {}
 
 
 def describe(kind: Any) -> str:
@@ -104,9 +116,10 @@ def convert(value: Any, kind: Any) -> Any:
 
 
 def _convert(value: Any, kind: Any) -> Any:
-    choices = []
+    choices: list[str] = []
     for member in _members(kind):
-        origin, arguments = get_origin(member), get_args(member)
+        origin = get_origin(member)
+        arguments = get_args(member)
         if origin is Literal:
             choices += map(str, arguments)
             if any(value == choice and type(value) is type(choice) for choice in arguments):
@@ -136,6 +149,7 @@ def _item_kind(kind: Any) -> Any:
 
 
 def _choices(kind: Any) -> list[str]:
+    """What may stand for a type that lists its values."""
     literals = [member for member in _members(kind) if get_origin(member) is Literal]
     return [str(choice) for member in literals for choice in get_args(member)]
 
@@ -202,13 +216,14 @@ def check_limits(value: Any, limits: Mapping[str, Any]) -> None:
     """
     if not limits.keys() & {"min", "max"}:
         return
-    least, most = limits.get("min", -math.inf), limits.get("max", math.inf)
+    least = limits.get("min", -math.inf)
+    most = limits.get("max", math.inf)
     numbers = value if isinstance(value, list) else [value]
     if all(number is None or least <= number <= most for number in numbers):
         return
-    raise ValueError(
-        f"expected at least {least}" if most == math.inf else f"expected {least} to {most}"
-    )
+    if most == math.inf:
+        raise ValueError(f"expected at least {least}")
+    raise ValueError(f"expected {least} to {most}")
 
 
 def convert_text(words: list[str], kind: Any) -> Any:

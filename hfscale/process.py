@@ -4,6 +4,7 @@ Nothing heavy is imported.
 """
 
 import contextlib
+import io
 import json
 import os
 import platform
@@ -20,10 +21,12 @@ from urllib.parse import urlsplit
 
 from hfscale import __version__
 
+# Environment variables by which `hfscale` tells a recipe's process what it cannot see.
 PLANNED_CONFIG = "HFSCALE_PLANNED_CONFIG"  # see planned_launch
-TYPED_COMMAND = "HFSCALE_COMMAND"  # see typed_command
 PLANNED_PROCESSES = "HFSCALE_PLANNED_PROCESSES"
+TYPED_COMMAND = "HFSCALE_COMMAND"  # see typed_command
 ZERO_STAGES = (0, 1, 2, 3)
+UNSHARDED = "one process or DDP"  # each process holds the whole optimizer state
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "deepspeed", "peft")
 
 
@@ -40,13 +43,10 @@ def run(main: Callable[[], Any]) -> None:
             main()
         except InputError as error:
             if is_main_rank():
-                line = (
-                    str(error).strip().splitlines()[-1]
-                )  # a data loader's worker adds its traceback before it
-                print(
-                    f"error: {line.removeprefix(f'{InputError.__module__}.InputError: ')}",
-                    file=sys.stderr,
-                )
+                # A data loader's worker puts its traceback, and the error's class, before it.
+                line = str(error).strip().splitlines()[-1]
+                message = line.removeprefix(f"{InputError.__module__}.InputError: ")
+                print(f"error: {message}", file=sys.stderr)
             raise SystemExit(2) from None
         finally:
             torch = sys.modules.get("torch")
@@ -61,10 +61,9 @@ def ending_quietly() -> Iterator[None]:
     """Ends the program without a traceback where nothing is wrong with it: nobody reads its output
     any more (`| head`), with the status that a shell gives SIGPIPE; or Ctrl-C, with that of SIGINT.
     """
-    with contextlib.suppress(AttributeError):  # a test's own stream
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # for a terminal that has not all of Unicode
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not a test's own stream
+        # For a terminal that has not all of Unicode.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             yield
@@ -120,24 +119,29 @@ def launched_engine() -> str:
     process or DDP; of a dry run for other machines, what they will be told.
     """
     if planned := planned_launch():
-        stage = (planned[0].get("deepspeed_config") or {}).get("zero_stage", 2)
-        engines = {"DEEPSPEED": f"ZeRO-{stage}", "FSDP": "FSDP"}
-        return engines.get(planned[0].get("distributed_type"), "one process or DDP")
-    told = {
-        name
-        for name in ("DEEPSPEED", "FSDP")
-        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"
-    }
-    if "DEEPSPEED" not in told:
-        return "FSDP" if told else "one process or DDP"
-    from transformers.integrations.deepspeed import (
-        deepspeed_config,
-    )  # there once TrainingArguments are made
+        config, _ = planned
+        kind = config.get("distributed_type")
+        if kind == "DEEPSPEED":
+            stage = (config.get("deepspeed_config") or {}).get("zero_stage", 2)
+            return f"ZeRO-{stage}"
+        return "FSDP" if kind == "FSDP" else UNSHARDED
+    if _accelerate_uses("DEEPSPEED"):
+        return f"ZeRO-{_launched_zero_stage()}"
+    return "FSDP" if _accelerate_uses("FSDP") else UNSHARDED
 
-    stage = (
-        (deepspeed_config() or {}).get("zero_optimization", {}).get("stage")
-    )  # also of the user's own file
-    return f"ZeRO-{stage or os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
+
+def _accelerate_uses(engine: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true"
+
+
+def _launched_zero_stage() -> str:
+    """Of DeepSpeed's configuration, also of a file of the user's own, which is there once
+    TrainingArguments are made; before that, what accelerate was told.
+    """
+    from transformers.integrations.deepspeed import deepspeed_config
+
+    stage = (deepspeed_config() or {}).get("zero_optimization", {}).get("stage")
+    return stage or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
 
 
 def launched_processes(world_size: int) -> int:
@@ -172,19 +176,25 @@ def typed_command(recipe: str, argv: list[str] | None) -> str:
     if argv is None and TYPED_COMMAND in os.environ:
         return os.environ[TYPED_COMMAND]
     script = Path(recipe)
-    is_shipped = (script.parent / "configs" / script.stem).is_dir()
+    package = Path(__file__).parent
+    # The recipes lie inside the package in a wheel, beside it in a checkout.
+    is_shipped = script.absolute().parent in (package / "recipes", package.parent / "recipes")
     name = script.stem if is_shipped else str(script)
-    return shlex.join(["hfscale", name, *(sys.argv[1:] if argv is None else argv)])
+    words = sys.argv[1:] if argv is None else argv
+    return shlex.join(["hfscale", name, *words])
 
 
 def hardware() -> dict[str, Any]:
     """On what this process computes, and with how many others; a GPU only where torch is loaded."""
-    torch = sys.modules.get("torch")
-    on_gpu = torch is not None and torch.cuda.is_available()
-    processor = platform.processor() or platform.machine()
+    device = "cpu"
+    device_name = platform.processor() or platform.machine()
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        device = "cuda"
+        device_name = torch.cuda.get_device_name()
     return {
-        "device": "cuda" if on_gpu else "cpu",
-        "device_name": torch.cuda.get_device_name() if on_gpu else processor,
+        "device": device,
+        "device_name": device_name,
         "cpu_cores": os.cpu_count(),
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
     }
@@ -192,15 +202,15 @@ def hardware() -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Of Python, hfscale and the libraries that decide the numbers; None: not installed."""
-    found = {
+    installed: dict[str, str | None] = {
         "python": platform.python_version(),
         "hfscale": __version__,
         **dict.fromkeys(LIBRARIES),
     }
     for name in LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            installed[name] = version(name)
+    return installed
 
 
 def hub_reachable(timeout_seconds: float = 1.0) -> bool:
@@ -210,20 +220,20 @@ def hub_reachable(timeout_seconds: float = 1.0) -> bool:
 
 def host_answers(url: str, timeout_seconds: float = 1.0) -> bool:
     """Whether the host of a URL answers a TCP connection within the limit."""
-    parts, answers = urlsplit(url), []
+    address = urlsplit(url)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    answered = threading.Event()
 
     def ask() -> None:
         with contextlib.suppress(OSError):
-            port = parts.port or (80 if parts.scheme == "http" else 443)
-            socket.create_connection((parts.hostname, port), timeout_seconds).close()
-            answers.append(True)
+            socket.create_connection((address.hostname, port), timeout_seconds).close()
+            answered.set()
 
-    thread = threading.Thread(
-        target=ask, daemon=True
-    )  # the look-up of the name has no limit of its own
+    # In a thread: the look-up of the name has no limit of its own.
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(timeout_seconds)
-    return bool(answers)
+    return answered.is_set()
 
 
 def go_offline_if_unreachable() -> None:
@@ -242,7 +252,8 @@ def hide_bitsandbytes() -> None:
     with bf16 instructions that prints a warning, and it costs a second. `show_bitsandbytes` brings
     it back.
     """
-    sys.modules.setdefault("bitsandbytes", None)  # to Python's import system: not there
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("bitsandbytes", None)  # to Python's import system: not there
 
 
 def show_bitsandbytes() -> None:

@@ -8,6 +8,7 @@ LoRA adapter.
 
 import importlib.util
 import os
+import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -64,6 +65,7 @@ class FinetunePreferenceArguments(AdapterArguments):
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(FinetunePreferenceArguments, argv, recipe=__file__)
+    started = time.perf_counter()
     check_settings(args)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every trainer that is made
 
@@ -147,7 +149,18 @@ def main(argv: list[str] | None = None) -> None:
         answers = generate_texts(saved, tokenizer, prompts, do_sample=False, max_new_tokens=40)
         samples = [prompt + answer for prompt, [answer] in zip(prompts, answers, strict=True)]
         data = {"source": [args.source], "dropped": {"too long": num_dropped}}
-        write_run(trainer, __file__, args, argv, pairs, pairs, metrics, samples, data)
+        write_run(
+            trainer,
+            __file__,
+            args,
+            argv,
+            pairs,
+            pairs,
+            metrics,
+            samples,
+            data,
+            seconds=time.perf_counter() - started,
+        )
         show_results(metrics, output_dir)
 
 
@@ -186,7 +199,7 @@ def dpo_config(args: FinetunePreferenceArguments):
     """
     from trl import DPOConfig
 
-    from hfscale.training.trainer import training_arguments
+    from hfscale.training.training_args import training_arguments
 
     defaults = {
         "output_dir": "runs/finetune-preference",

@@ -6,6 +6,7 @@ dialogue, code.
         --output_dir runs/code-gpt2
 """
 
+import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Literal
@@ -50,6 +51,7 @@ class FinetuneTaskArguments(TaskArguments, AdapterArguments, ShapeArguments, Run
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(FinetuneTaskArguments, argv, recipe=__file__)
+    started = time.perf_counter()
 
     from transformers import set_seed
 
@@ -60,7 +62,6 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.tasks.examples import count_dropped, example_texts, load_task, task_prompt
     from hfscale.tasks.fitting import fit_examples
     from hfscale.tasks.measures import (
-        check_task_metrics,
         load_answer_metrics,
         sample_texts,
         show_examples,
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.tasks.rows import supervised_rows
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run
-    from hfscale.training.trainer import batch_rows_of_like_length, training_arguments
+    from hfscale.training.training_args import batch_rows_of_like_length, training_arguments
 
     # What can be checked before data and model are loaded.
     is_new = args.model == "new"
@@ -77,7 +78,6 @@ def main(argv: list[str] | None = None) -> None:
         check_new_model(args)
     training_args = training_arguments(args.training, width=args.n_embd if is_new else 256)
     output_dir = str(training_args.output_dir)
-    check_task_metrics(args, trust_remote_code=args.trust_remote_code)
     task_metrics = load_answer_metrics(args, trust_remote_code=args.trust_remote_code)
     if not args.dry_run:
         check_output_dir(output_dir, resume=args.resume, overwrite=args.overwrite)
@@ -117,11 +117,21 @@ def main(argv: list[str] | None = None) -> None:
         if args.merge:
             merge_saved_adapter(output_dir, trust_remote_code=args.trust_remote_code)
         save_task_prompt(output_dir, **asdict(task))
-        held_out = examples["validation"]
-        samples = sample_texts(held_out, answers)
+        samples = sample_texts(examples["validation"], answers)
         data = {"dropped": count_dropped(counts), "shortened": shortened, "examples": counts}
-        write_run(trainer, __file__, args, argv, texts, rows, metrics, samples, data)
-        show_results(args, output_dir, task, held_out, counts, metrics, samples)
+        write_run(
+            trainer,
+            __file__,
+            args,
+            argv,
+            texts,
+            rows,
+            metrics,
+            samples,
+            data,
+            seconds=time.perf_counter() - started,
+        )
+        show_results(args, output_dir, task, examples["validation"], counts, metrics, samples)
 
 
 def check_new_model(args: FinetuneTaskArguments) -> None:

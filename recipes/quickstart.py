@@ -1,14 +1,15 @@
 """The tutorial's example, made right: from text to a model that generates, in one page.
 
-python recipes/quickstart.py                  # a small model from random weights, on text that is
-already here python recipes/quickstart.py --model gpt2     # fine-tune the Hub's checkpoint on the
-same text
+python recipes/quickstart.py                  # a small model, on text that is already here
+python recipes/quickstart.py --model gpt2     # fine-tune the Hub's checkpoint on the same text
 """
 
+import time
 from dataclasses import dataclass, field
 
 from hfscale.arguments import DataArguments
 from hfscale.config import parse_args
+from hfscale.folders import check_output_dir, clear_output_dir
 from hfscale.process import run
 
 
@@ -24,30 +25,32 @@ class QuickstartArguments(DataArguments):
     overwrite: bool = field(
         default=False, metadata={"help": "delete an earlier run in output_dir first"}
     )
-    training: dict = field(default_factory=dict)  # every argument of transformers.TrainingArguments
+    # Every argument of transformers.TrainingArguments that is given.
+    training: dict = field(default_factory=dict)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(QuickstartArguments, argv, recipe=__file__)
+    started = time.perf_counter()
 
     import torch
-    from transformers import pipeline, set_seed
+    from transformers import PreTrainedModel, pipeline, set_seed
 
     from hfscale.data.packing import collate_rows, pack_splits, settle_packing
     from hfscale.data.splits import load_splits
     from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer
-    from hfscale.folders import check_output_dir, clear_output_dir
-    from hfscale.generation.terminal import ready_command, show_samples
-    from hfscale.generation.texts import beginning_of, generate_texts
     from hfscale.models import load_model, new_model
     from hfscale.training.record import write_run
-    from hfscale.training.trainer import LMTrainer, batch_rows_of_like_length, training_arguments
+    from hfscale.training.steps import draw_samples, show_run
+    from hfscale.training.trainer import LMTrainer
+    from hfscale.training.training_args import batch_rows_of_like_length, training_arguments
 
-    new = args.model == "new"
+    # Settings: those that fit a small model and a few minutes; what the user says goes before.
+    is_new = args.model == "new"
     defaults = {
         "output_dir": "runs/quickstart",
         "max_steps": 700,
-        "learning_rate": 1e-3 if new else 5e-5,
+        "learning_rate": 1e-3 if is_new else 5e-5,
         "per_device_train_batch_size": 4,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.1,
@@ -57,22 +60,22 @@ def main(argv: list[str] | None = None) -> None:
         "eval_on_start": True,
     }
     training_args = training_arguments(defaults | args.training, width=256)
-    check_output_dir(
-        training_args.output_dir, resume=None, overwrite=args.overwrite, can_resume=False
-    )
-    set_seed(training_args.seed)
+    output_dir = str(training_args.output_dir)
+    check_output_dir(output_dir, resume=None, overwrite=args.overwrite, can_resume=False)
 
+    # Data and model.
+    set_seed(training_args.seed)
     documents = load_splits(args, seed=training_args.seed)
-    if new:
-        tokenizer = load_tokenizer(
-            args.tokenizer, documents["train"], trust_remote_code=args.trust_remote_code
-        )
+    trust = {"trust_remote_code": args.trust_remote_code}
+    model: PreTrainedModel
+    if is_new:
+        tokenizer = load_tokenizer(args.tokenizer, documents["train"], **trust)
         model = new_model(tokenizer, n_layer=4, n_head=8, n_embd=256, n_positions=args.max_length)
     else:
-        model = load_model(
-            args.model, trust_remote_code=args.trust_remote_code, dtype=torch.float32
-        )
-        tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
+        model = load_model(args.model, dtype=torch.float32, **trust)
+        tokenizer = load_pretrained_tokenizer(args.model, **trust)
+
+    # Rows with labels, so that padding need not be masked and EOS stays learnable.
     args.packing = settle_packing(
         model,
         args.packing,
@@ -80,11 +83,17 @@ def main(argv: list[str] | None = None) -> None:
         cross_document_attention=args.cross_document_attention,
     )
     batch_rows_of_like_length(training_args, args)
-    # Rows with labels, so that padding need not be masked and EOS stays learnable.
     rows = pack_splits(
-        documents, tokenizer, args.max_length, args.cross_document_attention, model, args.packing
+        documents,
+        tokenizer,
+        args.max_length,
+        args.cross_document_attention,
+        model,
+        args.packing,
+        num_proc=args.num_proc,
     )
 
+    # Training, and the loss on held-out text before and after.
     trainer = LMTrainer(
         model=model,
         args=training_args,
@@ -94,28 +103,32 @@ def main(argv: list[str] | None = None) -> None:
         processing_class=tokenizer,
         can_resume=False,
     )
-    clear_output_dir(training_args.output_dir, args.overwrite)
+    clear_output_dir(output_dir, args.overwrite)
     trainer.train()
     metrics = trainer.evaluate() | trainer.metrics_before()
+
+    # What is written: model and tokenizer, then samples, model card and run.json.
     trainer.save_model()
     trainer.save_state()
-
-    # The folder that was really saved, as any tool loads it; "" starts a new text.
-    saved = pipeline(
-        "text-generation", training_args.output_dir, trust_remote_code=args.trust_remote_code
+    # The folder that was really saved, as any tool loads it.
+    saved = pipeline("text-generation", output_dir, **trust)
+    samples = draw_samples(saved.model, tokenizer, max_new_tokens=64)
+    write_run(
+        trainer,
+        __file__,
+        args,
+        argv,
+        documents,
+        rows,
+        metrics,
+        samples,
+        seconds=time.perf_counter() - started,
     )
-    samples = generate_texts(
-        saved.model, saved.tokenizer, [""], num_return_sequences=3, max_new_tokens=64
-    )[0]
-    write_run(trainer, __file__, args, argv, documents, rows, metrics, samples)
-    show_samples(samples)
     for name in ("perplexity", "bits_per_byte"):
         before = metrics.get(f"before_eval_{name}")
         shown = f"{before:,.2f} before training" if before else "not measured before training"
         print(f"held-out {name}: {shown}, {metrics[f'eval_{name}']:,.2f} after")
-    print(f"model and tokenizer: {training_args.output_dir}")
-    beginning = beginning_of(documents["validation"][0]["text"], saved.model, saved.tokenizer)
-    print("next:", ready_command("generate", training_args.output_dir, [beginning]))
+    show_run(output_dir, samples, saved.model, tokenizer, documents)
 
 
 if __name__ == "__main__":

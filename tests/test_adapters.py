@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from hfscale.adapters import load_for_training, merge_saved_adapter
 from hfscale.arguments import AdapterArguments
+from hfscale.config import check_recipe_args, shipped
 from hfscale.data.tokenizer import train_bpe
 from hfscale.models import load_model
 from hfscale.process import InputError
@@ -417,7 +418,6 @@ def test_an_adapter_of_an_adapter_is_refused(adapter):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"lora_r": 0}, "lora_r: got 0"),
         (
             {"lora_r": 10**8},
             "lora_r: got 100000000, expected at most 128, the wider side of the widest layer",
@@ -478,3 +478,11 @@ def test_dropout_of_adapters_is_off_when_they_answer(base, tokenizer):
     train(model)
     assert torch.equal(logits_of(model), logits_of(model))
     assert not math.isnan(logits_of(model).sum())
+
+
+@pytest.mark.parametrize(("flag", "least"), [("lora_r", 1), ("freeze_layers", 0)])
+def test_the_parser_knows_the_smallest_values(flag, least):
+    recipe = shipped("recipes", "*.py")["finetune"]
+    says = f"^command line: --{flag}: got '-1', expected at least {least}$"
+    with pytest.raises(InputError, match=says):
+        check_recipe_args(recipe, [f"--{flag}", "-1"])

@@ -131,6 +131,17 @@ def test_light_modules_import_nothing_heavy(module):
     assert (result.returncode, result.stdout.strip()) == (0, ""), result.stderr
 
 
+def test_the_trainer_can_be_taken_alone():
+    """`LMTrainer` is what others copy first: it stands on a handful of modules."""
+    code = "import sys, hfscale.training.trainer; print(*sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    packages = {"hfscale", "hfscale.training", "hfscale.training.trainer"}
+    pulled = {name for name in result.stdout.split() if name.split(".")[0] == "hfscale"} - packages
+    assert pulled and len(pulled) <= 6, sorted(pulled)
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_importing_a_module_has_no_effects(path):
     """At module level there are imports, constants, classes and functions; no loops, no bare

@@ -13,6 +13,7 @@ from hfscale.config import shipped
 from hfscale.folders import (
     RUN_FILES,
     check_output_file,
+    describe_differences,
     describe_run,
     remove_written,
     write_json,
@@ -166,12 +167,18 @@ def test_a_link_in_a_run_goes_and_what_it_points_to_stays(tmp_path):
     assert contents(tmp_path) == ["data", "data/text.txt"]
 
 
-def test_the_command_of_a_record_can_be_typed_again(monkeypatch):
+def test_the_command_of_a_record_can_be_typed_again(monkeypatch, tmp_path):
     script = shipped("recipes", "*.py")["pretrain"]
     assert typed_command(str(script), ["--max_steps", "3", "--source", "a b.txt"]) == (
         "hfscale pretrain --max_steps 3 --source 'a b.txt'"
     )
+    quickstart_script = shipped("recipes", "*.py")["quickstart"]  # which has no configs
+    assert typed_command(str(quickstart_script), ["--seed", "1"]) == "hfscale quickstart --seed 1"
     assert typed_command("mine/own.py", ["--x", "1"]) == "hfscale mine/own.py --x 1"
+    # A copy is another script than the one it was copied from, also with its configs beside it.
+    (tmp_path / "configs" / "pretrain").mkdir(parents=True)
+    copy = tmp_path / "pretrain.py"
+    assert typed_command(str(copy), []) == f"hfscale {copy}"
     monkeypatch.setenv("HFSCALE_COMMAND", "hfscale pretrain --accelerate ddp")
     assert typed_command(str(script), None) == "hfscale pretrain --accelerate ddp"
     assert typed_command(str(script), []) == "hfscale pretrain"
@@ -210,3 +217,14 @@ def test_a_number_that_json_does_not_have_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"loss": float("inf")})
     assert not any(tmp_path.iterdir())
+
+
+def test_differences_name_both_values_and_pass_over_what_may_differ():
+    before = {"seed": 1, "source": ["a"], "gone": 3, "output_dir": "x"}
+    now = {"seed": 2, "source": ["a"], "new": None, "output_dir": "y"}
+    differences = describe_differences(before, now, ignored=("output_dir",))
+    assert differences == "gone was 3, is None; seed was 1, is 2"
+    assert describe_differences(before, before) == ""
+    assert describe_differences(
+        {"a": 1}, {"a": 2}, wording="{name}: {now} there, {before} here"
+    ) == ("a: 2 there, 1 here")

@@ -149,7 +149,7 @@ def pack_splits(
     num_proc: int | None = None,
 ) -> DatasetDict:
     """Every split through `pack_documents`, for a model that exists already or one made for this
-    tokenizer.
+    tokenizer, by `num_proc` processes.
 
     Raises InputError: as there, rows longer than the model's context, or training text that does
     not fill one row.

@@ -43,7 +43,7 @@ from hfscale.metrics.texts import (
     tie_shares,
 )
 from hfscale.metrics.user_metrics import UserMetric, try_user_metrics
-from hfscale.models import context_limit, count_parameters
+from hfscale.models import context_limit, count_parameters, weights_fingerprint
 from hfscale.process import InputError
 from hfscale.tasks.answers import answer_task
 from hfscale.tasks.chat_templates import set_chat_template
@@ -81,17 +81,13 @@ class System:
 
 def describe_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> System:
     """A model with what its numbers depend on; nothing is scored yet."""
-    # Over the first 64 numbers of each weight, which training changes.
-    weights = hashlib.sha256()
-    for parameter in model.parameters():
-        weights.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
     vocabulary = _digest(sorted(tokenizer.get_vocab().items()))
     settings = {
         "model": {
             "architecture": type(model).__name__,
             **count_parameters(model),
             "dtype": str(model.dtype),
-            "fingerprint": weights.hexdigest()[:16],
+            "fingerprint": weights_fingerprint(name),
         },
         "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens, {vocabulary}",
     }

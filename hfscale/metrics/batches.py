@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from accelerate import PartialState
 from accelerate.utils import gather_object, tqdm
 
+from hfscale.folders import describe_differences
 from hfscale.process import InputError
 
 
@@ -97,15 +98,10 @@ def _read(journal: Journal, desc: str) -> dict[int, Any]:
         before = _json(first)
         if before is None:
             continue
-        if before != now:
-            changed = [
-                f"{name} was {before.get(name)}, is {now.get(name)}"
-                for name in sorted(before.keys() | now.keys())
-                if before.get(name) != now.get(name)
-            ]
+        if changed := describe_differences(before, now):
             raise InputError(
-                f"--resume auto: {journal.folder} is of a run with other settings "
-                f"({'; '.join(changed)}); put them back, or pass --overwrite instead"
+                f"--resume auto: {journal.folder} is of a run with other settings ({changed}); "
+                "put them back, or pass --overwrite instead"
             )
         results = [_json(line) for line in lines]
         done |= dict(result for result in results if result is not None)

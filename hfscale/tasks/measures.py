@@ -97,8 +97,11 @@ def check_task_metrics(args: TaskArguments, *, trust_remote_code: bool = False) 
 def load_answer_metrics(
     args: TaskArguments, *, trust_remote_code: bool = False
 ) -> evaluate.CombinedEvaluations:
-    """The task's metrics that judge answers: all but those of `not_measured`. Raises InputError as
-    `load_metrics`."""
+    """The task's metrics that judge answers: all but those of `not_measured`.
+
+    Raises InputError: as `check_task_metrics` and `load_metrics`.
+    """
+    check_task_metrics(args, trust_remote_code=trust_remote_code)
     names = [name for name in args.metrics if name not in MORE_THAN_TEXT]
     options = {name: value for name, value in args.metric_options.items() if name in names}
     return evaluate.combine(load_metrics(names, options, trust_remote_code=trust_remote_code))

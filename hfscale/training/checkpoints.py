@@ -1,4 +1,4 @@
-"""The run folder: who may write into it, whole checkpoints, and how a run stops and goes on."""
+"""Whole checkpoints, and how a run stops and goes on."""
 
 import hashlib
 import json
@@ -10,9 +10,15 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
-from hfscale.folders import write_atomically
+from hfscale.folders import describe_differences, write_atomically
 from hfscale.process import InputError, is_main_rank, launched_engine
 from hfscale.training.convert import (
     convert_checkpoint,
@@ -22,8 +28,8 @@ from hfscale.training.convert import (
 )
 
 MANIFEST = "manifest.json"
-# What may change between a run and its continuation: everything else would be silently ignored or
-# mix two runs.
+# What may change between a run and its continuation, by the beginnings of names: everything else
+# would be silently ignored or mix two runs.
 MAY_CHANGE = (
     "output_dir",
     "max_steps",
@@ -58,33 +64,55 @@ class CheckpointManifest(TrainerCallback):
     def __init__(self, fixed_settings: dict[str, Any] | None = None):
         self.fixed_settings = fixed_settings or {}
 
-    def on_train_begin(self, args: TrainingArguments, state, control, optimizer=None, **kwargs):
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: torch.optim.Optimizer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Mend what ZeRO-3 has just loaded wrong from a rewritten checkpoint."""
         restore_zero3_groups(args, optimizer)
 
     def on_step_end(
-        self, args: TrainingArguments, state, control, **kwargs
-    ):  # every rank has read it by now
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Delete a rewritten checkpoint: every rank has read it by now."""
         forget_converted(args)
 
     def on_save(
-        self, args: TrainingArguments, state, control, model=None, optimizer=None, **kwargs
-    ):
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write the manifest of the checkpoint that has just been saved."""
         PartialState().wait_for_everyone()  # every rank saves its own random state
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-            files = {
-                str(p.relative_to(folder)): _digest(p)
-                for p in sorted(folder.rglob("*"))
-                if p.is_file() and p.name != MANIFEST
-            }
-            record = {
-                "step": state.global_step,
-                "world_size": args.world_size,
-                "config": _config_of(args, self.fixed_settings),
-                "parameters": parameter_names(model, optimizer),
-                "files": files,
-            }
-            write_atomically(folder / MANIFEST, json.dumps(record, indent=1))
+        if not state.is_world_process_zero:
+            return
+        assert model is not None and optimizer is not None, "Trainer hands both over"
+        folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
+        record = {
+            "step": state.global_step,
+            "world_size": args.world_size,
+            "config": _config_of(args, self.fixed_settings),
+            "parameters": parameter_names(model, optimizer),
+            "files": _digests_of(folder),
+        }
+        write_atomically(folder / MANIFEST, json.dumps(record, indent=1))
+
+
+def _digests_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and hash of each file below the folder, by its path there."""
+    return {
+        str(path.relative_to(folder)): _digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
 
 
 def _digest(path: Path) -> dict[str, Any]:
@@ -108,36 +136,39 @@ def newest_checkpoint(
             optimizer's state cannot go on here.
     """
     forget_converted(args)  # which a continuation left that was broken off
-    folders = [
-        p for p in Path(args.output_dir).glob("checkpoint-*") if p.name.partition("-")[2].isdigit()
-    ]
-    for folder in sorted(folders, key=lambda p: -int(p.name.partition("-")[2])):
+    for folder in _checkpoints(Path(str(args.output_dir))):
         if problem := _problem(folder):
-            if is_main_rank():
-                print(
-                    f"--resume auto: {folder} is not whole ({problem}); trying an older one",
-                    file=sys.stderr,
-                )
-        else:
-            record, now = (
-                json.loads((folder / MANIFEST).read_text()),
-                _config_of(args, fixed_settings or {}),
-            )
-            _check_same_config(record["config"], now, folder)
-            if record["config"]["optimizer_state"] == now["optimizer_state"]:
-                return str(folder)
-            return str(convert_checkpoint(folder, record, now["optimizer_state"], args))
-    if is_main_rank():
-        print(
-            f"--resume auto: no whole checkpoint in {args.output_dir}; starting anew",
-            file=sys.stderr,
-        )
+            _say(f"{folder} is not whole ({problem}); trying an older one")
+            continue
+        record = json.loads((folder / MANIFEST).read_text("utf-8"))
+        now = _config_of(args, fixed_settings or {})
+        _check_same_config(record["config"], now, folder)
+        if record["config"]["optimizer_state"] == now["optimizer_state"]:
+            return str(folder)
+        return str(convert_checkpoint(folder, record, now["optimizer_state"], args))
+    _say(f"no whole checkpoint in {args.output_dir}; starting anew")
     return None
 
 
+def _checkpoints(output_dir: Path) -> list[Path]:
+    """The folders of checkpoints, newest first, whole or not."""
+    steps = {}
+    for folder in output_dir.glob("checkpoint-*"):
+        step = folder.name.removeprefix("checkpoint-")
+        if step.isdigit():
+            steps[folder] = int(step)
+    return sorted(steps, key=lambda folder: steps[folder], reverse=True)
+
+
+def _say(line: str) -> None:
+    if is_main_rank():
+        print(f"--resume auto: {line}", file=sys.stderr)
+
+
 def _problem(folder: Path) -> str | None:
+    """Why a checkpoint is not whole; None: it is."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
+        files = json.loads((folder / MANIFEST).read_text("utf-8"))["files"]
     except (OSError, ValueError, KeyError):
         return f"no readable {MANIFEST}: it was not finished"
     for name, expected in files.items():
@@ -152,33 +183,32 @@ def _problem(folder: Path) -> str | None:
 
 
 def _config_of(args: TrainingArguments, fixed_settings: dict[str, Any]) -> dict[str, Any]:
+    """What a run and its continuation must have in common, as JSON values."""
     kept = {
         name: value for name, value in args.to_dict().items() if not name.startswith(MAY_CHANGE)
     }
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    now = {"global_batch_size": rows, "optimizer_state": _optimizer_state(args.world_size)}
-    fixed_settings = {
-        name: value for name, value in fixed_settings.items() if name != "trust_remote_code"
-    }
-    return json.loads(json.dumps(kept | now | fixed_settings, default=str))
+    derived = {"global_batch_size": rows, "optimizer_state": _optimizer_state(args.world_size)}
+    settings = kept | derived | fixed_settings
+    # Whether code of a folder may run does not change what it computes.
+    settings.pop("trust_remote_code", None)
+    return json.loads(json.dumps(settings, default=str))
 
 
 def _optimizer_state(processes: int) -> str:
     """In whose form a checkpoint holds it. DeepSpeed's is in shards, the others' whole."""
-    return (engine := launched_engine()) + f" on {processes} processes" * engine.startswith("ZeRO")
+    engine = launched_engine()
+    if engine.startswith("ZeRO"):
+        return f"{engine} on {processes} processes"
+    return engine
 
 
 def _check_same_config(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    names = sorted((before.keys() | now.keys()) - {"optimizer_state"})
-    changed = [
-        f"{name} was {before.get(name)}, is {now.get(name)}"
-        for name in names
-        if before.get(name) != now.get(name)
-    ]
-    if changed:
+    # `convert_checkpoint` sees to another engine's optimizer state.
+    if changed := describe_differences(before, now, ignored=("optimizer_state",)):
         raise InputError(
-            f"--resume auto: {folder} belongs to a run with other settings ({'; '.join(changed)}); "
-            "put them back, or start a run in another output_dir"
+            f"--resume auto: {folder} belongs to a run with other settings ({changed}); put them "
+            "back, or start a run in another output_dir"
         )
 
 
@@ -190,14 +220,17 @@ class StopOnSignal(TrainerCallback):
     def __init__(self, can_resume: bool = True):
         self.can_resume = can_resume
         self.received = False
-        self._previous = None
-        self._pid = None
+        self._previous: Any = None  # what `signal.signal` gave back: a function or a number
+        self._pid: int | None = None
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the signal over."""
         self._pid = os.getpid()
         self._previous = signal.signal(signal.SIGTERM, self._on_signal)
 
-    def _on_signal(self, number, frame):
+    def _on_signal(self, number: int, frame: Any) -> None:
         if os.getpid() != self._pid:
             # A worker that was forked meanwhile: it ends, or who waits for its end waits forever.
             signal.signal(number, signal.SIG_DFL)
@@ -210,9 +243,14 @@ class StopOnSignal(TrainerCallback):
             signal.signal(signal.SIGTERM, self._previous)
             self._previous = None
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask Trainer to save and to stop, on all ranks if one of them got the signal."""
         if self._any_rank(args):
-            self.received = control.should_save = control.should_training_stop = True
+            self.received = True
+            control.should_save = True
+            control.should_training_stop = True
 
     def _any_rank(self, args: TrainingArguments) -> bool:
         if args.world_size == 1:
@@ -221,15 +259,19 @@ class StopOnSignal(TrainerCallback):
         torch.distributed.all_reduce(flag)
         return flag.item() > 0
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """End the process with the status of SIGTERM, if that is why the training ends."""
         self.restore()
-        if self.received:
-            if is_main_rank():
-                saved = Path(args.output_dir, f"checkpoint-{state.global_step}")
-                goes_on = ", --resume auto goes on" if self.can_resume else f": {saved}"
-                print(
-                    f"stopped by SIGTERM after step {state.global_step}; a checkpoint is "
-                    f"saved{goes_on}",
-                    file=sys.stderr,
-                )
-            raise SystemExit(128 + signal.SIGTERM)
+        if not self.received:
+            return
+        if is_main_rank():
+            saved = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
+            goes_on = ", --resume auto goes on" if self.can_resume else f": {saved}"
+            print(
+                f"stopped by SIGTERM after step {state.global_step}; a checkpoint is "
+                f"saved{goes_on}",
+                file=sys.stderr,
+            )
+        raise SystemExit(128 + signal.SIGTERM)

@@ -29,10 +29,17 @@ def parameter_names(model: PreTrainedModel, optimizer: torch.optim.Optimizer) ->
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     order = [
-        names[id(p)] for group in optimizer.param_groups for p in group["params"] if id(p) in names
+        names[id(parameter)]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if id(parameter) in names
     ]
-    every = ((name, names[id(p)]) for name, p in model.named_parameters(remove_duplicate=False))
-    return {"order": order, "tied": {name: first for name, first in every if name != first}}
+    tied = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first_name = names[id(parameter)]
+        if name != first_name:
+            tied[name] = first_name
+    return {"order": order, "tied": tied}
 
 
 def convert_checkpoint(
@@ -45,57 +52,85 @@ def convert_checkpoint(
     Raises:
         InputError: the optimizer's state, or something beside it, cannot go on there.
     """
-    before, shards = record["config"]["optimizer_state"], next(folder.glob("global_step*"), None)
-    to_shards, adapter = now.startswith("ZeRO"), (folder / "adapter_model.safetensors").exists()
-    obstacles = {
-        "AdamW's state alone can": args.optim not in ("adamw_torch", "adamw_torch_fused"),
-        "the loss scale of fp16 cannot": args.fp16,
-        "load_best_model_at_end's choice cannot": args.load_best_model_at_end,
-        "an adapter can only between ZeRO's stages": adapter and not (shards and to_shards),
-        "its manifest does not name the parameters": "parameters" not in record,
-    }
-    for obstacle in (obstacle for obstacle, there in obstacles.items() if there):
-        raise InputError(
-            f"--resume auto: {folder} is of {before} and cannot go on under {now}: {obstacle}; "
-            f"launch as before, or start from its weights: hfscale finetune --model {folder}"
-        )
-    into = Path(args.output_dir, CONVERTED)
+    shards = next(folder.glob("global_step*"), None)
+    to_shards = now.startswith("ZeRO")
+    _check_convertible(folder, record, now, args)
+    into = Path(str(args.output_dir), CONVERTED)
     if is_main_rank():
+        before = record["config"]["optimizer_state"]
         print(f"--resume auto: rewriting {folder} of {before} for {now}", file=sys.stderr)
         into.mkdir()
         for path in folder.iterdir():
             if path.name.startswith(("trainer_state", "scheduler", "rng_state")):
                 shutil.copy(path, into)
-        tied, file = record["parameters"]["tied"], folder / "model.safetensors"
-        weights = {
-            name: w
-            for name, w in (load_file(file) if file.exists() else {}).items()
-            if name not in tied
-        }
-        if shards:  # with the trained weights in float32
-            optimizer = _join_shards(shards, into / "joined", record["step"], weights)
-        elif (folder / "optimizer.bin").exists():
-            optimizer = torch.load(folder / "optimizer.bin", weights_only=True)
-        else:
-            numbered = torch.load(folder / "optimizer.pt", weights_only=True)
-            optimizer = _renamed(numbered, dict(enumerate(record["parameters"]["order"])))
-        if to_shards:
-            _write_universal(into, record["step"], weights, optimizer)
-        elif now == "FSDP":
-            weights |= {name: weights[first] for name, first in tied.items()}
-            torch.save(weights, into / "pytorch_model_fsdp.bin")
-            torch.save(optimizer, into / "optimizer.bin")
-        else:
-            save_file(weights, into / "model.safetensors")
-            order = [name for group in optimizer["param_groups"] for name in group["params"]]
-            torch.save(
-                _renamed(optimizer, {name: i for i, name in enumerate(order)}),
-                into / "optimizer.pt",
-            )
+        weights, optimizer = _read_state(folder, shards, into, record)
+        _write_state(into, now, record, weights, optimizer)
     PartialState().wait_for_everyone()
     if to_shards:
-        args.deepspeed_plugin.deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
+        plugin: Any = args.deepspeed_plugin
+        plugin.deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
     return into
+
+
+def _check_convertible(
+    folder: Path, record: dict[str, Any], now: str, args: TrainingArguments
+) -> None:
+    """Raise InputError for what cannot go on under another engine."""
+    before = record["config"]["optimizer_state"]
+    is_adapter = (folder / "adapter_model.safetensors").exists()
+    is_in_shards = any(folder.glob("global_step*"))
+    between_shards = is_in_shards and now.startswith("ZeRO")
+    obstacles = {
+        "AdamW's state alone can": args.optim not in ("adamw_torch", "adamw_torch_fused"),
+        "the loss scale of fp16 cannot": args.fp16,
+        "load_best_model_at_end's choice cannot": args.load_best_model_at_end,
+        "an adapter can only between ZeRO's stages": is_adapter and not between_shards,
+        "its manifest does not name the parameters": "parameters" not in record,
+    }
+    for obstacle, is_there in obstacles.items():
+        if is_there:
+            raise InputError(
+                f"--resume auto: {folder} is of {before} and cannot go on under {now}: {obstacle}; "
+                f"launch as before, or start from its weights: hfscale finetune --model {folder}"
+            )
+
+
+def _read_state(
+    folder: Path, shards: Path | None, into: Path, record: dict[str, Any]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """A checkpoint's weights, tied ones once, and its optimizer's state by names."""
+    tied = record["parameters"]["tied"]
+    file = folder / "model.safetensors"
+    saved = load_file(file) if file.exists() else {}
+    weights = {name: weight for name, weight in saved.items() if name not in tied}
+    if shards:  # with the trained weights in float32, which go before those that were read
+        return weights, _join_shards(shards, into / "joined", record["step"], weights)
+    if (folder / "optimizer.bin").exists():
+        return weights, torch.load(folder / "optimizer.bin", weights_only=True)
+    numbered = torch.load(folder / "optimizer.pt", weights_only=True)
+    return weights, _renamed(numbered, dict(enumerate(record["parameters"]["order"])))
+
+
+def _write_state(
+    into: Path,
+    now: str,
+    record: dict[str, Any],
+    weights: dict[str, torch.Tensor],
+    optimizer: dict[str, Any],
+) -> None:
+    """The same in the form that the engine `now` loads."""
+    if now.startswith("ZeRO"):
+        _write_universal(into, record["step"], weights, optimizer)
+    elif now == "FSDP":
+        tied = record["parameters"]["tied"]
+        weights |= {name: weights[first] for name, first in tied.items()}
+        torch.save(weights, into / "pytorch_model_fsdp.bin")
+        torch.save(optimizer, into / "optimizer.bin")
+    else:
+        save_file(weights, into / "model.safetensors")
+        order = [name for group in optimizer["param_groups"] for name in group["params"]]
+        numbers = {name: number for number, name in enumerate(order)}
+        torch.save(_renamed(optimizer, numbers), into / "optimizer.pt")
 
 
 def restore_zero3_groups(args: TrainingArguments, optimizer) -> None:
@@ -103,13 +138,12 @@ def restore_zero3_groups(args: TrainingArguments, optimizer) -> None:
     got the first one's weight decay, and count their steps in one tensor, each adding its own.
     Otherwise without effect.
     """
-    for file in Path(args.output_dir, CONVERTED).glob("global_step*/zero/optimizer_state.pt"):
-        saved, inner = (
-            torch.load(file, weights_only=True)["param_groups"],
-            optimizer.optimizer.optimizer,
-        )
+    for file in Path(str(args.output_dir), CONVERTED).glob("global_step*/zero/optimizer_state.pt"):
+        saved = torch.load(file, weights_only=True)["param_groups"]
+        inner = optimizer.optimizer.optimizer  # below accelerate's and DeepSpeed's
         for group, before in zip(inner.param_groups, saved, strict=True):
-            group.update((name, value) for name, value in before.items() if name != "params")
+            settings = {name: value for name, value in before.items() if name != "params"}
+            group.update(settings)
         for state in inner.state.values():
             state["step"] = state["step"].clone()
 
@@ -117,18 +151,17 @@ def restore_zero3_groups(args: TrainingArguments, optimizer) -> None:
 def forget_converted(args: TrainingArguments) -> None:
     """Delete the rewritten checkpoint, if there is one."""
     if is_main_rank():
-        shutil.rmtree(Path(args.output_dir, CONVERTED), ignore_errors=True)
+        shutil.rmtree(Path(str(args.output_dir), CONVERTED), ignore_errors=True)
 
 
-def _renamed(optimizer: dict, names: dict) -> dict:
-    groups = [
-        group | {"params": [names[p] for p in group["params"]]}
-        for group in optimizer["param_groups"]
-    ]
-    return {
-        "state": {names[p]: state for p, state in optimizer["state"].items()},
-        "param_groups": groups,
-    }
+def _renamed(optimizer: dict[str, Any], names: dict[Any, Any]) -> dict[str, Any]:
+    """An optimizer's state with other names (or numbers) for its parameters."""
+    groups = []
+    for group in optimizer["param_groups"]:
+        renamed = [names[parameter] for parameter in group["params"]]
+        groups.append(group | {"params": renamed})
+    state = {names[parameter]: state for parameter, state in optimizer["state"].items()}
+    return {"state": state, "param_groups": groups}
 
 
 def _join_shards(shards: Path, into: Path, step: int, weights: dict[str, torch.Tensor]) -> dict:
@@ -151,49 +184,53 @@ def _join_shards(shards: Path, into: Path, step: int, weights: dict[str, torch.T
         )
     groups = torch.load(into / "zero" / "optimizer_state.pt", weights_only=False)["param_groups"]
     model = torch.load(next(shards.glob("*model_states.pt")), weights_only=False, mmap=True)
-    parts, state = (
-        model["param_shapes"],
-        {},
-    )  # a group has several of them in ZeRO-3 beyond a billion weights
-    for name, shape in (item for part in parts for item in part.items()):
-        state[name] = {"step": torch.tensor(float(step))}
-        for key in ("fp32", "exp_avg", "exp_avg_sq"):
-            value = torch.load(into / "zero" / name / f"{key}.pt", weights_only=False, mmap=True)
-            state[name][key] = (value["param"] if isinstance(value, dict) else value).view(shape)
-        weights[name] = state[name].pop("fp32")
+    # Shapes by name; a group has several such parts in ZeRO-3 beyond a billion weights.
+    parts = model["param_shapes"]
+    state = {}
+    for part in parts:
+        for name, shape in part.items():
+            weights[name] = _joined_tensor(into / "zero" / name / "fp32.pt", shape)
+            state[name] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": _joined_tensor(into / "zero" / name / "exp_avg.pt", shape),
+                "exp_avg_sq": _joined_tensor(into / "zero" / name / "exp_avg_sq.pt", shape),
+            }
     for group in groups:
-        group["params"] = [name for i in group["params"] for name in parts[i]]
+        group["params"] = [name for number in group["params"] for name in parts[number]]
     return {"state": state, "param_groups": groups}
+
+
+def _joined_tensor(path: Path, shape: torch.Size) -> torch.Tensor:
+    """A file of DeepSpeed's universal format; some wrap the tensor."""
+    value = torch.load(path, weights_only=False, mmap=True)
+    if isinstance(value, dict):
+        value = value["param"]
+    return value.view(shape)
 
 
 def _write_universal(
     into: Path, step: int, weights: dict[str, torch.Tensor], optimizer: dict
 ) -> None:
+    """A checkpoint in DeepSpeed's universal format, which any number of processes reads."""
     import deepspeed
 
     place = into / f"global_step{step}"
     for name, state in optimizer["state"].items():
         (place / "zero" / name).mkdir(parents=True)
-        for key, value in ({"fp32": weights[name]} | state).items():
-            torch.save(
-                value if key == "step" else {"param": value}, place / "zero" / name / f"{key}.pt"
-            )
+        torch.save({"param": weights[name]}, place / "zero" / name / "fp32.pt")
+        for key, value in state.items():
+            content = value if key == "step" else {"param": value}
+            torch.save(content, place / "zero" / name / f"{key}.pt")
     groups = [group | {"params": []} for group in optimizer["param_groups"]]
-    inner = {
-        "state": [{"step": torch.tensor(float(step))}],
+    # ZeRO-3 looks for the groups one level further down than ZeRO-1 and 2.
+    inner = {"state": [{"step": torch.tensor(float(step))}], "param_groups": groups}
+    optimizer_state = {
+        "ds_version": deepspeed.__version__,
         "param_groups": groups,
-    }  # where ZeRO-3 looks
-    torch.save(
-        {
-            "ds_version": deepspeed.__version__,
-            "param_groups": groups,
-            "optimizer_state_dict": inner,
-        },
-        place / "zero" / "optimizer_state.pt",
-    )
+        "optimizer_state_dict": inner,
+    }
+    torch.save(optimizer_state, place / "zero" / "optimizer_state.pt")
+    model_state = {"dp_world_size": 1, "mp_world_size": 1, "global_steps": step, "skipped_steps": 0}
     for prefix in ("", "zero_pp_rank_0_"):  # of ZeRO-1 and 2, and of ZeRO-3
-        torch.save(
-            {"dp_world_size": 1, "mp_world_size": 1, "global_steps": step, "skipped_steps": 0},
-            place / f"{prefix}mp_rank_00_model_states.pt",
-        )
+        torch.save(model_state, place / f"{prefix}mp_rank_00_model_states.pt")
     (into / "latest_universal").write_text(place.name)

@@ -17,12 +17,10 @@ def split_batch(inputs: Mapping[str, Any], pieces: int) -> list[dict[str, Any]]:
     least one row.
     """
     pieces = min(pieces, len(inputs["input_ids"]))
-    parts = {
-        name: value.tensor_split(pieces)
-        if torch.is_tensor(value) and value.dim()
-        else [value] * pieces
-        for name, value in inputs.items()
-    }
+    parts: dict[str, Any] = {}
+    for name, value in inputs.items():
+        has_rows = torch.is_tensor(value) and value.dim() > 0
+        parts[name] = value.tensor_split(pieces) if has_rows else [value] * pieces
     return [{name: part[i] for name, part in parts.items()} for i in range(pieces)]
 
 
@@ -36,29 +34,33 @@ def find_pieces(
 
     Raises InputError: a single row does not fit.
     """
-    rows, pieces = len(inputs["input_ids"]), 1
+    rows = len(inputs["input_ids"])
+    pieces = 1
+    # Twice as many as there are rows means: not even one fits.
     while not _fits(model, split_batch(inputs, pieces)[0], try_piece) and pieces < 2 * rows:
         pieces *= 2
-    found = int(gather(torch.tensor([pieces], device=inputs["input_ids"].device)).max())
-    if found >= 2 * rows > 0:
+    of_this_rank = torch.tensor([pieces], device=inputs["input_ids"].device)
+    of_all_ranks = int(gather(of_this_rank).max())
+    if of_all_ranks >= 2 * rows > 0:
         raise InputError(
             "--auto_batch: not even one row fits into memory; take --activation_checkpointing, a "
             "shorter --max_length or a launch config that splits the model (hfscale plan shows "
             "which)"
         )
-    return found
+    return of_all_ranks
 
 
 def _fits(
     model: torch.nn.Module, piece: dict[str, Any], try_piece: Callable[[dict[str, Any]], Any]
 ) -> bool:
+    """Whether a piece runs twice while the optimizer's state has its place."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    device, reserved = trained[0].device, None
+    device = trained[0].device
+    size_bytes = BYTES_OF_ADAM * sum(parameter.numel() for parameter in trained)
+    reserved = None
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            reserved = torch.empty(
-                BYTES_OF_ADAM * sum(p.numel() for p in trained), dtype=torch.uint8, device=device
-            )
+            reserved = torch.empty(size_bytes, dtype=torch.uint8, device=device)
             for _ in range(2):
                 try_piece(piece)
         return True

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from itertools import pairwise
 
 import psutil
@@ -33,32 +34,31 @@ def preview(
     """
     if not is_main_rank():
         return
-    console, row = Console(), next(iter(rows["train"]))
-    packed = "position_ids" in row
+    console = Console()
+    row = next(iter(rows["train"]))
     console.print(_row_table(row, tokenizer))
+    memory = memory_at_hand(model, args, rows["train"])
+    needed = sum(memory.values())
+    # What other machines have is not known here.
+    available = None if planned_launch() else device_memory_bytes(args)
+
     counts = Table("what", "value", title="The run", show_header=False)
-    for name, part in ((name, part) for name, part in rows.items() if isinstance(part, Dataset)):
-        scored, places, longest = sum(part["num_tokens"]), *_places(part)
-        counts.add_row(
-            f"{name} rows x tokens", f"{len(part):,} x {'' if packed else 'up to '}{longest:,}"
-        )
-        counts.add_row(f"{name} tokens scored", f"{scored:,}")
-        counts.add_row(f"{name} places not scored", f"{1 - scored / (places - len(part)):.2%}")
-    num_rows = (
-        len(rows["train"]) if isinstance(rows["train"], Dataset) else 0
-    )  # a stream: max_steps is given
+    for name, part in rows.items():
+        if isinstance(part, Dataset):
+            _add_rows(counts, name, part, is_packed="position_ids" in row)
+    # Of a stream the number of rows is not known, but max_steps is given.
+    num_rows = len(rows["train"]) if isinstance(rows["train"], Dataset) else 0
     counts.add_row("steps", f"{count_steps(num_rows, args):,}")
     for name, value in count_parameters(model).items():
         counts.add_row(name.replace("_", " "), f"{value:,}")
-    memory = memory_at_hand(model, args, rows["train"])
-    for part, size in memory.items():
-        counts.add_row(f"memory: {part}", f"{size / 2**20:,.0f} MiB")
-    total, there = sum(memory.values()), None if planned_launch() else device_memory_bytes(args)
-    counts.add_row("memory: all, per process, without libraries", f"{total / 2**20:,.0f} MiB")
-    shown = "not known here" if there is None else f"{there / 2**20:,.0f} MiB"
+    for name, size in memory.items():
+        counts.add_row(f"memory: {name}", _mebibytes(size))
+    counts.add_row("memory: all, per process, without libraries", _mebibytes(needed))
+    shown = "not known here" if available is None else _mebibytes(available)
     counts.add_row("memory: there is, per process", shown)
     console.print(counts)
-    if there is not None and total > there:
+
+    if available is not None and needed > available:
         print(
             "this does not fit: lower per_device_train_batch_size (and raise "
             "gradient_accumulation_steps), or add --activation_checkpointing; hfscale plan shows "
@@ -67,24 +67,46 @@ def preview(
     print("dry run: nothing was trained or written")
 
 
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
+
+
+def _add_rows(counts: Table, name: str, part: Dataset, *, is_packed: bool) -> None:
+    """What of a split is read, and what of that is scored."""
+    scored = sum(part["num_tokens"])
+    places, longest = _places(part)
+    up_to = "" if is_packed else "up to "
+    counts.add_row(f"{name} rows x tokens", f"{len(part):,} x {up_to}{longest:,}")
+    counts.add_row(f"{name} tokens scored", f"{scored:,}")
+    # The first place of a row is never predicted.
+    counts.add_row(f"{name} places not scored", f"{1 - scored / (places - len(part)):.2%}")
+
+
 def _row_table(row: dict, tokenizer: PreTrainedTokenizerBase) -> Table:
     """The first text of the row up to its last scored token, the middle of long parts left out."""
     table = Table("position", "token", "input_ids", "label", title="The first training row begins")
     for part in _parts(row):
-        hidden = part[SHOWN_TOKENS // 2 : -SHOWN_TOKENS // 2] if len(part) > SHOWN_TOKENS else []
-        for i in part:
-            if hidden and i == hidden[0]:
-                table.add_row("...", f"{len(hidden):,} more", "", "")
-            if i not in hidden:
-                token, label = row["input_ids"][i], row["labels"][i]
-                shown = repr(tokenizer.decode([label])) if _is_scored(row, i) else "not scored"
-                table.add_row(
-                    str(_positions(row)[i]), repr(tokenizer.decode([token])), str(token), shown
-                )
+        half = SHOWN_TOKENS // 2
+        if len(part) <= SHOWN_TOKENS:
+            _add_tokens(table, row, part, tokenizer)
+            continue
+        _add_tokens(table, row, part[:half], tokenizer)
+        table.add_row("...", f"{len(part) - 2 * half:,} more", "", "")
+        _add_tokens(table, row, part[-half:], tokenizer)
     return table
 
 
-def _positions(row: dict) -> list[int]:
+def _add_tokens(table: Table, row: dict, places: range, tokenizer: PreTrainedTokenizerBase) -> None:
+    for i in places:
+        token = row["input_ids"][i]
+        label = "not scored"
+        if _is_scored(row, i):
+            label = repr(tokenizer.decode([row["labels"][i]]))
+        position = str(_positions(row)[i])
+        table.add_row(position, repr(tokenizer.decode([token])), str(token), label)
+
+
+def _positions(row: dict) -> Sequence[int]:
     """A row of one document has no position ids: the model counts by itself."""
     return row.get("position_ids", range(len(row["input_ids"])))
 
@@ -101,7 +123,9 @@ def _parts(row: dict) -> list[range]:
     end = next((i for i in range(1, len(positions)) if positions[i] == 0), len(positions))
     bounds = [0, *(i for i in range(1, end) if _is_scored(row, i) != _is_scored(row, i - 1)), end]
     parts = [range(*pair) for pair in pairwise(bounds)]
-    return parts[:-1] if len(parts) > 1 and not _is_scored(row, parts[-1][0]) else parts
+    if len(parts) > 1 and not _is_scored(row, parts[-1][0]):
+        return parts[:-1]
+    return parts
 
 
 def _places(part: Dataset) -> tuple[int, int]:
@@ -158,12 +182,12 @@ def _shape_of(model: PreTrainedModel, max_length: int) -> Shape:
 
 def _frozen_blocks(model: PreTrainedModel) -> int:
     """How many first blocks of a GPT-2 have nothing that is trained."""
-    trained = [
-        name.partition(".h.")[2]
-        for name, p in model.named_parameters()
-        if p.requires_grad and ".h." in name
-    ]
-    return min((int(rest.partition(".")[0]) for rest in trained), default=model.config.n_layer)
+    trained_blocks = []
+    for name, parameter in model.named_parameters():
+        _, is_block, below = name.partition(".h.")  # transformer.h.0.attn.c_attn.weight
+        if parameter.requires_grad and is_block:
+            trained_blocks.append(int(below.partition(".")[0]))
+    return min(trained_blocks, default=model.config.n_layer)
 
 
 def launched_sharding(processes: int) -> Sharding:
@@ -195,9 +219,7 @@ def count_steps(num_rows: int, args: TrainingArguments) -> int:
     if args.max_steps > 0:
         return args.max_steps
     per_rank = math.ceil(num_rows / launched_processes(args.world_size))
-    batches = (math.floor if args.dataloader_drop_last else math.ceil)(
-        per_rank / args.per_device_train_batch_size
-    )
-    return math.ceil(
-        max(1, math.ceil(batches / args.gradient_accumulation_steps)) * args.num_train_epochs
-    )
+    rounded = math.floor if args.dataloader_drop_last else math.ceil
+    batches = rounded(per_rank / args.per_device_train_batch_size)
+    steps_per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+    return math.ceil(steps_per_epoch * args.num_train_epochs)

@@ -8,6 +8,7 @@ from pathlib import Path
 from accelerate.utils import gather_object
 
 import hfscale
+from hfscale.folders import describe_differences
 from hfscale.process import InputError, versions
 
 
@@ -17,16 +18,12 @@ def check_same_software() -> None:
     """
     everyone = gather_object([(socket.gethostname(), software())])
     first_host, first = everyone[0]
+    wording = f"{{name}} is {{now}} there and {{before}} on rank 0 ({first_host})"
     for rank, (host, theirs) in enumerate(everyone):
-        differing = [
-            f"{name} is {theirs.get(name)} there and {first.get(name)} on rank 0 ({first_host})"
-            for name in first
-            if theirs.get(name) != first[name]
-        ]
-        if differing:
+        if differences := describe_differences(first, theirs, wording=wording):
             raise InputError(
-                f"rank {rank} ({host}) differs from rank 0: {'; '.join(differing)}; make the "
-                "machines alike and start again on all of them"
+                f"rank {rank} ({host}) differs from rank 0: {differences}; make the machines "
+                "alike and start again on all of them"
             )
 
 
@@ -34,13 +31,12 @@ def software() -> dict[str, str | None]:
     """Versions of the libraries, and short hashes of hfscale's code, of the script and of its
     arguments.
     """
-    package, script = Path(hfscale.__file__).parent, Path(sys.argv[0])
-    code = b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")))
-    own = {
-        "hfscale's code": code,
+    package = Path(hfscale.__file__).parent
+    script = Path(sys.argv[0])
+    contents = {
+        "hfscale's code": b"".join(path.read_bytes() for path in sorted(package.rglob("*.py"))),
         "the script": script.read_bytes() if script.is_file() else b"",
         "the command line": "\0".join(sys.argv[1:]).encode(),
     }
-    return versions() | {
-        name: hashlib.sha256(content).hexdigest()[:12] for name, content in own.items()
-    }
+    hashes = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in contents.items()}
+    return versions() | hashes

@@ -1,29 +1,26 @@
-"""`run.json` and the model card: what was done, with which text, on what, and how well it went."""
+"""`run.json`: what was done, with which text, on what, and how well it went."""
 
 import json
-import os
-import platform
-import shlex
+import math
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
-from datasets import Dataset, DatasetDict
-from transformers import PreTrainedModel, Trainer
+from datasets import Dataset
+from transformers import PreTrainedModel, Trainer, TrainerState
 
 from hfscale.data.fingerprints import text_fingerprint
-from hfscale.folders import write_atomically
-from hfscale.metrics.intervals import by_note, interval_notes
+from hfscale.folders import describe_run, write_json
 from hfscale.models import count_parameters, count_trained, weights_fingerprint
-from hfscale.process import versions
-from hfscale.tasks.prompt import TaskPrompt, load_task_prompt
+from hfscale.tasks.prompt import load_task_prompt
+from hfscale.training.model_card import write_model_card
 from hfscale.training.preview import memory_at_hand
 from hfscale.training.sharing import share_run
+
+RUN_RECORD = "run.json"
 
 
 def write_run(
@@ -31,70 +28,126 @@ def write_run(
     recipe: str,
     args: Any,
     argv: list[str] | None,
-    documents: DatasetDict,
-    rows: DatasetDict,
+    documents: Mapping[str, Any],
+    rows: Mapping[str, Any],
     metrics: dict[str, Any],
     samples: list[str],
     more_data: dict[str, Any] | None = None,
+    *,
+    seconds: float | None = None,
 ) -> None:
     """Write the model card and, last, `run.json` into `output_dir`; for rank 0, after
-    `trainer.save_model()`. `more_data` is added to what the record says about the data.
+    `trainer.save_model()`. What has a tracker or the Hub asked for gets it then.
+
+    Args:
+        recipe: the script's `__file__`.
+        args: the recipe's checked arguments, a dataclass.
+        argv: what `main` was given; None: the command line.
+        documents: the texts of each split, as they were read.
+        rows: the same as the model got them.
+        metrics: numbers by name, with `_ci95` beside those that have an interval.
+        samples: texts that the trained model wrote.
+        more_data: added to what the record says about the data.
+        seconds: since the recipe began.
     """
-    folder, state, device = Path(trainer.args.output_dir), trainer.state, trainer.args.device
-    model, tokens = (
-        trainer.accelerator.unwrap_model(trainer.model),
-        int(state.num_input_tokens_seen),
-    )
-    seconds = next(
-        (log["train_runtime"] for log in reversed(state.log_history) if "train_runtime" in log),
-        None,
-    )
-    has_rows = "input_ids" in next(
-        iter(rows["train"])
-    )  # pairs of answers are made into rows by TRL
-    planned = sum(memory_at_hand(model, trainer.args, rows["train"]).values()) if has_rows else None
-    record = {
-        "schema_version": 1,
-        "recipe": Path(recipe).stem,
-        "command": shlex.join([Path(recipe).name, *(sys.argv[1:] if argv is None else argv)]),
-        "config": {k: v for k, v in asdict(args).items() if k != "training"}
-        | trainer.args.to_dict(),
-        "data": {
-            "source": getattr(args, "task_source", None) or args.source,
-            "dropped": {},
-            "fingerprint": _of_each(documents, text_fingerprint),
-            "documents": _of_each(documents, len),
-            "bytes": _of_each(rows, lambda part: sum(part["num_bytes"])),
-            "tokens": _of_each(rows, lambda part: sum(part["num_tokens"])),
-        }
-        | (more_data or {}),
+    folder = Path(str(trainer.args.output_dir))
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    record = describe_run(recipe, args, argv, seconds)
+    record["config"].pop("training", None)  # what was given of what follows
+    record["config"] |= trainer.args.to_dict()
+    record["hardware"] |= {
+        "device": trainer.args.device.type,
+        "world_size": trainer.args.world_size,
+        "distributed_type": trainer.accelerator.distributed_type.value,
+    }
+    record |= {
+        "data": _describe_data(args, documents, rows) | (more_data or {}),
         "model": _describe_model(model, args),
-        "hardware": {
-            "device": device.type,
-            "device_name": _device_name(device),
-            "cpu_cores": os.cpu_count(),
-            "world_size": trainer.args.world_size,
-            "distributed_type": trainer.accelerator.distributed_type.value,
-        },
-        "versions": versions(),
-        "train": {
-            "tokens": tokens,
-            "steps": state.global_step,
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds if seconds else None,
-            "flops": state.total_flos,
-            "mfu": None,
-            "memory_peak_bytes": _peak_bytes(device),
-            "memory_planned_bytes": planned,
-        },
+        "train": _describe_training(trainer, model, rows),
         "metrics": metrics,
         "samples": samples,
     }
-    write_atomically(folder / "README.md", _model_card(record, load_task_prompt(str(folder))))
-    write_atomically(
-        folder / "run.json", json.dumps(record, indent=2, default=str) + "\n"
-    )  # last: a run with it is done
+    record = _json_values(record)
+    hub_model_id = trainer.hub_model_id if trainer.args.push_to_hub else None
+    task = load_task_prompt(str(folder))
+    write_model_card(folder, record, task=task, hub_model_id=hub_model_id)
+    write_json(folder / RUN_RECORD, record)  # last: a run with it is done
     share_run(trainer)
+
+
+def _describe_data(
+    args: Any, documents: Mapping[str, Any], rows: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "source": getattr(args, "task_source", None) or args.source,
+        "dropped": {},
+        "fingerprint": _of_each(documents, text_fingerprint),
+        "documents": _of_each(documents, len),
+        "bytes": _of_each(rows, lambda part: sum(part["num_bytes"])),
+        "tokens": _of_each(rows, lambda part: sum(part["num_tokens"])),
+    }
+
+
+def _of_each(splits: Mapping[str, Any], count: Callable[[Dataset], Any]) -> dict[str, Any]:
+    """None: a stream, which would have to be read to its end."""
+    return {
+        name: count(part) if isinstance(part, Dataset) else None for name, part in splits.items()
+    }
+
+
+def _describe_model(model: PreTrainedModel, args: Any) -> dict[str, Any]:
+    """`base` is the checkpoint that was tuned; `adapter` the method of one that is kept beside it,
+    not merged in.
+    """
+    adapters = getattr(model, "peft_config", {})
+    below_adapter = getattr(model, "get_base_model", None)
+    plain = below_adapter() if below_adapter else model
+    is_merged = getattr(args, "merge", False)
+    counts = count_parameters(model)
+    trained = count_trained(model)
+    if is_merged:  # what was trained is part of the other weights now
+        counts = {name: count - trained for name, count in counts.items()}
+    started_from = getattr(args, "model", "new")
+    base = None if started_from == "new" else started_from
+    methods = [config.peft_type.value for config in adapters.values()]
+    return {
+        "architecture": type(plain).__name__.removeprefix("FSDP"),
+        **counts,
+        "trained_parameters": trained,
+        "base": base,
+        "base_fingerprint": weights_fingerprint(base) if base else None,
+        "adapter": methods[0] if methods and not is_merged else None,
+    }
+
+
+def _describe_training(
+    trainer: Trainer, model: PreTrainedModel, rows: Mapping[str, Any]
+) -> dict[str, Any]:
+    tokens = int(trainer.state.num_input_tokens_seen)
+    seconds = _training_seconds(trainer.state)
+    # Pairs of answers are made into rows by TRL; what they take is not planned.
+    has_rows = "input_ids" in next(iter(rows["train"]))
+    planned_bytes = None
+    if has_rows:
+        planned_bytes = sum(memory_at_hand(model, trainer.args, rows["train"]).values())
+    return {
+        "tokens": tokens,
+        "steps": trainer.state.global_step,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds if seconds else None,
+        "flops": trainer.state.total_flos,
+        "mfu": None,
+        "memory_peak_bytes": _peak_bytes(trainer.args.device),
+        "memory_planned_bytes": planned_bytes,
+    }
+
+
+def _training_seconds(state: TrainerState) -> float | None:
+    """Of the training alone, as Trainer logged it last."""
+    for log in reversed(state.log_history):
+        if "train_runtime" in log:
+            return log["train_runtime"]
+    return None
 
 
 def _peak_bytes(device: torch.device) -> int | None:
@@ -105,54 +158,23 @@ def _peak_bytes(device: torch.device) -> int | None:
         return None
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    return peak * unit_bytes
 
 
-def _describe_model(model: PreTrainedModel, args: Any) -> dict[str, Any]:
-    """`base` is the checkpoint that was tuned; `adapter` the method of one that is kept beside it,
-    not merged in.
+def _json_values(record: dict[str, Any]) -> dict[str, Any]:
+    """The record as JSON has it: other objects as their text, numbers that are not finite (an
+    overflown perplexity) as null.
     """
-    adapters = getattr(model, "peft_config", {})
-    plain, merged = model.get_base_model() if adapters else model, getattr(args, "merge", False)
-    counts, trained = count_parameters(model), count_trained(model)
-    base = None if getattr(args, "model", "new") == "new" else args.model
-    return {
-        "architecture": type(plain).__name__.removeprefix("FSDP"),
-        **{name: count - trained * merged for name, count in counts.items()},
-        "trained_parameters": trained,
-        "base": base,
-        "base_fingerprint": base and weights_fingerprint(base),
-        "adapter": None
-        if merged
-        else next((str(config.peft_type.value) for config in adapters.values()), None),
-    }
 
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: finite(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [finite(item) for item in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        return value
 
-def _of_each(splits: DatasetDict, count: Callable[[Dataset], Any]) -> dict[str, Any]:
-    """None: a stream, which would have to be read to its end."""
-    return {
-        name: count(part) if isinstance(part, Dataset) else None for name, part in splits.items()
-    }
-
-
-def _device_name(device: torch.device) -> str:
-    return (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or platform.machine()
-    )
-
-
-def _model_card(record: dict[str, Any], task: TaskPrompt | None) -> str:
-    template = jinja2.Template(
-        Path(__file__).with_name("model_card.md.j2").read_text("utf-8"),
-        trim_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    notes = by_note(interval_notes(record["metrics"]))
-    return template.render(
-        record, notes=notes, name=Path(record["config"]["output_dir"]).name, task=task
-    )
+    return finite(json.loads(json.dumps(record, default=str)))

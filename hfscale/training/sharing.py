@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub.constants import HF_HUB_OFFLINE
@@ -22,10 +23,10 @@ def check_sharing(args: TrainingArguments) -> None:
     Raises:
         InputError: `push_to_hub` without the Hub or a login.
     """
-    if "wandb" in args.report_to:
+    if "wandb" in trackers_of(args):
         from requests.utils import get_netrc_auth  # wandb brings it
 
-        os.environ.setdefault("WANDB_DIR", str(Path(args.output_dir).absolute()))
+        os.environ.setdefault("WANDB_DIR", str(Path(str(args.output_dir)).absolute()))
         url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
         has_login = "WANDB_API_KEY" in os.environ or get_netrc_auth(url)
         if "WANDB_MODE" not in os.environ and not (has_login and host_answers(url)):
@@ -41,33 +42,43 @@ def check_sharing(args: TrainingArguments) -> None:
         )
 
 
+def trackers_of(args: TrainingArguments) -> list[str]:
+    """Names of the trackers that a run reports to; upstream has made a list of them by now."""
+    if isinstance(args.report_to, str):
+        return [args.report_to]
+    return args.report_to or []
+
+
 def share_run(trainer: Trainer) -> None:
     """For rank 0, after `run.json` is written: its settings and samples (a table) for W&B, the
     folder for the Hub.
     """
-    wandb = sys.modules.get("wandb")
-    if "wandb" in trainer.args.report_to and wandb.run is not None:
-        record = json.loads(Path(trainer.args.output_dir, "run.json").read_text("utf-8"))
-        wandb.run.config.update(
-            record["config"], allow_val_change=True
-        )  # the recipe's own beside Trainer's
-        wandb.run.log(
-            {
-                "samples": wandb.Table(
-                    columns=["sample"], data=[[text] for text in record["samples"]]
-                )
-            }
-        )
-        folder, is_offline = Path(wandb.run.dir).parent, wandb.run.offline
-        wandb.finish()
-        if is_offline:
-            print(f"W&B kept this run offline; upload it with: wandb sync {folder}")
+    output_dir = str(trainer.args.output_dir)
+    wandb: Any = sys.modules.get("wandb")
+    if "wandb" in trackers_of(trainer.args) and wandb.run is not None:
+        _share_with_wandb(wandb, Path(output_dir))
     if trainer.args.push_to_hub:
-        done = huggingface_hub.upload_folder(
-            repo_id=trainer.hub_model_id,
-            folder_path=trainer.args.output_dir,
+        uploaded = huggingface_hub.upload_folder(
+            repo_id=str(trainer.hub_model_id),
+            folder_path=output_dir,
             ignore_patterns=LOCAL_FILES,
             revision=trainer.args.hub_revision,
             commit_message="Model, tokenizer, record and card of a finished run",
         )
-        print(f"pushed to the Hub: {done.repo_url}")
+        print(f"pushed to the Hub: {uploaded.repo_url}")
+
+
+def _share_with_wandb(wandb: Any, output_dir: Path) -> None:
+    """End W&B's run with the settings and samples of ours. `wandb` is the module: it is optional,
+    and imported by Trainer.
+    """
+    record = json.loads((output_dir / "run.json").read_text("utf-8"))
+    # The recipe's own settings beside Trainer's.
+    wandb.run.config.update(record["config"], allow_val_change=True)
+    samples = [[text] for text in record["samples"]]
+    wandb.run.log({"samples": wandb.Table(columns=["sample"], data=samples)})
+    folder = Path(wandb.run.dir).parent
+    is_offline = wandb.run.offline
+    wandb.finish()
+    if is_offline:
+        print(f"W&B kept this run offline; upload it with: wandb sync {folder}")

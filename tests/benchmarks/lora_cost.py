@@ -28,7 +28,8 @@ from hfscale.adapters import load_for_training
 from hfscale.arguments import AdapterArguments
 from hfscale.data.packing import collate_rows
 from hfscale.models import count_trained
-from hfscale.training.trainer import LMTrainer, training_arguments
+from hfscale.training.trainer import LMTrainer
+from hfscale.training.training_args import training_arguments
 
 LENGTH, BATCH_SIZE = 256, 2
 SIDES = {"all weights": {}, "LoRA": {"lora_r": 16}, "DoRA": {"lora_r": 16, "use_dora": True}}

@@ -31,7 +31,8 @@ from hfscale.data.sources import load_documents
 from hfscale.data.splits import split_documents
 from hfscale.data.tokenizer import load_tokenizer
 from hfscale.models import new_model
-from hfscale.training.trainer import LMTrainer, training_arguments
+from hfscale.training.trainer import LMTrainer
+from hfscale.training.training_args import training_arguments
 
 SHAPE = {"n_layer": 6, "n_head": 6, "n_embd": 384, "n_positions": 256}
 BATCH_SIZE, LEARNING_RATE, WARM_UP = 4, 1e-4, 2

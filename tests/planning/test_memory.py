@@ -18,7 +18,7 @@ from hfscale.config import shipped
 from hfscale.models import DEFAULTS
 from hfscale.planning.flops import Shape
 from hfscale.planning.memory import Sharding, Step, sharding_of, step_memory_bytes
-from hfscale.training.trainer import has_bf16_units
+from hfscale.training.training_args import has_bf16_units
 
 TINY = Shape(n_layer=3, n_head=4, n_embd=128, n_positions=128, vocab_size=512)
 

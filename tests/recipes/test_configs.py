@@ -54,7 +54,7 @@ def test_no_two_configs_write_into_one_folder():
 @pytest.mark.parametrize("path", PRETRAIN, ids=name_of)
 def test_training_arguments_take_the_values(path, tmp_path):
     from hfscale.config import parse_args
-    from hfscale.training.trainer import training_arguments
+    from hfscale.training.training_args import training_arguments
     from recipes import pretrain
 
     values = parse_args(

@@ -72,6 +72,7 @@ def test_run_folder_holds_what_the_design_promises(finished, text):
         "model",
         "hardware",
         "versions",
+        "seconds",
         "train",
         "metrics",
         "samples",
@@ -166,7 +167,7 @@ def test_quickstart_learns_and_prints_where_it_is(tmp_path, text, capsys, monkey
     quickstart.main(["--source", text, "--max_length", "32", "--max_steps", "30", "--disable_tqdm"])
     shown = capsys.readouterr().out
     assert shown.count("--- sample") == 3
-    assert "model and tokenizer: runs/quickstart" in shown
+    assert "model, tokenizer and run.json: runs/quickstart" in shown
     before, after = (
         float(shown.split("held-out perplexity: ")[1].split(word)[0].split()[-1].replace(",", ""))
         for word in (" before", " after")
@@ -302,3 +303,26 @@ def test_char_tiny_reaches_the_reference(real_data, tmp_path):
         record["metrics"]["eval_tokens"] == 111_540 + 1
     )  # every character of the validation text, and EOS
     assert record["metrics"]["eval_loss"] <= 1.88
+
+
+def test_processes_that_pack_change_no_number(tmp_path):
+    """2,500 documents are three batches, so that two processes share them out."""
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(f"line {i} counts to {i * 3}" for i in range(2500)))
+    records = []
+    for num_proc in ("1", "2"):
+        folder = tmp_path / num_proc
+        words = ["--source", str(path), "--sample_by", "line", "--output_dir", str(folder), *TINY]
+        pretrain.main([*words, "--save_strategy", "no", "--num_proc", num_proc])
+        records.append(json.loads((folder / "run.json").read_text()))
+    first, second = records
+    assert first["data"]["tokens"] == second["data"]["tokens"]
+    for name in ("eval_loss", "eval_tokens", "eval_bits_per_byte"):
+        assert first["metrics"][name] == second["metrics"][name]
+
+
+def test_a_stream_is_not_packed_beforehand(tmp_path):
+    words = ["--output_dir", str(tmp_path / "run"), "--streaming", "--num_proc", "2", *TINY]
+    with pytest.raises(InputError, match="^--num_proc: a stream is packed while it is read"):
+        pretrain.main(words)
+    assert not (tmp_path / "run").exists()

@@ -20,7 +20,8 @@ from hfscale.data.packing import collate_rows
 from hfscale.data.tokenizer import train_bpe
 from hfscale.tasks.measures import GenerationMetrics, load_answer_metrics, measure_answers
 from hfscale.tasks.rows import supervised_rows
-from hfscale.training.trainer import LMTrainer, training_arguments
+from hfscale.training.trainer import LMTrainer
+from hfscale.training.training_args import training_arguments
 
 ROOT = Path(__file__).parents[2]
 TASK = TaskArguments(metrics=["bleu", "exact_match"], max_new_tokens=8)

@@ -19,7 +19,8 @@ from hfscale.models import new_model
 from hfscale.process import InputError
 from hfscale.training.checkpoints import newest_checkpoint
 from hfscale.training.convert import convert_checkpoint
-from hfscale.training.trainer import LMTrainer, training_arguments
+from hfscale.training.trainer import LMTrainer
+from hfscale.training.training_args import training_arguments
 
 DOCUMENTS = Dataset.from_dict(
     {"text": [f"document {i} says {i * i} and little else" for i in range(60)]}

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from hfscale.process import InputError
-from hfscale.training.trainer import training_arguments
+from hfscale.training.training_args import training_arguments
 from tests.hub_server import HubServer
 
 ROOT = Path(__file__).parents[2]
@@ -172,11 +172,19 @@ def test_model_card_says_what_it_is(hub, place):
         f"| train | {data['documents']['train']} | {data['bytes']['train']} | "
         f"{data['tokens']['train']} | {data['fingerprint']['train']} |"
     ) in card
-    assert record["command"] in card and str(place) not in card
+    assert record["command"].startswith(
+        "hfscale pretrain --source text.txt --output_dir runs/small"
+    )
+    assert "hfscale pretrain --source text.txt --output_dir small" in card
+    assert str(place) not in card
+    assert front["model-index"][0]["results"][0]["metrics"][0]["value"] == pytest.approx(
+        record["metrics"]["eval_loss"], abs=1e-12
+    )
     tuned = hub.repos["tester/tuned-lora"]["README.md"].decode()
-    assert yaml.safe_load(tuned.split("---")[1])["library_name"] == "peft"
-    assert 'AutoPeftModelForCausalLM.from_pretrained("tuned")' in tuned
-    assert 'pipeline("text-generation", model="small")' in card
+    tuned_front = yaml.safe_load(tuned.split("---")[1])
+    assert tuned_front["library_name"] == "peft" and tuned_front["base_model"] == "tester/small"
+    assert 'AutoPeftModelForCausalLM.from_pretrained("tester/tuned-lora")' in tuned
+    assert 'pipeline("text-generation", model="tester/small")' in card
     assert "LORA adapter for a GPT2LMHeadModel, tuned from tester/small" in tuned
     assert re.search(r"with [\d,]+ parameters, of which [\d,]+ were trained", tuned)
 

@@ -11,7 +11,8 @@ from hfscale.data.tokenizer import train_bpe
 from hfscale.models import new_model
 from hfscale.process import InputError
 from hfscale.training.micro_batches import find_pieces, split_batch
-from hfscale.training.trainer import LMTrainer, training_arguments
+from hfscale.training.trainer import LMTrainer
+from hfscale.training.training_args import training_arguments
 
 LENGTH = 12
 

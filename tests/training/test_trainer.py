@@ -10,7 +10,9 @@ from hfscale.data.packing import IGNORED, collate_rows, pack_documents, settle_p
 from hfscale.data.tokenizer import train_bpe
 from hfscale.models import new_model
 from hfscale.process import InputError
-from hfscale.training.trainer import LMTrainer, training_arguments
+from hfscale.training import trainer as trainer_module
+from hfscale.training.trainer import LMTrainer
+from hfscale.training.training_args import training_arguments
 from tests.tiny_models import APART, TOGETHER, tiny_model
 
 LENGTH = 16
@@ -256,3 +258,7 @@ def test_processes_that_form_no_job_are_refused(model, rows, tmp_path, monkeypat
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(InputError, match="asks for FSDP"):
         LMTrainer(model=model, args=args, train_dataset=rows)
+
+
+def test_the_label_that_is_passed_over_is_one_everywhere():
+    assert trainer_module.IGNORED == IGNORED == torch.nn.CrossEntropyLoss().ignore_index

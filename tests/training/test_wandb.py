@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hfscale.folders import holds_run
-from hfscale.training.trainer import training_arguments
+from hfscale.training.training_args import training_arguments
 
 pytest.importorskip("wandb", reason="the extra hfscale[wandb] is missing")
 ROOT = Path(__file__).parents[2]

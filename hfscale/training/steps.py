@@ -1,0 +1,145 @@
+"""Steps that the training recipes share: what a continued run must keep, and how a run ends."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from hfscale.arguments import StreamArguments
+from hfscale.data.fingerprints import text_fingerprint
+from hfscale.generation.terminal import ready_command, show_samples
+from hfscale.generation.texts import beginning_of, generate_texts
+from hfscale.models import context_limit
+from hfscale.process import InputError, is_main_rank, launched_processes
+
+# Rows of a loaded model are no longer than this unless the user says so: attention over tens of
+# thousands of tokens, as newer models have them, takes more memory than tuning on text is worth.
+MOST_TOKENS_BY_DEFAULT = 1024
+# Settings of the data that change neither rows nor their order.
+WITHOUT_EFFECT_ON_ROWS = ("num_proc",)
+
+
+def row_length(model: PreTrainedModel, max_length: int | None) -> int:
+    """Tokens per row: as the user said, else the model's context, up to 1024."""
+    if max_length is not None:
+        return max_length
+    limit = context_limit(model) or MOST_TOKENS_BY_DEFAULT
+    return min(limit, MOST_TOKENS_BY_DEFAULT)
+
+
+def check_stream(args: StreamArguments, training_args: TrainingArguments, max_length: int) -> None:
+    """Raise InputError for a stream that is to be packed beforehand, or has no stated length.
+
+    Args:
+        max_length: tokens per row.
+    """
+    if not args.streaming:
+        return
+    if args.num_proc is not None:
+        raise InputError(
+            "--num_proc: a stream is packed while it is read, by as many processes as "
+            "--dataloader_num_workers says; leave --num_proc out"
+        )
+    if training_args.max_steps > 0:
+        return
+    processes = launched_processes(training_args.world_size)
+    rows = training_args.train_batch_size * training_args.gradient_accumulation_steps * processes
+    raise InputError(
+        "--streaming: a stream does not say how long it is; set --max_steps to the tokens to "
+        f"train on divided by {rows * max_length:,}, the tokens of a step"
+    )
+
+
+def fixed_settings(args: Any, groups: Sequence[type], documents: DatasetDict) -> dict[str, Any]:
+    """What, beside TrainingArguments, decides which rows come when and what learns from them: a
+    continued run must have it as it was (see `LMTrainer` and `newest_checkpoint`).
+
+    Args:
+        args: the recipe's arguments.
+        groups: the dataclasses that declare those of its arguments that count.
+        documents: with the split `train`. What was read into memory is known by its text, which may
+            lie elsewhere by now; of a stream only the names of its sources are known.
+    """
+    names = [item.name for group in groups for item in fields(group)]
+    settings = {name: getattr(args, name) for name in names if name not in WITHOUT_EFFECT_ON_ROWS}
+    if isinstance(documents["train"], Dataset):
+        settings["source"] = text_fingerprint(documents["train"])
+        settings["validation_source"] = None
+    return settings
+
+
+def stream_settings(training_args: TrainingArguments) -> dict[str, Any]:
+    """More of `fixed_settings` for a stream, whose order also depends on who reads it."""
+    return {
+        "world_size": training_args.world_size,
+        "dataloader_num_workers": training_args.dataloader_num_workers,
+        "per_device_train_batch_size": training_args.per_device_train_batch_size,
+    }
+
+
+def show_shares(
+    sources: Sequence[str], parts: Sequence[DatasetDict], epochs: Sequence[float], num_rows: int
+) -> None:
+    """Print (rank 0) how much of the training rows each source of a mixture gives.
+
+    Args:
+        parts: the rows of each source.
+        epochs: of each source in one pass over all training rows; none for a single source.
+        num_rows: training rows of the mixture.
+    """
+    if not is_main_rank():
+        return
+    for source, part, epoch in zip(sources, parts, epochs, strict=False):
+        share = epoch * len(part["train"]) / num_rows
+        print(
+            f"{source}: {share:.1%} of the training rows, {epoch:.2f} epochs in each pass over them"
+        )
+
+
+def draw_samples(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_new_tokens: int = 100
+) -> list[str]:
+    """Three new texts of a model that was just trained; none, with a line on stderr, of one that
+    cannot begin a text: its run is done all the same.
+    """
+    try:
+        [texts] = generate_texts(
+            model, tokenizer, [""], num_return_sequences=3, max_new_tokens=max_new_tokens
+        )
+    except InputError as error:
+        print(f"no samples: {error}", file=sys.stderr)
+        return []
+    return texts
+
+
+def show_losses(metrics: Mapping[str, float]) -> None:
+    """Print the loss on each held-out text before and after the training."""
+    for name in ("eval_loss", "eval_forget_loss"):
+        if name not in metrics:
+            continue
+        before = metrics.get(f"before_{name}")  # not of a run that went on from a checkpoint
+        shown = f"{before:.4f} before" if before else "not measured before"
+        print(f"{name}: {shown}, {metrics[name]:.4f} after")
+
+
+def show_run(
+    output_dir: str,
+    samples: Sequence[str],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: DatasetDict,
+) -> None:
+    """Print what a finished run left, and a command that asks its model to continue held-out text.
+
+    Args:
+        model: as it was saved.
+        documents: with the split `validation`.
+    """
+    show_samples(samples)
+    print(f"model, tokenizer and run.json: {output_dir}")
+    text = next(iter(documents["validation"]))["text"]
+    beginning = beginning_of(text, model, tokenizer)
+    print("next:", ready_command("generate", output_dir, [beginning]))
