@@ -54,19 +54,24 @@ def _run_file(place: str, path: Path) -> dict[str, Any]:
         raise InputError(f"{place}: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses look their module up by its name
+    sys.path.insert(0, str(path.absolute().parent))  # it may import files that lie beside it
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise InputError(f"{place}: {describe_exception(error, path)}") from None
+    finally:
+        del sys.path[0]
     return vars(module)
 
 
-def describe_exception(error: BaseException, path: Path) -> str:
-    """What the user's code raised, and in which line of the file, in one line."""
+def describe_exception(error: BaseException, path: Path | None = None) -> str:
+    """What the user's code raised, in one line, and in which line of its file if that is known."""
     if isinstance(error, SyntaxError):
-        return f"{path}:{error.lineno}: not Python ({error.msg})"
+        return f"{path or error.filename}:{error.lineno}: not Python ({error.msg})"
     said = " ".join(str(error).split())[:SHOWN_CHARACTERS]
     frames = traceback.extract_tb(error.__traceback__)
+    if path is None:
+        path = Path(frames[-1].filename) if frames else Path()
     lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == path.absolute()]
     where = f" in {path}:{lines[-1]}" if lines else ""
     return f"raised {type(error).__name__}{where}: {said or 'without a word'}"

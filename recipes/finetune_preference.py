@@ -138,8 +138,10 @@ def main(argv: list[str] | None = None) -> None:
     trainer.accelerator.wait_for_everyone()
     saved = load_saved_model(output_dir, trust_remote_code=args.trust_remote_code)
     saved.to(training_args.device)
-    reference = load().to(training_args.device)  # the trainer may have spread the first over ranks
-    metrics |= preference_metrics(saved, reference, trainer.eval_dataset, beta=args.beta)
+    # Loaded anew: the trainer may have spread the first over ranks.
+    metrics |= preference_metrics(
+        saved, load().to(training_args.device), trainer.eval_dataset, beta=args.beta
+    )
 
     # What is written: model card and run.json, beside the model.
     if trainer.is_world_process_zero():

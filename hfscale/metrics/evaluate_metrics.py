@@ -27,7 +27,7 @@ from hfscale.metrics.user_metrics import (
 )
 from hfscale.options import did_you_mean
 from hfscale.process import InputError
-from hfscale.user_functions import names_function
+from hfscale.user_code import names_function
 
 # What is measured of a task's answers; perplexity is of text.
 TASK_METRICS = tuple(name for name in texts.METRICS if name != "perplexity")

@@ -17,7 +17,7 @@ from datasets import Features, List, Value
 
 from hfscale.metrics.intervals import Statistics, means
 from hfscale.process import InputError
-from hfscale.user_functions import describe_error, load_function
+from hfscale.user_code import describe_exception, load_function
 
 # One format for all that compare texts, so that they combine; references are a string or a list of
 # strings per item.
@@ -93,7 +93,7 @@ class UserMetric(evaluate.Metric):
         except InputError:
             raise
         except (Exception, SystemExit) as error:
-            raise InputError(f"metrics: {self.label}: raised {describe_error(error)}") from None
+            raise InputError(f"metrics: {self.label}: {describe_exception(error)}") from None
         numbers = self._numbers(result, len(predictions))
         per_item = {name: array for name, array in numbers.items() if array.ndim == 1}
         self.whole_values = [name for name in numbers if name not in per_item]
@@ -155,7 +155,7 @@ def load_function_metric(word: str, options: dict[str, Any]) -> UserMetric:
 
     Raises InputError: see `load_function`, or options that the function does not take.
     """
-    function = load_function("metrics", word)
+    function = load_function(f"metrics: {word}", word)
     try:
         inspect.signature(function).bind([], [], **options)
     except TypeError as error:
@@ -202,7 +202,7 @@ def _load_module(word: str, path: str, identity: str, options: dict[str, Any]) -
         raise InputError(f"metrics: {word}: {' '.join(str(error).split())}") from None
     except (Exception, SystemExit) as error:
         raise InputError(
-            f"metrics: {word}: cannot be loaded as an evaluate metric: {describe_error(error)}"
+            f"metrics: {word}: cannot be loaded as an evaluate metric: {describe_exception(error)}"
         ) from None
     function = _module_function(word, module)
     identity = f"{identity}|evaluate:{version('evaluate')}"
