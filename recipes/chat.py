@@ -48,10 +48,10 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     from hfscale.data.tokenizer import load_pretrained_tokenizer
+    from hfscale.generation.task_prompt import load_task_prompt
     from hfscale.generation.terminal import conversation, read_lines
     from hfscale.generation.texts import check_settings
     from hfscale.models import load_model
-    from hfscale.tasks.prompt import load_task_prompt
 
     # Settings: what is given, then what the model learned its task with, then the defaults.
     settings = {name: getattr(args, name) for name in SamplingArguments.__dataclass_fields__}

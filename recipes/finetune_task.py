@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.adapters import merge_saved_adapter
     from hfscale.data.packing import settle_packing
     from hfscale.folders import check_output_dir
+    from hfscale.generation.task_prompt import save_task_prompt
     from hfscale.models import context_limit
     from hfscale.tasks.examples import count_dropped, example_texts, load_task, task_prompt
     from hfscale.tasks.fitting import fit_examples
@@ -66,7 +67,6 @@ def main(argv: list[str] | None = None) -> None:
         sample_texts,
         show_examples,
     )
-    from hfscale.tasks.prompt import save_task_prompt
     from hfscale.tasks.rows import supervised_rows
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run

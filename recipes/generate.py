@@ -18,8 +18,8 @@ from typing import Any, Literal
 from hfscale.arguments import DecodingArguments, RemoteCodeArguments
 from hfscale.config import parse_args
 from hfscale.folders import check_writable, write_atomically
+from hfscale.generation.task_prompt import TaskPrompt, load_task_prompt
 from hfscale.process import InputError, run
-from hfscale.tasks.prompt import TaskPrompt, load_task_prompt
 
 
 @dataclass

@@ -33,8 +33,8 @@ LIGHT = (
     "planning",
     "process",
     "scaling",
-    "tasks.prompt",
-    "tasks.templates",
+    "generation.task_prompt",
+    "data.templates",
 )
 LIGHT_BUT_FOR_NUMPY = (
     "hfscale.scaling.law",
@@ -97,6 +97,41 @@ def test_the_library_has_no_cycles():
     for name in edges:
         visit(name, ())
     assert "hfscale.process" in edges["hfscale.training.trainer"]  # the search does find edges
+
+
+# From the lowest up: a room knows those before it, and nothing of those behind it.
+ROOMS = (
+    "report",
+    "planning",
+    "data",
+    "cleaning",
+    "metrics",
+    "generation",
+    "tasks",
+    "training",
+    "evaluation",
+    "probes",
+    "scaling",
+)
+
+
+def room_of(module: str) -> str | None:
+    """The folder in which a module lies; None: at the top."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 2 else None
+
+
+def test_no_room_knows_a_higher_one():
+    names = {module_of(path) for path in MODULES}
+    assert {room_of(name) for name in names} == {None, *ROOMS}
+    upward = []
+    for path in MODULES:
+        module = module_of(path)
+        for imported in imports(parsed(path)) & names:
+            rooms = (room_of(module), room_of(imported))
+            if None not in rooms and ROOMS.index(rooms[1]) > ROOMS.index(rooms[0]):
+                upward.append(f"{module} -> {imported}")
+    assert not upward
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)

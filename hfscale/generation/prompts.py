@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hfscale.data.files import find_files, read_rows, suffix_of
 from hfscale.data.sources import load_documents
+from hfscale.generation.task_prompt import TaskPrompt
 from hfscale.process import InputError
-from hfscale.tasks.prompt import TaskPrompt
 
 ROWS = (".jsonl", ".json", ".csv", ".tsv")
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hfscale.data.templates import column_value, value_text
 from hfscale.process import InputError
-from hfscale.tasks.templates import column_value, value_text
 
 
 def spaced_choice(prompt: str, choice: str) -> str:

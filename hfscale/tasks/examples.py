@@ -12,13 +12,13 @@ from typing import Any, TypeAlias
 from datasets import Dataset, DatasetDict
 
 from hfscale.arguments import TaskArguments
+from hfscale.data.templates import column_text, template_columns
+from hfscale.generation.task_prompt import TaskPrompt
 from hfscale.process import InputError, is_main_rank
 from hfscale.tasks.embedded import embedded_examples
 from hfscale.tasks.held_out import hold_out, row_hash
-from hfscale.tasks.prompt import TaskPrompt
 from hfscale.tasks.row_to_example import Example, TaskTemplates, make_example, task_templates
 from hfscale.tasks.sources import Row, read_task_rows
-from hfscale.tasks.templates import column_text, template_columns
 
 # What becomes of examples, in the order in which it happens.
 COUNTED = {

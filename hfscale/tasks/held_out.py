@@ -8,9 +8,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from hfscale.data.templates import as_text, read_column
 from hfscale.tasks.conversations import CONVERSATIONS, opening_text
 from hfscale.tasks.sources import Row
-from hfscale.tasks.templates import as_text, read_column
 
 # Columns, in any case, whose text several questions are asked about.
 CONTEXT_NAMES = (

@@ -20,6 +20,7 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 
 from hfscale.arguments import TaskArguments
+from hfscale.generation.task_prompt import TaskPrompt
 from hfscale.generation.terminal import ready_command
 from hfscale.metrics.evaluate_metrics import (
     MORE_THAN_TEXT,
@@ -32,7 +33,6 @@ from hfscale.process import InputError, is_main_rank
 from hfscale.report.tables import show_records, show_table
 from hfscale.tasks.answers import predict
 from hfscale.tasks.examples import COUNTED, Counts
-from hfscale.tasks.prompt import TaskPrompt
 
 SAMPLES = 3  # answers that are shown and recorded
 LONG_PROMPT_CHARACTERS = 500  # to be read in a command

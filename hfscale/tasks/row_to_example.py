@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from hfscale.arguments import TaskArguments
-from hfscale.metrics.code import split_tests
-from hfscale.process import InputError
-from hfscale.tasks.choices import read_choices, spaced_choice
-from hfscale.tasks.conversations import CONVERSATIONS, Message, read_messages
-from hfscale.tasks.sources import Row, as_instruction, without_frame
-from hfscale.tasks.templates import (
+from hfscale.data.templates import (
     Template,
     column_text,
     fill_template,
     template_columns,
     value_text,
 )
+from hfscale.metrics.code import split_tests
+from hfscale.process import InputError
+from hfscale.tasks.choices import read_choices, spaced_choice
+from hfscale.tasks.conversations import CONVERSATIONS, Message, read_messages
+from hfscale.tasks.sources import Row, as_instruction, without_frame
 
 Example: TypeAlias = dict[str, Any]
 

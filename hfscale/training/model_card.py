@@ -18,8 +18,8 @@ from hfscale.folders import (
     mark_card,
     write_atomically,
 )
+from hfscale.generation.task_prompt import TaskPrompt
 from hfscale.metrics.intervals import by_note, interval_notes
-from hfscale.tasks.prompt import TaskPrompt
 
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 # Of what `Trainer.evaluate` returns: how the evaluation went, not what the model reaches.

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, Trainer, TrainerState
 
 from hfscale.data.fingerprints import text_fingerprint
 from hfscale.folders import describe_run, write_json
+from hfscale.generation.task_prompt import load_task_prompt
 from hfscale.models import count_parameters, count_trained, weights_fingerprint
-from hfscale.tasks.prompt import load_task_prompt
 from hfscale.training.model_card import write_model_card
 from hfscale.training.preview import memory_at_hand
 from hfscale.training.sharing import share_run

@@ -9,9 +9,9 @@ from datasets import Dataset
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from hfscale.data.tokenizer import train_bpe
+from hfscale.generation.task_prompt import save_task_prompt
 from hfscale.process import InputError
 from hfscale.tasks.chat_templates import set_chat_template
-from hfscale.tasks.prompt import save_task_prompt
 from recipes import chat
 from tests.tokenizer_kinds import make_tokenizer
 

@@ -23,11 +23,11 @@ from transformers import (
 
 from hfscale.data.tokenizer import train_bpe, train_char
 from hfscale.data.tokens import encode_continuations
+from hfscale.generation.task_prompt import save_task_prompt
 from hfscale.generation.texts import beginning_of, cut_at_stop, end_ids, generate_texts
 from hfscale.models import load_model
 from hfscale.process import InputError
 from hfscale.tasks.answers import predict
-from hfscale.tasks.prompt import save_task_prompt
 from recipes import generate
 from tests.tokenizer_kinds import KINDS, make_tokenizer
 

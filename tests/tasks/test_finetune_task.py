@@ -10,8 +10,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfscale.config import parse_args
+from hfscale.generation.task_prompt import load_task_prompt
 from hfscale.process import InputError
-from hfscale.tasks.prompt import load_task_prompt
 from recipes import chat, finetune_task, generate, pretrain, score
 
 QUICK = [

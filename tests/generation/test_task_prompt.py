@@ -4,8 +4,8 @@ types.
 
 import pytest
 
+from hfscale.generation.task_prompt import TaskPrompt, load_task_prompt, save_task_prompt
 from hfscale.process import InputError
-from hfscale.tasks.prompt import TaskPrompt, load_task_prompt, save_task_prompt
 
 
 def saved(

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hfscale.data.templates import IN_BRACES, as_text, fill_template, read_column
 from hfscale.folders import write_json
 from hfscale.process import InputError
-from hfscale.tasks.templates import IN_BRACES, as_text, fill_template, read_column
 
 TASK_FILE = "task.json"
 

@@ -4,7 +4,7 @@ becomes.
 
 import pytest
 
-from hfscale.tasks.templates import as_text, fill_template, read_column, template_columns
+from hfscale.data.templates import as_text, fill_template, read_column, template_columns
 
 
 @pytest.mark.parametrize(
