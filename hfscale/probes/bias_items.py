@@ -17,7 +17,7 @@ from hfscale.data.words import RUN, find_words
 from hfscale.process import InputError
 
 # A word in any script, or one character that is none: "she's, late" is she's / , / late.
-WORD_OR_SIGN = regex.compile(rf"{RUN.pattern}|\S")
+WORD_OR_SIGN = regex.compile(rf"(?:{RUN.pattern}) | \S", regex.X)
 
 
 class Item(NamedTuple):

@@ -77,6 +77,7 @@ def test_it_splits_and_mixes_as_a_file_with_the_same_text(streaming):
     assert len(expected["train"]) + len(expected["validation"]) == 120
 
 
+@pytest.mark.slow
 def test_validation_text_can_be_a_functions_too():
     args = StreamArguments(source=["embedded:python-docs"], validation_source=["mine.py:rows"])
     assert load_splits(args, seed=1)["validation"]["text"][:] == TEXTS

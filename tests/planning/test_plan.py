@@ -85,7 +85,9 @@ def test_the_command_it_prints_is_taken_by_the_recipe(capsys):
 @pytest.mark.parametrize(
     "path",
     sorted(
-        path for d in ("pretrain", "finetune", "finetune_task") for path in (CONFIGS / d).glob("*")
+        path
+        for d in ("pretrain", "finetune", "finetune_task")
+        for path in (CONFIGS / d).glob("*.yaml")
     ),
     ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
@@ -599,7 +601,7 @@ def test_sizes_come_from_the_files_at_hand(tmp_path):
             "--model gpt2 --lora_r 4 --freeze_layers 12",
             "freeze_layers: got 12, the model has 12 blocks",
         ),
-        ("--model gpt2 --freeze_layers -1", "freeze_layers: got -1"),
+        ("--model gpt2 --freeze_layers -1", "--freeze_layers: got '-1'"),
         ("--model gpt2 --load_in_4bit", "load_in_4bit: works with --lora_r"),
         ("--model gpt2 --lora_target_modules c_fc", "lora_target_modules: works with --lora_r"),
         ("--recipe finetune --model gpt2 --n_layer 3", "unknown name --n_layer"),

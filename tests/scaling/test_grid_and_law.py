@@ -466,6 +466,7 @@ def test_each_group_of_a_table_must_determine_its_law(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_input_that_the_runs_find_wrong_stops_the_grid(tmp_path):
     """At the first cell, with its line, and not tried again."""
     words = [

@@ -300,6 +300,7 @@ def sweep(tmp_path, **settings) -> tuple[TaskArguments, DatasetDict]:
     return args, load_task(args, seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("special", [True, False])
 @pytest.mark.parametrize("long_targets", ["drop", "truncate"])
 def test_conversations_fit_by_construction(tmp_path, special, long_targets):

@@ -269,7 +269,7 @@ def test_dry_run_writes_nothing(place, capsys):
             ["--lora_r", "4", "--lora_target_modules", "q_proj"],
             "q_proj ends the name of no linear layer",
         ),
-        (["--max_length", "0"], "max_length: got 0"),
+        (["--max_length", "0"], "--max_length: got '0'"),
         (["--max_length", "33"], "max_length 33 is beyond the model's context of 32"),
         (["--forget_source", "missing.txt"], "source missing.txt: no such file"),
         (["--load_in_4bit"], "load_in_4bit: works with --lora_r or --peft_type"),

@@ -123,6 +123,7 @@ def place(tmp_path_factory, hub) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_what_is_pushed_is_the_finished_run(hub, place):
     files = hub.repos["tester/small"]
     assert set(files) == {
@@ -189,6 +190,7 @@ def test_model_card_says_what_it_is(hub, place):
     assert re.search(r"with [\d,]+ parameters, of which [\d,]+ were trained", tuned)
 
 
+@pytest.mark.slow
 def test_model_and_adapter_load_by_id(hub, place):
     """The adapter's base is loaded by its id, too; both give the numbers that the folders give."""
     found = {}
@@ -214,6 +216,7 @@ def test_model_and_adapter_load_by_id(hub, place):
     assert abs(found["runs/tuned"] - found["runs/small"]) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_cached_id_loads_without_the_hub(hub, place):
     before = len(hub.requests)
     hfscale(

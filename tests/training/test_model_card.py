@@ -119,6 +119,7 @@ def test_an_adapters_card_keeps_its_base_and_library():
     assert {"lora", "base_model:adapter:gpt2"} <= set(data["tags"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["small", "tuned"])
 def test_the_cards_own_lines_load_the_model(place, name):
     code = python_of((place / name / "README.md").read_text())

@@ -94,6 +94,7 @@ def records(finished) -> list[dict]:
     return [json.loads(line) for line in shown.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_it_stays_offline_and_says_how_to_upload(finished):
     folder, shown = finished
     [run] = folder.glob("wandb/offline-run-*")
