@@ -222,12 +222,11 @@ def test_a_host_that_dies_ends_the_job_and_is_named(hosts, text, tmp_path):
         ["ip", "netns", "pids", "hfs-b"], capture_output=True, text=True
     ).stdout.split()
     assert pids, "the second host runs nothing"
-    start = time.monotonic()
     for pid in map(int, pids):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    log = finish(process, 60)
-    assert time.monotonic() - start < 60 and process.returncode != 0
+    log = finish(process, 60)  # fails after as many seconds
+    assert process.returncode != 0
     assert "error: hfs-b ended with exit status 137; stopping the others" in log
     assert not subprocess.run(
         ["ip", "netns", "pids", "hfs-a"], capture_output=True, text=True

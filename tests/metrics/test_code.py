@@ -599,15 +599,12 @@ assert os.getsid(0) == os.getpid() == 2
 
 
 def test_endless_loop(run, left_processes):
-    start = time.monotonic()
     assert run("while True: pass", time_limit_s=1)[:2] == (False, True)
     assert run("import time; time.sleep(1000)", time_limit_s=1)[:2] == (False, True)
-    assert time.monotonic() - start < 20
     assert left_processes() == set()
 
 
 def test_fork_bomb(run, left_processes):
-    start = time.monotonic()
     outcome = run(
         "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        "
         "print('full')",
@@ -615,7 +612,6 @@ def test_fork_bomb(run, left_processes):
         file_limit_bytes=10_000,
     )
     assert not outcome.passed and "full" in outcome.output
-    assert time.monotonic() - start < 20
     assert left_processes() == set()
 
 
@@ -656,10 +652,8 @@ def wait_until(condition, seconds: float = 60) -> None:
 
 
 def test_ten_gigabytes(run):
-    start = time.monotonic()
     outcome = run("x = bytearray(10 * 2**30)")
     assert not outcome.passed and "MemoryError" in outcome.output
-    assert time.monotonic() - start < 20
 
 
 EIGHT_PROCESSES = """

@@ -22,10 +22,12 @@ from recipes import (
     attention_maps,
     bias_probe,
     finetune,
+    finetune_preference,
     finetune_task,
     generate,
     memorization,
     prepare_data,
+    prepare_data_cluster,
     pretrain,
     quickstart,
     scale,
@@ -666,6 +668,8 @@ WRITERS = {
     scale: ["--config", "tiny_cpu"],
     prepare_data: [],
     finetune_task: ["--task_source", "embedded:arithmetic"],
+    finetune_preference: ["--model", "model"],
+    prepare_data_cluster: [],
 }
 
 
@@ -673,6 +677,7 @@ WRITERS = {
 @pytest.mark.parametrize(
     ("folder", "match"),
     [
+        ("good.txt", "output_dir good.txt: .*(not a folder that can be written to|exists)"),
         ("/proc/x/y", "output_dir /proc/x/y: cannot be written .*; name another place$"),
         (
             "/proc/sys/new",
