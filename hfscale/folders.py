@@ -423,6 +423,28 @@ def write_json(path: str | Path, record: dict[str, Any]) -> None:
     write_atomically(path, text + "\n")
 
 
+def flush_to_disk(folder: Path) -> None:
+    """Wait until a folder's files lie on the disk: a power cut loses what only memory holds."""
+    for path in [*folder.rglob("*"), folder, folder.parent]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def apply_umask(folder: Path) -> None:
+    """Let others read the files of a folder as far as the user's umask says.
+
+    Weights are written through temporary files, which nobody else may read.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(path.stat().st_mode | (0o666 & ~umask))
+
+
 @contextlib.contextmanager
 def whole_folder(
     output_dir: str, *, overwrite: bool, last_file: str, written: Sequence[str]

@@ -48,6 +48,9 @@ def run(main: Callable[[], Any]) -> None:
                 message = line.removeprefix(f"{InputError.__module__}.InputError: ")
                 print(f"error: {message}", file=sys.stderr)
             raise SystemExit(2) from None
+        except FloatingPointError as error:  # a run that diverged, or a model that is broken
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
         finally:
             torch = sys.modules.get("torch")
             if torch and torch.distributed.is_available() and torch.distributed.is_initialized():

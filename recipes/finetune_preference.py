@@ -79,7 +79,12 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.models import load_model, load_saved_model
     from hfscale.tasks.preference_metrics import preference_metrics
     from hfscale.tasks.preferences import load_preferences, pair_ids
-    from hfscale.training.checkpoints import CheckpointManifest, StopOnSignal, newest_checkpoint
+    from hfscale.training.checkpoints import (
+        CheckpointManifest,
+        StopOnSignal,
+        newest_checkpoint,
+        train_guarded,
+    )
     from hfscale.training.record import write_run
 
     # What can be checked before data and model are loaded.
@@ -127,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.train_dataset = rows["train"]
     trainer.eval_dataset = rows["validation"]
     clear_output_dir(output_dir, args.overwrite)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    train_guarded(trainer, checkpoint)
 
     # Evaluation: TRL averages rewards over batches; exact ones, with intervals, take their place.
     metrics: dict[str, Any] = {

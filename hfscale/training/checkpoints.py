@@ -1,10 +1,13 @@
-"""Whole checkpoints, and how a run stops and goes on."""
+"""Whole checkpoints of finite weights, and how a run stops and goes on."""
 
 import hashlib
 import json
+import math
 import os
+import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,15 @@ import torch
 from accelerate import PartialState
 from transformers import (
     PreTrainedModel,
+    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_utils import TrainOutput
 
-from hfscale.folders import describe_differences, write_atomically
+from hfscale.folders import apply_umask, describe_differences, flush_to_disk, write_atomically
 from hfscale.process import InputError, is_main_rank, launched_engine
 from hfscale.training.convert import (
     convert_checkpoint,
@@ -28,6 +33,7 @@ from hfscale.training.convert import (
 )
 
 MANIFEST = "manifest.json"
+ADVICE = "try a lower learning_rate"  # to who finds numbers that are not finite
 # What may change between a run and its continuation, by the beginnings of names: everything else
 # would be silently ignored or mix two runs.
 MAY_CHANGE = (
@@ -55,14 +61,24 @@ MAY_CHANGE = (
 )
 
 
+class RunIsDone(Exception):
+    """A run that is to go on has no step left; see `end_training`."""
+
+
 class CheckpointManifest(TrainerCallback):
-    """Writes `manifest.json` last into each checkpoint: sizes and hashes of its files. Without
-    it, it is not whole. `fixed_settings` holds settings that, beside the arguments, decide which
-    rows come when.
+    """Makes checkpoints whole, and deletes old ones once a new one is.
+
+    `manifest.json` comes last into each, with sizes and hashes of its files; without it, a
+    checkpoint is not whole. `save_total_limit` is taken over from upstream, which deletes older
+    checkpoints before that moment, in the order in which files were changed.
+
+    `fixed_settings` holds settings that, beside the arguments, decide which rows come when.
     """
 
     def __init__(self, fixed_settings: dict[str, Any] | None = None):
         self.fixed_settings = fixed_settings or {}
+        self.save_total_limit: int | None = None
+        self.tokens_before = 0  # seen by the parts of the run that this one continues
 
     def on_train_begin(
         self,
@@ -72,8 +88,26 @@ class CheckpointManifest(TrainerCallback):
         optimizer: torch.optim.Optimizer | None = None,
         **kwargs: Any,
     ) -> None:
-        """Mend what ZeRO-3 has just loaded wrong from a rewritten checkpoint."""
+        """Mend what ZeRO-3 has just loaded wrong from a rewritten checkpoint, and take rotation
+        over.
+        """
         restore_zero3_groups(args, optimizer)
+        self.tokens_before = int(state.num_input_tokens_seen)
+        self.save_total_limit = args.save_total_limit
+        args.save_total_limit = None
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give `save_total_limit` back, which the run's record shows."""
+        args.save_total_limit = self.save_total_limit
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Raise RunIsDone where upstream would train a step beyond `max_steps`."""
+        if state.global_step >= state.max_steps:
+            raise RunIsDone
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -90,12 +124,18 @@ class CheckpointManifest(TrainerCallback):
         optimizer: torch.optim.Optimizer | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write the manifest of the checkpoint that has just been saved."""
+        """Write the manifest of the checkpoint that has just been saved, then delete old ones.
+
+        Raises FloatingPointError: weights are not finite; it gets no manifest, and all others stay.
+        """
+        assert model is not None and optimizer is not None, "Trainer hands both over"
+        check_weights(model, state.global_step)
         PartialState().wait_for_everyone()  # every rank saves its own random state
         if not state.is_world_process_zero:
             return
-        assert model is not None and optimizer is not None, "Trainer hands both over"
         folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
+        apply_umask(folder)
+        flush_to_disk(folder)
         record = {
             "step": state.global_step,
             "world_size": args.world_size,
@@ -104,6 +144,93 @@ class CheckpointManifest(TrainerCallback):
             "files": _digests_of(folder),
         }
         write_atomically(folder / MANIFEST, json.dumps(record, indent=1))
+        flush_to_disk(folder)
+        checkpoints = _checkpoints(folder.parent)
+        rotate(checkpoints, MANIFEST, self.save_total_limit, state.best_model_checkpoint)
+
+
+def guard_gradients(trainer: Trainer) -> None:
+    """Let a trainer stop, with FloatingPointError, before a step whose gradients are not finite.
+
+    Their norm is computed at each step anyway, so this costs a comparison. In float16 such steps
+    are left out by the scaler.
+    """
+    if trainer.args.fp16:
+        return
+    clip = trainer.accelerator.clip_grad_norm_
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        norm = clip(*args, **kwargs)
+        if norm is not None and not math.isfinite(float(norm)):
+            raise FloatingPointError(
+                f"the gradients became {float(norm)} at step {trainer.state.global_step + 1}; the "
+                f"weights of the last checkpoint are good; {ADVICE}"
+            )
+        return norm
+
+    trainer.accelerator.clip_grad_norm_ = checked
+
+
+def check_weights(model: torch.nn.Module, step: int) -> None:
+    """Raise FloatingPointError for weights that are NaN or infinite.
+
+    Shards are passed over: one rank would stop alone. The norm of all their gradients was finite.
+    """
+    for name, parameter in model.named_parameters():
+        if type(parameter.data) is torch.Tensor and not torch.isfinite(parameter.data).all():
+            raise FloatingPointError(
+                f"{name} is not finite at step {step}, of which no checkpoint is kept; the one "
+                f"before it is good; {ADVICE}"
+            )
+
+
+def rotate(
+    checkpoints: Sequence[Path], manifest: str, save_total_limit: int | None, best: str | None
+) -> None:
+    """Delete the checkpoints of the earliest steps until at most so many whole ones are left.
+
+    The newest whole one always stays, and so does the best; what is broken and older goes too.
+
+    Args:
+        checkpoints: their folders, newest step first.
+        manifest: the file without which one is not whole.
+        save_total_limit: upstream's; None: all stay.
+        best: the folder of the best one, where a metric says which that is.
+    """
+    if save_total_limit is None:
+        return
+    whole = [folder for folder in checkpoints if (folder / manifest).is_file()]
+    kept = whole[:save_total_limit]
+    if best is not None and Path(best) not in kept:
+        kept = [*whole[: max(1, save_total_limit - 1)], Path(best)]
+    newest = checkpoints.index(whole[0])
+    for folder in checkpoints[newest + 1 :]:
+        if folder not in kept:
+            (folder / manifest).unlink(missing_ok=True)  # first, so that a half is never a whole
+            shutil.rmtree(folder)
+
+
+def train_guarded(trainer: Trainer, checkpoint: str | None) -> None:
+    """Train with a trainer that is not an `LMTrainer` (TRL's) as that one does: stopped by
+    gradients that are not finite, and not a step beyond the end.
+    """
+    guard_gradients(trainer)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except RunIsDone:
+        end_training(trainer)
+
+
+def end_training(trainer: Trainer) -> TrainOutput:
+    """What upstream does after the last step, for a run that has no step left (`RunIsDone`): its
+    state and weights are loaded.
+    """
+    trainer.is_in_train = False
+    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+        trainer._load_best_model()
+    handler = trainer.callback_handler
+    trainer.control = handler.on_train_end(trainer.args, trainer.state, trainer.control)
+    return TrainOutput(trainer.state.global_step, math.nan, {})
 
 
 def _digests_of(folder: Path) -> dict[str, dict[str, Any]]:
@@ -155,7 +282,7 @@ def _checkpoints(output_dir: Path) -> list[Path]:
     steps = {}
     for folder in output_dir.glob("checkpoint-*"):
         step = folder.name.removeprefix("checkpoint-")
-        if step.isdigit():
+        if step.isascii() and step.isdecimal():
             steps[folder] = int(step)
     return sorted(steps, key=lambda folder: steps[folder], reverse=True)
 
@@ -168,18 +295,26 @@ def _say(line: str) -> None:
 def _problem(folder: Path) -> str | None:
     """Why a checkpoint is not whole; None: it is."""
     try:
-        files = json.loads((folder / MANIFEST).read_text("utf-8"))["files"]
-    except (OSError, ValueError, KeyError):
+        record = json.loads((folder / MANIFEST).read_text("utf-8"))
+    except (OSError, ValueError):
         return f"no readable {MANIFEST}: it was not finished"
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-        if _digest(path) != expected:
-            return f"{name} was changed after it was written"
-    return None
+    for name in ("files", "config"):
+        if not isinstance(record, dict) or not isinstance(record.get(name), dict):
+            return f"{MANIFEST} has no {name}"
+    problems = (_file_problem(folder, *item) for item in record["files"].items())
+    return next((problem for problem in problems if problem), None)
+
+
+def _file_problem(folder: Path, name: str, expected: Any) -> str | None:
+    path = folder / name
+    if not path.is_file():
+        return f"{name} is missing"
+    digest = _digest(path)
+    if digest == expected:
+        return None
+    if isinstance(expected, dict) and digest["bytes"] != expected.get("bytes"):
+        return f"{name} has {digest['bytes']} bytes instead of {expected.get('bytes')}"
+    return f"{name} was changed after it was written"
 
 
 def _config_of(args: TrainingArguments, fixed_settings: dict[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerState
 
 from hfscale.data.fingerprints import text_fingerprint
-from hfscale.folders import describe_run, write_json
+from hfscale.folders import apply_umask, describe_run, write_json
 from hfscale.generation.task_prompt import load_task_prompt
 from hfscale.models import count_parameters, count_trained, weights_fingerprint
+from hfscale.training.checkpoints import CheckpointManifest
 from hfscale.training.model_card import write_model_card
 from hfscale.training.preview import memory_at_hand
 from hfscale.training.sharing import share_run
@@ -68,6 +69,7 @@ def write_run(
         "samples": samples,
     }
     record = _json_values(record)
+    apply_umask(folder)
     hub_model_id = trainer.hub_model_id if trainer.args.push_to_hub else None
     task = load_task_prompt(str(folder))
     write_model_card(folder, record, task=task, hub_model_id=hub_model_id)
@@ -125,6 +127,8 @@ def _describe_training(
 ) -> dict[str, Any]:
     tokens = int(trainer.state.num_input_tokens_seen)
     seconds = _training_seconds(trainer.state)
+    # Of a run that went on, the seconds are those of its last part.
+    tokens_per_second = (tokens - _tokens_before(trainer)) / seconds if seconds else None
     # Pairs of answers are made into rows by TRL; what they take is not planned.
     has_rows = "input_ids" in next(iter(rows["train"]))
     planned_bytes = None
@@ -134,12 +138,20 @@ def _describe_training(
         "tokens": tokens,
         "steps": trainer.state.global_step,
         "seconds": seconds,
-        "tokens_per_second": tokens / seconds if seconds else None,
+        "tokens_per_second": tokens_per_second,
         "flops": trainer.state.total_flos,
         "mfu": None,
         "memory_peak_bytes": _peak_bytes(trainer.args.device),
         "memory_planned_bytes": planned_bytes,
     }
+
+
+def _tokens_before(trainer: Trainer) -> int:
+    """Tokens that earlier parts of the run have seen."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, CheckpointManifest):
+            return callback.tokens_before
+    return 0
 
 
 def _training_seconds(state: TrainerState) -> float | None:

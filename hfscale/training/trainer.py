@@ -19,7 +19,13 @@ from transformers.modeling_outputs import CausalLMOutput
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hfscale.process import InputError, is_main_rank, launched_engine
-from hfscale.training.checkpoints import CheckpointManifest, StopOnSignal
+from hfscale.training.checkpoints import (
+    CheckpointManifest,
+    RunIsDone,
+    StopOnSignal,
+    end_training,
+    guard_gradients,
+)
 from hfscale.training.micro_batches import find_pieces, split_batch
 from hfscale.training.ranks import check_same_software
 
@@ -114,6 +120,7 @@ class LMTrainer(Trainer):
             with contextlib.suppress(OSError):
                 Path(str(args.output_dir)).rmdir()
             raise
+        guard_gradients(self)
         self.add_callback(CheckpointManifest(fixed_settings))
         self._stop_on_signal = StopOnSignal(can_resume)
         self.add_callback(self._stop_on_signal)
@@ -142,6 +149,8 @@ class LMTrainer(Trainer):
         """
         try:
             return super().train(*args, **kwargs)
+        except RunIsDone:
+            return end_training(self)
         finally:
             self._stop_on_signal.restore()
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from hfscale.data.tokenizer import train_bpe
 from hfscale.folders import check_output_dir, clear_output_dir
 from hfscale.models import new_model
 from hfscale.process import InputError
-from hfscale.training.checkpoints import newest_checkpoint
+from hfscale.training.checkpoints import newest_checkpoint, rotate
 from hfscale.training.convert import convert_checkpoint
 from hfscale.training.trainer import LMTrainer
 from hfscale.training.training_args import training_arguments
@@ -330,3 +331,149 @@ def test_manifest_lists_every_file(finished):
         "rng_state.pth",
         "trainer_state.json",
     } <= set(files)
+
+
+# ---- what is saved is safe before anything older goes
+
+
+def test_a_run_without_a_step_left_trains_none(finished, tokenizer, rows, tmp_path):
+    """Killed between its last checkpoint and its record: as often as it is resumed."""
+    folder = copy_run(finished, tmp_path)
+    for _ in range(2):
+        again = trainer_for(folder, tokenizer, rows)
+        output = again.train(resume_from_checkpoint=newest_checkpoint(again.args))
+        assert output.global_step == again.state.global_step == 6
+        for a, b in zip(again.model.parameters(), finished.model.parameters(), strict=True):
+            assert torch.equal(a, b)
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == [
+        "checkpoint-2",
+        "checkpoint-4",
+        "checkpoint-6",
+    ]
+
+
+class LookAtSaves(TrainerCallback):
+    """Notes, whenever a checkpoint has been written but not yet made whole, which ones are."""
+
+    def __init__(self):
+        self.whole = []
+
+    def on_save(self, args, state, control, **kwargs):
+        folders = Path(args.output_dir).glob("checkpoint-*/manifest.json")
+        self.whole.append(sorted(folder.parent.name for folder in folders))
+
+
+def test_one_whole_checkpoint_stays_while_the_next_is_saved(tokenizer, rows, tmp_path):
+    look = LookAtSaves()  # before ours, which makes the checkpoint whole
+    trainer = trainer_for(tmp_path / "run", tokenizer, rows, [look], save_total_limit=1)
+    trainer.train()
+    assert look.whole == [[], ["checkpoint-2"], ["checkpoint-4"]]
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-6"]
+    assert trainer.args.save_total_limit == 1  # as the record shows it
+
+
+def test_rotation_goes_by_step_not_by_time(tokenizer, rows, tmp_path):
+    """After a clock was set back, or a folder was copied or touched."""
+    trainer = trainer_for(tmp_path / "run", tokenizer, rows, max_steps=4, save_total_limit=2)
+    trainer.train()
+    os.utime(tmp_path / "run" / "checkpoint-2", (2**32, 2**32))
+    os.utime(tmp_path / "run" / "checkpoint-4", (1, 1))
+    again = trainer_for(tmp_path / "run", tokenizer, rows, save_total_limit=2)
+    again.train(resume_from_checkpoint=newest_checkpoint(again.args))
+    names = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
+    assert names == ["checkpoint-4", "checkpoint-6"]
+
+
+def make_checkpoints(folder: Path, *steps: int, broken: tuple[int, ...] = ()) -> list[Path]:
+    for step in steps:
+        (folder / f"checkpoint-{step}").mkdir()
+        if step not in broken:
+            (folder / f"checkpoint-{step}" / "manifest.json").write_text("{}")
+    return [folder / f"checkpoint-{step}" for step in sorted(steps, reverse=True)]
+
+
+@pytest.mark.parametrize(
+    ("broken", "limit", "best", "left"),
+    [
+        ((), None, None, [1, 2, 3, 4]),
+        ((), 2, None, [3, 4]),
+        ((), 9, None, [1, 2, 3, 4]),
+        ((3,), 2, None, [2, 4]),  # what is broken counts for nothing
+        ((4,), 1, None, [3, 4]),  # newer than the newest whole one: somebody writes it
+        ((), 2, 1, [1, 4]),
+        ((), 1, 2, [2, 4]),  # the newest, to go on from, and the best
+    ],
+)
+def test_which_checkpoints_stay(tmp_path, broken, limit, best, left):
+    folders = make_checkpoints(tmp_path, 1, 2, 3, 4, broken=broken)
+    rotate(folders, "manifest.json", limit, best and str(tmp_path / f"checkpoint-{best}"))
+    assert sorted(int(path.name[11:]) for path in tmp_path.iterdir()) == left
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "{}", '{"files": {}}', '{"files": 3}', "{"])
+def test_a_manifest_that_is_none_is_passed_over(finished, tmp_path, capsys, content):
+    folder = copy_run(finished, tmp_path)
+    (folder / "checkpoint-6" / "manifest.json").write_text(content)
+    (folder / "checkpoint-²").mkdir()  # a digit to Python, and no number
+    assert newest_checkpoint(arguments(folder)).endswith("checkpoint-4")
+    assert "checkpoint-6 is not whole" in capsys.readouterr().err
+
+
+class Spoil(TrainerCallback):
+    """Puts a number into the gradients, or the weights, of step 3."""
+
+    def __init__(self, what, value):
+        self.what, self.value = what, value
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        parameter = next(model.parameters())
+        if state.global_step == 2 and self.what == "gradient":
+            parameter.register_hook(lambda gradient: gradient.fill_(self.value))
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 2 and self.what == "weight":
+            next(model.parameters()).data[0, 0] = self.value
+
+
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_gradients_that_are_not_finite_reach_no_weight(
+    tokenizer, rows, tmp_path, value, max_grad_norm
+):
+    trainer = trainer_for(
+        tmp_path / "run",
+        tokenizer,
+        rows,
+        [Spoil("gradient", value)],
+        save_total_limit=1,
+        max_grad_norm=max_grad_norm,
+    )
+    with pytest.raises(FloatingPointError, match="gradients became (inf|nan) at step 3"):
+        trainer.train()
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
+    assert newest_checkpoint(trainer.args).endswith("checkpoint-2")
+
+
+def test_weights_that_are_not_finite_are_no_checkpoint(tokenizer, rows, tmp_path, capsys):
+    """... and rotate no good one away."""
+    spoil = Spoil("weight", float("inf"))
+    trainer = trainer_for(
+        tmp_path / "run", tokenizer, rows, [spoil], save_total_limit=1, save_steps=1
+    )
+    with pytest.raises(FloatingPointError, match="wte.weight is not finite at step 3"):
+        trainer.train()
+    assert newest_checkpoint(trainer.args).endswith("checkpoint-2")
+    assert "checkpoint-3 is not whole" in capsys.readouterr().err
+
+
+def test_others_may_read_what_the_umask_lets_them(tokenizer, rows, tmp_path):
+    previous = os.umask(0o027)
+    try:
+        trainer_for(tmp_path / "run", tokenizer, rows, max_steps=2).train()
+    finally:
+        os.umask(previous)
+    modes = {
+        path.name: path.stat().st_mode & 0o777
+        for path in (tmp_path / "run" / "checkpoint-2").iterdir()
+    }
+    assert modes["model.safetensors"] == 0o640 and set(modes.values()) == {0o640}
