@@ -21,10 +21,21 @@ from hfscale.options import (
 )
 from hfscale.process import InputError, go_offline_if_unreachable, hide_bitsandbytes
 
-SEEDS = {"min": 0, "max": 2**32 - 1}  # what NumPy's generators take
+SEEDS: dict[str, float] = {"min": 0, "max": 2**32 - 1}  # what NumPy's generators take
 # Of arguments that have one meaning in every recipe; others have theirs beside `help`, in their
 # metadata.
-LIMITS = {"seed": SEEDS, "data_seed": SEEDS}
+LIMITS: dict[str, dict[str, float]] = {
+    "seed": SEEDS,
+    "data_seed": SEEDS,
+    # Of TrainingArguments, which takes any number; the largest are far beyond what trains.
+    "learning_rate": {"min": 0, "max": 1000},
+    "weight_decay": {"min": 0, "max": 1000},
+    "adam_epsilon": {"min": 0, "max": 1},
+    "max_grad_norm": {"min": 0, "max": 1e9},
+    "save_total_limit": {"min": 1},
+    "dataloader_num_workers": {"min": 0, "max": 1000},
+    "dataloader_prefetch_factor": {"min": 1, "max": 1_000_000},
+}
 # Names that older releases and other tools use, and what they are called here.
 RENAMED = {
     "evaluation_strategy": "eval_strategy",

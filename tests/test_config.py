@@ -765,3 +765,22 @@ def test_old_values_lead_to_the_new_ones(recipe, old, new):
     script = config.shipped("recipes", "*.py")[recipe]
     with pytest.raises(InputError, match=rf"--packing: got '{old}', .*; did you mean {new}\?$"):
         config.check_recipe_args(script, ["--packing", old])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", "inf"),
+        ("learning_rate", "1e400"),
+        ("learning_rate", "-1"),
+        ("weight_decay", "inf"),
+        ("max_grad_norm", "-1"),
+        ("save_total_limit", "-1"),
+        ("save_total_limit", "0"),
+        ("dataloader_num_workers", "-1"),
+        ("dataloader_prefetch_factor", "0"),
+    ],
+)
+def test_numbers_that_upstream_takes_and_nothing_trains_with(parse, name, value):
+    said = complaint(parse, f"--{name}", value, cls=TrainArguments)
+    assert said.startswith(f"command line: --{name}: got '{value}', expected ")

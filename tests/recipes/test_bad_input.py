@@ -210,9 +210,9 @@ def test_unknown_names_and_wrong_values(refused, recipe):
         ("--max_steps 0", "max_steps: got 0"),
         ("--save_strategy steps --save_steps 0", "save_steps: got 0"),
         ("--eval_strategy steps --eval_steps 0", "eval_steps: got 0"),
-        ("--learning_rate -1", "Invalid learning rate: -1"),
+        ("--learning_rate -1", "--learning_rate: got .-1., expected 0 to 1000"),
         ("--adam_beta2 1.0", "Invalid beta parameter"),
-        ("--weight_decay -0.1", "Invalid weight_decay"),
+        ("--weight_decay -0.1", "--weight_decay: got .-0.1., expected 0 to 1000"),
         ("--warmup_steps -1", "warmup_steps >= 0"),
         ("--seed -1", "--seed: got '-1', expected 0 to 4294967295"),
         ("--seed 4294967296", "--seed: got '4294967296', expected 0 to 4294967295"),
@@ -602,7 +602,7 @@ def test_output_dir_holds_another_run(refused, finished_run, recipe, kept):
 def test_an_earlier_run_is_only_deleted_once_all_else_is_right(refused, finished_run, recipe):
     shutil.copytree(finished_run, "out")
     refused(recipe, "--overwrite", "--max_length", "1", match="max_length")
-    refused(recipe, "--overwrite", "--learning_rate", "-1", match="learning rate")
+    refused(recipe, "--overwrite", "--learning_rate", "-1", match="learning_rate")
     Path("good.txt").write_text("\n")
     refused(recipe, "--overwrite", match="no text in it")
 
