@@ -2,6 +2,7 @@
 never stopped.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -477,3 +478,45 @@ def test_others_may_read_what_the_umask_lets_them(tokenizer, rows, tmp_path):
         for path in (tmp_path / "run" / "checkpoint-2").iterdir()
     }
     assert modes["model.safetensors"] == 0o640 and set(modes.values()) == {0o640}
+
+
+class SignalAt(TrainerCallback):
+    """Sends signals to this process before step 3."""
+
+    def __init__(self, *numbers):
+        self.numbers = numbers
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            for number in self.numbers:
+                os.kill(os.getpid(), number)
+
+
+def test_a_hang_up_saves_and_ends_with_its_own_status(tokenizer, rows, tmp_path, capsys):
+    """The terminal is closed, or the connection to it."""
+    call = SignalAt(signal.SIGHUP)
+    trainer = trainer_for(tmp_path / "run", tokenizer, rows, [call], save_steps=100)
+    with pytest.raises(SystemExit) as stop:
+        trainer.train()
+    assert stop.value.code == 129 and "stopped by SIGHUP after step 3" in capsys.readouterr().err
+    assert newest_checkpoint(trainer.args).endswith("checkpoint-3")
+
+
+def test_usr1_saves_and_goes_on(finished, tokenizer, rows, tmp_path):
+    call = SignalAt(signal.SIGUSR1)
+    trainer = trainer_for(tmp_path / "run", tokenizer, rows, [call], save_steps=6)
+    trainer.train()
+    names = sorted(path.parent.name for path in (tmp_path / "run").glob("*/manifest.json"))
+    assert names == ["checkpoint-3", "checkpoint-6"]
+    assert losses(trainer) == losses(finished)
+
+
+def test_a_second_signal_ends_the_process_at_once(tokenizer, rows, tmp_path):
+    call = SignalAt(signal.SIGTERM, signal.SIGTERM)
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            trainer_for(tmp_path / "run", tokenizer, rows, [call]).train()
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+    assert not (tmp_path / "run" / "checkpoint-3").exists()
