@@ -5,7 +5,6 @@ import shutil
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
@@ -39,17 +38,32 @@ def pytest_unconfigure(config):
 FOLDER = pytest.StashKey[str]()
 
 
-def miss(message: str) -> NoReturn:
-    """Skip the test that misses something, or fail it where everything is required."""
-    if os.environ.get("HFSCALE_REQUIRE_ALL") == "1":
-        pytest.fail(message)
-    pytest.skip(message)
+def fail_if_required(report) -> None:
+    """Where everything is required, a test or a file of tests that is skipped has failed."""
+    is_expected = hasattr(report, "wasxfail")
+    if report.skipped and not is_expected and os.environ.get("HFSCALE_REQUIRE_ALL") == "1":
+        report.outcome = "failed"
+        report.longrepr = f"HFSCALE_REQUIRE_ALL=1, but skipped: {report.longrepr}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    fail_if_required(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    fail_if_required(report)
+    return report
 
 
 def pytest_runtest_setup(item):
     for marker in item.iter_markers("needs"):
         if find_spec(marker.args[0]) is None:
-            miss(f"{marker.args[0]} is not installed")
+            pytest.skip(f"{marker.args[0]} is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +85,7 @@ def real_data() -> Path:
     folder = Path(os.environ.get("HFSCALE_DATA", ""))
     if os.environ.get("HFSCALE_DATA") and folder.is_dir():
         return folder
-    miss(f"HFSCALE_DATA={folder} is no folder with the public data sets")
+    pytest.skip(f"HFSCALE_DATA={folder} is no folder with the public data sets")
 
 
 @pytest.fixture(scope="session")
