@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.training.checkpoints import newest_checkpoint
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run
+    from hfscale.training.running import run_training
     from hfscale.training.steps import (
         draw_samples,
         fixed_settings,
@@ -110,11 +111,10 @@ def main(argv: list[str] | None = None) -> None:
         eval_dataset={name: part for name, part in rows.items() if name != "train"},
         data_collator=collate_rows,
         processing_class=tokenizer,
-        fixed_settings=settings,
         auto_batch=args.auto_batch,
     )
     clear_output_dir(output_dir, args.overwrite)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    run_training(trainer, checkpoint, settings)
 
     # Evaluation on the held-out text, and of the old domain where one is given.
     metrics = trainer.evaluate() | trainer.metrics_before()

@@ -75,17 +75,12 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.adapters import load_for_training, merge_saved_adapter
     from hfscale.data.tokenizer import load_pretrained_tokenizer
     from hfscale.folders import check_output_dir, clear_output_dir
-    from hfscale.generation.texts import generate_texts
     from hfscale.models import load_model, load_saved_model
     from hfscale.tasks.preference_metrics import preference_metrics
     from hfscale.tasks.preferences import load_preferences, pair_ids
-    from hfscale.training.checkpoints import (
-        CheckpointManifest,
-        StopOnSignal,
-        newest_checkpoint,
-        train_guarded,
-    )
+    from hfscale.training.checkpoints import newest_checkpoint
     from hfscale.training.record import write_run
+    from hfscale.training.running import run_training
 
     # What can be checked before data and model are loaded.
     training_args = dpo_config(args)
@@ -125,14 +120,13 @@ def main(argv: list[str] | None = None) -> None:
         train_dataset=pairs["train"],
         eval_dataset=pairs["validation"],
         processing_class=tokenizer,
-        callbacks=[CheckpointManifest(fixed_settings), StopOnSignal()],
     )
     # The trainer's own tokens would hold what some tokenizers put behind a text.
     rows = pairs.map(partial(pair_ids, tokenizer=tokenizer))
     trainer.train_dataset = rows["train"]
     trainer.eval_dataset = rows["validation"]
     clear_output_dir(output_dir, args.overwrite)
-    train_guarded(trainer, checkpoint)
+    run_training(trainer, checkpoint, fixed_settings)
 
     # Evaluation: TRL averages rewards over batches; exact ones, with intervals, take their place.
     metrics: dict[str, Any] = {
@@ -152,9 +146,7 @@ def main(argv: list[str] | None = None) -> None:
     if trainer.is_world_process_zero():
         if args.merge:
             merge_saved_adapter(output_dir, trust_remote_code=args.trust_remote_code)
-        prompts = pairs["validation"]["prompt"][:3]
-        answers = generate_texts(saved, tokenizer, prompts, do_sample=False, max_new_tokens=40)
-        samples = [prompt + answer for prompt, [answer] in zip(prompts, answers, strict=True)]
+        samples = answered_prompts(saved, tokenizer, pairs["validation"]["prompt"][:3])
         data = {"source": [args.source], "dropped": {"too long": num_dropped}}
         write_run(
             trainer,
@@ -237,6 +229,14 @@ def longest_pair(args: FinetunePreferenceArguments, model) -> int:
             f"max_length: got {max_length}, expected 2 to the model's context of {limit}"
         )
     return max_length
+
+
+def answered_prompts(model, tokenizer, prompts: list[str]) -> list[str]:
+    """Each prompt with the likeliest answer behind it."""
+    from hfscale.generation.texts import generate_texts
+
+    answers = generate_texts(model, tokenizer, prompts, do_sample=False, max_new_tokens=40)
+    return [prompt + answer for prompt, [answer] in zip(prompts, answers, strict=True)]
 
 
 def show_results(metrics: dict, output_dir: str) -> None:

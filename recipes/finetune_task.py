@@ -185,6 +185,7 @@ def train(
     from hfscale.tasks.examples import baseline_answers
     from hfscale.tasks.measures import GenerationMetrics, measure_answers
     from hfscale.training.checkpoints import newest_checkpoint
+    from hfscale.training.running import run_training
     from hfscale.training.trainer import LMTrainer
 
     checkpoint = newest_checkpoint(training_args) if args.resume else None
@@ -204,7 +205,7 @@ def train(
     trainer.add_callback(GenerationMetrics(trainer, held_out, args, task_metrics))
     clear_output_dir(training_args.output_dir, args.overwrite)
     before, _ = measure_answers(trainer, held_out, args, task_metrics, "before_eval")
-    trainer.train(resume_from_checkpoint=checkpoint)
+    run_training(trainer, checkpoint)
     after, answers = measure_answers(trainer, held_out, args, task_metrics, "eval")
     metrics = trainer.evaluate() | after | before | baseline
     return trainer, metrics, answers

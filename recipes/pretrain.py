@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.training.checkpoints import newest_checkpoint
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run
+    from hfscale.training.running import run_training
     from hfscale.training.steps import (
         check_stream,
         draw_samples,
@@ -82,11 +83,10 @@ def main(argv: list[str] | None = None) -> None:
         eval_dataset=rows["validation"],
         data_collator=collate_rows,
         processing_class=tokenizer,
-        fixed_settings=settings,
         auto_batch=args.auto_batch,
     )
     clear_output_dir(output_dir, args.overwrite)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    run_training(trainer, checkpoint, settings)
 
     # Evaluation on the held-out text.
     metrics = trainer.evaluate()

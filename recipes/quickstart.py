@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer
     from hfscale.models import load_model, new_model
     from hfscale.training.record import write_run
+    from hfscale.training.running import run_training
     from hfscale.training.steps import draw_samples, show_run
     from hfscale.training.trainer import LMTrainer
     from hfscale.training.training_args import batch_rows_of_like_length, training_arguments
@@ -101,10 +102,9 @@ def main(argv: list[str] | None = None) -> None:
         eval_dataset=rows["validation"],
         data_collator=collate_rows,
         processing_class=tokenizer,
-        can_resume=False,
     )
     clear_output_dir(output_dir, args.overwrite)
-    trainer.train()
+    run_training(trainer, None, can_resume=False)
     metrics = trainer.evaluate() | trainer.metrics_before()
 
     # What is written: model and tokenizer, then samples, model card and run.json.

@@ -1,11 +1,7 @@
-"""Whole checkpoints of finite weights, and how a run stops and goes on."""
+"""Whole checkpoints of finite weights, and from which of them a run goes on."""
 
-import hashlib
 import json
-import math
-import os
 import shutil
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +11,14 @@ import torch
 from accelerate import PartialState
 from transformers import (
     PreTrainedModel,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import TrainOutput
 
 from hfscale.folders import apply_umask, describe_differences, flush_to_disk, write_atomically
+from hfscale.manifest import MANIFEST, digests_of, folder_problem
 from hfscale.process import InputError, is_main_rank, launched_engine
 from hfscale.training.convert import (
     convert_checkpoint,
@@ -31,9 +26,8 @@ from hfscale.training.convert import (
     parameter_names,
     restore_zero3_groups,
 )
+from hfscale.training.guards import check_weights
 
-MANIFEST = "manifest.json"
-ADVICE = "try a lower learning_rate"  # to who finds numbers that are not finite
 # What may change between a run and its continuation, by the beginnings of names: everything else
 # would be silently ignored or mix two runs.
 MAY_CHANGE = (
@@ -62,7 +56,7 @@ MAY_CHANGE = (
 
 
 class RunIsDone(Exception):
-    """A run that is to go on has no step left; see `end_training`."""
+    """A run that is to go on has no step left; see `run_training`."""
 
 
 class CheckpointManifest(TrainerCallback):
@@ -141,47 +135,12 @@ class CheckpointManifest(TrainerCallback):
             "world_size": args.world_size,
             "config": _config_of(args, self.fixed_settings),
             "parameters": parameter_names(model, optimizer),
-            "files": _digests_of(folder),
+            "files": digests_of(folder),
         }
         write_atomically(folder / MANIFEST, json.dumps(record, indent=1))
         flush_to_disk(folder)
         checkpoints = _checkpoints(folder.parent)
         rotate(checkpoints, MANIFEST, self.save_total_limit, state.best_model_checkpoint)
-
-
-def guard_gradients(trainer: Trainer) -> None:
-    """Let a trainer stop, with FloatingPointError, before a step whose gradients are not finite.
-
-    Their norm is computed at each step anyway, so this costs a comparison. In float16 such steps
-    are left out by the scaler.
-    """
-    if trainer.args.fp16:
-        return
-    clip = trainer.accelerator.clip_grad_norm_
-
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        norm = clip(*args, **kwargs)
-        if norm is not None and not math.isfinite(float(norm)):
-            raise FloatingPointError(
-                f"the gradients became {float(norm)} at step {trainer.state.global_step + 1}; the "
-                f"weights of the last checkpoint are good; {ADVICE}"
-            )
-        return norm
-
-    trainer.accelerator.clip_grad_norm_ = checked
-
-
-def check_weights(model: torch.nn.Module, step: int) -> None:
-    """Raise FloatingPointError for weights that are NaN or infinite.
-
-    Shards are passed over: one rank would stop alone. The norm of all their gradients was finite.
-    """
-    for name, parameter in model.named_parameters():
-        if type(parameter.data) is torch.Tensor and not torch.isfinite(parameter.data).all():
-            raise FloatingPointError(
-                f"{name} is not finite at step {step}, of which no checkpoint is kept; the one "
-                f"before it is good; {ADVICE}"
-            )
 
 
 def rotate(
@@ -210,46 +169,6 @@ def rotate(
             shutil.rmtree(folder)
 
 
-def train_guarded(trainer: Trainer, checkpoint: str | None) -> None:
-    """Train with a trainer that is not an `LMTrainer` (TRL's) as that one does: stopped by
-    gradients that are not finite, and not a step beyond the end.
-    """
-    guard_gradients(trainer)
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    except RunIsDone:
-        end_training(trainer)
-
-
-def end_training(trainer: Trainer) -> TrainOutput:
-    """What upstream does after the last step, for a run that has no step left (`RunIsDone`): its
-    state and weights are loaded.
-    """
-    trainer.is_in_train = False
-    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
-        trainer._load_best_model()
-    handler = trainer.callback_handler
-    trainer.control = handler.on_train_end(trainer.args, trainer.state, trainer.control)
-    return TrainOutput(trainer.state.global_step, math.nan, {})
-
-
-def _digests_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and hash of each file below the folder, by its path there."""
-    return {
-        str(path.relative_to(folder)): _digest(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
-
-
-def _digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {
-            "bytes": path.stat().st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
-
-
 def newest_checkpoint(
     args: TrainingArguments, fixed_settings: dict[str, Any] | None = None
 ) -> str | None:
@@ -264,7 +183,7 @@ def newest_checkpoint(
     """
     forget_converted(args)  # which a continuation left that was broken off
     for folder in _checkpoints(Path(str(args.output_dir))):
-        if problem := _problem(folder):
+        if problem := folder_problem(folder):
             _say(f"{folder} is not whole ({problem}); trying an older one")
             continue
         record = json.loads((folder / MANIFEST).read_text("utf-8"))
@@ -290,31 +209,6 @@ def _checkpoints(output_dir: Path) -> list[Path]:
 def _say(line: str) -> None:
     if is_main_rank():
         print(f"--resume auto: {line}", file=sys.stderr)
-
-
-def _problem(folder: Path) -> str | None:
-    """Why a checkpoint is not whole; None: it is."""
-    try:
-        record = json.loads((folder / MANIFEST).read_text("utf-8"))
-    except (OSError, ValueError):
-        return f"no readable {MANIFEST}: it was not finished"
-    for name in ("files", "config"):
-        if not isinstance(record, dict) or not isinstance(record.get(name), dict):
-            return f"{MANIFEST} has no {name}"
-    problems = (_file_problem(folder, *item) for item in record["files"].items())
-    return next((problem for problem in problems if problem), None)
-
-
-def _file_problem(folder: Path, name: str, expected: Any) -> str | None:
-    path = folder / name
-    if not path.is_file():
-        return f"{name} is missing"
-    digest = _digest(path)
-    if digest == expected:
-        return None
-    if isinstance(expected, dict) and digest["bytes"] != expected.get("bytes"):
-        return f"{name} has {digest['bytes']} bytes instead of {expected.get('bytes')}"
-    return f"{name} was changed after it was written"
 
 
 def _config_of(args: TrainingArguments, fixed_settings: dict[str, Any]) -> dict[str, Any]:
@@ -345,83 +239,3 @@ def _check_same_config(before: dict[str, Any], now: dict[str, Any], folder: Path
             f"--resume auto: {folder} belongs to a run with other settings ({changed}); put them "
             "back, or start a run in another output_dir"
         )
-
-
-class StopOnSignal(TrainerCallback):
-    """Saves a checkpoint at the end of the step, on all ranks alike, and ends the process with 128
-    and the signal's number (SIGTERM: 143, SIGHUP: 129), or goes on (SIGUSR1). A second signal that
-    ends the process does so at once.
-
-    `can_resume`: the recipe has --resume.
-    """
-
-    ENDING = (signal.SIGTERM, signal.SIGHUP)
-    SAVING = signal.SIGUSR1
-
-    def __init__(self, can_resume: bool = True):
-        self.can_resume = can_resume
-        self.received = 0  # the number of the signal that ends the training; 0: none came
-        self.is_save_asked = False
-        self._previous: dict[int, Any] = {}  # who had each signal before: functions or numbers
-        self._pid: int | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Take the signals over."""
-        self._pid = os.getpid()
-        for number in (*self.ENDING, self.SAVING):
-            self._previous[number] = signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        is_second = self.received and number in self.ENDING
-        if os.getpid() != self._pid or is_second:
-            # A worker that was forked meanwhile ends, or who waits for its end waits forever.
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        elif number == self.SAVING:
-            self.is_save_asked = True
-        else:
-            self.received = number
-
-    def restore(self) -> None:
-        """Give the signals back to who had them before the training."""
-        for number, previous in self._previous.items():
-            signal.signal(number, previous)
-        self._previous = {}
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Ask Trainer to save, and to stop, on all ranks if one of them got the signal."""
-        self.received, is_save_asked = self._of_all_ranks(args)
-        self.is_save_asked = False
-        if self.received or is_save_asked:
-            control.should_save = True
-        if self.received:
-            control.should_training_stop = True
-
-    def _of_all_ranks(self, args: TrainingArguments) -> tuple[int, bool]:
-        if args.world_size == 1:
-            return self.received, self.is_save_asked
-        flags = torch.tensor([self.received, int(self.is_save_asked)], device=args.device)
-        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-        number, is_save_asked = flags.tolist()
-        return number, bool(is_save_asked)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """End the process with the status of the signal, if that is why the training ends."""
-        self.restore()
-        if not self.received:
-            return
-        if is_main_rank():
-            saved = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
-            goes_on = ", --resume auto goes on" if self.can_resume else f": {saved}"
-            print(
-                f"stopped by {signal.Signals(self.received).name} after step "
-                f"{state.global_step}; a checkpoint is saved{goes_on}",
-                file=sys.stderr,
-            )
-        raise SystemExit(128 + self.received)

@@ -16,16 +16,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutput
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput
 
 from hfscale.process import InputError, is_main_rank, launched_engine
-from hfscale.training.checkpoints import (
-    CheckpointManifest,
-    RunIsDone,
-    StopOnSignal,
-    end_training,
-    guard_gradients,
-)
 from hfscale.training.micro_batches import find_pieces, split_batch
 from hfscale.training.ranks import check_same_software
 
@@ -78,9 +71,7 @@ class LMTrainer(Trainer):
     Args:
         model: any causal language model, or a `peft.PeftModel` of one.
         args: as `training_arguments` makes them.
-        fixed_settings: what a continued run must have as it was; see `CheckpointManifest`.
         auto_batch: each step's rows go through in the largest micro-batches that memory holds.
-        can_resume: whether the recipe has --resume; what SIGTERM prints says so.
         kwargs: of `Trainer`.
 
     Raises:
@@ -91,9 +82,7 @@ class LMTrainer(Trainer):
         self,
         model: PreTrainedModel,
         args: TrainingArguments,
-        fixed_settings: dict[str, Any] | None = None,
         auto_batch: bool = False,
-        can_resume: bool = True,
         **kwargs: Any,
     ):
         below_adapter = getattr(model, "get_base_model", None)
@@ -120,10 +109,6 @@ class LMTrainer(Trainer):
             with contextlib.suppress(OSError):
                 Path(str(args.output_dir)).rmdir()
             raise
-        guard_gradients(self)
-        self.add_callback(CheckpointManifest(fixed_settings))
-        self._stop_on_signal = StopOnSignal(can_resume)
-        self.add_callback(self._stop_on_signal)
 
     def _check_launch(self) -> None:
         """Refuse a launch that accelerate quietly turned into something else, or of unlike
@@ -142,17 +127,6 @@ class LMTrainer(Trainer):
                 "the launch config asks for FSDP, which accelerate does not run on a CPU (it would "
                 "train unsharded); use --accelerate cpu_2proc or zero2 here"
             )
-
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As upstream; SIGTERM goes back to whom it belonged also after an error, which ends a
-        training without `on_train_end`.
-        """
-        try:
-            return super().train(*args, **kwargs)
-        except RunIsDone:
-            return end_training(self)
-        finally:
-            self._stop_on_signal.restore()
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Forward and backward pass of a batch, in micro-batches where `auto_batch` asks for them;

@@ -21,6 +21,7 @@ from hfscale.models import new_model
 from hfscale.process import InputError
 from hfscale.training.checkpoints import newest_checkpoint, rotate
 from hfscale.training.convert import convert_checkpoint
+from hfscale.training.running import run_training
 from hfscale.training.trainer import LMTrainer
 from hfscale.training.training_args import training_arguments
 
@@ -57,7 +58,7 @@ def arguments(folder, **values):
     )
 
 
-def trainer_for(folder, tokenizer, rows, callbacks=(), can_resume=True, **values):
+def trainer_for(folder, tokenizer, rows, callbacks=(), **values):
     set_seed(0)
     model = new_model(
         tokenizer,
@@ -75,14 +76,13 @@ def trainer_for(folder, tokenizer, rows, callbacks=(), can_resume=True, **values
         train_dataset=rows,
         data_collator=collate_rows,
         callbacks=list(callbacks),
-        can_resume=can_resume,
     )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tokenizer, rows):
     trainer = trainer_for(tmp_path_factory.mktemp("runs") / "whole", tokenizer, rows)
-    trainer.train()
+    run_training(trainer, None)
     return trainer
 
 
@@ -105,7 +105,7 @@ def test_resume_equals_no_pause(finished, tokenizer, rows, tmp_path):
     trainer = trainer_for(folder, tokenizer, rows)
     checkpoint = newest_checkpoint(trainer.args)
     assert checkpoint.endswith("checkpoint-2")
-    trainer.train(resume_from_checkpoint=checkpoint)
+    run_training(trainer, checkpoint)
     assert losses(trainer) == losses(finished)
     for a, b in zip(trainer.model.parameters(), finished.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -263,11 +263,9 @@ class TermAt(TrainerCallback):
 def test_sigterm_promises_resume_only_where_it_is(
     tokenizer, rows, tmp_path, capsys, can_resume, says
 ):
-    trainer = trainer_for(
-        tmp_path / "run", tokenizer, rows, callbacks=[TermAt(2)], can_resume=can_resume
-    )
+    trainer = trainer_for(tmp_path / "run", tokenizer, rows, callbacks=[TermAt(2)])
     with pytest.raises(SystemExit):
-        trainer.train()
+        run_training(trainer, None, can_resume=can_resume)
     assert says.format(folder=tmp_path / "run") in capsys.readouterr().err
 
 
@@ -275,13 +273,13 @@ def test_sigterm_saves_whole_checkpoint_and_resume_is_exact(finished, tokenizer,
     trainer = trainer_for(tmp_path / "run", tokenizer, rows, callbacks=[TermAt(2)])
     previous = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stop:
-        trainer.train()
+        run_training(trainer, None)
     assert stop.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == previous
     again = trainer_for(tmp_path / "run", tokenizer, rows)
     checkpoint = newest_checkpoint(again.args)
     assert checkpoint.endswith("checkpoint-3")
-    again.train(resume_from_checkpoint=checkpoint)
+    run_training(again, checkpoint)
     assert losses(again) == losses(finished)
 
 
@@ -304,7 +302,7 @@ class ForkAt(TrainerCallback):
 def test_sigterm_ends_forked_workers(tokenizer, rows, tmp_path):
     """Pools end theirs so, and wait for them."""
     fork = ForkAt()
-    trainer_for(tmp_path / "run", tokenizer, rows, callbacks=[fork]).train()
+    run_training(trainer_for(tmp_path / "run", tokenizer, rows, callbacks=[fork]), None)
     assert fork.ended_by == signal.SIGTERM
 
 
@@ -317,7 +315,7 @@ def test_a_failed_training_gives_the_signal_back(tokenizer, rows, tmp_path):
     trainer = trainer_for(tmp_path / "run", tokenizer, rows, callbacks=[FailAt()])
     previous = signal.getsignal(signal.SIGTERM)
     with pytest.raises(FloatingPointError):
-        trainer.train()
+        run_training(trainer, None)
     assert signal.getsignal(signal.SIGTERM) == previous
 
 
@@ -342,8 +340,8 @@ def test_a_run_without_a_step_left_trains_none(finished, tokenizer, rows, tmp_pa
     folder = copy_run(finished, tmp_path)
     for _ in range(2):
         again = trainer_for(folder, tokenizer, rows)
-        output = again.train(resume_from_checkpoint=newest_checkpoint(again.args))
-        assert output.global_step == again.state.global_step == 6
+        run_training(again, newest_checkpoint(again.args))
+        assert again.state.global_step == 6
         for a, b in zip(again.model.parameters(), finished.model.parameters(), strict=True):
             assert torch.equal(a, b)
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == [
@@ -367,7 +365,7 @@ class LookAtSaves(TrainerCallback):
 def test_one_whole_checkpoint_stays_while_the_next_is_saved(tokenizer, rows, tmp_path):
     look = LookAtSaves()  # before ours, which makes the checkpoint whole
     trainer = trainer_for(tmp_path / "run", tokenizer, rows, [look], save_total_limit=1)
-    trainer.train()
+    run_training(trainer, None)
     assert look.whole == [[], ["checkpoint-2"], ["checkpoint-4"]]
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-6"]
     assert trainer.args.save_total_limit == 1  # as the record shows it
@@ -376,11 +374,11 @@ def test_one_whole_checkpoint_stays_while_the_next_is_saved(tokenizer, rows, tmp
 def test_rotation_goes_by_step_not_by_time(tokenizer, rows, tmp_path):
     """After a clock was set back, or a folder was copied or touched."""
     trainer = trainer_for(tmp_path / "run", tokenizer, rows, max_steps=4, save_total_limit=2)
-    trainer.train()
+    run_training(trainer, None)
     os.utime(tmp_path / "run" / "checkpoint-2", (2**32, 2**32))
     os.utime(tmp_path / "run" / "checkpoint-4", (1, 1))
     again = trainer_for(tmp_path / "run", tokenizer, rows, save_total_limit=2)
-    again.train(resume_from_checkpoint=newest_checkpoint(again.args))
+    run_training(again, newest_checkpoint(again.args))
     names = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
     assert names == ["checkpoint-4", "checkpoint-6"]
 
@@ -450,7 +448,7 @@ def test_gradients_that_are_not_finite_reach_no_weight(
         max_grad_norm=max_grad_norm,
     )
     with pytest.raises(FloatingPointError, match="gradients became (inf|nan) at step 3"):
-        trainer.train()
+        run_training(trainer, None)
     assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
     assert newest_checkpoint(trainer.args).endswith("checkpoint-2")
 
@@ -462,7 +460,7 @@ def test_weights_that_are_not_finite_are_no_checkpoint(tokenizer, rows, tmp_path
         tmp_path / "run", tokenizer, rows, [spoil], save_total_limit=1, save_steps=1
     )
     with pytest.raises(FloatingPointError, match="wte.weight is not finite at step 3"):
-        trainer.train()
+        run_training(trainer, None)
     assert newest_checkpoint(trainer.args).endswith("checkpoint-2")
     assert "checkpoint-3 is not whole" in capsys.readouterr().err
 
@@ -470,7 +468,7 @@ def test_weights_that_are_not_finite_are_no_checkpoint(tokenizer, rows, tmp_path
 def test_others_may_read_what_the_umask_lets_them(tokenizer, rows, tmp_path):
     previous = os.umask(0o027)
     try:
-        trainer_for(tmp_path / "run", tokenizer, rows, max_steps=2).train()
+        run_training(trainer_for(tmp_path / "run", tokenizer, rows, max_steps=2), None)
     finally:
         os.umask(previous)
     modes = {
@@ -497,7 +495,7 @@ def test_a_hang_up_saves_and_ends_with_its_own_status(tokenizer, rows, tmp_path,
     call = SignalAt(signal.SIGHUP)
     trainer = trainer_for(tmp_path / "run", tokenizer, rows, [call], save_steps=100)
     with pytest.raises(SystemExit) as stop:
-        trainer.train()
+        run_training(trainer, None)
     assert stop.value.code == 129 and "stopped by SIGHUP after step 3" in capsys.readouterr().err
     assert newest_checkpoint(trainer.args).endswith("checkpoint-3")
 
@@ -505,7 +503,7 @@ def test_a_hang_up_saves_and_ends_with_its_own_status(tokenizer, rows, tmp_path,
 def test_usr1_saves_and_goes_on(finished, tokenizer, rows, tmp_path):
     call = SignalAt(signal.SIGUSR1)
     trainer = trainer_for(tmp_path / "run", tokenizer, rows, [call], save_steps=6)
-    trainer.train()
+    run_training(trainer, None)
     names = sorted(path.parent.name for path in (tmp_path / "run").glob("*/manifest.json"))
     assert names == ["checkpoint-3", "checkpoint-6"]
     assert losses(trainer) == losses(finished)
@@ -516,7 +514,7 @@ def test_a_second_signal_ends_the_process_at_once(tokenizer, rows, tmp_path):
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
-            trainer_for(tmp_path / "run", tokenizer, rows, [call]).train()
+            run_training(trainer_for(tmp_path / "run", tokenizer, rows, [call]), None)
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
     assert not (tmp_path / "run" / "checkpoint-3").exists()

@@ -1,0 +1,50 @@
+"""A training that can be stopped, goes on where it stopped, and never saves what is broken."""
+
+from typing import Any
+
+from transformers import Trainer
+
+from hfscale.training.checkpoints import CheckpointManifest, RunIsDone
+from hfscale.training.guards import guard_gradients
+from hfscale.training.signals import StopOnSignal
+
+
+def run_training(
+    trainer: Trainer,
+    checkpoint: str | None,
+    fixed_settings: dict[str, Any] | None = None,
+    *,
+    can_resume: bool = True,
+) -> None:
+    """Train with any Trainer (ours or TRL's) from the start or from a checkpoint.
+
+    Args:
+        checkpoint: of `newest_checkpoint`; None: from the start.
+        fixed_settings: what a continued run must have as it was; see `CheckpointManifest`.
+        can_resume: whether the recipe has --resume; what SIGTERM prints says so.
+
+    Raises:
+        FloatingPointError: gradients or weights that are not finite; the checkpoints are good.
+        SystemExit: a signal ended the training; see `StopOnSignal`.
+    """
+    guard_gradients(trainer)
+    trainer.add_callback(CheckpointManifest(fixed_settings))
+    stop_on_signal = StopOnSignal(can_resume)
+    trainer.add_callback(stop_on_signal)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except RunIsDone:
+        _end_training(trainer)
+    finally:
+        stop_on_signal.restore()  # an error ends a training without `on_train_end`
+
+
+def _end_training(trainer: Trainer) -> None:
+    """What upstream does after the last step, for a run that has no step left: its state and
+    weights are loaded.
+    """
+    trainer.is_in_train = False
+    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+        trainer._load_best_model()
+    handler = trainer.callback_handler
+    trainer.control = handler.on_train_end(trainer.args, trainer.state, trainer.control)
