@@ -261,8 +261,7 @@ def check_replaceable(place: str, folder: Path, written: Sequence[str]) -> None:
     """Refuse to delete a folder that holds anything but files of the patterns `written`, or that
     people stand in.
 
-    The patterns are paths below the folder; each name in one is a pattern of `fnmatch`, a last `**`
-    stands for all that lies there.
+    The patterns are those of `matches_any`.
 
     Raises:
         InputError: a link, the current folder or one above it, or files of other names, which are
@@ -294,7 +293,7 @@ def check_replaceable(place: str, folder: Path, written: Sequence[str]) -> None:
 def _names_of_foreign(folder: Path, written: Sequence[str]) -> list[str]:
     """What no run wrote below a folder: files of other names, and a model card edited by hand."""
     leaves = (path.relative_to(folder) for path in _leaves(folder))
-    names = {str(path) for path in leaves if not _is_written(path, written)}
+    names = {str(path) for path in leaves if not matches_any(path, written)}
     if is_edited_card(folder / MODEL_CARD):
         names.add(MODEL_CARD)
     return sorted(names)
@@ -322,8 +321,12 @@ def _leaves(folder: Path) -> Iterator[Path]:
             yield Path(parent)
 
 
-def _is_written(path: Path, patterns: Sequence[str]) -> bool:
-    return any(_matches(path.parts, tuple(pattern.split("/"))) for pattern in patterns)
+def matches_any(path: str | Path, patterns: Sequence[str]) -> bool:
+    """Whether one of the patterns fits a path below a folder. Each name in a pattern is one of
+    `fnmatch`; a last `**` stands for all that lies there.
+    """
+    names = Path(path).parts
+    return any(_matches(names, tuple(pattern.split("/"))) for pattern in patterns)
 
 
 def _matches(names: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
@@ -421,16 +424,6 @@ def write_json(path: str | Path, record: dict[str, Any]) -> None:
     """
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(path, text + "\n")
-
-
-def flush_to_disk(folder: Path) -> None:
-    """Wait until a folder's files lie on the disk: a power cut loses what only memory holds."""
-    for path in [*folder.rglob("*"), folder, folder.parent]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def apply_umask(folder: Path) -> None:

@@ -2,49 +2,173 @@
 
 import hashlib
 import json
-from pathlib import Path
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hfscale.folders import matches_any, write_atomically
+
 MANIFEST = "manifest.json"
+FILES = "files"  # {path below the folder: {"bytes": ..., "sha256": ...}}
+OWN_DIGEST = "sha256"  # of all else that the manifest says
 
 
-def digests_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and hash of each file below the folder, by its path there."""
-    return {
-        str(path.relative_to(folder)): _digest(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
+def write_manifest(
+    folder: str | Path, *, names: Iterable[str] | None = None, **facts: Any
+) -> dict[str, Any]:
+    """Write `manifest.json` into a folder, the last of its files, and return what it says. All of
+    it lies on the disk then: a power cut loses what only memory holds.
+
+    Each file is read and flushed once. For one process, once all others have written.
+
+    Args:
+        names: paths below the folder of the files to list; None: all.
+        facts: more for the manifest to say, as JSON values.
+    """
+    folder = Path(folder)
+    listed = _files_below(folder) if names is None else sorted(names)
+    with ThreadPoolExecutor(max_workers=1) as disk:  # which works while this thread hashes
+        flushed = [disk.submit(flush_to_disk, folder / name) for name in listed]
+        record = facts | {FILES: {name: _digest(folder / name) for name in listed}}
+        for job in flushed:
+            job.result()
+    record[OWN_DIGEST] = _own_digest(record)
+    write_atomically(folder / MANIFEST, json.dumps(record, indent=1))
+    flush_to_disk(folder / MANIFEST)
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            flush_to_disk(path)
+    flush_to_disk(folder)
+    return record
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, lie on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_manifest(
+    folder: str | Path, *, sizes_only: bool = False, patterns: Sequence[str] = ("**",)
+) -> str | None:
+    """Why a folder is not as its manifest says, beginning with the file's name; None: it is.
+
+    Args:
+        sizes_only: read no file but the manifest.
+        patterns: of the files that count; see `matches_any`.
+    """
+    found = problems_of(folder, sizes_only=sizes_only, patterns=patterns)
+    return next(found, None)
+
+
+def problems_of(
+    folder: str | Path, *, sizes_only: bool = False, patterns: Sequence[str] = ("**",)
+) -> Iterator[str]:
+    """As `check_manifest`, all of them, file by file."""
+    folder = Path(folder)
+    try:
+        files = read_manifest(folder)[FILES]
+    except ValueError as error:
+        yield str(error)
+        return
+    for name, expected in files.items():
+        if matches_any(name, patterns):
+            problem = _file_problem(folder / name, expected, sizes_only)
+            if problem:
+                yield f"{name} {problem}"
+
+
+def has_manifest(folder: str | Path) -> bool:
+    """Whether a folder holds a manifest of ours, perhaps a damaged one. Other programs write files
+    of that name, too.
+    """
+    try:
+        record = json.loads(Path(folder, MANIFEST).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return os.path.lexists(Path(folder, MANIFEST))
+    is_of_others = isinstance(record, dict) and FILES not in record and OWN_DIGEST not in record
+    return not is_of_others
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """What the manifest of a folder says.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    try:
+        record = json.loads(Path(folder, MANIFEST).read_text("utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{MANIFEST} is missing: it was not finished") from None
+    except (OSError, ValueError, RecursionError):
+        raise ValueError(f"{MANIFEST} cannot be read: it is damaged") from None
+    if not isinstance(record, dict) or not _is_list_of_files(record.get(FILES)):
+        raise ValueError(f"{MANIFEST} lists no files: it is damaged")
+    # Of the first versions, it had none.
+    if OWN_DIGEST in record and record[OWN_DIGEST] != _own_digest(record):
+        raise ValueError(f"{MANIFEST} was changed after it was written")
+    return record
+
+
+def unlisted_files(folder: str | Path) -> list[str]:
+    """Paths below a folder of the files that its manifest does not know.
+
+    Raises:
+        ValueError: see `read_manifest`.
+    """
+    listed = read_manifest(folder)[FILES]
+    return [name for name in _files_below(Path(folder)) if name not in listed]
+
+
+def _files_below(folder: Path) -> list[str]:
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    names = (path.relative_to(folder).as_posix() for path in paths)
+    return sorted(name for name in names if name != MANIFEST)
+
+
+def _is_list_of_files(files: Any) -> bool:
+    if not isinstance(files, dict) or not files:
+        return False
+    return all(
+        _is_below(name)
+        and isinstance(expected, dict)
+        and isinstance(expected.get("bytes"), int)
+        and isinstance(expected.get("sha256"), str)
+        for name, expected in files.items()
+    )
+
+
+def _is_below(name: str) -> bool:
+    """Whether a path stays below the folder that it starts from."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+def _file_problem(path: Path, expected: dict[str, Any], sizes_only: bool) -> str | None:
+    if not path.is_file():
+        return "is missing"
+    try:
+        num_bytes = path.stat().st_size
+        if num_bytes != expected["bytes"]:
+            return f"has {num_bytes:,} bytes instead of {expected['bytes']:,}"
+        if not sizes_only and _digest(path) != expected:
+            return "was changed after it was written"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None
 
 
 def _digest(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        return {
-            "bytes": path.stat().st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": sha256}
 
 
-def _file_problem(folder: Path, name: str, expected: Any) -> str | None:
-    path = folder / name
-    if not path.is_file():
-        return f"{name} is missing"
-    digest = _digest(path)
-    if digest == expected:
-        return None
-    if isinstance(expected, dict) and digest["bytes"] != expected.get("bytes"):
-        return f"{name} has {digest['bytes']} bytes instead of {expected.get('bytes')}"
-    return f"{name} was changed after it was written"
-
-
-def folder_problem(folder: Path) -> str | None:
-    """Why a folder with a manifest is not whole; None: it is."""
-    try:
-        record = json.loads((folder / MANIFEST).read_text("utf-8"))
-    except (OSError, ValueError):
-        return f"no readable {MANIFEST}: it was not finished"
-    for name in ("files", "config"):
-        if not isinstance(record, dict) or not isinstance(record.get(name), dict):
-            return f"{MANIFEST} has no {name}"
-    problems = (_file_problem(folder, *item) for item in record["files"].items())
-    return next((problem for problem in problems if problem), None)
+def _own_digest(record: dict[str, Any]) -> str:
+    content = {name: value for name, value in record.items() if name != OWN_DIGEST}
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -29,6 +29,7 @@ LIGHT = (
     "config",
     "folders",
     "launch",
+    "manifest",
     "options",
     "planning",
     "process",

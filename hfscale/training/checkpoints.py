@@ -17,8 +17,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from hfscale.folders import apply_umask, describe_differences, flush_to_disk, write_atomically
-from hfscale.manifest import MANIFEST, digests_of, folder_problem
+from hfscale.folders import apply_umask, describe_differences
+from hfscale.manifest import MANIFEST, check_manifest, read_manifest, write_manifest
 from hfscale.process import InputError, is_main_rank, launched_engine
 from hfscale.training.convert import (
     convert_checkpoint,
@@ -129,16 +129,13 @@ class CheckpointManifest(TrainerCallback):
             return
         folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
         apply_umask(folder)
-        flush_to_disk(folder)
-        record = {
-            "step": state.global_step,
-            "world_size": args.world_size,
-            "config": _config_of(args, self.fixed_settings),
-            "parameters": parameter_names(model, optimizer),
-            "files": digests_of(folder),
-        }
-        write_atomically(folder / MANIFEST, json.dumps(record, indent=1))
-        flush_to_disk(folder)
+        write_manifest(
+            folder,
+            step=state.global_step,
+            world_size=args.world_size,
+            config=_config_of(args, self.fixed_settings),
+            parameters=parameter_names(model, optimizer),
+        )
         checkpoints = _checkpoints(folder.parent)
         rotate(checkpoints, MANIFEST, self.save_total_limit, state.best_model_checkpoint)
 
@@ -183,10 +180,10 @@ def newest_checkpoint(
     """
     forget_converted(args)  # which a continuation left that was broken off
     for folder in _checkpoints(Path(str(args.output_dir))):
-        if problem := folder_problem(folder):
+        if problem := check_manifest(folder):
             _say(f"{folder} is not whole ({problem}); trying an older one")
             continue
-        record = json.loads((folder / MANIFEST).read_text("utf-8"))
+        record = read_manifest(folder)
         now = _config_of(args, fixed_settings or {})
         _check_same_config(record["config"], now, folder)
         if record["config"]["optimizer_state"] == now["optimizer_state"]:
