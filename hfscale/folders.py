@@ -80,9 +80,12 @@ CHECKPOINT_FILES = (
 CONVERTED = (
     "resuming"  # a checkpoint rewritten for another engine, until the first step after it is done
 )
+SAVING = ".saving"  # a checkpoint while it is written
 RUN_FILES = (
     *MODEL_FILES,
     "run.json",
+    "manifest.json",
+    f"{SAVING}/**",
     "report.html",
     "runs/events.out.tfevents.*",
     "runs/*/events.out.tfevents.*",
@@ -201,7 +204,8 @@ def holds_run(path: Path) -> bool:
     only_logs = {p.name for p in path.iterdir()} <= {"runs", "wandb"} and (
         any(path.glob("runs/*/events.out.tfevents.*")) or any(path.glob("wandb/*run-*"))
     )
-    return only_logs or (path / "training_args.bin").is_file() or any(path.glob("checkpoint-*"))
+    has_checkpoints = (path / SAVING).is_dir() or any(path.glob("checkpoint-*"))
+    return only_logs or has_checkpoints or (path / "training_args.bin").is_file()
 
 
 def clear_output_dir(output_dir: str, overwrite: bool) -> None:

@@ -115,6 +115,17 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return record
 
 
+def manifest_digest(folder: str | Path) -> str | None:
+    """Equal for equal folders, as far as their manifests go (16 hexadecimal digits); None: there is
+    none.
+    """
+    try:
+        content = Path(folder, MANIFEST).read_bytes()
+    except OSError:
+        return None
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def unlisted_files(folder: str | Path) -> list[str]:
     """Paths below a folder of the files that its manifest does not know.
 

@@ -1,32 +1,32 @@
-"""Whole checkpoints of finite weights, and from which of them a run goes on."""
+"""What a checkpoint says about its run, and from which one a run goes on."""
 
 import json
-import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import (
-    PreTrainedModel,
+    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hfscale.folders import apply_umask, describe_differences
-from hfscale.manifest import MANIFEST, check_manifest, read_manifest, write_manifest
-from hfscale.process import InputError, is_main_rank, launched_engine
+from hfscale.folders import describe_differences
+from hfscale.manifest import MANIFEST, check_manifest, manifest_digest, read_manifest
+from hfscale.process import InputError, launched_engine
 from hfscale.training.convert import (
     convert_checkpoint,
     forget_converted,
     parameter_names,
     restore_zero3_groups,
 )
-from hfscale.training.guards import check_weights
+from hfscale.training.ranks import check_same, from_main_rank
+from hfscale.training.saving import checkpoints_in, forget_unfinished
 
 # What may change between a run and its continuation, by the beginnings of names: everything else
 # would be silently ignored or mix two runs.
@@ -60,13 +60,10 @@ class RunIsDone(Exception):
 
 
 class CheckpointManifest(TrainerCallback):
-    """Makes checkpoints whole, and deletes old ones once a new one is.
-
-    `manifest.json` comes last into each, with sizes and hashes of its files; without it, a
-    checkpoint is not whole. `save_total_limit` is taken over from upstream, which deletes older
-    checkpoints before that moment, in the order in which files were changed.
+    """What the manifest of a checkpoint says, and what a run needs to go on from one.
 
     `fixed_settings` holds settings that, beside the arguments, decide which rows come when.
+    `save_total_limit` is taken over from upstream while a run trains; see `save_whole`.
     """
 
     def __init__(self, fixed_settings: dict[str, Any] | None = None):
@@ -82,10 +79,11 @@ class CheckpointManifest(TrainerCallback):
         optimizer: torch.optim.Optimizer | None = None,
         **kwargs: Any,
     ) -> None:
-        """Mend what ZeRO-3 has just loaded wrong from a rewritten checkpoint, and take rotation
-        over.
+        """Mend what ZeRO-3 has just loaded wrong from a rewritten checkpoint, find the best one
+        where the folder was moved, and take rotation over.
         """
         restore_zero3_groups(args, optimizer)
+        find_best(args, state)
         self.tokens_before = int(state.num_input_tokens_seen)
         self.save_total_limit = args.save_total_limit
         args.save_total_limit = None
@@ -109,61 +107,23 @@ class CheckpointManifest(TrainerCallback):
         """Delete a rewritten checkpoint: every rank has read it by now."""
         forget_converted(args)
 
-    def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: PreTrainedModel | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Write the manifest of the checkpoint that has just been saved, then delete old ones.
-
-        Raises FloatingPointError: weights are not finite; it gets no manifest, and all others stay.
-        """
-        assert model is not None and optimizer is not None, "Trainer hands both over"
-        check_weights(model, state.global_step)
-        PartialState().wait_for_everyone()  # every rank saves its own random state
-        if not state.is_world_process_zero:
-            return
-        folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
-        apply_umask(folder)
-        write_manifest(
-            folder,
-            step=state.global_step,
-            world_size=args.world_size,
-            config=_config_of(args, self.fixed_settings),
-            parameters=parameter_names(model, optimizer),
-        )
-        checkpoints = _checkpoints(folder.parent)
-        rotate(checkpoints, MANIFEST, self.save_total_limit, state.best_model_checkpoint)
+    def facts(self, trainer: Trainer) -> dict[str, Any]:
+        """What the manifest of the trainer's next checkpoint says beside its files."""
+        return {
+            "step": trainer.state.global_step,
+            "world_size": trainer.args.world_size,
+            "config": _config_of(trainer.args, self.fixed_settings),
+            "parameters": parameter_names(trainer.model, trainer.optimizer),
+        }
 
 
-def rotate(
-    checkpoints: Sequence[Path], manifest: str, save_total_limit: int | None, best: str | None
-) -> None:
-    """Delete the checkpoints of the earliest steps until at most so many whole ones are left.
-
-    The newest whole one always stays, and so does the best; what is broken and older goes too.
-
-    Args:
-        checkpoints: their folders, newest step first.
-        manifest: the file without which one is not whole.
-        save_total_limit: upstream's; None: all stay.
-        best: the folder of the best one, where a metric says which that is.
+def find_best(args: TrainingArguments, state: TrainerState) -> None:
+    """Let a state that was just loaded name the best checkpoint by where it lies now: upstream
+    forgets one that is not at the path of that time.
     """
-    if save_total_limit is None:
-        return
-    whole = [folder for folder in checkpoints if (folder / manifest).is_file()]
-    kept = whole[:save_total_limit]
-    if best is not None and Path(best) not in kept:
-        kept = [*whole[: max(1, save_total_limit - 1)], Path(best)]
-    newest = checkpoints.index(whole[0])
-    for folder in checkpoints[newest + 1 :]:
-        if folder not in kept:
-            (folder / manifest).unlink(missing_ok=True)  # first, so that a half is never a whole
-            shutil.rmtree(folder)
+    best = Path(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}")
+    if state.best_global_step and best.is_dir():
+        state.best_model_checkpoint = str(best)
 
 
 def newest_checkpoint(
@@ -171,41 +131,76 @@ def newest_checkpoint(
 ) -> str | None:
     """The newest whole checkpoint in `output_dir`, or None; broken ones are passed over with a line
     on stderr. `fixed_settings` is compared with what `CheckpointManifest` was given. One of another
-    engine is rewritten for this one (`convert_checkpoint`), so that every rank calls this, before
-    it makes its Trainer.
+    engine is rewritten for this one (`convert_checkpoint`). Rank 0 alone reads and chooses, but
+    every rank calls this, before it makes its Trainer.
 
     Raises:
-        InputError: the arguments differ from the run's in what a continuation cannot change, or the
-            optimizer's state cannot go on here.
+        InputError: the arguments differ from the run's in what a continuation cannot change, the
+            optimizer's state cannot go on here, or a rank sees another folder at that path.
     """
+    folder, record = from_main_rank(lambda: _choose(args, fixed_settings or {}))
+    if folder is None:
+        return None
+    sight = {
+        f"{folder}/{MANIFEST}": manifest_digest(folder),
+        f"what is wrong with {folder}": check_manifest(folder, sizes_only=True),
+    }
+    check_same(sight, "all ranks must see the same output_dir: put it on a disk that they share")
+    now = _optimizer_state(args.world_size)
+    if record["config"]["optimizer_state"] == now:
+        return str(folder)
+    return str(convert_checkpoint(folder, record, now, args))
+
+
+def _choose(
+    args: TrainingArguments, fixed_settings: dict[str, Any]
+) -> tuple[Path | None, dict[str, Any]]:
+    """The newest whole checkpoint, and what its manifest says."""
+    output_dir = Path(str(args.output_dir))
     forget_converted(args)  # which a continuation left that was broken off
-    for folder in _checkpoints(Path(str(args.output_dir))):
-        if problem := check_manifest(folder):
+    forget_unfinished(output_dir)
+    for folder in checkpoints_in(output_dir):
+        if problem := _problem(folder):
             _say(f"{folder} is not whole ({problem}); trying an older one")
             continue
         record = read_manifest(folder)
-        now = _config_of(args, fixed_settings or {})
-        _check_same_config(record["config"], now, folder)
-        if record["config"]["optimizer_state"] == now["optimizer_state"]:
-            return str(folder)
-        return str(convert_checkpoint(folder, record, now["optimizer_state"], args))
-    _say(f"no whole checkpoint in {args.output_dir}; starting anew")
+        _check_same_config(record["config"], _config_of(args, fixed_settings), folder)
+        _check_best(args, folder)
+        return folder, record
+    _say(f"no whole checkpoint in {output_dir}; starting anew")
+    return None, {}
+
+
+def _problem(folder: Path) -> str | None:
+    """Why a run cannot go on from a checkpoint; None: it can."""
+    if problem := check_manifest(folder):
+        return problem
+    record = read_manifest(folder)
+    config = record.get("config")
+    if not isinstance(config, dict) or "optimizer_state" not in config:
+        return f"{MANIFEST} has no config"
+    if not isinstance(record.get("step"), int):
+        return f"{MANIFEST} has no step"
     return None
 
 
-def _checkpoints(output_dir: Path) -> list[Path]:
-    """The folders of checkpoints, newest first, whole or not."""
-    steps = {}
-    for folder in output_dir.glob("checkpoint-*"):
-        step = folder.name.removeprefix("checkpoint-")
-        if step.isascii() and step.isdecimal():
-            steps[folder] = int(step)
-    return sorted(steps, key=lambda folder: steps[folder], reverse=True)
+def _check_best(args: TrainingArguments, folder: Path) -> None:
+    """Raise InputError where the best checkpoint so far is gone: the final model would be another
+    one. Its content is verified when it is loaded.
+    """
+    state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+    if not args.load_best_model_at_end or state.best_model_checkpoint is None:
+        return
+    best = folder.with_name(Path(state.best_model_checkpoint).name)
+    if problem := check_manifest(best, sizes_only=True):
+        raise InputError(
+            f"--resume auto: load_best_model_at_end: {best} is the best checkpoint so far and not "
+            f"whole any more ({problem}); put it back, or start a run in another output_dir"
+        )
 
 
 def _say(line: str) -> None:
-    if is_main_rank():
-        print(f"--resume auto: {line}", file=sys.stderr)
+    print(f"--resume auto: {line}", file=sys.stderr)
 
 
 def _config_of(args: TrainingArguments, fixed_settings: dict[str, Any]) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, TrainingArguments
 
 from hfscale.folders import CONVERTED
 from hfscale.process import InputError, is_main_rank
+from hfscale.training.ranks import from_main_rank
 
 
 def parameter_names(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -56,7 +56,8 @@ def convert_checkpoint(
     to_shards = now.startswith("ZeRO")
     _check_convertible(folder, record, now, args)
     into = Path(str(args.output_dir), CONVERTED)
-    if is_main_rank():
+
+    def rewrite() -> None:
         before = record["config"]["optimizer_state"]
         print(f"--resume auto: rewriting {folder} of {before} for {now}", file=sys.stderr)
         into.mkdir()
@@ -65,7 +66,8 @@ def convert_checkpoint(
                 shutil.copy(path, into)
         weights, optimizer = _read_state(folder, shards, into, record)
         _write_state(into, now, record, weights, optimizer)
-    PartialState().wait_for_everyone()
+
+    from_main_rank(rewrite)
     if to_shards:
         plugin: Any = args.deepspeed_plugin
         plugin.deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True

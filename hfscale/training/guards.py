@@ -4,7 +4,13 @@ import math
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
+from torch.distributed.tensor import DTensor
 from transformers import Trainer
+
+from hfscale.manifest import check_manifest
+from hfscale.process import InputError
+from hfscale.training.ranks import from_main_rank
 
 ADVICE = "try a lower learning_rate"  # to who finds numbers that are not finite
 
@@ -31,14 +37,67 @@ def guard_gradients(trainer: Trainer) -> None:
     trainer.accelerator.clip_grad_norm_ = checked
 
 
-def check_weights(model: torch.nn.Module, step: int) -> None:
-    """Raise FloatingPointError for weights that are NaN or infinite.
-
-    Shards are passed over: one rank would stop alone. The norm of all their gradients was finite.
+def check_finite(trainer: Trainer) -> None:
+    """Raise FloatingPointError, on all ranks together, if a weight or a number of the optimizer is
+    NaN or infinite on one of them. Each looks at the shards that it holds. Collective.
     """
-    for name, parameter in model.named_parameters():
-        if type(parameter.data) is torch.Tensor and not torch.isfinite(parameter.data).all():
+    for rank, name in enumerate(gather_object([_first_not_finite(trainer)])):
+        if name is not None:
             raise FloatingPointError(
-                f"{name} is not finite at step {step}, of which no checkpoint is kept; the one "
-                f"before it is good; {ADVICE}"
+                f"{name} is not finite at step {trainer.state.global_step} (rank {rank}), of which "
+                f"no checkpoint is kept; the one before it is good; {ADVICE}"
             )
+
+
+def _first_not_finite(trainer: Trainer) -> str | None:
+    """The name of a tensor with such numbers."""
+    names = {}
+    for name, parameter in trainer.model.named_parameters():
+        names[parameter] = name
+        if not _is_finite(parameter):
+            return name
+    state = getattr(trainer.optimizer, "state", {})
+    for parameter, values in state.items():
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor) and not _is_finite(value):
+                return f"the optimizer's {key} of {names.get(parameter, 'a shard')}"
+    return None
+
+
+@torch.no_grad()
+def _is_finite(tensor: torch.Tensor) -> bool:
+    part = _local_part(tensor)
+    if not part.is_floating_point():
+        return True
+    # Much quicker than to look at each number. A sum can overflow where all of them are finite.
+    total = part.sum(dtype=torch.float32)
+    return math.isfinite(total.item()) or bool(torch.isfinite(part).all())
+
+
+def _local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of a tensor: all of it, or its shard under ZeRO-3 or FSDP2."""
+    zero3_shard = getattr(tensor, "ds_tensor", None)
+    if zero3_shard is not None:
+        return zero3_shard
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def guard_best(trainer: Trainer) -> None:
+    """Let a trainer verify the best checkpoint before it becomes the final model.
+
+    Loading it raises InputError, on all ranks together, for one that is not as it was written.
+    """
+    load = trainer._load_best_model
+
+    def load_verified() -> None:
+        best = trainer.state.best_model_checkpoint
+        assert best is not None, "upstream loads one that it knows"
+        if problem := from_main_rank(lambda: check_manifest(best)):
+            raise InputError(
+                f"load_best_model_at_end: {best} is the best checkpoint and not whole any more "
+                f"({problem}); no final model is written; put it back and give --resume auto, or "
+                "take a later checkpoint"
+            )
+        load()
+
+    vars(trainer)["_load_best_model"] = load_verified

@@ -3,28 +3,60 @@
 import hashlib
 import socket
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 import hfscale
 from hfscale.folders import describe_differences
-from hfscale.process import InputError, versions
+from hfscale.process import InputError, is_main_rank, versions
+
+Result = TypeVar("Result")
 
 
 def check_same_software() -> None:
     """Raise InputError on every rank if one runs other versions, code or arguments than rank 0:
     such ranks train different models, or wait for each other forever. Collective.
     """
-    everyone = gather_object([(socket.gethostname(), software())])
+    check_same(software(), "make the machines alike and start again on all of them")
+
+
+def check_same(values: Mapping[str, Any], advice: str) -> None:
+    """Raise InputError on every rank, ending with the advice, if one has other values than rank 0.
+    Collective.
+    """
+    everyone = gather_object([(socket.gethostname(), dict(values))])
     first_host, first = everyone[0]
     wording = f"{{name}} is {{now}} there and {{before}} on rank 0 ({first_host})"
     for rank, (host, theirs) in enumerate(everyone):
         if differences := describe_differences(first, theirs, wording=wording):
-            raise InputError(
-                f"rank {rank} ({host}) differs from rank 0: {differences}; make the machines "
-                "alike and start again on all of them"
-            )
+            raise InputError(f"rank {rank} ({host}) differs from rank 0: {differences}; {advice}")
+
+
+def from_main_rank(work: Callable[[], Result]) -> Result:
+    """What `work` returns on rank 0, which alone does it while the others wait. Collective.
+
+    Raises:
+        Exception: `work` raised it. On the other ranks it is of the same kind where that is
+            InputError, else SystemExit: rank 0 shows it.
+    """
+    outcome: list[Any] = [None, None]
+    failure = None
+    if is_main_rank():
+        try:
+            outcome[0] = work()
+        except Exception as error:
+            failure = error
+            outcome[1] = (isinstance(error, InputError), str(error))
+    result, told = broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
+    if told is not None:
+        is_input_error, text = told
+        raise InputError(text) if is_input_error else SystemExit(1)
+    return result
 
 
 def software() -> dict[str, str | None]:

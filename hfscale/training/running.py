@@ -2,10 +2,14 @@
 
 from typing import Any
 
+from datasets import Dataset
 from transformers import Trainer
 
+from hfscale.data.fingerprints import sampled_fingerprint
 from hfscale.training.checkpoints import CheckpointManifest, RunIsDone
-from hfscale.training.guards import guard_gradients
+from hfscale.training.guards import guard_best, guard_gradients
+from hfscale.training.ranks import check_same
+from hfscale.training.saving import save_whole
 from hfscale.training.signals import StopOnSignal
 
 
@@ -25,10 +29,18 @@ def run_training(
 
     Raises:
         FloatingPointError: gradients or weights that are not finite; the checkpoints are good.
+        InputError: a rank has other rows or settings, the disk is full, or the best checkpoint,
+            which is to become the final model, is damaged.
         SystemExit: a signal ended the training; see `StopOnSignal`.
     """
+    _check_same_run(trainer, fixed_settings or {})
     guard_gradients(trainer)
-    trainer.add_callback(CheckpointManifest(fixed_settings))
+    guard_best(trainer)
+    manifest = CheckpointManifest(fixed_settings)
+    trainer.add_callback(manifest)
+    save_whole(
+        trainer, facts=lambda: manifest.facts(trainer), limit=lambda: manifest.save_total_limit
+    )
     stop_on_signal = StopOnSignal(can_resume)
     trainer.add_callback(stop_on_signal)
     try:
@@ -37,6 +49,16 @@ def run_training(
         _end_training(trainer)
     finally:
         stop_on_signal.restore()  # an error ends a training without `on_train_end`
+
+
+def _check_same_run(trainer: Trainer, fixed_settings: dict[str, Any]) -> None:
+    """Raise InputError on all ranks if one has read other data than rank 0."""
+    values = dict(fixed_settings)
+    if isinstance(trainer.train_dataset, Dataset):
+        values["the content of the training rows"] = sampled_fingerprint(trainer.train_dataset)
+    check_same(
+        values, "all ranks must read the same: put data and models on a disk that they share"
+    )
 
 
 def _end_training(trainer: Trainer) -> None:

@@ -10,10 +10,11 @@ import huggingface_hub
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from transformers import Trainer, TrainingArguments
 
+from hfscale.folders import SAVING
 from hfscale.process import InputError, host_answers
 
 # Never uploaded: checkpoints, trackers' logs, and what is a pickle.
-LOCAL_FILES = ["checkpoint-*", "runs/*", "wandb/*", "*.bin"]
+LOCAL_FILES = ["checkpoint-*", f"{SAVING}/*", "runs/*", "wandb/*", "*.bin"]
 
 
 def check_sharing(args: TrainingArguments) -> None:
