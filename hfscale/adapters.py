@@ -16,7 +16,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from hfscale.arguments import AdapterArguments
+from hfscale.arguments import AdapterArguments, loading
 from hfscale.behaviour import logits_equal, logits_on_trial
 from hfscale.models import embedding_rows, is_adapter, load_model, load_saved_model, trial_size
 from hfscale.process import InputError, is_main_rank, launched_engine, show_bitsandbytes
@@ -123,11 +123,11 @@ def _is_sharded() -> bool:
 
 def _load_float32(args: AdapterArguments) -> PreTrainedModel:
     if args.load_in_4bit:
-        return _load_in_4bit(args.model, args.trust_remote_code)
-    return load_model(args.model, trust_remote_code=args.trust_remote_code, dtype=torch.float32)
+        return _load_in_4bit(args)
+    return load_model(args.model, **loading(args), dtype=torch.float32)
 
 
-def _load_in_4bit(name: str, trust_remote_code: bool) -> PreTrainedModel:
+def _load_in_4bit(args: AdapterArguments) -> PreTrainedModel:
     """A checkpoint with the linear layers of its blocks in 4 bits (NF4, scales in 8 bits; Dettmers
     et al. 2023, arXiv:2305.14314) on this process's device, the rest in float32.
 
@@ -146,8 +146,8 @@ def _load_in_4bit(name: str, trust_remote_code: bool) -> PreTrainedModel:
     )
     device = PartialState().device
     model = load_model(
-        name,
-        trust_remote_code=trust_remote_code,
+        args.model,
+        **loading(args),
         dtype=torch.float32,
         quantization_config=config,
         device_map={"": device},

@@ -18,6 +18,25 @@ class RemoteCodeArguments:
 
 
 @dataclass
+class LoadArguments(RemoteCodeArguments):
+    """How a model's folder is trusted."""
+
+    verify_digests: bool = field(
+        default=False,
+        metadata={
+            "help": "before a model is loaded, compare the content of its weights with its "
+            "manifest.json, which takes as long as to read them; sizes and small files are always "
+            "compared"
+        },
+    )
+
+
+def loading(args: LoadArguments) -> dict[str, bool]:
+    """What `load_model` is told about trust."""
+    return {item.name: getattr(args, item.name) for item in fields(LoadArguments)}
+
+
+@dataclass
 class SourceArguments:
     """Where text comes from."""
 
@@ -324,7 +343,7 @@ class DecodingArguments(SamplingArguments):
 
 
 @dataclass
-class AdapterArguments(RemoteCodeArguments):
+class AdapterArguments(LoadArguments):
     """A checkpoint to start from, and which weights are trained: all, the upper layers, or a small
     adapter's.
     """

@@ -290,9 +290,11 @@ def shipped(folder: str, pattern: str) -> dict[str, Path]:
 
 def read_flags(argv: list[str], kinds: dict[str, Any]) -> dict[str, Any]:
     """Checked values of --name, --name word word and --name=word; a list given several times is one
-    list. Raises as `parse_args`.
+    list. Words before the first flag belong to the argument whose metadata says `comes_first`.
+    Raises as `parse_args`.
     """
-    flags: list[tuple[str, list[str]]] = []
+    first = [name for name, kind in kinds.items() if split_annotated(kind)[1].get("comes_first")]
+    flags: list[tuple[str, list[str]]] = [(name, []) for name in first]
     for token in argv:
         if token.startswith("--") and token != "--":
             name, equals, word = token[2:].partition("=")
@@ -306,6 +308,8 @@ def read_flags(argv: list[str], kinds: dict[str, Any]) -> dict[str, Any]:
             flags[-1][1].append(token)
     values: dict[str, Any] = {}
     for name, words in flags:
+        if name in first and not words:
+            continue
         if name == "config" and not words:
             words = [""]  # the error names the shipped ones
         value = _check("command line", f"--{name}", name, words, kinds, convert_text)

@@ -41,17 +41,25 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "additional_chat_templates/*.jinja",
 )
-MODEL_FILES = (
+SMALL_MODEL_FILES = (
     *TOKENIZER_FILES,
     "config.json",
     "generation_config.json",
-    "model.safetensors",
-    "model-*-of-*.safetensors",
     "model.safetensors.index.json",
     "adapter_config.json",
-    "adapter_model.safetensors",
     "task.json",
-    "training_args.bin",
+)
+# What is read where a folder is loaded as a model.
+LOADED_FILES = (
+    *SMALL_MODEL_FILES,
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "adapter_model.safetensors",
+)
+TRAINING_ARGUMENTS = "training_args.bin"  # a pickle, which nothing reads
+MODEL_FILES = (
+    *LOADED_FILES,
+    TRAINING_ARGUMENTS,
     "trainer_state.json",
     MODEL_CARD,
     UNFINISHED,
@@ -205,7 +213,7 @@ def holds_run(path: Path) -> bool:
         any(path.glob("runs/*/events.out.tfevents.*")) or any(path.glob("wandb/*run-*"))
     )
     has_checkpoints = (path / SAVING).is_dir() or any(path.glob("checkpoint-*"))
-    return only_logs or has_checkpoints or (path / "training_args.bin").is_file()
+    return only_logs or has_checkpoints or (path / TRAINING_ARGUMENTS).is_file()
 
 
 def clear_output_dir(output_dir: str, overwrite: bool) -> None:

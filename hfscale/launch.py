@@ -60,7 +60,7 @@ BOOLEANS = (
     "fsdp_activation_checkpointing_offload",
 )
 # The recipes that compute nothing on a device: no launcher, and torch is not imported.
-ALONE = ("plan", "report", "scale")
+ALONE = ("plan", "report", "scale", "verify")
 # Of a child that ended badly, where nothing more has to be said: 2, whose reason the recipe has
 # printed, and what a shell gives a program that a pipe or Ctrl-C ended.
 EXPLAINED = (0, 2, 128 + signal.SIGPIPE, 128 + signal.SIGINT)

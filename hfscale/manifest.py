@@ -3,20 +3,22 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from hfscale.folders import matches_any, write_atomically
+from hfscale.folders import LOADED_FILES, SMALL_MODEL_FILES, matches_any, write_atomically
+from hfscale.process import InputError
 
 MANIFEST = "manifest.json"
 FILES = "files"  # {path below the folder: {"bytes": ..., "sha256": ...}}
+EVERYTHING = ("**",)  # a pattern of `matches_any`
 OWN_DIGEST = "sha256"  # of all else that the manifest says
 
 
 def write_manifest(
-    folder: str | Path, *, names: Iterable[str] | None = None, **facts: Any
+    folder: str | Path, *, patterns: Sequence[str] = EVERYTHING, **facts: Any
 ) -> dict[str, Any]:
     """Write `manifest.json` into a folder, the last of its files, and return what it says. All of
     it lies on the disk then: a power cut loses what only memory holds.
@@ -24,11 +26,11 @@ def write_manifest(
     Each file is read and flushed once. For one process, once all others have written.
 
     Args:
-        names: paths below the folder of the files to list; None: all.
+        patterns: of the files to list; see `matches_any`.
         facts: more for the manifest to say, as JSON values.
     """
     folder = Path(folder)
-    listed = _files_below(folder) if names is None else sorted(names)
+    listed = [name for name in _files_below(folder) if matches_any(name, patterns)]
     with ThreadPoolExecutor(max_workers=1) as disk:  # which works while this thread hashes
         flushed = [disk.submit(flush_to_disk, folder / name) for name in listed]
         record = facts | {FILES: {name: _digest(folder / name) for name in listed}}
@@ -54,7 +56,7 @@ def flush_to_disk(path: Path) -> None:
 
 
 def check_manifest(
-    folder: str | Path, *, sizes_only: bool = False, patterns: Sequence[str] = ("**",)
+    folder: str | Path, *, sizes_only: bool = False, patterns: Sequence[str] = EVERYTHING
 ) -> str | None:
     """Why a folder is not as its manifest says, beginning with the file's name; None: it is.
 
@@ -67,7 +69,7 @@ def check_manifest(
 
 
 def problems_of(
-    folder: str | Path, *, sizes_only: bool = False, patterns: Sequence[str] = ("**",)
+    folder: str | Path, *, sizes_only: bool = False, patterns: Sequence[str] = EVERYTHING
 ) -> Iterator[str]:
     """As `check_manifest`, all of them, file by file."""
     folder = Path(folder)
@@ -77,10 +79,35 @@ def problems_of(
         yield str(error)
         return
     for name, expected in files.items():
-        if matches_any(name, patterns):
-            problem = _file_problem(folder / name, expected, sizes_only)
-            if problem:
-                yield f"{name} {problem}"
+        if not matches_any(name, patterns):
+            continue
+        if problem := file_problem(folder / name, expected, sizes_only):
+            yield f"{name} {problem}"
+
+
+def check_loaded(place: str, name: str, *, verify_digests: bool = False) -> None:
+    """Raise InputError, beginning with `place`, for a folder of a model or tokenizer that has a
+    manifest and is not as it was written. The sizes of its files always count and the content of
+    the small ones; that of the weights, which takes as long as to read them, with `verify_digests`.
+
+    Without a manifest there is nothing to compare, as in folders of others and for a Hub id: then
+    `verify_digests` is an error.
+    """
+    if not os.path.isdir(name) or not has_manifest(name):
+        if verify_digests:
+            raise InputError(
+                f"{place}: has no {MANIFEST}, so nothing says how its files were; leave "
+                "--verify_digests out"
+            )
+        return
+    problem = check_manifest(name, sizes_only=True, patterns=LOADED_FILES)
+    patterns = LOADED_FILES if verify_digests else SMALL_MODEL_FILES
+    problem = problem or check_manifest(name, patterns=patterns)
+    if problem:
+        raise InputError(
+            f"{place}: {problem} (by its {MANIFEST}); put it back, or delete {MANIFEST} if you "
+            "changed it yourself"
+        )
 
 
 def has_manifest(folder: str | Path) -> bool:
@@ -160,7 +187,8 @@ def _is_below(name: str) -> bool:
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
-def _file_problem(path: Path, expected: dict[str, Any], sizes_only: bool) -> str | None:
+def file_problem(path: Path, expected: dict[str, Any], sizes_only: bool = False) -> str | None:
+    """Why a file is not what a manifest has about it; None: it is."""
     if not path.is_file():
         return "is missing"
     try:

@@ -31,6 +31,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import find_adapter_config_file
 
 from hfscale.behaviour import TRIED_TOKENS, has_weights, is_causal
+from hfscale.manifest import check_loaded, has_manifest
 from hfscale.planning.flops import Shape
 from hfscale.process import InputError, show_bitsandbytes
 
@@ -101,9 +102,12 @@ def check_architecture(
         )
 
 
-def load_model(name: str, *, trust_remote_code: bool = False, **kwargs) -> PreTrainedModel:
+def load_model(
+    name: str, *, trust_remote_code: bool = False, verify_digests: bool = False, **kwargs
+) -> PreTrainedModel:
     """A causal language model from a folder or Hub id; `kwargs` go to `from_pretrained`. Code that
-    it brings along is run only with `trust_remote_code`.
+    it brings along is run only with `trust_remote_code`. A folder with a manifest must be as it was
+    written, its weights in size, or with `verify_digests` in content (see `check_loaded`).
 
     GPT-2's GELU runs as PyTorch's fused kernel (`fuse_gelu`); the configuration stays as it was
     saved. An adapter's folder or id gives its base model with the adapter on it, as a
@@ -113,10 +117,11 @@ def load_model(name: str, *, trust_remote_code: bool = False, **kwargs) -> PreTr
         InputError: the folder holds no model or not all of its weights (upstream would draw the
             missing ones at random), or the id is neither in the cache nor reachable; the model has
             an encoder, or sees the tokens that it is to predict; an adapter does not belong to its
-            base model.
+            base model; a folder is not as its manifest says.
     """
+    check_loaded(f"model {name}", name, verify_digests=verify_digests)
     if is_adapter(name):
-        return _load_adapter(name, trust_remote_code=trust_remote_code, **kwargs)
+        return _load_adapter(name, trust_remote_code, verify_digests, **kwargs)
     if os.path.isdir(name) and not Path(name, "config.json").is_file():
         newest = sorted(
             Path(name).glob("checkpoint-*/config.json"), key=lambda p: p.stat().st_mtime
@@ -213,6 +218,7 @@ def check_models(names: list[str], *, trust_remote_code: bool = False) -> None:
     """Raise InputError as `load_model` for names with no configuration, before anything large is
     read."""
     for name in names:
+        check_loaded(f"model {name}", name)
         try:
             _check_kind(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code))
         except Exception:  # file, format and Hub errors have no common base
@@ -228,7 +234,9 @@ def is_adapter(name: str) -> bool:
         return False
 
 
-def _load_adapter(name: str, **kwargs) -> PreTrainedModel:
+def _load_adapter(
+    name: str, trust_remote_code: bool, verify_digests: bool, **kwargs
+) -> PreTrainedModel:
     """`AutoModelForCausalLM` would load DoRA with other numbers, and what does not fit without a
     word.
     """
@@ -244,7 +252,11 @@ def _load_adapter(name: str, **kwargs) -> PreTrainedModel:
     try:
         if is_adapter(base):
             raise InputError(f"model {base}: is an adapter itself; make a plain model of it first")
-        model = load_model(base, **kwargs)
+        # One without a manifest is known by the fingerprint of its weights, below.
+        verify_base = verify_digests and has_manifest(base)
+        model = load_model(
+            base, trust_remote_code=trust_remote_code, verify_digests=verify_base, **kwargs
+        )
     except InputError as error:
         raise InputError(
             f"adapter {name}: its base {error} (named in adapter_config.json)"

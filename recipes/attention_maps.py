@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hfscale.arguments import RemoteCodeArguments
+from hfscale.arguments import LoadArguments, loading
 from hfscale.config import parse_args
 from hfscale.folders import (
     ATTENTION_FILES,
@@ -24,7 +24,7 @@ from hfscale.process import InputError, is_main_rank, run
 
 
 @dataclass
-class AttentionMapsArguments(RemoteCodeArguments):
+class AttentionMapsArguments(LoadArguments):
     model: str = field(
         default="runs/quickstart", metadata={"help": "folder of a saved model, or a Hub id"}
     )
@@ -72,12 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.probes import attention, attention_page
 
     # Model and sentence. Only eager attention returns its weights.
-    model = load_model(
-        args.model,
-        dtype="float32",
-        attn_implementation="eager",
-        trust_remote_code=args.trust_remote_code,
-    )
+    model = load_model(args.model, dtype="float32", attn_implementation="eager", **loading(args))
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
     device = torch.accelerator.current_accelerator() or torch.device("cpu")

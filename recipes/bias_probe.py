@@ -12,14 +12,14 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hfscale.arguments import RemoteCodeArguments
+from hfscale.arguments import LoadArguments, loading
 from hfscale.config import parse_args
 from hfscale.folders import check_output_file, describe_run, write_json
 from hfscale.process import InputError, run
 
 
 @dataclass
-class BiasProbeArguments(RemoteCodeArguments):
+class BiasProbeArguments(LoadArguments):
     model: list[str] = field(
         default_factory=lambda: ["runs/quickstart"],
         metadata={
@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     models = []
     for name in args.model:
         tokenizer = load_pretrained_tokenizer(name, trust_remote_code=args.trust_remote_code)
-        model = load_model(name, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
+        model = load_model(name, dtype=args.dtype, **loading(args))
         if classifier:
             fit_prompts(model, tokenizer, args.prompts)
         models.append((model.to(state.device), tokenizer))

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from hfscale.arguments import RemoteCodeArguments, SamplingArguments
+from hfscale.arguments import LoadArguments, SamplingArguments, loading
 from hfscale.config import parse_args
 from hfscale.process import InputError, run
 
 
 @dataclass
-class ChatArguments(SamplingArguments, RemoteCodeArguments):
+class ChatArguments(SamplingArguments, LoadArguments):
     model: str = field(
         default="runs/task-dialogue", metadata={"help": "folder of a model or adapter, or a Hub id"}
     )
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     check_settings(**settings)
 
     # Model and tokenizer.
-    model = load_model(args.model, trust_remote_code=args.trust_remote_code)
+    model = load_model(args.model, **loading(args))
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     model.to(device)  # type: ignore[arg-type]  # upstream wraps torch's method without its types
     tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)

@@ -91,6 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     # Model: the policy to train, and the model that it starts from, to compare with.
     tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
     model = load_for_training(args, tokenizer)
+    # Verified, if asked, when it was loaded to train.
     load = partial(
         load_model, args.model, dtype="float32", trust_remote_code=args.trust_remote_code
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hfscale.arguments import DecodingArguments, RemoteCodeArguments
+from hfscale.arguments import DecodingArguments, LoadArguments, loading
 from hfscale.config import parse_args
 from hfscale.folders import check_writable, write_atomically
 from hfscale.generation.task_prompt import TaskPrompt, load_task_prompt
@@ -23,7 +23,7 @@ from hfscale.process import InputError, run
 
 
 @dataclass
-class GenerateArguments(DecodingArguments, RemoteCodeArguments):
+class GenerateArguments(DecodingArguments, LoadArguments):
     model: str = field(
         default="runs/quickstart", metadata={"help": "folder of a saved model, or a Hub id"}
     )
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     # Model and tokenizer.
     use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available())
     state = PartialState(cpu=use_cpu)
-    model = load_model(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
+    model = load_model(args.model, dtype=args.dtype, **loading(args))
     model.to(state.device)
     tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
     ask = asker(task, tokenizer)

@@ -8,14 +8,14 @@ hfscale memorization --model runs/a --canaries "my code is 4711" --canary_patter
 import time
 from dataclasses import dataclass, field
 
-from hfscale.arguments import RemoteCodeArguments
+from hfscale.arguments import LoadArguments, loading
 from hfscale.config import parse_args
 from hfscale.folders import check_output_file, describe_run, write_json
 from hfscale.process import InputError, run
 
 
 @dataclass
-class MemorizationArguments(RemoteCodeArguments):
+class MemorizationArguments(LoadArguments):
     model: str = field(
         default="runs/quickstart", metadata={"help": "run folder; its run.json names its text"}
     )
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(
             f"model {args.model}: was trained on a stream, whose text cannot be searched"
         )
-    model = load_model(args.model, dtype="float32", trust_remote_code=args.trust_remote_code)
+    model = load_model(args.model, dtype="float32", **loading(args))
 
     # Copies of training text in samples, and in unseen text of the same length: phrases that
     # everybody writes are shared by chance.

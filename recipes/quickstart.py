@@ -7,14 +7,14 @@ python recipes/quickstart.py --model gpt2     # fine-tune the Hub's checkpoint o
 import time
 from dataclasses import dataclass, field
 
-from hfscale.arguments import DataArguments
+from hfscale.arguments import DataArguments, LoadArguments, loading
 from hfscale.config import parse_args
 from hfscale.folders import check_output_dir, clear_output_dir
 from hfscale.process import run
 
 
 @dataclass
-class QuickstartArguments(DataArguments):
+class QuickstartArguments(DataArguments, LoadArguments):
     model: str = field(
         default="new", metadata={"help": "new (random weights), a folder, or a Hub id such as gpt2"}
     )
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = load_tokenizer(args.tokenizer, documents["train"], **trust)
         model = new_model(tokenizer, n_layer=4, n_head=8, n_embd=256, n_positions=args.max_length)
     else:
-        model = load_model(args.model, dtype=torch.float32, **trust)
+        model = load_model(args.model, dtype=torch.float32, **loading(args))
         tokenizer = load_pretrained_tokenizer(args.model, **trust)
 
     # Rows with labels, so that padding need not be masked and EOS stays learnable.

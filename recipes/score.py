@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hfscale.arguments import RemoteCodeArguments, SourceArguments, TaskArguments
+from hfscale.arguments import LoadArguments, SourceArguments, TaskArguments, loading
 from hfscale.config import parse_args
 from hfscale.folders import describe_run
 from hfscale.process import run
 
 
 @dataclass
-class ScoreArguments(TaskArguments, SourceArguments, RemoteCodeArguments):
+class ScoreArguments(TaskArguments, SourceArguments, LoadArguments):
     model: list[str] = field(
         default_factory=lambda: ["runs/quickstart"],
         metadata={
@@ -190,10 +190,7 @@ def main(argv: list[str] | None = None) -> None:
     ]
 
     # Models. All are loaded before one is scored: one that cannot be loaded shows at once.
-    models = [
-        load_model(name, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
-        for name in names
-    ]
+    models = [load_model(name, dtype=args.dtype, **loading(args)) for name in names]
     if args.dry_run:
         preview_scores(data, args, names, models, tokenizers)
         return

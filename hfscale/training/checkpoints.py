@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hfscale.arguments import LoadArguments
 from hfscale.folders import describe_differences
 from hfscale.manifest import MANIFEST, check_manifest, manifest_digest, read_manifest
 from hfscale.process import InputError, launched_engine
@@ -109,11 +111,13 @@ class CheckpointManifest(TrainerCallback):
 
     def facts(self, trainer: Trainer) -> dict[str, Any]:
         """What the manifest of the trainer's next checkpoint says beside its files."""
+        model: Any = trainer.model
+        optimizer: Any = trainer.optimizer
         return {
             "step": trainer.state.global_step,
             "world_size": trainer.args.world_size,
             "config": _config_of(trainer.args, self.fixed_settings),
-            "parameters": parameter_names(trainer.model, trainer.optimizer),
+            "parameters": parameter_names(model, optimizer),
         }
 
 
@@ -211,8 +215,9 @@ def _config_of(args: TrainingArguments, fixed_settings: dict[str, Any]) -> dict[
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     derived = {"global_batch_size": rows, "optimizer_state": _optimizer_state(args.world_size)}
     settings = kept | derived | fixed_settings
-    # Whether code of a folder may run does not change what it computes.
-    settings.pop("trust_remote_code", None)
+    # How a folder is trusted does not change what it computes.
+    for item in fields(LoadArguments):
+        settings.pop(item.name, None)
     return json.loads(json.dumps(settings, default=str))
 
 

@@ -51,8 +51,9 @@ def check_finite(trainer: Trainer) -> None:
 
 def _first_not_finite(trainer: Trainer) -> str | None:
     """The name of a tensor with such numbers."""
+    model: Any = trainer.model
     names = {}
-    for name, parameter in trainer.model.named_parameters():
+    for name, parameter in model.named_parameters():
         names[parameter] = name
         if not _is_finite(parameter):
             return name

@@ -5,15 +5,13 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather_object
 
 import hfscale
 from hfscale.folders import describe_differences
 from hfscale.process import InputError, is_main_rank, versions
-
-Result = TypeVar("Result")
 
 
 def check_same_software() -> None:
@@ -35,7 +33,7 @@ def check_same(values: Mapping[str, Any], advice: str) -> None:
             raise InputError(f"rank {rank} ({host}) differs from rank 0: {differences}; {advice}")
 
 
-def from_main_rank(work: Callable[[], Result]) -> Result:
+def from_main_rank(work: Callable[[], Any]) -> Any:
     """What `work` returns on rank 0, which alone does it while the others wait. Collective.
 
     Raises:

@@ -13,8 +13,15 @@ from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerState
 
 from hfscale.data.fingerprints import text_fingerprint
-from hfscale.folders import apply_umask, describe_run, write_json
+from hfscale.folders import (
+    LOADED_FILES,
+    TRAINING_ARGUMENTS,
+    apply_umask,
+    describe_run,
+    write_json,
+)
 from hfscale.generation.task_prompt import load_task_prompt
+from hfscale.manifest import write_manifest
 from hfscale.models import count_parameters, count_trained, weights_fingerprint
 from hfscale.training.checkpoints import CheckpointManifest
 from hfscale.training.model_card import write_model_card
@@ -37,8 +44,8 @@ def write_run(
     *,
     seconds: float | None = None,
 ) -> None:
-    """Write the model card and, last, `run.json` into `output_dir`; for rank 0, after
-    `trainer.save_model()`. What has a tracker or the Hub asked for gets it then.
+    """Write the model card and, last, `run.json` and the manifest into `output_dir`; for rank 0,
+    after `trainer.save_model()`. What has a tracker or the Hub asked for gets it then.
 
     Args:
         recipe: the script's `__file__`.
@@ -73,7 +80,11 @@ def write_run(
     hub_model_id = trainer.hub_model_id if trainer.args.push_to_hub else None
     task = load_task_prompt(str(folder))
     write_model_card(folder, record, task=task, hub_model_id=hub_model_id)
-    write_json(folder / RUN_RECORD, record)  # last: a run with it is done
+    write_json(folder / RUN_RECORD, record)  # a run with it is done
+    patterns = [*LOADED_FILES, RUN_RECORD, "trainer_state.json"]
+    if not trainer.args.push_to_hub:  # where no pickle is uploaded
+        patterns.append(TRAINING_ARGUMENTS)
+    write_manifest(folder, patterns=patterns)
     share_run(trainer)
 
 

@@ -1,11 +1,13 @@
 """A training that can be stopped, goes on where it stopped, and never saves what is broken."""
 
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from transformers import Trainer
 
 from hfscale.data.fingerprints import sampled_fingerprint
+from hfscale.manifest import MANIFEST
 from hfscale.training.checkpoints import CheckpointManifest, RunIsDone
 from hfscale.training.guards import guard_best, guard_gradients
 from hfscale.training.ranks import check_same
@@ -49,6 +51,9 @@ def run_training(
         _end_training(trainer)
     finally:
         stop_on_signal.restore()  # an error ends a training without `on_train_end`
+    if trainer.is_world_process_zero():
+        # Of an earlier end of this run, whose final files are written anew now.
+        Path(str(trainer.args.output_dir), MANIFEST).unlink(missing_ok=True)
 
 
 def _check_same_run(trainer: Trainer, fixed_settings: dict[str, Any]) -> None:
