@@ -41,8 +41,10 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "additional_chat_templates/*.jinja",
 )
+RUN_RECORD = "run.json"
 SMALL_MODEL_FILES = (
     *TOKENIZER_FILES,
+    RUN_RECORD,
     "config.json",
     "generation_config.json",
     "model.safetensors.index.json",
@@ -91,7 +93,6 @@ CONVERTED = (
 SAVING = ".saving"  # a checkpoint while it is written
 RUN_FILES = (
     *MODEL_FILES,
-    "run.json",
     "manifest.json",
     f"{SAVING}/**",
     "report.html",

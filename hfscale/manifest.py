@@ -189,9 +189,9 @@ def _is_below(name: str) -> bool:
 
 def file_problem(path: Path, expected: dict[str, Any], sizes_only: bool = False) -> str | None:
     """Why a file is not what a manifest has about it; None: it is."""
-    if not path.is_file():
-        return "is missing"
     try:
+        if not path.is_file():
+            return "is missing"
         num_bytes = path.stat().st_size
         if num_bytes != expected["bytes"]:
             return f"has {num_bytes:,} bytes instead of {expected['bytes']:,}"

@@ -16,6 +16,7 @@ import jinja2
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from hfscale.manifest import check_manifest, has_manifest
 from hfscale.process import InputError
 from hfscale.report.comparison import (
     beside,
@@ -217,6 +218,12 @@ def read_run(folder: str) -> dict[str, Any]:
     """A run's record with its folder as `name`; raises InputError: none, or not of a finished
     run.
     """
+    patterns = ("run.json", "trainer_state.json")
+    if has_manifest(folder) and (problem := check_manifest(folder, patterns=patterns)):
+        raise InputError(
+            f"runs: {folder}: {problem} (by its manifest.json); put it back, or delete "
+            "manifest.json if you changed it yourself"
+        )
     record = _read(Path(folder, "run.json"), "runs", "name a folder of a finished run")
     whole = {name: kind() for name, kind in OPTIONAL.items()} | record
     for name, kind in (NEEDED | OPTIONAL).items():

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, Trainer, TrainerState
 from hfscale.data.fingerprints import text_fingerprint
 from hfscale.folders import (
     LOADED_FILES,
+    RUN_RECORD,
     TRAINING_ARGUMENTS,
     apply_umask,
     describe_run,
@@ -27,8 +28,6 @@ from hfscale.training.checkpoints import CheckpointManifest
 from hfscale.training.model_card import write_model_card
 from hfscale.training.preview import memory_at_hand
 from hfscale.training.sharing import share_run
-
-RUN_RECORD = "run.json"
 
 
 def write_run(
@@ -81,7 +80,7 @@ def write_run(
     task = load_task_prompt(str(folder))
     write_model_card(folder, record, task=task, hub_model_id=hub_model_id)
     write_json(folder / RUN_RECORD, record)  # a run with it is done
-    patterns = [*LOADED_FILES, RUN_RECORD, "trainer_state.json"]
+    patterns = [*LOADED_FILES, "trainer_state.json"]
     if not trainer.args.push_to_hub:  # where no pickle is uploaded
         patterns.append(TRAINING_ARGUMENTS)
     write_manifest(folder, patterns=patterns)
