@@ -102,6 +102,42 @@ def is_main_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def from_main_rank(work: Callable[[], Any]) -> Any:
+    """What `work` returns on rank 0, which alone does it while the others wait. Collective, where
+    the ranks are connected by now; before that, others get None.
+
+    Raises:
+        Exception: `work` raised it. On the other ranks it is of the same kind where that is
+            InputError, else SystemExit: rank 0 shows it.
+    """
+    outcome: list[Any] = [None, None]
+    failure = None
+    if is_main_rank():
+        try:
+            outcome[0] = work()
+        except Exception as error:
+            failure = error
+            outcome[1] = (isinstance(error, InputError), str(error))
+    if distributed := _connected_ranks():
+        distributed.broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
+    result, told = outcome
+    if told is not None:
+        is_input_error, text = told
+        raise InputError(text) if is_input_error else SystemExit(1)
+    return result
+
+
+def _connected_ranks() -> Any:
+    """`torch.distributed`, if this process trains with others by now; else None."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available():
+        return None
+    is_connected = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    return torch.distributed if is_connected else None
+
+
 def planned_launch() -> tuple[dict[str, Any], int] | None:
     """The content of the launch config and the number of processes of a dry run for other machines
     (`planned_elsewhere`); None: this process runs where it is."""

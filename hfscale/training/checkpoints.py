@@ -20,14 +20,14 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hfscale.arguments import LoadArguments
 from hfscale.folders import describe_differences
 from hfscale.manifest import MANIFEST, check_manifest, manifest_digest, read_manifest
-from hfscale.process import InputError, launched_engine
+from hfscale.process import InputError, from_main_rank, launched_engine
 from hfscale.training.convert import (
     convert_checkpoint,
     forget_converted,
     parameter_names,
     restore_zero3_groups,
 )
-from hfscale.training.ranks import check_same, from_main_rank
+from hfscale.training.ranks import check_same
 from hfscale.training.saving import checkpoints_in, forget_unfinished
 
 # What may change between a run and its continuation, by the beginnings of names: everything else

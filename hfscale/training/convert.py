@@ -19,8 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, TrainingArguments
 
 from hfscale.folders import CONVERTED
-from hfscale.process import InputError, is_main_rank
-from hfscale.training.ranks import from_main_rank
+from hfscale.process import InputError, from_main_rank, is_main_rank
 
 
 def parameter_names(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
 from hfscale.manifest import check_manifest
-from hfscale.process import InputError
-from hfscale.training.ranks import from_main_rank
+from hfscale.process import InputError, from_main_rank
 
 ADVICE = "try a lower learning_rate"  # to who finds numbers that are not finite
 
@@ -38,8 +37,11 @@ def guard_gradients(trainer: Trainer) -> None:
 
 
 def check_finite(trainer: Trainer) -> None:
-    """Raise FloatingPointError, on all ranks together, if a weight or a number of the optimizer is
-    NaN or infinite on one of them. Each looks at the shards that it holds. Collective.
+    """Raise FloatingPointError, on all ranks together, if a weight is NaN or infinite on one of
+    them. Each looks at the shards that it holds. Collective.
+
+    The optimizer's state needs no look: before squares of gradients overflow in it, their norm
+    does, at which `guard_gradients` stops.
     """
     for rank, name in enumerate(gather_object([_first_not_finite(trainer)])):
         if name is not None:
@@ -52,16 +54,9 @@ def check_finite(trainer: Trainer) -> None:
 def _first_not_finite(trainer: Trainer) -> str | None:
     """The name of a tensor with such numbers."""
     model: Any = trainer.model
-    names = {}
     for name, parameter in model.named_parameters():
-        names[parameter] = name
         if not _is_finite(parameter):
             return name
-    state = getattr(trainer.optimizer, "state", {})
-    for parameter, values in state.items():
-        for key, value in values.items():
-            if isinstance(value, torch.Tensor) and not _is_finite(value):
-                return f"the optimizer's {key} of {names.get(parameter, 'a shard')}"
     return None
 
 

@@ -3,15 +3,15 @@
 import hashlib
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
 import hfscale
 from hfscale.folders import describe_differences
-from hfscale.process import InputError, is_main_rank, versions
+from hfscale.process import InputError, versions
 
 
 def check_same_software() -> None:
@@ -31,30 +31,6 @@ def check_same(values: Mapping[str, Any], advice: str) -> None:
     for rank, (host, theirs) in enumerate(everyone):
         if differences := describe_differences(first, theirs, wording=wording):
             raise InputError(f"rank {rank} ({host}) differs from rank 0: {differences}; {advice}")
-
-
-def from_main_rank(work: Callable[[], Any]) -> Any:
-    """What `work` returns on rank 0, which alone does it while the others wait. Collective.
-
-    Raises:
-        Exception: `work` raised it. On the other ranks it is of the same kind where that is
-            InputError, else SystemExit: rank 0 shows it.
-    """
-    outcome: list[Any] = [None, None]
-    failure = None
-    if is_main_rank():
-        try:
-            outcome[0] = work()
-        except Exception as error:
-            failure = error
-            outcome[1] = (isinstance(error, InputError), str(error))
-    result, told = broadcast_object_list(outcome)
-    if failure is not None:
-        raise failure
-    if told is not None:
-        is_input_error, text = told
-        raise InputError(text) if is_input_error else SystemExit(1)
-    return result
 
 
 def software() -> dict[str, str | None]:

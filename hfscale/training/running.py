@@ -31,8 +31,8 @@ def run_training(
 
     Raises:
         FloatingPointError: gradients or weights that are not finite; the checkpoints are good.
-        InputError: a rank has other rows or settings, the disk is full, or the best checkpoint,
-            which is to become the final model, is damaged.
+        InputError: a rank has other rows or settings, or the best checkpoint, which is to become
+            the final model, is damaged.
         SystemExit: a signal ended the training; see `StopOnSignal`.
     """
     _check_same_run(trainer, fixed_settings or {})

@@ -14,21 +14,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfscale.folders import SAVING, apply_umask
 from hfscale.manifest import MANIFEST, flush_to_disk, write_manifest
-from hfscale.process import InputError, is_main_rank
+from hfscale.process import from_main_rank, is_main_rank
 from hfscale.training.guards import check_finite
-from hfscale.training.ranks import from_main_rank
 
 REPLACED = "replaced"  # in SAVING: a checkpoint in whose place a new one of its step comes
-# What the libraries say where nothing more can be written: the system's own words, safetensors',
-# torch's.
-FULL_DISK = (
-    "No space left on device",
-    "Disk quota exceeded",
-    "File too large",
-    "PytorchStreamWriter failed",
-    "unexpected pos",
-    "iostream error",
-)
 
 
 def save_whole(
@@ -38,8 +27,8 @@ def save_whole(
     to its place in one step, once its manifest is written and all of it lies on the disk. After
     that the oldest are deleted.
 
-    Saving raises FloatingPointError for numbers that are not finite, before anything is written,
-    and InputError where the disk is full; then all earlier checkpoints stay.
+    Saving raises FloatingPointError for weights that are not finite, before anything is written.
+    After that, and after any other error, all earlier checkpoints stay, and no half of the new one.
 
     Args:
         facts: what the manifest says beside the files; asked at each save, on rank 0.
@@ -63,7 +52,7 @@ def save_whole(
 
         check_finite(trainer)
         from_main_rank(lambda: forget_unfinished(place.parent))
-        with _clear_errors(part, state.global_step):
+        with _without_a_half(part):
             with _saving_below(trainer, part.parent):
                 save(model, trial)
             _name_best(state, place)
@@ -104,26 +93,14 @@ def _name_best(state: TrainerState, place: Path) -> None:
 
 
 @contextlib.contextmanager
-def _clear_errors(part: Path, step: int) -> Iterator[None]:
-    """After an error, no half of a checkpoint keeps its room on the disk.
-
-    Raises InputError: the disk is full, which each library says in its own way.
-    """
+def _without_a_half(part: Path) -> Iterator[None]:
+    """After an error, such as a full disk, no half of a checkpoint keeps its room."""
     try:
         yield
-    except InputError:
-        raise
-    except Exception as error:
+    except Exception:
         if is_main_rank():
             shutil.rmtree(part, ignore_errors=True)
-        reason = next((mark for mark in FULL_DISK if mark in str(error)), None)
-        if reason is None:
-            raise
-        raise InputError(
-            f"output_dir {part.parent.parent}: the checkpoint of step {step} cannot be written: is "
-            f"the disk full ({reason})? Those before it are good; free some space, and --resume "
-            "auto goes on"
-        ) from None
+        raise
 
 
 def _put_in_place(part: Path, place: Path) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
+from hfscale.manifest import read_manifest
 from hfscale.planning.flops import Shape
 from hfscale.planning.memory import Step, sharding_of, step_memory_bytes
 from hfscale.process import InputError
-from recipes import finetune, generate, memorization, pretrain, quickstart, report, score
+from recipes import finetune, generate, memorization, pretrain, quickstart, report, score, verify
 
 SECRET = "hf_a-token-that-no-file-may-hold"
 TINY = [
@@ -102,6 +103,29 @@ def test_run_folder_holds_what_the_design_promises(finished, text):
         "checkpoint-4/manifest.json",
     ):
         assert (finished / name).is_file()
+
+
+def test_a_finished_run_is_verified(finished, tmp_path):
+    assert set(read_manifest(finished)["files"]) == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "run.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "trainer_state.json",
+        "training_args.bin",
+    }
+    verify.main([str(finished)])
+    for name in ("run.json", "trainer_state.json"):  # a report shows no number that was changed
+        copy = Path(shutil.copytree(finished, tmp_path / name))
+        content = (copy / name).read_text()
+        (copy / name).write_text(content.replace("1", "2", 1))
+        with pytest.raises(InputError, match=f"runs: .*: {name} was changed after it was"):
+            report.main(["--runs", str(copy)])
+        with pytest.raises(SystemExit) as end:
+            verify.main([str(copy)])
+        assert end.value.code == 1
 
 
 def test_no_file_of_a_run_holds_the_users_token(finished):

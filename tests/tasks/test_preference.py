@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, TrainerCallback, trainer
 
 from hfscale.data.tokenizer import train_bpe
+from hfscale.manifest import check_manifest
 from hfscale.models import load_model
 from hfscale.process import InputError
 from hfscale.tasks.preference_metrics import preference_metrics
@@ -317,6 +318,38 @@ def test_recipe_learns_and_agrees_with_trl(base, tmp_path, words, capsys):
     assert not [
         p for p in folder.rglob("*") if p.name == "ref"
     ]  # the model that is compared with is not saved
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("gradient", "the gradients became nan at step 3"),
+        ("weight", "wte.weight is not finite at step 4"),
+    ],
+)
+@pytest.mark.parametrize("max_grad_norm", ["1", "0"])
+def test_numbers_that_are_not_finite_end_it_and_cost_no_checkpoint(
+    base, tmp_path, monkeypatch, place, says, max_grad_norm
+):
+    class Spoil(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 2 and place == "gradient":
+                weight = next(model.parameters())
+                weight.register_hook(lambda gradient: gradient * float("nan"))
+
+        def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 3 and place == "weight":
+                next(model.parameters()).data[0, 0] = float("inf")
+
+    monkeypatch.setattr(trainer, "DEFAULT_CALLBACKS", [*trainer.DEFAULT_CALLBACKS, Spoil])
+    words = ["--save_steps", "2", "--save_total_limit", "1", "--max_grad_norm", max_grad_norm]
+    settings = ["--max_steps", "6", "--disable_tqdm", "--bf16", "false", "--use_cpu"]
+    folder = tmp_path / "run"
+    where = ["--model", base, "--output_dir", str(folder), "--report_to", "none"]
+    with pytest.raises(FloatingPointError, match=says):
+        finetune_preference.main([*where, *settings, *words])
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert check_manifest(folder / "checkpoint-2") is None
 
 
 def test_a_run_that_was_cut_short_goes_on(base, tmp_path):
