@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from hfscale.locks import held
 from hfscale.process import InputError, hardware, is_main_rank, typed_command, versions
 
 UNFINISHED = ".*.part"  # of `write_atomically`, after a kill
@@ -115,13 +115,14 @@ PREPARED_FILES = (
     *(
         f"{split}/{name}"
         for split in ("train", "validation", "test")
-        # the last: what `datasets` keeps beside a saved set that is read
+        # the last: what earlier versions kept beside a saved set that is read
         for name in ("data-*-of-*.arrow", "dataset_info.json", "state.json", "cache-*.arrow")
     ),
+    "manifest.json",
     UNFINISHED,
 )
 TOKENIZER_REPORT = "tokenizer_report.json"
-TRAINED_TOKENIZER_FILES = (*TOKENIZER_FILES, TOKENIZER_REPORT, UNFINISHED)
+TRAINED_TOKENIZER_FILES = (*TOKENIZER_FILES, TOKENIZER_REPORT, "manifest.json", UNFINISHED)
 ATTENTION_RECORD = "attention.json"
 ATTENTION_FILES = (
     ATTENTION_RECORD,
@@ -130,6 +131,7 @@ ATTENTION_FILES = (
     "attention.html",
     "attention_maps.png",
     "head_scores.png",
+    "manifest.json",
     UNFINISHED,
 )
 
@@ -350,14 +352,18 @@ def _matches(names: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
 
 
 def write_atomically(path: str | Path, text: str) -> None:
-    """Write a UTF-8 file whole or not at all."""
+    """Write a UTF-8 file whole or not at all; of two that write it at once the later one stays."""
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, "utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with held(part, wait=True) as file:
+        try:
+            file.truncate(0)  # left over by a process that was killed
+            file.write(text)
+            file.flush()
+            os.replace(part, path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
 
 def check_output_file(output_dir: str, name: str, *, overwrite: bool, place: str = "") -> Path:
@@ -449,29 +455,6 @@ def apply_umask(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink():
             path.chmod(path.stat().st_mode | (0o666 & ~umask))
-
-
-@contextlib.contextmanager
-def whole_folder(
-    output_dir: str, *, overwrite: bool, last_file: str, written: Sequence[str]
-) -> Iterator[Path]:
-    """An empty folder to write into, which becomes `output_dir` at the end, or is gone after any
-    error.
-
-    Raises InputError: as `check_output_folder`, or a disk is full.
-    """
-    check_output_folder(output_dir, overwrite=overwrite, last_file=last_file, written=written)
-    folder = Path(output_dir).absolute()
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        with clear_disk_errors(f"output_dir {output_dir}", "nothing of it is left"):
-            part.mkdir(parents=True)
-            yield part
-            remove_written(f"output_dir {output_dir}", folder, written)
-            os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 @contextlib.contextmanager

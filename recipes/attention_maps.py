@@ -16,11 +16,11 @@ from hfscale.folders import (
     ATTENTION_RECORD,
     check_output_folder,
     describe_run,
-    whole_folder,
     write_atomically,
     write_json,
 )
 from hfscale.process import InputError, is_main_rank, run
+from hfscale.whole_folder import whole_folder
 
 
 @dataclass

@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     # The loss on training documents, and on documents that were held out.
     sums = {}
     for name in ("train", "validation"):
-        shuffled = splits[name].shuffle(seed=args.seed)
+        shuffled = splits[name].shuffle(seed=args.seed, keep_in_memory=True)
         texts = shuffled.take(min(args.documents, len(shuffled)))["text"][:]
         scores = score_documents(model, tokenizer, texts, batch_size=args.batch_size, progress=True)
         sums[name] = scores.sums

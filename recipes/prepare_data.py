@@ -15,8 +15,9 @@ from typing import Any
 
 from hfscale.cleaning.rules import CleaningArguments, advice_for
 from hfscale.config import parse_args
-from hfscale.folders import DATA_CARD, PREPARED_FILES, describe_run, whole_folder
+from hfscale.folders import DATA_CARD, PREPARED_FILES, describe_run
 from hfscale.process import run
+from hfscale.whole_folder import whole_folder
 
 
 @dataclass

@@ -32,6 +32,7 @@ from hfscale.folders import (
     write_atomically,
 )
 from hfscale.process import InputError, run
+from hfscale.whole_folder import only_writer
 
 PUBLISHED = "logs/publish/completions/00000"
 
@@ -119,9 +120,10 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"executor_args: {error}") from None
 
     # The run: here, or queued elsewhere.
-    begin(work, asdict(cleaning) | {"tasks": args.tasks})
-    print(f"logs: {work / 'logs'}", file=sys.stderr)
-    run_jobs(last_job, args.executor)
+    with only_writer(f"output_dir {args.output_dir}", work):
+        begin(work, asdict(cleaning) | {"tasks": args.tasks})
+        print(f"logs: {work / 'logs'}", file=sys.stderr)
+        run_jobs(last_job, args.executor)
     later = " (when all jobs are done)"
     if (work / PUBLISHED).is_file():
         from hfscale.cleaning.card import show_card

@@ -16,10 +16,10 @@ from hfscale.folders import (
     TRAINED_TOKENIZER_FILES,
     check_output_folder,
     describe_run,
-    whole_folder,
     write_json,
 )
 from hfscale.process import run
+from hfscale.whole_folder import whole_folder
 
 
 @dataclass

@@ -17,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from xxhash import xxh3_64_intdigest
 
 from hfscale.cleaning.rules import LEAST_THRESHOLD
+from hfscale.data.caches import scratch_folder
 from hfscale.data.words import find_words
 from hfscale.process import InputError
 
@@ -175,22 +176,23 @@ def sketch(documents: Dataset, *, num_proc: int | None = None) -> np.ndarray:
     """MinHash signatures of the word n-grams, uint32, shape (documents, 128); by rensa where it is
     installed.
     """
-    rows = documents.select_columns("text").map(
-        _sketch,
-        batched=True,
-        batch_size=200,
-        num_proc=num_proc,
-        remove_columns="text",
-        desc="Hashing shingles",
-        load_from_cache_file=False,  # its keys do not know that the code has changed
-        fn_kwargs={"with_rensa": importlib.util.find_spec("rensa") is not None},
-        features=Features({"signature": List(Value("uint32"), length=NUM_PERM)}),
-    )
-    # Through Arrow, with no Python numbers in between.
-    columns = [
-        batch["signature"].combine_chunks().flatten().to_numpy()
-        for batch in rows.with_format("arrow").iter(1000)
-    ]
+    with scratch_folder() as folder:
+        rows = documents.select_columns("text").map(
+            _sketch,
+            batched=True,
+            batch_size=200,
+            num_proc=num_proc,
+            remove_columns="text",
+            desc="Hashing shingles",
+            cache_file_name=str(folder / "signatures.arrow"),
+            fn_kwargs={"with_rensa": importlib.util.find_spec("rensa") is not None},
+            features=Features({"signature": List(Value("uint32"), length=NUM_PERM)}),
+        )
+        # Through Arrow, with no Python numbers in between.
+        columns = [
+            batch["signature"].combine_chunks().flatten().to_numpy()
+            for batch in rows.with_format("arrow").iter(1000)
+        ]
     return np.concatenate([np.zeros(0, np.uint32), *columns]).reshape(-1, NUM_PERM)
 
 

@@ -6,6 +6,8 @@ is small beside their texts.
 """
 
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,10 @@ from hfscale.cleaning.steps import (
     write_data_set,
 )
 from hfscale.data.files import find_files
-from hfscale.folders import DATA_CARD, PREPARED_FILES, clear_disk_errors, whole_folder
+from hfscale.folders import DATA_CARD, PREPARED_FILES, clear_disk_errors
+from hfscale.manifest import check_manifest, write_manifest
 from hfscale.process import InputError
+from hfscale.whole_folder import whole_folder
 
 
 def run_job(
@@ -97,7 +101,7 @@ def clean_shard(rank: int, args: CleaningArguments, work: Path, tasks: int) -> N
     ledger = Ledger(_file(work, "clean", rank, ".jsonl"), shard=True)
     documents = _load(work, "read", [rank])
     # Numbered through all shards.
-    first_id = sum(len(_load(work, "read", [earlier])) for earlier in range(rank))
+    first_id = sum(len(_load(work, "read", [earlier], sizes_only=True)) for earlier in range(rank))
     ids = first_id + np.arange(len(documents))
     documents = documents.remove_columns("id").add_column("id", ids)
     documents = clean_texts(documents, args, ledger)
@@ -118,7 +122,7 @@ def link_shards(rank: int, args: CleaningArguments, work: Path, tasks: int) -> N
     if not args.near_duplicates:
         return
     kept = np.unique(first_of_equal(_array(work, "clean", "digests", tasks)))
-    documents = _load(work, "clean", range(tasks)).select(kept)
+    documents = _load(work, "clean", range(tasks), sizes_only=True).select(kept)
     signatures = _array(work, "clean", "signatures", tasks)[kept]
     links = near_links(
         documents, signatures, threshold=args.near_duplicate_threshold, part=rank, parts=tasks
@@ -172,13 +176,35 @@ def _file(work: Path, job: str, rank: int, suffix: str = "") -> Path:
 def _save(documents: Dataset, ledger: Ledger, work: Path, job: str, rank: int) -> None:
     shutil.rmtree(_file(work, job, rank), ignore_errors=True)  # of a task that was stopped
     documents.save_to_disk(_file(work, job, rank), num_shards=1)  # also of no documents
+    write_manifest(_file(work, job, rank))
+    ledger.remove_scratch()
     ledger.save()
 
 
-def _load(work: Path, job: str, ranks: Iterable[int]) -> Dataset:
-    return concatenate_datasets([load_from_disk(str(_file(work, job, rank))) for rank in ranks])
+def _load(work: Path, job: str, ranks: Iterable[int], sizes_only: bool = False) -> Dataset:
+    """The documents of these tasks; raises InputError for a shard that was damaged. Sizes alone are
+    looked at where each task needs all shards, whose own tasks read them through.
+    """
+    shards = []
+    for rank in ranks:
+        folder = _file(work, job, rank)
+        if problem := check_manifest(folder, sizes_only=sizes_only):
+            raise _damaged(work, f"{folder}: {problem}")
+        shards.append(load_from_disk(str(folder)))
+    return concatenate_datasets(shards)
 
 
 def _array(work: Path, job: str, name: str, tasks: int) -> np.ndarray:
-    files = [_file(work, job, task, ".npz") for task in range(tasks)]
-    return np.concatenate([np.load(file)[name] for file in files])
+    arrays = []
+    for task in range(tasks):
+        file = _file(work, job, task, ".npz")
+        try:
+            with np.load(file) as saved:
+                arrays.append(saved[name])
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise _damaged(work, f"{file}: cannot be read: {error}") from None
+    return np.concatenate(arrays)
+
+
+def _damaged(work: Path, problem: str) -> InputError:
+    return InputError(f"{problem}; delete {work} to start anew")

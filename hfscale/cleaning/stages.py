@@ -4,6 +4,7 @@ and how much.
 
 import functools
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -102,6 +103,21 @@ class Ledger:
                     examples.append(line)
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
+    def scratch_file(self, stage: str) -> str:
+        """For texts on the way through a stage, until `remove_scratch`. `datasets` would else write
+        them beside the source, which may be others'.
+        """
+        self._scratch.mkdir(exist_ok=True)
+        return str(self._scratch / f"{stage}.arrow")
+
+    def remove_scratch(self) -> None:
+        """Once the last stage's documents are saved."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    @property
+    def _scratch(self) -> Path:
+        return self.dropped_file.with_suffix(".scratch")
+
     def save(self) -> None:
         """Write the records of the stages beside the dropped lines, for `merge`."""
         write_atomically(self.dropped_file.with_suffix(".json"), json.dumps(self.stages))
@@ -174,7 +190,14 @@ def rewrite_texts(
         new, counts = function(text)
         return {"text": new, "changed": int(new != text), **counts}
 
-    rewritten = documents.map(rewrite, input_columns="text", num_proc=num_proc, desc=stage, **ANEW)
+    rewritten = documents.map(
+        rewrite,
+        input_columns="text",
+        num_proc=num_proc,
+        cache_file_name=ledger.scratch_file(stage),
+        desc=stage,
+        **ANEW,
+    )
     counted = [name for name in rewritten.column_names if name not in documents.column_names]
     totals = {name: sum(rewritten[name]) for name in counted}
     empty = {row: ("empty", 0) for row, text in enumerate(rewritten["text"]) if not text.strip()}
@@ -195,6 +218,7 @@ def drop_broken(
         lambda text: {"verdict": json.dumps(problem(text))},
         input_columns="text",
         num_proc=num_proc,
+        cache_file_name=ledger.scratch_file(stage),
         desc=stage,
         **ANEW,
     )

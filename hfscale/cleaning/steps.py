@@ -149,4 +149,5 @@ def write_data_set(
         seed=args.seed,
     )
     splits.save_to_disk(folder)
+    ledger.remove_scratch()
     return write_data_card(folder, ledger, splits, record=record)

@@ -11,6 +11,7 @@ from typing import Any
 from datasets import Dataset, Features, Value
 
 from hfscale import __version__
+from hfscale.data.caches import generated
 from hfscale.process import InputError
 
 EMBEDDED = ("embedded:python-docs", "embedded:python-code")
@@ -38,7 +39,7 @@ def load_embedded(name: str) -> Dataset:
     """
     # The text is that of one Python, read by one version of this module: both key the cache.
     arguments = {"name": name, "python": sys.version, "hfscale": __version__}
-    return Dataset.from_generator(_read_embedded, gen_kwargs=arguments, features=TEXT_FEATURES)
+    return generated(_read_embedded, arguments, TEXT_FEATURES)
 
 
 def _read_embedded(name: str, python: str, hfscale: str) -> Iterator[dict[str, Any]]:

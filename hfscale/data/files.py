@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from hfscale.data.verified import check_source_folder
 from hfscale.process import InputError
 
 KINDS = {
@@ -59,12 +60,13 @@ def known_endings() -> str:
 
 def find_files(name: str) -> list[Path]:
     """By kind, then by name; none if nothing is there or the folder is a data set made by
-    `save_to_disk`.
+    `save_to_disk`. Raises InputError: a folder that a recipe wrote is damaged.
     """
     path = Path(name)
     if path.is_file():
         return [path]
     if path.is_dir():
+        check_source_folder(f"source {name}", path)
         is_saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
         if is_saved:
             return []
@@ -326,14 +328,14 @@ def reading(place: str) -> Iterator[None]:
         cause = error.__cause__ or error
         if isinstance(cause, InputError):
             raise cause from None
-        _check_cache(cause)
+        check_cache(cause)
         # So say an empty stream, and the builders of `datasets` for empty files.
         is_empty = isinstance(cause, StopIteration) or "corresponds to no data" in str(cause)
         problem = "no rows in it" if is_empty else reason(cause)
         raise InputError(f"{place}: {problem}") from None
 
 
-def _check_cache(error: BaseException) -> None:
+def check_cache(error: BaseException) -> None:
     """Raises InputError if it was not the source that failed, but writing what was read into the
     cache.
     """

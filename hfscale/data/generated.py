@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
+from hfscale.data.caches import generated
 from hfscale.data.files import Broken
 from hfscale.data.readers import (
     READ_FEATURES,
@@ -39,11 +40,8 @@ def load_generated(
     digest = hashlib.sha256()
     for row in _read_generated(**arguments):
         digest.update(repr(row).encode())
-    return Dataset.from_generator(
-        _read_generated_again,
-        gen_kwargs={**arguments, "digest_of_first_call": digest.hexdigest()},
-        features=READ_FEATURES,
-    )
+    arguments["digest_of_first_call"] = digest.hexdigest()
+    return generated(_read_generated_again, arguments, READ_FEATURES)
 
 
 def _read_generated(name: str, text_column: str, on_error: str | None) -> Iterator[dict[str, Any]]:

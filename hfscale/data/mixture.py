@@ -116,7 +116,8 @@ def mix(
         rows.select(_draw(len(rows), count, generator))
         for rows, count in zip(sources, counts.tolist(), strict=True)
     ]
-    return concatenate_datasets(parts).shuffle(seed=seed), (counts / lengths).tolist()
+    mixed = concatenate_datasets(parts).shuffle(seed=seed, keep_in_memory=True)
+    return mixed, (counts / lengths).tolist()
 
 
 def _draw(num_rows: int, count: int, generator: np.random.Generator) -> np.ndarray:

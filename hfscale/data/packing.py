@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale import __version__
 from hfscale.behaviour import random_ids, reads_as_alone, run_as_in_training
+from hfscale.data.caches import kept
 from hfscale.data.tokens import after_once, encode_texts, start_ids
 from hfscale.models import context_limit, trial_size
 from hfscale.process import InputError, is_main_rank
@@ -251,18 +252,23 @@ def pack_documents(
     # stands for a batch.
     batches = Dataset.from_dict({"start": range(0, len(documents), batch_size)})
     fingerprint = Hasher.hash([documents._fingerprint, settings, start_ids(tokenizer), __version__])
-    return batches.map(
-        lambda start: _pack_batch(documents[start[0] : start[0] + batch_size], settings),
-        batched=True,
-        batch_size=1,
-        input_columns="start",
-        remove_columns="start",
-        features=_row_features(settings),
-        num_proc=None if num_proc is None else max(1, min(num_proc, len(batches))),
-        cache_file_name=_cache_file(documents, fingerprint),
-        new_fingerprint=fingerprint,
-        desc="Tokenizing and packing",
-    )
+
+    def pack(folder: Path | None = None) -> Dataset:
+        return batches.map(
+            lambda start: _pack_batch(documents[start[0] : start[0] + batch_size], settings),
+            batched=True,
+            batch_size=1,
+            input_columns="start",
+            remove_columns="start",
+            features=_row_features(settings),
+            num_proc=None if num_proc is None else max(1, min(num_proc, len(batches))),
+            cache_file_name=str(folder / "rows.arrow") if folder else None,
+            new_fingerprint=fingerprint,
+            desc="Tokenizing and packing",
+        )
+
+    # Of documents in memory the rows are too.
+    return kept("rows", fingerprint, pack) if documents.cache_files else pack()
 
 
 def _documents_per_batch(documents: Dataset | IterableDataset) -> int:
@@ -281,14 +287,6 @@ def _row_features(settings: PackSettings) -> Features:
         names.append("position_ids")
     features = {name: List(Value("int32"), length=length) for name in names}
     return Features({**features, "num_tokens": Value("int64"), "num_bytes": Value("int64")})
-
-
-def _cache_file(documents: Dataset, fingerprint: str) -> str | None:
-    """Beside the documents; None if they are in memory, as the rows will be then."""
-    files = documents.cache_files
-    if not files:
-        return None
-    return str(Path(files[0]["filename"]).with_name(f"cache-{fingerprint}.arrow"))
 
 
 def collate_rows(rows: list[dict]) -> dict[str, torch.Tensor]:

@@ -1,6 +1,5 @@
 """Text sources -> a `datasets.Dataset`, or a stream, with one document per row."""
 
-import contextlib
 import logging
 import os
 import sys
@@ -12,10 +11,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
-from datasets import Dataset, IterableDataset, Value, concatenate_datasets
+from datasets import Dataset, DatasetDict, IterableDataset, Value, concatenate_datasets
+from datasets.fingerprint import Hasher
 
 from hfscale import __version__
 from hfscale.arguments import SourceArguments
+from hfscale.data.caches import generated, kept, kept_by_library, stamps_of
 from hfscale.data.embedded import EMBEDDED, TEXT_FEATURES, load_embedded
 from hfscale.data.files import (
     ARCHIVES,
@@ -29,6 +30,8 @@ from hfscale.data.files import (
 from hfscale.data.generated import load_generated
 from hfscale.data.readers import NO_TEXT, READ_FEATURES, read_documents
 from hfscale.data.web_pages import extractor_version, is_html
+from hfscale.folders import DATA_CARD
+from hfscale.manifest import has_manifest, read_manifest
 from hfscale.process import InputError, is_main_rank
 from hfscale.user_code import names_function
 
@@ -168,8 +171,15 @@ def _keep_texts(
         named = rows.data.column("problem").drop_null().to_pylist()
     without_text = [problem for problem in named if problem.endswith(NO_TEXT)]
     unreadable = [problem for problem in named if not problem.endswith(NO_TEXT)]
-    documents = rows.select_columns("text").filter(
-        _has_text, input_columns="text", desc="Looking for empty texts"
+    documents = kept(
+        "text",
+        ["not empty", rows._fingerprint],
+        lambda folder: rows.select_columns("text").filter(
+            _has_text,
+            input_columns="text",
+            cache_file_name=str(folder / "indices.arrow"),
+            desc="Looking for empty texts",
+        ),
     )
     if len(documents):
         _say_left_out(without_text, "files without text")
@@ -230,27 +240,39 @@ def _load_tables(kind: str, paths: list[str], name: str, settings: ReadSettings)
     for path in paths:
         if Path(path).suffix.lower() in ARCHIVES:
             _check_archive(path)
-    data = datasets.load_dataset(
-        kind, data_files=paths, split="train", streaming=settings.streaming
+    return _text_only(load_tables(kind, paths, settings.streaming), settings.text_column, name)
+
+
+def load_tables(kind: str, paths: list[str], streaming: bool = False) -> Documents:
+    """All rows of .parquet or .arrow files, in the order of the files."""
+    if streaming:
+        return datasets.load_dataset(kind, data_files=paths, split="train", streaming=True)
+    return kept(
+        "tables",
+        [kind, stamps_of(paths)],
+        lambda folder: datasets.load_dataset(
+            kind, data_files=paths, split="train", cache_dir=str(folder)
+        ),
     )
-    return _text_only(data, settings.text_column, name)
 
 
 def _load_texts(kind: str, paths: list[str], settings: ReadSettings) -> Documents:
     """All other files, as `read_documents` does."""
     reader = extractor_version(paths[0]) if kind == "html" else __version__
-    file_states = [os.stat(path) for path in paths]
     arguments = {
         "files": paths,
         # They key the cache: a file that changed is read again.
-        "stamps": [(reader, state.st_size, state.st_mtime_ns) for state in file_states],
+        "stamps": [(reader, *stamp) for stamp in stamps_of(paths)],
         "kind": kind,
         "unit": settings.sample_by,
         "text_column": settings.text_column,
         "on_error": settings.on_error,
     }
-    make = IterableDataset.from_generator if settings.streaming else Dataset.from_generator
-    return make(read_documents, gen_kwargs=arguments, features=READ_FEATURES)
+    if settings.streaming:
+        return IterableDataset.from_generator(
+            read_documents, gen_kwargs=arguments, features=READ_FEATURES
+        )
+    return generated(read_documents, arguments, READ_FEATURES)
 
 
 def _check_archive(path: str) -> None:
@@ -268,21 +290,13 @@ def load_saved(name: str, config: str | None, split: str, streaming: bool = Fals
     such thing.
     """
     if name and Path(name).is_dir():
-        data = datasets.load_from_disk(name)
-        if isinstance(data, Dataset):
-            return data
-        if split not in data:
-            raise InputError(f"source {name}: no split '{split}'; it has {', '.join(data)}")
-        return data[split]
+        return _load_from_disk(name, split)
     if _looks_like_path(name):
         raise InputError(f"source {name}: no such file or folder")
-    arguments = {"name": config, "split": split, "streaming": streaming}
     try:
-        # In CSV files "NA" and "null" are words. The readers of other files do not know this
-        # argument.
-        with contextlib.suppress(ValueError):
-            return datasets.load_dataset(name, **arguments, na_filter=False)
-        return datasets.load_dataset(name, **arguments)
+        return _load_from_hub(name, config, split, streaming)
+    except InputError:
+        raise
     except Exception as error:  # the Hub client's errors have no common base
         offline = os.environ.get("HF_HUB_OFFLINE") == "1"
         reason = "the Hub is not reachable" if offline else " ".join(str(error).split())[:200]
@@ -290,6 +304,46 @@ def load_saved(name: str, config: str | None, split: str, streaming: bool = Fals
             f"source {name}: not a file or folder here, and not loadable as a Hub data set "
             f"({reason}); offline there are {', '.join(EMBEDDED)} and local files"
         ) from None
+
+
+def _load_from_disk(name: str, split: str) -> Dataset:
+    """Its fingerprint, by which rows made of it are found again, is one of its files."""
+    data = datasets.load_from_disk(name)
+    if isinstance(data, DatasetDict):
+        if split not in data:
+            raise InputError(f"source {name}: no split '{split}'; it has {', '.join(data)}")
+        data = data[split]
+    data._fingerprint = Hasher.hash([data._fingerprint, _identity_of(Path(name).absolute())])
+    return data
+
+
+def _identity_of(folder: Path) -> Any:
+    """What changes whenever a file of a saved data set does."""
+    for written in (folder, folder.parent):
+        listed = read_manifest(written)["files"] if has_manifest(written) else {}
+        digests = [listed[name] for name in listed if (written / name).is_relative_to(folder)]
+        if digests:
+            return digests
+    if (folder / DATA_CARD).is_file():
+        say([f"source {folder}: it has no manifest.json, so damage to its files is not noticed"])
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return stamps_of([str(path) for path in files if not path.match("cache-*.arrow")])
+
+
+def _load_from_hub(name: str, config: str | None, split: str, streaming: bool) -> Documents:
+    # In CSV files "NA" and "null" are words. The readers of other files do not know this argument.
+    try:
+        builder = datasets.load_dataset_builder(name, config, na_filter=False)
+    except ValueError:
+        builder = datasets.load_dataset_builder(name, config)
+    if streaming:
+        return builder.as_streaming_dataset(split=split)
+
+    def load() -> Dataset:
+        builder.download_and_prepare()
+        return builder.as_dataset(split=split)
+
+    return kept_by_library(Path(builder.cache_dir), load)
 
 
 def _looks_like_path(name: str) -> bool:
@@ -315,4 +369,12 @@ def _text_only(data: Documents, text_column: str, name: str) -> Documents:
     data = data.select_columns([text_column])
     if text_column != "text":
         data = data.rename_column(text_column, "text")
-    return data.cast(TEXT_FEATURES)
+    if data.features == TEXT_FEATURES:
+        return data
+    if isinstance(data, IterableDataset):
+        return data.cast(TEXT_FEATURES)
+    return kept(
+        "text",
+        ["cast", data._fingerprint],
+        lambda folder: data.cast(TEXT_FEATURES, cache_file_name=str(folder / "text.arrow")),
+    )

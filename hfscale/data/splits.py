@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets
 
 from hfscale.arguments import DataArguments, SplitArguments, StreamArguments
@@ -218,8 +219,12 @@ def split_documents(
             ]
         )
         return _split_by_position(documents, validation_fraction)
-    parts = documents.train_test_split(test_size=num_held_out, seed=seed)
-    return DatasetDict(train=parts["train"], validation=parts["test"])
+    # As `train_test_split` draws, which would keep its numbers in a file beside the documents.
+    drawn = np.random.default_rng(seed).permutation(len(documents))
+    return DatasetDict(
+        train=documents.select(drawn[num_held_out:]),
+        validation=documents.select(drawn[:num_held_out]),
+    )
 
 
 def _split_by_position(documents: Dataset, fraction: float) -> DatasetDict:

@@ -2,17 +2,18 @@
 
 import operator
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
-import datasets
 from datasets import Dataset, IterableDataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from hfscale.data.caches import kept
 from hfscale.data.fingerprints import text_fingerprint
+from hfscale.data.verified import check_written_folder
+from hfscale.folders import TOKENIZER_FILES, TOKENIZER_REPORT
 from hfscale.models import check_remote_code
 from hfscale.process import InputError
 
@@ -28,7 +29,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Trained on these documents (`train:<vocab size>` or `char`), or a folder or Hub id.
 
-    A trained one is kept beside the documents in the `datasets` cache: every rank and the next run
+    A trained one is kept in the cache of `datasets`: every rank and the next run
     share it. It reads all documents, of a stream twice: first for their fingerprint, by which it is
     found again.
 
@@ -42,39 +43,33 @@ def load_tokenizer(
             f"train:{size or 8192}, a BPE, which writes the same text in fewer tokens"
         )
     if spec == "char":
-        folder = _cached_tokenizer("char", documents, train_char)
-    elif kind == "train":
+        return _cached_tokenizer("char", documents, train_char)
+    if kind == "train":
         vocab_size = int(size) if size.isdecimal() else 0
         check_vocab_size(f"tokenizer {spec}: expected train:<vocab size>,", vocab_size)
-        folder = _cached_tokenizer(
+        return _cached_tokenizer(
             f"train{size}", documents, lambda texts: train_bpe(texts, vocab_size)
         )
-    else:
-        return load_pretrained_tokenizer(spec, trust_remote_code=trust_remote_code)
-    return cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(folder))
+    return load_pretrained_tokenizer(spec, trust_remote_code=trust_remote_code)
 
 
 def _cached_tokenizer(
     name: str,
     documents: Dataset | IterableDataset,
     train: Callable[[Dataset | IterableDataset], PreTrainedTokenizerFast],
-) -> Path:
-    """The folder of a tokenizer trained on these documents, trained now if there is none yet."""
+) -> PreTrainedTokenizerFast:
+    """A tokenizer trained on these documents, now if none is kept yet."""
     if isinstance(documents, Dataset):
         fingerprint = documents._fingerprint
     else:
         fingerprint = text_fingerprint(documents)
-    cache = Path(datasets.config.HF_DATASETS_CACHE, "hfscale-tokenizers")
-    folder = cache / f"{fingerprint}-{name}"
-    if (folder / "tokenizer.json").is_file():
-        return folder
-    # Written under a name of this process: another one may be training the same.
-    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
-    train(documents).save_pretrained(unfinished)
-    if not folder.exists():
-        os.replace(unfinished, folder)
-    shutil.rmtree(unfinished, ignore_errors=True)  # the other process was first
-    return folder
+
+    def load(folder: Path) -> PreTrainedTokenizerFast:
+        if not (folder / "tokenizer.json").is_file():
+            train(documents).save_pretrained(folder)
+        return cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(folder))
+
+    return kept("tokenizer", [name, fingerprint], load)
 
 
 def check_vocab_size(place: str, vocab_size: int, extra_special_tokens: Sequence[str] = ()) -> None:
@@ -100,8 +95,11 @@ def load_pretrained_tokenizer(
     """The tokenizer of a folder or Hub id, checked to be whole (a missing vocabulary loads as an
     empty one upstream). Code that it brings along is run only with `trust_remote_code`.
 
-    Raises InputError: not a tokenizer folder, not reachable, empty, or without an EOS token.
+    Raises InputError: not a tokenizer folder, damaged, not reachable, empty, or without an EOS
+    token.
     """
+    written = (*TOKENIZER_FILES, TOKENIZER_REPORT)
+    check_written_folder(f"tokenizer {name}", Path(name), written)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:  # the Hub client's errors have no common base

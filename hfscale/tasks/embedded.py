@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import babel
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 
+from hfscale.data.caches import generated
 from hfscale.process import InputError
 from hfscale.tasks import held_out, made_examples, standard_library
 
@@ -52,20 +53,19 @@ def embedded_examples(
         "train": train_examples or DEFAULT_TRAIN_EXAMPLES,
         "validation": validation_examples,
     }
-    rows = Dataset.from_generator(
-        _draw_rows,
-        gen_kwargs={
-            "maker": makers[name],
-            "seed": seed,
-            "limits": limits,
-            "cache_key": (sys.version, babel.__version__, _code_hash()),
-        },
-    )
+    arguments = {
+        "maker": makers[name],
+        "seed": seed,
+        "limits": limits,
+        "cache_key": (sys.version, babel.__version__, _code_hash()),
+    }
+    rows = generated(_draw_rows, arguments)
     splits = DatasetDict()
     for split in limits:
         in_split = rows.filter(
             lambda split_of_row, split=split: split_of_row == split,
             input_columns="split",
+            keep_in_memory=True,
             desc=f"Held apart: {split}",
         )
         splits[split] = in_split.remove_columns("split")

@@ -9,10 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from datasets import load_dataset
-
 from hfscale.data.files import find_files, kind_of, read_rows, read_text, reading
-from hfscale.data.sources import load_saved
+from hfscale.data.sources import load_saved, load_tables
 from hfscale.process import InputError
 
 Row: TypeAlias = tuple[str, dict[str, Any]]  # where it stands, for errors, and its columns
@@ -99,7 +97,7 @@ def _records(source: str) -> Iterator[Row]:
         if kind in ROW_KINDS:
             yield from ((f"{path}{place}", row) for place, row in read_rows(path))
         elif kind == "parquet":
-            load_parquet = partial(load_dataset, "parquet", data_files=str(path), split="train")
+            load_parquet = partial(load_tables, "parquet", [str(path)])
             yield from _numbered(str(path), load_parquet)
         else:
             raise InputError(

@@ -5,6 +5,7 @@ other.
 from collections import Counter
 from itertools import islice
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -360,13 +361,15 @@ def test_the_number_of_processes_changes_no_row(packing):
     )
 
 
-def test_rows_are_cached_beside_documents_on_disk(documents, tokenizer, tmp_path):
+def test_rows_of_documents_on_disk_are_kept(documents, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     documents.save_to_disk(tmp_path / "saved")
     saved = Dataset.load_from_disk(tmp_path / "saved")
     first = pack_documents(saved, tokenizer, 16)
-    [file] = (tmp_path / "saved").glob("cache-*.arrow")
+    [file] = (tmp_path / "cache").glob("hfscale/rows-*/rows.arrow")
     written = file.stat().st_mtime_ns
     assert as_lists(pack_documents(saved, tokenizer, 16)) == as_lists(first)
+    assert as_lists(pack_documents(saved, tokenizer, 16, num_proc=2)) == as_lists(first)
     assert file.stat().st_mtime_ns == written
     for other in (
         pack_documents(saved, tokenizer, 16, packing="bfd_split"),

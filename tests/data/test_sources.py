@@ -195,9 +195,11 @@ def test_words_of_a_data_set_on_the_hub_are_text(tmp_path, monkeypatch, kind):
     writers = {"csv": data.to_csv, "jsonl": data.to_json, "parquet": data.to_parquet}
     (tmp_path / "hub").mkdir()
     writers[kind](tmp_path / "hub" / f"train.{kind}")
-    load_dataset = datasets.load_dataset
+    load_builder = datasets.load_dataset_builder
     monkeypatch.setattr(
-        datasets, "load_dataset", lambda path, **how: load_dataset(str(tmp_path / "hub"), **how)
+        datasets,
+        "load_dataset_builder",
+        lambda path, config, **how: load_builder(str(tmp_path / "hub"), config, **how),
     )
     assert load_documents("some/name")["text"][:] == texts
     assert [row["text"] for row in load_documents("some/name", streaming=True)] == texts
