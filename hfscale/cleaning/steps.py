@@ -68,6 +68,8 @@ def load_source(
     broken = {row: ("unreadable", problem) for row, problem in enumerate(problems)}
     ledger.drop(unreadable, "source", broken)
     ledger.add("source", documents, documents, **dropped)
+    # `add_column` would do it by itself, and write and read a cache beside the source.
+    documents = documents.flatten_indices(cache_file_name=ledger.scratch_file("source"))
     return documents.add_column("id", np.arange(len(documents)))
 
 

@@ -238,7 +238,7 @@ def test_nothing_is_written_into_a_prepared_set(copied, cache, tmp_path):
     """It may be on a read-only disk, or another's."""
     before = contents(copied / "data")
     prepare(str(copied / "data"))
-    words = f"--source {copied / 'data'} --min_words 1 --output_dir {tmp_path / 'again'}"
+    words = f"--source {copied / 'data'} --quality false --output_dir {tmp_path / 'again'}"
     prepare_data.main(words.split())
     assert contents(copied / "data") == before
     names = {path.relative_to(tmp_path / "again").parts[0] for path in files_of(tmp_path / "again")}
