@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from hfscale.locks import held
+from hfscale.held_file import held_file
 from hfscale.process import InputError, hardware, is_main_rank, typed_command, versions
 
 UNFINISHED = ".*.part"  # of `write_atomically`, after a kill
@@ -355,7 +355,7 @@ def write_atomically(path: str | Path, text: str) -> None:
     """Write a UTF-8 file whole or not at all; of two that write it at once the later one stays."""
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
-    with held(part, wait=True) as file:
+    with held_file(part, wait=True) as file:
         try:
             file.truncate(0)  # left over by a process that was killed
             file.write(text)

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from hfscale.folders import check_output_folder, clear_disk_errors, remove_written
-from hfscale.locks import held
+from hfscale.held_file import held_file
 from hfscale.manifest import write_manifest
 from hfscale.process import InputError
 
@@ -51,7 +51,7 @@ def only_writer(place: str, folder: Path) -> Iterator[None]:
     lock = folder.with_name(f".{folder.name}.lock.part")
     with ExitStack() as stack:
         try:
-            stack.enter_context(held(lock, wait=False))
+            stack.enter_context(held_file(lock, wait=False))
         except BlockingIOError:
             raise InputError(
                 f"{place}: another run is writing it now; wait until it has ended, or name another"

@@ -21,7 +21,7 @@ from datasets.fingerprint import Hasher
 from hfscale import __version__
 from hfscale.data.files import check_cache
 from hfscale.data.verified import problem_in
-from hfscale.locks import held
+from hfscale.held_file import held_file
 from hfscale.manifest import MANIFEST, unlisted_files, write_manifest
 
 T = TypeVar("T")
@@ -107,7 +107,7 @@ def _alone(folder: Path) -> Iterator[None]:
     waiting = f"waiting for another run, which writes {folder}"
     with _naming_the_cache():
         _root().mkdir(parents=True, exist_ok=True)
-        with held(_root() / f"{folder.name}.lock", wait=True, waiting=waiting):
+        with held_file(_root() / f"{folder.name}.lock", wait=True, waiting=waiting):
             yield
 
 
@@ -130,18 +130,16 @@ def _remove_unless_whole(folder: Path) -> None:
 
 
 def _record(folder: Path) -> None:
-    """Write the manifest, unless it knows all files."""
-    if (folder / MANIFEST).is_file() and not any(map(_is_kept, unlisted_files(folder))):
+    """Write the manifest, unless it knows all files. Libraries leave files there that they only
+    lock.
+    """
+    if (folder / MANIFEST).is_file() and all(
+        name.endswith(".lock") for name in unlisted_files(folder)
+    ):
         return
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    names = (path.relative_to(folder).as_posix() for path in paths)
-    kept_names = [name for name in names if _is_kept(name)]
-    if kept_names:
-        write_manifest(folder, names=kept_names)
+    for lock in folder.rglob("*.lock"):
+        lock.unlink()
+    if any(path.is_file() for path in folder.rglob("*")):
+        write_manifest(folder)
     else:  # what has no rows is not written
         shutil.rmtree(folder)
-
-
-def _is_kept(name: str) -> bool:
-    """Whether a file is content, and none that libraries only lock."""
-    return name != MANIFEST and not name.endswith(".lock")

@@ -5,15 +5,15 @@ from contextlib import contextmanager
 import pytest
 
 from hfscale.folders import check_output_folder, write_atomically
-from hfscale.locks import held
+from hfscale.held_file import held_file
 from hfscale.process import InputError
 from hfscale.whole_folder import whole_folder
 
 HOLD = """
 import sys
 from pathlib import Path
-from hfscale.locks import held
-with held(Path(sys.argv[1]), wait=False):
+from hfscale.held_file import held_file
+with held_file(Path(sys.argv[1]), wait=False):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -33,10 +33,10 @@ def holding(path):
 def test_a_file_is_held_until_its_process_ends_however_it_ends(tmp_path, capsys):
     path = tmp_path / "file"
     with holding(path) as other:
-        with pytest.raises(BlockingIOError), held(path, wait=False):
+        with pytest.raises(BlockingIOError), held_file(path, wait=False):
             pass
         other.kill()
-        with held(path, wait=True, waiting="waiting"):
+        with held_file(path, wait=True, waiting="waiting"):
             pass
     assert capsys.readouterr().err in ("", "waiting\n")  # it may have ended first
 
@@ -51,8 +51,8 @@ def test_who_waited_for_a_file_that_was_renamed_holds_a_new_one(tmp_path, monkey
             path.rename(tmp_path / "renamed")
         seen.append(path)
 
-    monkeypatch.setattr("hfscale.locks.fcntl.lockf", rename)
-    with held(path, wait=True) as file:
+    monkeypatch.setattr("hfscale.held_file.fcntl.lockf", rename)
+    with held_file(path, wait=True) as file:
         file.write("new")
     assert path.read_text() == "new"
     assert (tmp_path / "renamed").read_text() == "another's"

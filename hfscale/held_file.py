@@ -18,7 +18,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
-def held(path: Path, *, wait: bool, waiting: str = "") -> Iterator[TextIO]:
+def held_file(path: Path, *, wait: bool, waiting: str = "") -> Iterator[TextIO]:
     """A file, made if it is not there, open for appending UTF-8, which no other process holds.
     `waiting` is said on stderr before it is waited for.
 
