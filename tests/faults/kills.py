@@ -1,62 +1,60 @@
-"""Kills: a run is ended by SIGKILL at moments drawn at random or aimed at, and resumed to its end."""
+"""Kills: SIGKILL to launcher and ranks at moments drawn at random or aimed at; then a resume.
 
+An aimed kill waits for a file operation or an event of Trainer's in one rank, which stops there;
+or it lets the rank go on and falls before the next one.
+"""
+
+import argparse
 import random
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Iterator
 
-from tests.faults.runs import Kind, kill_all, start, weights_of
+from tests.faults.moments import Moment
+from tests.faults.runs import SAVE_STEPS, Kind, Run, let_run, start, whole_steps
+from tests.faults.trials import Outcome, Trial, plan_at, resumed
 
-# What a folder shows when the moment has come; "at random" is drawn from the run's whole time.
-MOMENTS: dict[str, Callable[[Path], bool]] = {
-    "first save": lambda folder: any(folder.glob("**/checkpoint-3*")),
-    "second save": lambda folder: any(folder.glob("**/checkpoint-6*")),
-    "rotation": lambda folder: (folder / "checkpoint-6" / "manifest.json").is_file(),
-    "final evaluation": lambda folder: (folder / "checkpoint-12" / "manifest.json").is_file(),
-    "final weights": lambda folder: any(folder.glob("*.safetensors")),
-    "run.json": lambda folder: (folder / ".run.json.part").exists(),
-}
-LIMIT_SECONDS = 300
+GOOD = ("equal",)
+AT_RANDOM = "at random"
 
 
-def kill_once(kind: Kind, folder: Path, moment: str, draw: random.Random, log: Path) -> bool:
-    """Start (or resume) a run and kill it; whether it was still running then."""
-    resume = ["--resume", "auto"] if folder.exists() else []
-    run = start(kind.command(folder, *resume), log)
-    until = time.monotonic() + LIMIT_SECONDS
-    if moment == "at random":
-        until = time.monotonic() + draw.uniform(0.3, 1.0) * kind.seconds
-    while time.monotonic() < until and run.poll() is None:
-        if moment != "at random" and folder.exists() and MOMENTS[moment](folder):
-            time.sleep(draw.uniform(0, 0.15))
-            break
-        time.sleep(0.001)
-    was_running = run.poll() is None
-    kill_all(run)
-    return was_running
+def trials(kind: Kind, args: argparse.Namespace, draw: random.Random) -> Iterator[Trial]:
+    """A fifth at random, the others on all phases alike; some of them cold."""
+    phases: dict[str, list[Moment]] = defaultdict(list)
+    for moment in kind.moments:
+        phases[moment.phase].append(moment)
+    for number in range(args.count):
+        names = [AT_RANDOM] if number % 5 == 0 else sorted(phases)
+        what = draw.choice(names)
+        details = {} if what == AT_RANDOM else {"moment": draw.choice(phases[what])}
+        is_cold = draw.random() < args.cold_share
+        yield Trial("kills", kind, what, details, draw.getrandbits(32), warm=not is_cold)
 
 
-def finish(kind: Kind, folder: Path, log: Path) -> int:
-    """Resume a run to its end; its exit status."""
-    resume = ["--resume", "auto"] if folder.exists() else []
-    return start(kind.command(folder, *resume), log).wait(timeout=LIMIT_SECONDS)
+def try_one(trial: Trial) -> Outcome:
+    """`equal`; `lost`: nothing whole was left though a save had ended; or as `resume_result`."""
+    run, is_hit = _kill(trial)
+    had_saved = run.trained_steps > SAVE_STEPS
+    if had_saved and not whole_steps(trial.folder):
+        return Outcome("lost", f"killed after step {run.trained_steps}")
+    outcome = resumed(trial)
+    outcome.note += "" if is_hit else " (it had ended before)"
+    return outcome
 
 
-def kills(kind: Kind, place: Path, count: int, seed: int) -> Iterator[dict[str, str]]:
-    """What each kill led to: `equal` weights, `other` weights, or `failed` to resume."""
-    draw = random.Random(seed)
-    for number in range(count):
-        moment = draw.choice(["at random", *MOMENTS])
-        folder = place / f"{kind.recipe}-{kind.engine}-{number}"
-        log = folder.with_suffix(".log")
-        was_running = kill_once(kind, folder, moment, draw, log)
-        status = finish(kind, folder, log)
-        if status != 0:
-            result = "failed"
-        else:
-            result = "equal" if weights_of(folder) == kind.weights else "other"
-        yield {"moment": moment, "hit": "yes" if was_running else "no", "result": result}
-        if result == "equal":
-            shutil.rmtree(folder)
-            log.unlink()
+def _kill(trial: Trial) -> tuple[Run, bool]:
+    """The killed run, and whether it was running then."""
+    draw = random.Random(trial.seed)
+    moment: Moment | None = trial.details.get("moment")
+    if moment is None:
+        run = start(trial.kind, trial.folder, warm=trial.warm)
+        let_run(run, draw.uniform(0, trial.kind.seconds[trial.warm]))
+    else:
+        freeze = draw.random() < 0.5
+        plan = plan_at(trial, freeze=freeze)
+        run = start(trial.kind, trial.folder, warm=trial.warm, plan=plan)
+        if run.reached() and not freeze:
+            time.sleep(draw.uniform(0, moment.gap_seconds))
+    is_hit = not run.ended
+    run.kill()
+    return run, is_hit

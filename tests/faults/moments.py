@@ -1,0 +1,81 @@
+"""The moments of an uninterrupted run, and the phase of the run that each belongs to."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.faults.inside import read_record
+from tests.faults.runs import SAVE_STEPS
+
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+# Of Trainer's events: the phase that one opens.
+OPENED_BY = {
+    "on_init_end": "start",
+    "on_train_begin": "start",
+    "on_step_begin": "training",
+    "on_prediction_step": "evaluation",
+    "on_evaluate": "training",
+    "on_train_end": "final evaluation",
+}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The n-th time that a rank does something, and how long it is until the next moment."""
+
+    rank: int
+    operation: str
+    path: str
+    number: int
+    phase: str
+    gap_seconds: float
+
+    @property
+    def key(self) -> list:
+        """As the plan of inside.py names it."""
+        return [self.rank, self.operation, self.path, self.number]
+
+
+def moments_of(record: Path) -> list[Moment]:
+    """The moments of each rank with their phases, from the record of a run."""
+    lines = read_record(record)
+    moments = []
+    for rank in sorted({line[0] for line in lines}):
+        mine = [line for line in lines if line[0] == rank]
+        until = [line[1] for line in mine[1:]] + [mine[-1][1]]
+        opened = "data preparation"
+        for (_, at, operation, path, number), then in zip(mine, until, strict=True):
+            if operation == "trainer":
+                opened = _opened(opened, path)
+            phase = _phase_of_file(operation, path) or opened
+            moments.append(Moment(rank, operation, path, number, phase, then - at))
+    return moments
+
+
+def _opened(before: str, event: str) -> str:
+    if before.startswith("final"):
+        return before
+    return OPENED_BY.get(event, before)
+
+
+def _phase_of_file(operation: str, path: str) -> str | None:
+    """The phase that a file operation belongs to; None: it tells nothing."""
+    if operation == "trainer" or path in ("", "."):
+        return None
+    if path == "source":
+        return "data preparation"
+    if path == "run.json" or path.startswith(".run.json"):
+        return "run.json"
+    checkpoint = CHECKPOINT.search(path)
+    if not checkpoint:
+        is_manifest = Path(path).name.strip(".").startswith("manifest.json")
+        return "final manifest" if is_manifest else "final weights"
+    if operation in ("remove", "rmdir"):
+        return "rotation"
+    if operation == "rename":
+        return "rename"
+    if Path(path).name.strip(".").startswith("manifest.json"):
+        return "manifest"
+    if operation == "read":
+        return "hashing"
+    return "first save" if int(checkpoint[1]) == SAVE_STEPS else "later save"

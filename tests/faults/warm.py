@@ -1,0 +1,160 @@
+"""Warm starts: a Python program begins as a fork of a process that has imported everything.
+
+A cold start of a recipe takes ten seconds, nearly all of them for imports. The launcher is warm
+too: what it starts by `subprocess.Popen` are forks, with the environment, the session and the
+parent that they would have had.
+"""
+
+import contextlib
+import importlib
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hfscale.process import hide_bitsandbytes
+
+COLD = subprocess.Popen._execute_child  # type: ignore[attr-defined]
+SITE = Path(__file__).parent / "site" / "sitecustomize.py"
+FORKABLE = "jemalloc_bg_thd"  # pyarrow's; a fork starts it again
+# What the recipes import when they run, all that takes time.
+MODULES = """
+torch torch.distributed.run torch.distributed.fsdp torch.distributed.elastic.multiprocessing.api
+torch.distributed.checkpoint torch.distributed.tensor torch._dynamo torch.utils.data
+transformers.trainer transformers.trainer_seq2seq transformers.models.gpt2.modeling_gpt2
+transformers.integrations.peft transformers.modelcard
+accelerate.commands.launch accelerate.utils.fsdp_utils
+datasets evaluate peft peft.tuners.lora safetensors.torch matplotlib.figure psutil rich.table
+huggingface_hub.repocard numpy scipy.stats
+hfscale.cli hfscale.launch hfscale.training.trainer hfscale.training.running
+hfscale.training.record hfscale.training.preview hfscale.training.steps
+hfscale.training.training_args hfscale.models hfscale.adapters hfscale.data.packing
+hfscale.data.mixture hfscale.data.splits hfscale.data.tokenizer hfscale.tasks.examples
+hfscale.tasks.measures hfscale.tasks.preference_metrics hfscale.tasks.held_out
+hfscale.generation.texts
+""".split()
+DEEPSPEED_MODULES = "deepspeed transformers.integrations.deepspeed".split()
+PREFERENCE_MODULES = "trl.trainer.dpo_trainer trl.trainer.dpo_config".split()
+
+
+def import_all(engines: Iterable[str], recipes: Iterable[str]) -> None:
+    """Import what runs on these will use; raises RuntimeError where that started a thread, which
+    no fork has.
+    """
+    hide_bitsandbytes()
+    names = list(MODULES)
+    if "zero2" in engines:
+        names += DEEPSPEED_MODULES
+    if "finetune_preference" in recipes:
+        names += PREFERENCE_MODULES
+    for name in names:
+        importlib.import_module(name)
+    tasks = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
+    threads = tasks - {Path("/proc/self/comm").read_text().strip(), FORKABLE}
+    if threads:
+        raise RuntimeError(f"imports left threads, and forks would hang: {threads}")
+
+
+class WarmPopen(subprocess.Popen):
+    """`subprocess.Popen` for `python [-u] (-m MODULE | FILE) ARGUMENT ...` without a new program."""
+
+    def _execute_child(self, args: Any, *details: Any) -> None:
+        """Fork in the place of fork and exec; the order of `details` is that of Python's own."""
+        is_python = isinstance(args, (list, tuple)) and args[0] == sys.executable
+        if not is_python or args[1] == "-c":
+            COLD(self, args, *details)
+            return
+        cwd, env = details[4], details[5]
+        outputs = {0: details[9], 1: details[12], 2: details[14]}
+        is_session = details[-2]
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        self._child_created = True
+        if self.pid:
+            return
+        status = 70
+        try:
+            if is_session:
+                os.setsid()
+            if cwd:
+                os.chdir(cwd)
+            if env is not None:
+                os.environ.clear()
+                os.environ.update(env)
+            for number, descriptor in outputs.items():
+                if descriptor != -1:
+                    os.dup2(descriptor, number)
+            status = _run(list(args[1:]))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+
+
+def _run(words: list[str]) -> int:
+    """Be a fresh interpreter: signals, streams, path and arguments; the exit status."""
+    _as_after_exec()
+    while words[0] == "-u":
+        words.pop(0)
+    subprocess.Popen._execute_child = WarmPopen._execute_child  # type: ignore[attr-defined]
+    runpy.run_path(str(SITE))  # as Python does at its start
+    warnings.simplefilter("ignore", RuntimeWarning)  # runpy's, about what is imported already
+    try:
+        if words[0] == "-m":
+            sys.argv = ["", *words[2:]]
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = words
+            sys.path.insert(0, str(Path(words[0]).parent))
+            runpy.run_path(words[0], run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        status = _status(end.code)
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        _flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    with contextlib.suppress(KeyboardInterrupt):
+        threading._shutdown()
+    return status if _flush() else 120
+
+
+def _as_after_exec() -> None:
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.stdin = open(os.devnull)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)
+    sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")
+
+
+def _status(code: Any) -> int:
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 255
+    print(code, file=sys.stderr)
+    return 1
+
+
+def _flush() -> bool:
+    """Whether what was printed could be written."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return False
+    return True
