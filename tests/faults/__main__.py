@@ -3,6 +3,7 @@
 import argparse
 import collections
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
@@ -40,6 +41,18 @@ FAULTS = {
     "ranks": ranks,
     "stops": stops,
 }
+# The share of CI: of each fault, the engines and how many trials on each; and the engine whose
+# warm start is compared with a cold one.
+SHARE = "share"
+SHARE_COLD = "cpu_2proc"
+SHARES = {
+    "kills": (ENGINES, 2),
+    "damage": (["cpu"], 10),
+    "disks": (["cpu"], 5),
+    "clocks": (["cpu"], 2),
+    "ranks": (["cpu_2proc"], 5),
+    "stops": (["cpu_2proc"], 7),
+}
 
 
 def reference(kind: Kind, *, warm: bool) -> Kind:
@@ -73,10 +86,10 @@ def compare_with_cold(kind: Kind) -> str:
     )
 
 
-def make_reference(kind: Kind, *, cold: bool) -> tuple[Kind, str]:
+def make_reference(args: argparse.Namespace, kind: Kind) -> tuple[Kind, str]:
     """The kind with what its uninterrupted run left, and a line about it."""
     reference(kind, warm=True)
-    if cold:
+    if args.compare_cold or (args.faults == [SHARE] and kind.engine == SHARE_COLD):
         return kind, compare_with_cold(kind)
     return kind, f"{kind}: {kind.seconds[True]:.1f} s, warm"
 
@@ -85,16 +98,31 @@ def all_trials(kinds: list[Kind], args: argparse.Namespace) -> Iterator[Trial]:
     """What is asked for, in an order in which all kinds of runs come early."""
     draw = random.Random(args.seed)
     found = []
-    for fault in FAULTS if args.fault == "all" else [args.fault]:
+    for fault in FAULTS:
+        engines, limit = ENGINES, args.limit
+        if args.faults == [SHARE]:
+            engines, limit = SHARES[fault]
+        elif not {fault, "all"} & set(args.faults):
+            continue
         for kind in kinds:
-            drawn = list(FAULTS[fault].trials(kind, args, draw))
-            if args.limit:
-                drawn = draw.sample(drawn, min(args.limit, len(drawn)))
-            found += drawn
+            drawn = list(FAULTS[fault].trials(kind, args, draw)) if kind.engine in engines else []
+            found += _spread(drawn, limit, draw)
     draw.shuffle(found)
     for number, trial in enumerate(found):
         kind = dataclasses.replace(trial.kind, moments=[])
         yield dataclasses.replace(trial, kind=kind, number=number)
+
+
+def _spread(drawn: list[Trial], limit: int | None, draw: random.Random) -> list[Trial]:
+    """So many of them, of as many rows of the table as can be."""
+    draw.shuffle(drawn)
+    earlier: collections.Counter = collections.Counter()
+    turns = []
+    for trial in drawn:
+        turns.append(earlier[trial.what])
+        earlier[trial.what] += 1
+    order = sorted(range(len(drawn)), key=turns.__getitem__)
+    return [drawn[number] for number in order[:limit]]
 
 
 def try_it(trial: Trial) -> dict:
@@ -126,7 +154,7 @@ def try_it(trial: Trial) -> dict:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("fault", choices=[*FAULTS, "all"])
+    parser.add_argument("faults", nargs="+", choices=[*FAULTS, "all", SHARE])
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["pretrain"])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--count", type=int, default=10, help="kills, preemptions, slow disks")
@@ -155,10 +183,7 @@ def main() -> None:
     kinds = [Kind(recipe, engine, place) for recipe in args.recipes for engine in args.engines]
     rows = []
     with multiprocessing.get_context("fork").Pool(args.jobs) as pool:
-        jobs = [
-            pool.apply_async(make_reference, [kind], {"cold": args.compare_cold}) for kind in kinds
-        ]
-        made = [job.get() for job in jobs]
+        made = pool.map(functools.partial(make_reference, args), kinds, chunksize=1)
         for _, line in made:
             print(line, flush=True)
         trials = list(all_trials([kind for kind, _ in made], args))
@@ -181,8 +206,7 @@ def _show(row: dict, done: int, total: int) -> None:
     if not row["good"]:
         print(f"{row['result']}: {kind}: {row['folder']}: {row['note']}", flush=True)
     if done % 50 == 0:
-        counts = collections.Counter(row["good"] for row in [row])
-        print(f"{done} of {total}", flush=True) if counts else None
+        print(f"{done} of {total}", flush=True)
 
 
 if __name__ == "__main__":

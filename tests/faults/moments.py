@@ -7,7 +7,20 @@ from pathlib import Path
 from tests.faults.inside import read_record
 from tests.faults.runs import SAVE_STEPS
 
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+# Of operations and paths in the run's folder: the phase, that of the first rule that fits.
+FILE_PHASES = (
+    (r"trainer |\w+ \.?$", None),
+    (r"read source", "data preparation"),
+    (r"\w+ \.?run\.json", "run.json"),
+    (r"(remove|rmdir) .*checkpoint-\d", "rotation"),
+    (r"rename .*checkpoint-\d[^/]*$", "rename"),
+    (r"\w+ .*checkpoint-\d.*/\.?manifest\.json", "manifest"),
+    (r"read .*checkpoint-\d", "hashing"),
+    (rf"\w+ .*checkpoint-{SAVE_STEPS}\b", "first save"),
+    (r"\w+ .*checkpoint-\d", "later save"),
+    (r"\w+ \.?manifest\.json", "final manifest"),
+    (r"", "final weights"),
+)
 # Of Trainer's events: the phase that one opens.
 OPENED_BY = {
     "on_init_end": "start",
@@ -47,7 +60,7 @@ def moments_of(record: Path) -> list[Moment]:
         for (_, at, operation, path, number), then in zip(mine, until, strict=True):
             if operation == "trainer":
                 opened = _opened(opened, path)
-            phase = _phase_of_file(operation, path) or opened
+            phase = phase_of_file(operation, path) or opened
             moments.append(Moment(rank, operation, path, number, phase, then - at))
     return moments
 
@@ -58,24 +71,7 @@ def _opened(before: str, event: str) -> str:
     return OPENED_BY.get(event, before)
 
 
-def _phase_of_file(operation: str, path: str) -> str | None:
+def phase_of_file(operation: str, path: str) -> str | None:
     """The phase that a file operation belongs to; None: it tells nothing."""
-    if operation == "trainer" or path in ("", "."):
-        return None
-    if path == "source":
-        return "data preparation"
-    if path == "run.json" or path.startswith(".run.json"):
-        return "run.json"
-    checkpoint = CHECKPOINT.search(path)
-    if not checkpoint:
-        is_manifest = Path(path).name.strip(".").startswith("manifest.json")
-        return "final manifest" if is_manifest else "final weights"
-    if operation in ("remove", "rmdir"):
-        return "rotation"
-    if operation == "rename":
-        return "rename"
-    if Path(path).name.strip(".").startswith("manifest.json"):
-        return "manifest"
-    if operation == "read":
-        return "hashing"
-    return "first save" if int(checkpoint[1]) == SAVE_STEPS else "later save"
+    rules = (phase for rule, phase in FILE_PHASES if re.match(rule, f"{operation} {path}"))
+    return next(rules)

@@ -34,7 +34,7 @@ def trials(kind: Kind, args: argparse.Namespace, draw: random.Random) -> Iterato
 
 def try_one(trial: Trial) -> Outcome:
     """`named`: all ended, a line names the rank, and a resume gives equal weights; `unnamed`: no
-    line does; `orphans`: processes were left; `refused`: the second start ended with status 2 and
+    line does; `orphans`: other processes went on; `hung`: they did not end; `refused`: the second start ended with status 2 and
     the first one's weights are equal; `both`: it did not; else as `resume_result`.
     """
     moment: Moment = trial.details["moment"]
@@ -43,8 +43,15 @@ def try_one(trial: Trial) -> Outcome:
     run, pid = start_to_moment(trial, "--ddp_timeout", str(TIMEOUT_SECONDS))
     if not pid:
         return Outcome("missed", f"{moment.key} never came: {last_line(run)}")
+    steps = run.trained_steps
     ended = _harm(trial.what, run, pid)
-    outcome = Outcome("hung", f"after {END_SECONDS} s") if not ended else _after(trial, run)
+    went_on = run.trained_steps > steps + 2 or (trial.folder / "run.json").exists()
+    if not ended:
+        outcome = Outcome("hung", f"after {END_SECONDS} s")
+    elif went_on:
+        outcome = Outcome("orphans", f"step {run.trained_steps} though it ended at {steps}")
+    else:
+        outcome = _after(trial, run)
     run.kill()
     outcome.note = f"{moment.phase}, rank {moment.rank}: {outcome.note}"
     return outcome

@@ -125,6 +125,7 @@ class Run:
         """
         self.log = log
         self._told = b""
+        self._freezes = bool(plan and plan.get("freeze"))
         self._fifo = -1
         environment = os.environ | ENVIRONMENT
         if plan is not None:
@@ -158,11 +159,18 @@ class Run:
             if select.select([self._fifo], [], [], 0.005)[0]:
                 self._told += os.read(self._fifo, 100)
             if self._told.endswith(b"\n"):
-                return int(self._told.split()[0])
+                return self._stopped(int(self._told))
             if ended:
                 return 0
             time.sleep(0.001)
         return 0
+
+    def _stopped(self, pid: int) -> int:
+        """The rank that has told its moment, once it stands still, if that is the plan."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while self._freezes and psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+                time.sleep(0.001)
+        return pid
 
     @property
     def ended(self) -> bool:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 TARGETS = ("launcher", "one rank", "all")
 TWICE, PREEMPTED = "twice", "preempted"
 TWICE_SECONDS = 5  # in which a second signal must have ended all
+END_SECONDS = 10  # in which the ranks end after their launcher
 PARTS = 40  # of a preempted run, which ends much earlier if it makes progress
 
 
@@ -46,7 +48,8 @@ def trials(kind: Kind, args: argparse.Namespace, draw: random.Random) -> Iterato
 
 def try_one(trial: Trial) -> Outcome:
     """`equal`: the right exit status, few words, and a resume to equal weights; `status`: another
-    exit status; `words`: a traceback; `slow`: a second signal did not end it; `stuck`: a preempted
+    exit status; `words`: a traceback; `unsaid`: no word of the signal; `orphans`: ranks were left;
+    `slow`: a second signal did not end it; `stuck`: a preempted
     run never came to its end; or as `resume_result`.
     """
     if trial.what == PREEMPTED:
@@ -55,6 +58,7 @@ def try_one(trial: Trial) -> Outcome:
     if not pid:
         return Outcome("missed", f"{trial.details['moment'].key}: {last_line(run)}")
     outcome = _stop(trial, run, pid)
+    run.kill()
     if outcome.result == "equal":
         outcome = resumed(trial)
     outcome.note = f"{trial.details['moment'].phase}: {outcome.note}"
@@ -75,10 +79,11 @@ def _stop(trial: Trial, run: Run, pid: int) -> Outcome:
     if name == TWICE:
         time.sleep(0.1)
         _send(number, targets)
-        is_gone = wait_until_gone(processes, TWICE_SECONDS)
-        run.kill()
-        return Outcome("equal" if is_gone else "slow")
-    return _judge(trial.details["moment"], number, run, run.wait())
+        return Outcome("equal" if wait_until_gone(processes, TWICE_SECONDS) else "slow")
+    outcome = _judge(trial.details["moment"], number, run, run.wait())
+    if outcome.result == "equal" and not wait_until_gone(processes, END_SECONDS):
+        return Outcome("orphans", "ranks were left")
+    return outcome
 
 
 def _send(number: int, targets: list[psutil.Process]) -> None:
@@ -92,14 +97,15 @@ def _send(number: int, targets: list[psutil.Process]) -> None:
 def _judge(moment: Moment, number: int, run: Run, status: int | None) -> Outcome:
     # A run that has nothing left to do may end as if nothing had come.
     is_done = moment.phase in ("run.json", "final manifest")
-    right = [128 + number, *([0] if is_done else [])]
+    right = [128 + number, -number, *([0] if is_done else [])]
     if number == signal.SIGUSR1:
         right = [0]
     if status not in right:
         return Outcome("hung" if status is None else "status", f"{status}: {last_line(run)}")
     if "Traceback" in run.text:
         return Outcome("words", last_line(run))
-    return Outcome("equal")
+    said = re.search(rf"{signal.Signals(number).name}|Ctrl-C", run.text)
+    return Outcome("equal" if status == 0 or said else "unsaid", last_line(run))
 
 
 def _preempt(trial: Trial) -> Outcome:

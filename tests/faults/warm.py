@@ -6,12 +6,15 @@ parent that they would have had.
 """
 
 import contextlib
+import gc
 import importlib
+import io
 import os
 import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 import warnings
@@ -32,7 +35,8 @@ transformers.trainer transformers.trainer_seq2seq transformers.models.gpt2.model
 transformers.integrations.peft transformers.modelcard
 accelerate.commands.launch accelerate.utils.fsdp_utils
 datasets evaluate peft peft.tuners.lora safetensors.torch matplotlib.figure psutil rich.table
-huggingface_hub.repocard numpy scipy.stats
+huggingface_hub.repocard numpy scipy.stats scipy.io wandb
+datasets.packaged_modules.generator.generator datasets.io.generator threadpoolctl
 hfscale.cli hfscale.launch hfscale.training.trainer hfscale.training.running
 hfscale.training.record hfscale.training.preview hfscale.training.steps
 hfscale.training.training_args hfscale.models hfscale.adapters hfscale.data.packing
@@ -40,7 +44,10 @@ hfscale.data.mixture hfscale.data.splits hfscale.data.tokenizer hfscale.tasks.ex
 hfscale.tasks.measures hfscale.tasks.preference_metrics hfscale.tasks.held_out
 hfscale.generation.texts
 """.split()
-DEEPSPEED_MODULES = "deepspeed transformers.integrations.deepspeed".split()
+DEEPSPEED_MODULES = """
+deepspeed deepspeed.ops.op_builder.all_ops deepspeed.runtime.zero.muon.original_muon
+transformers.integrations.deepspeed
+""".split()
 PREFERENCE_MODULES = "trl.trainer.dpo_trainer trl.trainer.dpo_config".split()
 
 
@@ -56,10 +63,22 @@ def import_all(engines: Iterable[str], recipes: Iterable[str]) -> None:
         names += PREFERENCE_MODULES
     for name in names:
         importlib.import_module(name)
+    _save_a_model()
+    gc.collect()
+    gc.freeze()  # forks neither look at what is here nor copy it
     tasks = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
     threads = tasks - {Path("/proc/self/comm").read_text().strip(), FORKABLE}
     if threads:
         raise RuntimeError(f"imports left threads, and forks would hang: {threads}")
+
+
+def _save_a_model() -> None:
+    """So that transformers' tables of renamed weights are built, which takes a quarter second."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=4))
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        model.save_pretrained(folder)
 
 
 class WarmPopen(subprocess.Popen):
@@ -93,8 +112,6 @@ class WarmPopen(subprocess.Popen):
                 if descriptor != -1:
                     os.dup2(descriptor, number)
             status = _run(list(args[1:]))
-        except BaseException:
-            traceback.print_exc()
         finally:
             os._exit(status)
 
@@ -119,12 +136,12 @@ def _run(words: list[str]) -> int:
     except SystemExit as end:
         status = _status(end.code)
     except KeyboardInterrupt:
-        traceback.print_exc()
+        _print_traceback()
         _flush()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     except BaseException:
-        traceback.print_exc()
+        _print_traceback()
         status = 1
     with contextlib.suppress(KeyboardInterrupt):
         threading._shutdown()
@@ -148,6 +165,11 @@ def _status(code: Any) -> int:
         return code & 255
     print(code, file=sys.stderr)
     return 1
+
+
+def _print_traceback() -> None:
+    with contextlib.suppress(OSError):  # nobody reads it, or the disk is full
+        traceback.print_exc()
 
 
 def _flush() -> bool:
