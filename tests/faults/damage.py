@@ -142,7 +142,7 @@ def _judge_checkpoint(trial: Trial, name: str) -> Outcome:
 def _judge_cache(trial: Trial, name: str) -> Outcome:
     folder = trial.folder / "run"
     run = Run(trial.kind.command(folder), log_of(trial.kind, folder, 0), trial.folder)
-    return _compare(trial, run, folder, "damaged")
+    return _compare(trial, run, folder, "made anew")
 
 
 def _compare(trial: Trial, run: Run, folder: Path, words: str) -> Outcome:
