@@ -9,6 +9,7 @@ import collections
 import json
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import Any
 
 PLAN = "HFSCALE_FAULTS"  # the environment variable with the plan, as JSON
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
-TEMPORARY = ".hfscale-"  # the beginning of names that are never the same twice
+TRIAL = re.compile(r"\.hfscale-\w+")  # names that are never the same twice
 
 
 def install() -> None:
@@ -71,10 +72,8 @@ class Watch:
         path = args[1] if event == "os.rename" else args[0]
         if not isinstance(path, (str, bytes, os.PathLike)):
             return
-        name = os.path.abspath(os.fsdecode(path))
+        name = TRIAL.sub(".hfscale-trial", os.path.abspath(os.fsdecode(path)))
         folder = self.plan["folder"]
-        if TEMPORARY in name:
-            return
         if name in self.plan.get("sources", ()):
             self.count("read", "source")
         elif name.startswith(folder):

@@ -9,7 +9,7 @@ from tests.faults.runs import SAVE_STEPS
 
 # Of operations and paths in the run's folder: the phase, that of the first rule that fits.
 FILE_PHASES = (
-    (r"trainer |\w+ \.?$", None),
+    (r"trainer |\w+ \.?$|\w+ \.hfscale-trial", None),
     (r"read source", "data preparation"),
     (r"\w+ \.?run\.json", "run.json"),
     (r"(remove|rmdir) .*checkpoint-\d", "rotation"),

@@ -50,6 +50,7 @@ def test_no_fault_loses_a_run_or_goes_unseen(rows, fault):
         ("write", ".run.json.part", "run.json"),
         ("trainer", "on_step_begin", None),
         ("fsync", "", None),
+        ("mkdir", ".hfscale-trial", None),
     ],
 )
 def test_the_phase_of_a_file_operation(operation, path, phase):
