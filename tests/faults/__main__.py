@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import functools
 import json
@@ -9,12 +10,16 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from tests.faults import clocks, damage, disks, kills, ranks, stops
 from tests.faults.moments import moments_of
@@ -182,12 +187,13 @@ def main() -> None:
     make_place(place)
     kinds = [Kind(recipe, engine, place) for recipe in args.recipes for engine in args.engines]
     rows = []
-    with multiprocessing.get_context("fork").Pool(args.jobs) as pool:
+    with multiprocessing.get_context("fork").Pool(args.jobs, _prepare_worker) as pool:
         made = pool.map(functools.partial(make_reference, args), kinds, chunksize=1)
         for _, line in made:
             print(line, flush=True)
         trials = list(all_trials([kind for kind, _ in made], args))
-        with (place / "trials.jsonl").open("w") as file:
+        file = (place / "trials.jsonl").open("w")
+        with file, contextlib.suppress(KeyboardInterrupt):  # the table of what is done follows
             for row in pool.imap_unordered(try_it, trials):
                 rows.append(row)
                 file.write(json.dumps(row) + "\n")
@@ -198,6 +204,18 @@ def main() -> None:
     bad = [row for row in rows if not row["good"]]
     print(f"{len(rows)} trials, {len(bad)} bad; each, and the logs of what was bad: {place}")
     sys.exit(bool(bad))
+
+
+def _prepare_worker() -> None:
+    """Ctrl-C is for the process that prints the table, which then ends this one and its runs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_with_runs)
+
+
+def _end_with_runs(*_: Any) -> None:
+    for process in psutil.Process().children(recursive=True):
+        process.kill()
+    os._exit(1)
 
 
 def _show(row: dict, done: int, total: int) -> None:
