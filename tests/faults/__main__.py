@@ -199,6 +199,7 @@ def main() -> None:
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 _show(row, len(rows), len(trials))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     print(table(rows))
     (place / "faults.json").write_text(json.dumps(rows, indent=1))
     bad = [row for row in rows if not row["good"]]
