@@ -20,6 +20,7 @@ from hfscale.options import (
     training_types,
 )
 from hfscale.process import InputError, go_offline_if_unreachable, hide_bitsandbytes
+from hfscale.strict_yaml import naming, parse_yaml, read_limited
 
 SEEDS: dict[str, float] = {"min": 0, "max": 2**32 - 1}  # what NumPy's generators take
 # Of arguments that have one meaning in every recipe; others have theirs beside `help`, in their
@@ -36,6 +37,7 @@ LIMITS: dict[str, dict[str, float]] = {
     "dataloader_num_workers": {"min": 0, "max": 1000},
     "dataloader_prefetch_factor": {"min": 1, "max": 1_000_000},
 }
+SHOWN_CHARACTERS = 200  # of a wrong value, in the error
 # Names that older releases and other tools use, and what they are called here.
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
@@ -346,7 +348,10 @@ def _check(
         _, limits = split_annotated(kinds[name])
         new_value = limits.get("renamed", {}).get(str(got))
         hint = f"; did you mean {new_value}?" if new_value else ""
-        raise InputError(f"{place}: {shown}: got {got!r}, {error}{hint}") from None
+        value_shown = repr(got)
+        if len(value_shown) > SHOWN_CHARACTERS:
+            value_shown = f"{value_shown[:SHOWN_CHARACTERS]}..."
+        raise InputError(f"{place}: {shown}: got {value_shown}, {error}{hint}") from None
 
 
 def _hint_at_name(name: str, kinds: dict[str, Any]) -> str:
@@ -385,11 +390,7 @@ def _read_yaml(
     """
     values: dict[str, Any] = {}
     inherited: dict[str, Any] = {}
-    seen: set[str] = set()
     for place, name, value in _yaml_lines(path):
-        if name in seen:
-            raise InputError(f"{place}: {name} is set twice; keep one of the lines")
-        seen.add(name)
         if name == "extends":
             inherited = _read_extended(place, path, value, kinds, extended_by)
         else:
@@ -430,9 +431,9 @@ def _yaml_lines(path: Path) -> list[tuple[str, str, Any]]:
     """[("file:line", name, value), ...]"""
     import yaml
 
-    try:
-        loader = yaml.SafeLoader(path.read_text("utf-8"))
-        if isinstance(node := loader.get_single_node(), yaml.MappingNode):
+    with naming(path):
+        loader, node = parse_yaml(read_limited(path))
+        if isinstance(node, yaml.MappingNode):
             return [
                 (
                     f"{path}:{key.start_mark.line + 1}",
@@ -441,8 +442,6 @@ def _yaml_lines(path: Path) -> list[tuple[str, str, Any]]:
                 )
                 for key, value in node.value
             ]
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     raise InputError(f"{path}: holds no 'name: value' lines")
 
 

@@ -34,6 +34,7 @@ from hfscale.process import (
     read_zero_stage,
     typed_command,
 )
+from hfscale.strict_yaml import read_yaml
 
 ASSUMED_GPUS = 8  # in a machine that is not this one, where nothing is said
 # Of a launch config: the names that are checked outside its parts.
@@ -269,6 +270,7 @@ def _read_config(path: Path) -> Any:
     """
     from accelerate.commands.config.config_args import load_config_from_file
 
+    read_yaml(path)  # accelerate's own reading has no limits
     try:
         config = load_config_from_file(str(path))
     except Exception as error:  # whatever the file makes accelerate or the YAML reader stumble over

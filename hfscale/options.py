@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+from hfscale.strict_yaml import RefusedError, check_numbers, load_json, parse_yaml
+
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
@@ -128,11 +130,12 @@ def _convert(value: Any, kind: Any) -> Any:
             return [convert(item, arguments[0]) for item in value]
         elif member is float and type(value) in (int, float, str):
             with contextlib.suppress(ValueError):  # text that is no number; YAML reads 1e-3 as text
-                if not math.isnan(number := float(value)):
+                if math.isfinite(number := float(value)):
                     return number
         elif member is Any or type(value) is (origin or member):
             if isinstance(value, str) and not is_utf8(value):
                 raise ValueError("which is not UTF-8; write it in UTF-8")
+            check_numbers(value if isinstance(value, dict | list) else None)
             return value
     item = _item_kind(kind)
     if item is not None and not isinstance(value, list | dict | None):
@@ -157,18 +160,24 @@ def _choices(kind: Any) -> list[str]:
 def read_mapping(text: str) -> dict[str, Any] | None:
     """The names and values written in JSON or YAML, such as `{f1: {squad_version: 1}}`; None: it is
     something else.
+
+    Raises:
+        RefusedError: it could be read, but is too deep, too large, names something twice, or holds
+            a number that is not finite.
     """
     import yaml
 
-    with contextlib.suppress(ValueError):
-        value = json.loads(text)
+    with contextlib.suppress(json.JSONDecodeError):
+        value = load_json(text)
         return value if isinstance(value, dict) else None
-    loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
+        loader, node = parse_yaml(text)
         value = construct_value(loader, node) if isinstance(node, yaml.MappingNode) else None
+    except RefusedError:
+        raise
     except (yaml.YAMLError, ValueError):
         return None
+    check_numbers(value)
     return value
 
 
@@ -179,24 +188,19 @@ def construct_value(loader: Any, node: Any) -> Any:
     import yaml
 
     if isinstance(node, yaml.MappingNode):
-        for part in _scalar_nodes(node, set()):
+        for part in _scalar_nodes(node):
             if part.style is None and EXPONENT.fullmatch(part.value):  # without quotes
                 part.tag = "tag:yaml.org,2002:float"
     return loader.construct_object(node, deep=True)
 
 
-def _scalar_nodes(node: Any, seen: set[int]) -> Iterator[Any]:
-    """The values in a mapping or list of YAML, at any depth, each once: aliases can repeat or
-    contain themselves.
-    """
-    if id(node) in seen:
-        return
-    seen.add(id(node))
+def _scalar_nodes(node: Any) -> Iterator[Any]:
+    """The values in a mapping or list of YAML, at any depth."""
     if isinstance(node.value, str):
         yield node
         return
     for part in node.value:
-        yield from _scalar_nodes(part[1] if isinstance(part, tuple) else part, seen)
+        yield from _scalar_nodes(part[1] if isinstance(part, tuple) else part)
 
 
 def is_utf8(text: str) -> bool:
@@ -249,7 +253,7 @@ def _convert_text(words: list[str], kind: Any) -> Any:
             return mapping
     if list in members and len(words) == 1 and words[0].startswith("["):
         with contextlib.suppress(json.JSONDecodeError):  # `[PAD]` is a word
-            return convert(json.loads(words[0]), kind)
+            return convert(load_json(words[0]), kind)
     if list in members and words and (len(words) > 1 or str not in members):
         item = get_args(members[list])[0]
         return [convert_text([word], item) for word in words]
@@ -257,7 +261,7 @@ def _convert_text(words: list[str], kind: Any) -> Any:
         raise ValueError(f"expected {describe(kind)}")
     word = words[0]
     with contextlib.suppress(ValueError):  # JSON (null, true, 3, 1e-3, {...}) goes before text
-        value = json.loads(word.lower() if word.lower() in ("true", "false", "null") else word)
+        value = load_json(word.lower() if word.lower() in ("true", "false", "null") else word)
         if not isinstance(value, str):
             return convert(value, kind)
     return convert(word, kind)

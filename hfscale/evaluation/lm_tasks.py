@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-import yaml
-
 from hfscale.config import shipped
 from hfscale.data.files import read_checked_rows
 from hfscale.options import did_you_mean
 from hfscale.process import InputError
+from hfscale.strict_yaml import naming, parse_yaml, read_limited, read_yaml
 
 NO_TASKS = (".py", ".pyc", ".md", ".json", ".jsonl", ".csv", ".txt", ".png")  # files of other kinds
 # A value of a line, or an item of a list, in YAML: there a name of a task, group or tag stands.
@@ -88,6 +87,9 @@ def _included_names(include: str | None) -> set[str]:
 
     if not include:
         return set()
+    for path in sorted(Path(include).rglob("*.yaml")):
+        with naming(path):  # lm-eval's own reading has no limits
+            parse_yaml(read_limited(path))
     return set(TaskManager(include_path=include, include_defaults=False).all_tasks)
 
 
@@ -103,7 +105,7 @@ def unknown_task(name: str, known: Sequence[str]) -> InputError:
 def local_task(path: Path, data: str | None) -> dict:
     """The task's configuration with this data, of which it has the columns: for one that is missing
     lm-eval would take its name as the text."""
-    config = yaml.safe_load(path.read_text("utf-8"))
+    config = read_yaml(path)
     columns = config["metadata"]["columns"]
     expected = f"{', '.join(columns)} for {path.stem}"
     if data is None:

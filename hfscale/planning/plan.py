@@ -9,6 +9,7 @@ from hfscale.config import shipped
 from hfscale.planning.flops import TOKENS_PER_PARAMETER, Shape, training_flops
 from hfscale.planning.memory import Sharding, Step, sharding_of, step_memory_bytes
 from hfscale.process import InputError
+from hfscale.strict_yaml import load_yaml, read_limited, read_yaml
 
 # For the device's context, the communication library and the allocator's gaps: an assumption.
 RESERVED_BYTES = 10**9
@@ -73,7 +74,7 @@ def find_device(name: str, users_file: str | None = None) -> Device:
     table: dict[str, Any] = {}
     try:
         for path in files:
-            table |= dict(yaml.safe_load(path.read_text("utf-8")).items())
+            table |= dict(load_yaml(read_limited(path)).items())
         device = Device(**table[name]) if name in table else None
     except (OSError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
         raise InputError(
@@ -272,14 +273,12 @@ def plan_launches(
     Between machines a ring is as fast as one machine's network, which all of its GPUs share, or as
     a link inside, if that is slower.
     """
-    import yaml
-
     link_gb_s = device.link_gb_s
     if machines.number > 1:
         link_gb_s = min(link_gb_s, machines.network_gb_s)
     plans = {}
     for name, path in shipped("accelerate_configs", "*.yaml").items():
-        config = yaml.safe_load(path.read_text("utf-8"))
+        config = read_yaml(path)
         sharding = sharding_of(config, machines.processes)
         if not _is_meant(name, config, sharding, machines):
             continue

@@ -1,0 +1,76 @@
+"""Text of files, models and users, as it is shown: on a terminal and in Markdown it is text and
+nothing else.
+"""
+
+import re
+import sys
+from typing import Any, TextIO
+
+# What a terminal takes for a command, not for text: titles, links, colours, the cursor's moves.
+ESCAPE_SEQUENCES = re.compile(
+    r"\x1b\][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
+    r"|\x1b[PX^_][^\x1b]*\x1b\\"
+    r"|\x1b\[[0-?]*[ -/]*[@-~]"
+    r"|\x1b[ -/]*[0-~]"
+)
+# All but tabs and line ends; and what turns the order of the text around it.
+CONTROL_CHARACTERS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+)
+# What Markdown, as the Hub and GitHub read it, takes for more than text anywhere in a line.
+MARKDOWN = re.compile(
+    r"[\\`*\[\]<>&|~#]|!(?=\[)|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.|@", re.IGNORECASE
+)
+# Those of them that stay what they are behind a backslash.
+ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "@": "&#64;"}
+
+
+def printable(text: str) -> str:
+    """The text without escape sequences of terminals and without control characters; tabs and line
+    ends stay.
+    """
+    return CONTROL_CHARACTERS.sub("", ESCAPE_SEQUENCES.sub("", text))
+
+
+def one_line(text: str) -> str:
+    """The text as `printable`, with each run of white space as one blank."""
+    return " ".join(printable(text).split())
+
+
+def say(*values: Any, file: TextIO | None = None, end: str = "\n", flush: bool = False) -> None:
+    """Print values that hold text of others, each as `printable`."""
+    texts = [printable(str(value)) for value in values]
+    print(*texts, file=file or sys.stdout, end=end, flush=flush)
+
+
+def in_markdown(text: str) -> str:
+    """The text for a line or a table's cell of Markdown: no HTML, link, picture, mark or column
+    comes of it.
+    """
+
+    def escaped(match: re.Match) -> str:
+        return ENTITIES.get(match[0], f"\\{match[0]}")
+
+    return MARKDOWN.sub(escaped, one_line(text))
+
+
+def code_span(text: str) -> str:
+    """The text as code in a line or a table's cell of Markdown; nothing for no text."""
+    line = one_line(text)
+    if not line:
+        return ""
+    fence = "`" * (1 + _longest_run_of_backticks(line))
+    room = " " if line.startswith("`") or line.endswith("`") else ""
+    line = line.replace("|", "\\|")
+    return f"{fence}{room}{line}{room}{fence}"
+
+
+def code_block(text: str, language: str = "text") -> str:
+    """The text as a block of code of Markdown, its lines as they are."""
+    shown = printable(text)
+    fence = "`" * max(3, 1 + _longest_run_of_backticks(shown))
+    return f"{fence}{language}\n{shown}\n{fence}"
+
+
+def _longest_run_of_backticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
