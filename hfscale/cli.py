@@ -13,6 +13,7 @@ from hfscale.folders import write_atomically
 from hfscale.launch import FLAGS, launch
 from hfscale.options import did_you_mean
 from hfscale.process import InputError, ending_quietly, hub_reachable
+from hfscale.shown import show_text
 
 # Whose versions `hfscale env` shows.
 PACKAGES = (
@@ -183,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             return _run(*(words or ["--help"]))
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
+            show_text(f"error: {error}", file=sys.stderr)
             return 2
 
 

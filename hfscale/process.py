@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hfscale import __version__
+from hfscale.shown import printable, show_text
 
 # Environment variables by which `hfscale` tells a recipe's process what it cannot see.
 PLANNED_CONFIG = "HFSCALE_PLANNED_CONFIG"  # see planned_launch
@@ -44,12 +45,12 @@ def run(main: Callable[[], Any]) -> None:
         except InputError as error:
             if is_main_rank():
                 # A data loader's worker puts its traceback, and the error's class, before it.
-                line = str(error).strip().splitlines()[-1]
+                line = printable(str(error)).strip().splitlines()[-1]
                 message = line.removeprefix(f"{InputError.__module__}.InputError: ")
-                print(f"error: {message}", file=sys.stderr)
+                show_text(f"error: {message}", file=sys.stderr)
             raise SystemExit(2) from None
         except FloatingPointError as error:  # a run that diverged, or a model that is broken
-            print(f"error: {error}", file=sys.stderr)
+            show_text(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
         finally:
             torch = sys.modules.get("torch")

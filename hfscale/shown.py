@@ -2,6 +2,7 @@
 nothing else.
 """
 
+import json
 import re
 import sys
 from typing import Any, TextIO
@@ -32,12 +33,23 @@ def printable(text: str) -> str:
     return CONTROL_CHARACTERS.sub("", ESCAPE_SEQUENCES.sub("", text))
 
 
+def printable_values(value: Any) -> Any:
+    """Lists and mappings with each text in them as `printable`, names too."""
+    if isinstance(value, dict):
+        return {printable_values(key): printable_values(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [printable_values(entry) for entry in value]
+    return printable(value) if isinstance(value, str) else value
+
+
 def one_line(text: str) -> str:
     """The text as `printable`, with each run of white space as one blank."""
     return " ".join(printable(text).split())
 
 
-def say(*values: Any, file: TextIO | None = None, end: str = "\n", flush: bool = False) -> None:
+def show_text(
+    *values: Any, file: TextIO | None = None, end: str = "\n", flush: bool = False
+) -> None:
     """Print values that hold text of others, each as `printable`."""
     texts = [printable(str(value)) for value in values]
     print(*texts, file=file or sys.stdout, end=end, flush=flush)
@@ -72,5 +84,30 @@ def code_block(text: str, language: str = "text") -> str:
     return f"{fence}{language}\n{shown}\n{fence}"
 
 
+class MarkdownText(str):
+    """Text that is Markdown already."""
+
+
+def markdown_text(value: Any) -> Any:
+    """What a template of Markdown fills in (its `finalize`): text becomes `in_markdown`."""
+    if isinstance(value, MarkdownText) or not isinstance(value, str):
+        return value
+    return in_markdown(value)
+
+
+def python_text(text: str) -> str:
+    """The text as a string of Python, for a block of code."""
+    return json.dumps(printable(text), ensure_ascii=False)
+
+
 def _longest_run_of_backticks(text: str) -> int:
     return max(map(len, re.findall("`+", text)), default=0)
+
+
+MARKDOWN_FILTERS = {
+    "code_span": lambda text: MarkdownText(code_span(text)),
+    "code_block": lambda text: MarkdownText(code_block(text)),
+    "python": lambda text: MarkdownText(python_text(text)),
+    "repr": lambda value: MarkdownText(repr(value)),
+    "code": MarkdownText,  # of our own, not of others
+}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from hfscale.arguments import LoadArguments, SamplingArguments, loading
 from hfscale.config import parse_args
 from hfscale.process import InputError, run
+from hfscale.shown import show_text
 
 
 @dataclass
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     # Conversation: turns that are given, typed, or read from a pipe.
     is_typed = args.prompts is None and sys.stdin.isatty()
     if is_typed:
-        print(
+        show_text(
             f"{args.model}: type and press Enter; /reset forgets the conversation, /exit or Ctrl-D "
             "ends it"
         )
@@ -93,6 +94,7 @@ def talk(
     model, tokenizer, lines: Iterable[str], system: str | None, settings: dict, *, is_echoed: bool
 ) -> None:
     """Answer each line, with as many of the turns before as the context holds."""
+    from hfscale.generation.prompts import write_turns
     from hfscale.generation.texts import generate_texts
     from hfscale.models import context_limit
 
@@ -111,10 +113,10 @@ def talk(
         while room_after(messages, model, tokenizer) < needed and len(messages) > len(start) + 1:
             # A question and its answer.
             del messages[len(start) : len(start) + 2]
-            print("(the oldest turn was dropped: the model's context is full)", file=sys.stderr)
+            show_text("(the oldest turn was dropped: the model's context is full)", file=sys.stderr)
         if is_echoed:
-            print(f"you: {line}")
-        print("model: ", end="", flush=True)
+            show_text(f"you: {line}")
+        show_text("model: ", end="", flush=True)
         [[answer]] = generate_texts(
             model,
             tokenizer,
@@ -127,28 +129,14 @@ def talk(
         messages.append({"role": "assistant", "content": answer.strip()})
 
 
-def write_turns(messages: list[dict[str, str]], tokenizer) -> str:
-    """The conversation as the chat template has it, up to where the answer begins.
-
-    Raises InputError: the template refuses it, as some refuse a system message.
-    """
-    from jinja2 import TemplateError
-
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages[:3])
-        raise InputError(f"the model's chat template refuses turns of {roles}: {error}") from None
-
-
 def room_after(messages: list[dict[str, str]], model, tokenizer) -> int:
     """How many tokens the context has left for an answer; 0: not even the turns fit."""
+    from hfscale.generation.prompts import write_turns
     from hfscale.generation.texts import fit_prompts
 
+    text = write_turns(messages, tokenizer)
     with contextlib.suppress(InputError):
-        _, [room] = fit_prompts(
-            model, tokenizer, [write_turns(messages, tokenizer)], add_special_tokens=False
-        )
+        _, [room] = fit_prompts(model, tokenizer, [text], add_special_tokens=False)
         return room
     return 0
 

@@ -20,6 +20,7 @@ from hfscale.arguments import (
 )
 from hfscale.config import parse_args
 from hfscale.process import InputError, run
+from hfscale.shown import show_text
 
 
 @dataclass
@@ -225,7 +226,7 @@ def show_results(
     left_to_score = not_measured(args)
     if left_to_score:
         print(f"not measured here, but by score --model {output_dir}: {', '.join(left_to_score)}")
-    print(f"next: {asking_command(output_dir, task, held_out)}")
+    show_text(f"next: {asking_command(output_dir, task, held_out)}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from hfscale.config import parse_args
 from hfscale.folders import check_writable, write_atomically
 from hfscale.generation.task_prompt import TaskPrompt, load_task_prompt
 from hfscale.process import InputError, run
+from hfscale.shown import show_text
 
 
 @dataclass
@@ -189,7 +190,7 @@ def check_file(args: GenerateArguments) -> None:
 def show_task(model: str, task: TaskPrompt) -> None:
     """Say on stderr what becomes of a prompt."""
     form = "a turn of its chat template" if task.prompt is None else repr(task.prompt)
-    print(
+    show_text(
         f"{model} learned a task: a prompt becomes {form} (--raw_prompts leaves it)",
         file=sys.stderr,
     )
@@ -254,7 +255,7 @@ def talk(model, tokenizer, ask: Callable[[str], str], settings: dict[str, Any]) 
                 if not one:
                     show_completions(prompt, texts[0])
             except InputError as error:
-                print(f"error: {error}", file=sys.stderr)
+                show_text(f"error: {error}", file=sys.stderr)
 
 
 def hand_out(records: list[dict[str, Any]], args: GenerateArguments, *, is_shown: bool) -> None:
@@ -274,7 +275,7 @@ def hand_out(records: list[dict[str, Any]], args: GenerateArguments, *, is_shown
             raise InputError(
                 f"--output_file {output_file}: {error.strerror}; the lines are on standard output"
             ) from None
-        print(f"{len(records)} prompts -> {output_file}")
+        show_text(f"{len(records)} prompts -> {output_file}")
     elif args.json:
         print(lines, end="")
     elif not is_shown:

@@ -14,6 +14,7 @@ from hfscale.folders import DATA_CARD, write_atomically, write_json
 from hfscale.report.page import template
 from hfscale.report.pictures import bars
 from hfscale.report.tables import show_table
+from hfscale.shown import one_line, show_text
 
 LENGTH_EDGES_WORDS = (0, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 10**9)
 LOST_IN_READING = ("empty", "unreadable")  # counts of the first stage
@@ -46,7 +47,7 @@ def write_data_card(
     write_json(folder / DATA_CARD, card)
     draw_funnel(ledger.stages, folder / "funnel.png")
     page = template(Path(__file__).with_name("data_card.md.j2"))
-    write_atomically(folder / "data_card.md", page.render(card, details=_details))
+    write_atomically(folder / "data_card.md", page.render(card, details=_details, beginning=_line))
     return card
 
 
@@ -94,18 +95,18 @@ def show_card(card: dict[str, Any], *, examples: bool = False) -> None:
     rows = [row for stage in card["stages"] for row in _stage_rows(stage)]
     show_table(("stage, rule", "dropped", "kept", "also"), rows, title="Documents")
     if card["languages"]:
-        print("languages: " + ", ".join(_largest(card["languages"])))
+        show_text("languages: " + ", ".join(_largest(card["languages"])))
     sizes = [
         f"{name} {part['documents']:,} ({part['bytes']:,} bytes)"
         for name, part in card["splits"].items()
     ]
-    print("documents: " + ", ".join(sizes))
+    show_text("documents: " + ", ".join(sizes))
     if examples and card["examples"]:
-        print("dropped, for example:")
+        show_text("dropped, for example:")
         for rule, lines in card["examples"].items():
-            print(_beginning(rule, lines[0]))
+            show_text(_beginning(rule, lines[0]))
     for note in card["notes"]:
-        print(f"note: {note}")
+        show_text(f"note: {note}")
 
 
 def _stage_rows(stage: dict[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -125,8 +126,14 @@ def _stage_rows(stage: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 def _beginning(rule: str, line: dict[str, Any]) -> str:
     """One line of the screen: rule, measured value, the document's id and how it begins."""
-    begins = " ".join(line["text_begins"].split())
-    return f"  {rule} {line['value']}, id {line['id']}: {begins}"[:SHOWN_CHARACTERS]
+    return f"  {rule} {line['value']}, id {line['id']}: {_line(line['text_begins'])}"[
+        :SHOWN_CHARACTERS
+    ]
+
+
+def _line(text: str | None) -> str:
+    """The beginning of a text, in one line."""
+    return one_line(text or "")[:SHOWN_CHARACTERS]
 
 
 def _largest(counts: dict[str, int]) -> list[str]:

@@ -33,6 +33,7 @@ from hfscale.data.web_pages import extractor_version, is_html
 from hfscale.folders import DATA_CARD
 from hfscale.manifest import has_manifest, read_manifest
 from hfscale.process import InputError, is_main_rank
+from hfscale.shown import show_text
 from hfscale.user_code import names_function
 
 Documents: TypeAlias = Dataset | IterableDataset
@@ -146,7 +147,7 @@ def say(lines: Iterable[str]) -> None:
     """Lines on stderr, of one process of a launch."""
     if is_main_rank():
         for line in lines:
-            print(line, file=sys.stderr)
+            show_text(line, file=sys.stderr)
 
 
 def about_html(documents: Dataset, source: list[str]) -> list[str]:
@@ -214,7 +215,7 @@ def _stream(parts: list[Documents]) -> IterableDataset:
 
 def _has_text(text: str | None, problem: str | None = None) -> bool:
     if problem:
-        print(f"left out: {problem}", file=sys.stderr)
+        show_text(f"left out: {problem}", file=sys.stderr)
     return bool(text and text.strip())
 
 

@@ -16,6 +16,7 @@ from hfscale.evaluation.scores import System, fit_prompts
 from hfscale.folders import write_atomically, write_json
 from hfscale.metrics.intervals import by_note
 from hfscale.report.tables import cell, show_records, show_table
+from hfscale.shown import show_text
 
 # Of the first item, in a preview.
 SHOWN_COLUMNS = ("place", "prompt", "choices", "answer", "references", "program", "text")
@@ -134,9 +135,9 @@ def show_scores(record: dict[str, Any], path: Path) -> None:
         _show_comparisons(record["comparisons"])
     for system in systems:
         for note, about in by_note(system["notes"]).items():
-            print(f"{system['name']}: {about}: {note}")
+            show_text(f"{system['name']}: {about}: {note}")
     show_counts(record["data"], {system["name"]: _shortened(system) for system in systems})
-    print(f"data {record['data']['fingerprint']}; written to {path}")
+    show_text(f"data {record['data']['fingerprint']}; written to {path}")
 
 
 def _show_comparisons(comparisons: Sequence[dict[str, Any]]) -> None:
@@ -151,7 +152,7 @@ def _show_comparisons(comparisons: Sequence[dict[str, Any]]) -> None:
     show_records(rows)
     for second, notes in notes_by_second.items():
         for note, about in by_note(notes).items():
-            print(f"{comparisons[0]['first']} and {second}: {about}: {note}")
+            show_text(f"{comparisons[0]['first']} and {second}: {about}: {note}")
 
 
 def show_counts(data: dict[str, Any], shortened: Mapping[str, int | None]) -> None:
@@ -159,7 +160,7 @@ def show_counts(data: dict[str, Any], shortened: Mapping[str, int | None]) -> No
     many each system's prompts were shortened (None: it has no prompts)."""
     counts = data["counts"]
     for note in data["notes"]:
-        print(note)
+        show_text(note)
     if not counts:
         return
     facts = [
@@ -175,7 +176,7 @@ def show_counts(data: dict[str, Any], shortened: Mapping[str, int | None]) -> No
         if prompts is not None:
             of_several = f" for {name}" if len(shortened) > 1 else ""
             facts.append(f"{prompts:,} shortened{of_several}")
-    print(f"{data['unit']}s: {', '.join(facts)}")
+    show_text(f"{data['unit']}s: {', '.join(facts)}")
 
 
 def _with_reasons(counts: dict[str, int], reasons: dict[str, str], fate: str) -> str:

@@ -10,8 +10,10 @@ from transformers import PreTrainedTokenizerBase
 from hfscale.data.files import find_files, read_rows, suffix_of
 from hfscale.data.sources import load_documents
 from hfscale.generation.task_prompt import TaskPrompt
+from hfscale.limited import limited
 from hfscale.process import InputError
 
+CHAT_TEMPLATE = "the model's chat template"  # as errors name it
 ROWS = (".jsonl", ".json", ".csv", ".tsv")
 
 
@@ -73,7 +75,17 @@ def asker(task: TaskPrompt | None, tokenizer: PreTrainedTokenizerBase) -> Callab
 
 def _chat_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """A user's turn as the tokenizer's chat template writes it, up to where the answer begins."""
-    turns = [{"role": "user", "content": text}]
-    prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert isinstance(prompt, str)  # it is not tokenized
-    return prompt
+    return write_turns([{"role": "user", "content": text}], tokenizer)
+
+
+def write_turns(messages: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The conversation as the tokenizer's chat template has it, up to where the next answer begins.
+
+    Raises InputError: the template refuses it, as some refuse a system's turn, or is broken, or
+    goes beyond the limits of `hfscale.limited`.
+    """
+    write = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
+    roles = ", ".join(message["role"] for message in messages[:3])
+    text = limited(write, messages, place=f"{CHAT_TEMPLATE}, for turns of {roles}")
+    assert isinstance(text, str)  # it is not tokenized
+    return text

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hfscale.process import InputError
+from hfscale.shown import printable, show_text
 
 NEW_TEXT = "(none: a new text)"
 
@@ -23,9 +24,9 @@ def show_prompt(prompt: str) -> None:
         from rich.console import Console
         from rich.text import Text
 
-        Console().print(Text(prompt, "bold"), end="", soft_wrap=True)
+        Console().print(Text(printable(prompt), "bold"), end="", soft_wrap=True)
     else:
-        print(f"prompt: {prompt.rstrip() or NEW_TEXT}")
+        show_text(f"prompt: {prompt.rstrip() or NEW_TEXT}")
 
 
 def _has_styles() -> bool:
@@ -47,20 +48,20 @@ def show_completions(prompt: str, completions: Sequence[str]) -> None:
     for number, text in enumerate(completions, 1):
         head = f"--- {number} of {len(completions)}\n" if len(completions) > 1 else ""
         if has_styles:  # each text goes on from its prompt
-            print(head, end="")
+            show_text(head, end="")
             show_prompt(prompt)
         else:  # the prompt stands once, above all
             if number == 1:
                 show_prompt(prompt)
-            print(head, end="")
-        print(text)
+            show_text(head, end="")
+        show_text(text)
     print()
 
 
 def show_samples(samples: Sequence[str]) -> None:
     """Print texts of a model that was just trained."""
     for text in samples:
-        print(f"\n--- sample\n{text}")
+        show_text(f"\n--- sample\n{text}")
     print()
 
 

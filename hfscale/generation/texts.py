@@ -23,6 +23,7 @@ from hfscale.data.tokens import decode_continuation, encode_prompts
 from hfscale.models import check_token_ids, context_limit
 from hfscale.options import check_limits
 from hfscale.process import InputError
+from hfscale.shown import show_text
 
 # Texts in a batch, where several are drawn from a prompt.
 MOST_COPIES_AT_ONCE = 64
@@ -92,7 +93,7 @@ def generate_texts(
     rows, rooms = fit_prompts(model, tokenizer, prompts, add_special_tokens=add_special_tokens)
     streamer = TextPrinter(model, tokenizer, rows[0], stop_strings or ()) if stream else None
     if stream and not skip_prompt:
-        print(prompts[0], end="")
+        show_text(prompts[0], end="")
     if do_sample:
         settings |= sampling
     # Beams give several texts together; draws can be made one by one, so that any number fits into
@@ -463,14 +464,14 @@ class TextPrinter(BaseStreamer):
     def end(self) -> None:
         """Print what was held back."""
         self._print(is_whole=True)
-        print(flush=True)
+        show_text(flush=True)
 
     def _print(self, is_whole: bool) -> None:
         whole = decode_continuation(until_end(self.ids, self.ends), self.tokenizer, self.before)
         text = cut_at_stop(whole, self.stop_strings)
         if text == whole and not is_whole:
             text = text[: len(text) - self._unsure(text)]
-        print(text[self.printed :], end="", flush=True)
+        show_text(text[self.printed :], end="", flush=True)
         self.printed = max(self.printed, len(text))
 
     def _unsure(self, text: str) -> int:

@@ -102,9 +102,9 @@ def show_memory(plans: dict[str, LaunchPlan], device: Device) -> None:
     ]
     memory_head = f"memory per GPU, of {device.memory_gb:g} GB"
     show_table(("config", memory_head, "GB", "micro-batch", "largest"), table)
-    legend = [f"[{color}]█[/] {part}" for part, color in COLORS.items()]
+    legend = [Text.assemble(("█", color), f" {part}") for part, color in COLORS.items()]
     for line in (legend[:4], legend[4:]):  # each fits into any terminal
-        Console().print("  ".join(line))
+        Console().print(Text("  ").join(line))
 
 
 def _costs(

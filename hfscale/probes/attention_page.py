@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from hfscale.folders import write_atomically
 from hfscale.probes.attention import Explanation
 from hfscale.report.page import template
+from hfscale.shown import printable_values
 
 MAP_BYTES = 2_000_000  # of weights on the page; with the rest it stays below 3 MB
 SHOWN = 24  # rows and columns of each matrix that explains a head
@@ -120,7 +121,8 @@ def write_page(path: Path, record: dict[str, Any], weights: np.ndarray) -> None:
         steps = [{**step, "values": _corner(step["values"])} for step in explained["steps"]]
         data["explain"] = explained | {"steps": steps}
     # Within a script element "<" could end it.
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    text = json.dumps(printable_values(data), ensure_ascii=False, allow_nan=False)
+    text = text.replace("<", "\\u003c")
     page = Path(__file__).with_name("attention.html").read_text("utf-8")
     write_atomically(path, page.replace("__DATA__", text))
 

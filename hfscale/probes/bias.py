@@ -25,6 +25,7 @@ from hfscale.probes.bias_items import Item
 from hfscale.process import InputError
 from hfscale.report.page import template
 from hfscale.report.tables import show_records
+from hfscale.shown import show_text
 
 ALL = "all"  # the row over all groups
 # Of signs, for a p-value: corrected for many groups it should still be able to show something.
@@ -310,7 +311,7 @@ def show_probe(record: dict[str, Any]) -> None:
         _show_groups("change", groups, [row["change"] for row in groups])
     if record["toxicity"]:
         _show_toxicity(models, record["toxicity"])
-    print(template(Path(__file__).with_name("bias.txt.j2")).render(record))
+    show_text(template(Path(__file__).with_name("bias.txt.j2")).render(record))
 
 
 def _show_groups(
@@ -321,7 +322,7 @@ def _show_groups(
     show_records(rows, title=name, joint="\n")
     for row, test in zip(groups, tests, strict=True):
         for note, values in by_note(test["notes"]).items():
-            print(f"{name}, {row['group']}: {values}: {note}")
+            show_text(f"{name}, {row['group']}: {values}: {note}")
 
 
 def _show_toxicity(models: Sequence[str], toxicity: Sequence[dict[str, Any]]) -> None:
@@ -330,7 +331,7 @@ def _show_toxicity(models: Sequence[str], toxicity: Sequence[dict[str, Any]]) ->
     )
     for name, of_model in zip(models, toxicity, strict=True):
         for note, values in by_note(interval_notes(of_model)).items():
-            print(f"{name}: {values}: {note}")
+            show_text(f"{name}: {values}: {note}")
 
 
 def _shown(row: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:

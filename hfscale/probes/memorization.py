@@ -22,6 +22,7 @@ from hfscale.metrics.intervals import (
 from hfscale.metrics.perplexity import score_documents
 from hfscale.process import InputError
 from hfscale.report.tables import cell, show_table
+from hfscale.shown import show_text
 
 SHOWN_CHARACTERS = 300  # of a copy on the terminal; all of it is in the record
 # From space to space, or one character (with the marks on it) of a script without spaces.
@@ -154,7 +155,7 @@ def show_memorization(record: dict[str, Any]) -> None:
         rows.append((canary, text))
     show_table(("what", "value"), rows)
     for note, names in by_note(interval_notes(loss)).items():
-        print(f"{names}: {note}")
+        show_text(f"{names}: {note}")
 
 
 def _fill(pattern: str, digits: str) -> str:

@@ -26,7 +26,9 @@ from hfscale.report.comparison import (
     judged_tables,
     same_measure,
 )
+from hfscale.report.pictures import in_picture
 from hfscale.report.tables import FLOOR, INTERVALS, in_one_format, number, p_value
+from hfscale.shown import MARKDOWN_FILTERS, markdown_text, printable
 
 # Records of other recipes, each shown in a section of its own where the folder holds it.
 RECORDS = (
@@ -127,9 +129,12 @@ def _prepared_sources(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def template(path: Path) -> jinja2.Template:
-    """The template in a file; what it fills in is escaped where the file is HTML."""
+    """The template in a file; what it fills in is text and nothing else, also where the file is
+    HTML or Markdown.
+    """
     environment = jinja2.Environment(
         autoescape=jinja2.select_autoescape(["html.j2"]),
+        finalize=markdown_text if path.name.endswith(".md.j2") else _plain_text,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
@@ -147,8 +152,16 @@ def template(path: Path) -> jinja2.Template:
         "column": _column,
         "columns": lambda rows: list(zip_longest(*rows)),
         "flat": flat,
+        **MARKDOWN_FILTERS,
     }
     return environment.get_template(path.name)
+
+
+def _plain_text(value: Any) -> Any:
+    """What a template fills in: text without what a terminal or a browser obeys; what is HTML
+    already stays.
+    """
+    return printable(value) if type(value) is str else value
 
 
 def texts_of(values: Iterable[Any]) -> dict[float, str]:
@@ -344,9 +357,9 @@ def _chart(lines: dict[str, list[tuple[float, float]]], title: str, salt: str) -
         for name, points in lines.items():
             steps, values = zip(*points, strict=True)
             marker = "o" if len(points) < 20 else ""  # many would hide the line
-            axes.plot(steps, values, marker=marker, ms=3, lw=1.4, label=name)
+            axes.plot(steps, values, marker=marker, ms=3, lw=1.4, label=in_picture(name))
         axes.set_xlabel("step")
-        axes.set_title(title, wrap=True)
+        axes.set_title(in_picture(title), wrap=True)
         if len(lines) > 1:
             axes.legend()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})

@@ -5,6 +5,13 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hfscale.shown import one_line
+
+
+def in_picture(text: str) -> str:
+    """The text as Matplotlib's labels take it: in one line, and a $ begins no formula."""
+    return one_line(text).replace("$", r"\$")
+
 
 def bars(
     names: Sequence[str],
@@ -17,6 +24,7 @@ def bars(
     """
     figure = Figure(figsize=(9, 0.5 * len(names) + 1.4), layout="constrained")
     axes = figure.subplots()
+    names = [in_picture(name) for name in names]
     ends = [0.0] * len(names)
     for part, lengths in parts.items():
         last_part = axes.barh(names, lengths, left=ends, label=part, color=colors[part])

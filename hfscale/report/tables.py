@@ -9,6 +9,8 @@ from rich.console import Console, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from hfscale.shown import printable, show_text
+
 INTERVALS = ("_ci95", "_ci90")
 FLOOR = "_floor"  # <name>_floor: the least p-value that the random draws behind <name> can give
 WHOLE_LIMIT = 1e15  # whole numbers from here on are written as powers of ten
@@ -137,9 +139,10 @@ def show_table(heads: Sequence[str], rows: Iterable[Sequence[RenderableType]], *
     long. Only cells of prose are broken, between words.
     """
     console_width = Console().width
-    table_rows = [list(row) for row in rows]
-    title = kwargs.pop("title", None)
-    caption = kwargs.pop("caption", None)
+    table_rows = [[_plain(cell) for cell in row] for row in rows]
+    title = _plain(kwargs.pop("title", None))
+    caption = _plain(kwargs.pop("caption", None))
+    heads = [printable(head) for head in heads]
     least, natural = _widths_of(heads, table_rows)
     groups = _groups(least, console_width)
     if len(groups) > 1 and least[0] > console_width * LONG_NAMES:
@@ -159,14 +162,14 @@ def show_table(heads: Sequence[str], rows: Iterable[Sequence[RenderableType]], *
             **kwargs,
         )
         for row in table_rows:
-            table.add_row(*(_plain(row[i]) for i in group))
+            table.add_row(*(row[i] for i in group))
         Console(width=room).print(table)
 
 
 def _number_names(rows: Sequence[list[RenderableType]]) -> None:
     """Print the names in the first column with numbers, which stand in the column from here on."""
     for i, row in enumerate(rows, 1):
-        print(f"{i}: {_plain(row[0])}")
+        show_text(f"{i}: {row[0]}")
         row[0] = str(i)
 
 
@@ -180,9 +183,9 @@ def _widths_of(
     return least, natural
 
 
-def _plain(text: RenderableType) -> RenderableType:
-    """Square brackets in a name are no markup."""
-    return Text(text) if isinstance(text, str) else text
+def _plain(text: Any) -> Any:
+    """Square brackets in a name are no markup, and what a terminal obeys is left out."""
+    return Text(printable(text)) if isinstance(text, str) else text
 
 
 def _widths(text: RenderableType) -> tuple[int, int]:

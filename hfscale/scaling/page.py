@@ -13,8 +13,10 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
+from hfscale.report.pictures import in_picture
 from hfscale.report.tables import show_records
 from hfscale.scaling.law import Fit
+from hfscale.shown import show_text
 
 LISTS = ("points", "splits", "warnings")  # of a law, not in its table
 MOST_CURVES = 6  # more are a smear: the colours of the points tell the rest
@@ -42,7 +44,7 @@ def draw_law(
         formula = (
             f"{round(law.E, 6):.3g} + {law.A:.3g}/N^{law.alpha:.3g} + {law.B:.3g}/D^{law.beta:.3g}"
         )
-        row[0].set_title(f"{name}: {formula}", loc="left", fontsize=10)
+        row[0].set_title(f"{in_picture(name)}: {formula}", loc="left", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
@@ -153,12 +155,12 @@ def print_law(record: dict[str, Any]) -> None:
         show_records(rows, title="forecasts, with 90 % intervals")
     for name, law in laws.items():
         for warning in law["warnings"]:
-            print(f"warning: {name}: {warning}")
+            show_text(f"warning: {name}: {warning}")
     for left_out in record["dropped"]:
         if isinstance(left_out, dict):  # a line of a table
-            print(f"left out: line {left_out['line']}: {left_out['reason']}")
+            show_text(f"left out: line {left_out['line']}: {left_out['reason']}")
         else:  # a cell
-            print(f"left out: {left_out}")
+            show_text(f"left out: {left_out}")
 
 
 def _without_lists(law: dict[str, Any]) -> dict[str, Any]:

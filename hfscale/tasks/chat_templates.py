@@ -6,7 +6,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from hfscale.data.tokens import leading_ids
+from hfscale.generation.prompts import write_turns
 from hfscale.process import InputError
+from hfscale.strict_yaml import read_limited
 
 # ChatML, with the answers marked for the loss and ended by EOS, at which generation stops.
 CHATML = """\
@@ -34,14 +36,20 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
             raise InputError(
                 f"chat_template {chat_template}: no such file; give chatml or a Jinja file"
             )
-        tokenizer.chat_template = path.read_text("utf-8")
+        try:
+            tokenizer.chat_template = read_limited(path)
+        except (OSError, ValueError) as error:
+            raise InputError(f"chat_template {chat_template}: cannot be read: {error}") from None
     if tokenizer.chat_template is None:
         raise InputError(
             "the tokenizer has no chat template, which conversations need; give --chat_template "
             "chatml or a Jinja file (prompts and targets can also go without: give templates for "
             "both)"
         )
-    if "{% generation %}" not in tokenizer.chat_template.replace("{%-", "{%"):
+    template = tokenizer.chat_template
+    if not isinstance(template, str):  # several, by name
+        template = template.get("default", "")
+    if "{% generation %}" not in template.replace("{%-", "{%"):
         raise InputError(
             "the chat template does not mark the answers with {% generation %} ... {% "
             "endgeneration %}, so their tokens cannot be told; mark them, or give --chat_template "
@@ -66,10 +74,9 @@ def add_template_characters(tokenizer: PreTrainedTokenizerBase) -> None:
     if unknown is None or unknown == tokenizer.eos_token_id:  # GPT-2's stands for nothing
         return
     turns = [{"role": role, "content": ""} for role in ("system", "user", "assistant")]
-    frame = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     missing = [
         character
-        for character in sorted(set(str(frame)))
+        for character in sorted(set(write_turns(turns, tokenizer)))
         if unknown in tokenizer(character, add_special_tokens=False)["input_ids"]
     ]
     tokenizer.add_tokens(missing)

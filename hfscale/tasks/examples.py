@@ -15,6 +15,7 @@ from hfscale.arguments import TaskArguments
 from hfscale.data.templates import column_text, template_columns
 from hfscale.generation.task_prompt import TaskPrompt
 from hfscale.process import InputError, is_main_rank
+from hfscale.shown import show_text
 from hfscale.tasks.embedded import embedded_examples
 from hfscale.tasks.held_out import hold_out, row_hash
 from hfscale.tasks.row_to_example import Example, TaskTemplates, make_example, task_templates
@@ -114,7 +115,7 @@ def _make_all(
 def _say_dropped(counts: Counts) -> None:
     empty = sum(count["empty"] for count in counts.values())
     if empty and is_main_rank():
-        print(
+        show_text(
             f"drop_empty: {empty} examples with an empty prompt or target were left out",
             file=sys.stderr,
         )

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import cast
 
 from datasets import Dataset, DatasetDict
@@ -13,6 +14,8 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from hfscale.arguments import TaskArguments
 from hfscale.data.tokens import encode_continuations, encode_prompts
+from hfscale.generation.prompts import CHAT_TEMPLATE
+from hfscale.limited import each_limited
 from hfscale.process import InputError
 from hfscale.tasks.conversations import Message
 from hfscale.tasks.examples import Counts
@@ -88,23 +91,42 @@ class _FittedSplit:
 
 def _fit_split(name: str, examples: Dataset, fitting: "Fitting") -> _FittedSplit:
     split = _FittedSplit()
-    for i, example in enumerate(examples):
-        place = example.get("place", f"{name} example {i}")
-        result = fitting.fit(example)
-        if result is None:
-            _check_prompt_fits(place, example, fitting)
-            split.long_targets.append((place, fitting.target_length(example)))
-            if not fitting.truncates:
-                continue
-            row, lost = _truncate(place, example, fitting)
-        else:
-            row, lost = result
-            if fitting.truncates:
-                row = row | {"truncated": False}  # all rows have the same columns
+    fit = partial(_fit_example, split_name=name, fitting=fitting)
+    if "messages" in examples.column_names:  # a chat template computes what is written
+        results = each_limited(fit, enumerate(examples), place=CHAT_TEMPLATE)
+    else:
+        results = map(fit, enumerate(examples))
+    for row, lost, long_target in results:
+        if long_target:
+            split.long_targets.append(long_target)
+        if row is None:
+            continue
         split.rows.append(row)
         split.num_shortened += lost > 0
         split.lost_tokens += lost
     return split
+
+
+def _fit_example(
+    numbered: tuple[int, Example], split_name: str, fitting: "Fitting"
+) -> tuple[Example | None, int, tuple[str, int] | None]:
+    """The row of an example (None: its target does not fit), the tokens that its prompt lost, and
+    place and tokens of a target that is too long.
+    """
+    i, example = numbered
+    place = example.get("place", f"{split_name} example {i}")
+    result = fitting.fit(example)
+    if result is not None:
+        row, lost = result
+        if fitting.truncates:
+            row = row | {"truncated": False}  # all rows have the same columns
+        return row, lost, None
+    _check_prompt_fits(place, example, fitting)
+    long_target = (place, fitting.target_length(example))
+    if not fitting.truncates:
+        return None, 0, long_target
+    row, lost = _truncate(place, example, fitting)
+    return row, lost, long_target
 
 
 def _check_prompt_fits(place: str, example: Example, fitting: "Fitting") -> None:

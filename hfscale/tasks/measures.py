@@ -31,6 +31,7 @@ from hfscale.metrics.evaluate_metrics import (
 from hfscale.metrics.intervals import by_note, interval_notes
 from hfscale.process import InputError, is_main_rank
 from hfscale.report.tables import show_records, show_table
+from hfscale.shown import show_text
 from hfscale.tasks.answers import predict
 from hfscale.tasks.examples import COUNTED, Counts
 
@@ -170,9 +171,9 @@ def show_answers(
         )
     show_records(records)
     for note, about in by_note(interval_notes(metrics) | (notes or {})).items():
-        print(f"{about}: {note}")
+        show_text(f"{about}: {note}")
     for sample in samples:
-        print(f"\n{sample}")
+        show_text(f"\n{sample}")
 
 
 class GenerationMetrics(TrainerCallback):

@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from hfscale.metrics.batches import Journal, run_batches
 from hfscale.metrics.code import Outcome, run_program
+from hfscale.shown import show_text
 
 
 def check_programs(examples: Dataset, *, allow_code_execution: bool, most: int = 5) -> None:
@@ -17,7 +18,7 @@ def check_programs(examples: Dataset, *, allow_code_execution: bool, most: int =
     InputError as `run_program`.
     """
     if len(examples["program"][0]) == 1:
-        print(
+        show_text(
             "program: has no {prediction}, so that what the model answers is not run",
             file=sys.stderr,
         )
@@ -34,7 +35,7 @@ def check_programs(examples: Dataset, *, allow_code_execution: bool, most: int =
         outcomes.append(outcome)
     if outcomes:
         place = answered[0].get("place", "example 0")
-        print(
+        show_text(
             f"program: none of the first {len(outcomes)} right answers passes its test; {place}: "
             f"{_last_line(outcomes[0])[:200]} (--test_program says what is run)",
             file=sys.stderr,

@@ -1,6 +1,7 @@
 """Prompt and target -> rows in which only the target, and the EOS after it, carries loss."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 from datasets import Dataset, DatasetDict
@@ -8,6 +9,8 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from hfscale.data.packing import IGNORED, best_fit
 from hfscale.data.tokens import encode_continuations, encode_prompts, encode_texts
+from hfscale.generation.prompts import CHAT_TEMPLATE
+from hfscale.limited import each_limited
 from hfscale.process import InputError
 from hfscale.tasks.row_to_example import Example
 
@@ -83,8 +86,8 @@ def _row(examples: Sequence[_Encoded], length: int, eos: int) -> dict[str, Any]:
 
 def _encode(examples: Dataset, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Encoded]:
     if "messages" in examples.column_names:
-        for example in examples:
-            yield _encode_chat(example, tokenizer)
+        encode = partial(_encode_chat, tokenizer=tokenizer)
+        yield from each_limited(encode, examples, place=CHAT_TEMPLATE)
         return
     prompts = encode_prompts(examples["prompt"][:], tokenizer)
     targets = encode_continuations(examples["target"][:], tokenizer)

@@ -20,6 +20,7 @@ from hfscale.folders import (
 )
 from hfscale.generation.task_prompt import TaskPrompt
 from hfscale.metrics.intervals import by_note, interval_notes
+from hfscale.shown import MARKDOWN_FILTERS, markdown_text, printable, show_text
 
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 # Of what `Trainer.evaluate` returns: how the evaluation went, not what the model reaches.
@@ -43,7 +44,7 @@ def write_model_card(
     """
     path = folder / MODEL_CARD
     if is_edited_card(path):
-        print(
+        show_text(
             f"{path} was written or edited by hand and stays as it is; without it, the run writes "
             "its own card",
             file=sys.stderr,
@@ -51,7 +52,7 @@ def write_model_card(
         return
     name = folder.absolute().name
     card = ModelCard(
-        f"---\n{card_data(record, name).to_yaml()}\n---\n\n"
+        f"---\n{printable(card_data(record, name).to_yaml())}\n---\n\n"
         f"{_card_text(record, name, hub_model_id or name, task)}"
     )
     write_atomically(path, mark_card(str(card)))
@@ -108,12 +109,14 @@ def _eval_results(record: dict[str, Any]) -> list[EvalResult]:
 
 
 def _card_text(record: dict[str, Any], name: str, model_id: str, task: TaskPrompt | None) -> str:
-    template = jinja2.Template(
-        TEMPLATE.read_text("utf-8"),
+    environment = jinja2.Environment(
+        finalize=markdown_text,
         trim_blocks=True,
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters |= MARKDOWN_FILTERS
+    template = environment.from_string(TEMPLATE.read_text("utf-8"))
     model = record["model"]
     command = shlex.split(record["command"])
     return template.render(

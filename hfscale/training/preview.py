@@ -2,15 +2,13 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import psutil
 import pyarrow.compute
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
-from rich.console import Console
-from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from hfscale.data.packing import IGNORED
@@ -19,6 +17,7 @@ from hfscale.planning.flops import Shape
 from hfscale.planning.memory import Sharding, Step, sharding_of, step_memory_bytes
 from hfscale.planning.settings import OPTIMIZER_BYTES
 from hfscale.process import is_main_rank, launched_engine, launched_processes, planned_launch
+from hfscale.report.tables import show_table
 
 SHOWN_TOKENS = 24  # of each part that is scored, or is not
 
@@ -34,29 +33,32 @@ def preview(
     """
     if not is_main_rank():
         return
-    console = Console()
     row = next(iter(rows["train"]))
-    console.print(_row_table(row, tokenizer))
+    show_table(
+        ("position", "token", "input_ids", "label"),
+        _row_table(row, tokenizer),
+        title="The first training row begins",
+    )
     memory = memory_at_hand(model, args, rows["train"])
     needed = sum(memory.values())
     # What other machines have is not known here.
     available = None if planned_launch() else device_memory_bytes(args)
 
-    counts = Table("what", "value", title="The run", show_header=False)
+    counts: list[tuple[str, str]] = []
     for name, part in rows.items():
         if isinstance(part, Dataset):
-            _add_rows(counts, name, part, is_packed="position_ids" in row)
+            counts += _counts_of(name, part, is_packed="position_ids" in row)
     # Of a stream the number of rows is not known, but max_steps is given.
     num_rows = len(rows["train"]) if isinstance(rows["train"], Dataset) else 0
-    counts.add_row("steps", f"{count_steps(num_rows, args):,}")
+    counts.append(("steps", f"{count_steps(num_rows, args):,}"))
     for name, value in count_parameters(model).items():
-        counts.add_row(name.replace("_", " "), f"{value:,}")
+        counts.append((name.replace("_", " "), f"{value:,}"))
     for name, size in memory.items():
-        counts.add_row(f"memory: {name}", _mebibytes(size))
-    counts.add_row("memory: all, per process, without libraries", _mebibytes(needed))
+        counts.append((f"memory: {name}", _mebibytes(size)))
+    counts.append(("memory: all, per process, without libraries", _mebibytes(needed)))
     shown = "not known here" if available is None else _mebibytes(available)
-    counts.add_row("memory: there is, per process", shown)
-    console.print(counts)
+    counts.append(("memory: there is, per process", shown))
+    show_table(("what", "value"), counts, title="The run", show_header=False)
 
     if available is not None and needed > available:
         print(
@@ -71,39 +73,43 @@ def _mebibytes(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB"
 
 
-def _add_rows(counts: Table, name: str, part: Dataset, *, is_packed: bool) -> None:
+def _counts_of(name: str, part: Dataset, *, is_packed: bool) -> list[tuple[str, str]]:
     """What of a split is read, and what of that is scored."""
     scored = sum(part["num_tokens"])
     places, longest = _places(part)
     up_to = "" if is_packed else "up to "
-    counts.add_row(f"{name} rows x tokens", f"{len(part):,} x {up_to}{longest:,}")
-    counts.add_row(f"{name} tokens scored", f"{scored:,}")
-    # The first place of a row is never predicted.
-    counts.add_row(f"{name} places not scored", f"{1 - scored / (places - len(part)):.2%}")
+    return [
+        (f"{name} rows x tokens", f"{len(part):,} x {up_to}{longest:,}"),
+        (f"{name} tokens scored", f"{scored:,}"),
+        # The first place of a row is never predicted.
+        (f"{name} places not scored", f"{1 - scored / (places - len(part)):.2%}"),
+    ]
 
 
-def _row_table(row: dict, tokenizer: PreTrainedTokenizerBase) -> Table:
+def _row_table(row: dict, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, ...]]:
     """The first text of the row up to its last scored token, the middle of long parts left out."""
-    table = Table("position", "token", "input_ids", "label", title="The first training row begins")
+    table: list[tuple[str, ...]] = []
     for part in _parts(row):
         half = SHOWN_TOKENS // 2
         if len(part) <= SHOWN_TOKENS:
-            _add_tokens(table, row, part, tokenizer)
+            table += _tokens_of(row, part, tokenizer)
             continue
-        _add_tokens(table, row, part[:half], tokenizer)
-        table.add_row("...", f"{len(part) - 2 * half:,} more", "", "")
-        _add_tokens(table, row, part[-half:], tokenizer)
+        table += _tokens_of(row, part[:half], tokenizer)
+        table.append(("...", f"{len(part) - 2 * half:,} more", "", ""))
+        table += _tokens_of(row, part[-half:], tokenizer)
     return table
 
 
-def _add_tokens(table: Table, row: dict, places: range, tokenizer: PreTrainedTokenizerBase) -> None:
+def _tokens_of(
+    row: dict, places: range, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[str, ...]]:
     for i in places:
         token = row["input_ids"][i]
         label = "not scored"
         if _is_scored(row, i):
             label = repr(tokenizer.decode([row["labels"][i]]))
         position = str(_positions(row)[i])
-        table.add_row(position, repr(tokenizer.decode([token])), str(token), label)
+        yield position, repr(tokenizer.decode([token])), str(token), label
 
 
 def _positions(row: dict) -> Sequence[int]:

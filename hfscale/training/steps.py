@@ -14,6 +14,7 @@ from hfscale.generation.terminal import ready_command, show_samples
 from hfscale.generation.texts import beginning_of, generate_texts
 from hfscale.models import context_limit
 from hfscale.process import InputError, is_main_rank, launched_processes
+from hfscale.shown import show_text
 
 # Rows of a loaded model are no longer than this unless the user says so: attention over tens of
 # thousands of tokens, as newer models have them, takes more memory than tuning on text is worth.
@@ -94,7 +95,7 @@ def show_shares(
         return
     for source, part, epoch in zip(sources, parts, epochs, strict=False):
         share = epoch * len(part["train"]) / num_rows
-        print(
+        show_text(
             f"{source}: {share:.1%} of the training rows, {epoch:.2f} epochs in each pass over them"
         )
 
@@ -110,7 +111,7 @@ def draw_samples(
             model, tokenizer, [""], num_return_sequences=3, max_new_tokens=max_new_tokens
         )
     except InputError as error:
-        print(f"no samples: {error}", file=sys.stderr)
+        show_text(f"no samples: {error}", file=sys.stderr)
         return []
     return texts
 
@@ -122,7 +123,7 @@ def show_losses(metrics: Mapping[str, float]) -> None:
             continue
         before = metrics.get(f"before_{name}")  # not of a run that went on from a checkpoint
         shown = f"{before:.4f} before" if before else "not measured before"
-        print(f"{name}: {shown}, {metrics[name]:.4f} after")
+        show_text(f"{name}: {shown}, {metrics[name]:.4f} after")
 
 
 def show_run(
@@ -139,7 +140,7 @@ def show_run(
         documents: with the split `validation`.
     """
     show_samples(samples)
-    print(f"model, tokenizer and run.json: {output_dir}")
+    show_text(f"model, tokenizer and run.json: {output_dir}")
     text = next(iter(documents["validation"]))["text"]
     beginning = beginning_of(text, model, tokenizer)
-    print("next:", ready_command("generate", output_dir, [beginning]))
+    show_text("next:", ready_command("generate", output_dir, [beginning]))
