@@ -421,7 +421,7 @@ class ShapeArguments:
     )
     n_embd: int = field(default=768, metadata={"help": "width", "min": 1, "max": 1_000_000})
     n_positions: int = field(
-        default=1024, metadata={"help": "context in tokens", "min": 1, "max": 1_000_000_000}
+        default=1024, metadata={"help": "context in tokens", "min": 1, "max": 10_000_000}
     )
     resid_pdrop: float = field(
         default=0.0, metadata={"help": "dropout of the residual branches", "min": 0, "max": 0.99}

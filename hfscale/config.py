@@ -1,6 +1,7 @@
 """YAML files and flags -> one argument object, strictly, before anything heavy is imported."""
 
 import importlib.util
+import os
 import sys
 import textwrap
 import typing
@@ -31,7 +32,15 @@ LIMITS: dict[str, dict[str, float]] = {
     # Of TrainingArguments, which takes any number; the largest are far beyond what trains.
     "learning_rate": {"min": 0, "max": 1000},
     "weight_decay": {"min": 0, "max": 1000},
-    "adam_epsilon": {"min": 0, "max": 1},
+    "adam_beta1": {"min": 0, "max": 0.999_999},
+    "adam_beta2": {"min": 0, "max": 0.999_999_999},
+    "adam_epsilon": {"min": 1e-30, "max": 1},  # 0 divides by a gradient that is 0
+    "eval_delay": {"min": 0},
+    "num_gpus": {"max": 10_000_000},
+    "num_proc": {"max": 1000},
+    "ddp_bucket_cap_mb": {"min": 1, "max": 1_000_000},
+    "ddp_timeout": {"min": 1, "max": 1e9},
+    "neftune_noise_alpha": {"min": 0, "max": 1e6},
     "max_grad_norm": {"min": 0, "max": 1e9},
     "save_total_limit": {"min": 1},
     "dataloader_num_workers": {"min": 0, "max": 1000},
@@ -71,6 +80,35 @@ REFUSED = {
     "use_liger_kernel": "Liger has no GPT-2 kernels and transformers ignores it silently",
     "deepspeed": "use an accelerate config such as zero2",
     "fsdp": "use an accelerate config such as fsdp2",
+    "parallelism_config": "the models here are not split that way; use an accelerate config",
+}
+# Arguments that are places on the disk, or can be: a leading ~ is the home folder there.
+PATHS = {
+    "accelerators",
+    "also",
+    "chat_template",
+    "compare",
+    "evaluation_source",
+    "fit_csv",
+    "forget_source",
+    "lm_eval_data",
+    "lm_eval_include",
+    "metrics",
+    "model",
+    "output_dir",
+    "output_file",
+    "pairs",
+    "picture",
+    "predictions",
+    "prompt_file",
+    "runs",
+    "source",
+    "task_source",
+    "task_validation_source",
+    "tokenizer",
+    "toxicity_classifier",
+    "validation_source",
+    "work_dir",
 }
 # The recipes that one task file serves, and what in it says how a run trains, not what is scored.
 TASK_RECIPES = ("finetune_task", "score")
@@ -199,11 +237,12 @@ def _names_in(path: Path, extended_by: tuple[Path, ...] = ()) -> set[str]:
     """The names that a config sets, those of the files that it extends among them."""
     names = set()
     for _, name, value in _yaml_lines(path):
-        base = path.parent / str(value)
         if name != "extends":
             names.add(name)
-        elif base.is_file() and base not in extended_by:
-            names |= _names_in(base, (*extended_by, base))
+            continue
+        for base in (path.parent / base for base in _extended_names(value)):
+            if base.is_file() and base not in extended_by:
+                names |= _names_in(base, (*extended_by, base))
     return names
 
 
@@ -342,7 +381,8 @@ def _check(
     if name not in kinds:
         raise UnknownNameError(f"{place}: unknown name {shown}{_hint_at_name(name, kinds)}")
     try:
-        return converter(value, kinds[name])
+        converted = converter(value, kinds[name])
+        return _at_home(converted) if name in PATHS else converted
     except ValueError as error:
         got = " ".join(value) if converter is convert_text else value
         _, limits = split_annotated(kinds[name])
@@ -352,6 +392,13 @@ def _check(
         if len(value_shown) > SHOWN_CHARACTERS:
             value_shown = f"{value_shown[:SHOWN_CHARACTERS]}..."
         raise InputError(f"{place}: {shown}: got {value_shown}, {error}{hint}") from None
+
+
+def _at_home(value: Any) -> Any:
+    """The value, or each of a list, with the home folder in the place of a leading ~."""
+    if isinstance(value, list):
+        return [_at_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _hint_at_name(name: str, kinds: dict[str, Any]) -> str:
@@ -368,6 +415,7 @@ def _find_config(word: str, recipe: Path) -> Path:
     as recipe/name.
     """
     folder = recipe.parent / "configs" / recipe.stem
+    word = os.path.expanduser(word)
     for path in (
         Path(word),
         folder / word,
@@ -424,7 +472,7 @@ def extended_files(path: Path) -> list[Path]:
 
 def _extended_names(value: Any) -> list[str]:
     names = value if isinstance(value, list) else [value]
-    return [str(name) for name in names]
+    return [os.path.expanduser(str(name)) for name in names]
 
 
 def _yaml_lines(path: Path) -> list[tuple[str, str, Any]]:

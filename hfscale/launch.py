@@ -125,6 +125,7 @@ def split_flags(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
 def find_accelerate_config(name: str) -> Path:
     """Path of a shipped launch config, or of the user's own file."""
     known = shipped("accelerate_configs", "*.yaml")
+    name = os.path.expanduser(name)
     if name not in known and not Path(name).is_file():
         raise InputError(f"--accelerate {name}: no such file; shipped: {', '.join(known)}")
     return known.get(name) or Path(name)

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import re
 import shlex
 import signal
 import socket
@@ -49,6 +50,11 @@ def run(main: Callable[[], Any]) -> None:
                 message = line.removeprefix(f"{InputError.__module__}.InputError: ")
                 show_text(f"error: {message}", file=sys.stderr)
             raise SystemExit(2) from None
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            show_text(f"error: {_about_memory(error)}", file=sys.stderr)
+            raise SystemExit(1) from None
         except FloatingPointError as error:  # a run that diverged, or a model that is broken
             show_text(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
@@ -58,6 +64,31 @@ def run(main: Callable[[], Any]) -> None:
                 # Gloo's threads else now and then abort a good exit
                 torch.distributed.destroy_process_group()
     raise SystemExit(0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine's memory or a device's did not suffice: Python's own error, or one of
+    torch, which has no class for the CPU's.
+    """
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
+def _about_memory(error: BaseException) -> str:
+    """One line on an error of `is_out_of_memory`."""
+    asked = re.search(r"allocate (\d+) bytes|allocate ([\d.]+ [KMGT]iB)", str(error))
+    room = ""
+    if asked:
+        size = asked[2] or f"{int(asked[1]) / 2**30:,.1f} GiB"
+        room = f" (no room for {size} more)"
+    return (
+        f"out of memory{room}; lower the batch size (per_device_train_batch_size, "
+        "per_device_eval_batch_size, batch_size), max_length or the model's sizes; hfscale plan "
+        "shows what fits"
+    )
 
 
 @contextlib.contextmanager

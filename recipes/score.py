@@ -17,7 +17,7 @@ from typing import Literal
 from hfscale.arguments import LoadArguments, SourceArguments, TaskArguments, loading
 from hfscale.config import parse_args
 from hfscale.folders import describe_run
-from hfscale.process import run
+from hfscale.process import InputError, run
 
 
 @dataclass
@@ -238,6 +238,9 @@ def check_args(args: ScoreArguments) -> Path:
     path = score_args.check_score_folder(
         args.output_dir, resume=args.resume, overwrite=args.overwrite
     )
+    for name in args.model:
+        if args.model.count(name) > 1:
+            raise InputError(f"model: {name} is named twice; keep one")
     score_args.check_one_kind(
         model=args.model,
         predictions=args.predictions,

@@ -14,27 +14,31 @@ from hfscale.process import InputError
 LEAST_THRESHOLD = 0.031  # of near duplicates: below it 128 hashes are too few
 
 
+NOT_NEGATIVE = {"min": 0}
+SHARE = {"min": 0, "max": 1}
+
+
 @dataclass
 class QualityRules:
     """Thresholds of `quality_problem`, None for off; defaults for English prose (for code:
     docs/cleaning.md).
     """
 
-    min_words: int | None = 50
-    max_words: int | None = None
-    min_mean_word_length: float | None = 3.0
-    max_mean_word_length: float | None = 10.0
-    max_symbol_to_word_ratio: float | None = 0.1
-    max_bullet_line_share: float | None = 0.9
-    max_ellipsis_line_share: float | None = 0.3
-    min_alphabetic_word_share: float | None = 0.8
-    min_stop_words: int | None = 2
-    max_duplicate_line_share: float | None = 0.3
-    max_duplicate_paragraph_share: float | None = 0.3
-    max_top_2gram_share: float | None = 0.20
-    max_top_3gram_share: float | None = 0.18
-    max_top_4gram_share: float | None = 0.16
-    max_duplicate_5gram_share: float | None = 0.15
+    min_words: int | None = field(default=50, metadata=NOT_NEGATIVE)
+    max_words: int | None = field(default=None, metadata=NOT_NEGATIVE)
+    min_mean_word_length: float | None = field(default=3.0, metadata=NOT_NEGATIVE)
+    max_mean_word_length: float | None = field(default=10.0, metadata=NOT_NEGATIVE)
+    max_symbol_to_word_ratio: float | None = field(default=0.1, metadata=NOT_NEGATIVE)
+    max_bullet_line_share: float | None = field(default=0.9, metadata=SHARE)
+    max_ellipsis_line_share: float | None = field(default=0.3, metadata=SHARE)
+    min_alphabetic_word_share: float | None = field(default=0.8, metadata=SHARE)
+    min_stop_words: int | None = field(default=2, metadata=NOT_NEGATIVE)
+    max_duplicate_line_share: float | None = field(default=0.3, metadata=SHARE)
+    max_duplicate_paragraph_share: float | None = field(default=0.3, metadata=SHARE)
+    max_top_2gram_share: float | None = field(default=0.20, metadata=SHARE)
+    max_top_3gram_share: float | None = field(default=0.18, metadata=SHARE)
+    max_top_4gram_share: float | None = field(default=0.16, metadata=SHARE)
+    max_duplicate_5gram_share: float | None = field(default=0.15, metadata=SHARE)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from transformers import Trainer
 
 from hfscale.data.fingerprints import sampled_fingerprint
 from hfscale.manifest import MANIFEST
+from hfscale.process import InputError
 from hfscale.training.checkpoints import CheckpointManifest, RunIsDone
 from hfscale.training.guards import guard_best, guard_gradients
 from hfscale.training.ranks import check_same
@@ -49,6 +50,14 @@ def run_training(
         trainer.train(resume_from_checkpoint=checkpoint)
     except RunIsDone:
         _end_training(trainer)
+    except KeyError as error:
+        name = trainer.args.metric_for_best_model
+        if not name or f"eval_{name.removeprefix('eval_')}" not in str(error):
+            raise
+        measured = ", ".join(_evaluated(trainer))
+        raise InputError(
+            f"metric_for_best_model: {name} is not measured; expected one of {measured}"
+        ) from None
     finally:
         stop_on_signal.restore()  # an error ends a training without `on_train_end`
     if trainer.is_world_process_zero():
@@ -64,6 +73,12 @@ def _check_same_run(trainer: Trainer, fixed_settings: dict[str, Any]) -> None:
     check_same(
         values, "all ranks must read the same: put data and models on a disk that they share"
     )
+
+
+def _evaluated(trainer: Trainer) -> list[str]:
+    """The metrics of the last evaluation."""
+    logs = [log for log in trainer.state.log_history if "eval_loss" in log]
+    return [name for name in (logs[-1] if logs else ()) if name.startswith("eval_")]
 
 
 def _end_training(trainer: Trainer) -> None:

@@ -1,11 +1,14 @@
 """`transformers.TrainingArguments` with what the machine suggests where the user said nothing."""
 
+import contextlib
+import dataclasses
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments, get_scheduler
+from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
 from hfscale.process import InputError, planned_launch
@@ -32,6 +35,25 @@ POSITIVE = (
     "num_train_epochs",
     "save_steps",
     "eval_steps",
+    "logging_steps",
+    "eval_accumulation_steps",
+)
+# Far beyond what trains; upstream makes buffers of that many rows.
+LARGEST = {
+    "per_device_train_batch_size": 10_000_000,
+    "per_device_eval_batch_size": 1_000_000,
+    "gradient_accumulation_steps": 10_000_000,
+}
+# Upstream's AdamW, SGD and Adafactor pass over `optim_args` without a word.
+WITHOUT_ARGS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad")
+# Of torch.utils.checkpoint.checkpoint.
+CHECKPOINTING = (
+    "use_reentrant",
+    "preserve_rng_state",
+    "context_fn",
+    "determinism_check",
+    "debug",
+    "early_stop",
 )
 TRIED_STEPS = 1000  # length of the schedule that is tried out; any length would do
 
@@ -58,10 +80,16 @@ def training_arguments(
     """
     values = _suited_to_the_machine(DEFAULTS | values, width)
     try:
-        _check_positive(values)
-        args = cls(**values, **more)
+        _check_numbers(values)
+        _check_choices(values)
+        _check_meaning(values)
+        _check_compiler(values)
+        with warnings.catch_warnings():
+            # Of old names, which upstream's own defaults use too.
+            warnings.simplefilter("ignore", FutureWarning)
+            args = cls(**values, **more)
         _try_out(args)
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         raise InputError(f"training arguments: {' '.join(str(error).split())}") from None
     check_sharing(args)
     return args
@@ -104,13 +132,89 @@ def batch_rows_of_like_length(training_args: TrainingArguments, args: Any) -> No
         training_args.train_sampling_strategy = "group_by_length"
 
 
-def _check_positive(values: dict[str, Any]) -> None:
+def _check_numbers(values: dict[str, Any]) -> None:
     for name in POSITIVE:
         value = values.get(name)
         if value is not None and value <= 0:
             raise ValueError(f"{name}: got {value}, expected more than 0")
-    if values.get("max_steps") == 0:  # below 0: not given
-        raise ValueError("max_steps: got 0, expected more than 0")
+    for name, most in LARGEST.items():
+        value = values.get(name) or 0
+        if value > most:
+            raise ValueError(f"{name}: got {value}, expected at most {most}")
+    max_steps = values.get("max_steps", -1)
+    if max_steps == 0 or max_steps < -1:  # -1: not given
+        raise ValueError(f"max_steps: got {max_steps}, expected more than 0")
+    warmup_steps = values.get("warmup_steps") or 0
+    if 1 <= max_steps < warmup_steps:
+        raise ValueError(
+            f"warmup_steps: got {warmup_steps:g}, but the run has max_steps {max_steps} and would "
+            "never reach its learning_rate; lower it"
+        )
+
+
+def _check_choices(values: dict[str, Any]) -> None:
+    """Raise ValueError for what upstream knows to be no choice, and takes all the same."""
+    for item in dataclasses.fields(TrainingArguments):
+        choices = item.metadata.get("choices")
+        value = values.get(item.name)
+        if choices and value is not None and value not in choices:
+            allowed = ", ".join(map(str, choices))
+            raise ValueError(f"{item.name}: got {value!r}, expected one of {allowed}")
+    for name in values.get("include_for_metrics") or ():
+        if name not in ("inputs", "loss"):
+            raise ValueError(f"include_for_metrics: got {name!r}, expected inputs or loss")
+
+
+def _check_meaning(values: dict[str, Any]) -> None:
+    """Raise ValueError for what upstream accepts and then passes over, or what undoes a promise."""
+    if values.get("average_tokens_across_devices") is False:
+        raise ValueError(
+            "average_tokens_across_devices: false would undo the exact mean over the tokens of all "
+            "ranks; leave it out"
+        )
+    if values.get("load_best_model_at_end"):
+        for name in ("save_strategy", "eval_strategy"):
+            if values.get(name) == "no":
+                raise ValueError(
+                    f"load_best_model_at_end: {name} is no, so there is nothing to load; set both "
+                    "strategies, or leave it out"
+                )
+    optimizer = values.get("optim", "adamw_torch")
+    if values.get("optim_args") and optimizer in WITHOUT_ARGS:
+        raise ValueError(
+            f"optim_args: {optimizer} reads none; its numbers are learning_rate, weight_decay, "
+            "adam_beta1, adam_beta2 and adam_epsilon"
+        )
+    config = values.get("accelerator_config")
+    for name, value in config.items() if isinstance(config, dict) else ():
+        if isinstance(value, str):
+            raise ValueError(f"accelerator_config: {name}: got {value!r}, expected true or false")
+    schedule = values.get("lr_scheduler_kwargs")
+    if schedule is not None and not isinstance(schedule, dict):
+        raise ValueError(
+            f"lr_scheduler_kwargs: got {schedule!r}, expected {{name: value, ...}}"
+        )
+
+
+def _check_compiler(values: dict[str, Any]) -> None:
+    """Raise ValueError for what torch.compile would refuse at the first step."""
+    from accelerate.utils import DynamoBackend
+
+    backend = values.get("torch_compile_backend")
+    backends = [known.value.lower() for known in DynamoBackend]
+    if backend and backend.lower() not in backends:
+        raise ValueError(
+            f"torch_compile_backend: got {backend!r}, expected one of {', '.join(backends)}"
+        )
+    mode = values.get("torch_compile_mode")
+    if not mode:
+        return
+    from torch._inductor import list_mode_options
+
+    if mode not in list_mode_options():
+        raise ValueError(
+            f"torch_compile_mode: got {mode!r}, expected one of {', '.join(list_mode_options())}"
+        )
 
 
 def _try_out(args: TrainingArguments) -> None:
@@ -125,15 +229,21 @@ def _try_out(args: TrainingArguments) -> None:
         eps=args.adam_epsilon,
         weight_decay=args.weight_decay,
     )
-    schedule = args.lr_scheduler_kwargs
-    assert not isinstance(schedule, str), "upstream has read the JSON text by now"
     get_scheduler(
         args.lr_scheduler_type,
         optimizer,
         num_warmup_steps=args.get_warmup_steps(TRIED_STEPS),
         num_training_steps=TRIED_STEPS,
-        scheduler_specific_kwargs=schedule,
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type]
     )
+    with contextlib.suppress(ValueError):  # of a model, which is not here yet
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    for name in args.gradient_checkpointing_kwargs or ():
+        if name not in CHECKPOINTING:
+            raise ValueError(
+                f"gradient_checkpointing_kwargs: unknown name {name}; expected one of "
+                f"{', '.join(CHECKPOINTING)}"
+            )
     if not 0 <= args.label_smoothing_factor < 1:
         raise ValueError(
             f"label_smoothing_factor: got {args.label_smoothing_factor}, expected from 0 to below 1"

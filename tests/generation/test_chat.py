@@ -192,7 +192,7 @@ def test_a_template_that_refuses_a_role(folder, tmp_path, monkeypatch):
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     tokenizer.save_pretrained(tmp_path / "strict")
     with pytest.raises(
-        InputError, match="refuses turns of system, user: System role not supported$"
+        InputError, match="for turns of system, user: TemplateError: System role not supported$"
     ):
         chat.main(
             ["--model", str(tmp_path / "strict"), "--system", "Be brief.", "--prompts", "one"]

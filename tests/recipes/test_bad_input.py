@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hfscale.data.tokenizer import train_bpe
-from hfscale.process import InputError
+from hfscale.process import InputError, run
 from recipes import (
     attention_maps,
     bias_probe,
@@ -211,7 +211,7 @@ def test_unknown_names_and_wrong_values(refused, recipe):
         ("--save_strategy steps --save_steps 0", "save_steps: got 0"),
         ("--eval_strategy steps --eval_steps 0", "eval_steps: got 0"),
         ("--learning_rate -1", "--learning_rate: got .-1., expected 0 to 1000"),
-        ("--adam_beta2 1.0", "Invalid beta parameter"),
+        ("--adam_beta2 1.0", "--adam_beta2: got '1.0', expected 0 to 0.999999999"),
         ("--weight_decay -0.1", "--weight_decay: got .-0.1., expected 0 to 1000"),
         ("--warmup_steps -1", "warmup_steps >= 0"),
         ("--seed -1", "--seed: got '-1', expected 0 to 4294967295"),
@@ -221,6 +221,49 @@ def test_unknown_names_and_wrong_values(refused, recipe):
         ('--lr_scheduler_kwargs {"min_rl":0}', "min_rl"),
         ("--report_to tensorbord", "report_to: tensorbord is unknown or not installed"),
         ("--fp16 --use_cpu", "fp16: a CPU"),
+        ("--logging_steps -1", "logging_steps: got -1.0, expected more than 0"),
+        ("--logging_steps 0", "logging_steps: got 0.0, expected more than 0"),
+        ("--eval_accumulation_steps 0", "eval_accumulation_steps: got 0, expected more than 0"),
+        ("--eval_delay -1", "--eval_delay: got '-1', expected at least 0"),
+        ("--ddp_timeout 0", "--ddp_timeout: got '0', expected 1 to"),
+        ("--max_steps -5", "max_steps: got -5, expected more than 0"),
+        ("--max_steps 2 --warmup_steps 5", "warmup_steps: got 5, but the run has max_steps 2"),
+        ("--max_steps 2 --warmup_steps 1e9", "warmup_steps: got 1e.09, but the run has"),
+        ("--gradient_accumulation_steps 100000000000", "expected at most 10000000$"),
+        ("--per_device_train_batch_size 100000000000", "expected at most 10000000$"),
+        ("--per_device_eval_batch_size 100000000000", "expected at most 1000000$"),
+        ("--adam_epsilon 0", "--adam_epsilon: got '0', expected 1e-30 to 1"),
+        ("--adam_beta1 -1", "--adam_beta1: got '-1', expected 0 to 0.999999"),
+        ("--neftune_noise_alpha -5", "--neftune_noise_alpha: got '-5', expected 0 to"),
+        ("--neftune_noise_alpha 1e300", "--neftune_noise_alpha: got '1e300', expected 0 to"),
+        ("--learning_rate inf", "--learning_rate: got 'inf', expected float"),
+        ("--learning_rate 1e400", "--learning_rate: got '1e400', expected float"),
+        ("--warmup_steps nan", "--warmup_steps: got 'nan', expected float"),
+        ("--log_level loud", "log_level: got 'loud', expected one of detail, debug"),
+        ("--log_level_replica loud", "log_level_replica: got 'loud', expected one of"),
+        ("--ddp_backend nope", "ddp_backend: got 'nope', expected one of nccl, gloo"),
+        ("--train_sampling_strategy nope", "train_sampling_strategy: got 'nope', expected one of"),
+        ("--dataloader_multiprocessing_context no", "context: got 'no', expected one of fork"),
+        ("--include_for_metrics nope", "include_for_metrics: got 'nope', expected inputs or loss"),
+        ("--torch_compile_backend nope", "torch_compile_backend: got 'nope', expected one of"),
+        ("--torch_compile_mode nope", "torch_compile_mode: got 'nope', expected one of default"),
+        ("--parallelism_config {tp_size:2}", "--parallelism_config is not taken: "),
+        ("--accelerator_config {split_batches:maybe}", "split_batches|expected"),
+        ("--accelerator_config nope.json", "No such file or directory: 'nope.json'"),
+        ('--accelerator_config {"nope":1}', "unexpected keyword argument 'nope'"),
+        ("--lr_scheduler_kwargs [1]", "lr_scheduler_kwargs: got .*, expected .name: value"),
+        ('--lr_scheduler_kwargs {"a":1,"a":2}', "a is set twice; keep one of the two"),
+        ('--lr_scheduler_kwargs {"a":NaN}', "NaN is no number of JSON; write a finite one"),
+        ("--optim_args nope=1", "optim_args: adamw_torch reads none; its numbers are learning_rate"),
+        ("--optim adafactor --optim_args nope=1", "optim_args: adafactor reads none"),
+        ("--optim galore_adamw", "need to install `galore_torch`"),
+        ("--optim nope", "--optim: got 'nope', expected one of adamw_torch"),
+        (
+            '--gradient_checkpointing --gradient_checkpointing_kwargs {"nope":1}',
+            "gradient_checkpointing_kwargs: unknown name nope; expected one of use_reentrant",
+        ),
+        ("--load_best_model_at_end", "save_strategy is no, so there is nothing to load"),
+        ("--average_tokens_across_devices false", "would undo the exact mean over the tokens"),
     ],
 )
 def test_training_arguments_that_cannot_work(refused, recipe, words, match):
@@ -245,6 +288,14 @@ def test_training_arguments_that_cannot_work(refused, recipe, words, match):
         ),
         ("--validation_fraction 1", "validation_fraction: got 1.0"),
         ("--validation_source missing.txt", "source missing.txt: no such file"),
+        ("--n_positions 100000000", "--n_positions: got '100000000', expected 1 to 10000000"),
+        ("--n_embd 1000000000", "--n_embd: got '1000000000', expected 1 to 1000000"),
+        ("--n_embd 1000000", "the weights alone take [0-9,]+ GiB, this machine has"),
+        ("--num_proc 100000", "--num_proc: got '100000', expected 1 to 1000"),
+        ("--tokenizer ~/missing", "tokenizer /.*/missing: no such folder"),
+        ("--source ~/missing.txt", "source /.*/missing.txt: no such file"),
+        ("--config ~/missing.yaml", "--config /.*/missing.yaml: no such file"),
+        ("--source=~/missing.txt", "source /.*/missing.txt: no such file"),
     ],
 )
 def test_pretrain_values_that_cannot_work(refused, words, match):
@@ -538,6 +589,77 @@ def test_a_run_that_was_cut_short_names_its_checkpoint(refused):
 )
 def test_context_longer_than_the_models(refused, recipe, words, match):
     refused(recipe, *words.split(), match=match)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "match"),
+    [
+        (score, "--model model", "model: model is named twice; keep one"),
+        (score, "--stride 0", "--stride: got '0', expected at least 1"),
+        (score, "--batch_size 0", "--batch_size: got '0', expected at least 1"),
+        (generate, "--temperature inf", "--temperature: got 'inf', expected float"),
+        (generate, "--top_p nan", "--top_p: got 'nan', expected float"),
+        (generate, "--num_return_sequences 100000000", "expected 1 to 100000"),
+        (generate, "--prompts", "--prompts: got '', expected list of str"),
+        (prepare_data, "--min_words -1", "--min_words: got '-1', expected at least 0"),
+        (prepare_data, "--max_duplicate_line_share 2", "got '2', expected 0 to 1"),
+        (prepare_data, "--max_top_2gram_share -0.1", "got '-0.1', expected 0 to 1"),
+    ],
+)
+def test_numbers_that_mean_nothing(place, recipe, words, match):
+    before = contents(place)
+    argv = command(recipe, *words.split()) if recipe in BASE else words.split()
+    if words == "--model model":
+        argv += words.split()
+    with pytest.raises(InputError, match=match):
+        recipe.main(argv)
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("a: &a [1, 2]\nb: *a\n", r"^c\.yaml:2: an alias \(\*\) is not read; write the value out"),
+        ("source: " + "[" * 20_000, r"^c\.yaml:1: more than 50 lists or mappings within"),
+        ("peft_kwargs: " + "{a: " * 3000, r"^c\.yaml:1: more than 50 lists or mappings within"),
+        ("lr_scheduler_kwargs:\n  a: 1\n  b: {c: 1, c: 2}\n", r"^c\.yaml:3: c is set twice; keep"),
+        ("seed: 1\n" * 70_000, r"^c\.yaml: 560,000 bytes, of which at most 500,000 are read"),
+        ("lr_scheduler_kwargs: {a: .nan}\n", "nan is no number that a record can hold"),
+        ("lr_scheduler_kwargs: {a: .inf}\n", "inf is no number that a record can hold"),
+        ("seed: 2001-99-99\n", r"^c\.yaml: not readable as YAML: month must be in"),
+        ("seed: " + "9" * 9000, r"^c\.yaml: not readable as YAML: Exceeds the limit"),
+        ("? [a, b]\n: 1\n", r"^c\.yaml:1: unknown name \['a', 'b'\]"),
+        ("seed: !!python/object/apply:os.system ['id']\n", "could not determine a constructor"),
+        ("seed: 'a\x1bb'\n", r"^c\.yaml: not readable as YAML: unacceptable character"),
+        ("extends: [~/missing.yaml]\n", r"^c\.yaml:1: extends: '/.*/missing.yaml' is not another"),
+    ],
+)
+def test_yaml_beyond_its_limits(refused, text, match):
+    Path("c.yaml").write_text(text)
+    refused(pretrain, "--config", "c.yaml", match=match)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000 bytes"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_out_of_memory_is_one_line(error, capsys):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run(fail)
+    said = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert said.startswith("error: out of memory") and said.count("\n") == 1
+    with pytest.raises(RuntimeError, match="^another$"):
+        error = RuntimeError("another")
+        run(fail)
 
 
 def test_prompt_longer_than_the_context(refused):

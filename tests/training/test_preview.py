@@ -1,7 +1,6 @@
 """The row that a dry run shows: the first text in it, up to its last scored token."""
 
 import pytest
-from rich.console import Console
 
 from hfscale.data.packing import IGNORED
 from hfscale.training.preview import SHOWN_TOKENS, _row_table
@@ -21,10 +20,7 @@ def shown(labels: list[int], positions: list[int] | None = None) -> list[tuple[s
         "labels": [i if label else IGNORED for i, label in enumerate(labels)],
         "position_ids": positions or list(range(len(labels))),
     }
-    console = Console(width=200, record=True, quiet=True)
-    table = _row_table(row, Letters())
-    console.print(table)
-    return list(zip(table.columns[0]._cells, table.columns[3]._cells, strict=True))
+    return [(position, label) for position, _, _, label in _row_table(row, Letters())]
 
 
 def test_a_prompt_and_its_target_without_what_follows():
