@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Which versions: those that were tested together, or a file of your own (/dev/null: the newest).
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: setup setup-test setup-dev quickstart test test-all lint bench
+.PHONY: setup setup-test setup-dev quickstart test test-all lint bench gpu
 
 setup: .venv/installed
 setup-test: .venv/installed-test
@@ -41,3 +41,7 @@ lint: setup-dev
 
 bench: setup-dev
 	$(BIN)/python tests/benchmarks/train_speed.py $(ARGS)
+
+# What only a GPU can show, in eight minutes; needs no network and no setup, see docs/speed.md.
+gpu:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/gpu/run.py $(ARGS)

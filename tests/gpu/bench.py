@@ -45,12 +45,12 @@ FULL = Sizes(
     steps=4,
     cpu_shape={"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 256},
     cpu_rows=2,
-    new_tokens=256,
+    new_tokens=128,
     most_rows=None,
     compile_backend="inductor",
 )
 TINY_FLAGS = (
-    *("--n_layer", "2", "--n_head", "2", "--n_embd", "64", "--n_positions", "64"),
+    *("--n_layer", "1", "--n_head", "2", "--n_embd", "64", "--n_positions", "64"),
     *("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"),
     *("--dataloader_num_workers", "0", "--tf32", "false"),
 )
@@ -66,7 +66,7 @@ TINY = Sizes(
     cpu_rows=4,
     new_tokens=8,
     most_rows=8,
-    compile_backend="eager",  # compiling for a CPU takes minutes
+    compile_backend="eager",
 )
 
 
@@ -246,7 +246,9 @@ def _ratio(above: list[float], below: list[float]) -> tuple[float, list[float] |
     return found["ratio"], found["ratio_ci95"]
 
 
-def mfu(case: str, flops: float, speed: Figure, tokens: float, rate: float | None, **limits: float):
+def mfu(
+    case: str, flops: float, speed: Figure, tokens: float, rate: float | None, **limits: float
+) -> Iterator[Figure]:
     """The share of the measured matmul rate that the model's own operations reach, in percent; no
     figure without a rate.
 

@@ -40,7 +40,7 @@ def generation(bench: Bench) -> Iterator[Figure]:
             )
 
         sides = {name: (lambda name=name: complete(name)) for name in ("dynamic", "static")}
-        seconds = paired(bench, sides, bench.sizes.rounds)
+        seconds = paired(bench, sides, bench.sizes.rounds // 2)
         tokens = batch_size * bench.sizes.new_tokens
         for name, times in seconds.items():
             yield speed(f"{name} cache, batch {batch_size}", tokens, times)

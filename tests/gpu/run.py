@@ -1,7 +1,7 @@
 """Everything that only a GPU can show, in eight minutes on one H100 or H200: gpu.json and gpu.md.
 
     make gpu                                            # or: python tests/gpu/run.py
-    python tests/gpu/run.py --tiny                      # first: a minute, whether every part runs
+    python tests/gpu/run.py --tiny                      # tiny shapes: whether every part runs
     python tests/gpu/run.py --tiny --device cpu         # the same without a GPU
     python tests/gpu/run.py --only fsdp2 zero2          # some parts, into another --output_dir
 
@@ -36,6 +36,8 @@ PACKAGES = {
     "psutil": "psutil",
     "pyyaml": "yaml",
     "packaging": "packaging",
+    "jinja2": "jinja2",
+    "rich": "rich",
 }
 FIRST = ("prepare", "matmul")  # which the others need
 # name: module, function, seconds, packages. The most telling come first: time may end.
@@ -45,7 +47,7 @@ PARTS = {
     "gpt2_small step": ("training", "small_step", 100, ()),
     "packed attention": ("attention", "packed_attention", 75, ()),
     "losses": ("training", "losses", 50, ()),
-    "gpt2_xl step": ("training", "large_step", 150, ()),
+    "gpt2_xl step": ("training", "large_step", 120, ()),
     "generation": ("generating", "generation", 60, ()),
     "single_gpu": ("sharding", "single_gpu", 45, ()),
     "fsdp2": ("sharding", "fsdp2", 45, ()),
@@ -53,6 +55,7 @@ PARTS = {
     "auto_batch": ("training", "auto_batch", 30, ()),
     "qlora": ("training", "qlora", 45, ("bitsandbytes",)),
 }
+BACKENDS = {"cuda": "inductor", "cpu": "eager"}  # of torch.compile, which takes minutes for a CPU
 PRELOAD = "tests.gpu.preload"  # imported once for all parts
 
 
@@ -62,11 +65,9 @@ def main(argv: list[str] | None = None) -> int:
     if problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    from tests.gpu.report import write_report
-
     with tempfile.TemporaryDirectory(prefix="hfscale-gpu-") as folder:
         go_alone(folder)
-        results = measure(options, Path(folder), write_report)
+        results = measure(options, Path(folder))
     print(f"{options.output_dir}: gpu.json, gpu.md, gpu.log")
     is_whole = all(result.status.startswith(("done", "not run")) for result in results)
     return 0 if is_whole else 1
@@ -92,8 +93,8 @@ def missing_packages() -> str:
         return ""
     names = " ".join(missing)
     return (
-        f"not installed: {', '.join(missing)}; pip install -c constraints.txt {names} (docs/speed.md: "
-        "without a network)"
+        f"not installed: {', '.join(missing)}; pip install -c constraints.txt {names} "
+        "(docs/speed.md: without a network)"
     )
 
 
@@ -109,11 +110,15 @@ def missing_gpu(options: argparse.Namespace) -> str:
 
 
 def taken(options: argparse.Namespace) -> str:
-    """One line about a folder that holds another run's results."""
-    path = Path(options.output_dir, "gpu.json")
-    if options.overwrite or not path.exists():
-        return ""
-    return f"{path} is there already; name another --output_dir, or add --overwrite"
+    """One line about a folder that holds another run's results, or cannot be written."""
+    from hfscale.folders import check_output_file
+    from hfscale.process import InputError
+
+    try:
+        check_output_file(options.output_dir, "gpu.json", overwrite=options.overwrite)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def go_alone(folder: str) -> None:
@@ -125,29 +130,35 @@ def go_alone(folder: str) -> None:
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 
 
-def measure(options: argparse.Namespace, folder: Path, write_report) -> list:
+def measure(options: argparse.Namespace, folder: Path) -> list:
+    """Run the parts; `folder` is for what they share."""
     from tests.gpu.bench import FULL, TINY, Bench
+    from tests.gpu.report import write_report
     from tests.gpu.runner import Part, run_parts
 
     output_dir = Path(options.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     log = (output_dir / "gpu.log").absolute()
     log.unlink(missing_ok=True)
-    bench = Bench(folder, options.device, TINY if options.tiny else FULL, log=log)
+    sizes = FULL
+    if options.tiny:
+        sizes = replace(TINY, compile_backend=BACKENDS[options.device])
+    bench = Bench(folder, options.device, sizes, log=log)
     parts = [
         Part(name, f"tests.gpu.{module}", function, seconds, needs)
         for name, (module, function, seconds, needs) in PARTS.items()
         if options.only is None or name in (*FIRST, *options.only)
     ]
-    if options.tiny:  # a shared CPU can be slow: the trial is about whether, not how fast
+    minutes = options.minutes
+    if options.device == "cpu":  # a trial is about whether, and a shared CPU can be slow
         parts = [replace(part, seconds=10 * part.seconds) for part in parts]
+        minutes *= 10
 
     def show(results: list) -> None:
         last = results[-1]
         print(f"{last.part}: {last.status}, {last.seconds:.0f} s", flush=True)
         write_report(output_dir, results, about(folder), is_trial=options.tiny)
 
-    minutes = 10 * options.minutes if options.tiny else options.minutes
     return run_parts(parts, bench, 60 * minutes, show, PRELOAD)
 
 
