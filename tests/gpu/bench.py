@@ -105,14 +105,29 @@ class Bench:
 
         return load_documents(str(self.folder / "texts.jsonl"))
 
-    def rows(self, max_length: int, packing: str = "wrapped", at_least: int = 0) -> Any:
-        """The text in rows, documents kept apart, over and over until there are `at_least`."""
+    def rows(
+        self,
+        max_length: int,
+        packing: str = "wrapped",
+        *,
+        least_documents: int = 1,
+        at_least: int = 0,
+    ) -> Any:
+        """The text in rows, documents kept apart, over and over until there are `at_least`.
+
+        Args:
+            least_documents: in a row; others are left out. A batch of rows with a single one needs
+                no mask, and would take other kernels, which are compiled when it first comes.
+        """
         from datasets import concatenate_datasets
 
         from hfscale.data.packing import pack_documents
 
         rows = pack_documents(self.documents(), self.tokenizer(), max_length, packing=packing)
         rows = rows.select_columns(["input_ids", "labels", "position_ids"])
+        rows = rows.filter(
+            lambda positions: positions.count(0) >= least_documents, input_columns="position_ids"
+        )
         copies = max(1, math.ceil(at_least / len(rows)))
         return concatenate_datasets([rows] * copies)
 

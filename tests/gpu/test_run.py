@@ -84,6 +84,15 @@ def test_a_filled_up_vocabulary_gives_the_same_tokens(prepared):
     assert filled.eos_token_id == learned.eos_token_id
 
 
+def test_rows_of_training_hold_several_documents(prepared):
+    rows = prepared.rows(64)
+    packed = prepared.rows(64, least_documents=2, at_least=500)
+    counts = [positions.count(0) for positions in packed["position_ids"]]
+    assert min(counts) == 2 and len(packed) >= 500
+    several = sum(positions.count(0) > 1 for positions in rows["position_ids"])
+    assert 0 < several < len(rows) and len(packed) % several == 0
+
+
 def test_old_versions_are_marked():
     marked = preparing._marked({"torch": "1.0", "python": "3.11", "peft": None})
     assert marked["torch"].startswith("1.0 (pyproject.toml: ")

@@ -129,7 +129,8 @@ def make_training(bench: Bench, flags: tuple[str, ...], **more: Any) -> tuple[An
         model = new_model(bench.tokenizer(), **shape_of(args))
     steps = WARM_UP + 2 * bench.sizes.rounds * bench.sizes.steps
     rows_of_step = tokens_of_step(training_args, 1)
-    return model, training_args, bench.rows(args.n_positions, at_least=steps * rows_of_step)
+    rows = bench.rows(args.n_positions, least_documents=2, at_least=steps * rows_of_step)
+    return model, training_args, rows
 
 
 def make_trainer(model, training_args, rows, **more: Any) -> LMTrainer:
@@ -243,7 +244,7 @@ class BareLoop:
 
 
 def losses(bench: Bench) -> Iterator[Figure]:
-    """The losses of 20 steps on this device, in bf16 and in float32, beside the CPU's in float32."""
+    """The losses of 20 steps on this device, in bf16 and float32, beside the CPU's in float32."""
     curves = {
         ("bf16", bench.device): _curve(bench, bf16=True, use_cpu=not bench.on_gpu),
         ("float32", bench.device): _curve(bench, bf16=False, use_cpu=not bench.on_gpu),
@@ -351,7 +352,8 @@ def qlora(bench: Bench) -> Iterator[Figure]:
         rounds = StepRounds(bench, 1, bench.sizes.rounds, None)
         adapter = AdapterArguments(model=base, lora_r=16, load_in_4bit=load_in_4bit)
         model = load_for_training(adapter, None)
-        rows = bench.rows(args.n_positions, at_least=100 * tokens_of_step(training_args, 1))
+        at_least = (WARM_UP + bench.sizes.rounds) * tokens_of_step(training_args, 1)
+        rows = bench.rows(args.n_positions, least_documents=2, at_least=at_least)
         trainer = make_trainer(model, training_args, rows, callbacks=[rounds])
         training_args.logging_steps = 1
         run_training(trainer, None)
