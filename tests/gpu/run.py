@@ -3,7 +3,7 @@
     make gpu                                            # or: python tests/gpu/run.py
     python tests/gpu/run.py --tiny                      # tiny shapes: whether every part runs
     python tests/gpu/run.py --tiny --device cpu         # the same without a GPU
-    python tests/gpu/run.py --only fsdp2 zero2          # some parts, into another --output_dir
+    python tests/gpu/run.py --only single_gpu fsdp2     # some parts, into another --output_dir
 
 It needs neither network nor an installed hfscale: a checkout, PyTorch and the packages in
 `PACKAGES`. Results are written after every part; what the parts print is in gpu.log.
@@ -49,9 +49,9 @@ PARTS = {
     "losses": ("training", "losses", 50, ()),
     "gpt2_xl step": ("training", "large_step", 120, ()),
     "generation": ("generating", "generation", 60, ()),
-    "single_gpu": ("sharding", "single_gpu", 45, ()),
-    "fsdp2": ("sharding", "fsdp2", 45, ()),
-    "zero2": ("sharding", "zero2", 60, ("deepspeed",)),
+    "single_gpu": ("sharding", "single_gpu", 60, ()),
+    "fsdp2": ("sharding", "fsdp2", 60, ()),
+    "zero2": ("sharding", "zero2", 75, ("deepspeed",)),
     "auto_batch": ("training", "auto_batch", 30, ()),
     "qlora": ("training", "qlora", 45, ("bitsandbytes",)),
 }
