@@ -14,6 +14,7 @@ from hfscale.launch import FLAGS, launch
 from hfscale.options import did_you_mean
 from hfscale.process import InputError, ending_quietly, hub_reachable
 from hfscale.shown import show_text
+from hfscale.stopping import end_with_launcher
 
 # Whose versions `hfscale env` shows.
 PACKAGES = (
@@ -181,6 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `hfscale`; returns the exit status."""
     words = sys.argv[1:] if argv is None else argv
     with ending_quietly():
+        end_with_launcher()  # which `hfscale scale` is
         try:
             return _run(*(words or ["--help"]))
         except InputError as error:

@@ -7,14 +7,16 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from hfscale.held_file import held_file
-from hfscale.process import InputError, hardware, is_main_rank, typed_command, versions
+from hfscale.lock import LOCK, claim_folder
+from hfscale.process import InputError, from_main_rank, hardware, typed_command, versions
+from hfscale.stopping import note_when_stopped
 
 UNFINISHED = ".*.part"  # of `write_atomically`, after a kill
 MODEL_CARD = "README.md"
@@ -93,6 +95,7 @@ CONVERTED = (
 SAVING = ".saving"  # a checkpoint while it is written
 RUN_FILES = (
     *MODEL_FILES,
+    LOCK,
     "manifest.json",
     f"{SAVING}/**",
     "report.html",
@@ -181,38 +184,55 @@ def check_output_folder(
 def check_output_dir(
     output_dir: str, *, resume: str | None, overwrite: bool, can_resume: bool = True
 ) -> None:
-    """Refuse a folder that holds a run, unless it is to be continued or may be deleted. Nothing is
-    changed here. `can_resume`: the recipe has --resume.
+    """Refuse a folder that holds a run, unless it is to be continued or may be deleted. A run's
+    folder belongs to this process then (`claim_folder`); nothing else is changed here. Rank 0 looks
+    for all. `can_resume`: the recipe has --resume.
 
     Raises:
-        InputError: as said, or the path cannot become a folder, or --overwrite would delete what no
-            run wrote.
+        InputError: as said, or another run is in the folder, or the path cannot become a folder, or
+            --overwrite would delete what no run wrote.
     """
+    from_main_rank(
+        lambda: _check_output_dir(
+            output_dir, resume=resume, overwrite=overwrite, can_resume=can_resume
+        )
+    )
+    note_when_stopped("nothing was trained yet, the same command starts again")
+
+
+def _check_output_dir(
+    output_dir: str, *, resume: str | None, overwrite: bool, can_resume: bool
+) -> None:
     path = Path(output_dir)
-    check_writable(f"output_dir {output_dir}", path)
+    place = f"output_dir {output_dir}"
+    check_writable(place, path)
     if resume and overwrite:
         raise InputError(
             "--resume auto continues a run and --overwrite deletes it; give one of the two"
         )
-    if path.is_dir() and any(path.iterdir()):
-        if not holds_run(path):
-            raise InputError(
-                f"output_dir {output_dir}: holds files that are no training run; name an empty "
-                "folder"
-            )
-        if not resume and not overwrite:
-            ways = (
-                "--resume auto continues it, " * can_resume
-                + "--overwrite deletes it, or name another folder"
-            )
-            raise InputError(f"output_dir {output_dir}: holds a run; {ways}")
+    if _is_filled(path) and not holds_run(path):
+        raise InputError(f"{place}: holds files that are no training run; name an empty folder")
     if overwrite:
-        check_replaceable(f"output_dir {output_dir}", path, RUN_FILES)
+        check_replaceable(place, path, RUN_FILES)
+    has_run = _is_filled(path)
+    if (path / LOCK).exists() or (has_run and (resume or overwrite)):
+        claim_folder(place, path)
+    if has_run and not resume and not overwrite:
+        ways = (
+            "--resume auto continues it, " * can_resume
+            + "--overwrite deletes it, or name another folder"
+        )
+        raise InputError(f"{place}: holds a run; {ways}")
+
+
+def _is_filled(path: Path) -> bool:
+    """Whether a folder holds anything but a lock."""
+    return path.is_dir() and any(child.name != LOCK for child in path.iterdir())
 
 
 def holds_run(path: Path) -> bool:
     """Whether a training run wrote here: its last files, checkpoints, or only logs yet."""
-    only_logs = {p.name for p in path.iterdir()} <= {"runs", "wandb"} and (
+    only_logs = {p.name for p in path.iterdir()} <= {"runs", "wandb", LOCK} and (
         any(path.glob("runs/*/events.out.tfevents.*")) or any(path.glob("wandb/*run-*"))
     )
     has_checkpoints = (path / SAVING).is_dir() or any(path.glob("checkpoint-*"))
@@ -220,13 +240,30 @@ def holds_run(path: Path) -> bool:
 
 
 def clear_output_dir(output_dir: str, overwrite: bool) -> None:
-    """Delete the earlier run when asked to; called once everything else has been checked.
+    """Claim the folder, and delete the earlier run when asked to; called once everything else has
+    been checked. Rank 0 does it for all.
 
     Raises:
-        InputError: something came into the folder that no run wrote; nothing is deleted.
+        InputError: another run is in the folder, or was since `check_output_dir`, or something came
+            into it that no run wrote; nothing is deleted.
     """
-    if overwrite and is_main_rank():
-        remove_written(f"output_dir {output_dir}", Path(output_dir), RUN_FILES)
+    from_main_rank(lambda: _clear_output_dir(output_dir, overwrite))
+
+
+def _clear_output_dir(output_dir: str, overwrite: bool) -> None:
+    path = Path(output_dir)
+    place = f"output_dir {output_dir}"
+    path.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        check_replaceable(place, path, RUN_FILES)
+    was_free = claim_folder(place, path)
+    if was_free and _is_filled(path) and holds_run(path):  # there was none to be checked before
+        raise InputError(
+            f"{place}: another run came into it meanwhile; --resume auto continues it, or name "
+            "another folder"
+        )
+    if overwrite:
+        remove_written(place, path, RUN_FILES, kept=(LOCK,))
 
 
 def mark_card(card: str) -> str:
@@ -314,16 +351,21 @@ def _names_of_foreign(folder: Path, written: Sequence[str]) -> list[str]:
     return sorted(names)
 
 
-def remove_written(place: str, folder: Path, written: Sequence[str]) -> None:
-    """Delete a folder file by file, after `check_replaceable`, which see for what is raised."""
+def remove_written(
+    place: str, folder: Path, written: Sequence[str], *, kept: Container[str] = ()
+) -> None:
+    """Delete a folder file by file, after `check_replaceable`, which see for what is raised; with
+    files of the names `kept` in it, the folder stays.
+    """
     check_replaceable(place, folder, written)
     for parent, folders, files in os.walk(folder, topdown=False):
         for name in files:
-            Path(parent, name).unlink()
+            if name not in kept:
+                Path(parent, name).unlink()
         for name in folders:
             path = Path(parent, name)
             path.unlink() if path.is_symlink() else path.rmdir()
-    if folder.is_dir():
+    if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
 
@@ -361,8 +403,10 @@ def write_atomically(path: str | Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.replace(part, path)
-        except BaseException:
+        except BaseException as error:
             part.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                error.filename = error.filename or str(path)  # a full disk does not say which file
             raise
 
 
@@ -406,33 +450,6 @@ def describe_run(
         "hardware": hardware(),
         "seconds": seconds,
     }
-
-
-def describe_differences(
-    before: Mapping[str, Any],
-    now: Mapping[str, Any],
-    *,
-    ignored: Container[str] = (),
-    wording: str = "{name} was {before}, is {now}",
-) -> str:
-    """What two sets of settings do not agree in, as messages name it: `seed was 1, is 2; ...`.
-
-    Args:
-        before: the settings of the run that is there.
-        now: those of the run that is asked for. A name that only one of the two has is None in the
-            other.
-        ignored: names that may differ.
-        wording: one difference, with the places {name}, {before} and {now}.
-
-    Returns:
-        An empty text where nothing differs.
-    """
-    differences = []
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
-        if old != new and name not in ignored:
-            differences.append(wording.format(name=name, before=old, now=new))
-    return "; ".join(differences)
 
 
 def write_json(path: str | Path, record: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@ the status.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import runpy
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +35,14 @@ from hfscale.process import (
     InputError,
     read_zero_stage,
     typed_command,
+)
+from hfscale.stopping import (
+    ENDING,
+    SAVING,
+    SignalHandler,
+    Stopped,
+    describe_signal,
+    launcher_environment,
 )
 from hfscale.strict_yaml import read_yaml
 
@@ -63,11 +73,9 @@ BOOLEANS = (
 # The recipes that compute nothing on a device: no launcher, and torch is not imported.
 ALONE = ("plan", "report", "scale", "verify")
 # Of a child that ended badly, where nothing more has to be said: 2, whose reason the recipe has
-# printed, and what a shell gives a program that a pipe or Ctrl-C ended.
-EXPLAINED = (0, 2, 128 + signal.SIGPIPE, 128 + signal.SIGINT)
-# Seconds that the ranks have after a signal to say their last words, and then to end.
-SECONDS_FOR_WORDS = 5
-SECONDS_TO_END = 30
+# printed, and what a shell gives a program that a pipe or a signal ended.
+EXPLAINED = (0, 2, 128 + signal.SIGPIPE, *(128 + number for number in ENDING))
+SECONDS_TO_END = 5  # that the ranks have after a second signal
 # The flags that are the launcher's, not the recipe's: type and meaning.
 FLAGS = {
     "accelerate": (str, "launch config (see hfscale recipes) or file; default: fits the machine"),
@@ -370,57 +378,77 @@ def _check_rank(rank: int, machines: int) -> None:
         )
 
 
+class _PassOn(SignalHandler):
+    """Hands each signal on to the ranks, and waits for them: they save, and say so."""
+
+    def on_first(self) -> None:
+        """Hand it on; before a rank is there, end."""
+        if not _send_to_ranks(self.received):
+            raise Stopped(self.received)
+
+    def on_second(self, number: int) -> None:
+        """Hand it on, and kill what does not end on it."""
+        _send_to_ranks(number)
+        threading.Timer(SECONDS_TO_END, _send_to_ranks, [signal.SIGKILL]).start()
+
+    def on_save_signal(self) -> None:
+        """Hand it on."""
+        _send_to_ranks(SAVING)
+
+
+def _send_to_ranks(number: int) -> bool:
+    """Send them a signal; whether there are any."""
+    import psutil
+
+    ranks = psutil.Process().children()
+    for rank in ranks:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            rank.send_signal(number)
+    return bool(ranks)
+
+
 def run_launcher(words: list[str], env: dict[str, str]) -> int:
     """`accelerate launch <words>` in this process; returns 0 or the status of the first rank that
-    failed.
+    failed. Signals are handed on to the ranks.
     """
-    import psutil
     from accelerate.commands.launch import launch_command, launch_command_parser
     from accelerate.utils import patch_environment
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    def forward(signum: int, frame: Any) -> None:
-        """To a single process; several get the signal from PyTorch's launcher."""
-        for child in psutil.Process().children():
-            child.send_signal(signum)
-
     # What it would print is said below.
     launcher_log = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
     launcher_log.setLevel(logging.CRITICAL)
-    previous = signal.signal(signal.SIGTERM, forward)
+    signals = _PassOn()
+    signals.install()
+    # PyTorch's launcher would give the ranks 30 seconds to save.
+    own_env = {"PET_SIGNALS_TO_HANDLE": "SIGQUIT", **launcher_environment()}
     try:
-        with patch_environment(**env):
+        with patch_environment(**env, **own_env):
             launch_command(launch_command_parser().parse_args(words))
     except subprocess.CalledProcessError as error:
-        return _status(0, error.returncode)
+        return _status(0, error.returncode, signals.received)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        return _status(rank, failure.exitcode)
-    except (SignalException, KeyboardInterrupt) as error:
-        _end_children()
-        return 128 + getattr(error, "sigval", signal.SIGINT)
+        return _status(rank, failure.exitcode, signals.received)
+    except SignalException as error:
+        return 128 + error.sigval
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signals.restore()
     return 0
 
 
-def _end_children() -> None:
-    """Wait until the ranks have ended, whose last words come before the shell's. A terminal's
-    Ctrl-C reaches them too; those that did not hear it get it again.
-    """
-    import psutil
-
-    _, deaf = psutil.wait_procs(psutil.Process().children(), timeout=SECONDS_FOR_WORDS)
-    for child in deaf:
-        child.send_signal(signal.SIGINT)
-    psutil.wait_procs(deaf, timeout=SECONDS_TO_END)
-
-
-def _status(rank: int, code: int) -> int:
+def _status(rank: int, code: int, received: int = 0) -> int:
     """The exit status for a rank that failed, as a shell would give it; said on stderr unless the
-    recipe has said it. `code` is below 0 for one that a signal killed, as Python has it.
+    recipe has said it.
+
+    Args:
+        code: below 0 for one that a signal killed, as Python has it.
+        received: the signal that this launcher handed on; 0: none.
     """
+    if code < 0 and received == -code:  # before it could say so itself
+        print(f"stopped by {describe_signal(received)}", file=sys.stderr)
+        return 128 - code
     if code < 0:
         print(f"error: rank {rank} was killed by {signal.Signals(-code).name}", file=sys.stderr)
         return 128 - code

@@ -21,7 +21,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hfscale import __version__
+from hfscale.full_disk import NO_SPACE, DiskFull, is_disk_full, pass_over_log_errors
 from hfscale.shown import printable, show_text
+from hfscale.stopping import (
+    ENDING,
+    StopAtOnce,
+    describe_signal,
+    end_with_launcher,
+    end_workers_with_parent,
+    what_is_kept,
+)
 
 # Environment variables by which `hfscale` tells a recipe's process what it cannot see.
 PLANNED_CONFIG = "HFSCALE_PLANNED_CONFIG"  # see planned_launch
@@ -39,16 +48,19 @@ class InputError(ValueError):
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Entry of every script: an `InputError` becomes one line on stderr and exit status 2."""
+    """Entry of every script. It ends in one line on stderr, and with a status of its own, after an
+    `InputError` (2), numbers that are not finite or a full disk (1), or a signal (128 and its
+    number).
+    """
     with ending_quietly():
+        end_with_launcher()
+        end_workers_with_parent()
         try:
             main()
         except InputError as error:
-            if is_main_rank():
-                # A data loader's worker puts its traceback, and the error's class, before it.
-                line = printable(str(error)).strip().splitlines()[-1]
-                message = line.removeprefix(f"{InputError.__module__}.InputError: ")
-                show_text(f"error: {message}", file=sys.stderr)
+            # A data loader's worker puts its traceback, and the error's class, before it.
+            line = printable(str(error)).strip().splitlines()[-1]
+            _say_error(line.removeprefix(f"{InputError.__module__}.InputError: "))
             raise SystemExit(2) from None
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -91,42 +103,83 @@ def _about_memory(error: BaseException) -> str:
     )
 
 
+def _say_error(line: str) -> None:
+    if is_main_rank():
+        show_text(f"error: {line}", file=sys.stderr)
+
+
 @contextlib.contextmanager
 def ending_quietly() -> Iterator[None]:
     """Ends the program without a traceback where nothing is wrong with it: nobody reads its output
-    any more (`| head`), with the status that a shell gives SIGPIPE; or Ctrl-C, with that of SIGINT.
+    any more (`| head`), with the status that a shell gives SIGPIPE; a signal, with its own; or the
+    disk is full.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # not a test's own stream
         # For a terminal that has not all of Unicode.
         sys.stdout.reconfigure(errors="backslashreplace")
+    pass_over_log_errors("stderr")
+    signals = StopAtOnce()
+    signals.install()
     try:
         try:
             yield
         finally:
             sys.stdout.flush()
+            signals.restore()
     except BrokenPipeError:
         _end_by(signal.SIGPIPE)
     except SystemExit as stop:
         if isinstance(stop.__context__, BrokenPipeError):  # as rich ends
             _end_by(signal.SIGPIPE)
         raise
-    except KeyboardInterrupt:
-        if is_main_rank():
-            after_the_sign = "\n" if sys.stderr.isatty() else ""  # a terminal shows ^C
-            print(f"{after_the_sign}stopped by Ctrl-C", file=sys.stderr)
-        _end_by(signal.SIGINT)
+    except KeyboardInterrupt as stop:
+        _say_stopped(stop)
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        # All partial files and pools are gone by now. To take torch apart would take seconds.
+        os._exit(128 + getattr(stop, "number", signal.SIGINT))
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        print(f"error: {describe_full_disk(error)}", file=sys.stderr)
+        _end_with(1)
 
 
-def _end_by(stopped_by: signal.Signals) -> None:
+def _say_stopped(stop: KeyboardInterrupt) -> None:
+    if not is_main_rank():
+        return
+    after_the_sign = "\n" if sys.stderr.isatty() else ""  # a terminal shows ^C
+    line = f"stopped by {describe_signal(getattr(stop, 'number', signal.SIGINT))}"
+    if kept := getattr(stop, "kept", ""):
+        line += f"; {kept}"
+    print(after_the_sign + line, file=sys.stderr, flush=True)
+
+
+def describe_full_disk(error: BaseException) -> str:
+    """A full disk in one line: which file, what is kept and how to go on."""
+    if isinstance(error, DiskFull):
+        return str(error)
+    file = getattr(error, "filename", None)
+    place = f"{file}: " if file else ""
+    kept = what_is_kept()
+    return f"{place}{NO_SPACE}{'; ' if kept else ''}{kept}; free some space or name another disk"
+
+
+def _end_by(stopped_by: int) -> None:
     """Exit with the status of a program that this signal ended; what is still unwritten goes
     nowhere.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with(128 + stopped_by)
+
+
+def _end_with(status: int) -> None:
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # a test's own stream has no number
             os.dup2(nowhere, stream.fileno())
-    raise SystemExit(128 + stopped_by) from None
+    raise SystemExit(status) from None
 
 
 def is_main_rank() -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from hfscale.arguments import AdapterArguments, DataArguments, RunArguments
 from hfscale.config import parse_args
-from hfscale.folders import check_output_dir, clear_output_dir
+from hfscale.folders import check_output_dir
 from hfscale.process import run
 
 
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.training.checkpoints import newest_checkpoint
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run
-    from hfscale.training.running import run_training
+    from hfscale.training.running import prepare_output_dir, run_training
     from hfscale.training.steps import (
         draw_samples,
         fixed_settings,
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         processing_class=tokenizer,
         auto_batch=args.auto_batch,
     )
-    clear_output_dir(output_dir, args.overwrite)
+    prepare_output_dir(trainer, overwrite=args.overwrite)
     run_training(trainer, checkpoint, settings)
 
     # Evaluation on the held-out text, and of the old domain where one is given.

@@ -74,13 +74,13 @@ def main(argv: list[str] | None = None) -> None:
 
     from hfscale.adapters import load_for_training, merge_saved_adapter
     from hfscale.data.tokenizer import load_pretrained_tokenizer
-    from hfscale.folders import check_output_dir, clear_output_dir
+    from hfscale.folders import check_output_dir
     from hfscale.models import load_model, load_saved_model
     from hfscale.tasks.preference_metrics import preference_metrics
     from hfscale.tasks.preferences import load_preferences, pair_ids
     from hfscale.training.checkpoints import newest_checkpoint
     from hfscale.training.record import write_run
-    from hfscale.training.running import run_training
+    from hfscale.training.running import prepare_output_dir, run_training
 
     # What can be checked before data and model are loaded.
     training_args = dpo_config(args)
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = pairs.map(partial(pair_ids, tokenizer=tokenizer))
     trainer.train_dataset = rows["train"]
     trainer.eval_dataset = rows["validation"]
-    clear_output_dir(output_dir, args.overwrite)
+    prepare_output_dir(trainer, overwrite=args.overwrite)
     run_training(trainer, checkpoint, fixed_settings)
 
     # Evaluation: TRL averages rewards over batches; exact ones, with intervals, take their place.

@@ -182,11 +182,10 @@ def train(
 ):
     """The trainer, the metrics, and the answers to the held-out examples after training."""
     from hfscale.data.packing import collate_rows
-    from hfscale.folders import clear_output_dir
     from hfscale.tasks.examples import baseline_answers
     from hfscale.tasks.measures import GenerationMetrics, measure_answers
     from hfscale.training.checkpoints import newest_checkpoint
-    from hfscale.training.running import run_training
+    from hfscale.training.running import prepare_output_dir, run_training
     from hfscale.training.trainer import LMTrainer
 
     checkpoint = newest_checkpoint(training_args) if args.resume else None
@@ -204,7 +203,7 @@ def train(
     )
     # At each evaluation it answers a sample of the held-out examples.
     trainer.add_callback(GenerationMetrics(trainer, held_out, args, task_metrics))
-    clear_output_dir(training_args.output_dir, args.overwrite)
+    prepare_output_dir(trainer, overwrite=args.overwrite)
     before, _ = measure_answers(trainer, held_out, args, task_metrics, "before_eval")
     run_training(trainer, checkpoint)
     after, answers = measure_answers(trainer, held_out, args, task_metrics, "eval")

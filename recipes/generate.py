@@ -7,10 +7,11 @@
 People get texts, programs JSON lines: in the output file, or with --json on standard output.
 """
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from hfscale.folders import check_writable, write_atomically
 from hfscale.generation.task_prompt import TaskPrompt, load_task_prompt
 from hfscale.process import InputError, run
 from hfscale.shown import show_text
+from hfscale.stopping import note_when_stopped
 
 
 @dataclass
@@ -132,7 +134,10 @@ def main(argv: list[str] | None = None) -> None:
     is_streamed = stream and state.is_main_process
     if is_streamed:
         show_prompt(prompts[0])
-    with state.split_between_processes(prompts) as share:
+    with (
+        state.split_between_processes(prompts) as share,
+        kept_as_made(args.output_file, share, rank=state.process_index) as keep,
+    ):
         completions = generate_texts(
             model,
             tokenizer,
@@ -142,6 +147,7 @@ def main(argv: list[str] | None = None) -> None:
             stream=is_streamed,
             skip_prompt=True,
             progress=True,
+            on_texts=keep,
         )
     completions = gather_object(completions)
 
@@ -185,6 +191,17 @@ def check_file(args: GenerateArguments) -> None:
     if os.path.lexists(output_file) and not args.overwrite:
         raise InputError(f"--output_file {output_file}: exists; name another or pass --overwrite")
     check_writable(f"--output_file {output_file}", output_file.parent, output_file.name)
+    unfinished = unfinished_file(args.output_file)
+    if unfinished.exists() and not args.overwrite:
+        raise InputError(
+            f"--output_file {output_file}: {unfinished} holds the texts of a run that was stopped; "
+            "move it away, or pass --overwrite"
+        )
+
+
+def unfinished_file(output_file: str, rank: int = 0) -> Path:
+    """Where a rank keeps its texts until all are made."""
+    return Path(f"{output_file}.unfinished" + (f"-rank{rank}" if rank else ""))
 
 
 def show_task(model: str, task: TaskPrompt) -> None:
@@ -256,6 +273,32 @@ def talk(model, tokenizer, ask: Callable[[str], str], settings: dict[str, Any]) 
                     show_completions(prompt, texts[0])
             except InputError as error:
                 show_text(f"error: {error}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def kept_as_made(
+    output_file: str | None, prompts: list[str], *, rank: int
+) -> Iterator[Callable[[int, list[str]], None] | None]:
+    """What writes each prompt's texts beside the output file as soon as they are made, so that a
+    signal or an error loses none. Once all are there, that file goes: `hand_out` writes them.
+    """
+    if output_file is None:
+        yield None
+        return
+    part = unfinished_file(output_file, rank)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.unlink(missing_ok=True)
+    note_when_stopped(f"the texts so far are in {part}")
+
+    def keep(number: int, texts: list[str]) -> None:
+        line = json.dumps({"prompt": prompts[number], "completions": texts}, ensure_ascii=False)
+        # Where it cannot be written any more, the rest may still fit on the screen.
+        with contextlib.suppress(OSError), part.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    yield keep
+    part.unlink(missing_ok=True)
+    note_when_stopped("")
 
 
 def hand_out(records: list[dict[str, Any]], args: GenerateArguments, *, is_shown: bool) -> None:

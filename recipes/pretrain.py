@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hfscale.arguments import RunArguments, ShapeArguments, StreamArguments, shape_of
 from hfscale.config import parse_args
-from hfscale.folders import check_output_dir, clear_output_dir
+from hfscale.folders import check_output_dir
 from hfscale.process import InputError, launched_processes, run
 
 
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.training.checkpoints import newest_checkpoint
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run
-    from hfscale.training.running import run_training
+    from hfscale.training.running import prepare_output_dir, run_training
     from hfscale.training.steps import (
         check_stream,
         draw_samples,
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
         processing_class=tokenizer,
         auto_batch=args.auto_batch,
     )
-    clear_output_dir(output_dir, args.overwrite)
+    prepare_output_dir(trainer, overwrite=args.overwrite)
     run_training(trainer, checkpoint, settings)
 
     # Evaluation on the held-out text.

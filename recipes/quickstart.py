@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from hfscale.arguments import DataArguments, LoadArguments, loading
 from hfscale.config import parse_args
-from hfscale.folders import check_output_dir, clear_output_dir
+from hfscale.folders import check_output_dir
 from hfscale.process import run
 
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer
     from hfscale.models import load_model, new_model
     from hfscale.training.record import write_run
-    from hfscale.training.running import run_training
+    from hfscale.training.running import prepare_output_dir, run_training
     from hfscale.training.steps import draw_samples, show_run
     from hfscale.training.trainer import LMTrainer
     from hfscale.training.training_args import batch_rows_of_like_length, training_arguments
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
         data_collator=collate_rows,
         processing_class=tokenizer,
     )
-    clear_output_dir(output_dir, args.overwrite)
+    prepare_output_dir(trainer, overwrite=args.overwrite)
     run_training(trainer, None, can_resume=False)
     metrics = trainer.evaluate() | trainer.metrics_before()
 

@@ -18,6 +18,7 @@ from hfscale.arguments import LoadArguments, SourceArguments, TaskArguments, loa
 from hfscale.config import parse_args
 from hfscale.folders import describe_run
 from hfscale.process import InputError, run
+from hfscale.stopping import note_when_stopped
 
 
 @dataclass
@@ -194,6 +195,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.dry_run:
         preview_scores(data, args, names, models, tokenizers)
         return
+    note_when_stopped("finished batches are kept, --resume auto goes on")
     for name, model, tokenizer in zip(names, models, tokenizers, strict=True):
         systems.append(score_model(args, name, model.to(state.device), tokenizer, data, metrics))
         model.cpu()

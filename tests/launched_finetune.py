@@ -7,8 +7,6 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
-from launched_pretrain import without_compiler  # noqa: E402
-
 from hfscale.process import run  # noqa: E402
 from recipes.finetune import FinetuneArguments, main  # noqa: E402
 
@@ -25,5 +23,4 @@ if __name__ == "__main__":
         import fsdp_on_cpu
 
         fsdp_on_cpu.install()
-    without_compiler()
     run(main)

@@ -106,23 +106,10 @@ def local_numel(tensor) -> int:
     return (tensor.to_local() if hasattr(tensor, "to_local") else tensor).numel()
 
 
-def without_compiler() -> None:
-    """DeepSpeed on CPU builds a shared-memory all-reduce at first use (half a minute, g++); plain
-    gloo will do.
-    """
-    from importlib.util import find_spec
-
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and find_spec("deepspeed"):
-        import deepspeed
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
 if __name__ == "__main__":
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         import fsdp_on_cpu
 
         fsdp_on_cpu.install()
-    without_compiler()
     measure() if os.environ.get("MEASURE_MEMORY") else watch()
     run(main)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from hfscale.config import shipped
+from hfscale.differences import describe_differences
 from hfscale.folders import (
     RUN_FILES,
     check_output_file,
-    describe_differences,
     describe_run,
     remove_written,
     write_json,

@@ -3,7 +3,7 @@ strings, settings that a model's folder brings along).
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -58,6 +58,7 @@ def generate_texts(
     stream: bool = False,
     skip_prompt: bool = False,
     progress: bool = False,
+    on_texts: Callable[[int, list[str]], None] | None = None,
 ) -> list[list[str]]:
     """`num_return_sequences` completions of each prompt, without special tokens and what follows a
     stop string.
@@ -67,7 +68,8 @@ def generate_texts(
     chat template wrote it). It gets fewer than `max_new_tokens` where the context ends. Greedy and
     beam search do not depend on `batch_size`, the prompts that go on at a time; samples repeat for
     equal `seed` and `batch_size`. `stream` prints the one completion of one prompt while it comes,
-    after the prompt unless `skip_prompt`. Model, tokenizer and random state are left as found.
+    after the prompt unless `skip_prompt`. `on_texts` gets each prompt's number and completions once
+    all of them are there. Model, tokenizer and random state are left as found.
 
     Raises:
         InputError: a value that generation does not allow, or a prompt that leaves no room in the
@@ -117,6 +119,8 @@ def generate_texts(
             )
             for i, of_prompt in zip(batch, completions, strict=True):
                 texts[i] += [completion.text for completion in of_prompt]
+                if on_texts and len(texts[i]) == num_return_sequences:
+                    on_texts(i, texts[i])
             bar.update(len(batch))
     return texts
 

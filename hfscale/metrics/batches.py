@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from accelerate import PartialState
 from accelerate.utils import gather_object, tqdm
 
-from hfscale.folders import describe_differences
+from hfscale.differences import describe_differences
 from hfscale.process import InputError
+from hfscale.stopping import between_batches
 
 
 class Journal(NamedTuple):
@@ -56,9 +57,12 @@ def run_batches(
         results.append(result)
         if journal:
             _append(journal, f"{desc}.rank{state.process_index}.jsonl", result)
+        between_batches()
     largest_share = math.ceil(len(left) / state.num_processes)
-    if in_step and len(share) < largest_share:
-        work(batches[left[-1]])
+    if len(share) < largest_share:
+        if in_step:
+            work(batches[left[-1]])
+        between_batches()
     done |= dict(gather_object(results))
     return [done[i] for i in range(len(batches))]
 

@@ -21,6 +21,7 @@ from hfscale.config import check_recipe_args, pick_flags, shipped
 from hfscale.launch import FLAGS, split_flags
 from hfscale.planning.flops import Shape
 from hfscale.process import TYPED_COMMAND, InputError
+from hfscale.stopping import launcher_environment
 
 HEAD_WIDTH = 32  # of small models; n_head follows from the width
 # A cell is judged once, at its end, and keeps nothing of the way there.
@@ -233,6 +234,7 @@ def _train(command: list[str], run: Path, retries: int) -> dict[str, Any] | None
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
     env.pop(TYPED_COMMAND, None)  # the study's, not the cell's
+    env |= launcher_environment()  # a cell ends with its study
     log = Path(f"{run}.log")
     words = [sys.executable, "-m", "hfscale.cli", *command, *ANEW]
     for _ in range(retries + 1):

@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfscale.arguments import LoadArguments
-from hfscale.folders import describe_differences
+from hfscale.differences import describe_differences
 from hfscale.manifest import MANIFEST, check_manifest, manifest_digest, read_manifest
 from hfscale.process import InputError, from_main_rank, launched_engine
 from hfscale.training.convert import (

@@ -10,7 +10,7 @@ from typing import Any
 from accelerate.utils import gather_object
 
 import hfscale
-from hfscale.folders import describe_differences
+from hfscale.differences import describe_differences
 from hfscale.process import InputError, versions
 
 

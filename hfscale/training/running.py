@@ -1,19 +1,44 @@
 """A training that can be stopped, goes on where it stopped, and never saves what is broken."""
 
+import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from datasets import Dataset
 from transformers import Trainer
 
 from hfscale.data.fingerprints import sampled_fingerprint
+from hfscale.folders import clear_output_dir
+from hfscale.full_disk import NO_SPACE, is_disk_full, pass_over_log_errors
 from hfscale.manifest import MANIFEST
 from hfscale.process import InputError
+from hfscale.stopping import note_when_stopped
 from hfscale.training.checkpoints import CheckpointManifest, RunIsDone
 from hfscale.training.guards import guard_best, guard_gradients
+from hfscale.training.heartbeats import RankWatch
+from hfscale.training.missed import MissedEvaluation, end_evaluation
 from hfscale.training.ranks import check_same
+from hfscale.training.reporting import guard_trackers
+from hfscale.training.room import check_room
 from hfscale.training.saving import save_whole
-from hfscale.training.signals import StopOnSignal
+from hfscale.training.signals import EvaluationStopped, StopOnSignal
+
+
+def prepare_output_dir(trainer: Trainer, *, overwrite: bool) -> None:
+    """Claim the run's folder, once everything else has been checked, and delete the earlier run in
+    it when asked to.
+
+    Raises:
+        InputError: see `check_room` and `clear_output_dir`; nothing is deleted.
+    """
+    folder = Path(str(trainer.args.output_dir))
+    try:
+        check_room(trainer, overwrite=overwrite)
+    except InputError:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # Trainer made it, unless it holds something
+        raise
+    clear_output_dir(str(folder), overwrite)
 
 
 def run_training(
@@ -28,7 +53,7 @@ def run_training(
     Args:
         checkpoint: of `newest_checkpoint`; None: from the start.
         fixed_settings: what a continued run must have as it was; see `CheckpointManifest`.
-        can_resume: whether the recipe has --resume; what SIGTERM prints says so.
+        can_resume: whether the recipe has --resume; what a signal prints says so.
 
     Raises:
         FloatingPointError: gradients or weights that are not finite; the checkpoints are good.
@@ -36,7 +61,12 @@ def run_training(
             the final model, is damaged.
         SystemExit: a signal ended the training; see `StopOnSignal`.
     """
+    pass_over_log_errors("stdout")  # of a log, which ends no training
+    guard_trackers(trainer)
     _check_same_run(trainer, fixed_settings or {})
+    watch = RankWatch(trainer.args)
+    watch.start()
+    trainer.add_callback(watch)
     guard_gradients(trainer)
     guard_best(trainer)
     manifest = CheckpointManifest(fixed_settings)
@@ -46,6 +76,7 @@ def run_training(
     )
     stop_on_signal = StopOnSignal(can_resume)
     trainer.add_callback(stop_on_signal)
+    trainer.add_callback(MissedEvaluation(trainer))
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except RunIsDone:
@@ -58,11 +89,33 @@ def run_training(
         raise InputError(
             f"metric_for_best_model: {name} is not measured; expected one of {measured}"
         ) from None
+    except EvaluationStopped:
+        end_evaluation(trainer, stop_on_signal)
+    except Exception as error:
+        kept = stop_on_signal.what_is_kept(trainer.args, trainer.state.global_step)
+        # Such a worker got the signal too, as all processes of a group do, and ended on it.
+        if stop_on_signal.received and "DataLoader worker" in str(error):
+            stop_on_signal.end_alone(f"with a data loader's process; {kept}")
+        if is_disk_full(error):
+            _end_on_full_disk(trainer, watch, kept)
+        raise
     finally:
         stop_on_signal.restore()  # an error ends a training without `on_train_end`
     if trainer.is_world_process_zero():
         # Of an earlier end of this run, whose final files are written anew now.
         Path(str(trainer.args.output_dir), MANIFEST).unlink(missing_ok=True)
+    kept = stop_on_signal.what_is_kept(trainer.args, trainer.state.global_step)
+    note_when_stopped(f"the training is done; {kept}")
+
+
+def _end_on_full_disk(trainer: Trainer, watch: RankWatch, kept: str) -> NoReturn:
+    """Say so in one line, and end all ranks with status 1."""
+    folder = Path(str(trainer.args.output_dir))
+    watch.end_others(
+        f"output_dir {folder}: {NO_SPACE} for what step {trainer.state.global_step} saves; {kept}; "
+        "free some space first"
+    )
+    raise SystemExit(1)
 
 
 def _check_same_run(trainer: Trainer, fixed_settings: dict[str, Any]) -> None:

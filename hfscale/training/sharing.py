@@ -11,10 +11,11 @@ from huggingface_hub.constants import HF_HUB_OFFLINE
 from transformers import Trainer, TrainingArguments
 
 from hfscale.folders import SAVING
+from hfscale.lock import LOCK
 from hfscale.process import InputError, host_answers
 
 # Never uploaded: checkpoints, trackers' logs, and what is a pickle.
-LOCAL_FILES = ["checkpoint-*", f"{SAVING}/*", "runs/*", "wandb/*", "*.bin"]
+LOCAL_FILES = [LOCK, "checkpoint-*", f"{SAVING}/*", "runs/*", "wandb/*", "*.bin"]
 
 
 def check_sharing(args: TrainingArguments) -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
-from hfscale.process import InputError, planned_launch
+from hfscale.process import InputError, launched_engine, planned_launch
 from hfscale.training.sharing import check_sharing, trackers_of
 
 # Below this width, casting costs more than bf16 matrix units save (measured on a CPU with AMX).
@@ -84,6 +84,8 @@ def training_arguments(
         _check_choices(values)
         _check_meaning(values)
         _check_compiler(values)
+        if values.get("use_cpu"):
+            _compile_nothing()
         with warnings.catch_warnings():
             # Of old names, which upstream's own defaults use too.
             warnings.simplefilter("ignore", FutureWarning)
@@ -111,6 +113,17 @@ def _suited_to_the_machine(values: dict[str, Any], width: int) -> dict[str, Any]
     if on_cpu:
         values = {"use_cpu": True, "dataloader_pin_memory": False, **values}
     return values
+
+
+def _compile_nothing() -> None:
+    """Keep DeepSpeed from compiling a shared-memory all-reduce for CPUs at its first start, which
+    takes half a minute and where a kill leaves a lock that later starts wait on for ever. Gloo's
+    does the same.
+    """
+    if launched_engine().startswith("ZeRO") and planned_launch() is None:
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def has_bf16_units(on_cpu: bool) -> bool:
@@ -191,9 +204,7 @@ def _check_meaning(values: dict[str, Any]) -> None:
             raise ValueError(f"accelerator_config: {name}: got {value!r}, expected true or false")
     schedule = values.get("lr_scheduler_kwargs")
     if schedule is not None and not isinstance(schedule, dict):
-        raise ValueError(
-            f"lr_scheduler_kwargs: got {schedule!r}, expected {{name: value, ...}}"
-        )
+        raise ValueError(f"lr_scheduler_kwargs: got {schedule!r}, expected {{name: value, ...}}")
 
 
 def _check_compiler(values: dict[str, Any]) -> None:

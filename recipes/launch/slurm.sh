@@ -3,7 +3,8 @@
 #   sbatch slurm.sh pretrain --config gpt2_small --accelerate multi_node_ddp --resume auto
 # (a copy to edit: hfscale copy launch). The words after the script are hfscale's; `hfscale plan` names good ones.
 # A job that is preempted, reaches its time limit or loses a machine goes back into the queue, and --resume auto goes on
-# from its last checkpoint. Before the time limit the recipe is told to save one.
+# from its last checkpoint. Before the time limit the recipe is told to save one and end; scancel --signal=USR1 JOB lets
+# it save one and go on.
 #SBATCH --job-name=hfscale
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

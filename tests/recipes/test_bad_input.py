@@ -254,7 +254,10 @@ def test_unknown_names_and_wrong_values(refused, recipe):
         ("--lr_scheduler_kwargs [1]", "lr_scheduler_kwargs: got .*, expected .name: value"),
         ('--lr_scheduler_kwargs {"a":1,"a":2}', "a is set twice; keep one of the two"),
         ('--lr_scheduler_kwargs {"a":NaN}', "NaN is no number of JSON; write a finite one"),
-        ("--optim_args nope=1", "optim_args: adamw_torch reads none; its numbers are learning_rate"),
+        (
+            "--optim_args nope=1",
+            "optim_args: adamw_torch reads none; its numbers are learning_rate",
+        ),
         ("--optim adafactor --optim_args nope=1", "optim_args: adafactor reads none"),
         ("--optim galore_adamw", "need to install `galore_torch`"),
         ("--optim nope", "--optim: got 'nope', expected one of adamw_torch"),
@@ -643,7 +646,9 @@ def test_yaml_beyond_its_limits(refused, text, match):
     "error",
     [
         MemoryError(),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000 bytes"),
+        RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000 bytes"
+        ),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
     ],
     ids=lambda error: type(error).__name__,

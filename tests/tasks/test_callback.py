@@ -181,10 +181,6 @@ def train_as_rank() -> None:
         import fsdp_on_cpu
 
         fsdp_on_cpu.install()
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        import deepspeed
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     trainer = make_trainer(
         Path(os.environ["NOTES"]) / "run", True, width=192, max_steps=2, learning_rate=0.0
     )

@@ -16,6 +16,7 @@ from transformers import TrainerCallback, set_seed
 from hfscale.data.packing import collate_rows, pack_documents
 from hfscale.data.tokenizer import train_bpe
 from hfscale.folders import check_output_dir, clear_output_dir
+from hfscale.lock import LOCK
 from hfscale.models import new_model
 from hfscale.process import InputError
 from hfscale.training.checkpoints import newest_checkpoint
@@ -233,7 +234,7 @@ def test_output_dir_of_another_run(finished, tmp_path):
     check_output_dir(str(folder), resume="auto", overwrite=False)
     check_output_dir(str(folder), resume=None, overwrite=True)
     clear_output_dir(str(folder), overwrite=True)
-    assert not folder.exists()
+    assert os.listdir(folder) == [LOCK]
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("mine")
     with pytest.raises(InputError, match="no training run"):
@@ -462,7 +463,8 @@ def test_usr1_saves_and_goes_on(finished, tokenizer, rows, tmp_path):
     assert losses(trainer) == losses(finished)
 
 
-def test_a_second_signal_ends_the_process_at_once(tokenizer, rows, tmp_path):
+def test_a_second_signal_ends_the_process_at_once(tokenizer, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("hfscale.stopping.ECHO_SECONDS", 0)
     call = SignalAt(signal.SIGTERM, signal.SIGTERM)
     child = os.fork()
     if child == 0:
