@@ -7,6 +7,7 @@ hfscale finetune --model gpt2 --source "speeches/*.txt" --lora_r 16 --output_dir
 
 import time
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from hfscale.arguments import AdapterArguments, DataArguments, RunArguments
 from hfscale.config import parse_args
@@ -40,29 +41,16 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.data.tokenizer import load_model_tokenizer
     from hfscale.models import load_saved_model
     from hfscale.training.checkpoints import newest_checkpoint
+    from hfscale.training.continuation import settings_of_run
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run
     from hfscale.training.running import prepare_output_dir, run_training
-    from hfscale.training.steps import (
-        draw_samples,
-        fixed_settings,
-        row_length,
-        show_losses,
-        show_run,
-    )
+    from hfscale.training.steps import draw_samples, row_length, show_losses, show_run
     from hfscale.training.trainer import LMTrainer
     from hfscale.training.training_args import batch_rows_of_like_length, training_arguments
 
     # What cannot work is refused before anything is read.
-    has_adapter = args.lora_r or args.peft_type
-    defaults = {
-        "output_dir": "runs/finetune",
-        "learning_rate": 5e-4 if has_adapter else 5e-5,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.1,
-        "eval_on_start": True,
-    }
-    training_args = training_arguments(defaults | args.training, width=256)
+    training_args = training_arguments(training_defaults(args) | args.training, width=256)
     output_dir = str(training_args.output_dir)
     if not args.dry_run:
         check_output_dir(output_dir, resume=args.resume, overwrite=args.overwrite)
@@ -102,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     # Training, from the start or from the newest whole checkpoint.
-    settings = fixed_settings(args, [AdapterArguments, DataArguments], documents)
+    settings = settings_of_run(args, training_args, model, tokenizer, rows)
     checkpoint = newest_checkpoint(training_args, settings) if args.resume else None
     trainer = LMTrainer(
         model=model,
@@ -140,6 +128,18 @@ def main(argv: list[str] | None = None) -> None:
         )
         show_losses(metrics)
         show_run(output_dir, samples, saved, tokenizer, documents)
+
+
+def training_defaults(args: FinetuneArguments) -> dict[str, Any]:
+    """What upstream's arguments are here unless the user says otherwise."""
+    has_adapter = args.lora_r or args.peft_type
+    return {
+        "output_dir": "runs/finetune",
+        "learning_rate": 5e-4 if has_adapter else 5e-5,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "eval_on_start": True,
+    }
 
 
 if __name__ == "__main__":

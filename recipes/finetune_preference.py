@@ -9,7 +9,7 @@ LoRA adapter.
 import importlib.util
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -79,6 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.tasks.preference_metrics import preference_metrics
     from hfscale.tasks.preferences import load_preferences, pair_ids
     from hfscale.training.checkpoints import newest_checkpoint
+    from hfscale.training.continuation import settings_of_run
     from hfscale.training.record import write_run
     from hfscale.training.running import prepare_output_dir, run_training
 
@@ -110,10 +111,12 @@ def main(argv: list[str] | None = None) -> None:
         f"{num_dropped} too long"
     )
 
-    # Training. What decides the weights must be the same in a run that goes on.
-    may_change = ("training", "resume", "overwrite", "merge")
-    fixed_settings = {name: value for name, value in asdict(args).items() if name not in may_change}
-    checkpoint = newest_checkpoint(training_args, fixed_settings) if args.resume else None
+    # The trainer's own tokens would hold what some tokenizers put behind a text.
+    rows = pairs.map(partial(pair_ids, tokenizer=tokenizer))
+
+    # Training, from the start or from the newest whole checkpoint.
+    settings = settings_of_run(args, training_args, model, tokenizer, rows)
+    checkpoint = newest_checkpoint(training_args, settings) if args.resume else None
     trainer = DPOTrainer(
         model=model,
         ref_model=reference,
@@ -122,12 +125,10 @@ def main(argv: list[str] | None = None) -> None:
         eval_dataset=pairs["validation"],
         processing_class=tokenizer,
     )
-    # The trainer's own tokens would hold what some tokenizers put behind a text.
-    rows = pairs.map(partial(pair_ids, tokenizer=tokenizer))
     trainer.train_dataset = rows["train"]
     trainer.eval_dataset = rows["validation"]
     prepare_output_dir(trainer, overwrite=args.overwrite)
-    run_training(trainer, checkpoint, fixed_settings)
+    run_training(trainer, checkpoint, settings)
 
     # Evaluation: TRL averages rewards over batches; exact ones, with intervals, take their place.
     metrics: dict[str, Any] = {

@@ -185,10 +185,12 @@ def train(
     from hfscale.tasks.examples import baseline_answers
     from hfscale.tasks.measures import GenerationMetrics, measure_answers
     from hfscale.training.checkpoints import newest_checkpoint
+    from hfscale.training.continuation import settings_of_run
     from hfscale.training.running import prepare_output_dir, run_training
     from hfscale.training.trainer import LMTrainer
 
-    checkpoint = newest_checkpoint(training_args) if args.resume else None
+    settings = settings_of_run(args, training_args, model, tokenizer, rows)
+    checkpoint = newest_checkpoint(training_args, settings) if args.resume else None
     held_out = examples["validation"]
     simple_answers = baseline_answers(args.baseline, examples)
     baseline, _ = measure_answers(simple_answers, held_out, args, task_metrics, "baseline")
@@ -205,7 +207,7 @@ def train(
     trainer.add_callback(GenerationMetrics(trainer, held_out, args, task_metrics))
     prepare_output_dir(trainer, overwrite=args.overwrite)
     before, _ = measure_answers(trainer, held_out, args, task_metrics, "before_eval")
-    run_training(trainer, checkpoint)
+    run_training(trainer, checkpoint, settings)
     after, answers = measure_answers(trainer, held_out, args, task_metrics, "eval")
     metrics = trainer.evaluate() | after | before | baseline
     return trainer, metrics, answers

@@ -30,15 +30,14 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.data.packing import collate_rows
     from hfscale.models import check_architecture, load_saved_model, new_model
     from hfscale.training.checkpoints import newest_checkpoint
+    from hfscale.training.continuation import settings_of_run
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run
     from hfscale.training.running import prepare_output_dir, run_training
     from hfscale.training.steps import (
         check_stream,
         draw_samples,
-        fixed_settings,
         show_run,
-        stream_settings,
     )
     from hfscale.training.trainer import LMTrainer
     from hfscale.training.training_args import batch_rows_of_like_length, training_arguments
@@ -46,22 +45,24 @@ def main(argv: list[str] | None = None) -> None:
     # What cannot work is refused before anything is read.
     check_architecture(shape_of(args), in_memory=not args.dry_run)
     args.packing = args.packing or "wrapped"  # a GPT-2 keeps packed documents apart
-    max_length = args.n_positions if args.max_length is None else args.max_length
-    if max_length > args.n_positions:
+    args.max_length = args.n_positions if args.max_length is None else args.max_length
+    if args.max_length > args.n_positions:
         raise InputError(
-            f"max_length {max_length} is beyond the model's n_positions {args.n_positions}"
+            f"max_length {args.max_length} is beyond the model's n_positions {args.n_positions}"
         )
     training_args = training_arguments(args.training, width=args.n_embd)
     batch_rows_of_like_length(training_args, args)
     output_dir = str(training_args.output_dir)
-    check_stream(args, training_args, max_length)
+    check_stream(args, training_args, args.max_length)
     if not args.dry_run:
         check_output_dir(output_dir, resume=args.resume, overwrite=args.overwrite)
 
     # Data: text -> tokenizer -> rows. One rank prepares it, the others read its cache.
     dropped: dict[str, int] = {}
     with training_args.main_process_first(desc="preparing the data"):
-        documents, tokenizer, rows, epochs = prepare_data(args, training_args, max_length, dropped)
+        documents, tokenizer, rows, epochs = prepare_data(
+            args, training_args, args.max_length, dropped
+        )
 
     # Model: random weights. One that is only counted takes no memory.
     set_seed(training_args.seed)
@@ -72,9 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     # Training, from the start or from the newest whole checkpoint.
-    settings = fixed_settings(args, [StreamArguments], documents) | {"max_length": max_length}
-    if args.streaming:
-        settings |= stream_settings(training_args)
+    settings = settings_of_run(args, training_args, model, tokenizer, rows)
     checkpoint = newest_checkpoint(training_args, settings) if args.resume else None
     trainer = LMTrainer(
         model=model,

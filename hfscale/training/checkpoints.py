@@ -1,8 +1,6 @@
 """What a checkpoint says about its run, and from which one a run goes on."""
 
-import json
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,9 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hfscale.arguments import LoadArguments
-from hfscale.differences import describe_differences
 from hfscale.manifest import MANIFEST, check_manifest, manifest_digest, read_manifest
-from hfscale.process import InputError, from_main_rank, launched_engine
+from hfscale.process import InputError, from_main_rank
+from hfscale.training.continuation import check_same_settings, training_settings
 from hfscale.training.convert import (
     convert_checkpoint,
     forget_converted,
@@ -30,32 +27,6 @@ from hfscale.training.convert import (
 from hfscale.training.ranks import check_same
 from hfscale.training.saving import checkpoints_in, forget_unfinished
 
-# What may change between a run and its continuation, by the beginnings of names: everything else
-# would be silently ignored or mix two runs.
-MAY_CHANGE = (
-    "output_dir",
-    "max_steps",
-    "num_train_epochs",
-    "logging",
-    "log_",
-    "save",
-    "eval",
-    "report_to",
-    "run_name",
-    "project",
-    "disable_tqdm",
-    "dataloader",
-    "per_device",
-    "gradient_accumulation",
-    "use_cpu",
-    "local_rank",
-    "push_to_hub",
-    "hub_",
-    "ddp_",
-    "metric_for",
-    "accelerator_config",
-)
-
 
 class RunIsDone(Exception):
     """A run that is to go on has no step left; see `run_training`."""
@@ -64,12 +35,12 @@ class RunIsDone(Exception):
 class CheckpointManifest(TrainerCallback):
     """What the manifest of a checkpoint says, and what a run needs to go on from one.
 
-    `fixed_settings` holds settings that, beside the arguments, decide which rows come when.
+    `settings` are what a continuation must have in common with the run; see `settings_of_run`.
     `save_total_limit` is taken over from upstream while a run trains; see `save_whole`.
     """
 
-    def __init__(self, fixed_settings: dict[str, Any] | None = None):
-        self.fixed_settings = fixed_settings or {}
+    def __init__(self, settings: dict[str, Any]):
+        self.settings = settings
         self.save_total_limit: int | None = None
         self.tokens_before = 0  # seen by the parts of the run that this one continues
 
@@ -82,10 +53,12 @@ class CheckpointManifest(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Mend what ZeRO-3 has just loaded wrong from a rewritten checkpoint, find the best one
-        where the folder was moved, and take rotation over.
+        where the folder was moved, and take rotation over. Where a run goes on, upstream would also
+        log, evaluate and save as often as before.
         """
         restore_zero3_groups(args, optimizer)
         find_best(args, state)
+        state.compute_steps(args, state.max_steps)
         self.tokens_before = int(state.num_input_tokens_seen)
         self.save_total_limit = args.save_total_limit
         args.save_total_limit = None
@@ -116,7 +89,7 @@ class CheckpointManifest(TrainerCallback):
         return {
             "step": trainer.state.global_step,
             "world_size": trainer.args.world_size,
-            "config": _config_of(trainer.args, self.fixed_settings),
+            "config": self.settings,
             "parameters": parameter_names(model, optimizer),
         }
 
@@ -131,18 +104,19 @@ def find_best(args: TrainingArguments, state: TrainerState) -> None:
 
 
 def newest_checkpoint(
-    args: TrainingArguments, fixed_settings: dict[str, Any] | None = None
+    args: TrainingArguments, settings: dict[str, Any] | None = None
 ) -> str | None:
     """The newest whole checkpoint in `output_dir`, or None; broken ones are passed over with a line
-    on stderr. `fixed_settings` is compared with what `CheckpointManifest` was given. One of another
-    engine is rewritten for this one (`convert_checkpoint`). Rank 0 alone reads and chooses, but
-    every rank calls this, before it makes its Trainer.
+    on stderr. `settings` (see `settings_of_run`) are compared with the run's. One of another engine
+    is rewritten for this one (`convert_checkpoint`). Rank 0 alone reads and chooses, but every rank
+    calls this, before it makes its Trainer.
 
     Raises:
-        InputError: the arguments differ from the run's in what a continuation cannot change, the
-            optimizer's state cannot go on here, or a rank sees another folder at that path.
+        InputError: see `check_same_settings`, the optimizer's state cannot go on here, or a rank
+            sees another folder at that path.
     """
-    folder, record = from_main_rank(lambda: _choose(args, fixed_settings or {}))
+    now = settings or training_settings(args)
+    folder, record = from_main_rank(lambda: _choose(args, now))
     if folder is None:
         return None
     sight = {
@@ -150,14 +124,14 @@ def newest_checkpoint(
         f"what is wrong with {folder}": check_manifest(folder, sizes_only=True),
     }
     check_same(sight, "all ranks must see the same output_dir: put it on a disk that they share")
-    now = _optimizer_state(args.world_size)
-    if record["config"]["optimizer_state"] == now:
+    engine = now["optimizer_state"]
+    if record["config"]["optimizer_state"] == engine:
         return str(folder)
-    return str(convert_checkpoint(folder, record, now, args))
+    return str(convert_checkpoint(folder, record, engine, args))
 
 
 def _choose(
-    args: TrainingArguments, fixed_settings: dict[str, Any]
+    args: TrainingArguments, settings: dict[str, Any]
 ) -> tuple[Path | None, dict[str, Any]]:
     """The newest whole checkpoint, and what its manifest says."""
     output_dir = Path(str(args.output_dir))
@@ -168,7 +142,7 @@ def _choose(
             _say(f"{folder} is not whole ({problem}); trying an older one")
             continue
         record = read_manifest(folder)
-        _check_same_config(record["config"], _config_of(args, fixed_settings), folder)
+        check_same_settings(record, settings, folder)
         _check_best(args, folder)
         return folder, record
     _say(f"no whole checkpoint in {output_dir}; starting anew")
@@ -205,34 +179,3 @@ def _check_best(args: TrainingArguments, folder: Path) -> None:
 
 def _say(line: str) -> None:
     print(f"--resume auto: {line}", file=sys.stderr)
-
-
-def _config_of(args: TrainingArguments, fixed_settings: dict[str, Any]) -> dict[str, Any]:
-    """What a run and its continuation must have in common, as JSON values."""
-    kept = {
-        name: value for name, value in args.to_dict().items() if not name.startswith(MAY_CHANGE)
-    }
-    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    derived = {"global_batch_size": rows, "optimizer_state": _optimizer_state(args.world_size)}
-    settings = kept | derived | fixed_settings
-    # How a folder is trusted does not change what it computes.
-    for item in fields(LoadArguments):
-        settings.pop(item.name, None)
-    return json.loads(json.dumps(settings, default=str))
-
-
-def _optimizer_state(processes: int) -> str:
-    """In whose form a checkpoint holds it. DeepSpeed's is in shards, the others' whole."""
-    engine = launched_engine()
-    if engine.startswith("ZeRO"):
-        return f"{engine} on {processes} processes"
-    return engine
-
-
-def _check_same_config(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    # `convert_checkpoint` sees to another engine's optimizer state.
-    if changed := describe_differences(before, now, ignored=("optimizer_state",)):
-        raise InputError(
-            f"--resume auto: {folder} belongs to a run with other settings ({changed}); put them "
-            "back, or start a run in another output_dir"
-        )

@@ -1,6 +1,9 @@
 """A training that can be stopped, goes on where it stopped, and never saves what is broken."""
 
 import contextlib
+import logging
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,12 +14,14 @@ from hfscale.data.fingerprints import sampled_fingerprint
 from hfscale.folders import clear_output_dir
 from hfscale.full_disk import NO_SPACE, is_disk_full, pass_over_log_errors
 from hfscale.manifest import MANIFEST
-from hfscale.process import InputError
+from hfscale.process import InputError, is_main_rank
 from hfscale.stopping import note_when_stopped
 from hfscale.training.checkpoints import CheckpointManifest, RunIsDone
+from hfscale.training.continuation import training_settings
 from hfscale.training.guards import guard_best, guard_gradients
 from hfscale.training.heartbeats import RankWatch
 from hfscale.training.missed import MissedEvaluation, end_evaluation
+from hfscale.training.randomness import SeededEpochs, evaluate_apart
 from hfscale.training.ranks import check_same
 from hfscale.training.reporting import guard_trackers
 from hfscale.training.room import check_room
@@ -44,7 +49,7 @@ def prepare_output_dir(trainer: Trainer, *, overwrite: bool) -> None:
 def run_training(
     trainer: Trainer,
     checkpoint: str | None,
-    fixed_settings: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
     *,
     can_resume: bool = True,
 ) -> None:
@@ -52,7 +57,7 @@ def run_training(
 
     Args:
         checkpoint: of `newest_checkpoint`; None: from the start.
-        fixed_settings: what a continued run must have as it was; see `CheckpointManifest`.
+        settings: of `settings_of_run`; None: what upstream's arguments tell.
         can_resume: whether the recipe has --resume; what a signal prints says so.
 
     Raises:
@@ -63,13 +68,17 @@ def run_training(
     """
     pass_over_log_errors("stdout")  # of a log, which ends no training
     guard_trackers(trainer)
-    _check_same_run(trainer, fixed_settings or {})
+    settings = settings or training_settings(trainer.args)
+    _check_same_run(trainer, settings)
     watch = RankWatch(trainer.args)
     watch.start()
     trainer.add_callback(watch)
+    can_resume = can_resume and not _is_without_optimizer(trainer)
     guard_gradients(trainer)
     guard_best(trainer)
-    manifest = CheckpointManifest(fixed_settings)
+    evaluate_apart(trainer)
+    trainer.add_callback(SeededEpochs())
+    manifest = CheckpointManifest(settings)
     trainer.add_callback(manifest)
     save_whole(
         trainer, facts=lambda: manifest.facts(trainer), limit=lambda: manifest.save_total_limit
@@ -78,7 +87,8 @@ def run_training(
     trainer.add_callback(stop_on_signal)
     trainer.add_callback(MissedEvaluation(trainer))
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with _without_outdated_warning():
+            trainer.train(resume_from_checkpoint=checkpoint)
     except RunIsDone:
         _end_training(trainer)
     except KeyError as error:
@@ -118,10 +128,10 @@ def _end_on_full_disk(trainer: Trainer, watch: RankWatch, kept: str) -> NoReturn
     raise SystemExit(1)
 
 
-def _check_same_run(trainer: Trainer, fixed_settings: dict[str, Any]) -> None:
+def _check_same_run(trainer: Trainer, settings: dict[str, Any]) -> None:
     """Raise InputError on all ranks if one has read other data than rank 0."""
-    values = dict(fixed_settings)
-    if isinstance(trainer.train_dataset, Dataset):
+    values = dict(settings)
+    if "train_rows" not in values and isinstance(trainer.train_dataset, Dataset):
         values["the content of the training rows"] = sampled_fingerprint(trainer.train_dataset)
     check_same(
         values, "all ranks must read the same: put data and models on a disk that they share"
@@ -132,6 +142,34 @@ def _evaluated(trainer: Trainer) -> list[str]:
     """The metrics of the last evaluation."""
     logs = [log for log in trainer.state.log_history if "eval_loss" in log]
     return [name for name in (logs[-1] if logs else ()) if name.startswith("eval_")]
+
+
+def _is_without_optimizer(trainer: Trainer) -> bool:
+    """Whether no run can go on from the checkpoints, which is said."""
+    if trainer.args.save_only_model and is_main_rank():
+        print(
+            "save_only_model: checkpoints without the optimizer's state; --resume auto cannot go "
+            "on from them",
+            file=sys.stderr,
+        )
+    return trainer.args.save_only_model
+
+
+@contextlib.contextmanager
+def _without_outdated_warning() -> Iterator[None]:
+    """Upstream warns that a continued run logs, evaluates and saves as often as before; it does so
+    as it is told now (see `CheckpointManifest`).
+    """
+    logger = logging.getLogger("transformers.trainer_utils")
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return "do not match the ones in the `trainer_state.json`" not in record.getMessage()
+
+    logger.addFilter(is_wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_wanted)
 
 
 def _end_training(trainer: Trainer) -> None:

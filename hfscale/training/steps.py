@@ -1,15 +1,12 @@
-"""Steps that the training recipes share: what a continued run must keep, and how a run ends."""
+"""Steps that the training recipes share."""
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from typing import Any
 
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from hfscale.arguments import StreamArguments
-from hfscale.data.fingerprints import text_fingerprint
 from hfscale.generation.terminal import ready_command, show_samples
 from hfscale.generation.texts import beginning_of, generate_texts
 from hfscale.models import context_limit
@@ -19,8 +16,6 @@ from hfscale.shown import show_text
 # Rows of a loaded model are no longer than this unless the user says so: attention over tens of
 # thousands of tokens, as newer models have them, takes more memory than tuning on text is worth.
 MOST_TOKENS_BY_DEFAULT = 1024
-# Settings of the data that change neither rows nor their order.
-WITHOUT_EFFECT_ON_ROWS = ("num_proc",)
 
 
 def row_length(model: PreTrainedModel, max_length: int | None) -> int:
@@ -52,33 +47,6 @@ def check_stream(args: StreamArguments, training_args: TrainingArguments, max_le
         "--streaming: a stream does not say how long it is; set --max_steps to the tokens to "
         f"train on divided by {rows * max_length:,}, the tokens of a step"
     )
-
-
-def fixed_settings(args: Any, groups: Sequence[type], documents: DatasetDict) -> dict[str, Any]:
-    """What, beside TrainingArguments, decides which rows come when and what learns from them: a
-    continued run must have it as it was (see `LMTrainer` and `newest_checkpoint`).
-
-    Args:
-        args: the recipe's arguments.
-        groups: the dataclasses that declare those of its arguments that count.
-        documents: with the split `train`. What was read into memory is known by its text, which may
-            lie elsewhere by now; of a stream only the names of its sources are known.
-    """
-    names = [item.name for group in groups for item in fields(group)]
-    settings = {name: getattr(args, name) for name in names if name not in WITHOUT_EFFECT_ON_ROWS}
-    if isinstance(documents["train"], Dataset):
-        settings["source"] = text_fingerprint(documents["train"])
-        settings["validation_source"] = None
-    return settings
-
-
-def stream_settings(training_args: TrainingArguments) -> dict[str, Any]:
-    """More of `fixed_settings` for a stream, whose order also depends on who reads it."""
-    return {
-        "world_size": training_args.world_size,
-        "dataloader_num_workers": training_args.dataloader_num_workers,
-        "per_device_train_batch_size": training_args.per_device_train_batch_size,
-    }
 
 
 def show_shares(

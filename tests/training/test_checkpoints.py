@@ -353,11 +353,12 @@ def test_a_run_without_a_step_left_trains_none(finished, tokenizer, rows, tmp_pa
 
 def test_rotation_goes_by_step_not_by_time(tokenizer, rows, tmp_path):
     """After a clock was set back, or a folder was copied or touched."""
-    trainer = trainer_for(tmp_path / "run", tokenizer, rows, max_steps=4, save_total_limit=2)
+    settings = {"save_total_limit": 2, "lr_scheduler_type": "constant"}
+    trainer = trainer_for(tmp_path / "run", tokenizer, rows, max_steps=4, **settings)
     run_training(trainer, None)
     os.utime(tmp_path / "run" / "checkpoint-2", (2**32, 2**32))
     os.utime(tmp_path / "run" / "checkpoint-4", (1, 1))
-    again = trainer_for(tmp_path / "run", tokenizer, rows, save_total_limit=2)
+    again = trainer_for(tmp_path / "run", tokenizer, rows, **settings)
     run_training(again, newest_checkpoint(again.args))
     names = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
     assert names == ["checkpoint-4", "checkpoint-6"]
