@@ -38,7 +38,6 @@ from hfscale.process import (
 )
 from hfscale.stopping import (
     ENDING,
-    SAVING,
     SignalHandler,
     Stopped,
     describe_signal,
@@ -391,9 +390,9 @@ class _PassOn(SignalHandler):
         _send_to_ranks(number)
         threading.Timer(SECONDS_TO_END, _send_to_ranks, [signal.SIGKILL]).start()
 
-    def on_save_signal(self) -> None:
+    def on_save_signal(self, number: int) -> None:
         """Hand it on."""
-        _send_to_ranks(SAVING)
+        _send_to_ranks(number)
 
 
 def _send_to_ranks(number: int) -> bool:

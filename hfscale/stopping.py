@@ -87,7 +87,7 @@ class SignalHandler:
             # A worker that was forked meanwhile ends, or who waits for its end waits forever.
             end_now(number)
         elif number == SAVING:
-            self.on_save_signal()
+            self.on_save_signal(number)
         elif not self.received:
             self.received = number
             self._received_at = time.monotonic()
@@ -107,7 +107,7 @@ class SignalHandler:
         """End at once."""
         end_now(number)
 
-    def on_save_signal(self) -> None:
+    def on_save_signal(self, number: int) -> None:
         """Nothing is to be saved."""
 
 
@@ -205,13 +205,22 @@ def end_workers_with_parent() -> None:
     """Let the processes that this one forks from now on (data loaders, pools) end with it, and
     leave Ctrl-C and a closed terminal, which reach them too, to it.
     """
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_become_worker)
+    if not hasattr(os, "register_at_fork"):
+        return
+    parent = [os.getpid()]  # of the latest fork
+
+    def note_parent() -> None:
+        parent[0] = os.getpid()
+
+    os.register_at_fork(before=note_parent, after_in_child=lambda: _become_worker(parent[0]))
 
 
-def _become_worker() -> None:
+def _become_worker(parent: int) -> None:
     if sys.platform == "linux":
         die_with_parent(signal.SIGKILL)
+        # Its parent is gone by now; 0: that is in another namespace.
+        if os.getppid() not in (0, parent):
+            os.kill(os.getpid(), signal.SIGKILL)
     for number in ENDING:
         if isinstance(signal.getsignal(number), SignalHandler):
             is_for_all = number != signal.SIGTERM  # by which pools end their workers

@@ -27,7 +27,6 @@ LIGHT = (
     "arguments",
     "cli",
     "config",
-    "differences",
     "folders",
     "full_disk",
     "launch",

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from hfscale.config import shipped
-from hfscale.differences import describe_differences
 from hfscale.folders import (
     RUN_FILES,
     check_output_file,
@@ -19,6 +18,7 @@ from hfscale.folders import (
     write_json,
 )
 from hfscale.process import InputError, typed_command
+from hfscale.shown import describe_differences
 from recipes import (
     attention_maps,
     finetune,

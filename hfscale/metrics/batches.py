@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from accelerate import PartialState
 from accelerate.utils import gather_object, tqdm
 
-from hfscale.differences import describe_differences
 from hfscale.process import InputError
+from hfscale.shown import describe_differences
 from hfscale.stopping import between_batches
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from accelerate.utils import gather_object
 
 import hfscale
-from hfscale.differences import describe_differences
 from hfscale.process import InputError, versions
+from hfscale.shown import describe_differences
 
 
 def check_same_software() -> None:

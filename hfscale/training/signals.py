@@ -44,7 +44,7 @@ class StopOnSignal(TrainerCallback, SignalHandler):
         self.device = args.device
         self.install()
 
-    def on_save_signal(self) -> None:
+    def on_save_signal(self, number: int) -> None:
         """Remember it until the step is done."""
         self.is_save_asked = True
 

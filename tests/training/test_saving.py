@@ -10,6 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from hfscale.folders import check_output_dir, clear_output_dir
+from hfscale.lock import LOCK
 from hfscale.manifest import check_manifest
 from hfscale.process import InputError
 from hfscale.training import saving
@@ -157,7 +158,7 @@ def test_a_broken_off_save_is_a_run_and_no_checkpoint(finished, tmp_path, capsys
     part.mkdir(parents=True)
     (part / "model.safetensors").write_text("half")
     clear_output_dir(str(tmp_path / "run"), overwrite=True)
-    assert not (tmp_path / "run").exists()
+    assert os.listdir(tmp_path / "run") == [LOCK]
 
 
 def test_a_full_disk_costs_no_checkpoint_and_keeps_no_half(finished, tmp_path):
