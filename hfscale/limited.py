@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, TypeVar
 from hfscale.process import InputError
 from hfscale.shown import one_line
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+ITEM = TypeVar("ITEM")
+RESULT = TypeVar("RESULT")
 
 SECONDS = 3.0  # of computing, for one item
 MORE_BYTES = 2**29  # than the process has at its start
@@ -25,13 +25,13 @@ SETTING = "TOKENIZERS_PARALLELISM"
 
 
 def each_limited(
-    function: Callable[[Item], Result],
-    items: Iterable[Item],
+    function: Callable[[ITEM], RESULT],
+    items: Iterable[ITEM],
     *,
     place: str,
     seconds: float = SECONDS,
     more_bytes: int = MORE_BYTES,
-) -> Iterator[Result]:
+) -> Iterator[RESULT]:
     """`function` of each item, in order, computed in a copy of this process (a fork) that runs
     ahead; results come back pickled.
 
@@ -70,7 +70,7 @@ def each_limited(
         raise InputError(f"{place}: {_reason(status, seconds)}")
 
 
-def limited(function: Callable[[Item], Result], item: Item, *, place: str) -> Result:
+def limited(function: Callable[[ITEM], RESULT], item: ITEM, *, place: str) -> RESULT:
     """`function` of one item. Raises as `each_limited`."""
     [result] = each_limited(function, [item], place=place)
     return result
