@@ -130,7 +130,7 @@ def _convert(value: Any, kind: Any) -> Any:
             return [convert(item, arguments[0]) for item in value]
         elif member is float and type(value) in (int, float, str):
             with contextlib.suppress(ValueError):  # text that is no number; YAML reads 1e-3 as text
-                if math.isfinite(number := float(value)):
+                if not math.isnan(number := float(value)):
                     return number
         elif member is Any or type(value) is (origin or member):
             if isinstance(value, str) and not is_utf8(value):
@@ -215,15 +215,16 @@ def is_utf8(text: str) -> bool:
 
 
 def check_limits(value: Any, limits: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a number, or each of a list, lies from `limits["min"]` to
-    `limits["max"]`; both may be missing.
+    """Raise ValueError unless a number, or each of a list, is finite and lies from `limits["min"]`
+    to `limits["max"]`; both may be missing.
     """
-    if not limits.keys() & {"min", "max"}:
-        return
     least = limits.get("min", -math.inf)
     most = limits.get("max", math.inf)
-    numbers = value if isinstance(value, list) else [value]
-    if all(number is None or least <= number <= most for number in numbers):
+    values = value if isinstance(value, list) else [value]
+    numbers = [number for number in values if isinstance(number, int | float)]
+    if all(least <= number <= most for number in numbers):
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError("expected a finite number")
         return
     if most == math.inf:
         raise ValueError(f"expected at least {least}")
