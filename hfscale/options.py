@@ -129,7 +129,8 @@ def _convert(value: Any, kind: Any) -> Any:
         elif origin is list and isinstance(value, list):
             return [convert(item, arguments[0]) for item in value]
         elif member is float and type(value) in (int, float, str):
-            with contextlib.suppress(ValueError):  # text that is no number; YAML reads 1e-3 as text
+            # Text that is no number (YAML reads 1e-3 as text), or a number beyond all of them.
+            with contextlib.suppress(ValueError, OverflowError):
                 if not math.isnan(number := float(value)):
                     return number
         elif member is Any or type(value) is (origin or member):
@@ -223,7 +224,7 @@ def check_limits(value: Any, limits: Mapping[str, Any]) -> None:
     values = value if isinstance(value, list) else [value]
     numbers = [number for number in values if isinstance(number, int | float)]
     if all(least <= number <= most for number in numbers):
-        if not all(map(math.isfinite, numbers)):
+        if math.inf in numbers or -math.inf in numbers:
             raise ValueError("expected a finite number")
         return
     if most == math.inf:
@@ -254,7 +255,7 @@ def _convert_text(words: list[str], kind: Any) -> Any:
             return mapping
     if list in members and len(words) == 1 and words[0].startswith("["):
         with contextlib.suppress(json.JSONDecodeError):  # `[PAD]` is a word
-            return convert(load_json(words[0]), kind)
+            return _convert(load_json(words[0]), kind)
     if list in members and words and (len(words) > 1 or str not in members):
         item = get_args(members[list])[0]
         return [convert_text([word], item) for word in words]
@@ -264,5 +265,5 @@ def _convert_text(words: list[str], kind: Any) -> Any:
     with contextlib.suppress(ValueError):  # JSON (null, true, 3, 1e-3, {...}) goes before text
         value = load_json(word.lower() if word.lower() in ("true", "false", "null") else word)
         if not isinstance(value, str):
-            return convert(value, kind)
-    return convert(word, kind)
+            return _convert(value, kind)
+    return _convert(word, kind)

@@ -129,7 +129,7 @@ def test_bad_input_leaves_nothing(source, tmp_path):
             "--validation_fraction: got .*, expected 0 to 1",
         ),
         (["--num_proc", "-1"], "num_proc: got .-1., expected 1 to 1000"),
-        (["--num_proc", "0"], "num_proc: got .0., expected at least 1"),
+        (["--num_proc", "0"], "num_proc: got .0., expected 1 to 1000"),
         (["--languages", "[]"], "languages: got none"),
         (["--min_words", "100000"], "no document is left"),
         (["--near_duplicate_threshold", "2"], "threshold: got .2., expected 0.031 to 1"),

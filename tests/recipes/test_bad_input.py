@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hfscale.data.tokenizer import train_bpe
+from hfscale.lock import LOCK
 from hfscale.process import InputError, run
 from recipes import (
     attention_maps,
@@ -175,9 +176,11 @@ def command(recipe, *words: str, source: str = "good.txt") -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
+    """What lies in a folder but for locks, which a run holds until its process ends."""
     return {
         str(path): path.read_bytes() if path.is_file() else b""
         for path in sorted(folder.rglob("*"))
+        if path.name != LOCK
     }
 
 
