@@ -1,17 +1,24 @@
 """A training stops before numbers that are not finite reach its weights or a checkpoint."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from accelerate.utils import gather_object
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import Trainer
 
 from hfscale.manifest import check_manifest
 from hfscale.process import InputError, from_main_rank
 
 ADVICE = "try a lower learning_rate"  # to who finds numbers that are not finite
+# Under these, every rank holds whole gradients.
+WHOLE_GRADIENTS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+# PyTorch divides by the norm plus this much, so clips a little below the limit already.
+CLIP_EPSILON = 1e-6
 
 
 def guard_gradients(trainer: Trainer) -> None:
@@ -22,10 +29,15 @@ def guard_gradients(trainer: Trainer) -> None:
     """
     if trainer.args.fp16:
         return
-    clip = trainer.accelerator.clip_grad_norm_
+    accelerator = trainer.accelerator
+    clip = accelerator.clip_grad_norm_
 
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        norm = clip(*args, **kwargs)
+    def checked(parameters: Iterable[torch.Tensor], max_norm: float, **kwargs: Any) -> Any:
+        parameters = list(parameters)
+        if accelerator.distributed_type in WHOLE_GRADIENTS and not _has_shards(parameters):
+            norm = clip_where_above(parameters, max_norm)
+        else:
+            norm = clip(parameters, max_norm, **kwargs)
         if norm is not None and not math.isfinite(float(norm)):
             raise FloatingPointError(
                 f"the gradients became {float(norm)} at step {trainer.state.global_step + 1}; the "
@@ -34,6 +46,26 @@ def guard_gradients(trainer: Trainer) -> None:
         return norm
 
     trainer.accelerator.clip_grad_norm_ = checked
+
+
+def clip_where_above(parameters: Iterable[torch.Tensor], max_norm: float) -> torch.Tensor:
+    """`torch.nn.utils.clip_grad_norm_`, bit for bit, but for its multiplication by 1 of gradients
+    that are short enough.
+
+    Returns:
+        The norm of all gradients as it was before.
+    """
+    trained = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = get_total_norm([parameter.grad for parameter in trained])
+    if float(norm) > max_norm - 2 * CLIP_EPSILON:
+        clip_grads_with_norm_(trained, max_norm, norm)
+    return norm
+
+
+def _has_shards(parameters: Iterable[torch.Tensor]) -> bool:
+    """Whether a gradient is a part of one, so that its norm takes all ranks."""
+    gradients = [parameter.grad for parameter in parameters]
+    return any(type(gradient) not in (torch.Tensor, type(None)) for gradient in gradients)
 
 
 def check_finite(trainer: Trainer) -> None:

@@ -94,6 +94,7 @@ class LMTrainer(Trainer):
         # Micro-batches of a batch; None: to be found at the first step.
         self._pieces = None if auto_batch else 1
         self._num_eval_bytes: int | None = None
+        self._flops_per_token: int | None = None
         if auto_batch:
             args.per_device_train_batch_size *= args.gradient_accumulation_steps
             args.gradient_accumulation_steps = 1
@@ -278,6 +279,13 @@ class LMTrainer(Trainer):
             config.use_cache = self._saved_use_cache
         super().save_model(output_dir, _internal_call=True)
         config.use_cache = while_training
+
+    def floating_point_ops(self, inputs: dict[str, torch.Tensor | Any]) -> int:
+        """As upstream, which counts the parameters anew at every batch."""
+        if self._flops_per_token is None:
+            one_token = {"input_ids": torch.zeros(1, 1)}
+            self._flops_per_token = super().floating_point_ops(one_token)
+        return self._flops_per_token * inputs["input_ids"].numel()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As upstream, with the perplexity beside each training loss."""

@@ -1,16 +1,19 @@
 """LMTrainer: losses and gradients are exact token means, whatever the batches look like."""
 
+import copy
 import math
 
 import pytest
 import torch
 from datasets import Dataset
+from transformers import Trainer
 
 from hfscale.data.packing import IGNORED, collate_rows, pack_documents, settle_packing
 from hfscale.data.tokenizer import train_bpe
 from hfscale.models import new_model
 from hfscale.process import InputError
 from hfscale.training import trainer as trainer_module
+from hfscale.training.guards import guard_gradients
 from hfscale.training.trainer import LMTrainer
 from hfscale.training.training_args import training_arguments
 from tests.tiny_models import APART, TOGETHER, tiny_model
@@ -217,6 +220,30 @@ def test_gradient_is_that_of_the_token_mean(model, rows, tmp_path, batch_size, a
     logged = next(log for log in trainer.state.log_history if "loss" in log)
     assert logged["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert logged["perplexity"] == pytest.approx(math.exp(loss.item()), rel=1e-5)
+
+
+@pytest.mark.parametrize("max_grad_norm", [1e-3, 1e3])
+def test_the_guard_changes_no_weight(model, rows, tmp_path, max_grad_norm):
+    """Whether all gradients are clipped or none."""
+    weights = []
+    for is_guarded in (False, True):
+        trainer = trainer_for(
+            copy.deepcopy(model), rows, tmp_path, max_steps=3, max_grad_norm=max_grad_norm
+        )
+        if is_guarded:
+            guard_gradients(trainer)
+        trainer.train()
+        weights.append(dict(trainer.model.named_parameters()))
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name]), name
+
+
+def test_operations_are_counted_as_upstream_counts_them(model, rows, tmp_path):
+    trainer = trainer_for(model, rows, tmp_path)
+    for size in (1, 5):
+        batch = collate_rows(list(rows.select(range(size))))
+        expected = Trainer.floating_point_ops(trainer, batch)
+        assert trainer.floating_point_ops(batch) == expected > 0
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(model, rows, tmp_path):
