@@ -27,6 +27,7 @@ DEFAULTS = {
     # Each rank reads its own share of a stream.
     "accelerator_config": {"dispatch_batches": False},
 }
+OWN_TRACKERS = {"tensorboard"}  # installed with hfscale
 # Upstream takes zero or less for these, and then trains on nothing, never saves or stops halfway.
 POSITIVE = (
     "per_device_train_batch_size",
@@ -259,8 +260,16 @@ def _try_out(args: TrainingArguments) -> None:
         raise ValueError(
             f"label_smoothing_factor: got {args.label_smoothing_factor}, expected from 0 to below 1"
         )
+    _check_trackers(args)
+
+
+def _check_trackers(args: TrainingArguments) -> None:
+    """Raise ValueError for one that upstream does not know, or that is not installed."""
+    named = set(trackers_of(args)) - OWN_TRACKERS
+    if not named:  # upstream imports W&B, which takes a second, to see which are installed
+        return
     available = get_available_reporting_integrations()
-    unknown = set(trackers_of(args)) - set(available)
+    unknown = named - set(available)
     if unknown:
         raise ValueError(
             f"report_to: {unknown.pop()} is unknown or not installed; here: "

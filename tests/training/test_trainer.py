@@ -13,6 +13,7 @@ from hfscale.data.tokenizer import train_bpe
 from hfscale.models import new_model
 from hfscale.process import InputError
 from hfscale.training import trainer as trainer_module
+from hfscale.training import training_args as training_args_module
 from hfscale.training.guards import guard_gradients
 from hfscale.training.trainer import LMTrainer
 from hfscale.training.training_args import training_arguments
@@ -220,6 +221,18 @@ def test_gradient_is_that_of_the_token_mean(model, rows, tmp_path, batch_size, a
     logged = next(log for log in trainer.state.log_history if "loss" in log)
     assert logged["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert logged["perplexity"] == pytest.approx(math.exp(loss.item()), rel=1e-5)
+
+
+@pytest.mark.parametrize("report_to", ["tensorboard", "none"])
+def test_no_tracker_is_imported_that_is_not_named(tmp_path, monkeypatch, report_to):
+    """Upstream imports W&B, where it is installed, to list the trackers."""
+
+    def list_them():
+        raise AssertionError("asked for")
+
+    monkeypatch.setattr(training_args_module, "get_available_reporting_integrations", list_them)
+    values = {"output_dir": str(tmp_path), "report_to": report_to}
+    assert training_arguments(values, width=32).report_to in (["tensorboard"], [])
 
 
 @pytest.mark.parametrize("max_grad_norm", [1e-3, 1e3])
