@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Which versions: those that were tested together, or a file of your own (/dev/null: the newest).
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: setup setup-test setup-dev quickstart test test-all lint bench gpu
+.PHONY: setup setup-test setup-dev quickstart test test-all lint bench bench-full gpu
 
 setup: .venv/installed
 setup-test: .venv/installed-test
@@ -39,8 +39,13 @@ lint: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# CPU seconds beside other ways to do the same, in one table and build/benchmarks.json: minutes.
 bench: setup-dev
-	$(BIN)/python tests/benchmarks/train_speed.py $(ARGS)
+	$(BIN)/python tests/benchmarks/run_all.py --small $(ARGS)
+
+# The same at real sizes, with rounds enough for narrow intervals: an hour or more.
+bench-full: setup-dev
+	$(BIN)/python tests/benchmarks/run_all.py $(ARGS)
 
 # What only a GPU can show, in eight minutes; needs no network and no setup, see docs/speed.md.
 gpu:

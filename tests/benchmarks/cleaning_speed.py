@@ -1,30 +1,25 @@
-"""How fast cleaning and the search for copies are, stage by stage, on 20 MB of real books, and what
-memory they take.
+"""How fast cleaning and the search for copies are, stage by stage, on real books, and what memory
+they take.
 
-    python tests/benchmarks/cleaning_speed.py              # pieces of 1,000 words, 2 processes
-    python tests/benchmarks/cleaning_speed.py --words 0    # whole books
-    # 200 MB: the peak of memory beside that of 20 MB
-    python tests/benchmarks/cleaning_speed.py --copies 10 --processes 1
+    python tests/benchmarks/cleaning_speed.py                       # 20 MB in pieces of 1,000 words
+    python tests/benchmarks/cleaning_speed.py --words 0             # whole books
+    python tests/benchmarks/cleaning_speed.py --copies 10 --rounds 1  # 200 MB: the peak of memory
 
-Wall time depends on what else the machine does; CPU seconds (of all processes) hardly do. Copy
-number k of the books has every tenth word replaced by one with k in it, so that copies do not count
-as duplicates.
+CPU seconds are those of all processes. Copy number k of the books has every tenth word replaced by
+one with k in it, so that copies do not count as duplicates.
 """
 
-import argparse
-import gzip
-import json
-import os
-import resource
-import tempfile
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import datasets
-import psutil
+import numpy as np
 from datasets import Dataset
+from measure import Cost, Estimate, Row, geometric_mean, measured, once
+from running import run_alone
+from texts import books, books_are_there
 
 from hfscale.cleaning.duplicates import exact_clusters, near_clusters
 from hfscale.cleaning.personal_data import mask_personal_data
@@ -33,21 +28,57 @@ from hfscale.cleaning.repair import repair_text
 from hfscale.cleaning.rules import QualityRules
 from hfscale.cleaning.stages import Ledger, drop_broken, keep_first, rewrite_texts
 
-DATA = Path(os.environ.get("HFSCALE_DATA", ""))  # the folder of the public data sets
-BOOKS = DATA / "books_large_a" / "books_large_a.jsonl.gz"
-LEAST_MB_PER_SECOND = 2.0
+SMALL_BOOKS = 5
+WATCH_SECONDS = 0.02
 
 
-def read_documents(words: int, copies: int):
+def benchmark(
+    folder: Path,
+    is_small: bool,
+    rounds: int | None = None,
+    *,
+    words: int = 1000,
+    copies: int = 1,
+    processes: int = 2,
+) -> list[Row]:
+    """Rows of the table: megabytes per CPU second of each stage and of all, and the peak of memory.
+
+    Raises RuntimeError: the books are not here.
+    """
+    if not books_are_there():
+        raise RuntimeError("HFSCALE_DATA names no folder with books_large_a")
+    datasets.disable_progress_bars()
+    documents = Dataset.from_generator(
+        read_documents,
+        cache_dir=str(folder),
+        gen_kwargs={
+            "words": words,
+            "copies": copies,
+            "most_books": SMALL_BOOKS if is_small else None,
+        },
+    )
+    documents = documents.filter(bool, input_columns="text")
+    documents = documents.add_column("id", range(len(documents)))
+    num_bytes = sum(len(text.encode()) for text in documents["text"])
+    stages = make_stages(Ledger(folder / "dropped.jsonl"), processes)
+    with PeakMemory() as peak:
+        passes = [run_stages(documents, stages) for _ in range(rounds or 5)]
+    size = f"{num_bytes / 1e6:.1f} MB, {processes} processes"
+    rows = [speed_row(f"cleaning, {stage}", stage, passes, num_bytes, size) for stage in stages]
+    rows.append(speed_row("cleaning, all stages", None, passes, num_bytes, size))
+    rows.append(once("cleaning: peak MB of the main process", peak.num_bytes / 1e6, size))
+    return rows
+
+
+def read_documents(words: int, copies: int, most_books: int | None) -> Iterator[dict[str, str]]:
     """Rows of `text`: whole books, or pieces of about so many words that end with a paragraph."""
     for copy in range(copies):
-        with gzip.open(BOOKS, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                for piece in pieces(json.loads(line)["text"], words, copy):
-                    yield {"text": piece}
+        for book in islice(books(), most_books):
+            for piece in pieces(book, words, copy):
+                yield {"text": piece}
 
 
-def pieces(book: str, words: int, copy: int):
+def pieces(book: str, words: int, copy: int) -> Iterator[str]:
     """Runs of paragraphs of about so many words (0: all), those of a later copy altered."""
     paragraphs = []
     count = 0
@@ -62,45 +93,6 @@ def pieces(book: str, words: int, copy: int):
             paragraphs = []
             count = 0
     yield "\n\n".join(paragraphs)
-
-
-def cpu_seconds() -> float:
-    """Of this process and of all that it started and that ended."""
-    return sum(
-        resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-
-
-def watch_memory(peaks: dict[str, int], stage: list[str], stop: threading.Event) -> None:
-    """Largest memory of this process in each stage, without the pages of mapped files, which can go
-    at any time.
-    """
-    while not stop.wait(0.02):
-        status = Path("/proc/self/status").read_text()
-        anonymous_bytes = 1024 * int(status.partition("RssAnon:")[2].split()[0])
-        peaks[stage[0]] = max(peaks.get(stage[0], 0), anonymous_bytes)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--words", type=int, default=1000, help="per document; 0: whole books")
-    parser.add_argument("--copies", type=int, default=1, help="of the 20 MB, each with other words")
-    parser.add_argument("--processes", type=int, default=2)
-    args = parser.parse_args()
-    datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory() as folder:
-        documents = Dataset.from_generator(
-            read_documents,
-            cache_dir=folder,
-            gen_kwargs={"words": args.words, "copies": args.copies},
-        )
-        documents = documents.filter(bool, input_columns="text")
-        documents = documents.add_column("id", range(len(documents)))
-        stages = make_stages(Ledger(Path(folder) / "dropped.jsonl"), args.processes)
-        return measure(documents, stages, args.processes)
 
 
 def make_stages(ledger: Ledger, workers: int) -> dict[str, Callable[[Dataset], Dataset]]:
@@ -135,47 +127,58 @@ def make_stages(ledger: Ledger, workers: int) -> dict[str, Callable[[Dataset], D
     }
 
 
-def measure(
-    documents: Dataset, stages: dict[str, Callable[[Dataset], Dataset]], workers: int
-) -> int:
-    """Print a table of the stages; 1 if all together are slower than `LEAST_MB_PER_SECOND`."""
-    size = sum(len(text.encode()) for text in documents["text"]) / 1e6
-    peaks: dict[str, int] = {}
-    stage = ["start"]
-    stop = threading.Event()
-    watcher = threading.Thread(target=watch_memory, args=(peaks, stage, stop))
-    watcher.start()
-    print(
-        f"{len(documents):,} documents, {size:.1f} MB, {workers} processes, load "
-        f"{psutil.getloadavg()[0]:.1f} on {psutil.cpu_count()} cores\n"
-        "| stage | wall s | MB/s | CPU s | MB per CPU s | peak MB of this process "
-        "|\n|---|---|---|---|---|---|"
-    )
-    total_wall = 0.0
-    total_cpu = 0.0
+def run_stages(
+    documents: Dataset, stages: dict[str, Callable[[Dataset], Dataset]]
+) -> dict[str, Cost]:
+    """What each stage cost, one after the other."""
+    costs = {}
+    current = [documents]
     for name, run in stages.items():
-        stage[0] = name
-        wall_start = time.perf_counter()
-        cpu_start = cpu_seconds()
-        documents = run(documents)
-        wall = time.perf_counter() - wall_start
-        cpu = cpu_seconds() - cpu_start
-        total_wall += wall
-        total_cpu += cpu
-        print(
-            f"| {name} | {wall:.1f} | {size / wall:.1f} | {cpu:.1f} | {size / cpu:.1f} | "
-            f"{peaks[name] / 1e6:.0f} |",
-            flush=True,
-        )
-    stop.set()
-    watcher.join()
-    print(
-        f"| all | {total_wall:.1f} | {size / total_wall:.2f} | {total_cpu:.1f} | "
-        f"{size / total_cpu:.2f} | {max(peaks.values()) / 1e6:.0f} |\n"
-        f"{len(documents):,} documents are left"
-    )
-    return int(size / total_wall < LEAST_MB_PER_SECOND)
+
+        def run_stage(run=run):
+            current[0] = run(current[0])
+
+        costs[name] = measured(run_stage)
+    return costs
+
+
+def speed_row(
+    name: str, stage: str | None, passes: list[dict[str, Cost]], num_bytes: int, size: str
+) -> Row:
+    """Megabytes per CPU second of a stage, or of all (None); by wall time beside it."""
+    costs = [
+        np.sum(list(costs.values()), axis=0) if stage is None else costs[stage] for costs in passes
+    ]
+    speeds = [[num_bytes / 1e6 / seconds for seconds in cost] for cost in costs]
+    by_clock: list[Estimate] = [geometric_mean(values) for values in zip(*speeds, strict=True)]
+    cpu, wall = by_clock
+    return Row(f"{name}: MB per CPU second", cpu, len(passes), wall, size)
+
+
+class PeakMemory:
+    """Largest memory of this process, without the pages of mapped files, which can go at any
+    time.
+    """
+
+    def __init__(self):
+        self.num_bytes = 0
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._watch)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        self.stop.set()
+        self.thread.join()
+
+    def _watch(self) -> None:
+        while not self.stop.wait(WATCH_SECONDS):
+            status = Path("/proc/self/status").read_text()
+            now = 1024 * int(status.partition("RssAnon:")[2].split()[0])
+            self.num_bytes = max(self.num_bytes, now)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_alone(benchmark, __doc__, words=1000, copies=1, processes=2)

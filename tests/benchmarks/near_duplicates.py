@@ -1,7 +1,7 @@
 """How many planted near copies are found, how many findings are wrong, and how fast the search is.
 
-    python tests/benchmarks/near_duplicates.py                 # 2,000 paragraphs of real books, 2
-    processes python tests/benchmarks/near_duplicates.py --threshold 0.7
+    python tests/benchmarks/near_duplicates.py                 # 2,000 paragraphs of real books
+    python tests/benchmarks/near_duplicates.py --threshold 0.7 --seed 1
 
 Each chosen paragraph gets one copy for each level: that share of its words replaced by words of
 other places, left out, or joined by a new word, one third each. Hard negatives share a template: a
@@ -11,26 +11,25 @@ stems from the same paragraph as the first. Recall counts the copies that share 
 original.
 """
 
-import argparse
 import gzip
 import itertools
-import json
-import os
 import random
-import tempfile
-import time
 from pathlib import Path
 
 import datasets
 import numpy as np
 from datasets import Dataset
+from measure import Row, exactly, geometric_mean, measured
+from running import run_alone
+from texts import SMALL_BOOKS, books, books_are_there
 
 from hfscale.cleaning.duplicates import hash_words, near_clusters, ngrams
 
-DATA = Path(os.environ.get("HFSCALE_DATA", ""))  # the folder of the public data sets
 LEVELS = (0.02, 0.05, 0.1, 0.2)
 NEGATIVES = ("loose form", "tight form", "same frame")
-LEAST_RECALL, LEAST_PRECISION = {0.02: 0.95, 0.05: 0.95}, 0.98
+SMALL_COUNT = 300
+FULL_COUNT = 2000
+LEAST_WORDS = 20
 LOOSE_FORM = (
     "Record number {} of the county office. The undersigned {} {} of {} declares to have received "
     "the sum of {} pounds for the {} that was delivered on the {} of {} and paid by {} in the "
@@ -47,18 +46,14 @@ OPENING = "This text is part of the open library of old books and may be copied 
 CLOSING = " Please tell the library about any mistake that you find in this text, so that it can be put right."
 
 
-def read_paragraphs(data: Path = DATA, least_words: int = 20) -> list[str]:
+def read_paragraphs() -> list[str]:
     """Distinct paragraphs, in file order, of both sets of books."""
     texts = [
-        gzip.open(path, "rt", encoding="utf-8").read()
-        for path in sorted((data / "books_a").glob("*.gz"))
+        gzip.open(path, "rt", encoding="utf-8").read() for path in sorted(SMALL_BOOKS.glob("*.gz"))
     ]
-    with gzip.open(
-        data / "books_large_a" / "books_large_a.jsonl.gz", "rt", encoding="utf-8"
-    ) as lines:
-        texts += [json.loads(line)["text"] for line in lines]
+    texts += books()
     pieces = [" ".join(piece.split()) for text in texts for piece in text.split("\n")]
-    return list(dict.fromkeys(piece for piece in pieces if len(piece.split()) >= least_words))
+    return list(dict.fromkeys(piece for piece in pieces if len(piece.split()) >= LEAST_WORDS))
 
 
 def edit(text: str, level: float, vocabulary: list[str], rng: random.Random) -> str:
@@ -125,51 +120,62 @@ def measure(
     return recall, right / max(1, len(findings)), len(findings)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--count", type=int, default=2000, help="paragraphs that get copies")
-    parser.add_argument("--threshold", type=float, default=0.52)
-    parser.add_argument("--num_proc", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+def benchmark(
+    folder: Path,
+    is_small: bool,
+    rounds: int | None = None,
+    *,
+    seed: int = 0,
+    threshold: float = 0.52,
+    num_proc: int = 2,
+) -> list[Row]:
+    """Rows of the table: recall by level, precision, speed.
+
+    Raises RuntimeError: the books are not here.
+    """
+    if not books_are_there():
+        raise RuntimeError("HFSCALE_DATA names no folder with books_large_a")
     datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory() as folder:
-        datasets.config.HF_DATASETS_CACHE = Path(folder)
-        paragraphs = read_paragraphs()
-        texts, origins, levels = plant(paragraphs, args.count, args.seed)
-        clusters = near_clusters(
-            Dataset.from_dict({"text": texts}), threshold=args.threshold, num_proc=args.num_proc
+    datasets.config.HF_DATASETS_CACHE = folder
+    paragraphs = read_paragraphs()
+    count = SMALL_COUNT if is_small else FULL_COUNT
+    texts, origins, levels = plant(paragraphs, count, seed)
+
+    def search(texts):
+        return near_clusters(
+            Dataset.from_dict({"text": texts}), threshold=threshold, num_proc=num_proc
         )
-        recall, precision, findings = measure(clusters, origins, levels)
-        print(
-            f"{len(texts):,} documents, {args.count:,} copies per level, threshold {args.threshold}"
-        )
-        print("| words edited | recall |\n|---|---|")
-        print("\n".join(f"| {level:.0%} | {value:.4f} |" for level, value in recall.items()))
-        print(f"precision {precision:.4f} of {findings:,} findings")
-        for kind in NEGATIVES:
-            rows = [i for i, level in enumerate(levels) if level == kind]
-            sets = [set(ngrams(hash_words(texts[i]), 5).tolist()) for i in rows[:200]]
-            shared = [len(a & b) / len(a | b) for a, b in itertools.combinations(sets, 2)]
-            wrong = sum(clusters[i] != i for i in rows)
-            print(
-                f"{kind}: similarity median {np.median(shared):.2f}, greatest {max(shared):.2f}; "
-                f"{wrong} of {len(rows)} documents wrongly found"
-            )
-        size = sum(len(text.encode()) for text in paragraphs) / 1e6
-        whole = Dataset.from_dict({"text": paragraphs})
-        start = time.perf_counter()
-        found = (near_clusters(whole, num_proc=args.num_proc) != np.arange(len(whole))).sum()
-        seconds = time.perf_counter() - start
-        print(
-            f"all {len(whole):,} paragraphs, {size:.1f} MB, {args.num_proc} processes: "
-            f"{seconds:.1f} s, {size / seconds:.1f} MB/s, {found:,} near copies among them"
-        )
-    missed = [level for level, least in LEAST_RECALL.items() if recall[level] < least]
-    return int(bool(missed) or precision < LEAST_PRECISION)
+
+    clusters = search(texts)
+    recall, precision, findings = measure(clusters, origins, levels)
+    rows = [
+        exactly(f"near duplicates: recall at {level:.0%} of the words", recall[level])
+        for level in LEVELS
+    ]
+    rows.append(exactly("near duplicates: precision", precision, f"of {findings:,} findings"))
+    rows += [negative_row(kind, texts, levels, clusters) for kind in NEGATIVES]
+    whole = texts if is_small else paragraphs
+    megabytes = sum(len(text.encode()) for text in whole) / 1e6
+    costs = [measured(lambda: search(whole)) for _ in range(rounds or 5)]
+    speed = geometric_mean([megabytes / cost.cpu for cost in costs])
+    wall = geometric_mean([megabytes / cost.wall for cost in costs])
+    note = f"{len(whole):,} paragraphs, {num_proc} processes"
+    rows.append(Row("near duplicates: MB per CPU second", speed, len(costs), wall, note))
+    return rows
+
+
+def negative_row(kind: str, texts: list[str], levels: list, clusters: np.ndarray) -> Row:
+    """How many documents of one template were taken for copies, and how alike they are."""
+    rows = [i for i, level in enumerate(levels) if level == kind]
+    sets = [set(ngrams(hash_words(texts[i]), 5).tolist()) for i in rows[:200]]
+    shared = [len(a & b) / len(a | b) for a, b in itertools.combinations(sets, 2)]
+    wrong = sum(clusters[i] != i for i in rows)
+    return exactly(
+        f"near duplicates: share of a {kind} wrongly found",
+        wrong / len(rows),
+        f"similarity: median {np.median(shared):.2f}, greatest {max(shared):.2f}",
+    )
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_alone(benchmark, __doc__, seed=0, threshold=0.52, num_proc=2)

@@ -1,41 +1,83 @@
 """Peak memory of a streaming run's data side (read, split, pack, shuffle, batch) against the size
 of the text.
 
-    python tests/benchmarks/streaming_memory.py --megabytes 20 200
+    python tests/benchmarks/streaming_memory.py
 
-The text is the books beside the checkout, written again and again into a temporary folder. Each
-size is read to its end by a process of its own, with --in_memory once more without --streaming.
+The same text is written again and again into a folder, in files of about 20 MB. Each size is read
+to its end by a process of its own. Memory: the process's highest resident size.
 """
 
-import argparse
-import gzip
 import multiprocessing
-import os
 import resource
-import tempfile
-import time
 from pathlib import Path
 
-DATA = Path(os.environ.get("HFSCALE_DATA", ""))  # the folder of the public data sets
-BOOKS = DATA / "books_large_a" / "books_large_a.jsonl.gz"
+import datasets
+from datasets import Dataset
+from measure import Cost, Row, measured, once
+from running import run_alone
+from texts import long_text, pieces_of
+
 BATCH = 8
+ROW_TOKENS = 1024
+SHUFFLE_BUFFER_ROWS = 1000
+FILE_BYTES = 20_000_000
+DOCUMENT_CHARACTERS = 20_000
+GROWTH = 10
+SMALL_BYTES = {True: 2_000_000, False: 20_000_000}
 
 
-def write_books(folder: Path, num_bytes: float, books: Path) -> int:
-    """Copies of the books as .jsonl, the last one cut at a line; returns the bytes written."""
-    lines, written = gzip.decompress(books.read_bytes()).splitlines(keepends=True), 0
+def benchmark(folder: Path, is_small: bool, rounds: int | None = None) -> list[Row]:
+    """Rows of the table: memory and CPU seconds of ten times the text."""
+    from hfscale.data.tokenizer import train_bpe
+
+    small_bytes = SMALL_BYTES[is_small]
+    texts = pieces_of(long_text(min(FILE_BYTES, small_bytes)), DOCUMENT_CHARACTERS)
+    datasets.disable_progress_bars()
+    documents = Dataset.from_dict({"text": texts})
+    train_bpe(documents.select(range(min(20, len(texts)))), 8192).save_pretrained(
+        folder / "tokenizer"
+    )
+    read_bytes: list[tuple[float, Cost]] = []
+    for number, num_bytes in enumerate((small_bytes, GROWTH * small_bytes)):
+        source = folder / str(number)
+        write_files(source, documents, num_bytes)
+        read_bytes.append(in_own_process(source, folder / "tokenizer"))
+    (small_peak, small_cost), (large_peak, large_cost) = read_bytes
+    size = f"{GROWTH * small_bytes / 1e6:g} MB beside {small_bytes / 1e6:g} MB"
+    return [
+        once(
+            f"streaming: MiB more for {GROWTH} times the text",
+            large_peak - small_peak,
+            f"{size}; peak of the process {large_peak:,.0f} MiB",
+        ),
+        once(
+            f"streaming: CPU seconds of {GROWTH} times the text",
+            large_cost.cpu / small_cost.cpu,
+            size,
+        ),
+    ]
+
+
+def write_files(folder: Path, documents: Dataset, num_bytes: int) -> None:
+    """The documents as .jsonl files, again and again, until there are so many bytes."""
     folder.mkdir()
+    written = 0
     while written < num_bytes:
-        with (folder / f"{written}.jsonl").open("wb") as file:
-            for line in lines:
-                written += file.write(line) if written < num_bytes else 0
-    return written
+        written += documents.to_json(folder / f"{written}.jsonl")
 
 
-def read(
-    folder: str, tokenizer_folder: str, streaming: bool, buffer_size: int, max_length: int, answers
-) -> None:
-    import datasets
+def in_own_process(source: Path, tokenizer: Path) -> tuple[float, Cost]:
+    """Peak MiB of the process, and what reading cost."""
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    process = context.Process(target=read, args=(str(source), str(tokenizer), answers))
+    process.start()
+    answer = answers.get()
+    process.join()
+    return answer
+
+
+def read(source: str, tokenizer_folder: str, answers) -> None:
     from torch.utils.data import DataLoader
 
     from hfscale.arguments import StreamArguments
@@ -45,57 +87,18 @@ def read(
 
     datasets.disable_progress_bars()
     tokenizer = load_pretrained_tokenizer(tokenizer_folder)
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    [part] = load_parts(
-        StreamArguments(source=[folder], streaming=streaming, validation_fraction=0.02), seed=0
-    )
-    rows = pack_splits(part, tokenizer, max_length)["train"]
-    if streaming:
-        rows = rows.shuffle(seed=0, buffer_size=buffer_size, max_buffer_input_shards=1)
-    tokens = sum(
-        batch["labels"].numel()
-        for batch in DataLoader(rows, batch_size=BATCH, collate_fn=collate_rows)
-    )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    answers.put((before / 1024, peak / 1024, tokens, time.perf_counter() - start))
 
+    def read_all():
+        args = StreamArguments(source=[source], streaming=True, validation_fraction=0.02)
+        [part] = load_parts(args, seed=0)
+        rows = pack_splits(part, tokenizer, ROW_TOKENS)["train"]
+        rows = rows.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER_ROWS, max_buffer_input_shards=1)
+        for _ in DataLoader(rows, batch_size=BATCH, collate_fn=collate_rows):
+            pass
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--megabytes", type=float, nargs="+", default=[20, 200])
-    parser.add_argument("--shuffle_buffer_size", type=int, default=1000)
-    parser.add_argument("--max_length", type=int, default=1024)
-    parser.add_argument("--in_memory", action="store_true", help="also without --streaming")
-    parser.add_argument("--books", type=Path, default=BOOKS)
-    options = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        from hfscale.data.sources import load_documents
-        from hfscale.data.tokenizer import train_bpe
-
-        tokenizer = Path(folder, "tokenizer")
-        train_bpe(load_documents(str(options.books)).select(range(3)), 8192).save_pretrained(
-            tokenizer
-        )
-        for i, megabytes in enumerate(options.megabytes):
-            source = Path(folder, str(i))
-            size = write_books(source, megabytes * 1e6, options.books)
-            for streaming in (True, False) if options.in_memory else (True,):
-                answers = context.Queue()
-                settings = (options.shuffle_buffer_size, options.max_length, answers)
-                process = context.Process(
-                    target=read, args=(str(source), str(tokenizer), streaming, *settings)
-                )
-                process.start()
-                before, peak, tokens, seconds = answers.get()
-                process.join()
-                print(
-                    f"{size / 1e6:,.0f} MB {'streaming' if streaming else 'in memory'}: peak "
-                    f"{peak:,.0f} MiB, {peak - before:,.0f} above the libraries; {tokens:,} tokens "
-                    f"in {seconds:,.0f} s",
-                    flush=True,
-                )
+    cost = measured(read_all)
+    answers.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, cost))
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(benchmark, __doc__)

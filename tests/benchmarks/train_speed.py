@@ -1,158 +1,174 @@
-"""What a training step costs, side by side in one process: hfscale, plain Trainer, and a bare
-PyTorch loop.
+"""What a training step costs, beside other ways to train the same model on the same rows.
 
-    make bench                          # or: python tests/benchmarks/train_speed.py --rounds 7
-    --steps 8
+    python tests/benchmarks/train_speed.py --rounds 12
 
-Every side trains GPT-2 with 6 layers of width 384 on the same packed rows of 256 tokens, data
-loading included. The sides take turns, round after round, since the machine's speed drifts; printed
-are the medians of the rounds' ratios with their range. Absolute times of a shared CPU mean nothing
-and are not printed.
+Each side trains in a process of its own and waits while another one works (see `measure.py`). Two
+shapes: 4 layers x 128 (context 64, 12 rows), and 6 x 384 (context 256, 4 rows). What differs:
+
+- bare loop: the same model and the same collated rows, without Trainer;
+- lean GPT: `lean_gpt.py`, the same arithmetic in fewer modules, rows that lie ready as a tensor;
+- plain Trainer: `GPT2Config()` with its dropout and unfused GELU, float32, as its defaults are;
+- TRL: the same model as plain Trainer's, in hfscale's precision, as `SFTTrainer` comes (with
+  gradient checkpointing) and without that;
+- litgpt: GPT-2's blocks with rotary positions in place of learned ones, hfscale's precision, as
+  `pretrain.setup` runs it (compiled, where there is a compiler) and uncompiled.
+
+hfscale and its bare loop take bf16 where `training_arguments` would: at width 384, with matrix
+units for it.
 """
 
-import argparse
-import statistics
-import tempfile
-import time
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
 
-import torch
-from torch.utils.data import DataLoader
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+import numpy as np
+from measure import Row, Side, compare, not_measured, take_turns
+from running import run_alone
+from texts import long_text
 
-from hfscale.data.packing import collate_rows, pack_splits
-from hfscale.data.sources import load_documents
-from hfscale.data.splits import split_documents
-from hfscale.data.tokenizer import load_tokenizer
-from hfscale.models import new_model
-from hfscale.training.trainer import LMTrainer
-from hfscale.training.training_args import training_arguments
-
-SHAPE = {"n_layer": 6, "n_head": 6, "n_embd": 384, "n_positions": 256}
-BATCH_SIZE, LEARNING_RATE, WARM_UP = 4, 1e-4, 2
-LIMITS = {
-    "hfscale / bare loop, same precision": 1.10,
-    "hfscale defaults / plain Trainer defaults": None,
+HERE = Path(__file__).parent
+PACKAGES = HERE / "litgpt_packages.txt"
+BUILD = HERE.parents[1] / "build"
+NUM_ROWS = 1200
+CHARACTERS_UP_TO = 256  # a smaller vocabulary holds characters, a larger one words
+CHARACTERS_PER_WORD = 8
+SHAPES = {
+    "4x128": {
+        "n_layer": 4,
+        "n_head": 4,
+        "n_embd": 128,
+        "n_positions": 64,
+        "batch_size": 12,
+        "vocab_size": 65,
+        "steps": 30,
+    },
+    "6x384": {
+        "n_layer": 6,
+        "n_head": 6,
+        "n_embd": 384,
+        "n_positions": 256,
+        "batch_size": 4,
+        "vocab_size": 8192,
+        "steps": 3,
+    },
 }
+SIDES = {
+    "hfscale": {},
+    "hfscale, 4 documents in a row": {"side": "hfscale", "documents_per_row": 4},
+    "bare loop": {"side": "bare"},
+    "lean GPT": {"side": "lean"},
+    "plain Trainer": {"side": "plain"},
+    "TRL SFT": {"side": "trl"},
+    "TRL SFT without checkpointing": {"side": "trl_without_checkpointing"},
+    "litgpt": {"side": "litgpt", "compiled": True},
+    "litgpt uncompiled": {"side": "litgpt"},
+}
+COMMON = {"documents_per_row": 1, "compiled": False, "logging_steps": 50}
 
 
-class StepTimes(TrainerCallback):
-    """Seconds from the end of one step to the end of the next: compute, data loading and
-    bookkeeping.
+def benchmark(folder: Path, is_small: bool, rounds: int | None = None) -> list[Row]:
+    """Rows of the table; the processes work in `folder`."""
+    rounds = rounds or (6 if is_small else 30)
+    rows = []
+    for name, shape in SHAPES.items():
+        rows += measure_shape(folder / name, name, shape, rounds)
+    return rows
+
+
+def measure_shape(folder: Path, name: str, shape: dict, rounds: int) -> list[Row]:
+    """All sides at one shape, beside hfscale's."""
+    from hfscale.training.training_args import BF16_MIN_WIDTH, has_bf16_units
+
+    folder.mkdir(parents=True)
+    np.save(folder / "rows.npy", rows_of_text(shape["vocab_size"], shape["n_positions"]))
+    bf16 = shape["n_embd"] >= BF16_MIN_WIDTH and has_bf16_units(on_cpu=True)
+    started: dict[str, Side] = {}
+    missing: dict[str, str] = {}
+    for side, settings in SIDES.items():
+        values = COMMON | shape | {"bf16": bf16} | settings
+        try:
+            started[side] = start(folder / side.replace(" ", "_"), values.pop("side", side), values)
+            started[side].run(shape["steps"])  # the first steps choose kernels and make buffers
+        except (RuntimeError, OSError) as error:
+            missing[side] = str(error)
+            started.pop(side, None)
+    calls = {
+        side: lambda process=process: process.run(shape["steps"])
+        for side, process in started.items()
+    }
+    costs = take_turns(calls, rounds)
+    for process in started.values():
+        process.end()
+    precision = "bf16" if bf16 else "float32"
+    return [
+        _row(f"step {name}", side, costs, missing, precision) for side in SIDES if side != "hfscale"
+    ]
+
+
+def rows_of_text(vocab_size: int, length: int) -> np.ndarray:
+    """Rows of token ids, each with the next row's first token at its end: characters or words of a
+    text by how frequent they are, the rarest under the last id.
     """
+    count = NUM_ROWS * length + 1
+    if vocab_size < CHARACTERS_UP_TO:
+        units = list(long_text(count))
+    else:
+        units = long_text(CHARACTERS_PER_WORD * count).split()[:count]
+    ranks = {unit: rank for rank, (unit, _) in enumerate(Counter(units).most_common())}
+    ids = np.array([min(ranks[unit], vocab_size - 1) for unit in units], dtype=np.int32)
+    starts = np.arange((len(ids) - 1) // length) * length
+    return ids[starts[:, None] + np.arange(length + 1)]
 
-    def __init__(self):
-        self.ends = []
 
-    def on_step_end(self, args, state, control, **kwargs):
-        self.ends.append(time.perf_counter())
+def _row(what: str, side: str, costs, missing, precision: str) -> Row:
+    ours, theirs = "hfscale", side
+    name = f"{what}: hfscale / {side}"
+    if side.startswith("hfscale"):
+        ours, theirs = side, "hfscale"
+        name = f"{what}: {side} / in one piece"
+    if side in missing:
+        return not_measured(name, missing[side])
+    ms = 1000 * np.median([cost[theirs].cpu for cost in costs])
+    return compare(name, ours, theirs, costs, f"{precision}; {theirs}: {ms:.1f} CPU ms a step")
 
 
-def seconds_per_step(ends: list[float]) -> float:
-    return statistics.median(
-        b - a for a, b in zip(ends[WARM_UP:], ends[WARM_UP + 1 :], strict=False)
+def start(folder: Path, side: str, shape: dict) -> Side:
+    """The process of a side, in a folder of its own."""
+    folder.mkdir()
+    (folder / "shape.json").write_text(json.dumps(shape))
+    files = ["shape.json", "../rows.npy"]
+    if side != "litgpt":
+        program = [sys.executable, str(HERE / "training_sides.py"), side]
+        return Side([*program, *files], folder, side)
+    packages = install_litgpt()
+    code = (
+        f"import sys, runpy; sys.path[:0] = [{str(packages)!r}, {str(HERE)!r}]; "
+        f"runpy.run_path({str(HERE / 'litgpt_side.py')!r}, run_name='__main__')"
     )
+    return Side([sys.executable, "-c", code, *files], folder, side)
 
 
-def time_trainer(trainer_class, model, args, rows, **kwargs) -> float:
-    times = StepTimes()
-    trainer = trainer_class(model=model, args=args, train_dataset=rows, callbacks=[times], **kwargs)
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return seconds_per_step(times.ends)
+def install_litgpt() -> Path:
+    """litgpt's packages, in a folder of their own; PyTorch is the one of this environment.
 
-
-def time_bare_loop(model, rows, steps: int, bf16: bool) -> float:
-    """The shortest honest loop: the same rows, model, optimizer, clipping and precision."""
-    model.loss_type = "ForCausalLM"
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
-    loader = DataLoader(rows, batch_size=BATCH_SIZE, shuffle=True, collate_fn=collate_rows)
-    ends = []
-    model.train()
-    for _, batch in zip(range(steps), loader, strict=False):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = model(**batch, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        ends.append(time.perf_counter())
-    return seconds_per_step(ends)
-
-
-def one_round(rows, tokenizer, steps: int, folder: str) -> dict[str, float]:
-    common = {
-        "output_dir": folder,
-        "max_steps": steps,
-        "per_device_train_batch_size": BATCH_SIZE,
-        "learning_rate": LEARNING_RATE,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "report_to": "none",
-    }
-    ours = {
-        "activation_function": "gelu_pytorch_tanh",
-        "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0,
-    }
-    args = training_arguments(common, width=SHAPE["n_embd"])
-    plain = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **SHAPE))  # gelu_new, dropout 0.1
-    seconds = {
-        "hfscale": time_trainer(
-            LMTrainer, new_model(tokenizer, **SHAPE, **ours), args, rows, data_collator=collate_rows
-        ),
-        "bare": time_bare_loop(new_model(tokenizer, **SHAPE, **ours), rows, steps, bf16=args.bf16),
-        "plain": time_trainer(
-            Trainer,
-            plain,
-            TrainingArguments(use_cpu=True, **common),
-            rows.remove_columns(["position_ids"]),
-        ),
-    }
-    return {
-        "hfscale / bare loop, same precision": seconds["hfscale"] / seconds["bare"],
-        "hfscale defaults / plain Trainer defaults": seconds["hfscale"] / seconds["plain"],
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8)
-    options = parser.parse_args()
-    documents = split_documents(
-        load_documents("embedded:python-docs"),
-        split_by="document",
-        validation_fraction=0.05,
-        seed=0,
+    Raises RuntimeError: pip could not get them.
+    """
+    folder = BUILD / f"litgpt-{sys.version_info[0]}.{sys.version_info[1]}"
+    installed = folder / "installed"
+    if installed.exists() and installed.read_text() == PACKAGES.read_text():
+        return folder
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade"]
+    result = subprocess.run(
+        [*pip, "--target", str(folder), "-r", str(PACKAGES)], capture_output=True, text=True
     )
-    tokenizer = load_tokenizer("train:8192", documents["train"])
-    rows = pack_splits(documents, tokenizer, SHAPE["n_positions"])["train"]
-    with tempfile.TemporaryDirectory() as folder:
-        args = training_arguments({"output_dir": folder}, width=SHAPE["n_embd"])
-        LIMITS["hfscale defaults / plain Trainer defaults"] = 0.48 if args.bf16 else 0.92
-        print(
-            f"precision of hfscale's defaults here: {'bf16 autocast' if args.bf16 else 'float32'}"
-        )
-        one_round(
-            rows, tokenizer, options.steps, folder
-        )  # kernels are chosen and compiled on first use
-        rounds = [one_round(rows, tokenizer, options.steps, folder) for _ in range(options.rounds)]
-    for name, limit in LIMITS.items():
-        ratios = sorted(r[name] for r in rounds)
-        verdict = "within" if statistics.median(ratios) <= limit else "ABOVE"
-        print(
-            f"{name}: {statistics.median(ratios):.3f} (from {ratios[0]:.3f} to {ratios[-1]:.3f} in "
-            f"{len(ratios)} rounds; {verdict} the limit {limit})"
-        )
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+        raise RuntimeError(f"litgpt: {(lines or ['pip failed'])[-1]}")
+    installed.write_text(PACKAGES.read_text())
+    return folder
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(benchmark, __doc__)
