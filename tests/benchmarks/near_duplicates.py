@@ -171,7 +171,7 @@ def negative_row(kind: str, texts: list[str], levels: list, clusters: np.ndarray
     shared = [len(a & b) / len(a | b) for a, b in itertools.combinations(sets, 2)]
     wrong = sum(clusters[i] != i for i in rows)
     return exactly(
-        f"near duplicates: share of a {kind} wrongly found",
+        f"near duplicates: share of {kind}s wrongly found",
         wrong / len(rows),
         f"similarity: median {np.median(shared):.2f}, greatest {max(shared):.2f}",
     )

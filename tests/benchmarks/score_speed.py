@@ -25,8 +25,8 @@ from hfscale.models import new_model
 CONTEXT = 256
 BATCH_SIZE = 8
 DOCUMENT_CHARACTERS = 4000
-SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 128}
-FULL = {"n_layer": 6, "n_head": 6, "n_embd": 384}
+SMALL = ("2x128", {"n_layer": 2, "n_head": 2, "n_embd": 128})
+FULL = ("6x384", {"n_layer": 6, "n_head": 6, "n_embd": 384})
 
 
 def benchmark(folder: Path, is_small: bool, rounds: int | None = None) -> list[Row]:
@@ -34,7 +34,7 @@ def benchmark(folder: Path, is_small: bool, rounds: int | None = None) -> list[R
     texts = pieces_of(long_text(4 * DOCUMENT_CHARACTERS), DOCUMENT_CHARACTERS)
     tokenizer = train_bpe(Dataset.from_dict({"text": texts}), 8192)
     torch.manual_seed(0)
-    shape = SMALL if is_small else FULL
+    shape_name, shape = SMALL if is_small else FULL
     model = new_model(tokenizer, n_positions=CONTEXT, **shape).eval()
     model.resize_token_embeddings(8192)
     rows = []
@@ -52,7 +52,7 @@ def benchmark(folder: Path, is_small: bool, rounds: int | None = None) -> list[R
 
         sides = {"score": lambda: measured(score), "forward": lambda: measured(forward)}
         costs = take_turns(sides, rounds or (6 if is_small else 12))
-        name = f"score, stride {stride} of {CONTEXT} / forward passes"
+        name = f"score {shape_name}, stride {stride} of {CONTEXT} / forward passes"
         rows.append(compare(name, "score", "forward", costs))
     return rows
 

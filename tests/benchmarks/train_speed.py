@@ -54,6 +54,7 @@ SHAPES = {
         "steps": 3,
     },
 }
+COMPILED = "litgpt"  # as it comes
 SIDES = {
     "hfscale": {},
     "hfscale, 4 documents in a row": {"side": "hfscale", "documents_per_row": 4},
@@ -62,7 +63,7 @@ SIDES = {
     "plain Trainer": {"side": "plain"},
     "TRL SFT": {"side": "trl"},
     "TRL SFT without checkpointing": {"side": "trl_without_checkpointing"},
-    "litgpt": {"side": "litgpt", "compiled": True},
+    COMPILED: {"side": "litgpt", "compiled": True},
     "litgpt uncompiled": {"side": "litgpt"},
 }
 COMMON = {"documents_per_row": 1, "compiled": False, "logging_steps": 50}
@@ -71,14 +72,19 @@ COMMON = {"documents_per_row": 1, "compiled": False, "logging_steps": 50}
 def benchmark(folder: Path, is_small: bool, rounds: int | None = None) -> list[Row]:
     """Rows of the table; the processes work in `folder`."""
     rounds = rounds or (6 if is_small else 30)
+    sides = dict(SIDES)
+    if is_small:
+        sides.pop(COMPILED)  # which takes minutes to compile
     rows = []
     for name, shape in SHAPES.items():
-        rows += measure_shape(folder / name, name, shape, rounds)
+        rows += measure_shape(folder / name, name, shape, sides, rounds)
     return rows
 
 
-def measure_shape(folder: Path, name: str, shape: dict, rounds: int) -> list[Row]:
-    """All sides at one shape, beside hfscale's."""
+def measure_shape(
+    folder: Path, name: str, shape: dict, sides: dict[str, dict], rounds: int
+) -> list[Row]:
+    """The sides at one shape, beside hfscale's."""
     from hfscale.training.training_args import BF16_MIN_WIDTH, has_bf16_units
 
     folder.mkdir(parents=True)
@@ -86,7 +92,7 @@ def measure_shape(folder: Path, name: str, shape: dict, rounds: int) -> list[Row
     bf16 = shape["n_embd"] >= BF16_MIN_WIDTH and has_bf16_units(on_cpu=True)
     started: dict[str, Side] = {}
     missing: dict[str, str] = {}
-    for side, settings in SIDES.items():
+    for side, settings in sides.items():
         values = COMMON | shape | {"bf16": bf16} | settings
         try:
             started[side] = start(folder / side.replace(" ", "_"), values.pop("side", side), values)
@@ -103,7 +109,7 @@ def measure_shape(folder: Path, name: str, shape: dict, rounds: int) -> list[Row
         process.end()
     precision = "bf16" if bf16 else "float32"
     return [
-        _row(f"step {name}", side, costs, missing, precision) for side in SIDES if side != "hfscale"
+        _row(f"step {name}", side, costs, missing, precision) for side in sides if side != "hfscale"
     ]
 
 
