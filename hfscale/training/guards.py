@@ -48,17 +48,17 @@ def guard_gradients(trainer: Trainer) -> None:
     trainer.accelerator.clip_grad_norm_ = checked
 
 
-def clip_where_above(parameters: Iterable[torch.Tensor], max_norm: float) -> torch.Tensor:
+def clip_where_above(parameters: list[torch.Tensor], max_norm: float) -> torch.Tensor:
     """`torch.nn.utils.clip_grad_norm_`, bit for bit, but for its multiplication by 1 of gradients
     that are short enough.
 
     Returns:
         The norm of all gradients as it was before.
     """
-    trained = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = get_total_norm([parameter.grad for parameter in trained])
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = get_total_norm(gradients)
     if float(norm) > max_norm - 2 * CLIP_EPSILON:
-        clip_grads_with_norm_(trained, max_norm, norm)
+        clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
 
 
