@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 from collections.abc import Iterator
+from functools import cache
 from itertools import cycle
 from pathlib import Path
 
@@ -38,12 +39,16 @@ def long_text(num_characters: int) -> str:
     raise AssertionError("there is text")
 
 
+@cache
 def documents() -> list[str]:
     """Books, or pages of Python's documentation."""
     if books_are_there():
         return list(books())
+    import datasets
+
     from hfscale.data.sources import load_documents
 
+    datasets.disable_progress_bars()
     return load_documents("embedded:python-docs")["text"][:]
 
 
