@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -52,6 +53,8 @@ def run(main: Callable[[], Any]) -> None:
     `InputError` (2), numbers that are not finite or a full disk (1), or a signal (128 and its
     number).
     """
+    if not sys.warnoptions:  # of names that libraries of others call by what they were
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     with ending_quietly():
         end_with_launcher()
         end_workers_with_parent()

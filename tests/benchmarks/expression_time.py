@@ -10,16 +10,13 @@ import math
 import time
 from pathlib import Path
 
+from beginnings import UNITS
 from measure import Row, geometric_mean
 from running import run_alone
 
 from hfscale.cleaning.personal_data import mask_personal_data
 from hfscale.cleaning.repair import repair_text
 
-UNITS = (
-    *("a", "1.", "1-", "+1", "eyJ-", "a@", "a@b.", "-----BEGIN PRIVATE KEY-----", "key=", "sk-"),
-    *("password: ", "::", "2001:", "0123 ", "(415) ", "<p ", "<b>", "&amp"),
-)
 GROWTH = 4
 LEAST_SECONDS = 0.01  # below it the clock is too coarse to say anything
 

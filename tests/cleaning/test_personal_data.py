@@ -4,7 +4,7 @@ import pytest
 
 from hfscale.cleaning.personal_data import mask_personal_data
 from hfscale.cleaning.repair import repair_text
-from tests.benchmarks.expression_time import UNITS
+from tests.benchmarks.beginnings import UNITS
 
 HEX = "9f8a7b6c5d4e3f2a1b0c9d8e7f6a5b4c"
 
