@@ -19,6 +19,7 @@ from hfscale.process import InputError, from_main_rank, hardware, typed_command,
 from hfscale.stopping import note_when_stopped
 
 UNFINISHED = ".*.part"  # of `write_atomically`, after a kill
+TRIAL = ".hfscale-"  # how the name of a folder begins in which `check_writable` tries a place out
 MODEL_CARD = "README.md"
 CARD_MARK = (
     "<!-- Written by a run of hfscale, which replaces it unless it is edited: {digest} -->\n"
@@ -96,6 +97,8 @@ SAVING = ".saving"  # a checkpoint while it is written
 RUN_FILES = (
     *MODEL_FILES,
     LOCK,
+    f"{TRIAL}*",
+    f"{TRIAL}*/**",
     "manifest.json",
     f"{SAVING}/**",
     "report.html",
@@ -154,7 +157,7 @@ def check_writable(place: str, folder: Path, name: str = "") -> None:
     if not lowest.is_dir() or not os.access(lowest, os.W_OK):
         raise InputError(f"{place}: {lowest} is not a folder that can be written to")
     try:
-        with tempfile.TemporaryDirectory(prefix=".hfscale-", dir=lowest) as trial:
+        with tempfile.TemporaryDirectory(prefix=TRIAL, dir=lowest) as trial:
             made = Path(trial, folder.absolute().relative_to(lowest.absolute()))
             made.mkdir(parents=True, exist_ok=True)
             (made / f".{name}.part").touch()  # the name that `write_atomically` gives first
@@ -226,8 +229,10 @@ def _check_output_dir(
 
 
 def _is_filled(path: Path) -> bool:
-    """Whether a folder holds anything but a lock."""
-    return path.is_dir() and any(child.name != LOCK for child in path.iterdir())
+    """Whether a folder holds anything but a lock, or a trial that a kill has left."""
+    return path.is_dir() and not all(
+        child.name == LOCK or child.name.startswith(TRIAL) for child in path.iterdir()
+    )
 
 
 def holds_run(path: Path) -> bool:

@@ -5,7 +5,6 @@ Nothing heavy is imported.
 """
 
 import errno
-import fcntl
 import os
 import sys
 from collections.abc import Iterator
@@ -38,6 +37,10 @@ def held_file(path: Path, *, wait: bool, waiting: str = "") -> Iterator[TextIO]:
 
 
 def _lock(file: TextIO, wait: bool, waiting: str) -> None:
+    if sys.platform == "win32":
+        return
+    import fcntl
+
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

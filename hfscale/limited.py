@@ -5,7 +5,6 @@ limits on time and memory.
 import contextlib
 import os
 import pickle
-import resource
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -134,6 +133,8 @@ def _limit_memory(more_bytes: int) -> None:
     sizes = Path("/proc/self/statm")
     if not sizes.is_file():
         return
+    import resource  # not on Windows
+
     pages = int(sizes.read_text().split()[0])
     most = pages * resource.getpagesize() + more_bytes
     _, hard = resource.getrlimit(resource.RLIMIT_AS)

@@ -12,7 +12,9 @@ import pytest
 from hfscale.config import shipped
 from hfscale.folders import (
     RUN_FILES,
+    check_output_dir,
     check_output_file,
+    clear_output_dir,
     describe_run,
     remove_written,
     write_json,
@@ -228,3 +230,14 @@ def test_differences_name_both_values_and_pass_over_what_may_differ():
     assert describe_differences(
         {"a": 1}, {"a": 2}, wording="{name}: {now} there, {before} here"
     ) == ("a: 2 there, 1 here")
+
+
+def test_a_trial_that_a_kill_has_left_is_in_nobodys_way(tmp_path):
+    left = tmp_path / "run" / ".hfscale-k1ll3d" / "run"
+    left.mkdir(parents=True)
+    (left / "..part").touch()
+    check_output_dir(str(tmp_path / "run"), resume="auto", overwrite=False)
+    (tmp_path / "run" / "training_args.bin").touch()
+    check_output_dir(str(tmp_path / "run"), resume=None, overwrite=True)
+    clear_output_dir(str(tmp_path / "run"), overwrite=True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]

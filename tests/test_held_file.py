@@ -51,7 +51,7 @@ def test_who_waited_for_a_file_that_was_renamed_holds_a_new_one(tmp_path, monkey
             path.rename(tmp_path / "renamed")
         seen.append(path)
 
-    monkeypatch.setattr("hfscale.held_file.fcntl.lockf", rename)
+    monkeypatch.setattr("fcntl.lockf", rename)
     with held_file(path, wait=True) as file:
         file.write("new")
     assert path.read_text() == "new"
