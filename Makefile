@@ -26,7 +26,7 @@ setup-dev: .venv/installed-dev
 quickstart: setup
 	$(BIN)/python recipes/quickstart.py $(ARGS)
 
-# The fast tests, under five minutes on two cores.
+# The fast tests, about five minutes on two cores.
 test: setup-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 

@@ -108,6 +108,7 @@ def test_shards_give_what_one_machine_gives(crawl, tmp_path, more):
     assert {p.name for p in (tmp_path / "many.work").iterdir()} == {"logs", "settings.json"}
 
 
+@pytest.mark.slow
 def test_the_end_shows_the_counts_and_a_dry_run_those_of_the_first_part(crawl, tmp_path, capsys):
     prepare_data_cluster.main(words(crawl, tmp_path / "many", "--workers", "1", "--tasks", "5"))
     shown = capsys.readouterr().out
@@ -134,6 +135,7 @@ def test_more_tasks_than_documents(tmp_path):
     assert result(tmp_path / "one") == result(tmp_path / "many")
 
 
+@pytest.mark.slow
 def test_only_unfinished_tasks_run_again(crawl, tmp_path):
     whole, broken = (crawl / "4.jsonl.gz").read_bytes(), tmp_path / "data.work"
     (crawl / "4.jsonl.gz").write_bytes(whole[: len(whole) // 2])

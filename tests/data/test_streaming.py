@@ -238,6 +238,7 @@ HOW = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", HOW)
 def test_a_resumed_run_sees_the_same_rows(folder, tmp_path, how):
     argv = [

@@ -200,6 +200,7 @@ def test_earlier_scores_are_kept_unless_told(recipe, tmp_path):
         recipe("--output_dir", "out/scores.json")
 
 
+@pytest.mark.slow
 def test_non_finite_logits_stop_with_status_1(folder, text_file, tmp_path):
     model = GPT2LMHeadModel.from_pretrained(folder)
     model.transformer.h[0].mlp.c_fc.bias.data[0] = math.nan
@@ -554,6 +555,7 @@ def test_task_from_model_to_predictions_and_back(folder, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_scores_say_where_tests_ran_inside_the_programs(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("task.jsonl").write_text("".join(json.dumps({"q": f"line {i}"}) + "\n" for i in range(30)))

@@ -39,6 +39,7 @@ def test_a_part_that_fails_or_dies_keeps_its_figures_and_the_others_run(bench):
     assert "a word for the log" in log and "Traceback" in log
 
 
+@pytest.mark.slow
 def test_a_part_is_ended_with_what_it_started_when_its_time_is_over(bench):
     [hung, next_one] = run(bench, part(hang_after_one, seconds=3), part(two_figures))
     assert (hung.status, len(hung.figures)) == (CUT_OFF, 1)

@@ -232,7 +232,7 @@ def test_launches_that_cannot_work_are_refused(words, gpus, says):
         ("distributed_type: MULTI_GPUS", "MULTI_GPUS"),
         ("distributed_type: MULTI_GPU\nnum_proceses: 2", "num_proceses"),
         ("distributed_type: MULTI_GPU\nnum_processes: two", "num_processes is two"),
-        ("num_processes: [2", "not a launch config"),
+        ("num_processes: [2", "not readable as YAML"),
         (
             "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stge: 2}",
             "deepspeed_config: unknown name zero_stge; did you mean zero_stage?",
@@ -541,6 +541,7 @@ def test_exit_status_of_two_processes(end, status, says, script):
     assert rest == ([says] if says else [])
 
 
+@pytest.mark.slow
 def test_sigterm_reaches_the_recipe(tmp_path):
     path = tmp_path / "wait.py"
     path.write_text(
@@ -562,6 +563,7 @@ def test_sigterm_reaches_the_recipe(tmp_path):
     assert process.wait(30) == 143
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reaches", ["all, as from a terminal", "the command alone"])
 def test_ctrl_c_ends_the_recipe_too_in_one_line(tmp_path, reaches):
     path = tmp_path / "wait.py"

@@ -868,6 +868,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.slow
 def test_one_line_and_status_2(place):
     Path("broken.json").write_text('{"text": \n')
     before = contents(place)

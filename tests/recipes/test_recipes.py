@@ -17,6 +17,7 @@ from hfscale.manifest import read_manifest
 from hfscale.planning.flops import Shape
 from hfscale.planning.memory import Step, sharding_of, step_memory_bytes
 from hfscale.process import InputError
+from hfscale.shown import printable
 from recipes import finetune, generate, memorization, pretrain, quickstart, report, score, verify
 
 SECRET = "hf_a-token-that-no-file-may-hold"
@@ -210,8 +211,8 @@ def test_quickstart_learns_and_prints_where_it_is(tmp_path, text, capsys, monkey
 
 
 def as_shown(samples: list[str]) -> str:
-    """As a run prints its samples."""
-    return "".join(f"\n--- sample\n{text}\n" for text in samples)
+    """As a run prints its samples: without what a terminal would obey."""
+    return "".join(f"\n--- sample\n{printable(text)}\n" for text in samples)
 
 
 def next_command_of(shown: str) -> list[str]:

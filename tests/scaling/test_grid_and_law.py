@@ -59,6 +59,7 @@ def test_the_optimum_of_a_budget_is_the_lowest_point_of_its_iso_flop_curve():
     assert around[np.argmin(TRUE.loss(around, 1e20 / 6 / around))] == pytest.approx(n, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_no_other_start_ends_lower():
     """Against the plain procedure: L-BFGS on the objective as published, from random points of its
     grid of starts.

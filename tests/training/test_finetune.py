@@ -204,6 +204,7 @@ def test_accumulated_gradients_give_the_same_run(place, kind):
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_resumed_adapter_run_is_the_same(place):
     whole = tune(place, "straight", "--lora_r", "4", "--add_tokens", "new")
     words = [

@@ -148,6 +148,7 @@ def test_what_is_pushed_is_the_finished_run(hub, place):
     assert "model.safetensors" not in hub.repos["tester/tuned-lora"]
 
 
+@pytest.mark.slow
 def test_no_file_holds_the_token(hub, place):
     assert {token for _, path, token in hub.requests if "commit" in path} == {TOKEN}
     assert not [
@@ -160,6 +161,7 @@ def test_no_file_holds_the_token(hub, place):
     ]
 
 
+@pytest.mark.slow
 def test_model_card_says_what_it_is(hub, place):
     card = hub.repos["tester/small"]["README.md"].decode()
     record = json.loads(hub.repos["tester/small"]["run.json"])
@@ -234,6 +236,7 @@ def test_a_cached_id_loads_without_the_hub(hub, place):
     assert len(hub.requests) == before
 
 
+@pytest.mark.slow
 def test_pushing_offline_or_without_login_is_refused_at_once(tmp_path, monkeypatch):
     values = {"output_dir": str(tmp_path / "run"), "push_to_hub": True, "use_cpu": True}
     with pytest.raises(

@@ -277,6 +277,7 @@ def tune(place: Path, name: str, *words: str) -> dict:
     return json.loads((place / name / "run.json").read_text())
 
 
+@pytest.mark.slow
 def test_recipe_trains_records_resumes_and_its_folder_is_taken(place, tmp_path, capsys):
     plain = tune(place, "lora")
     words = ["--load_in_4bit", "--save_strategy", "steps", "--save_steps", "4"]
@@ -369,6 +370,7 @@ print("by argument:", type(adapted.get_base_model().transformer.h[0].mlp.c_fc)._
 """
 
 
+@pytest.mark.slow
 def test_it_is_imported_only_where_four_bits_are_asked_for(base, tmp_path):
     """Its import prints a warning on CPUs with bf16 instructions, and peft would import it at each
     start.

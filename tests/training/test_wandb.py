@@ -102,6 +102,7 @@ def test_it_stays_offline_and_says_how_to_upload(finished):
     assert not (folder.parent / "wandb").exists()  # inside the run folder, not beside it
 
 
+@pytest.mark.slow
 def test_config_curves_samples_and_model_are_there(finished, records):
     text = json.dumps(records)
     for name in ("train/loss", "eval/loss", "learning_rate", "n_embd", "sample_by", "final_model"):
