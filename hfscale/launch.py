@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -395,6 +395,17 @@ class _PassOn(SignalHandler):
         _send_to_ranks(number)
 
 
+def _first_failed(failures: Mapping[int, Any]) -> int:
+    """The rank to name of those that failed (PyTorch's `ProcessFailure` by rank).
+
+    One that was killed goes before others, which failed because they no longer reached it. SIGTERM
+    is how PyTorch's launcher ends those.
+    """
+    codes = {rank: failure.exitcode for rank, failure in failures.items()}
+    killed = [rank for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM]
+    return min(killed or codes, key=lambda rank: failures[rank].timestamp)
+
+
 def _send_to_ranks(number: int) -> bool:
     """Send them a signal; whether there are any."""
     import psutil
@@ -428,8 +439,8 @@ def run_launcher(words: list[str], env: dict[str, str]) -> int:
     except subprocess.CalledProcessError as error:
         return _status(0, error.returncode, signals.received)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        return _status(rank, failure.exitcode, signals.received)
+        rank = _first_failed(error.failures)
+        return _status(rank, error.failures[rank].exitcode, signals.received)
     except SignalException as error:
         return 128 + error.sigval
     finally:

@@ -59,9 +59,10 @@ def _names(source: Path, target: str) -> list[str]:
     names = sorted(str(path.relative_to(source)) for path in files)
     if target == "checkpoint":
         return [name for name in names if name.startswith("checkpoint-6/")]
+    names = [name for name in names if not name.endswith(".lock")]  # which say nothing any more
     if target == "final folder":
         return [name for name in names if not name.startswith("checkpoint-")]
-    return [name for name in names if not name.endswith(".lock")]
+    return names
 
 
 def _broken_off(kind: Kind) -> list[Path]:

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from hfscale.config import shipped
 from hfscale.launch import (
+    _first_failed,
     accelerate_command,
     find_accelerate_config,
     pick_config,
@@ -592,3 +594,20 @@ def test_ctrl_c_ends_the_recipe_too_in_one_line(tmp_path, reaches):
         line for line in error.splitlines() if not line.startswith(("launch config: ", "running: "))
     ]
     assert lines == ["stopped by Ctrl-C"] and out == ""
+
+
+@pytest.mark.parametrize(
+    ("exit_codes", "named"),
+    [
+        ({0: 1, 1: 1}, 1),  # the earlier one
+        ({0: 1, 1: -signal.SIGKILL}, 1),
+        ({0: -signal.SIGKILL, 1: 1}, 0),
+        ({0: -signal.SIGTERM, 1: 1}, 1),
+    ],
+)
+def test_a_killed_rank_is_named_before_those_that_missed_it(exit_codes, named):
+    failures = {
+        rank: SimpleNamespace(exitcode=code, timestamp=10 - rank)
+        for rank, code in exit_codes.items()
+    }
+    assert _first_failed(failures) == named
