@@ -453,7 +453,28 @@ class CardArguments:
 
 
 @dataclass
-class RunArguments(CardArguments):
+class OptimizerArguments:
+    """What makes steps of gradients, beside upstream's `optim`."""
+
+    optimizer: Literal["adamw", "muon"] | None = field(
+        default=None,
+        metadata={
+            "help": "muon: orthogonal steps for the hidden matrices, AdamW for all else; default: "
+            "AdamW, or what optim names"
+        },
+    )
+    muon_learning_rate: float = field(
+        default=0.02,
+        metadata={
+            "help": "of the hidden matrices with optimizer muon; learning_rate is that of all else",
+            "min": 1e-9,
+            "max": 1e3,
+        },
+    )
+
+
+@dataclass
+class RunArguments(CardArguments, OptimizerArguments):
     """What every training recipe also offers; `training` holds the checked values for
     TrainingArguments.
     """

@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.models import load_saved_model
     from hfscale.training.checkpoints import newest_checkpoint
     from hfscale.training.continuation import settings_of_run
+    from hfscale.training.optimizers import choose_optimizer
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run
     from hfscale.training.running import prepare_output_dir, run_training
@@ -100,6 +101,7 @@ def main(argv: list[str] | None = None) -> None:
         data_collator=collate_rows,
         processing_class=tokenizer,
         auto_batch=args.auto_batch,
+        optimizer_cls_and_kwargs=choose_optimizer(args, training_args, model),
     )
     prepare_output_dir(trainer, overwrite=args.overwrite)
     run_training(trainer, checkpoint, settings)

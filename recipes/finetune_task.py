@@ -186,6 +186,7 @@ def train(
     from hfscale.tasks.measures import GenerationMetrics, measure_answers
     from hfscale.training.checkpoints import newest_checkpoint
     from hfscale.training.continuation import settings_of_run
+    from hfscale.training.optimizers import choose_optimizer
     from hfscale.training.running import prepare_output_dir, run_training
     from hfscale.training.trainer import LMTrainer
 
@@ -202,6 +203,7 @@ def train(
         data_collator=collate_rows,
         processing_class=tokenizer,
         auto_batch=args.auto_batch,
+        optimizer_cls_and_kwargs=choose_optimizer(args, training_args, model),
     )
     # At each evaluation it answers a sample of the held-out examples.
     trainer.add_callback(GenerationMetrics(trainer, held_out, args, task_metrics))

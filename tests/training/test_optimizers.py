@@ -1,0 +1,193 @@
+"""Muon as torch's own where that can be compared, and on weights that hold several matrices."""
+
+import shutil
+from copy import deepcopy
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from hfscale.arguments import OptimizerArguments
+from hfscale.process import InputError
+from hfscale.training.checkpoints import newest_checkpoint
+from hfscale.training.optimizers import (
+    MuonAdamW,
+    MuonForModel,
+    choose_optimizer,
+    hidden_matrices,
+    orthogonalize,
+)
+from hfscale.training.running import run_training
+from hfscale.training.training_args import training_arguments
+from tests.tiny_runs import tiny_trainer
+
+SETTINGS = {
+    "muon_learning_rate": 0.02,
+    "learning_rate": 1e-3,
+    "weight_decay": 0.1,
+    "betas": (0.9, 0.95),
+    "eps": 1e-8,
+}
+
+
+def gpt2():
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(
+        GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=16, vocab_size=50)
+    )
+
+
+def gradients_for(model, seed):
+    torch.manual_seed(seed)
+    ids = torch.randint(0, 50, (3, 16))
+    model.zero_grad()
+    model(input_ids=ids, labels=ids).loss.backward()
+
+
+def test_singular_values_end_near_one():
+    torch.manual_seed(0)
+    for shape in ((3, 32, 32), (3, 32, 80), (3, 80, 32)):
+        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape), torch.float32))
+        assert values.min() > 0.3 and values.max() < 1.25
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (32, 80), (80, 32)])
+def test_steps_are_those_of_torch(shape):
+    """Which always multiplies in bfloat16."""
+    torch.manual_seed(0)
+    start = torch.randn(shape)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    muon = MuonAdamW(
+        [{"params": [ours], "num_matrices": 1, "outputs_dim": 0}], lr=0.02, weight_decay=0.1
+    )
+    muon.product_dtype = torch.bfloat16
+    reference = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, momentum=0.95)
+    for _ in range(4):
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        muon.step()
+        reference.step()
+    assert (ours - theirs).norm() / (theirs - start).norm() < 2e-2  # bfloat16, in another order
+    assert (ours - start).norm() > 0.1
+
+
+def test_other_parameters_get_adamw():
+    model, same = gpt2(), gpt2()
+    muon = MuonForModel()(model, **SETTINGS)
+    names = [name for name, _ in same.named_parameters() if name not in hidden_matrices(same)]
+    named = dict(same.named_parameters())
+    groups = [
+        {"params": [named[name] for name in names if named[name].ndim > 1], "weight_decay": 0.1},
+        {"params": [named[name] for name in names if named[name].ndim == 1], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    gradients_for(model, 1)
+    gradients_for(same, 1)
+    muon.step()
+    adamw.step()
+    moved = dict(model.named_parameters())
+    for name in names:
+        assert torch.equal(moved[name], named[name]), name
+
+
+def test_query_key_and_value_are_matrices_of_their_own():
+    """A step on GPT-2's joined and transposed weight equals steps on the three it is made of."""
+    torch.manual_seed(0)
+    joined = torch.nn.Parameter(torch.randn(32, 96))  # inputs x (query, key, value)
+    apart = [torch.nn.Parameter(part.T.clone()) for part in joined.detach().chunk(3, dim=1)]
+    together = MuonAdamW(
+        [{"params": [joined], "num_matrices": 3, "outputs_dim": 1}], lr=0.02, weight_decay=0.1
+    )
+    alone = MuonAdamW(
+        [{"params": apart, "num_matrices": 1, "outputs_dim": 0}], lr=0.02, weight_decay=0.1
+    )
+    for optimizer in (together, alone):
+        optimizer.product_dtype = torch.float32
+    joined.grad = torch.randn(32, 96)
+    for param, grad in zip(apart, joined.grad.chunk(3, dim=1), strict=True):
+        param.grad = grad.T.clone()
+    together.step()
+    alone.step()
+    assert torch.allclose(joined, torch.cat([part.T for part in apart], dim=1), atol=1e-5)
+
+
+def test_embeddings_and_the_output_layer_are_no_hidden_matrices():
+    found = hidden_matrices(gpt2())
+    assert found["transformer.h.0.attn.c_attn.weight"] == (3, 1)
+    assert found["transformer.h.1.mlp.c_proj.weight"] == (1, 1)
+    assert len(found) == 8
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=50,
+        tie_word_embeddings=False,
+    )
+    found = hidden_matrices(LlamaForCausalLM(config))
+    assert len(found) == 7 and set(found.values()) == {(1, 0)}
+
+
+def test_its_state_goes_on_elsewhere():
+    model = gpt2()
+    optimizer = MuonForModel()(model, **SETTINGS)
+    gradients_for(model, 1)
+    optimizer.step()
+    copy = gpt2()
+    copy.load_state_dict(model.state_dict())
+    again = MuonForModel()(copy, **SETTINGS)
+    again.load_state_dict(deepcopy(optimizer.state_dict()))  # else they share its tensors
+    for each, its_optimizer in ((model, optimizer), (copy, again)):
+        gradients_for(each, 2)
+        its_optimizer.step()
+    for a, b in zip(model.parameters(), copy.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+# ---- in a run
+
+
+MUON = OptimizerArguments(optimizer="muon")
+
+
+def upstream(folder, **values):
+    given = {"output_dir": str(folder), "report_to": "none", "use_cpu": True}
+    return training_arguments(given | values, width=32)
+
+
+def muon_trainer(folder, **values):
+    trainer = tiny_trainer(folder, **values)
+    trainer.optimizer_cls_and_kwargs = choose_optimizer(MUON, trainer.args, trainer.model)
+    return trainer
+
+
+def test_a_continued_run_equals_one_without_a_pause(tmp_path):
+    whole = muon_trainer(tmp_path / "whole", max_steps=6, save_steps=3)
+    run_training(whole, None)
+    assert isinstance(whole.optimizer.optimizer, MuonAdamW)
+    rates = {group["initial_lr"] for group in whole.optimizer.param_groups}
+    assert rates == {whole.args.learning_rate, MUON.muon_learning_rate}
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "run" / "checkpoint-3")
+    again = muon_trainer(tmp_path / "run", max_steps=6, save_steps=3)
+    checkpoint = newest_checkpoint(again.args)
+    assert checkpoint.endswith("checkpoint-3")
+    run_training(again, checkpoint)
+    for a, b in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_muon_cannot_train_is_one_line(tmp_path, monkeypatch):
+    args = upstream(tmp_path)
+    assert choose_optimizer(OptimizerArguments(), args, gpt2()) is None
+    assert choose_optimizer(OptimizerArguments(optimizer="adamw"), args, gpt2()) is None
+    with pytest.raises(InputError, match=r"optimizer muon: optim .*sgd names another"):
+        choose_optimizer(MUON, upstream(tmp_path, optim="sgd"), gpt2())
+    frozen = gpt2()
+    for name, parameter in frozen.named_parameters():
+        parameter.requires_grad = "ln_" in name
+    with pytest.raises(InputError, match="this run trains no hidden matrix"):
+        choose_optimizer(MUON, args, frozen)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    with pytest.raises(InputError, match="ZeRO cuts all weights into one flat row"):
+        choose_optimizer(MUON, args, gpt2())
