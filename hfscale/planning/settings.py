@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hfscale.arguments import AdapterArguments, ShapeArguments, shape_of
+from hfscale.arguments import AdapterArguments, OptimizerArguments, ShapeArguments, shape_of
 from hfscale.config import arguments_class, shipped
 from hfscale.planning.flops import Shape
 from hfscale.planning.memory import Step
@@ -33,8 +33,9 @@ ONLY_WITH: dict[str, tuple] = {
     "fp16_full_eval": (False,),
     "use_cpu": (False,),
 }
-# Arguments of finetune, alike.
-ADAPTERS_ONLY_WITH: dict[str, tuple] = {
+# Arguments of the recipes, alike.
+RECIPES_ONLY_WITH: dict[str, tuple] = {
+    "optimizer": (None, "adamw"),
     "peft_type": (None,),
     "peft_kwargs": (None, {}),
     "use_dora": (False,),
@@ -53,7 +54,7 @@ NEW_TASK_TOKENIZER = "train:1024"  # what finetune_task trains where nothing is 
 
 
 @dataclass
-class Planned(ShapeArguments, AdapterArguments):
+class Planned(ShapeArguments, AdapterArguments, OptimizerArguments):
     """What a plan reads of a training recipe's arguments, in their names; see there."""
 
     recipe: str = ""
@@ -100,7 +101,7 @@ def check_countable(planned: Planned) -> None:
     or that the recipe would refuse.
     """
     _check_positive(planned)
-    for values, table in ((planned.training, ONLY_WITH), (vars(planned), ADAPTERS_ONLY_WITH)):
+    for values, table in ((planned.training, ONLY_WITH), (vars(planned), RECIPES_ONLY_WITH)):
         for name, harmless in table.items():
             if name in values and values[name] not in harmless:
                 raise InputError(

@@ -534,6 +534,7 @@ def test_sizes_come_from_the_files_at_hand(tmp_path):
     ("words", "says"),
     [
         ("--gpu h1000", "--gpu h1000: not known; known: a100-40gb"),
+        ("--optimizer muon", "optimizer: got 'muon', which plan does not count"),
         ("--num_gpus 0", "--num_gpus: got '0', expected 1 to 10000000"),
         ("--efficiency 1.5", "--efficiency: got '1.5', expected 0.001 to 1"),
         ("--gpu t4 --bf16", "t4 has no bf16 matrix units; add --bf16 false"),
