@@ -50,7 +50,7 @@ def main() -> None:
         "fsdp2": lambda: check_finite(fsdp2),
         "zero3": lambda: check_finite(zero3),
         "resume": lambda: newest_checkpoint(
-            tiny_arguments("run", use_cpu=True, per_device_train_batch_size=2)
+            tiny_arguments("run", max_steps=2, use_cpu=True, per_device_train_batch_size=2)
         ),
     }
     for name, case in cases.items():

@@ -130,6 +130,7 @@ def test_what_is_pushed_is_the_finished_run(hub, place):
         "README.md",
         "config.json",
         "generation_config.json",
+        "manifest.json",
         "model.safetensors",
         "run.json",
         "tokenizer.json",
