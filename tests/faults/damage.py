@@ -60,8 +60,8 @@ def _names(source: Path, target: str) -> list[str]:
     if target == "checkpoint":
         return [name for name in names if name.startswith("checkpoint-6/")]
     names = [name for name in names if not name.endswith(".lock")]  # which say nothing any more
-    if target == "final folder":
-        return [name for name in names if not name.startswith("checkpoint-")]
+    if target == "final folder":  # but for the card, which people edit
+        return [name for name in names if not name.startswith(("checkpoint-", "README.md"))]
     return names
 
 

@@ -57,13 +57,11 @@ def watch() -> None:
 
 
 def shard_on_cpu() -> None:
-    """For a trial: accelerate shards on GPUs alone, and DeepSpeed would build a kernel."""
-    from tests.fsdp_on_cpu import install
-    from tests.launched_pretrain import without_compiler
-
+    """For a trial: accelerate shards on GPUs alone."""
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        from tests.fsdp_on_cpu import install
+
         install()
-    without_compiler()
 
 
 if __name__ == "__main__":
