@@ -75,7 +75,7 @@ def _train(bench: Bench, config: str) -> dict[str, Any]:
     """
     folder = bench.folder / config
     folder.mkdir(exist_ok=True)
-    more = {"output_dir": folder / "run", "max_steps": STEPS, "logging_steps": 1}
+    more = {"output_dir": folder / "run", "max_steps": STEPS, "warmup_steps": 0, "logging_steps": 1}
     words = bench.flags(bench.sizes.small, **more)
     launcher = ["--accelerate", config, "--num_processes", "1"]
     done = subprocess.run(
