@@ -616,7 +616,7 @@ def test_help_is_quick_and_imports_nothing_heavy(recipe):
     assert result.stdout.startswith(f"usage: {recipe}.py [--config FILE.yaml ...]")
     if recipe == "pretrain":
         assert result.stdout.index("--n_layer <int>  default: 12") < result.stdout.index(
-            "learning_rate"
+            "lr_scheduler_type"
         )
         assert "hub_token" not in result.stdout
 
