@@ -6,6 +6,7 @@ from typing import Any
 from tqdm import tqdm
 
 from hfscale.folders import CONVERTED, MODEL_CARD, SAVING, TRAINING_ARGUMENTS, matches_any
+from hfscale.lock import LOCK
 from hfscale.manifest import (
     FILES,
     MANIFEST,
@@ -18,6 +19,7 @@ from hfscale.process import InputError
 
 # Beside the files of a manifest: what comes after it, what people edit, and what has its own.
 NEVER_LISTED = (
+    LOCK,
     MODEL_CARD,
     TRAINING_ARGUMENTS,
     "report.html",

@@ -22,7 +22,7 @@ def run_folder(tmp_path):
         (folder / name).mkdir(parents=True)
     for name in ("model.safetensors", "run.json"):
         (folder / name).write_text("content")
-    for name in ("README.md", "report.html", "training_args.bin"):
+    for name in ("README.md", "report.html", "training_args.bin", ".lock"):
         (folder / name).write_text("not listed")
     for step in (2, 10):
         (folder / f"checkpoint-{step}" / "optimizer.pt").write_text("moments")
