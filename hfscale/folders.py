@@ -1,7 +1,6 @@
 """Where recipes write: who may write there, what --overwrite deletes, files written whole."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -13,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from hfscale.full_disk import NO_SPACE, is_disk_full
 from hfscale.held_file import held_file
 from hfscale.lock import LOCK, claim_folder
 from hfscale.process import InputError, from_main_rank, hardware, typed_command, versions
@@ -487,9 +487,9 @@ def clear_disk_errors(place: str, what_is_left: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if not is_disk_full(error):
             raise
         raise InputError(
-            f"{place}: {os.strerror(error.errno)} (there, or in the cache of datasets, HF_HOME); "
+            f"{place}: {error.strerror or NO_SPACE} (there, or in the cache of datasets, HF_HOME); "
             f"{what_is_left}; free some space or name another disk"
         ) from None

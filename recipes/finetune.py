@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
             num_proc=args.num_proc,
         )
     if args.dry_run:
-        preview(model, tokenizer, rows, training_args)
+        preview(model, tokenizer, rows, training_args, args.optimizer)
         return
 
     # Training, from the start or from the newest whole checkpoint.

@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = supervised_rows(examples, tokenizer, max_length, args.packing)
     if args.dry_run:
         show_examples(counts)
-        preview(model, tokenizer, rows, training_args)
+        preview(model, tokenizer, rows, training_args, args.optimizer)
         return
 
     # Training, and the answers to all held-out examples: before, after, and of the baseline.

@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     with torch.device("meta") if args.dry_run else nullcontext():
         model = new_model(tokenizer, **shape_of(args))
     if args.dry_run:
-        preview(model, tokenizer, rows, training_args)
+        preview(model, tokenizer, rows, training_args, args.optimizer)
         return
 
     # Training, from the start or from the newest whole checkpoint.

@@ -21,33 +21,23 @@ from hfscale.manifest import (
 from hfscale.models import load_model, new_model
 from hfscale.process import InputError
 from hfscale.training.checkpoints import newest_checkpoint
+from tests.damage import DAMAGE, cut, flip_a_bit
 from tests.tiny_runs import copied_run, finished_run, tiny_arguments
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+def put_a_folder_in_its_place(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-DAMAGE = {
-    "flipped": flip,
-    "cut": cut,
-    "emptied": lambda path: path.write_bytes(b""),
-    "deleted": Path.unlink,
-    "a folder in its place": lambda path: (path.unlink(), path.mkdir()),
-}
+DAMAGE_OF_FILES = {**DAMAGE, "a folder in its place": put_a_folder_in_its_place}
 
 
 def damaged_files(folder: Path):
     """Each file below the folder, with each damage in turn; it is mended after that."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         content = path.read_bytes()
-        for damage, apply in DAMAGE.items():
+        for damage, apply in DAMAGE_OF_FILES.items():
             apply(path)
             yield path.relative_to(folder).as_posix(), damage
             if path.is_dir():
@@ -76,7 +66,7 @@ def test_what_a_manifest_says(folder):
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        ("flipped", "a.txt was changed after it was written"),
+        ("bit flipped", "a.txt was changed after it was written"),
         ("cut", "a.txt has 4 bytes instead of 9"),
         ("emptied", "a.txt has 0 bytes instead of 9"),
         ("deleted", "a.txt is missing"),
@@ -84,9 +74,9 @@ def test_what_a_manifest_says(folder):
     ],
 )
 def test_the_problem_is_named(folder, damage, problem):
-    DAMAGE[damage](folder / "a.txt")
+    DAMAGE_OF_FILES[damage](folder / "a.txt")
     assert check_manifest(folder) == problem
-    expected = None if damage == "flipped" else problem
+    expected = None if damage == "bit flipped" else problem
     assert check_manifest(folder, sizes_only=True) == expected
     assert check_manifest(folder, patterns=("split/*",)) is None
 
@@ -168,7 +158,7 @@ def test_no_damage_of_a_model_is_silent(model_folder):
         seen.add(name)
         with pytest.raises(InputError, match=f"model .*: {name} "):
             load_model(str(model_folder), verify_digests=True)
-        if (name, damage) != ("model.safetensors", "flipped"):
+        if (name, damage) != ("model.safetensors", "bit flipped"):
             with pytest.raises(InputError, match=f"model .*: {name} "):
                 load_model(str(model_folder))
     assert {"model.safetensors", "config.json", "tokenizer.json", "run.json", "task.json"} <= seen
@@ -177,7 +167,7 @@ def test_no_damage_of_a_model_is_silent(model_folder):
 def test_a_folder_of_others_is_loaded_as_always(model_folder, tmp_path):
     copy = Path(shutil.copytree(model_folder, tmp_path / "copy"))
     (copy / MANIFEST).unlink()
-    flip(copy / "model.safetensors")
+    flip_a_bit(copy / "model.safetensors")
     load_model(str(copy))
     with pytest.raises(InputError, match="has no manifest.json, so nothing says how"):
         load_model(str(copy), verify_digests=True)

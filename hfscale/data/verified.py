@@ -5,13 +5,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from hfscale.manifest import check_manifest, has_manifest
+from hfscale.manifest import EVERYTHING, check_manifest, has_manifest
 from hfscale.process import InputError
 
-ALL = ("**",)
 
-
-def check_written_folder(place: str, folder: Path, patterns: Sequence[str] = ALL) -> None:
+def check_written_folder(place: str, folder: Path, patterns: Sequence[str] = EVERYTHING) -> None:
     """Raise InputError, beginning with `place`, if a folder has a manifest and is not as that says.
 
     Args:
@@ -33,7 +31,7 @@ def check_source_folder(place: str, folder: Path) -> None:
     check_written_folder(place, folder.parent, [f"{folder.name}/**"])
 
 
-def problem_in(folder: Path, patterns: Sequence[str] = ALL) -> str | None:
+def problem_in(folder: Path, patterns: Sequence[str] = EVERYTHING) -> str | None:
     """As `check_manifest`, whose answer is kept while sizes and times of the files stay.
 
     The first process of a machine reads all the files; the others, which go on after it (see

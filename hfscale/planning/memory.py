@@ -33,7 +33,7 @@ class Step(NamedTuple):
     target_modules: tuple[str, ...] = ()
     freeze_layers: int = 0
     lora_dropout: float = 0.0
-    optimizer_bytes: int = 8  # per trained parameter: AdamW's two moments in float32
+    optimizer_bytes: float = 8  # per trained parameter: AdamW's two moments in float32
     on_cpu: bool = False
 
     @property

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hfscale.training.signals import newest_step
+from hfscale.training.saving import newest_step
 
 # Each rank reads the beats of all others: among many ranks less often.
 SECONDS_BETWEEN_BEATS = 1.0

@@ -18,6 +18,7 @@ from hfscale.planning.memory import Sharding, Step, sharding_of, step_memory_byt
 from hfscale.planning.settings import OPTIMIZER_BYTES
 from hfscale.process import is_main_rank, launched_engine, launched_processes, planned_launch
 from hfscale.report.tables import show_table
+from hfscale.training.optimizers import hidden_matrices
 
 SHOWN_TOKENS = 24  # of each part that is scored, or is not
 
@@ -27,9 +28,10 @@ def preview(
     tokenizer: PreTrainedTokenizerBase,
     rows: DatasetDict | dict,
     args: TrainingArguments,
+    optimizer: str | None = None,
 ) -> None:
     """Print (rank 0) the first text of a packed row with its labels, the counts, and the memory of
-    a step.
+    a step with that `optimizer` (see `choose_optimizer`).
     """
     if not is_main_rank():
         return
@@ -39,7 +41,7 @@ def preview(
         _row_table(row, tokenizer),
         title="The first training row begins",
     )
-    memory = memory_at_hand(model, args, rows["train"])
+    memory = memory_at_hand(model, args, rows["train"], optimizer)
     needed = sum(memory.values())
     # What other machines have is not known here.
     available = None if planned_launch() else device_memory_bytes(args)
@@ -142,7 +144,10 @@ def _places(part: Dataset) -> tuple[int, int]:
 
 
 def memory_at_hand(
-    model: PreTrainedModel, args: TrainingArguments, rows: Dataset | IterableDataset
+    model: PreTrainedModel,
+    args: TrainingArguments,
+    rows: Dataset | IterableDataset,
+    optimizer: str | None = None,
 ) -> dict[str, int]:
     """Bytes by part that a process of this launch will take (`step_memory_bytes`); another model
     than GPT-2 is taken as a GPT-2 of its sizes.
@@ -162,7 +167,7 @@ def memory_at_hand(
         lora_r=getattr(adapter, "r", 0),
         load_in_4bit=getattr(model, "is_loaded_in_4bit", False),
         lora_dropout=getattr(adapter, "lora_dropout", 0.0),
-        optimizer_bytes=OPTIMIZER_BYTES.get(args.optim, 8),
+        optimizer_bytes=_optimizer_bytes(model, args, optimizer),
         on_cpu=args.device.type == "cpu" and not planned_launch(),
     )
     if model.config.model_type == "gpt2":
@@ -171,6 +176,21 @@ def memory_at_hand(
     return step_memory_bytes(
         _shape_of(model, step.max_length), step, launched_sharding(args.world_size)
     )
+
+
+def _optimizer_bytes(
+    model: PreTrainedModel, args: TrainingArguments, optimizer: str | None
+) -> float:
+    """Per trained parameter. Muon keeps one number where AdamW keeps two, for hidden matrices."""
+    if optimizer != "muon":
+        return OPTIMIZER_BYTES.get(args.optim, 8)
+    sizes = {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    in_matrices = sum(sizes[name] for name in hidden_matrices(model))
+    return 8 - 4 * in_matrices / max(1, sum(sizes.values()))
 
 
 def _shape_of(model: PreTrainedModel, max_length: int) -> Shape:

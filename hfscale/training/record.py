@@ -70,7 +70,7 @@ def write_run(
     record |= {
         "data": _describe_data(args, documents, rows) | (more_data or {}),
         "model": _describe_model(model, args),
-        "train": _describe_training(trainer, model, rows),
+        "train": _describe_training(trainer, model, rows, getattr(args, "optimizer", None)),
         "metrics": metrics,
         "samples": samples,
     }
@@ -133,7 +133,7 @@ def _describe_model(model: PreTrainedModel, args: Any) -> dict[str, Any]:
 
 
 def _describe_training(
-    trainer: Trainer, model: PreTrainedModel, rows: Mapping[str, Any]
+    trainer: Trainer, model: PreTrainedModel, rows: Mapping[str, Any], optimizer: str | None
 ) -> dict[str, Any]:
     tokens = int(trainer.state.num_input_tokens_seen)
     seconds = _training_seconds(trainer.state)
@@ -143,7 +143,8 @@ def _describe_training(
     has_rows = "input_ids" in next(iter(rows["train"]))
     planned_bytes = None
     if has_rows:
-        planned_bytes = sum(memory_at_hand(model, trainer.args, rows["train"]).values())
+        planned = memory_at_hand(model, trainer.args, rows["train"], optimizer)
+        planned_bytes = sum(planned.values())
     return {
         "tokens": tokens,
         "steps": trainer.state.global_step,

@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from hfscale.planning.settings import OPTIMIZER_BYTES
 from hfscale.process import InputError, from_main_rank
 
-# Bytes of the optimizer's state for each trained number; of others, AdamW's two float32 numbers.
-STATE_BYTES = {"8bit": 2, "sgd": 4, "adafactor": 4}
-ADAMW_STATE_BYTES = 8
 FP32_COPY_BYTES = 4  # of weights in 16 bits, which DeepSpeed keeps beside them
 
 
@@ -69,8 +67,10 @@ def saved_bytes(trainer: Trainer) -> tuple[int, int]:
     model = sum(_numel(parameter) * parameter.element_size() for parameter in saved)
     if trainer.args.save_only_model:
         return model, model
-    name = str(getattr(trainer.args.optim, "value", trainer.args.optim))
-    each = next((size for part, size in STATE_BYTES.items() if part in name), ADAMW_STATE_BYTES)
+    # Of an optimizer that is not listed nothing is counted: no run is refused for a guess.
+    each = OPTIMIZER_BYTES.get(trainer.args.optim, 0)
+    if trainer.optimizer_cls_and_kwargs is not None:
+        each = 0
     if trainer.is_deepspeed_enabled:
         each += FP32_COPY_BYTES
     return model + each * sum(map(_numel, trained)), model

@@ -136,6 +136,12 @@ def checkpoints_in(output_dir: Path) -> list[Path]:
     return sorted(steps, key=lambda folder: steps[folder], reverse=True)
 
 
+def newest_step(output_dir: Path) -> int | None:
+    """The step of the newest checkpoint with a manifest; None: there is none."""
+    whole = [folder for folder in checkpoints_in(output_dir) if (folder / MANIFEST).is_file()]
+    return int(whole[0].name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")) if whole else None
+
+
 def rotate(checkpoints: Sequence[Path], save_total_limit: int | None, best: str | None) -> None:
     """Delete the checkpoints of the earliest steps until at most so many whole ones are left.
 

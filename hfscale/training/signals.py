@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hfscale.manifest import MANIFEST
 from hfscale.process import is_main_rank
 from hfscale.stopping import SignalHandler, describe_signal
+from hfscale.training.saving import newest_step
 
 
 class EvaluationStopped(Exception):
@@ -122,10 +123,3 @@ class StopOnSignal(TrainerCallback, SignalHandler):
         if step == 0:
             return "nothing was trained yet, the same command starts again"
         return "no checkpoint was saved"
-
-
-def newest_step(output_dir: Path) -> int | None:
-    """The step of the newest checkpoint with a manifest; None: there is none."""
-    names = [path.parent.name for path in output_dir.glob(f"checkpoint-*/{MANIFEST}")]
-    steps = [int(step) for _, _, step in (name.partition("-") for name in names) if step.isdigit()]
-    return max(steps, default=None)

@@ -17,25 +17,9 @@ from hfscale.data.verified import problem_in
 from hfscale.folders import DATA_CARD
 from hfscale.process import InputError
 from recipes import prepare_data, train_tokenizer
+from tests.damage import DAMAGE, cut, flip_a_bit
 
 TEXTS = [f"line {i}: the cat number {i * 7 % 13} sat on mat {i * 5 % 11}" for i in range(40)]
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-DAMAGES = [flip, cut, empty, Path.unlink]
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -74,7 +58,7 @@ def prepare(source: str, **how) -> list:
 # ---- caches
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_cache_is_made_anew_with_one_line_and_gives_the_same_rows(
     cache, source, damage, capsys
 ):
@@ -101,7 +85,7 @@ def test_what_is_whole_is_read_and_not_made(cache, source):
     assert {path: path.stat().st_mtime_ns for path in files_of(cache)} == times
 
 
-@pytest.mark.parametrize("damage", [flip, cut])
+@pytest.mark.parametrize("damage", [flip_a_bit, cut])
 def test_a_data_set_of_the_hub_is_watched_from_its_first_use(
     cache, tmp_path, damage, monkeypatch, capsys
 ):
@@ -171,7 +155,7 @@ def test_a_cache_that_cannot_be_written_is_named_and_not_the_source(
 def test_only_the_first_process_of_a_machine_reads_all(cache, source, monkeypatch):
     prepare(source)
     rows = next(cache.glob("hfscale/rows-*/rows.arrow"))
-    flip(rows)
+    flip_a_bit(rows)
     assert problem_in(rows.parent) == "rows.arrow was changed after it was written"
     monkeypatch.setenv("LOCAL_RANK", "1")  # it goes on after that one
     assert problem_in(rows.parent) is None
@@ -200,7 +184,7 @@ def copied(prepared, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 @pytest.mark.parametrize(
     ("name", "load"), [("data", load_documents), ("tokenizer", load_pretrained_tokenizer)]
 )
@@ -229,7 +213,7 @@ def test_one_split_of_a_prepared_set_is_checked_and_so_is_a_set_without_manifest
     assert len(load_documents(str(copied / "data")))
     assert f"source {copied / 'data'}: it has no manifest.json" in capsys.readouterr().err
     (copied / "manifest").rename(copied / "data" / "manifest.json")
-    flip(next(split.glob("*.arrow")))
+    flip_a_bit(next(split.glob("*.arrow")))
     with pytest.raises(InputError, match=r"it is damaged: train/data-00000-of-00001.arrow was"):
         load_documents(str(split))
 

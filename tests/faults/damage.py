@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.damage import DAMAGE
 from tests.faults.moments import Moment
 from tests.faults.runs import HFSCALE, Kind, Run, log_of, start, weights_of
 from tests.faults.trials import Outcome, Trial, last_line
@@ -13,32 +14,6 @@ from tests.faults.trials import Outcome, Trial, last_line
 # Of prepare_data: its rules are for real texts.
 AS_IT_IS = ["--quality", "false", "--near_duplicates", "false"]
 GOOD = ("named", "equal")
-
-
-def flip_a_bit(path: Path) -> None:
-    """The bit in the middle of the file: what a disk or a memory does without a word."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def cut(path: Path) -> None:
-    """Half of the file: a copy that was broken off."""
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-
-
-def empty(path: Path) -> None:
-    """Nothing but the name: a power cut before the data reached the disk."""
-    path.write_bytes(b"")
-
-
-DAMAGE: dict[str, Callable[[Path], None]] = {
-    "bit flipped": flip_a_bit,
-    "cut": cut,
-    "emptied": empty,
-    "deleted": Path.unlink,
-}
 
 
 def trials(kind: Kind, args: argparse.Namespace, draw: random.Random) -> Iterator[Trial]:

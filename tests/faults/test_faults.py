@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.damage import DAMAGE
 from tests.faults.__main__ import SHARES
-from tests.faults.damage import DAMAGE
 from tests.faults.moments import phase_of_file
 from tests.faults.runs import ROOT, digest_of, whole_steps
 from tests.faults.tables import table

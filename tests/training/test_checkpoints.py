@@ -10,99 +10,29 @@ import time
 
 import pytest
 import torch
-from datasets import Dataset
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback
 
-from hfscale.data.packing import collate_rows, pack_documents
-from hfscale.data.tokenizer import train_bpe
 from hfscale.folders import check_output_dir, clear_output_dir
 from hfscale.lock import LOCK
-from hfscale.models import new_model
 from hfscale.process import InputError
 from hfscale.training.checkpoints import newest_checkpoint
 from hfscale.training.convert import convert_checkpoint
 from hfscale.training.running import run_training
-from hfscale.training.trainer import LMTrainer
-from hfscale.training.training_args import training_arguments
-
-DOCUMENTS = Dataset.from_dict(
-    {"text": [f"document {i} says {i * i} and little else" for i in range(60)]}
-)
+from tests.tiny_runs import copied_run, finished_run, losses, tiny_arguments, tiny_trainer
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return train_bpe(DOCUMENTS, 300)
+def finished(tmp_path_factory):
+    return finished_run(tmp_path_factory.mktemp("runs") / "whole")
 
 
-@pytest.fixture(scope="module")
-def rows(tokenizer):
-    return pack_documents(DOCUMENTS, tokenizer, 16)
-
-
-def arguments(folder, **values):
-    return training_arguments(
-        {
-            "output_dir": str(folder),
-            "max_steps": 6,
-            "save_steps": 2,
-            "logging_steps": 1,
-            "per_device_train_batch_size": 4,
-            "report_to": "none",
-            "disable_tqdm": True,
-            "learning_rate": 1e-2,
-            "bf16": False,
-            **values,
-        },
-        width=32,
-    )
-
-
-def trainer_for(folder, tokenizer, rows, callbacks=(), **values):
-    set_seed(0)
-    model = new_model(
-        tokenizer,
-        n_layer=1,
-        n_head=2,
-        n_embd=32,
-        n_positions=16,
-        resid_pdrop=0.1,
-        embd_pdrop=0.1,
-        attn_pdrop=0.1,
-    )
-    return LMTrainer(
-        model=model,
-        args=arguments(folder, **values),
-        train_dataset=rows,
-        data_collator=collate_rows,
-        callbacks=list(callbacks),
-    )
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, tokenizer, rows):
-    trainer = trainer_for(tmp_path_factory.mktemp("runs") / "whole", tokenizer, rows)
-    run_training(trainer, None)
-    return trainer
-
-
-def losses(trainer):
-    return {log["step"]: log["loss"] for log in trainer.state.log_history if "loss" in log}
-
-
-def copy_run(finished, tmp_path):
-    import shutil
-
-    return shutil.copytree(finished.args.output_dir, tmp_path / "run")
-
-
-def test_resume_equals_no_pause(finished, tokenizer, rows, tmp_path):
-    folder = copy_run(finished, tmp_path)
+def test_resume_equals_no_pause(finished, tmp_path):
+    folder = copied_run(finished, tmp_path / "run")
     for step in (4, 6):  # as if the run had died after step 3
         for path in sorted((folder / f"checkpoint-{step}").rglob("*"), reverse=True):
             path.unlink()
         (folder / f"checkpoint-{step}").rmdir()
-    trainer = trainer_for(folder, tokenizer, rows)
+    trainer = tiny_trainer(folder)
     checkpoint = newest_checkpoint(trainer.args)
     assert checkpoint.endswith("checkpoint-2")
     run_training(trainer, checkpoint)
@@ -116,7 +46,7 @@ def test_resume_equals_no_pause(finished, tokenizer, rows, tmp_path):
     ["cut weights", "flip weights", "no optimizer", "no scheduler", "no manifest", "empty"],
 )
 def test_a_broken_checkpoint_is_passed_over_with_a_reason(finished, tmp_path, capsys, damage):
-    folder = copy_run(finished, tmp_path)
+    folder = copied_run(finished, tmp_path / "run")
     newest = folder / "checkpoint-6"
     weights = newest / "model.safetensors"
     if damage == "cut weights":
@@ -137,17 +67,17 @@ def test_a_broken_checkpoint_is_passed_over_with_a_reason(finished, tmp_path, ca
                 "no manifest": "manifest.json",
             }[damage]
         ).unlink()
-    assert newest_checkpoint(arguments(folder)).endswith("checkpoint-4")
+    assert newest_checkpoint(tiny_arguments(folder)).endswith("checkpoint-4")
     assert "checkpoint-6 is not whole" in capsys.readouterr().err
 
 
 def test_changed_settings_are_refused(finished, tmp_path):
-    folder = copy_run(finished, tmp_path)
+    folder = copied_run(finished, tmp_path / "run")
     with pytest.raises(InputError, match="learning_rate was 0.01, is 0.005"):
-        newest_checkpoint(arguments(folder, learning_rate=5e-3))
+        newest_checkpoint(tiny_arguments(folder, learning_rate=5e-3))
     with pytest.raises(InputError, match="global_batch_size was 4, is 8"):
-        newest_checkpoint(arguments(folder, per_device_train_batch_size=8))
-    same = arguments(
+        newest_checkpoint(tiny_arguments(folder, per_device_train_batch_size=8))
+    same = tiny_arguments(
         folder, per_device_train_batch_size=2, gradient_accumulation_steps=2, logging_steps=5
     )
     assert newest_checkpoint(same).endswith("checkpoint-6")
@@ -155,9 +85,9 @@ def test_changed_settings_are_refused(finished, tmp_path):
 
 def test_a_checkpoint_in_the_form_of_another_engine(finished, tmp_path, monkeypatch):
     """FSDP's names in place of numbers; the launched runs of test_equivalence.py read it."""
-    folder = copy_run(finished, tmp_path)
+    folder = copied_run(finished, tmp_path / "run")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert newest_checkpoint(arguments(folder)) == str(folder / "resuming")
+    assert newest_checkpoint(tiny_arguments(folder)) == str(folder / "resuming")
     optimizer = torch.load(folder / "resuming" / "optimizer.bin")
     weights = torch.load(folder / "resuming" / "pytorch_model_fsdp.bin")
     assert set(os.listdir(folder / "resuming")) == {
@@ -183,11 +113,11 @@ def test_a_checkpoint_in_the_form_of_another_engine(finished, tmp_path, monkeypa
 
 def test_a_rewritten_checkpoint_is_none_of_the_run(finished, tmp_path, monkeypatch):
     """It is deleted by the next start, which may come because this one was broken off."""
-    folder = copy_run(finished, tmp_path)
+    folder = copied_run(finished, tmp_path / "run")
     with monkeypatch.context() as fsdp:
         fsdp.setenv("ACCELERATE_USE_FSDP", "true")
-        newest_checkpoint(arguments(folder))
-    assert newest_checkpoint(arguments(folder)) == str(folder / "checkpoint-6")
+        newest_checkpoint(tiny_arguments(folder))
+    assert newest_checkpoint(tiny_arguments(folder)) == str(folder / "checkpoint-6")
     assert not (folder / "resuming").exists()
 
 
@@ -202,9 +132,9 @@ def test_a_rewritten_checkpoint_is_none_of_the_run(finished, tmp_path, monkeypat
     ],
 )
 def test_what_another_engine_cannot_go_on_from(finished, tmp_path, obstacle, reason):
-    folder = copy_run(finished, tmp_path)
+    folder = copied_run(finished, tmp_path / "run")
     args, record = (
-        arguments(folder),
+        tiny_arguments(folder),
         json.loads((folder / "checkpoint-6" / "manifest.json").read_text()),
     )
     if isinstance(obstacle, dict):  # set later: fp16 is refused on a CPU
@@ -223,12 +153,12 @@ def test_what_another_engine_cannot_go_on_from(finished, tmp_path, obstacle, rea
 
 
 def test_nothing_to_resume_starts_anew(tmp_path, capsys):
-    assert newest_checkpoint(arguments(tmp_path / "none")) is None
+    assert newest_checkpoint(tiny_arguments(tmp_path / "none")) is None
     assert "starting anew" in capsys.readouterr().err
 
 
 def test_output_dir_of_another_run(finished, tmp_path):
-    folder = copy_run(finished, tmp_path)
+    folder = copied_run(finished, tmp_path / "run")
     with pytest.raises(InputError, match="holds a run; --resume auto"):
         check_output_dir(str(folder), resume=None, overwrite=False)
     check_output_dir(str(folder), resume="auto", overwrite=False)
@@ -260,23 +190,21 @@ class TermAt(TrainerCallback):
         (False, "stopped by SIGTERM after step 3; a checkpoint is saved: {folder}/checkpoint-3\n"),
     ],
 )
-def test_sigterm_promises_resume_only_where_it_is(
-    tokenizer, rows, tmp_path, capsys, can_resume, says
-):
-    trainer = trainer_for(tmp_path / "run", tokenizer, rows, callbacks=[TermAt(2)])
+def test_sigterm_promises_resume_only_where_it_is(tmp_path, capsys, can_resume, says):
+    trainer = tiny_trainer(tmp_path / "run", callbacks=[TermAt(2)])
     with pytest.raises(SystemExit):
         run_training(trainer, None, can_resume=can_resume)
     assert says.format(folder=tmp_path / "run") in capsys.readouterr().err
 
 
-def test_sigterm_saves_whole_checkpoint_and_resume_is_exact(finished, tokenizer, rows, tmp_path):
-    trainer = trainer_for(tmp_path / "run", tokenizer, rows, callbacks=[TermAt(2)])
+def test_sigterm_saves_whole_checkpoint_and_resume_is_exact(finished, tmp_path):
+    trainer = tiny_trainer(tmp_path / "run", callbacks=[TermAt(2)])
     previous = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stop:
         run_training(trainer, None)
     assert stop.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == previous
-    again = trainer_for(tmp_path / "run", tokenizer, rows)
+    again = tiny_trainer(tmp_path / "run")
     checkpoint = newest_checkpoint(again.args)
     assert checkpoint.endswith("checkpoint-3")
     run_training(again, checkpoint)
@@ -299,10 +227,10 @@ class ForkAt(TrainerCallback):
         control.should_training_stop = True
 
 
-def test_sigterm_ends_forked_workers(tokenizer, rows, tmp_path):
+def test_sigterm_ends_forked_workers(tmp_path):
     """Pools end theirs so, and wait for them."""
     fork = ForkAt()
-    run_training(trainer_for(tmp_path / "run", tokenizer, rows, callbacks=[fork]), None)
+    run_training(tiny_trainer(tmp_path / "run", callbacks=[fork]), None)
     assert fork.ended_by == signal.SIGTERM
 
 
@@ -311,8 +239,8 @@ class FailAt(TrainerCallback):
         raise FloatingPointError("a step fails")
 
 
-def test_a_failed_training_gives_the_signal_back(tokenizer, rows, tmp_path):
-    trainer = trainer_for(tmp_path / "run", tokenizer, rows, callbacks=[FailAt()])
+def test_a_failed_training_gives_the_signal_back(tmp_path):
+    trainer = tiny_trainer(tmp_path / "run", callbacks=[FailAt()])
     previous = signal.getsignal(signal.SIGTERM)
     with pytest.raises(FloatingPointError):
         run_training(trainer, None)
@@ -335,11 +263,11 @@ def test_manifest_lists_every_file(finished):
 # ---- what is saved is safe before anything older goes
 
 
-def test_a_run_without_a_step_left_trains_none(finished, tokenizer, rows, tmp_path):
+def test_a_run_without_a_step_left_trains_none(finished, tmp_path):
     """Killed between its last checkpoint and its record: as often as it is resumed."""
-    folder = copy_run(finished, tmp_path)
+    folder = copied_run(finished, tmp_path / "run")
     for _ in range(2):
-        again = trainer_for(folder, tokenizer, rows)
+        again = tiny_trainer(folder)
         run_training(again, newest_checkpoint(again.args))
         assert again.state.global_step == 6
         for a, b in zip(again.model.parameters(), finished.model.parameters(), strict=True):
@@ -351,14 +279,14 @@ def test_a_run_without_a_step_left_trains_none(finished, tokenizer, rows, tmp_pa
     ]
 
 
-def test_rotation_goes_by_step_not_by_time(tokenizer, rows, tmp_path):
+def test_rotation_goes_by_step_not_by_time(tmp_path):
     """After a clock was set back, or a folder was copied or touched."""
     settings = {"save_total_limit": 2, "lr_scheduler_type": "constant"}
-    trainer = trainer_for(tmp_path / "run", tokenizer, rows, max_steps=4, **settings)
+    trainer = tiny_trainer(tmp_path / "run", max_steps=4, **settings)
     run_training(trainer, None)
     os.utime(tmp_path / "run" / "checkpoint-2", (2**32, 2**32))
     os.utime(tmp_path / "run" / "checkpoint-4", (1, 1))
-    again = trainer_for(tmp_path / "run", tokenizer, rows, **settings)
+    again = tiny_trainer(tmp_path / "run", **settings)
     run_training(again, newest_checkpoint(again.args))
     names = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
     assert names == ["checkpoint-4", "checkpoint-6"]
@@ -366,10 +294,10 @@ def test_rotation_goes_by_step_not_by_time(tokenizer, rows, tmp_path):
 
 @pytest.mark.parametrize("content", ["null", "[]", "{}", '{"files": {}}', '{"files": 3}', "{"])
 def test_a_manifest_that_is_none_is_passed_over(finished, tmp_path, capsys, content):
-    folder = copy_run(finished, tmp_path)
+    folder = copied_run(finished, tmp_path / "run")
     (folder / "checkpoint-6" / "manifest.json").write_text(content)
     (folder / "checkpoint-²").mkdir()  # a digit to Python, and no number
-    assert newest_checkpoint(arguments(folder)).endswith("checkpoint-4")
+    assert newest_checkpoint(tiny_arguments(folder)).endswith("checkpoint-4")
     assert "checkpoint-6 is not whole" in capsys.readouterr().err
 
 
@@ -391,13 +319,9 @@ class Spoil(TrainerCallback):
 
 @pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_gradients_that_are_not_finite_reach_no_weight(
-    tokenizer, rows, tmp_path, value, max_grad_norm
-):
-    trainer = trainer_for(
+def test_gradients_that_are_not_finite_reach_no_weight(tmp_path, value, max_grad_norm):
+    trainer = tiny_trainer(
         tmp_path / "run",
-        tokenizer,
-        rows,
         [Spoil("gradient", value)],
         save_total_limit=1,
         max_grad_norm=max_grad_norm,
@@ -408,22 +332,20 @@ def test_gradients_that_are_not_finite_reach_no_weight(
     assert newest_checkpoint(trainer.args).endswith("checkpoint-2")
 
 
-def test_weights_that_are_not_finite_are_no_checkpoint(tokenizer, rows, tmp_path):
+def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path):
     """... and rotate no good one away."""
     spoil = Spoil("weight", float("inf"))
-    trainer = trainer_for(
-        tmp_path / "run", tokenizer, rows, [spoil], save_total_limit=1, save_steps=1
-    )
+    trainer = tiny_trainer(tmp_path / "run", [spoil], save_total_limit=1, save_steps=1)
     with pytest.raises(FloatingPointError, match="wte.weight is not finite at step 3"):
         run_training(trainer, None)
     assert newest_checkpoint(trainer.args).endswith("checkpoint-2")
     assert sorted(os.listdir(tmp_path / "run")) == ["checkpoint-2"]  # nothing was written
 
 
-def test_others_may_read_what_the_umask_lets_them(tokenizer, rows, tmp_path):
+def test_others_may_read_what_the_umask_lets_them(tmp_path):
     previous = os.umask(0o027)
     try:
-        run_training(trainer_for(tmp_path / "run", tokenizer, rows, max_steps=2), None)
+        run_training(tiny_trainer(tmp_path / "run", max_steps=2), None)
     finally:
         os.umask(previous)
     modes = {
@@ -445,32 +367,32 @@ class SignalAt(TrainerCallback):
                 os.kill(os.getpid(), number)
 
 
-def test_a_hang_up_saves_and_ends_with_its_own_status(tokenizer, rows, tmp_path, capsys):
+def test_a_hang_up_saves_and_ends_with_its_own_status(tmp_path, capsys):
     """The terminal is closed, or the connection to it."""
     call = SignalAt(signal.SIGHUP)
-    trainer = trainer_for(tmp_path / "run", tokenizer, rows, [call], save_steps=100)
+    trainer = tiny_trainer(tmp_path / "run", [call], save_steps=100)
     with pytest.raises(SystemExit) as stop:
         run_training(trainer, None)
     assert stop.value.code == 129 and "stopped by SIGHUP after step 3" in capsys.readouterr().err
     assert newest_checkpoint(trainer.args).endswith("checkpoint-3")
 
 
-def test_usr1_saves_and_goes_on(finished, tokenizer, rows, tmp_path):
+def test_usr1_saves_and_goes_on(finished, tmp_path):
     call = SignalAt(signal.SIGUSR1)
-    trainer = trainer_for(tmp_path / "run", tokenizer, rows, [call], save_steps=6)
+    trainer = tiny_trainer(tmp_path / "run", [call], save_steps=6)
     run_training(trainer, None)
     names = sorted(path.parent.name for path in (tmp_path / "run").glob("*/manifest.json"))
     assert names == ["checkpoint-3", "checkpoint-6"]
     assert losses(trainer) == losses(finished)
 
 
-def test_a_second_signal_ends_the_process_at_once(tokenizer, rows, tmp_path, monkeypatch):
+def test_a_second_signal_ends_the_process_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr("hfscale.stopping.ECHO_SECONDS", 0)
     call = SignalAt(signal.SIGTERM, signal.SIGTERM)
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
-            run_training(trainer_for(tmp_path / "run", tokenizer, rows, [call]), None)
+            run_training(tiny_trainer(tmp_path / "run", [call]), None)
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
     assert not (tmp_path / "run" / "checkpoint-3").exists()

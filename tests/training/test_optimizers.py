@@ -17,6 +17,7 @@ from hfscale.training.optimizers import (
     hidden_matrices,
     orthogonalize,
 )
+from hfscale.training.preview import memory_at_hand
 from hfscale.training.running import run_training
 from hfscale.training.training_args import training_arguments
 from tests.tiny_runs import tiny_trainer
@@ -191,3 +192,15 @@ def test_what_muon_cannot_train_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     with pytest.raises(InputError, match="ZeRO cuts all weights into one flat row"):
         choose_optimizer(MUON, args, gpt2())
+
+
+def test_a_plan_counts_what_muon_keeps(tmp_path):
+    """The numbers in its state after a step, four bytes each."""
+    trainer = muon_trainer(tmp_path / "run", max_steps=1, save_strategy="no")
+    run_training(trainer, None)
+    states = trainer.optimizer.optimizer.state.values()
+    kept = sum(value.numel() for state in states for value in state.values() if value.ndim)
+    rows = trainer.train_dataset
+    planned = memory_at_hand(trainer.model, trainer.args, rows, "muon")["optimizer"]
+    assert planned == 4 * kept
+    assert memory_at_hand(trainer.model, trainer.args, rows)["optimizer"] > planned

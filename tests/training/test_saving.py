@@ -16,8 +16,9 @@ from hfscale.process import InputError
 from hfscale.training import saving
 from hfscale.training.checkpoints import newest_checkpoint
 from hfscale.training.running import run_training
-from hfscale.training.saving import rotate
+from hfscale.training.saving import newest_step, rotate
 from hfscale.training.trainer import LMTrainer
+from tests.damage import flip_a_bit
 from tests.tiny_runs import copied_run, finished_run, losses, tiny_arguments, tiny_trainer
 
 
@@ -222,15 +223,9 @@ def test_the_best_one_is_named_by_its_place(best_run):
         assert state["best_model_checkpoint"] == str(folder / "checkpoint-2")
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 def test_a_damaged_best_checkpoint_never_becomes_the_final_model(best_run, tmp_path):
     folder = copied_run(best_run, tmp_path / "run")
-    flip(folder / "checkpoint-2" / "model.safetensors")
+    flip_a_bit(folder / "checkpoint-2" / "model.safetensors")
     again = tiny_trainer(folder, save_total_limit=2, **BEST)
     checkpoint = newest_checkpoint(again.args)
     with pytest.raises(InputError, match="checkpoint-2 is the best checkpoint and not whole any"):
@@ -280,3 +275,12 @@ def test_which_checkpoints_stay(tmp_path, broken, limit, best, left):
     folders = make_checkpoints(tmp_path, 1, 2, 3, 4, broken=broken)
     rotate(folders, limit, best and str(tmp_path / f"checkpoint-{best}"))
     assert sorted(int(path.name[11:]) for path in tmp_path.iterdir()) == left
+
+
+def test_only_numbered_checkpoints_have_a_step(tmp_path):
+    assert newest_step(tmp_path) is None
+    for name in ("checkpoint-2", "checkpoint-10", "checkpoint-\u00b2", "checkpoint-last"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").touch()
+    (tmp_path / "checkpoint-30").mkdir()  # not finished
+    assert newest_step(tmp_path) == 10

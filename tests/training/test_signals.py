@@ -10,67 +10,29 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from hfscale.data.packing import collate_rows, pack_documents
-from hfscale.data.tokenizer import train_bpe
-from hfscale.models import new_model
 from hfscale.process import InputError
 from hfscale.training.checkpoints import newest_checkpoint
 from hfscale.training.room import saved_bytes
 from hfscale.training.running import prepare_output_dir, run_training
-from hfscale.training.trainer import LMTrainer
-from hfscale.training.training_args import training_arguments
-
-DOCUMENTS = Dataset.from_dict(
-    {"text": [f"document {i} says {i * i} and little else" for i in range(60)]}
-)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_bpe(DOCUMENTS, 300)
-
-
-@pytest.fixture(scope="module")
-def rows(tokenizer):
-    return pack_documents(DOCUMENTS, tokenizer, 16)
+from tests.tiny_runs import tiny_trainer
 
 
 @pytest.fixture
-def make(tokenizer, rows, tmp_path):
+def make(tmp_path):
     """Trainers of one small run, which is evaluated before each save."""
 
     def make_trainer(name, *callbacks, **values):
-        set_seed(0)
-        model = new_model(
-            tokenizer, n_layer=1, n_head=2, n_embd=32, n_positions=16, resid_pdrop=0.1
-        )
         settings = {
-            "output_dir": str(tmp_path / name),
-            "max_steps": 6,
             "save_steps": 4,
             "eval_strategy": "steps",
             "eval_steps": 2,
-            "logging_steps": 1,
-            "per_device_train_batch_size": 4,
             "metric_for_best_model": "eval_loss",
-            "report_to": "none",
-            "disable_tqdm": True,
-            "learning_rate": 1e-2,
-            "bf16": False,
             **values,
         }
-        return LMTrainer(
-            model=model,
-            args=training_arguments(settings, width=32),
-            train_dataset=rows,
-            eval_dataset=rows.take(16),
-            data_collator=collate_rows,
-            callbacks=list(callbacks),
-        )
+        return tiny_trainer(tmp_path / name, callbacks, **settings)
 
     return make_trainer
 
