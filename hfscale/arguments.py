@@ -132,6 +132,7 @@ class StreamArguments(DataArguments):
             "help": "of a stream: rows in memory from which the next is drawn (0: rows come in "
             "order)",
             "min": 0,
+            "max": 100_000_000,
         },
     )
     source_weights: list[float] | None = field(

@@ -110,6 +110,13 @@ def load_documents(
 
 def _load_source(name: str, settings: ReadSettings, notes: list[str]) -> list[Documents]:
     """The parts of one source; `notes` takes what is to be said of its files."""
+    is_made = name.startswith("embedded:") or names_function(name)
+    files = find_files(name) if name and not is_made else []
+    if settings.split != "train" and (is_made or files):
+        raise InputError(
+            f"split {settings.split}: source {name} has no splits, only saved and Hub data sets "
+            "have; leave --split out"
+        )
     if name.startswith("embedded:"):
         return [load_embedded(name)]
     if names_function(name):
@@ -120,7 +127,6 @@ def _load_source(name: str, settings: ReadSettings, notes: list[str]) -> list[Do
             streaming=settings.streaming,
         )
         return [generated]
-    files = find_files(name) if name else []
     if files:
         notes += about_endings(name, files)
         return _load_files(files, name, settings)

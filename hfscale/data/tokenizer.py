@@ -45,7 +45,7 @@ def load_tokenizer(
     if spec == "char":
         return _cached_tokenizer("char", documents, train_char)
     if kind == "train":
-        vocab_size = int(size) if size.isdecimal() else 0
+        vocab_size = int(size) if size.isascii() and size.isdecimal() else 0
         check_vocab_size(f"tokenizer {spec}: expected train:<vocab size>,", vocab_size)
         return _cached_tokenizer(
             f"train{size}", documents, lambda texts: train_bpe(texts, vocab_size)

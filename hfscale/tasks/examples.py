@@ -60,6 +60,7 @@ def load_task(args: TaskArguments, *, seed: int, counts: Counts | None = None) -
     Raises InputError: a source that cannot be read; with the place, a missing column, an empty
     prompt or target, roles out of order; too few examples.
     """
+    _check_names(args)
     counts = {} if counts is None else counts
     counts |= {"train": Counter(), "validation": Counter()}
     splits = _read_splits(args, seed, counts)
@@ -76,6 +77,16 @@ def load_task(args: TaskArguments, *, seed: int, counts: Counts | None = None) -
         examples[name] = Dataset.from_list(kept)
     _say_dropped(counts)
     return examples
+
+
+def _check_names(args: TaskArguments) -> None:
+    """Raise InputError for roles that are one, and for a stop string that would stop at once."""
+    if args.user_role.strip().lower() == args.assistant_role.strip().lower():
+        raise InputError(
+            f"user_role {args.user_role}: is the assistant_role, too; each needs its own name"
+        )
+    if "" in (args.stop_strings or ()):
+        raise InputError("stop_strings: an empty string would stop at once; leave it out")
 
 
 def make_examples(rows: list[Row], args: TaskArguments, counts: Counter) -> Dataset:

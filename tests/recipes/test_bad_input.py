@@ -287,6 +287,7 @@ def test_training_arguments_that_cannot_work(refused, recipe, words, match):
         ("--tokenizer train", "expected train:<vocab size>"),
         ("--tokenizer train:257", "expected train:<vocab size>, at least 258"),
         ("--tokenizer train:many", "expected train:<vocab size>"),
+        ("--tokenizer train:\u0663\u0660\u0660", "expected train:<vocab size>"),
         ("--tokenizer good.txt", "tokenizer good.txt: no such folder"),
         ("--tokenizer no_tokenizer", "tokenizer no_tokenizer: "),
         (
@@ -603,6 +604,8 @@ def test_context_longer_than_the_models(refused, recipe, words, match):
     [
         (score, "--model model", "model: model is named twice; keep one"),
         (score, "--stride 0", "--stride: got '0', expected at least 1"),
+        (pretrain, "--shuffle_buffer_size 100000000000", "expected 0 to 100000000"),
+        (score, "--split nope", "split nope: source .* has no splits, only saved and Hub"),
         (score, "--batch_size 0", "--batch_size: got '0', expected at least 1"),
         (generate, "--temperature inf", "--temperature: got 'inf', expected 1e-06 to"),
         (generate, "--top_p nan", "--top_p: got 'nan', expected float"),

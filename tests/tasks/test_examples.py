@@ -813,3 +813,15 @@ def test_drop_empty_says_how_many(tmp_path, capsys):
     rows = [{"q": "x", "a": "y"}, {"q": "", "a": "y"}, {"q": "x", "a": ""}]
     assert len(load(jsonl(tmp_path / "rows.jsonl", rows), drop_empty=True)) == 1
     assert "drop_empty: 4 examples" in capsys.readouterr().err  # two of each part
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"user_role": "Human", "assistant_role": "human "}, "user_role Human: is the assistant_r"),
+        ({"stop_strings": ["\n", ""]}, "stop_strings: an empty string would stop at once"),
+    ],
+)
+def test_names_that_cannot_work_are_refused_before_anything_is_read(values, match):
+    with pytest.raises(InputError, match=match):
+        load_task(TaskArguments(task_source=["nowhere.jsonl"], **values), seed=0)
