@@ -28,11 +28,11 @@ quickstart: setup
 
 # The fast tests, about five minutes on two cores.
 test: setup-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
 # Everything: also real processes, longer trainings, simulations.
 test-all: setup-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: setup-dev
 	$(BIN)/ruff check .

@@ -30,6 +30,7 @@ from hfscale.options import did_you_mean
 from hfscale.process import (
     PLANNED_CONFIG,
     PLANNED_PROCESSES,
+    SAID_WHY,
     TYPED_COMMAND,
     ZERO_STAGES,
     InputError,
@@ -462,6 +463,8 @@ def _status(rank: int, code: int, received: int = 0) -> int:
     if code < 0:
         print(f"error: rank {rank} was killed by {signal.Signals(-code).name}", file=sys.stderr)
         return 128 - code
+    if code == SAID_WHY:
+        return 1
     if code not in EXPLAINED:
         print(
             f"error: rank {rank} ended with exit status {code}; its messages are above",

@@ -38,6 +38,8 @@ PLANNED_CONFIG = "HFSCALE_PLANNED_CONFIG"  # see planned_launch
 PLANNED_PROCESSES = "HFSCALE_PLANNED_PROCESSES"
 TYPED_COMMAND = "HFSCALE_COMMAND"  # see typed_command
 ZERO_STAGES = (0, 1, 2, 3)
+# The status by which a process that has said why it failed tells `hfscale` so, which ends with 1.
+SAID_WHY = 101
 UNSHARDED = "one process or DDP"  # each process holds the whole optimizer state
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "deepspeed", "peft")
 
@@ -69,16 +71,21 @@ def run(main: Callable[[], Any]) -> None:
             if not is_out_of_memory(error):
                 raise
             show_text(f"error: {_about_memory(error)}", file=sys.stderr)
-            raise SystemExit(1) from None
+            raise SystemExit(failure_status()) from None
         except FloatingPointError as error:  # a run that diverged, or a model that is broken
             show_text(f"error: {error}", file=sys.stderr)
-            raise SystemExit(1) from None
+            raise SystemExit(failure_status()) from None
         finally:
             torch = sys.modules.get("torch")
             if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
                 # Gloo's threads else now and then abort a good exit
                 torch.distributed.destroy_process_group()
     raise SystemExit(0)
+
+
+def failure_status() -> int:
+    """With what a process ends that has said in a line why it failed."""
+    return SAID_WHY if TYPED_COMMAND in os.environ else 1
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -145,7 +152,7 @@ def ending_quietly() -> Iterator[None]:
         if not is_disk_full(error):
             raise
         print(f"error: {describe_full_disk(error)}", file=sys.stderr)
-        _end_with(1)
+        _end_with(failure_status())
 
 
 def _say_stopped(stop: KeyboardInterrupt) -> None:
@@ -213,7 +220,7 @@ def from_main_rank(work: Callable[[], Any]) -> Any:
     result, told = outcome
     if told is not None:
         is_input_error, text = told
-        raise InputError(text) if is_input_error else SystemExit(1)
+        raise InputError(text) if is_input_error else SystemExit(failure_status())
     return result
 
 

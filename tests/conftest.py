@@ -28,6 +28,8 @@ def pytest_configure(config):
         return
     folder = config.stash[FOLDER] = tempfile.mkdtemp(prefix="hfscale-tests-")
     os.environ.update({name: os.path.join(folder, sub) for name, sub in CACHES.items()})
+    # Tests fork; a child of a process with OpenMP threads waits for ever at its first operation.
+    os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_EVALUATE_OFFLINE="1")
 
 

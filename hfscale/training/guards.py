@@ -40,8 +40,8 @@ def guard_gradients(trainer: Trainer) -> None:
             norm = clip(parameters, max_norm, **kwargs)
         if norm is not None and not math.isfinite(float(norm)):
             raise FloatingPointError(
-                f"the gradients became {float(norm)} at step {trainer.state.global_step + 1}; the "
-                f"weights of the last checkpoint are good; {ADVICE}"
+                f"the gradients became {float(norm)} at step {trainer.state.global_step + 1}; "
+                f"{ADVICE}"
             )
         return norm
 
@@ -79,7 +79,7 @@ def check_finite(trainer: Trainer) -> None:
         if name is not None:
             raise FloatingPointError(
                 f"{name} is not finite at step {trainer.state.global_step} (rank {rank}), of which "
-                f"no checkpoint is kept; the one before it is good; {ADVICE}"
+                f"no checkpoint is kept; {ADVICE}"
             )
 
 

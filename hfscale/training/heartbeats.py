@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hfscale.process import failure_status
 from hfscale.training.saving import newest_step
 
 # Each rank reads the beats of all others: among many ranks less often.
@@ -134,17 +135,17 @@ class RankWatch(TrainerCallback):
         """Print a line, unless another rank has said one by now, and let all other ranks end with
         status 1; the launcher kills those that stand still. Returns once they had time to.
         """
-        if not self._thread.is_alive() or self._store is None:
-            print(f"error: {line}", file=sys.stderr, flush=True)
-            return True
         said = f"{self.rank} {line}"
         is_first = True
         with contextlib.suppress(RuntimeError):
-            is_first = self._store.compare_set(VERDICT, "", said).decode() == said
+            if self._thread.is_alive():  # it may not have connected yet
+                self._store = self._store or _connect()
+                is_first = self._store.compare_set(VERDICT, "", said).decode() == said
         if is_first:
             self._is_ending.set()
             print(f"error: {line}", file=sys.stderr, flush=True)
-            time.sleep(SECONDS_FOR_OTHERS)
+            if self._thread.is_alive():
+                time.sleep(SECONDS_FOR_OTHERS)
         return is_first
 
     def _watch(self) -> None:
@@ -155,7 +156,7 @@ class RankWatch(TrainerCallback):
                 self._store = self._store or _connect()
                 self._say()
                 if self._store.check([VERDICT]):
-                    os._exit(1)  # the main thread waits for a rank that is gone
+                    os._exit(failure_status())  # the main thread waits for a rank that is gone
                 self._listen(seen)
             except RuntimeError as error:  # of the store, which is the launcher's on machine 0
                 if time.monotonic() - answered_at > self.limit:
@@ -168,7 +169,7 @@ class RankWatch(TrainerCallback):
 
     def _end(self, line: str) -> None:
         self.end_others(line)
-        os._exit(1)
+        os._exit(failure_status())
 
     def _say(self) -> None:
         self.beat.count += 1

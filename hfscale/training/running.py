@@ -14,7 +14,7 @@ from hfscale.data.fingerprints import rows_fingerprint
 from hfscale.folders import clear_output_dir
 from hfscale.full_disk import NO_SPACE, is_disk_full, pass_over_log_errors
 from hfscale.manifest import MANIFEST
-from hfscale.process import InputError, is_main_rank
+from hfscale.process import InputError, failure_status, is_main_rank
 from hfscale.stopping import note_when_stopped
 from hfscale.training.checkpoints import CheckpointManifest, RunIsDone
 from hfscale.training.continuation import training_settings
@@ -25,7 +25,7 @@ from hfscale.training.randomness import SeededEpochs, evaluate_apart
 from hfscale.training.ranks import check_same
 from hfscale.training.reporting import guard_trackers
 from hfscale.training.room import check_room
-from hfscale.training.saving import save_whole
+from hfscale.training.saving import newest_step, save_whole
 from hfscale.training.signals import EvaluationStopped, StopOnSignal
 
 
@@ -99,6 +99,8 @@ def run_training(
         raise InputError(
             f"metric_for_best_model: {name} is not measured; expected one of {measured}"
         ) from None
+    except FloatingPointError as error:
+        _end_on_numbers(trainer, watch, error)
     except EvaluationStopped:
         end_evaluation(trainer, stop_on_signal)
     except Exception as error:
@@ -125,7 +127,23 @@ def _end_on_full_disk(trainer: Trainer, watch: RankWatch, kept: str) -> NoReturn
         f"output_dir {folder}: {NO_SPACE} for what step {trainer.state.global_step} saves; {kept}; "
         "free some space first"
     )
-    raise SystemExit(1)
+    raise SystemExit(failure_status())
+
+
+def _end_on_numbers(trainer: Trainer, watch: RankWatch, error: FloatingPointError) -> NoReturn:
+    """Say which checkpoint is good, in one line for all ranks: each of them has met the numbers, or
+    waits for one that has.
+
+    Raises FloatingPointError: a process on its own, to whoever called.
+    """
+    folder = Path(str(trainer.args.output_dir))
+    last = newest_step(folder)
+    kept = f"the last good weights are in {folder}/checkpoint-{last}" if last else "none was saved"
+    line = f"{error}; {kept}"
+    if trainer.args.world_size == 1:
+        raise FloatingPointError(line) from None
+    watch.end_others(line)
+    raise SystemExit(failure_status())
 
 
 def _check_same_run(trainer: Trainer, settings: dict[str, Any]) -> None:

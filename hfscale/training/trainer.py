@@ -151,8 +151,8 @@ class LMTrainer(Trainer):
         loss = sum(losses, start=last_loss)
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"the training loss became {loss.item()} at step {self.state.global_step + 1}; the "
-                "weights of the last checkpoint are good; try a lower learning_rate"
+                f"the training loss became {loss.item()} at step {self.state.global_step + 1}; try "
+                "a lower learning_rate"
             )
         return loss
 

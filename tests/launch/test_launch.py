@@ -18,6 +18,7 @@ import yaml
 from hfscale.config import shipped
 from hfscale.launch import (
     _first_failed,
+    _status,
     accelerate_command,
     find_accelerate_config,
     pick_config,
@@ -28,7 +29,14 @@ from hfscale.launch import (
 )
 from hfscale.planning.flops import Shape
 from hfscale.planning.memory import Sharding, Step, step_memory_bytes
-from hfscale.process import InputError, launched_engine, launched_processes, planned_launch
+from hfscale.process import (
+    TYPED_COMMAND,
+    InputError,
+    failure_status,
+    launched_engine,
+    launched_processes,
+    planned_launch,
+)
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = shipped("accelerate_configs", "*.yaml")
@@ -611,3 +619,11 @@ def test_a_killed_rank_is_named_before_those_that_missed_it(exit_codes, named):
         for rank, code in exit_codes.items()
     }
     assert _first_failed(failures) == named
+
+
+def test_what_a_rank_has_explained_is_not_said_again(monkeypatch, capsys):
+    monkeypatch.delenv(TYPED_COMMAND, raising=False)
+    assert failure_status() == 1  # started by hand
+    monkeypatch.setenv(TYPED_COMMAND, "hfscale pretrain")
+    assert (_status(0, failure_status()), capsys.readouterr().err) == (1, "")
+    assert _status(1, 1) == 1 and "rank 1 ended with exit status 1" in capsys.readouterr().err
