@@ -101,3 +101,13 @@ def tiny_corpus(tmp_path_factory) -> Path:
         )
         (folder / f"{i:02}.txt").write_text(text + " – ö\n", "utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def run_warm():
+    """`subprocess.run(args, env=..., timeout=...)` of a Python program that need not import."""
+    from tests.warm import WarmStarts
+
+    starts = WarmStarts()
+    yield starts.run
+    starts.end()

@@ -1,6 +1,7 @@
 """What CONTRIBUTING.md tells to do, done as it stands there: its files written, its commands run."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -27,37 +28,34 @@ def place(tmp_path_factory):
     return folder
 
 
-def follow(place: Path, section: str) -> str:
+def follow(run_warm, place: Path, section: str) -> str:
     """Run the commands of a section; what they print on stdout."""
     shown = ""
     for block in COMMANDS.findall(SECTIONS[section]):
         for line in block.splitlines():
             name, *words = shlex.split(line)
             program = {"hfscale": ["-m", "hfscale.cli"], "python": []}[name]
-            result = subprocess.run(
-                [sys.executable, *program, *words],
-                cwd=place,
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
+            command = [sys.executable, *program, *words]
+            result = run_warm(command, cwd=place, env=dict(os.environ), timeout=300)
             assert result.returncode == 0, f"{line}\n{result.stderr}"
             shown += result.stdout
     return shown
 
 
 @pytest.mark.slow
-def test_add_a_recipe(place):
-    lengths = [int(line.split()[0]) for line in follow(place, "Add a recipe").splitlines()]
+def test_add_a_recipe(place, run_warm):
+    lengths = [
+        int(line.split()[0]) for line in follow(run_warm, place, "Add a recipe").splitlines()
+    ]
     assert len(lengths) == 3 and lengths == sorted(lengths, reverse=True) and lengths[-1] > 12
 
 
 @pytest.mark.slow
-def test_add_a_task_and_a_metric(place):
-    follow(place, "Add a task")
+def test_add_a_task_and_a_metric(place, run_warm):
+    follow(run_warm, place, "Add a task")
     record = json.loads((place / "scores" / "animals" / "scores.json").read_text())
     assert record["systems"][0]["metrics"].keys() >= {"eval_exact_match", "eval_exact_match_ci95"}
-    follow(place, "Add a metric")
+    follow(run_warm, place, "Add a metric")
     record = json.loads((place / "scores" / "one-word" / "scores.json").read_text())
     metrics = record["systems"][0]["metrics"]
     lines = (place / "scores" / "one-word" / "predictions.jsonl").read_text().splitlines()
@@ -68,11 +66,11 @@ def test_add_a_task_and_a_metric(place):
 
 
 @pytest.mark.slow
-def test_add_a_source_and_a_model(place):
-    follow(place, "Add a source")
+def test_add_a_source_and_a_model(place, run_warm):
+    follow(run_warm, place, "Add a source")
     record = json.loads((place / "runs" / "counting" / "run.json").read_text())
     assert sum(record["data"]["documents"].values()) == 200
-    follow(place, "Add a model of another class")
+    follow(run_warm, place, "Add a model of another class")
     record = json.loads((place / "runs" / "qwen3" / "run.json").read_text())
     assert record["model"]["architecture"] == "Qwen3ForCausalLM"
     assert record["train"]["steps"] == 20

@@ -5,7 +5,6 @@ stop.
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from itertools import islice
@@ -397,7 +396,7 @@ def test_a_mixture_of_two_sources(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     "files", ["*", "words-0*"], ids=["shards", "dealt"]
 )  # 8 files: 4 for each rank; 1 for both
-def test_two_ranks_share_a_stream_and_resume_it(folder, tmp_path, files):
+def test_two_ranks_share_a_stream_and_resume_it(folder, tmp_path, files, run_warm):
     def launch(run, *words):
         notes = tmp_path / f"notes-{run}{len(words)}"
         notes.mkdir()
@@ -417,7 +416,7 @@ def test_two_ranks_share_a_stream_and_resume_it(folder, tmp_path, files):
             *words,
         ]
         env = os.environ | {"ROW_NOTES": str(notes), "OMP_NUM_THREADS": "1"}
-        subprocess.run(argv, cwd=LAUNCHED.parents[1], env=env, check=True, timeout=300)
+        run_warm(argv, env=env, timeout=300).check_returncode()
         return [json.loads((notes / f"rank{rank}.json").read_text()) for rank in range(2)]
 
     whole = launch("whole")

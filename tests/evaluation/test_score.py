@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -201,13 +200,14 @@ def test_earlier_scores_are_kept_unless_told(recipe, tmp_path):
 
 
 @pytest.mark.slow
-def test_non_finite_logits_stop_with_status_1(folder, text_file, tmp_path):
+def test_non_finite_logits_stop_with_status_1(folder, text_file, tmp_path, run_warm):
     model = GPT2LMHeadModel.from_pretrained(folder)
     model.transformer.h[0].mlp.c_fc.bias.data[0] = math.nan
     model.save_pretrained(tmp_path / "nan")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "nan" / name).write_bytes((folder / name).read_bytes())
     result = launch(
+        run_warm,
         [
             "--model",
             str(tmp_path / "nan"),
@@ -215,7 +215,7 @@ def test_non_finite_logits_stop_with_status_1(folder, text_file, tmp_path):
             str(text_file),
             "--output_dir",
             str(tmp_path / "out"),
-        ]
+        ],
     )
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith("error: document 0")
@@ -223,7 +223,7 @@ def test_non_finite_logits_stop_with_status_1(folder, text_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_give_the_same_numbers(folder, text_file, tmp_path):
+def test_two_ranks_give_the_same_numbers(folder, text_file, tmp_path, run_warm):
     results = []
     for processes in (1, 2):
         words = [
@@ -238,7 +238,7 @@ def test_two_ranks_give_the_same_numbers(folder, text_file, tmp_path):
             "--output_dir",
             str(tmp_path / str(processes)),
         ]
-        result = launch(words, processes)
+        result = launch(run_warm, words, processes)
         assert result.returncode == 0, result.stderr[-3000:]
         results.append(metrics_of(tmp_path / str(processes)))
         assert result.stdout.count("bits_per_byte") == 1  # the main rank alone prints
@@ -246,7 +246,7 @@ def test_two_ranks_give_the_same_numbers(folder, text_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_answer_a_task_as_one(folder, tmp_path):
+def test_two_ranks_answer_a_task_as_one(folder, tmp_path, run_warm):
     """Drawn answers and likelihoods of choices."""
     write_lines(
         tmp_path / "task.jsonl",
@@ -276,7 +276,9 @@ def test_two_ranks_answer_a_task_as_one(folder, tmp_path):
     ]
     results = []
     for processes in (1, 2):
-        result = launch([*words, "--output_dir", str(tmp_path / str(processes))], processes)
+        result = launch(
+            run_warm, [*words, "--output_dir", str(tmp_path / str(processes))], processes
+        )
         assert result.returncode == 0, result.stderr[-3000:]
         answers = (tmp_path / str(processes) / "predictions.jsonl").read_text()
         results.append((metrics_of(tmp_path / str(processes)), answers))
@@ -284,7 +286,7 @@ def test_two_ranks_answer_a_task_as_one(folder, tmp_path):
     assert 0 <= results[0][0]["eval_accuracy"] <= 1 and results[0][0]["eval_items"] == 23
 
 
-def launch(words: list[str], processes: int = 1) -> subprocess.CompletedProcess:
+def launch(run_warm, words: list[str], processes: int = 1):
     launcher = (
         []
         if processes == 1
@@ -296,11 +298,9 @@ def launch(words: list[str], processes: int = 1) -> subprocess.CompletedProcess:
         ]
     )
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
+    return run_warm(
         [sys.executable, *launcher, str(ROOT / "recipes" / "score.py"), *words],
         env=env,
-        text=True,
-        capture_output=True,
         timeout=300,
     )
 

@@ -35,7 +35,7 @@ from tests.faults.runs import (
 )
 from tests.faults.tables import table
 from tests.faults.trials import Outcome, Trial, last_line
-from tests.faults.warm import import_all
+from tests.warm import import_all
 
 # Each module: what is tried, one trial, and which outcomes are right.
 FAULTS = {

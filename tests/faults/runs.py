@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from tests.faults.inside import PLAN
-from tests.faults.warm import WarmPopen
+from tests.warm import WarmPopen
 
 ROOT = Path(__file__).parents[2]
 SITE = Path(__file__).parent / "site"  # its sitecustomize lets engines for GPUs run on a CPU

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -822,7 +821,7 @@ def test_a_prompt_to_begin_with_leaves_half_of_the_context(model, tokenizer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("prompts", [["a", "the cat", "the dog sat"], ["a"]])
-def test_two_ranks_share_the_prompts(folder, model, tokenizer, tmp_path, prompts):
+def test_two_ranks_share_the_prompts(folder, model, tokenizer, tmp_path, prompts, run_warm):
     root = Path(__file__).parents[2]
     command = [
         sys.executable,
@@ -841,9 +840,7 @@ def test_two_ranks_share_the_prompts(folder, model, tokenizer, tmp_path, prompts
         str(tmp_path / "out.jsonl"),
     ]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [*command, "--prompts", *prompts], env=env, text=True, capture_output=True, timeout=300
-    )
+    result = run_warm([*command, "--prompts", *prompts], env=env, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["prompt"] for line in lines] == prompts

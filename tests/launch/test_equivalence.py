@@ -1,7 +1,7 @@
 """One training, launched in every way, is the same training: equal loss curves, and checkpoints
 that go on or say no.
 
-Real processes over gloo on the CPU, float32, no dropout. FSDP2 runs through fsdp_on_cpu.py
+Real processes over gloo on the CPU (forks of one that has imported everything), float32, no dropout. FSDP2 runs through fsdp_on_cpu.py
 (accelerate itself would not shard there). Each way is launched with all weights, with adapters, and
 from checkpoints of half-way, its own and others', also with another number of processes.
 """
@@ -12,7 +12,6 @@ import math
 import os
 import random
 import shutil
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,10 +65,12 @@ pytestmark = [
 ]
 
 
-def start(config: str, script: str, folder: Path, *words: str, processes: int | None = None):
+def start(
+    run_warm, config: str, script: str, folder: Path, *words: str, processes: int | None = None
+):
     processes = processes or EXPECTED[config][0]
     batch = str(8 // processes)
-    return subprocess.run(
+    return run_warm(
         [
             sys.executable,
             "-m",
@@ -104,10 +105,7 @@ def start(config: str, script: str, folder: Path, *words: str, processes: int | 
             "no",
             *words,
         ],
-        cwd=ROOT,
         env=ENV | {"RANK_NOTES": str(folder.parent)},
-        text=True,
-        capture_output=True,
         timeout=400,
     )
 
@@ -144,7 +142,7 @@ def text(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory, text):
+def pretrained(tmp_path_factory, text, run_warm):
     """pretrained(config): the folder of 30 steps with a checkpoint after 15, all weights, launched
     once per config.
     """
@@ -165,6 +163,7 @@ def pretrained(tmp_path_factory, text):
     def run(config: str) -> Path:
         folder = tmp_path_factory.mktemp(config) / "run"
         result = start(
+            run_warm,
             config,
             "pretrain",
             folder,
@@ -271,7 +270,7 @@ def test_a_checkpoint_is_a_whole_model(config, pretrained):
 
 
 @pytest.fixture(scope="module")
-def adapted(tmp_path_factory, text, pretrained):
+def adapted(tmp_path_factory, text, pretrained, run_warm):
     """adapted(config): LoRA on the saved model of the way before this one: each also reads
     another's weights.
     """
@@ -281,6 +280,7 @@ def adapted(tmp_path_factory, text, pretrained):
         base = pretrained(WAYS[WAYS.index(config) - 1])
         folder = tmp_path_factory.mktemp(f"lora-{config}") / "run"
         result = start(
+            run_warm,
             config,
             "finetune",
             folder,
@@ -317,12 +317,13 @@ def half_way(folder: Path, source: Path) -> Path:
 
 
 @pytest.mark.parametrize(("before", "now", "processes"), RESUMES)
-def test_a_checkpoint_goes_on(before, now, processes, pretrained, text, tmp_path):
+def test_a_checkpoint_goes_on(before, now, processes, pretrained, text, tmp_path, run_warm):
     """As if nothing had happened: the curve of one process that never stopped, in other hands from
     step 16 on.
     """
     folder = half_way(tmp_path / "run", pretrained(before))
     result = start(
+        run_warm,
         now,
         "pretrain",
         folder,

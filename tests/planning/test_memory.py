@@ -5,7 +5,6 @@ reports.
 import itertools
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -156,7 +155,7 @@ def peak_bytes(shape: Shape, step: Step) -> int:
     ("config", "sharding"),
     [("cpu_2proc", Sharding("ddp", 0, 2)), ("fsdp2", Sharding("fsdp", 3, 2))],
 )
-def test_prediction_for_two_processes(config, sharding, tmp_path):
+def test_prediction_for_two_processes(config, sharding, tmp_path, run_warm):
     """The recipe, launched: what each rank's allocator reports over three steps and an evaluation.
     The activations outweigh what depends on timing: DDP's old buckets, and how many blocks FSDP2
     has on their way.
@@ -167,7 +166,7 @@ def test_prediction_for_two_processes(config, sharding, tmp_path):
     shape = TINY._replace(n_embd=256)
     names = ("n_layer", "n_head", "n_embd", "n_positions")
     sizes = [word for name in names for word in (f"--{name}", str(getattr(shape, name)))]
-    result = subprocess.run(
+    result = run_warm(
         [
             sys.executable,
             "-m",
@@ -203,9 +202,6 @@ def test_prediction_for_two_processes(config, sharding, tmp_path):
             "--output_dir",
             str(tmp_path / "run"),
         ],
-        cwd=root,
-        capture_output=True,
-        text=True,
         timeout=300,
         env={
             **os.environ,

@@ -5,7 +5,6 @@ the training.
 import contextvars
 import json
 import os
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -217,7 +216,7 @@ def train_as_rank() -> None:
         ),
     ],
 )
-def test_all_ranks_answer_together(tmp_path, config):
+def test_all_ranks_answer_together(tmp_path, config, run_warm):
     """Two ranks, 5 examples in batches of 3: one rank has none left, and sharded weights need both
     at every step.
     """
@@ -240,9 +239,7 @@ def test_all_ranks_answer_together(tmp_path, config):
             *(["--num_processes", "2"] if processes == 2 else []),
             str(Path(__file__)),
         ]
-        result = subprocess.run(
-            [sys.executable, *launcher], env=env, text=True, capture_output=True, timeout=300
-        )
+        result = run_warm([sys.executable, *launcher], env=env, timeout=300)
         assert result.returncode == 0, result.stderr[-3000:]
         ranks = [json.loads(path.read_text()) for path in sorted(notes.glob("*.json"))]
         assert len(ranks) == processes and all(

@@ -5,7 +5,6 @@ other settings.
 import json
 import os
 import shutil
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -298,7 +297,7 @@ LAUNCHES = ["zero3", "fsdp2"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", LAUNCHES)
-def test_adapters_of_two_processes_load(config, place):
+def test_adapters_of_two_processes_load(config, place, run_warm):
     """Sharded base model, one adapter: it loads, gives the loss that the run measured, and that of
     one process.
     """
@@ -324,7 +323,7 @@ def test_adapters_of_two_processes_load(config, place):
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
     }
-    result = subprocess.run(
+    result = run_warm(
         [
             sys.executable,
             "-m",
@@ -336,10 +335,7 @@ def test_adapters_of_two_processes_load(config, place):
             "2",
             *words,
         ],
-        cwd=ROOT,
         env=env,
-        text=True,
-        capture_output=True,
         timeout=300,
     )
     assert result.returncode == 0, result.stderr[-3000:]

@@ -3,12 +3,16 @@
 A cold start of a recipe takes ten seconds, nearly all of them for imports. The launcher is warm
 too: what it starts by `subprocess.Popen` are forks, with the environment, the session and the
 parent that they would have had.
+
+As a program it does for other processes what `subprocess.run` does, a line of JSON in and one out:
+a process with threads, such as a worker of pytest-xdist, cannot fork by itself.
 """
 
 import contextlib
 import gc
 import importlib
 import io
+import json
 import os
 import runpy
 import signal
@@ -19,13 +23,16 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from hfscale.process import hide_bitsandbytes
 
 COLD = subprocess.Popen._execute_child  # type: ignore[attr-defined]
-SITE = Path(__file__).parent / "site" / "sitecustomize.py"
+ROOT = Path(__file__).parents[1]
 FORKABLE = "jemalloc_bg_thd"  # pyarrow's; a fork starts it again
 # What the recipes import when they run, all that takes time.
 MODULES = """
@@ -56,6 +63,8 @@ def import_all(engines: Iterable[str], recipes: Iterable[str]) -> None:
     no fork has.
     """
     hide_bitsandbytes()
+    # tqdm's own lock is one for all forks: one that is killed while it holds it stops the others.
+    tqdm.set_lock(threading.RLock())
     names = list(MODULES)
     if "zero2" in engines:
         names += DEEPSPEED_MODULES
@@ -98,6 +107,7 @@ class WarmPopen(subprocess.Popen):
         self.pid = os.fork()
         self._child_created = True
         if self.pid:
+            self._close_pipe_fds(*details[9:15])  # type: ignore[attr-defined]
             return
         status = 70
         try:
@@ -111,6 +121,9 @@ class WarmPopen(subprocess.Popen):
             for number, descriptor in outputs.items():
                 if descriptor != -1:
                     os.dup2(descriptor, number)
+            for descriptor in (details[10], details[11], details[13]):  # the parent's ends
+                if descriptor != -1:
+                    os.close(descriptor)
             status = _run(list(args[1:]))
         finally:
             os._exit(status)
@@ -122,11 +135,12 @@ def _run(words: list[str]) -> int:
     while words[0] == "-u":
         words.pop(0)
     subprocess.Popen._execute_child = WarmPopen._execute_child  # type: ignore[attr-defined]
-    runpy.run_path(str(SITE))  # as Python does at its start
+    _look_at_python_path()
     warnings.simplefilter("ignore", RuntimeWarning)  # runpy's, about what is imported already
     try:
         if words[0] == "-m":
             sys.argv = ["", *words[2:]]
+            sys.path.insert(0, str(Path.cwd()))
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
         else:
             sys.argv = words
@@ -146,6 +160,14 @@ def _run(words: list[str]) -> int:
     with contextlib.suppress(KeyboardInterrupt):
         threading._shutdown()
     return status if _flush() else 120
+
+
+def _look_at_python_path() -> None:
+    """As Python does at its start."""
+    for folder in reversed(os.environ.get("PYTHONPATH", "").split(os.pathsep)):
+        sys.path.insert(0, folder)
+        if Path(folder, "sitecustomize.py").is_file():
+            runpy.run_path(str(Path(folder, "sitecustomize.py")))
 
 
 def _as_after_exec() -> None:
@@ -180,3 +202,56 @@ def _flush() -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+class WarmStarts:
+    """Programs of any process, warm: a process beside it imports everything and forks for it."""
+
+    def __init__(self) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.warm"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(
+        self, args: list[str], *, cwd: Path = ROOT, env: dict[str, str], timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        """`subprocess.run` with `capture_output` and `text`; raises subprocess.TimeoutExpired."""
+        request = {"args": args, "cwd": str(cwd), "env": env, "timeout": timeout}
+        assert self._server.stdin and self._server.stdout
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        answer = self._server.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"warm starts ended with status {self._server.wait()}")
+        if answer == "late\n":
+            raise subprocess.TimeoutExpired(args, timeout)
+        return subprocess.CompletedProcess(args, **json.loads(answer))
+
+    def end(self) -> None:
+        self._server.communicate()
+
+
+def serve() -> None:
+    """Answer each request on standard input until its end."""
+    requests, answers = sys.stdin, os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what imports print answers nothing
+    import_all(["zero2"] if find_spec("deepspeed") else [], [])
+    subprocess.Popen._execute_child = WarmPopen._execute_child  # type: ignore[attr-defined]
+    for request in requests:
+        try:
+            done = subprocess.run(
+                **json.loads(request), stdin=subprocess.DEVNULL, capture_output=True, text=True
+            )
+        except subprocess.TimeoutExpired:
+            answers.write("late\n")
+            continue
+        answer = {"returncode": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
+        answers.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    serve()
