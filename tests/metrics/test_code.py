@@ -108,9 +108,9 @@ def test_reference_solutions_pass_and_stubs_do_not(run, real_data):
 
 
 @pytest.mark.slow
-def test_all_reference_solutions_pass(run, real_data):
-    tasks = human_eval(real_data) + mbpp(real_data)
-    assert len(tasks) == 164 + 974
+def test_every_third_reference_solution_passes(run, real_data):
+    tasks = human_eval(real_data)[::3] + mbpp(real_data)[::3]
+    assert len(tasks) == 55 + 325
     assert failures(run, tasks, "solution") == []
 
 

@@ -58,11 +58,11 @@ def test_interval_is_as_wide_as_the_normal_theory_says():
 
 @pytest.mark.slow
 def test_95_percent_intervals_hold_the_truth_in_95_percent_of_samples():
-    """1,000 samples from a known distribution: a mean (7 of 10 answers are right) and a ratio of
+    """400 samples from a known distribution: a mean (7 of 10 answers are right) and a ratio of
     sums (2 nats per token, in documents of very unequal length).
     """
     generator, held = np.random.default_rng(0), np.zeros(2)
-    for draw in range(1000):
+    for draw in range(400):
         right = generator.random(200) < 0.7
         tokens = 1 + generator.lognormal(4, 0.8, 200).round()
         nll = tokens * generator.normal(2, 0.5, 200)
@@ -75,7 +75,7 @@ def test_95_percent_intervals_hold_the_truth_in_95_percent_of_samples():
         )
         intervals = np.array([percentile_interval(value) for value in values])
         held += (intervals[:, 0] <= [70, np.exp(2)]) & ([70, np.exp(2)] <= intervals[:, 1])
-    assert (held >= 930).all() and (held <= 970).all()
+    assert (held >= 370).all() and (held <= 390).all()
 
 
 def ratio(sums: np.ndarray) -> dict[str, np.ndarray]:

@@ -95,11 +95,11 @@ def test_no_other_start_ends_lower():
 
 @pytest.mark.slow
 def test_intervals_hold_the_truth():
-    """95 % intervals of each number, and 90 % intervals of a new run beyond the grid, over 100
+    """95 % intervals of each number, and 90 % intervals of a new run beyond the grid, over 40
     simulated studies.
     """
     held, forecasts = dict.fromkeys(Law._fields, 0), 0
-    for seed in range(100):
+    for seed in range(40):
         fit = fit_law(SIZES, TOKENS, noisy(seed), resamples=150, seed=seed)
         for name in held:
             low, high = fit.interval([getattr(draw, name) for draw in fit.draws])
@@ -110,7 +110,7 @@ def test_intervals_hold_the_truth():
             <= TRUE.loss(4e9, 8e10) * np.exp(np.random.default_rng(1000 + seed).normal(0, 0.004))
             <= high
         )
-    assert min(held.values()) >= 93 and forecasts >= 85, (held, forecasts)
+    assert min(held.values()) >= 37 and forecasts >= 34, (held, forecasts)
 
 
 @pytest.mark.parametrize(

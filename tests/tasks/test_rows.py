@@ -313,7 +313,7 @@ def test_conversations_fit_by_construction(tmp_path, special, long_targets):
         tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
     set_chat_template(tokenizer, "chatml")
     add_template_characters(tokenizer)
-    for max_length in range(100, 260, 7):
+    for max_length in range(100, 260, 19):
         counts = {}
         fitted, _ = fit_examples(examples, tokenizer, args, max_length, counts=counts)
         rows = supervised_rows(fitted, tokenizer, max_length, "none")["train"]
