@@ -2,6 +2,7 @@
 nor the model.
 """
 
+from collections import Counter
 from typing import NamedTuple
 
 # Compute-optimal: Hoffmann et al. 2022 (arXiv:2203.15556), approaches 1 and 2, table 3.
@@ -140,6 +141,21 @@ class Trained(NamedTuple):
         final_norm = 2 * shape.n_embd
         output = 0 if shape.tie_word_embeddings else shape.vocab_size * shape.n_embd
         return blocks + final_norm + output
+
+    def matrices(self, shape: Shape) -> dict[tuple[int, int], int]:
+        """How many matrices of each shape (inputs, outputs) are trained inside the blocks; query,
+        key and value are one each.
+        """
+        counts: Counter[tuple[int, int]] = Counter()
+        for block in range(shape.n_layer):
+            for name, (inputs, outputs) in shape.linear_layers().items():
+                if self.adapts(block, name):
+                    counts[inputs, self.lora_r] += 1
+                    counts[self.lora_r, outputs] += 1
+                elif self.trains(block):
+                    is_fused = name.endswith("c_attn")
+                    counts[inputs, outputs // 3 if is_fused else outputs] += 3 if is_fused else 1
+        return dict(counts)
 
     def idle_parameters(self, shape: Shape) -> int:
         """How many of them never get a gradient, so that AdamW keeps nothing for them: the

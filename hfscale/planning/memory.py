@@ -33,7 +33,8 @@ class Step(NamedTuple):
     target_modules: tuple[str, ...] = ()
     freeze_layers: int = 0
     lora_dropout: float = 0.0
-    optimizer_bytes: float = 8  # per trained parameter: AdamW's two moments in float32
+    optimizer_bytes: int = 8  # per trained parameter: AdamW's two moments in float32
+    muon: bool = False  # for the matrices of the blocks, AdamW for all else
     on_cpu: bool = False
 
     @property
@@ -85,9 +86,9 @@ def step_memory_bytes(shape: Shape, step: Step, sharding: Sharding) -> dict[str,
     """Bytes per process by part at the fullest moment of training with AdamW and fused attention.
 
     The moments compared: the end of the forward pass, the loss, the backward pass of the last
-    block, the end of the backward pass, an evaluation batch. Activations are what autograd keeps,
-    counted operation by operation and found again in torch's allocator (docs/planning.md).
-    Allocator, libraries and device contexts come on top.
+    block, the end of the backward pass, Muon's step, an evaluation batch. Activations are what
+    autograd keeps, counted operation by operation and found again in torch's allocator
+    (docs/planning.md). Allocator, libraries and device contexts come on top.
     """
     state = _state(shape, step, sharding)
     gradients = state.pop("gradients")
@@ -122,10 +123,13 @@ def _state(shape: Shape, step: Step, sharding: Sharding) -> Bytes:
     if not is_deepspeed:  # which keeps state for weights without a gradient, too
         trained -= step.trained.idle_parameters(shape)
     present = shape.parameters() + shape.lora_parameters(*step.trained)
+    optimizer = (master + step.optimizer_bytes) * trained
+    if step.muon:  # which keeps one number of a matrix, where AdamW keeps two
+        optimizer -= 4 * sum(_values_by_shape(shape, step))
     state = {
         "weights": value * present - _saved_by_4bit(shape, step, value),
         "gradients": value * trained,
-        "optimizer": (master + step.optimizer_bytes) * trained,
+        "optimizer": optimizer,
         # DDP's buckets are one more copy of the gradients.
         "communication": 4 * trained if sharding.engine == "ddp" else 0,
     }
@@ -138,6 +142,12 @@ def _state(shape: Shape, step: Step, sharding: Sharding) -> Bytes:
             state["weights"] = 0
             state["gradients"] = 0
     return state
+
+
+def _values_by_shape(shape: Shape, step: Step) -> list[int]:
+    """Numbers in all trained matrices of a shape, for each shape."""
+    matrices = step.trained.matrices(shape)
+    return [rows * columns * count for (rows, columns), count in matrices.items()]
 
 
 def _saved_by_4bit(shape: Shape, step: Step, value: int) -> float:
@@ -185,6 +195,7 @@ def _moments(shape: Shape, step: Step, sharding: Sharding, gradients: float) -> 
         _backward_of_loss(shape, step, shared),
         _backward_of_last_mlp(shape, step, sharding, blocks[-1], shared),
         _end_of_backward(shape, step, gradients, shared),
+        _muon_step(shape, step, gradients),
         _evaluation(shape, step),
     ]
 
@@ -244,6 +255,14 @@ def _end_of_backward(shape: Shape, step: Step, gradients: float, shared: _Pass) 
         "gradients": gradients + tied_again,
         "communication": shared.bucket + shared.gathered,
     }
+
+
+def _muon_step(shape: Shape, step: Step, gradients: float) -> Bytes:
+    """All gradients, and what makes the matrices of one shape orthogonal at once: they in float32,
+    and before and after an iteration, with its two squares, in the type of the products.
+    """
+    largest = max(_values_by_shape(shape, step), default=0) if step.muon else 0
+    return {"gradients": gradients, "optimizer": (4 + 4 * step.width) * largest}
 
 
 def _evaluation(shape: Shape, step: Step) -> Bytes:

@@ -284,6 +284,8 @@ def plan_launches(
             continue
         if step.load_in_4bit and sharding.stage == 3:  # 4-bit weights cannot be split
             continue
+        if step.muon and sharding.engine == "deepspeed":  # which knows no matrices
+            continue
         plans[name] = plan_launch(
             shape,
             step,

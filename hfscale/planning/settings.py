@@ -35,7 +35,6 @@ ONLY_WITH: dict[str, tuple] = {
 }
 # Arguments of the recipes, alike.
 RECIPES_ONLY_WITH: dict[str, tuple] = {
-    "optimizer": (None, "adamw"),
     "peft_type": (None,),
     "peft_kwargs": (None, {}),
     "use_dora": (False,),
@@ -229,6 +228,7 @@ def step_of(planned: Planned, shape: Shape, rows: Rows, max_length: int, precisi
         freeze_layers=planned.freeze_layers,
         lora_dropout=planned.lora_dropout,
         optimizer_bytes=OPTIMIZER_BYTES[training.get("optim", DEFAULT_OPTIMIZER)],
+        muon=planned.optimizer == "muon",
     )
 
 

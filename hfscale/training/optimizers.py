@@ -120,24 +120,28 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
     def _step_muon(self, groups: list[dict[str, Any]]) -> None:
-        # All parts of one shape go through at once, whatever weight they are of.
-        parts = defaultdict(list)
-        for number, (group, param) in enumerate(_with_gradient(groups)):
+        # All matrices of one shape go through at once, whatever weight they are of.
+        weights_by_shape = defaultdict(list)
+        for group, param in _with_gradient(groups):
+            weights_by_shape[_matrix_shape(group, param)].append((group, param))
+        for weights in weights_by_shape.values():
+            matrices = orthogonalize(self._directions(weights), self.product_dtype)
+            counts = [group["num_matrices"] for group, _ in weights]
+            for (group, param), turned in zip(weights, matrices.split(counts), strict=True):
+                dim = group["outputs_dim"]
+                outputs, inputs = turned.shape[1 + dim], turned.shape[2 - dim]
+                step_size = group["lr"] * math.sqrt(max(1, outputs / inputs))
+                update = _placed_like(param, torch.cat(turned.unbind(), dim))
+                param.mul_(1 - group["lr"] * group["weight_decay"])
+                param.add_(update, alpha=-step_size)
+
+    def _directions(self, weights: list[tuple[dict[str, Any], torch.nn.Parameter]]) -> torch.Tensor:
+        """What is to be made orthogonal (matrices x rows x columns)."""
+        parts: list[torch.Tensor] = []
+        for group, param in weights:
             direction = _whole(self._nesterov(param, group["momentum"]))
-            for part in direction.chunk(group["num_matrices"], group["outputs_dim"]):
-                parts[part.shape].append((number, part))
-        turned = defaultdict(list)
-        for alike in parts.values():
-            matrices = orthogonalize(torch.stack([part for _, part in alike]), self.product_dtype)
-            for (number, _), matrix in zip(alike, matrices, strict=True):
-                turned[number].append(matrix)
-        for number, (group, param) in enumerate(_with_gradient(groups)):
-            dim = group["outputs_dim"]
-            outputs, inputs = turned[number][0].shape[dim], turned[number][0].shape[1 - dim]
-            step_size = group["lr"] * math.sqrt(max(1, outputs / inputs))
-            update = _placed_like(param, torch.cat(turned[number], dim))
-            param.mul_(1 - group["lr"] * group["weight_decay"])
-            param.add_(update, alpha=-step_size)
+            parts += direction.chunk(group["num_matrices"], group["outputs_dim"])
+        return torch.stack(parts)
 
     def _nesterov(self, param: torch.Tensor, momentum: float) -> torch.Tensor:
         """The gradient averaged over the steps, looking one step ahead."""
@@ -154,6 +158,13 @@ class MuonAdamW(torch.optim.Optimizer):
 def _product_dtype(device: torch.device) -> torch.dtype:
     """bfloat16, which is enough, where the device multiplies it faster."""
     return torch.bfloat16 if has_bf16_units(device.type == "cpu") else torch.float32
+
+
+def _matrix_shape(group: dict[str, Any], param: torch.Tensor) -> tuple[int, ...]:
+    """Of one of the matrices that the weight holds."""
+    sizes = list(param.shape)
+    sizes[group["outputs_dim"]] //= group["num_matrices"]
+    return tuple(sizes)
 
 
 def _with_gradient(

@@ -18,7 +18,6 @@ from hfscale.planning.memory import Sharding, Step, sharding_of, step_memory_byt
 from hfscale.planning.settings import OPTIMIZER_BYTES
 from hfscale.process import is_main_rank, launched_engine, launched_processes, planned_launch
 from hfscale.report.tables import show_table
-from hfscale.training.optimizers import hidden_matrices
 
 SHOWN_TOKENS = 24  # of each part that is scored, or is not
 
@@ -167,7 +166,8 @@ def memory_at_hand(
         lora_r=getattr(adapter, "r", 0),
         load_in_4bit=getattr(model, "is_loaded_in_4bit", False),
         lora_dropout=getattr(adapter, "lora_dropout", 0.0),
-        optimizer_bytes=_optimizer_bytes(model, args, optimizer),
+        optimizer_bytes=OPTIMIZER_BYTES.get(args.optim, 8),
+        muon=optimizer == "muon",
         on_cpu=args.device.type == "cpu" and not planned_launch(),
     )
     if model.config.model_type == "gpt2":
@@ -176,21 +176,6 @@ def memory_at_hand(
     return step_memory_bytes(
         _shape_of(model, step.max_length), step, launched_sharding(args.world_size)
     )
-
-
-def _optimizer_bytes(
-    model: PreTrainedModel, args: TrainingArguments, optimizer: str | None
-) -> float:
-    """Per trained parameter. Muon keeps one number where AdamW keeps two, for hidden matrices."""
-    if optimizer != "muon":
-        return OPTIMIZER_BYTES.get(args.optim, 8)
-    sizes = {
-        name: parameter.numel()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-    in_matrices = sum(sizes[name] for name in hidden_matrices(model))
-    return 8 - 4 * in_matrices / max(1, sum(sizes.values()))
 
 
 def _shape_of(model: PreTrainedModel, max_length: int) -> Shape:

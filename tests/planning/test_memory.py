@@ -17,6 +17,7 @@ from hfscale.config import shipped
 from hfscale.models import DEFAULTS
 from hfscale.planning.flops import Shape
 from hfscale.planning.memory import Sharding, Step, sharding_of, step_memory_bytes
+from hfscale.training.optimizers import MuonForModel
 from hfscale.training.training_args import has_bf16_units
 
 TINY = Shape(n_layer=3, n_head=4, n_embd=128, n_positions=128, vocab_size=512)
@@ -120,6 +121,26 @@ def model_in_training(shape: Shape, step: Step) -> torch.nn.Module:
     return model
 
 
+def test_muon_keeps_one_number_of_each_hidden_weight():
+    """124,439,808 parameters, of which 12 blocks have 12 matrices of width x width each."""
+    small = Shape(12, 12, 768, 1024, 50257)
+    in_matrices = 12 * 12 * 768 * 768
+    adamw, muon = (
+        step_memory_bytes(small, Step(8, 1024, muon=muon), Sharding()) for muon in (False, True)
+    )
+    assert adamw["optimizer"] - muon["optimizer"] == 4 * in_matrices
+
+
+def optimizer_of(model: torch.nn.Module, step: Step) -> torch.optim.Optimizer:
+    if step.muon:
+        rates = {"muon_learning_rate": 0.02, "learning_rate": 1e-3, "weight_decay": 0.1}
+        muon = MuonForModel()(model, **rates, betas=(0.9, 0.95), eps=1e-8)
+        muon.product_dtype = torch.bfloat16 if step.bf16 else torch.float32
+        return muon
+    kind = {8: torch.optim.AdamW, 4: torch.optim.Adagrad, 0: torch.optim.SGD}[step.optimizer_bytes]
+    return kind((p for p in model.parameters() if p.requires_grad), fused=True)
+
+
 def peak_bytes(shape: Shape, step: Step) -> int:
     """Most bytes of live tensors during two training steps, as torch's CPU allocator reports
     them.
@@ -130,12 +151,11 @@ def peak_bytes(shape: Shape, step: Step) -> int:
     batches = torch.randint(
         0, shape.vocab_size, (2, 2 if step.accumulates else 1, step.batch_size, step.max_length)
     )
-    kind = {8: torch.optim.AdamW, 4: torch.optim.Adagrad, 0: torch.optim.SGD}[step.optimizer_bytes]
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profiler:
         model = model_in_training(shape, step)
-        optimizer = kind((p for p in model.parameters() if p.requires_grad), fused=True)
+        optimizer = optimizer_of(model, step)
         for batch in batches:
             for ids in batch:
                 with torch.autocast("cpu", torch.bfloat16, enabled=step.bf16):
@@ -289,6 +309,11 @@ DROPOUT = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
         ({"activation_function": "tanh"}, {"lora_r": 8}),
         ({}, {"optimizer_bytes": 0}),
         ({}, {"optimizer_bytes": 4}),
+        ({}, {"muon": True}),
+        ({}, {"muon": True, "batch_size": 1, "max_length": 32}),
+        ({}, {"muon": True, "batch_size": 1, "max_length": 32, "bf16": True}),
+        ({}, {"muon": True, "freeze_layers": 1}),
+        ({}, {"muon": True, "lora_r": 8}),
     ],
     ids=lambda value: "-".join(value) or "plain",
 )

@@ -530,11 +530,16 @@ def test_sizes_come_from_the_files_at_hand(tmp_path):
         find_shape(None, sizes, str(tmp_path), None)
 
 
+def test_muon_is_planned_where_it_runs(capsys):
+    out, flags, _ = planned("--config gpt2_small --optimizer muon --num_gpus 8", capsys)
+    assert "ddp" in out and "fsdp2" in out and "zero" not in out
+    assert flags["accelerate"] == "ddp"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         ("--gpu h1000", "--gpu h1000: not known; known: a100-40gb"),
-        ("--optimizer muon", "optimizer: got 'muon', which plan does not count"),
         ("--num_gpus 0", "--num_gpus: got '0', expected 1 to 10000000"),
         ("--efficiency 1.5", "--efficiency: got '1.5', expected 0.001 to 1"),
         ("--gpu t4 --bf16", "t4 has no bf16 matrix units; add --bf16 false"),
