@@ -43,8 +43,8 @@ class SourceArguments:
     source: list[str] = field(
         default_factory=lambda: ["embedded:python-docs"],
         metadata={
-            "help": "embedded:python-docs, embedded:python-code, a file, folder, glob, saved data "
-            "set, Hub id, or my_file.py:function, a generator of documents"
+            "help": "embedded:python-docs, -prose or -code, a file, folder, glob, saved data set, "
+            "Hub id, or my_file.py:function, a generator of documents"
         },
     )
     dataset_config_name: str | None = field(

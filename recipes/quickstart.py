@@ -7,16 +7,20 @@ python recipes/quickstart.py --model gpt2     # fine-tune the Hub's checkpoint o
 import time
 from dataclasses import dataclass, field
 
-from hfscale.arguments import DataArguments, LoadArguments, loading
+from hfscale.arguments import DataArguments, LoadArguments, OptimizerArguments, loading
 from hfscale.config import parse_args
 from hfscale.folders import check_output_dir
 from hfscale.process import run
 
 
 @dataclass
-class QuickstartArguments(DataArguments, LoadArguments):
+class QuickstartArguments(DataArguments, LoadArguments, OptimizerArguments):
     model: str = field(
         default="new", metadata={"help": "new (random weights), a folder, or a Hub id such as gpt2"}
+    )
+    source: list[str] = field(
+        default_factory=lambda: ["embedded:python-prose"],
+        metadata={"help": "embedded:python-prose, -docs or -code, a file, folder, glob, or Hub id"},
     )
     tokenizer: str = field(
         default="train:4096", metadata={"help": "for a new model: train:<vocab size> or char"}
@@ -40,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.data.splits import load_splits
     from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer
     from hfscale.models import load_model, new_model
+    from hfscale.training.optimizers import choose_optimizer
     from hfscale.training.record import write_run
     from hfscale.training.running import prepare_output_dir, run_training
     from hfscale.training.steps import draw_samples, show_run
@@ -48,10 +53,12 @@ def main(argv: list[str] | None = None) -> None:
 
     # Settings: those that fit a small model and a few minutes; what the user says goes before.
     is_new = args.model == "new"
+    if is_new and "optim" not in args.training:
+        args.optimizer = args.optimizer or "muon"
     defaults = {
         "output_dir": "runs/quickstart",
         "max_steps": 700,
-        "learning_rate": 1e-3 if is_new else 5e-5,
+        "learning_rate": 4e-3 if is_new else 5e-5,
         "per_device_train_batch_size": 4,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.1,
@@ -102,6 +109,7 @@ def main(argv: list[str] | None = None) -> None:
         eval_dataset=rows["validation"],
         data_collator=collate_rows,
         processing_class=tokenizer,
+        optimizer_cls_and_kwargs=choose_optimizer(args, training_args, model),
     )
     prepare_output_dir(trainer, overwrite=args.overwrite)
     run_training(trainer, None, can_resume=False)

@@ -1,7 +1,8 @@
-"""Texts that every Python brings along: `embedded:python-docs` and `embedded:python-code`."""
+"""Texts that every Python brings along: its documentation, the prose of that, its code."""
 
 import ast
 import contextlib
+import re
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from hfscale import __version__
 from hfscale.data.caches import generated
 from hfscale.process import InputError
 
-EMBEDDED = ("embedded:python-docs", "embedded:python-code")
+EMBEDDED = ("embedded:python-docs", "embedded:python-prose", "embedded:python-code")
 TEXT_FEATURES = Features({"text": Value("string")})
 # Folders of the standard library that are no library: others' packages, tests, and code written by
 # a program.
@@ -27,13 +28,18 @@ SKIPPED_FOLDERS = {
     "lib2to3",
     "__pycache__",
 }
+# A paragraph of prose: a sentence or more, and few words that are names, numbers or signs.
+SENTENCES = re.compile(r"""[A-Z"'`].{58,}[.!?:]['")]*""")
+PLAIN_WORD = re.compile(r"""["'(*]*[A-Za-z][a-z]*(?:['-][a-z]+)*["')*.,;:!?]*""")
+PLAIN_SHARE = 0.75
 # They hold how this Python was built, and differ from machine to machine.
 BUILD_SETTINGS = ("config-", "_sysconfigdata")
 
 
 def load_embedded(name: str) -> Dataset:
     """One row per module of the standard library: its code, or its docstrings, after the topics of
-    the language reference.
+    the language reference; of both, as `python-prose`, only the paragraphs that are prose, each in
+    one line.
 
     Raises InputError: no such text.
     """
@@ -49,12 +55,40 @@ def _read_embedded(name: str, python: str, hfscale: str) -> Iterator[dict[str, A
         for code in _library_code():
             yield {"text": code}
         return
+    documents = _documentation()
+    if name == "embedded:python-prose":
+        documents = filter(None, map(prose, documents))
+    for text in documents:
+        yield {"text": text}
+
+
+def prose(text: str) -> str:
+    """The paragraphs of whole sentences, each in one line, without lists, tables and code."""
+    paragraphs = [block.strip("\n").split("\n") for block in re.split(r"\n\s*\n", text)]
+    flush = [lines for lines in paragraphs if len({_indentation(line) for line in lines}) == 1]
+    unwrapped = [" ".join(" ".join(lines).split()) for lines in flush]
+    return "\n\n".join(filter(_is_prose, unwrapped))
+
+
+def _indentation(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _is_prose(paragraph: str) -> bool:
+    words = paragraph.split()
+    plain = sum(PLAIN_WORD.fullmatch(word) is not None for word in words)
+    is_plain = plain >= PLAIN_SHARE * len(words)
+    return is_plain and SENTENCES.fullmatch(paragraph) is not None
+
+
+def _documentation() -> Iterator[str]:
+    """The topics of the language reference, then the docstrings of each module."""
     from pydoc_data.topics import topics
 
     for topic in sorted(topics):
-        yield {"text": topics[topic]}
+        yield topics[topic]
     for code in _library_code():
-        yield {"text": _docstrings(code)}
+        yield _docstrings(code)
 
 
 def _library_code() -> Iterator[str]:

@@ -10,6 +10,7 @@ import zstandard
 from datasets import Dataset, DatasetDict
 
 from hfscale.arguments import StreamArguments
+from hfscale.data.embedded import prose
 from hfscale.data.sources import load_documents
 from hfscale.data.splits import load_splits, split_documents
 from hfscale.process import InputError
@@ -219,8 +220,35 @@ def test_embedded_docs_are_deterministic_english():
     assert len(documents) > 400
     assert sum("the" in text for text in documents["text"]) > 0.7 * len(documents)
     assert load_documents("embedded:python-docs")._fingerprint == documents._fingerprint
-    with pytest.raises(InputError, match="there are embedded:python-docs, embedded:python-code"):
+    with pytest.raises(InputError, match="there are embedded:python-docs, embedded:python-prose, "):
         load_documents("embedded:python")
+
+
+def test_embedded_prose_is_whole_paragraphs_of_the_docs():
+    whole = " ".join(" ".join(load_documents("embedded:python-docs")["text"]).split())
+    documents = load_documents("embedded:python-prose")
+    paragraphs = [p for text in documents["text"] for p in text.split("\n\n")]
+    assert len(paragraphs) > 5000 and sum(map(len, paragraphs)) > 0.4 * len(whole)
+    assert all(p in whole and "\n" not in p and p[-1] in ".!?:'\")" for p in paragraphs)
+
+
+def test_prose_is_sentences_in_one_line():
+    text = """Return the smallest number that is not yet taken by
+any of the others, or None.
+
+  * a list of words that has no full stop at its end, and is long
+
+>>> f(x)
+1
+
+name      type      what this column of the table tells the reader.
+
+a paragraph that begins in the middle of something, as it seems to be.
+
+Too short to say much."""
+    assert prose(text) == (
+        "Return the smallest number that is not yet taken by any of the others, or None."
+    )
 
 
 def test_split_by_document_is_a_partition():
