@@ -455,7 +455,9 @@ class CardArguments:
 
 @dataclass
 class OptimizerArguments:
-    """What makes steps of gradients, beside upstream's `optim`."""
+    """What makes steps of gradients, beside upstream's `optim`, and which average of the weights is
+    kept.
+    """
 
     optimizer: Literal["adamw", "muon"] | None = field(
         default=None,
@@ -470,6 +472,30 @@ class OptimizerArguments:
             "help": "of the hidden matrices with optimizer muon; learning_rate is that of all else",
             "min": 1e-9,
             "max": 1e3,
+        },
+    )
+    weight_averaging: Literal["ema", "tail"] | None = field(
+        default=None,
+        metadata={
+            "help": "evaluate and save an average of the weights, which are trained as without: "
+            "ema, the exponential moving average, or tail, the mean of the last part of the run"
+        },
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "what an ema keeps of itself at each step; default: 0.999",
+            "min": 0,
+            "max": 0.999_999_999,
+        },
+    )
+    averaging_start_step: float | None = field(
+        default=None,
+        metadata={
+            "help": "first step whose weights count; below 1 a share of all steps; default: the "
+            "first with ema, 0.75 with tail",
+            "min": 0,
+            "max": 1e12,
         },
     )
 

@@ -69,8 +69,10 @@ MODEL_FILES = (
     MODEL_CARD,
     UNFINISHED,
 )
+AVERAGED_WEIGHTS = "averaged_weights.safetensors"
 CHECKPOINT_FILES = (
     *MODEL_FILES,
+    AVERAGED_WEIGHTS,
     "manifest.json",
     "checkpoint-is-incomplete.txt",
     "optimizer.pt",

@@ -36,23 +36,24 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
 
     from hfscale.adapters import load_for_training, merge_saved_adapter
-    from hfscale.data.packing import collate_rows, pack_splits, settle_packing
-    from hfscale.data.splits import load_splits
+    from hfscale.data.packing import collate_rows, settle_packing
     from hfscale.data.tokenizer import load_model_tokenizer
     from hfscale.models import load_saved_model
+    from hfscale.training.averaging import average_weights, check_averaging, settle_averaging
     from hfscale.training.checkpoints import newest_checkpoint
     from hfscale.training.continuation import settings_of_run
     from hfscale.training.optimizers import choose_optimizer
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run
     from hfscale.training.running import prepare_output_dir, run_training
-    from hfscale.training.steps import draw_samples, row_length, show_losses, show_run
+    from hfscale.training.steps import draw_samples, show_losses, show_run
     from hfscale.training.trainer import LMTrainer
     from hfscale.training.training_args import batch_rows_of_like_length, training_arguments
 
     # What cannot work is refused before anything is read.
     training_args = training_arguments(training_defaults(args) | args.training, width=256)
     output_dir = str(training_args.output_dir)
+    check_averaging(args, training_args)
     if not args.dry_run:
         check_output_dir(output_dir, resume=args.resume, overwrite=args.overwrite)
 
@@ -73,21 +74,10 @@ def main(argv: list[str] | None = None) -> None:
     # Data: text -> rows with labels, so that padding need not be masked and EOS stays learnable.
     # One rank prepares it, the others read its cache.
     with training_args.main_process_first(desc="preparing the data"):
-        documents = load_splits(args, seed=training_args.seed)
-        if args.forget_source:  # split as the source is, so that it is what pretraining held out
-            old = replace(args, source=args.forget_source, validation_source=None)
-            documents["forget"] = load_splits(old, seed=training_args.seed)["validation"]
-        rows = pack_splits(
-            documents,
-            tokenizer,
-            row_length(model, args.max_length),
-            args.cross_document_attention,
-            model,
-            args.packing,
-            num_proc=args.num_proc,
-        )
+        documents, rows = prepare_data(args, training_args, model, tokenizer)
+    settle_averaging(args, training_args, rows["train"])
     if args.dry_run:
-        preview(model, tokenizer, rows, training_args, args.optimizer)
+        preview(model, tokenizer, rows, training_args, args)
         return
 
     # Training, from the start or from the newest whole checkpoint.
@@ -103,6 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         auto_batch=args.auto_batch,
         optimizer_cls_and_kwargs=choose_optimizer(args, training_args, model),
     )
+    average_weights(trainer, args, checkpoint)
     prepare_output_dir(trainer, overwrite=args.overwrite)
     run_training(trainer, checkpoint, settings)
 
@@ -130,6 +121,28 @@ def main(argv: list[str] | None = None) -> None:
         )
         show_losses(metrics)
         show_run(output_dir, samples, saved, tokenizer, documents)
+
+
+def prepare_data(args: FinetuneArguments, training_args, model, tokenizer):
+    """Documents and rows: of the source, and of the old domain where one is given."""
+    from hfscale.data.packing import pack_splits
+    from hfscale.data.splits import load_splits
+    from hfscale.training.steps import row_length
+
+    documents = load_splits(args, seed=training_args.seed)
+    if args.forget_source:  # split as the source is, so that it is what pretraining held out
+        old = replace(args, source=args.forget_source, validation_source=None)
+        documents["forget"] = load_splits(old, seed=training_args.seed)["validation"]
+    rows = pack_splits(
+        documents,
+        tokenizer,
+        row_length(model, args.max_length),
+        args.cross_document_attention,
+        model,
+        args.packing or "wrapped",
+        num_proc=args.num_proc,
+    )
+    return documents, rows
 
 
 def training_defaults(args: FinetuneArguments) -> dict[str, Any]:

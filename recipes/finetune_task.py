@@ -58,7 +58,6 @@ def main(argv: list[str] | None = None) -> None:
 
     from hfscale.adapters import merge_saved_adapter
     from hfscale.data.packing import settle_packing
-    from hfscale.folders import check_output_dir
     from hfscale.generation.task_prompt import save_task_prompt
     from hfscale.models import context_limit
     from hfscale.tasks.examples import count_dropped, example_texts, load_task, task_prompt
@@ -69,19 +68,15 @@ def main(argv: list[str] | None = None) -> None:
         show_examples,
     )
     from hfscale.tasks.rows import supervised_rows
+    from hfscale.training.averaging import settle_averaging
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run
-    from hfscale.training.training_args import batch_rows_of_like_length, training_arguments
+    from hfscale.training.training_args import batch_rows_of_like_length
 
     # What can be checked before data and model are loaded.
-    is_new = args.model == "new"
-    if is_new:
-        check_new_model(args)
-    training_args = training_arguments(args.training, width=args.n_embd if is_new else 256)
+    training_args = check_arguments(args)
     output_dir = str(training_args.output_dir)
     task_metrics = load_answer_metrics(args, trust_remote_code=args.trust_remote_code)
-    if not args.dry_run:
-        check_output_dir(output_dir, resume=args.resume, overwrite=args.overwrite)
     set_seed(training_args.seed)
 
     # Data: prompts, targets and references. The other ranks read the cache of the first.
@@ -92,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     task = task_prompt(args, examples)
 
     # Model: a checkpoint, or random weights and a tokenizer trained on the task's texts.
-    make_model = make_new_model if is_new else load_checkpoint
+    make_model = make_new_model if args.model == "new" else load_checkpoint
     model, tokenizer = make_model(args, texts["train"], is_chat=task.prompt is None)
 
     # Rows in which only targets carry loss.
@@ -101,9 +96,10 @@ def main(argv: list[str] | None = None) -> None:
     max_length = args.max_length or min(context_limit(model) or 1024, 1024)
     examples, shortened = fit_examples(examples, tokenizer, args, max_length, counts=counts)
     rows = supervised_rows(examples, tokenizer, max_length, args.packing)
+    settle_averaging(args, training_args, rows["train"])
     if args.dry_run:
         show_examples(counts)
-        preview(model, tokenizer, rows, training_args, args.optimizer)
+        preview(model, tokenizer, rows, training_args, args)
         return
 
     # Training, and the answers to all held-out examples: before, after, and of the baseline.
@@ -133,6 +129,25 @@ def main(argv: list[str] | None = None) -> None:
             seconds=time.perf_counter() - started,
         )
         show_results(args, output_dir, task, examples["validation"], counts, metrics, samples)
+
+
+def check_arguments(args: FinetuneTaskArguments):
+    """The arguments of the Trainer. Raises InputError for what can be told before data and model
+    are loaded.
+    """
+    from hfscale.folders import check_output_dir
+    from hfscale.training.averaging import check_averaging
+    from hfscale.training.training_args import training_arguments
+
+    is_new = args.model == "new"
+    if is_new:
+        check_new_model(args)
+    training_args = training_arguments(args.training, width=args.n_embd if is_new else 256)
+    check_averaging(args, training_args)
+    if not args.dry_run:
+        output_dir = str(training_args.output_dir)
+        check_output_dir(output_dir, resume=args.resume, overwrite=args.overwrite)
+    return training_args
 
 
 def check_new_model(args: FinetuneTaskArguments) -> None:
@@ -184,6 +199,7 @@ def train(
     from hfscale.data.packing import collate_rows
     from hfscale.tasks.examples import baseline_answers
     from hfscale.tasks.measures import GenerationMetrics, measure_answers
+    from hfscale.training.averaging import average_weights
     from hfscale.training.checkpoints import newest_checkpoint
     from hfscale.training.continuation import settings_of_run
     from hfscale.training.optimizers import choose_optimizer
@@ -205,6 +221,7 @@ def train(
         auto_batch=args.auto_batch,
         optimizer_cls_and_kwargs=choose_optimizer(args, training_args, model),
     )
+    average_weights(trainer, args, checkpoint)
     # At each evaluation it answers a sample of the held-out examples.
     trainer.add_callback(GenerationMetrics(trainer, held_out, args, task_metrics))
     prepare_output_dir(trainer, overwrite=args.overwrite)

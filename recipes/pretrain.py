@@ -28,35 +28,20 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
 
     from hfscale.data.packing import collate_rows
-    from hfscale.models import check_architecture, load_saved_model, new_model
+    from hfscale.models import load_saved_model, new_model
+    from hfscale.training.averaging import average_weights, settle_averaging
     from hfscale.training.checkpoints import newest_checkpoint
     from hfscale.training.continuation import settings_of_run
     from hfscale.training.optimizers import choose_optimizer
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run
     from hfscale.training.running import prepare_output_dir, run_training
-    from hfscale.training.steps import (
-        check_stream,
-        draw_samples,
-        show_run,
-    )
+    from hfscale.training.steps import draw_samples, show_run
     from hfscale.training.trainer import LMTrainer
-    from hfscale.training.training_args import batch_rows_of_like_length, training_arguments
 
     # What cannot work is refused before anything is read.
-    check_architecture(shape_of(args), in_memory=not args.dry_run)
-    args.packing = args.packing or "wrapped"  # a GPT-2 keeps packed documents apart
-    args.max_length = args.n_positions if args.max_length is None else args.max_length
-    if args.max_length > args.n_positions:
-        raise InputError(
-            f"max_length {args.max_length} is beyond the model's n_positions {args.n_positions}"
-        )
-    training_args = training_arguments(args.training, width=args.n_embd)
-    batch_rows_of_like_length(training_args, args)
+    training_args = check_arguments(args)
     output_dir = str(training_args.output_dir)
-    check_stream(args, training_args, args.max_length)
-    if not args.dry_run:
-        check_output_dir(output_dir, resume=args.resume, overwrite=args.overwrite)
 
     # Data: text -> tokenizer -> rows. One rank prepares it, the others read its cache.
     dropped: dict[str, int] = {}
@@ -65,12 +50,14 @@ def main(argv: list[str] | None = None) -> None:
             args, training_args, args.max_length, dropped
         )
 
+    settle_averaging(args, training_args, rows["train"])
+
     # Model: random weights. One that is only counted takes no memory.
     set_seed(training_args.seed)
     with torch.device("meta") if args.dry_run else nullcontext():
         model = new_model(tokenizer, **shape_of(args))
     if args.dry_run:
-        preview(model, tokenizer, rows, training_args, args.optimizer)
+        preview(model, tokenizer, rows, training_args, args)
         return
 
     # Training, from the start or from the newest whole checkpoint.
@@ -86,6 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         auto_batch=args.auto_batch,
         optimizer_cls_and_kwargs=choose_optimizer(args, training_args, model),
     )
+    average_weights(trainer, args, checkpoint)
     prepare_output_dir(trainer, overwrite=args.overwrite)
     run_training(trainer, checkpoint, settings)
 
@@ -116,6 +104,32 @@ def main(argv: list[str] | None = None) -> None:
             seconds=time.perf_counter() - started,
         )
         show_run(output_dir, samples, saved, tokenizer, documents)
+
+
+def check_arguments(args: PretrainArguments):
+    """The arguments of the Trainer; sets in `args` what follows from others. Raises InputError for
+    what can be told before anything is read.
+    """
+    from hfscale.models import check_architecture
+    from hfscale.training.averaging import check_averaging
+    from hfscale.training.steps import check_stream
+    from hfscale.training.training_args import batch_rows_of_like_length, training_arguments
+
+    check_architecture(shape_of(args), in_memory=not args.dry_run)
+    args.packing = args.packing or "wrapped"  # a GPT-2 keeps packed documents apart
+    args.max_length = args.n_positions if args.max_length is None else args.max_length
+    if args.max_length > args.n_positions:
+        raise InputError(
+            f"max_length {args.max_length} is beyond the model's n_positions {args.n_positions}"
+        )
+    training_args = training_arguments(args.training, width=args.n_embd)
+    check_averaging(args, training_args)
+    batch_rows_of_like_length(training_args, args)
+    check_stream(args, training_args, args.max_length)
+    if not args.dry_run:
+        output_dir = str(training_args.output_dir)
+        check_output_dir(output_dir, resume=args.resume, overwrite=args.overwrite)
+    return training_args
 
 
 def prepare_data(args: PretrainArguments, training_args, max_length: int, dropped: dict[str, int]):

@@ -35,6 +35,7 @@ class Step(NamedTuple):
     lora_dropout: float = 0.0
     optimizer_bytes: int = 8  # per trained parameter: AdamW's two moments in float32
     muon: bool = False  # for the matrices of the blocks, AdamW for all else
+    averages_weights: bool = False  # a float32 copy of what is trained, beside the optimizer's
     on_cpu: bool = False
 
     @property
@@ -120,6 +121,7 @@ def _state(shape: Shape, step: Step, sharding: Sharding) -> Bytes:
     value = step.width if is_deepspeed else 4
     master = 4 if is_deepspeed else 0
     trained = step.trained.parameters(shape)
+    average = 4 * trained if step.averages_weights else 0
     if not is_deepspeed:  # which keeps state for weights without a gradient, too
         trained -= step.trained.idle_parameters(shape)
     present = shape.parameters() + shape.lora_parameters(*step.trained)
@@ -129,7 +131,7 @@ def _state(shape: Shape, step: Step, sharding: Sharding) -> Bytes:
     state = {
         "weights": value * present - _saved_by_4bit(shape, step, value),
         "gradients": value * trained,
-        "optimizer": optimizer,
+        "optimizer": optimizer + average,
         # DDP's buckets are one more copy of the gradients.
         "communication": 4 * trained if sharding.engine == "ddp" else 0,
     }

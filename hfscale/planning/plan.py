@@ -286,6 +286,8 @@ def plan_launches(
             continue
         if step.muon and sharding.engine == "deepspeed":  # which knows no matrices
             continue
+        if step.averages_weights and sharding.stage > 0:  # which shares the weights out
+            continue
         plans[name] = plan_launch(
             shape,
             step,

@@ -229,6 +229,7 @@ def step_of(planned: Planned, shape: Shape, rows: Rows, max_length: int, precisi
         lora_dropout=planned.lora_dropout,
         optimizer_bytes=OPTIMIZER_BYTES[training.get("optim", DEFAULT_OPTIMIZER)],
         muon=planned.optimizer == "muon",
+        averages_weights=planned.weight_averaging is not None,
     )
 
 

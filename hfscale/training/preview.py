@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from hfscale.arguments import OptimizerArguments
 from hfscale.data.packing import IGNORED
 from hfscale.models import context_limit, count_parameters
 from hfscale.planning.flops import Shape
@@ -27,10 +28,10 @@ def preview(
     tokenizer: PreTrainedTokenizerBase,
     rows: DatasetDict | dict,
     args: TrainingArguments,
-    optimizer: str | None = None,
+    optimizer: OptimizerArguments | None = None,
 ) -> None:
     """Print (rank 0) the first text of a packed row with its labels, the counts, and the memory of
-    a step with that `optimizer` (see `choose_optimizer`).
+    a step with that `optimizer`; None: upstream's alone.
     """
     if not is_main_rank():
         return
@@ -146,11 +147,12 @@ def memory_at_hand(
     model: PreTrainedModel,
     args: TrainingArguments,
     rows: Dataset | IterableDataset,
-    optimizer: str | None = None,
+    optimizer: OptimizerArguments | None = None,
 ) -> dict[str, int]:
     """Bytes by part that a process of this launch will take (`step_memory_bytes`); another model
-    than GPT-2 is taken as a GPT-2 of its sizes.
+    than GPT-2 is taken as a GPT-2 of its sizes. `optimizer` None: upstream's alone.
     """
+    optimizer = optimizer or OptimizerArguments()
     row = next(iter(rows))
     max_length = _places(rows)[1] if isinstance(rows, Dataset) else len(row["input_ids"])
     adapters = getattr(model, "peft_config", None) or {}
@@ -167,7 +169,8 @@ def memory_at_hand(
         load_in_4bit=getattr(model, "is_loaded_in_4bit", False),
         lora_dropout=getattr(adapter, "lora_dropout", 0.0),
         optimizer_bytes=OPTIMIZER_BYTES.get(args.optim, 8),
-        muon=optimizer == "muon",
+        muon=optimizer.optimizer == "muon",
+        averages_weights=optimizer.weight_averaging is not None,
         on_cpu=args.device.type == "cpu" and not planned_launch(),
     )
     if model.config.model_type == "gpt2":

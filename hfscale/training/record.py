@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerState
 
+from hfscale.arguments import OptimizerArguments
 from hfscale.data.fingerprints import text_fingerprint
 from hfscale.folders import (
     LOADED_FILES,
@@ -24,6 +25,7 @@ from hfscale.folders import (
 from hfscale.generation.task_prompt import load_task_prompt
 from hfscale.manifest import write_manifest
 from hfscale.models import count_parameters, count_trained, weights_fingerprint
+from hfscale.training.averaging import averaging_of
 from hfscale.training.checkpoints import CheckpointManifest
 from hfscale.training.model_card import write_model_card
 from hfscale.training.preview import memory_at_hand
@@ -70,7 +72,7 @@ def write_run(
     record |= {
         "data": _describe_data(args, documents, rows) | (more_data or {}),
         "model": _describe_model(model, args),
-        "train": _describe_training(trainer, model, rows, getattr(args, "optimizer", None)),
+        "train": _describe_training(trainer, model, rows, args),
         "metrics": metrics,
         "samples": samples,
     }
@@ -133,7 +135,7 @@ def _describe_model(model: PreTrainedModel, args: Any) -> dict[str, Any]:
 
 
 def _describe_training(
-    trainer: Trainer, model: PreTrainedModel, rows: Mapping[str, Any], optimizer: str | None
+    trainer: Trainer, model: PreTrainedModel, rows: Mapping[str, Any], args: Any
 ) -> dict[str, Any]:
     tokens = int(trainer.state.num_input_tokens_seen)
     seconds = _training_seconds(trainer.state)
@@ -143,8 +145,10 @@ def _describe_training(
     has_rows = "input_ids" in next(iter(rows["train"]))
     planned_bytes = None
     if has_rows:
+        optimizer = args if isinstance(args, OptimizerArguments) else None
         planned = memory_at_hand(model, trainer.args, rows["train"], optimizer)
         planned_bytes = sum(planned.values())
+    averaging = averaging_of(trainer)
     return {
         "tokens": tokens,
         "steps": trainer.state.global_step,
@@ -152,6 +156,7 @@ def _describe_training(
         "tokens_per_second": tokens_per_second,
         "flops": trainer.state.total_flos,
         "mfu": None,
+        "weight_average": str(averaging) if averaging else None,
         "memory_peak_bytes": _peak_bytes(trainer.args.device),
         "memory_planned_bytes": planned_bytes,
     }

@@ -11,6 +11,7 @@ from transformers import Trainer
 
 from hfscale.planning.settings import OPTIMIZER_BYTES
 from hfscale.process import InputError, from_main_rank
+from hfscale.training.averaging import averaging_of
 
 FP32_COPY_BYTES = 4  # of weights in 16 bits, which DeepSpeed keeps beside them
 
@@ -57,7 +58,7 @@ def _check_room(trainer: Trainer, overwrite: bool) -> None:
 
 def saved_bytes(trainer: Trainer) -> tuple[int, int]:
     """Of a checkpoint and of the final model: weights (of an adapter alone its own), and beside
-    them the optimizer's state.
+    them the optimizer's state and the average of the weights, where there is one.
     """
     model: Any = trainer.model
     parameters = list(model.parameters())
@@ -65,15 +66,18 @@ def saved_bytes(trainer: Trainer) -> tuple[int, int]:
     is_adapter = hasattr(model, "peft_config")
     saved = trained if is_adapter else parameters
     model = sum(_numel(parameter) * parameter.element_size() for parameter in saved)
+    checkpoint = model
+    if averaging_of(trainer) is not None:
+        checkpoint += sum(parameter.numel() * parameter.element_size() for parameter in trained)
     if trainer.args.save_only_model:
-        return model, model
+        return checkpoint, model
     # Of an optimizer that is not listed nothing is counted: no run is refused for a guess.
     each = OPTIMIZER_BYTES.get(trainer.args.optim, 0)
     if trainer.optimizer_cls_and_kwargs is not None:
         each = 0
     if trainer.is_deepspeed_enabled:
         each += FP32_COPY_BYTES
-    return model + each * sum(map(_numel, trained)), model
+    return checkpoint + each * sum(map(_numel, trained)), model
 
 
 def _numel(parameter: torch.nn.Parameter) -> int:

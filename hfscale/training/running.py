@@ -4,6 +4,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ from hfscale.full_disk import NO_SPACE, is_disk_full, pass_over_log_errors
 from hfscale.manifest import MANIFEST
 from hfscale.process import InputError, failure_status, is_main_rank
 from hfscale.stopping import note_when_stopped
+from hfscale.training.averaging import save_average
 from hfscale.training.checkpoints import CheckpointManifest, RunIsDone
 from hfscale.training.continuation import training_settings
 from hfscale.training.guards import guard_best, guard_gradients
@@ -81,7 +83,10 @@ def run_training(
     manifest = CheckpointManifest(settings)
     trainer.add_callback(manifest)
     save_whole(
-        trainer, facts=lambda: manifest.facts(trainer), limit=lambda: manifest.save_total_limit
+        trainer,
+        facts=lambda: manifest.facts(trainer),
+        limit=lambda: manifest.save_total_limit,
+        save_more=partial(save_average, trainer),
     )
     stop_on_signal = StopOnSignal(can_resume)
     trainer.add_callback(stop_on_signal)

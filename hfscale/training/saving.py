@@ -21,7 +21,10 @@ REPLACED = "replaced"  # in SAVING: a checkpoint in whose place a new one of its
 
 
 def save_whole(
-    trainer: Trainer, facts: Callable[[], dict[str, Any]], limit: Callable[[], int | None]
+    trainer: Trainer,
+    facts: Callable[[], dict[str, Any]],
+    limit: Callable[[], int | None],
+    save_more: Callable[[Path], None] | None = None,
 ) -> None:
     """Let a trainer write its checkpoints into `.saving` in its `output_dir`, from where each goes
     to its place in one step, once its manifest is written and all of it lies on the disk. After
@@ -34,6 +37,7 @@ def save_whole(
         facts: what the manifest says beside the files; asked at each save, on rank 0.
         limit: `save_total_limit`, which upstream must not see: it deletes before a checkpoint is
             whole, and by the times of files.
+        save_more: writes what a checkpoint holds beside upstream's files; called on rank 0.
     """
     save = trainer._save_checkpoint
 
@@ -44,6 +48,8 @@ def save_whole(
         part = place.parent / SAVING / name
 
         def finish() -> None:
+            if save_more is not None:
+                save_more(part)
             apply_umask(part)
             state.save_to_json(str(part / TRAINER_STATE_NAME))  # now it names the best one's place
             write_manifest(part, **facts())

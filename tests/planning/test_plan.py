@@ -404,6 +404,18 @@ def test_a_model_too_large_for_one_gpu_is_split(capsys):
     assert not alone["single_gpu"]["fits"] and alone["zero3_offload"]["fits"]
 
 
+def test_an_average_of_the_weights_is_counted_and_not_split():
+    step = Step(1, 512)
+    machines = Machines(2)
+    device = find_device("a100-80gb")
+    plain = plan_launches(SMALL, step, device, machines, rows=1, efficiency=0.4)
+    step = step._replace(averages_weights=True)
+    averaged = plan_launches(SMALL, step, device, machines, rows=1, efficiency=0.4)
+    assert "zero2" in plain and set(averaged) == {"ddp"}
+    copy = averaged["ddp"]["memory_bytes"]["optimizer"] - plain["ddp"]["memory_bytes"]["optimizer"]
+    assert copy == 4 * SMALL.parameters()
+
+
 def test_every_accelerator_has_a_source_and_sane_numbers():
     names = [
         "a100-40gb",

@@ -201,6 +201,6 @@ def test_a_plan_counts_what_muon_keeps(tmp_path):
     states = trainer.optimizer.optimizer.state.values()
     kept = sum(value.numel() for state in states for value in state.values() if value.ndim)
     rows = trainer.train_dataset
-    planned = memory_at_hand(trainer.model, trainer.args, rows, "muon")["optimizer"]
+    planned = memory_at_hand(trainer.model, trainer.args, rows, MUON)["optimizer"]
     assert planned == 4 * kept
     assert memory_at_hand(trainer.model, trainer.args, rows)["optimizer"] > planned
