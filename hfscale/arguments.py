@@ -474,6 +474,13 @@ class OptimizerArguments:
             "max": 1e3,
         },
     )
+    cautious_weight_decay: bool = field(
+        default=False,
+        metadata={
+            "help": "weight_decay only where it draws a weight the way that its step goes; for "
+            "optimizer muon and AdamW"
+        },
+    )
     weight_averaging: Literal["ema", "tail"] | None = field(
         default=None,
         metadata={

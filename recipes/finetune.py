@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.training.averaging import average_weights, check_averaging, settle_averaging
     from hfscale.training.checkpoints import newest_checkpoint
     from hfscale.training.continuation import settings_of_run
-    from hfscale.training.optimizers import choose_optimizer
+    from hfscale.training.optimizers import check_optimizer, choose_optimizer
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run
     from hfscale.training.running import prepare_output_dir, run_training
@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     # What cannot work is refused before anything is read.
     training_args = training_arguments(training_defaults(args) | args.training, width=256)
     output_dir = str(training_args.output_dir)
+    check_optimizer(args, training_args)
     check_averaging(args, training_args)
     if not args.dry_run:
         check_output_dir(output_dir, resume=args.resume, overwrite=args.overwrite)

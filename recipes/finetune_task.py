@@ -137,12 +137,14 @@ def check_arguments(args: FinetuneTaskArguments):
     """
     from hfscale.folders import check_output_dir
     from hfscale.training.averaging import check_averaging
+    from hfscale.training.optimizers import check_optimizer
     from hfscale.training.training_args import training_arguments
 
     is_new = args.model == "new"
     if is_new:
         check_new_model(args)
     training_args = training_arguments(args.training, width=args.n_embd if is_new else 256)
+    check_optimizer(args, training_args)
     check_averaging(args, training_args)
     if not args.dry_run:
         output_dir = str(training_args.output_dir)

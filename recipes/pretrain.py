@@ -112,6 +112,7 @@ def check_arguments(args: PretrainArguments):
     """
     from hfscale.models import check_architecture
     from hfscale.training.averaging import check_averaging
+    from hfscale.training.optimizers import check_optimizer
     from hfscale.training.steps import check_stream
     from hfscale.training.training_args import batch_rows_of_like_length, training_arguments
 
@@ -123,6 +124,7 @@ def check_arguments(args: PretrainArguments):
             f"max_length {args.max_length} is beyond the model's n_positions {args.n_positions}"
         )
     training_args = training_arguments(args.training, width=args.n_embd)
+    check_optimizer(args, training_args)
     check_averaging(args, training_args)
     batch_rows_of_like_length(training_args, args)
     check_stream(args, training_args, args.max_length)

@@ -81,10 +81,10 @@ def _check_convertible(
     is_adapter = (folder / "adapter_model.safetensors").exists()
     is_in_shards = any(folder.glob("global_step*"))
     between_shards = is_in_shards and now.startswith("ZeRO")
-    is_muon = record["config"].get("optimizer") == "muon"
+    config = record["config"]
+    is_own = config.get("optimizer") == "muon" or config.get("cautious_weight_decay", False)
     obstacles = {
-        "AdamW's state alone can": is_muon
-        or args.optim not in ("adamw_torch", "adamw_torch_fused"),
+        "AdamW's state alone can": is_own or args.optim not in ("adamw_torch", "adamw_torch_fused"),
         "the loss scale of fp16 cannot": args.fp16,
         "load_best_model_at_end's choice cannot": args.load_best_model_at_end,
         "an adapter can only between ZeRO's stages": is_adapter and not between_shards,

@@ -1,4 +1,6 @@
-"""Optimizers that upstream's `optim` does not know: Muon for a model's hidden matrices."""
+"""Optimizers that upstream's `optim` does not know: Muon for a model's hidden matrices, and weight
+decay that is cautious.
+"""
 
 import math
 from collections import defaultdict
@@ -57,6 +59,8 @@ class MuonAdamW(torch.optim.Optimizer):
         lr, weight_decay: of groups that do not name their own.
         betas, eps: AdamW's.
         momentum: Muon's (Nesterov's).
+        cautious: weights decay only where the step draws them toward zero too (Chen et al. 2025,
+            arXiv:2510.12402): with a step -lr u, where u and the weight do not differ in sign.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class MuonAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         momentum: float = 0.95,
+        cautious: bool = False,
     ):
         defaults = {
             "lr": lr,
@@ -74,6 +79,7 @@ class MuonAdamW(torch.optim.Optimizer):
             "betas": betas,
             "eps": eps,
             "momentum": momentum,
+            "cautious": cautious,
             "num_matrices": 0,
             "outputs_dim": 0,
         }
@@ -102,6 +108,13 @@ class MuonAdamW(torch.optim.Optimizer):
                 state["exp_avg"] = torch.zeros_like(param)
                 state["exp_avg_sq"] = torch.zeros_like(param)
         beta1, beta2 = group["betas"]
+        weight_decay = group["weight_decay"]
+        if group["cautious"] and weight_decay:
+            for param in params:
+                # The step has the sign of the averaged gradient.
+                step = self.state[param]["exp_avg"].lerp(param.grad, 1 - beta1)
+                _decay(param, step, group)
+            weight_decay = 0.0
         adamw(
             params,
             [param.grad for param in params],
@@ -114,7 +127,7 @@ class MuonAdamW(torch.optim.Optimizer):
             beta1=beta1,
             beta2=beta2,
             lr=group["lr"],
-            weight_decay=group["weight_decay"],
+            weight_decay=weight_decay,
             eps=group["eps"],
             maximize=False,
         )
@@ -132,7 +145,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 outputs, inputs = turned.shape[1 + dim], turned.shape[2 - dim]
                 step_size = group["lr"] * math.sqrt(max(1, outputs / inputs))
                 update = _placed_like(param, torch.cat(turned.unbind(), dim))
-                param.mul_(1 - group["lr"] * group["weight_decay"])
+                _decay(param, update, group)
                 param.add_(update, alpha=-step_size)
 
     def _directions(self, weights: list[tuple[dict[str, Any], torch.nn.Parameter]]) -> torch.Tensor:
@@ -153,6 +166,16 @@ class MuonAdamW(torch.optim.Optimizer):
         assert gradient is not None, "parameters without one were left out"
         buffer.lerp_(gradient, 1 - momentum)
         return gradient.lerp(buffer, momentum)
+
+
+def _decay(param: torch.Tensor, step: torch.Tensor, group: dict[str, Any]) -> None:
+    """Weight decay before a step that is going to be subtracted, of which the sign counts."""
+    decayed = group["lr"] * group["weight_decay"]
+    if not group["cautious"]:
+        param.mul_(1 - decayed)
+        return
+    agrees = step.sign() * param.sign() >= 0  # of the signs: a product of small numbers can be 0
+    param.mul_(1 - decayed * agrees.to(param.dtype))
 
 
 def _product_dtype(device: torch.device) -> torch.dtype:
@@ -198,16 +221,17 @@ class MuonForModel:
         self,
         model: torch.nn.Module,
         *,
-        muon_learning_rate: float,
+        muon_learning_rate: float | None,
         learning_rate: float,
         weight_decay: float,
         betas: tuple[float, float],
         eps: float,
+        cautious: bool = False,
     ) -> MuonAdamW:
         """Hidden matrices get Muon; embeddings, the output layer and vectors get AdamW, vectors
-        without decay, as upstream's groups have it.
+        without decay, as upstream's groups have it. Without a `muon_learning_rate` all get AdamW.
         """
-        matrices = hidden_matrices(model)
+        matrices = hidden_matrices(model) if muon_learning_rate is not None else {}
         groups: dict[tuple[int, int, bool], list[torch.nn.Parameter]] = defaultdict(list)
         for name, param in model.named_parameters():
             if param.requires_grad:
@@ -224,7 +248,8 @@ class MuonForModel:
                     "weight_decay": weight_decay if decays else 0.0,
                 }
             )
-        return MuonAdamW(described, betas=betas, eps=eps)
+        # Of `lr` it is upstream's schedules that read it: `min_lr` is a part of it.
+        return MuonAdamW(described, lr=learning_rate, betas=betas, eps=eps, cautious=cautious)
 
 
 def hidden_matrices(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
@@ -249,32 +274,52 @@ def choose_optimizer(
 ) -> tuple[type[MuonForModel], dict[str, Any]] | None:
     """For Trainer's `optimizer_cls_and_kwargs`; None: what upstream's `optim` says.
 
-    Raises InputError: `optimizer` and `optim` name two, an engine that takes the matrices apart, or
-    a model that trains none.
+    Raises InputError: see `check_optimizer`, or a model that trains no matrices.
     """
-    if args.optimizer is None:
+    check_optimizer(args, training_args)
+    is_muon = args.optimizer == "muon"
+    if not is_muon and not args.cautious_weight_decay:
         return None
-    if training_args.optim != TrainingArguments.optim:
-        raise InputError(
-            f"optimizer {args.optimizer}: optim {OptimizerNames(training_args.optim).value} names "
-            "another; leave one of the two out"
-        )
-    if args.optimizer == "adamw":
-        return None
-    if launched_engine().startswith("ZeRO"):
-        raise InputError(
-            "optimizer muon: ZeRO cuts all weights into one flat row, in which there are no "
-            "matrices; use --accelerate ddp or fsdp2, or optimizer adamw"
-        )
-    if not hidden_matrices(model):
+    if is_muon and not hidden_matrices(model):
         raise InputError(
             "optimizer muon: this run trains no hidden matrix, only vectors or embeddings; leave "
             "it out"
         )
     return MuonForModel, {
-        "muon_learning_rate": args.muon_learning_rate,
+        "muon_learning_rate": args.muon_learning_rate if is_muon else None,
         "learning_rate": training_args.learning_rate,
         "weight_decay": training_args.weight_decay,
         "betas": (training_args.adam_beta1, training_args.adam_beta2),
         "eps": training_args.adam_epsilon,
+        "cautious": args.cautious_weight_decay,
     }
+
+
+def check_optimizer(args: OptimizerArguments, training_args: TrainingArguments) -> None:
+    """Raise InputError where `optim` names another optimizer, an engine takes matrices apart, or
+    there is no decay that could be cautious.
+    """
+    name = f"optimizer {args.optimizer}"
+    if args.optimizer is None:
+        if not args.cautious_weight_decay:
+            return
+        name = "cautious_weight_decay"
+    if training_args.optim != TrainingArguments.optim:
+        raise InputError(
+            f"{name}: optim {OptimizerNames(training_args.optim).value} names another optimizer; "
+            "leave one of the two out"
+        )
+    if args.cautious_weight_decay and not training_args.weight_decay:
+        raise InputError("cautious_weight_decay: weight_decay is 0; set it, or leave this out")
+    if not launched_engine().startswith("ZeRO"):
+        return
+    if args.optimizer == "muon":
+        raise InputError(
+            "optimizer muon: ZeRO cuts all weights into one flat row, in which there are no "
+            "matrices; use --accelerate ddp or fsdp2, or optimizer adamw"
+        )
+    if args.cautious_weight_decay:
+        raise InputError(
+            "cautious_weight_decay: DeepSpeed takes optimizers that it knows alone; use "
+            "--accelerate ddp or fsdp2, or leave it out"
+        )

@@ -2,6 +2,7 @@
 
 import shutil
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -91,6 +92,55 @@ def test_other_parameters_get_adamw():
         assert torch.equal(moved[name], named[name]), name
 
 
+@pytest.mark.parametrize("num_matrices", [0, 1], ids=["adamw", "muon"])
+def test_cautious_decay_is_where_step_and_weight_have_one_sign(num_matrices):
+    """Beside an optimizer without decay, whose step it adds the decay to by hand."""
+    torch.manual_seed(0)
+    start = torch.randn(8, 6)
+    params = [torch.nn.Parameter(start.clone()) for _ in range(2)]
+    group = {"num_matrices": num_matrices, "lr": 0.1}
+    cautious, plain = (
+        MuonAdamW([group | {"params": [param], "weight_decay": decay}], cautious=True)
+        for param, decay in zip(params, (0.5, 0.0), strict=True)
+    )
+    for optimizer in (cautious, plain):
+        optimizer.product_dtype = torch.float32
+    decayed_places = []
+    for _ in range(3):
+        before = params[0].detach().clone()
+        params[1].data.copy_(before)
+        params[0].grad = torch.randn(8, 6)
+        params[1].grad = params[0].grad.clone()
+        cautious.step()
+        plain.step()
+        step = before - params[1].detach()  # what is subtracted
+        agrees = step * before >= 0
+        expected = params[1].detach() - 0.1 * 0.5 * torch.where(agrees, before, 0)
+        assert torch.allclose(params[0], expected, atol=1e-6)
+        decayed_places.append(agrees.float().mean().item())
+    assert all(0.2 < share < 0.8 for share in decayed_places)
+
+
+def test_cautious_adamw_is_adamw_where_nothing_decays():
+    """All weights go through AdamW then, in upstream's groups."""
+    model, same = gpt2(), gpt2()
+    settings = SETTINGS | {"muon_learning_rate": None, "cautious": True}
+    cautious = MuonForModel()(model, **settings)
+    adamw = torch.optim.AdamW(same.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    for seed in (1, 2):
+        gradients_for(model, seed)
+        gradients_for(same, seed)
+        # Where no weight agrees with its step nothing decays: here all of them move outward.
+        for each in (model, same):
+            for param in each.parameters():
+                param.grad = -param.detach().sign() * (param.grad.abs() + 1e-3)
+        cautious.step()
+        adamw.step()
+    for here, there in zip(model.parameters(), same.parameters(), strict=True):
+        assert torch.allclose(here, there, atol=1e-6)
+    assert {group["weight_decay"] for group in cautious.param_groups} == {0.0, 0.1}
+
+
 def test_query_key_and_value_are_matrices_of_their_own():
     """A step on GPT-2's joined and transposed weight equals steps on the three it is made of."""
     torch.manual_seed(0)
@@ -156,20 +206,29 @@ def upstream(folder, **values):
     return training_arguments(given | values, width=32)
 
 
-def muon_trainer(folder, **values):
+def muon_trainer(folder, args=MUON, **values):
     trainer = tiny_trainer(folder, **values)
-    trainer.optimizer_cls_and_kwargs = choose_optimizer(MUON, trainer.args, trainer.model)
+    trainer.optimizer_cls_and_kwargs = choose_optimizer(args, trainer.args, trainer.model)
     return trainer
 
 
-def test_a_continued_run_equals_one_without_a_pause(tmp_path):
-    whole = muon_trainer(tmp_path / "whole", max_steps=6, save_steps=3)
+@pytest.mark.parametrize(
+    ("args", "rates"),
+    [
+        (MUON, {1e-2, 0.02}),
+        (replace(MUON, cautious_weight_decay=True), {1e-2, 0.02}),
+        (OptimizerArguments(cautious_weight_decay=True), {1e-2}),
+    ],
+    ids=["muon", "cautious muon", "cautious adamw"],
+)
+def test_a_continued_run_equals_one_without_a_pause(tmp_path, args, rates):
+    values = {"max_steps": 6, "save_steps": 3, "weight_decay": 0.1, "learning_rate": 1e-2}
+    whole = muon_trainer(tmp_path / "whole", args, **values)
     run_training(whole, None)
     assert isinstance(whole.optimizer.optimizer, MuonAdamW)
-    rates = {group["initial_lr"] for group in whole.optimizer.param_groups}
-    assert rates == {whole.args.learning_rate, MUON.muon_learning_rate}
+    assert {group["initial_lr"] for group in whole.optimizer.param_groups} == rates
     shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "run" / "checkpoint-3")
-    again = muon_trainer(tmp_path / "run", max_steps=6, save_steps=3)
+    again = muon_trainer(tmp_path / "run", args, **values)
     checkpoint = newest_checkpoint(again.args)
     assert checkpoint.endswith("checkpoint-3")
     run_training(again, checkpoint)
@@ -183,6 +242,11 @@ def test_what_muon_cannot_train_is_one_line(tmp_path, monkeypatch):
     assert choose_optimizer(OptimizerArguments(optimizer="adamw"), args, gpt2()) is None
     with pytest.raises(InputError, match=r"optimizer muon: optim .*sgd names another"):
         choose_optimizer(MUON, upstream(tmp_path, optim="sgd"), gpt2())
+    cautious = OptimizerArguments(cautious_weight_decay=True)
+    with pytest.raises(InputError, match="cautious_weight_decay: weight_decay is 0; set it"):
+        choose_optimizer(cautious, args, gpt2())
+    with pytest.raises(InputError, match=r"cautious_weight_decay: optim .*sgd names another"):
+        choose_optimizer(cautious, upstream(tmp_path, optim="sgd"), gpt2())
     frozen = gpt2()
     for name, parameter in frozen.named_parameters():
         parameter.requires_grad = "ln_" in name
@@ -192,6 +256,9 @@ def test_what_muon_cannot_train_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     with pytest.raises(InputError, match="ZeRO cuts all weights into one flat row"):
         choose_optimizer(MUON, args, gpt2())
+    decaying = upstream(tmp_path, weight_decay=0.1)
+    with pytest.raises(InputError, match="cautious_weight_decay: DeepSpeed takes optimizers"):
+        choose_optimizer(cautious, decaying, gpt2())
 
 
 def test_a_plan_counts_what_muon_keeps(tmp_path):
