@@ -455,7 +455,8 @@ def _rates(settings: Mapping[str, Any], total_steps: int, last_step: int) -> lis
     warmup_steps = int(warmup) if warmup >= 1 else math.ceil(total_steps * warmup)
     schedule = get_scheduler(
         settings["lr_scheduler_type"],
-        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]),
+        # Of which upstream takes `min_lr` as a part.
+        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=settings["learning_rate"]),
         num_warmup_steps=warmup_steps,
         num_training_steps=total_steps,
         scheduler_specific_kwargs=settings["lr_scheduler_kwargs"],

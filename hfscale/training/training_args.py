@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import warnings
 from pathlib import Path
@@ -84,6 +85,7 @@ def training_arguments(
         _check_numbers(values)
         _check_choices(values)
         _check_meaning(values)
+        _check_schedule(values)
         _check_compiler(values)
         if values.get("use_cpu"):
             _compile_nothing()
@@ -203,9 +205,42 @@ def _check_meaning(values: dict[str, Any]) -> None:
     for name, value in config.items() if isinstance(config, dict) else ():
         if isinstance(value, str):
             raise ValueError(f"accelerator_config: {name}: got {value!r}, expected true or false")
-    schedule = values.get("lr_scheduler_kwargs")
-    if schedule is not None and not isinstance(schedule, dict):
+
+
+def _check_schedule(values: dict[str, Any]) -> None:
+    """Raise ValueError for numbers with which a schedule would not do what its name says."""
+    schedule = values.get("lr_scheduler_kwargs") or {}
+    if not isinstance(schedule, dict):
         raise ValueError(f"lr_scheduler_kwargs: got {schedule!r}, expected {{name: value, ...}}")
+    for name in ("num_decay_steps", "num_stable_steps"):
+        steps = schedule.get(name)
+        if steps is not None and (type(steps) is not int or steps < 0):
+            raise ValueError(f"lr_scheduler_kwargs: {name}: got {steps!r}, expected whole steps")
+    learning_rate = values.get("learning_rate", TrainingArguments.learning_rate)
+    for name, most in (("min_lr", learning_rate), ("min_lr_rate", 1), ("min_lr_ratio", 1)):
+        least = schedule.get(name)
+        if least is not None and not 0 <= least < most:
+            raise ValueError(
+                f"lr_scheduler_kwargs: {name}: got {least!r}, expected from 0 to below {most:g}"
+            )
+    _check_decay(values, schedule)
+
+
+def _check_decay(values: dict[str, Any], schedule: dict[str, Any]) -> None:
+    """Raise ValueError for a decay that the run is too short for."""
+    max_steps = values.get("max_steps", -1)
+    decay_steps = schedule.get("num_decay_steps")
+    if decay_steps is None or max_steps < 1:
+        return
+    warmup_steps = values.get("warmup_steps") or 0
+    if warmup_steps < 1:
+        warmup_steps = math.ceil(warmup_steps * max_steps)
+    before = int(warmup_steps) + (schedule.get("num_stable_steps") or 0)
+    if before + decay_steps > max_steps:
+        raise ValueError(
+            f"lr_scheduler_kwargs: num_decay_steps: got {decay_steps}, but the run has max_steps "
+            f"{max_steps}, of which {before} come before the decay; lower it"
+        )
 
 
 def _check_compiler(values: dict[str, Any]) -> None:

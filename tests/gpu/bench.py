@@ -35,6 +35,8 @@ class Sizes:
 
 
 CONFIGS = ROOT / "recipes" / "configs" / "pretrain"
+# Of a run of a few steps, whose schedule in the config is for thousands.
+SHORT = {"warmup_steps": 0, "lr_scheduler_kwargs": '{"num_decay_steps": 1}'}
 FULL = Sizes(
     vocab_size=50257,
     documents=10**6,

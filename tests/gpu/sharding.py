@@ -14,7 +14,7 @@ from hfscale.arguments import shape_of
 from hfscale.config import shipped
 from hfscale.planning.flops import Shape
 from hfscale.planning.memory import sharding_of, step_memory_bytes
-from tests.gpu.bench import ROOT, Bench, memory_figures
+from tests.gpu.bench import ROOT, SHORT, Bench, memory_figures
 from tests.gpu.report import Figure
 from tests.gpu.training import BF16_EPS, WARM_UP, step_of, tokens_of_step
 
@@ -75,7 +75,7 @@ def _train(bench: Bench, config: str) -> dict[str, Any]:
     """
     folder = bench.folder / config
     folder.mkdir(exist_ok=True)
-    more = {"output_dir": folder / "run", "max_steps": STEPS, "warmup_steps": 0, "logging_steps": 1}
+    more = {"output_dir": folder / "run", "max_steps": STEPS, "logging_steps": 1, **SHORT}
     words = bench.flags(bench.sizes.small, **more)
     launcher = ["--accelerate", config, "--num_processes", "1"]
     done = subprocess.run(

@@ -20,7 +20,7 @@ from hfscale.planning.memory import Sharding, Step, step_memory_bytes
 from hfscale.training.running import run_training
 from hfscale.training.trainer import LMTrainer
 from hfscale.training.training_args import training_arguments
-from tests.gpu.bench import GB, Bench, PeakMemory, memory_figures, mfu, speed, speed_ratio
+from tests.gpu.bench import GB, SHORT, Bench, PeakMemory, memory_figures, mfu, speed, speed_ratio
 from tests.gpu.report import Figure
 
 WARM_UP = 2  # steps: kernels are chosen and compiled, and AdamW's state is there in the second
@@ -327,7 +327,7 @@ def _first_steps(
 ) -> tuple[dict[str, float], int]:
     """What is logged of the first of two steps, and into how many pieces a batch was split."""
     sizes = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": passes}
-    more = sizes | {"max_steps": 2, "warmup_steps": 0, "logging_steps": 1}
+    more = sizes | SHORT | {"max_steps": 2, "logging_steps": 1}
     model, training_args, rows = make_training(bench, bench.sizes.small, **more)
     trainer = make_trainer(model, training_args, rows, auto_batch=is_auto)
     run_training(trainer, None)

@@ -222,6 +222,25 @@ def test_unknown_names_and_wrong_values(refused, recipe):
         ("--data_seed 1e20", "--data_seed: got '1e20', expected int or null"),
         ("--lr_scheduler_type warmup_stable_decay", "num_decay_steps"),
         ('--lr_scheduler_kwargs {"min_rl":0}', "min_rl"),
+        (
+            '--lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs {"num_decay_steps":0.2}',
+            "lr_scheduler_kwargs: num_decay_steps: got 0.2, expected whole steps",
+        ),
+        (
+            "--lr_scheduler_type warmup_stable_decay --max_steps 20 --warmup_steps 0.1 "
+            '--lr_scheduler_kwargs {"num_decay_steps":19}',
+            "num_decay_steps: got 19, but the run has max_steps 20, of which 2 come before",
+        ),
+        (
+            "--lr_scheduler_type cosine_with_min_lr --learning_rate 1e-3 "
+            '--lr_scheduler_kwargs {"min_lr":0.1}',
+            "lr_scheduler_kwargs: min_lr: got 0.1, expected from 0 to below 0.001",
+        ),
+        (
+            "--lr_scheduler_type cosine_with_min_lr --learning_rate 0 "
+            '--lr_scheduler_kwargs {"min_lr":0}',
+            "lr_scheduler_kwargs: min_lr: got 0, expected from 0 to below 0",
+        ),
         ("--report_to tensorbord", "report_to: tensorbord is unknown or not installed"),
         ("--fp16 --use_cpu", "fp16: a CPU"),
         ("--logging_steps -1", "logging_steps: got -1.0, expected more than 0"),

@@ -5,6 +5,7 @@ never stopped.
 import contextlib
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -39,6 +40,27 @@ def test_resume_equals_no_pause(finished, tmp_path):
     assert losses(trainer) == losses(finished)
     for a, b in zip(trainer.model.parameters(), finished.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "numbers"),
+    [("warmup_stable_decay", {"num_decay_steps": 2}), ("cosine_with_min_lr", {"min_lr": 1e-3})],
+)
+def test_a_schedule_goes_on_where_it_was(tmp_path, schedule, numbers):
+    values = {"lr_scheduler_type": schedule, "lr_scheduler_kwargs": numbers, "warmup_steps": 1}
+    whole = finished_run(tmp_path / "whole", **values)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "run" / "checkpoint-4")
+    trainer = tiny_trainer(tmp_path / "run", **values)
+    run_training(trainer, newest_checkpoint(trainer.args))
+    for a, b in zip(trainer.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    rates, rates_of_whole = (
+        {log["step"]: log["learning_rate"] for log in run.state.log_history if "loss" in log}
+        for run in (trainer, whole)
+    )
+    assert rates == rates_of_whole
+    # The rate of a step is logged as it was before it.
+    assert max(rates.values()) == rates[2] == 1e-2 and rates[6] < rates[5]
 
 
 @pytest.mark.parametrize(

@@ -409,6 +409,17 @@ def test_the_first_rank_alone_reads_files(model, tokenizer, rows, base, monkeypa
         ),
         (
             {
+                "lr_scheduler_type": "cosine_with_min_lr",
+                "lr_scheduler_kwargs": {"min_lr": 1e-3},
+                "learning_rate": 1e-2,
+            },
+            100,
+            200,
+            50,
+            False,
+        ),
+        (
+            {
                 "lr_scheduler_type": "reduce_lr_on_plateau",
                 "eval_strategy": "steps",
                 "eval_steps": 5,

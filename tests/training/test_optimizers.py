@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, get_scheduler
 
 from hfscale.arguments import OptimizerArguments
 from hfscale.process import InputError
@@ -177,6 +177,22 @@ def test_embeddings_and_the_output_layer_are_no_hidden_matrices():
     )
     found = hidden_matrices(LlamaForCausalLM(config))
     assert len(found) == 7 and set(found.values()) == {(1, 0)}
+
+
+def test_both_rates_end_at_the_same_part_of_themselves():
+    """`min_lr` is that of `learning_rate`; the default of torch would be taken for it."""
+    optimizer = MuonForModel()(gpt2(), **SETTINGS)
+    schedule = get_scheduler(
+        "cosine_with_min_lr",
+        optimizer,
+        num_warmup_steps=0,
+        num_training_steps=10,
+        scheduler_specific_kwargs={"min_lr": 1e-4},
+    )
+    for _ in range(10):
+        optimizer.step()
+        schedule.step()
+    assert sorted(set(schedule.get_last_lr())) == pytest.approx([1e-4, 0.1 * 0.02])
 
 
 def test_its_state_goes_on_elsewhere():
