@@ -11,7 +11,6 @@ from datasets import Dataset, IterableDataset
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.training_args import OptimizerNames
 
 from hfscale.arguments import OptimizerArguments
 from hfscale.folders import AVERAGED_WEIGHTS
@@ -21,19 +20,13 @@ from hfscale.training.preview import count_steps
 EMA_DECAY = 0.999  # where nothing is said: torch's
 # Where nothing is said: as a share of the run's steps. torch.optim.swa_utils begins a tail there.
 START = {"ema": 0.0, "tail": 0.75}
-SCHEDULE_FREE = (
-    OptimizerNames.SCHEDULE_FREE_ADAMW,
-    OptimizerNames.SCHEDULE_FREE_RADAM,
-    OptimizerNames.SCHEDULE_FREE_SGD,
-)
 
 
 def check_averaging(args: OptimizerArguments, training_args: TrainingArguments) -> None:
     """Refuse what cannot work before anything is read.
 
     Raises InputError: an argument without the averaging that it belongs to, an engine whose
-    processes share the weights out, an optimizer that averages by itself, or a start that is not
-    before the last of `max_steps`.
+    processes share the weights out, or a start that is not before the last of `max_steps`.
     """
     if args.ema_decay is not None and args.weight_averaging != "ema":
         raise InputError("ema_decay: works with --weight_averaging ema, which is not given")
@@ -47,11 +40,6 @@ def check_averaging(args: OptimizerArguments, training_args: TrainingArguments) 
         raise InputError(
             f"{name}: needs whole weights in each process, and {engine} shares them out; use "
             "--accelerate ddp, or leave it out"
-        )
-    if training_args.optim in SCHEDULE_FREE:
-        raise InputError(
-            f"{name}: optim {OptimizerNames(training_args.optim).value} averages by itself; leave "
-            "one of the two out"
         )
     if training_args.max_steps > 0:
         averaging_start(args, training_args.max_steps)

@@ -196,6 +196,13 @@ def _check_meaning(values: dict[str, Any]) -> None:
                     "strategies, or leave it out"
                 )
     optimizer = values.get("optim", "adamw_torch")
+    # Between evaluations a model holds the weights at which gradients are taken.
+    if optimizer.startswith("schedule_free"):
+        raise ValueError(
+            f"optim: {optimizer} saves other weights in its checkpoints than are evaluated, and "
+            "each evaluation rounds the training; use --lr_scheduler_type constant_with_warmup "
+            "--weight_averaging ema"
+        )
     if values.get("optim_args") and optimizer in WITHOUT_ARGS:
         raise ValueError(
             f"optim_args: {optimizer} reads none; its numbers are learning_rate, weight_decay, "

@@ -223,6 +223,10 @@ def test_unknown_names_and_wrong_values(refused, recipe):
         ("--lr_scheduler_type warmup_stable_decay", "num_decay_steps"),
         ('--lr_scheduler_kwargs {"min_rl":0}', "min_rl"),
         (
+            "--optim schedule_free_adamw",
+            "optim: schedule_free_adamw saves other weights in its checkpoints than are evaluated",
+        ),
+        (
             '--lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs {"num_decay_steps":0.2}',
             "lr_scheduler_kwargs: num_decay_steps: got 0.2, expected whole steps",
         ),
