@@ -115,8 +115,7 @@ class WeightAveraging(TrainerCallback):
         assert model is not None, "Trainer names it"
         trained = [pair for pair in model.named_parameters() if pair[1].requires_grad]
         self.parameters = dict(trained)
-        self.averages = {}
-        self.num_averaged = 0
+        self._forget()
         if state.global_step >= self.start_step:
             assert self.checkpoint is not None, "a run that goes on has one"
             self._load(Path(self.checkpoint), state.global_step)
@@ -141,18 +140,18 @@ class WeightAveraging(TrainerCallback):
     ) -> None:
         """Leave the average in the model: that of the best checkpoint, where that was loaded."""
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            self.averages = {}
+            self._forget()
             best_step = state.best_global_step or 0
             if best_step >= self.start_step:
                 self._load(Path(state.best_model_checkpoint), best_step)
-        if not self.averages:
-            return
         self._exchange()
         self._is_exchanged = True
         if is_main_rank():
             print(f"evaluated and saved from here on: {self}")
 
     def __str__(self) -> str:
+        if not self.averages:
+            return f"the weights as they are, from before step {self.start_step}"
         last_step = self.start_step + self.num_averaged - 1
         kind = "mean" if self.ema_decay is None else f"moving average (decay {self.ema_decay:g})"
         return f"the {kind} of the weights after steps {self.start_step} to {last_step}"
@@ -163,6 +162,10 @@ class WeightAveraging(TrainerCallback):
         """
         if self.averages:
             save_file(self.averages, folder / AVERAGED_WEIGHTS)
+
+    def _forget(self) -> None:
+        self.averages = {}
+        self.num_averaged = 0
 
     def _load(self, folder: Path, step: int) -> None:
         """Read the average that a checkpoint of `step` holds.

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import sys
 from dataclasses import replace
 
@@ -150,10 +151,13 @@ def test_the_best_is_the_average_of_its_step(tmp_path):
     assert trainer.state.best_global_step == 2
     best_folder = tmp_path / "run" / "checkpoint-2"
     assert same_weights(trainer.model, load_file(best_folder / FILE))
+    averaging = averaging_of(trainer)
+    assert str(averaging) == "the moving average (decay 0.5) of the weights after steps 2 to 2"
     trainer = averaged_run(tmp_path / "later", TAIL, **best, greater_is_better=True)
     assert trainer.state.best_global_step == 2  # before the first step that counts
     saved = load_file(tmp_path / "later" / "checkpoint-2" / "model.safetensors")
     assert same_weights(trainer.model, saved)
+    assert str(averaging_of(trainer)) == "the weights as they are, from before step 3"
 
 
 # ---- checkpoints
@@ -174,6 +178,31 @@ def test_a_continued_run_equals_one_without_a_pause(tmp_path, args, step):
     for file in ("model.safetensors", FILE):
         last = [load_file(tmp_path / run / "checkpoint-6" / file) for run in ("run", "whole")]
         assert all(torch.equal(last[0][name], last[1][name]) for name in last[1])
+
+
+class TermInEvaluation(TrainerCallback):
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if state.global_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_an_evaluation_that_is_broken_off_gives_the_weights_back(tmp_path):
+    whole = averaged_run(tmp_path / "whole", EMA, save_steps=6)
+    trainer = averaging_trainer(tmp_path / "run", EMA, callbacks=[TermInEvaluation()], save_steps=6)
+    with pytest.raises(SystemExit):
+        run_training(trainer, None)
+    checkpoint = newest_checkpoint(tiny_arguments(tmp_path / "run", **EVALUATED, save_steps=6))
+    assert checkpoint.endswith("checkpoint-4")
+    again = averaging_trainer(tmp_path / "run", EMA, checkpoint, save_steps=6)
+    run_training(again, checkpoint)
+    assert same_weights(again.model, dict(whole.model.named_parameters()))
+    last = [load_file(tmp_path / run / "checkpoint-6" / FILE) for run in ("run", "whole")]
+    assert all(torch.equal(last[0][name], last[1][name]) for name in last[1])
+    logged = [
+        {log["step"]: log["eval_loss"] for log in run.state.log_history if "eval_loss" in log}
+        for run in (again, whole)
+    ]
+    assert logged[0] == logged[1] and set(logged[0]) == {2, 4, 6}
 
 
 def test_damage_is_seen(tmp_path, capsys):
