@@ -467,7 +467,7 @@ class OptimizerArguments:
         },
     )
     muon_learning_rate: float = field(
-        default=0.02,
+        default=0.03,
         metadata={
             "help": "of the hidden matrices with optimizer muon; learning_rate is that of all else",
             "min": 1e-9,

@@ -58,9 +58,9 @@ def main(argv: list[str] | None = None) -> None:
     defaults = {
         "output_dir": "runs/quickstart",
         "max_steps": 700,
-        "learning_rate": 4e-3 if is_new else 5e-5,
+        "learning_rate": 6e-3 if is_new else 5e-5,
         "per_device_train_batch_size": 4,
-        "lr_scheduler_type": "cosine",
+        "lr_scheduler_type": "linear",
         "warmup_steps": 0.1,
         "weight_decay": 0.1,
         "logging_steps": 50,

@@ -192,7 +192,8 @@ def test_both_rates_end_at_the_same_part_of_themselves():
     for _ in range(10):
         optimizer.step()
         schedule.step()
-    assert sorted(set(schedule.get_last_lr())) == pytest.approx([1e-4, 0.1 * 0.02])
+    least = [1e-4, 0.1 * SETTINGS["muon_learning_rate"]]
+    assert sorted(set(schedule.get_last_lr())) == pytest.approx(least)
 
 
 def test_its_state_goes_on_elsewhere():
@@ -231,8 +232,8 @@ def muon_trainer(folder, args=MUON, **values):
 @pytest.mark.parametrize(
     ("args", "rates"),
     [
-        (MUON, {1e-2, 0.02}),
-        (replace(MUON, cautious_weight_decay=True), {1e-2, 0.02}),
+        (MUON, {1e-2, MUON.muon_learning_rate}),
+        (replace(MUON, cautious_weight_decay=True), {1e-2, MUON.muon_learning_rate}),
         (OptimizerArguments(cautious_weight_decay=True), {1e-2}),
     ],
     ids=["muon", "cautious muon", "cautious adamw"],
