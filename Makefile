@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Which versions: those that were tested together, or a file of your own (/dev/null: the newest).
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: setup setup-test setup-dev quickstart test test-all lint bench bench-full gpu
+.PHONY: setup setup-test setup-dev quickstart test test-all test-slurm lint bench bench-full gpu
 
 setup: .venv/installed
 setup-test: .venv/installed-test
@@ -33,6 +33,10 @@ test: setup-test
 # Everything: also real processes, longer trainings, simulations.
 test-all: setup-dev
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# What needs a real Slurm, on this machine as two nodes; as root: apt-get install slurm-wlm munge.
+test-slurm: setup-dev
+	$(BIN)/python -m pytest -m slurm $(ARGS)
 
 lint: setup-dev
 	$(BIN)/ruff check .

@@ -216,15 +216,20 @@ def end_workers_with_parent() -> None:
 
 
 def _become_worker(parent: int) -> None:
+    end_with_parent(parent)
+    for number in ENDING:
+        if isinstance(signal.getsignal(number), SignalHandler):
+            is_for_all = number != signal.SIGTERM  # by which pools end their workers
+            signal.signal(number, signal.SIG_IGN if is_for_all else signal.SIG_DFL)
+
+
+def end_with_parent(parent: int) -> None:
+    """Let Linux kill this process when `parent`, the process that forked it, ends or has ended."""
     if sys.platform == "linux":
         die_with_parent(signal.SIGKILL)
         # Its parent is gone by now; 0: that is in another namespace.
         if os.getppid() not in (0, parent):
             os.kill(os.getpid(), signal.SIGKILL)
-    for number in ENDING:
-        if isinstance(signal.getsignal(number), SignalHandler):
-            is_for_all = number != signal.SIGTERM  # by which pools end their workers
-            signal.signal(number, signal.SIG_IGN if is_for_all else signal.SIG_DFL)
 
 
 def die_with_parent(number: int) -> None:

@@ -8,12 +8,9 @@ over shards.
 Run again with the same settings, it goes on with the tasks that did not finish (docs/cleaning.md).
 """
 
-import importlib.util
 import json
 import os
-import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from hfscale.cleaning import engines
 from hfscale.cleaning.rules import CleaningArguments
 from hfscale.config import parse_args
 from hfscale.folders import (
@@ -32,6 +30,7 @@ from hfscale.folders import (
     write_atomically,
 )
 from hfscale.process import InputError, run
+from hfscale.stopping import note_when_stopped
 from hfscale.whole_folder import only_writer
 
 PUBLISHED = "logs/publish/completions/00000"
@@ -86,14 +85,14 @@ def main(argv: list[str] | None = None) -> None:
     check_output_folder(
         args.output_dir, overwrite=args.overwrite, last_file=DATA_CARD, written=PREPARED_FILES
     )
-    executor_class = find_executor(args.executor)
+    executor_class = engines.find_executor(args.executor)
     output_dir = Path(args.output_dir).absolute()
     work = Path(f"{output_dir}.work")
 
     # Data: what is wrong with a source is said before anything is queued.
     check_sources(cleaning)
 
-    # The jobs, each of which waits for the one before.
+    # The jobs, each of which needs all of the one before.
     from hfscale.cleaning import shards
 
     publish = partial(
@@ -109,21 +108,30 @@ def main(argv: list[str] | None = None) -> None:
         "finish": shards.finish_shard,
         "publish": publish,
     }
-    last_job = None
+    executors = {}
     for name, job in jobs.items():
-        step = partial(shards.run_job, job=job, args=cleaning, work=work, tasks=args.tasks)
-        settings = executor_settings(args, work, name) | {"depends": last_job}
+        step = partial(
+            shards.run_job, name=name, job=job, args=cleaning, work=work, tasks=args.tasks
+        )
         num_tasks = 1 if name == "publish" else args.tasks
         try:
-            last_job = executor_class([step], tasks=num_tasks, **settings | args.executor_args)
-        except TypeError as error:
+            settings = engines.executor_settings(
+                args.executor, args.workers, work, name, args.executor_args
+            )
+            executors[name] = executor_class([step], tasks=num_tasks, **settings)
+        except (TypeError, ValueError) as error:
             raise InputError(f"executor_args: {error}") from None
 
     # The run: here, or queued elsewhere.
     with only_writer(f"output_dir {args.output_dir}", work):
+        engines.check_queue(work)
         begin(work, asdict(cleaning) | {"tasks": args.tasks})
         print(f"logs: {work / 'logs'}", file=sys.stderr)
-        run_jobs(last_job, args.executor)
+        note_when_stopped("finished tasks are kept; run the same command again to go on")
+        if args.executor == "slurm":
+            engines.queue(executors, work)
+        else:
+            engines.run_in_order(executors, work, on_ray=args.executor == "ray")
     later = " (when all jobs are done)"
     if (work / PUBLISHED).is_file():
         from hfscale.cleaning.card import show_card
@@ -152,53 +160,6 @@ def check_sources(cleaning: CleaningArguments) -> None:
     check_evaluation_source(cleaning)
     for name in cleaning.source:
         say(about_endings(name, find_files(name)))
-
-
-def executor_settings(
-    args: PrepareDataClusterArguments, work: Path, job_name: str
-) -> dict[str, Any]:
-    """What datatrove's executor is told of a job, but for the user's own settings."""
-    workers = args.workers
-    if args.executor == "local" and workers == -1:
-        workers = os.cpu_count() or 1
-    settings = {"workers": workers, "logging_dir": str(work / "logs" / job_name)}
-    if args.executor == "slurm":
-        bin_folder = shlex.quote(str(Path(sys.executable).parent))
-        settings["job_name"] = f"hfscale-{job_name}"
-        settings["env_command"] = f"export PATH={bin_folder}:$PATH"  # the same Python
-    return settings
-
-
-def run_jobs(last_job: Any, executor: str) -> None:
-    """Run all jobs, which the last one waits for; raises InputError if they cannot be queued."""
-    try:
-        last_job.run()
-    except subprocess.CalledProcessError as error:
-        raise InputError(
-            f"executor {executor}: {error.cmd[0]} ended with status {error.returncode}; what it "
-            "said stands above"
-        ) from None
-
-
-def find_executor(name: str) -> type:
-    if not importlib.util.find_spec("datatrove"):
-        raise InputError(f'executor {name}: needs an extra; pip install "hfscale[cluster-data]"')
-    if name == "slurm" and not shutil.which("sbatch"):
-        raise InputError(
-            "executor slurm: no command sbatch here; start it where jobs are submitted, or take "
-            "local"
-        )
-    if name == "ray" and not importlib.util.find_spec("ray"):
-        raise InputError(
-            "executor ray: ray is not installed; pip install ray on every node, or take local"
-        )
-    from datatrove import executor
-
-    if name == "ray":
-        import ray
-
-        ray.init(ignore_reinit_error=True)  # RAY_ADDRESS names a cluster, else this machine is one
-    return getattr(executor, f"{name.capitalize()}PipelineExecutor")
 
 
 def begin(work: Path, settings: dict) -> None:

@@ -5,10 +5,15 @@ of the documents in their order; what a later job needs of all shards (digests, 
 is small beside their texts.
 """
 
+import os
 import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from hfscale.cleaning.duplicates import connect, first_of_equal, near_links, sketch, text_digests
+from hfscale.cleaning.engines import PROBLEMS
 from hfscale.cleaning.rules import CleaningArguments, advice_for
 from hfscale.cleaning.stages import Ledger, keep_first
 from hfscale.cleaning.steps import (
@@ -27,10 +33,15 @@ from hfscale.cleaning.steps import (
     write_data_set,
 )
 from hfscale.data.files import find_files
-from hfscale.folders import DATA_CARD, PREPARED_FILES, clear_disk_errors
+from hfscale.folders import DATA_CARD, PREPARED_FILES, clear_disk_errors, write_atomically
 from hfscale.manifest import check_manifest, write_manifest
 from hfscale.process import InputError
+from hfscale.stopping import end_with_parent
 from hfscale.whole_folder import whole_folder
+
+# What a task does: its number, the rules, the folder of shards, and how many tasks there are.
+Job = Callable[[int, CleaningArguments, Path, int], None]
+STARTS = 2  # of a task whose process is killed
 
 
 def run_job(
@@ -38,23 +49,61 @@ def run_job(
     rank: int,
     world_size: int,
     *,
-    job: Callable,
+    name: str,
+    job: Job,
     args: CleaningArguments,
     work: Path,
     tasks: int,
 ) -> None:
-    """One of the jobs below as a step of a datatrove pipeline; raises InputError, also for a full
-    disk.
+    """One of the jobs below as a step of a datatrove pipeline.
+
+    Raises InputError, also for a full disk or a process that was killed; its line is kept beside
+    the job's logs until the task is done, for those who do not see this process end.
     """
     from loguru import logger
 
     datasets.disable_progress_bars()
+    problem = work / "logs" / name / PROBLEMS / f"{rank:05d}"
+    task = partial(job, rank, args, work, tasks)
     try:
         with clear_disk_errors(str(work), "finished tasks are kept for another run"):
-            job(rank, args, work, tasks)
-    except InputError:
+            if _is_worker_of_pool():
+                _in_own_process(f"job {name}, task {rank}", task)
+            else:
+                task()
+    except InputError as error:
         logger.remove()  # datatrove would show a traceback beside our line
+        problem.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(problem, f"{error}\n")
         raise
+    problem.unlink(missing_ok=True)
+
+
+def _is_worker_of_pool() -> bool:
+    """Datatrove's pools, of local processes and in each of Ray's workers, are multiprocess'."""
+    import multiprocess
+
+    return multiprocess.current_process().daemon
+
+
+def _in_own_process(place: str, task: Callable[[], None]) -> None:
+    """A pool waits for ever when one of its workers is killed, as the system does if memory runs
+    out. So the work is done by a process of its own, and begun once more if that is killed; all of
+    them end with the pool's parent, so that no two write the same shard.
+    """
+    end_with_parent(os.getppid())
+    for _ in range(STARTS):
+        with ProcessPoolExecutor(
+            1, get_context("fork"), initializer=end_with_parent, initargs=(os.getpid(),)
+        ) as pool:
+            try:
+                return pool.submit(task).result()
+            except BrokenProcessPool:
+                continue
+    raise InputError(
+        f"{place}: its process was killed {STARTS} times, which the system does when memory runs "
+        "out; take more tasks, or fewer workers at once"
+    )
 
 
 def try_shard(

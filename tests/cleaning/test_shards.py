@@ -2,7 +2,7 @@
 documents.
 """
 
-import gzip
+import importlib.util
 import json
 import os
 import random
@@ -13,72 +13,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import datasets
 import pytest
 
 from hfscale.process import InputError
 from recipes import prepare_data, prepare_data_cluster
+from tests.cleaning.shard_runs import prose, result, words
 
 pytest.importorskip("datatrove", reason="the extra cluster-data")
-WORDS = [f"{a}{b}" for a in "bcdfghklmnprst" for b in ("a", "en", "il", "or", "un", "ast", "ee")]
-
-
-def prose(rng):
-    return "the sea and that " + " ".join(rng.choice(WORDS) for _ in range(120))
-
-
-def edited(text, rng):
-    words = text.split()
-    words[rng.randrange(len(words))] = "changed"
-    return " ".join(words)
-
-
-@pytest.fixture
-def crawl(tmp_path):
-    """Five files; copies, near copies and chains of near copies lie in other files than their
-    originals.
-    """
-    rng = random.Random(0)
-    texts = [prose(rng) for _ in range(40)]
-    texts += rng.sample(texts, 8) + [edited(text, rng) for text in rng.sample(texts, 12)]
-    texts += [edited(text, rng) for text in texts[-6:]] + [
-        "too short",
-        "Write to ann@example.org. " + prose(rng),
-    ]
-    rng.shuffle(texts)
-    folder = tmp_path / "crawl"
-    folder.mkdir()
-    for i in range(5):
-        lines = "".join(json.dumps({"text": text}) + "\n" for text in ["", *texts[i::5]])
-        (folder / f"{i}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
-    return folder
-
-
-def result(folder):
-    """Texts, card and dropped lines, but for what describes the run."""
-    splits = datasets.load_from_disk(folder)
-    files = {name: (folder / name).read_text("utf-8") for name in ("data_card.md", "dropped.jsonl")}
-    card = json.loads((folder / "data_card.json").read_text("utf-8"))
-    for name in ("recipe", "command", "config", "versions", "hardware", "seconds"):
-        del card[name]
-    texts = {name: (part["id"][:], part["text"][:]) for name, part in splits.items()}
-    return texts, files, card
-
-
-def words(source, folder, *more):
-    return [
-        "--source",
-        str(source),
-        "--output_dir",
-        str(folder),
-        "--test_fraction",
-        "0.1",
-        "--min_mean_word_length",
-        "2",
-        "--min_stop_words",
-        "2",
-        *more,
-    ]
 
 
 @pytest.mark.parametrize(
@@ -180,15 +121,15 @@ def test_only_unfinished_tasks_run_again(crawl, tmp_path):
 
 def test_what_is_missing_is_one_line(crawl, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    find_spec = prepare_data_cluster.importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        prepare_data_cluster.importlib.util,
+        importlib.util,
         "find_spec",
         lambda name, *more: None if name == "ray" else find_spec(name, *more),
     )
     for more, match in (
         (["--executor", "slurm"], "no command sbatch"),
-        (["--executor", "ray"], "pip install ray"),
+        (["--executor", "ray"], r"pip install .hfscale\[ray\]"),
         (["--tasks", "0"], "at least 1"),
         (["--executor_args", '{"partition": "cpu"}'], "partition"),
     ):
@@ -196,7 +137,7 @@ def test_what_is_missing_is_one_line(crawl, tmp_path, monkeypatch):
             prepare_data_cluster.main(words(crawl, tmp_path / "data", *more))
         assert "\n" not in str(error.value)
     monkeypatch.setattr(
-        prepare_data_cluster.importlib.util,
+        importlib.util,
         "find_spec",
         lambda name, *more: None if name == "datatrove" else find_spec(name, *more),
     )
