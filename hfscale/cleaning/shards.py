@@ -39,8 +39,6 @@ from hfscale.process import InputError
 from hfscale.stopping import end_with_parent
 from hfscale.whole_folder import whole_folder
 
-# What a task does: its number, the rules, the folder of shards, and how many tasks there are.
-Job = Callable[[int, CleaningArguments, Path, int], None]
 STARTS = 2  # of a task whose process is killed
 
 
@@ -50,7 +48,7 @@ def run_job(
     world_size: int,
     *,
     name: str,
-    job: Job,
+    job: Callable[[int, CleaningArguments, Path, int], None],
     args: CleaningArguments,
     work: Path,
     tasks: int,

@@ -227,7 +227,13 @@ class Side:
 
 
 def cost_of_program(command: Sequence[str], folder: Path) -> Cost:
-    """Of a whole program, from its start to its end.
+    """Of a whole program, from its start to its end; raises RuntimeError as `cost_and_peak`."""
+    cost, _ = cost_and_peak(command, folder)
+    return cost
+
+
+def cost_and_peak(command: Sequence[str], folder: Path) -> tuple[Cost, float]:
+    """Of a whole program, and the peak MiB of the largest of its processes.
 
     Raises RuntimeError with the end of what it wrote where its exit status is not 0.
     """
@@ -241,7 +247,8 @@ def cost_of_program(command: Sequence[str], folder: Path) -> Cost:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command[:4])}: {log.read_text(errors='replace')[-300:]}")
-    return Cost(usage.ru_utime + usage.ru_stime, time.perf_counter() - wall)
+    cost = Cost(usage.ru_utime + usage.ru_stime, time.perf_counter() - wall)
+    return cost, usage.ru_maxrss / 1024
 
 
 # ---- what is shown

@@ -6,6 +6,7 @@ make bench-full     # takes its time: narrow intervals, real sizes
 
 from pathlib import Path
 
+import cleaning_growth
 import cleaning_speed
 import expression_time
 import lora_cost
@@ -26,6 +27,7 @@ BENCHMARKS = {
     "scoring": score_speed.benchmark,
     "streaming": streaming_memory.benchmark,
     "cleaning": cleaning_speed.benchmark,
+    "cleaning's growth": cleaning_growth.benchmark,
     "near duplicates": near_duplicates.benchmark,
     "repair and masking": expression_time.benchmark,
 }

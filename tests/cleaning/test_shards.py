@@ -12,9 +12,11 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from hfscale.cleaning import engines
 from hfscale.process import InputError
 from recipes import prepare_data, prepare_data_cluster
 from tests.cleaning.shard_runs import prose, result, words
@@ -127,6 +129,13 @@ def test_what_is_missing_is_one_line(crawl, tmp_path, monkeypatch):
         "find_spec",
         lambda name, *more: None if name == "ray" else find_spec(name, *more),
     )
+    with monkeypatch.context() as patch:  # Ray is there, its cluster is not
+        patch.setattr(importlib.util, "find_spec", lambda name, *more: find_spec("json"))
+        for address in ("127.0.0.1:1", "host:port"):
+            patch.setenv("RAY_ADDRESS", address)
+            with pytest.raises(InputError, match=f"RAY_ADDRESS .?{address}") as error:
+                prepare_data_cluster.main(words(crawl, tmp_path / "data", "--executor", "ray"))
+            assert "\n" not in str(error.value)
     for more, match in (
         (["--executor", "slurm"], "no command sbatch"),
         (["--executor", "ray"], r"pip install .hfscale\[ray\]"),
@@ -223,3 +232,62 @@ def test_slurm_scripts_do_the_work(crawl, tmp_path):
     assert "--dependency=afterok:" in log and str(Path(sys.executable).parent) in log
     prepare_data.main(words(crawl, tmp_path / "one"))
     assert result(tmp_path / "one") == result(tmp_path / "many")
+
+
+def test_a_second_start_waits_for_the_jobs_of_the_first(tmp_path, monkeypatch):
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\necho $* > $0.asked\nprintf '12\\n12\\n9\\n'\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    engines.check_queue(tmp_path)  # nothing was queued before
+    (tmp_path / engines.SLURM_JOBS).write_text('{"read": "9", "clean": "12"}')
+    with pytest.raises(InputError, match="queue: 9, 12; wait for them, .*: scancel 9 12"):
+        engines.check_queue(tmp_path)
+    assert "--jobs=9,12" in (tmp_path / "squeue.asked").read_text()
+
+
+def test_too_small_a_cluster_is_said(capsys):
+    executor = SimpleNamespace(cpus_per_task=2, mem_per_cpu_gb=1.5)
+    large = {"Alive": True, "Resources": {"CPU": 2.0, "memory": 3.0 * engines.GIB}}
+    small = {"Alive": True, "Resources": {"CPU": 8.0, "memory": 2.0 * engines.GIB}}
+    engines.say_if_no_node_is_large_enough(executor, [small, large])
+    assert capsys.readouterr().err == ""
+    engines.say_if_no_node_is_large_enough(executor, [small, large | {"Alive": False}])
+    assert "no node has 2 CPUs and 3 GiB of memory" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 2])
+def test_a_process_of_the_pool_that_is_killed_is_begun_once_more(crawl, tmp_path, kills):
+    """A pool that is left alone waits for it for ever."""
+    (tmp_path / "killer.py").write_text(KILLER.format(place=str(tmp_path), kills=kills))
+    sources = [crawl, f"{tmp_path / 'killer.py'}:documents"]
+    arguments = words(sources, tmp_path / "many", "--tasks", "2", "--workers", "2")
+    problem = tmp_path / "many.work" / "logs" / "read" / "problems" / "00001"
+    if kills == 2:
+        line = "job read, task 1: its process was killed 2 times"
+        with pytest.raises(InputError, match=line):
+            prepare_data_cluster.main(arguments)
+        assert problem.read_text().startswith(line)
+    prepare_data_cluster.main(arguments)
+    assert not problem.exists()
+    prepare_data.main(words(sources, tmp_path / "one"))
+    assert result(tmp_path / "one") == result(tmp_path / "many")
+
+
+KILLER = """
+import os
+import signal
+from pathlib import Path
+
+PLACE = Path({place!r})
+
+
+def documents():
+    for number in range({kills}):
+        if not (PLACE / str(number)).exists():
+            (PLACE / str(number)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    for number in range(9):
+        yield f"the sea and that number {{number}} " + "is one of the words here " * (12 + number)
+"""
