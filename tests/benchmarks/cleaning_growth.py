@@ -45,14 +45,16 @@ def benchmark(
             write_file(source / f"{number:05d}.jsonl", words, shares, seed=number)
         cost, peak = run_recipe(source, folder, num_files)
         cpu_seconds.append(cost.cpu)
+        print(f"{size} MB: {cost.cpu:.1f} CPU s, {peak:.0f} MiB", file=sys.stderr)
         rows.append(once(f"cleaning {size} MB: CPU seconds", cost.cpu, f"{num_files} tasks"))
         rows.append(once(f"cleaning {size} MB: wall seconds", cost.wall))
         rows.append(once(f"cleaning {size} MB: peak MiB", peak))
     for (small, less), (large, more) in itertools.pairwise(zip(sizes, cpu_seconds, strict=True)):
         slope = np.log(more / less) / np.log(large / small)
         rows.append(once(f"cleaning {small} to {large} MB: slope of CPU seconds", float(slope)))
-    slope, _ = np.polyfit(np.log(sizes), np.log(cpu_seconds), 1)
-    rows.append(once("cleaning, all sizes: slope of CPU seconds", float(slope), "1 is linear"))
+    if len(sizes) > 1:
+        slope, _ = np.polyfit(np.log(sizes), np.log(cpu_seconds), 1)
+        rows.append(once("cleaning, all sizes: slope of CPU seconds", float(slope), "1 is linear"))
     return rows
 
 
