@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         args.optimizer = args.optimizer or "muon"
     defaults = {
         "output_dir": "runs/quickstart",
-        "max_steps": 600,
+        "max_steps": 550,
         "learning_rate": 6e-3 if is_new else 5e-5,
         "per_device_train_batch_size": 4,
         "lr_scheduler_type": "linear",
