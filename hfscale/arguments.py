@@ -455,9 +455,7 @@ class CardArguments:
 
 @dataclass
 class OptimizerArguments:
-    """What makes steps of gradients, beside upstream's `optim`, and which average of the weights is
-    kept.
-    """
+    """What makes steps of gradients, beside upstream's `optim`."""
 
     optimizer: Literal["adamw", "muon"] | None = field(
         default=None,
@@ -481,6 +479,12 @@ class OptimizerArguments:
             "optimizer muon and AdamW"
         },
     )
+
+
+@dataclass
+class AveragingArguments(OptimizerArguments):
+    """And an average of the weights beside them."""
+
     weight_averaging: Literal["ema", "tail"] | None = field(
         default=None,
         metadata={
@@ -508,7 +512,7 @@ class OptimizerArguments:
 
 
 @dataclass
-class RunArguments(CardArguments, OptimizerArguments):
+class RunArguments(CardArguments, AveragingArguments):
     """What every training recipe also offers; `training` holds the checked values for
     TrainingArguments.
     """

@@ -15,6 +15,8 @@ PUBLISHED = {
     "gpt2-xl": (48, 25, 1600),
     "distilgpt2": (6, 12, 768),
 }
+# Layers whose weight holds several matrices side by side, by the end of their names.
+FUSED = {"c_attn": 3}  # GPT-2's query, key and value
 # Layers of a block that read the residual stream, and that are added to it.
 READS_RESIDUAL = ("attn.c_attn", "mlp.c_fc")
 ADDS_TO_RESIDUAL = ("attn.c_proj", "mlp.c_proj")
@@ -153,8 +155,8 @@ class Trained(NamedTuple):
                     counts[inputs, self.lora_r] += 1
                     counts[self.lora_r, outputs] += 1
                 elif self.trains(block):
-                    is_fused = name.endswith("c_attn")
-                    counts[inputs, outputs // 3 if is_fused else outputs] += 3 if is_fused else 1
+                    num_matrices = FUSED.get(name.rpartition(".")[2], 1)
+                    counts[inputs, outputs // num_matrices] += num_matrices
         return dict(counts)
 
     def idle_parameters(self, shape: Shape) -> int:

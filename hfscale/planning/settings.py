@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hfscale.arguments import AdapterArguments, OptimizerArguments, ShapeArguments, shape_of
+from hfscale.arguments import AdapterArguments, AveragingArguments, ShapeArguments, shape_of
 from hfscale.config import arguments_class, shipped
 from hfscale.planning.flops import Shape
 from hfscale.planning.memory import Step
@@ -53,7 +53,7 @@ NEW_TASK_TOKENIZER = "train:1024"  # what finetune_task trains where nothing is 
 
 
 @dataclass
-class Planned(ShapeArguments, AdapterArguments, OptimizerArguments):
+class Planned(ShapeArguments, AdapterArguments, AveragingArguments):
     """What a plan reads of a training recipe's arguments, in their names; see there."""
 
     recipe: str = ""

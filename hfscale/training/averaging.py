@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hfscale.arguments import OptimizerArguments
+from hfscale.arguments import AveragingArguments
 from hfscale.folders import AVERAGED_WEIGHTS
 from hfscale.process import UNSHARDED, InputError, is_main_rank, launched_engine
 from hfscale.training.preview import count_steps
@@ -22,7 +22,7 @@ EMA_DECAY = 0.999  # where nothing is said: torch's
 START = {"ema": 0.0, "tail": 0.75}
 
 
-def check_averaging(args: OptimizerArguments, training_args: TrainingArguments) -> None:
+def check_averaging(args: AveragingArguments, training_args: TrainingArguments) -> None:
     """Refuse what cannot work before anything is read.
 
     Raises InputError: an argument without the averaging that it belongs to, an engine whose
@@ -46,7 +46,7 @@ def check_averaging(args: OptimizerArguments, training_args: TrainingArguments) 
 
 
 def settle_averaging(
-    args: OptimizerArguments, training_args: TrainingArguments, rows: Dataset | IterableDataset
+    args: AveragingArguments, training_args: TrainingArguments, rows: Dataset | IterableDataset
 ) -> None:
     """Set in `args` what they leave open of the averaging, for a run on these training `rows`, so
     that its record and a continuation see it. Raises InputError as `averaging_start`.
@@ -60,7 +60,7 @@ def settle_averaging(
         args.ema_decay = EMA_DECAY
 
 
-def averaging_start(args: OptimizerArguments, num_steps: int) -> int:
+def averaging_start(args: AveragingArguments, num_steps: int) -> int:
     """The first step whose weights count. Raises InputError: the run has one step from there on, or
     none, so there is nothing to average.
     """
@@ -209,7 +209,7 @@ class WeightAveraging(TrainerCallback):
 
 
 def average_weights(
-    trainer: Trainer, args: OptimizerArguments, checkpoint: str | None = None
+    trainer: Trainer, args: AveragingArguments, checkpoint: str | None = None
 ) -> None:
     """Let a trainer, of whichever class, average its weights as the settled `args` say (see
     `settle_averaging`) and evaluate the average.

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.training_args import OptimizerNames
 
 from hfscale.arguments import OptimizerArguments
+from hfscale.planning.flops import FUSED
 from hfscale.process import InputError, launched_engine
 from hfscale.training.training_args import has_bf16_units
 
@@ -22,8 +23,6 @@ from hfscale.training.training_args import has_bf16_units
 # as in torch.optim.Muon: singular values end between 0.7 and 1.2, in few steps.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NUM_ITERATIONS = 5
-# Layers whose weight holds several matrices side by side, by the end of their names.
-FUSED = {"c_attn": 3}  # GPT-2's query, key and value
 
 
 def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

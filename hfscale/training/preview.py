@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from hfscale.arguments import OptimizerArguments
+from hfscale.arguments import AveragingArguments, OptimizerArguments
 from hfscale.data.packing import IGNORED
 from hfscale.models import context_limit, count_parameters
 from hfscale.planning.flops import Shape
@@ -170,7 +170,8 @@ def memory_at_hand(
         lora_dropout=getattr(adapter, "lora_dropout", 0.0),
         optimizer_bytes=OPTIMIZER_BYTES.get(args.optim, 8),
         muon=optimizer.optimizer == "muon",
-        averages_weights=optimizer.weight_averaging is not None,
+        averages_weights=isinstance(optimizer, AveragingArguments)
+        and optimizer.weight_averaging is not None,
         on_cpu=args.device.type == "cpu" and not planned_launch(),
     )
     if model.config.model_type == "gpt2":

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from hfscale.arguments import OptimizerArguments
+from hfscale.arguments import AveragingArguments
 from hfscale.process import InputError
 from hfscale.training.averaging import (
     average_weights,
@@ -29,8 +29,8 @@ from hfscale.verification import verify_part
 from tests.tiny_runs import finished_run, losses, tiny_arguments, tiny_rows, tiny_trainer
 
 FILE = "averaged_weights.safetensors"
-EMA = OptimizerArguments(weight_averaging="ema", ema_decay=0.5, averaging_start_step=2)
-TAIL = OptimizerArguments(weight_averaging="tail", averaging_start_step=3)
+EMA = AveragingArguments(weight_averaging="ema", ema_decay=0.5, averaging_start_step=2)
+TAIL = AveragingArguments(weight_averaging="tail", averaging_start_step=3)
 BOTH = pytest.mark.parametrize("args", [EMA, TAIL], ids=["ema", "tail"])
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 2}
 
@@ -294,7 +294,7 @@ def test_a_plan_and_the_room_on_the_disk_count_the_copy(tmp_path):
     run_training(trainer, None)
     kept = sum(average.numel() * 4 for average in averaging_of(trainer).averages.values())
     planned = memory_at_hand(trainer.model, trainer.args, rows, EMA)
-    without = memory_at_hand(trainer.model, trainer.args, rows, OptimizerArguments())
+    without = memory_at_hand(trainer.model, trainer.args, rows, AveragingArguments())
     assert planned["optimizer"] - without["optimizer"] == kept
     assert {**planned, "optimizer": 0} == {**without, "optimizer": 0}
     assert saved_bytes(trainer) == (before[0] + kept, before[1])
@@ -323,7 +323,7 @@ def test_a_plan_and_the_room_on_the_disk_count_the_copy(tmp_path):
 )
 def test_what_cannot_be_averaged_is_one_line(tmp_path, given, upstreams, says):
     with pytest.raises(InputError, match=says) as error:
-        check_averaging(OptimizerArguments(**given), tiny_arguments(tmp_path, **upstreams))
+        check_averaging(AveragingArguments(**given), tiny_arguments(tmp_path, **upstreams))
     assert "\n" not in str(error.value)
 
 
@@ -337,7 +337,7 @@ def test_engines_that_share_the_weights_out_are_refused(tmp_path, monkeypatch, e
 
 def test_steps_of_epochs_are_counted_once_the_rows_are_there(tmp_path):
     upstreams = tiny_arguments(tmp_path, max_steps=-1, num_train_epochs=1)
-    given = OptimizerArguments(weight_averaging="tail", averaging_start_step=1000)
+    given = AveragingArguments(weight_averaging="tail", averaging_start_step=1000)
     check_averaging(given, upstreams)
     with pytest.raises(InputError, match="nothing to average, it would start at step 1000 of"):
         settle_averaging(given, upstreams, tiny_rows())
