@@ -30,6 +30,7 @@ OPENED_BY = {
     "on_evaluate": "training",
     "on_train_end": "final evaluation",
 }
+AFTER_TRAINING = ("final evaluation", "final weights", "final manifest", "run.json")
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,14 @@ def moments_of(record: Path) -> list[Moment]:
             if operation == "trainer":
                 opened = _opened(opened, path)
             phase = phase_of_file(operation, path) or opened
+            if opened in AFTER_TRAINING:
+                opened = phase  # what tells nothing there belongs to what was before it
             moments.append(Moment(rank, operation, path, number, phase, then - at))
     return moments
 
 
 def _opened(before: str, event: str) -> str:
-    if before.startswith("final"):
+    if before in AFTER_TRAINING:
         return before
     return OPENED_BY.get(event, before)
 

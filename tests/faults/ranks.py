@@ -17,8 +17,8 @@ END_SECONDS = 60  # in which all must have ended
 FROZEN, KILLED, LAUNCHER = "frozen rank", "killed rank", "killed launcher"
 TWICE = ("second start", "second start resumes")
 PHASES = ("training", "first save", "later save", "evaluation", "final evaluation", "final weights")
-# Nobody waits for a rank that writes the last files, and so nobody sees that it is frozen.
-WAITED_FOR = PHASES[:-1]
+# Nobody waits for a rank after the last sum over all, and so nobody sees that it is frozen.
+AFTER_THE_LAST_SUM = ("on_log", "on_evaluate")  # of Trainer's events in the final evaluation
 
 
 def trials(kind: Kind, args: argparse.Namespace, draw: random.Random) -> Iterator[Trial]:
@@ -26,18 +26,27 @@ def trials(kind: Kind, args: argparse.Namespace, draw: random.Random) -> Iterato
     for what in (FROZEN, KILLED, LAUNCHER, *TWICE):
         if what == FROZEN and kind.ranks == 1:
             continue
-        for phase in WAITED_FOR if what == FROZEN else PHASES:
+        for phase in PHASES:
             moments = [moment for moment in kind.moments if moment.phase == phase]
+            if what == FROZEN:
+                moments = [moment for moment in moments if _is_waited_for(moment)]
             if not moments:
                 continue
             details = {"moment": draw.choice(moments)}
             yield Trial("ranks", kind, what, details, draw.getrandbits(32))
 
 
+def _is_waited_for(moment: Moment) -> bool:
+    if moment.phase == "final evaluation":
+        return moment.path not in AFTER_THE_LAST_SUM
+    return moment.phase != "final weights"
+
+
 def try_one(trial: Trial) -> Outcome:
     """`named`: all ended, a line names the rank, and a resume gives equal weights; `unnamed`: no
-    line does; `orphans`: other processes went on; `hung`: they did not end; `refused`: the second start ended with status 2 and
-    the first one's weights are equal; `both`: it did not; else as `resume_result`.
+    line does; `orphans`: other processes went on; `hung`: they did not end; `refused`: the second
+    start ended with status 2 and the first one's weights are equal; `both`: it did not; else as
+    `resume_result`.
     """
     moment: Moment = trial.details["moment"]
     if trial.what in TWICE:
@@ -45,9 +54,10 @@ def try_one(trial: Trial) -> Outcome:
     run, pid = start_to_moment(trial, "--ddp_timeout", str(TIMEOUT_SECONDS))
     if not pid:
         return Outcome("missed", f"{moment.key} never came: {last_line(run)}")
-    steps = run.trained_steps
+    record = trial.folder / "run.json"
+    steps, was_recorded = run.trained_steps, record.exists()
     ended = _harm(trial.what, run, pid)
-    went_on = run.trained_steps > steps + 2 or (trial.folder / "run.json").exists()
+    went_on = run.trained_steps > steps + 2 or (record.exists() and not was_recorded)
     if not ended:
         outcome = Outcome("hung", f"after {END_SECONDS} s")
     elif went_on:
@@ -66,6 +76,7 @@ def _harm(what: str, run: Run, pid: int) -> bool:
         os.kill(pid, signal.SIGKILL)
     elif what == LAUNCHER:
         os.kill(run.launcher.pid, signal.SIGKILL)
+        run.launcher.wait()  # a busy machine takes longer to clear it away than ranks to go on
         os.kill(pid, signal.SIGCONT)
     until = time.monotonic() + END_SECONDS
     while not run.ended and time.monotonic() < until:

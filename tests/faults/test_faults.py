@@ -10,7 +10,7 @@ import pytest
 
 from tests.damage import DAMAGE
 from tests.faults.__main__ import SHARES
-from tests.faults.moments import phase_of_file
+from tests.faults.moments import moments_of, phase_of_file
 from tests.faults.runs import ROOT, digest_of, whole_steps
 from tests.faults.tables import table
 
@@ -55,6 +55,25 @@ def test_no_fault_loses_a_run_or_goes_unseen(rows, fault):
 )
 def test_the_phase_of_a_file_operation(operation, path, phase):
     assert phase_of_file(operation, path) == phase
+
+
+def test_what_tells_nothing_has_the_phase_of_what_was_before(tmp_path):
+    record = tmp_path / "moments"
+    operations = [
+        ("fsync", "", "data preparation"),
+        ("trainer", "on_step_begin", "training"),
+        ("write", "checkpoint-3/scheduler.pt", "first save"),
+        ("fsync", "", "training"),
+        ("trainer", "on_train_end", "final evaluation"),
+        ("trainer", "on_evaluate", "final evaluation"),
+        ("write", "config.json", "final weights"),
+        ("fsync", "", "final weights"),
+        ("rename", ".run.json.part", "run.json"),
+        ("fsync", "", "run.json"),
+    ]
+    lines = [json.dumps([0, at, *operation[:2], 1]) for at, operation in enumerate(operations)]
+    record.write_text("\n".join(lines))
+    assert [moment.phase for moment in moments_of(record)] == [one[2] for one in operations]
 
 
 def make_checkpoint(folder: Path, step: int) -> Path:
