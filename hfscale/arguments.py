@@ -472,6 +472,14 @@ class OptimizerArguments:
             "max": 1e3,
         },
     )
+    muon_momentum: float = field(
+        default=0.95,
+        metadata={
+            "help": "what the hidden matrices' averaged gradient keeps of itself at each step",
+            "min": 0,
+            "max": 0.999_999,
+        },
+    )
     cautious_weight_decay: bool = field(
         default=False,
         metadata={

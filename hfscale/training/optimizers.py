@@ -221,6 +221,7 @@ class MuonForModel:
         model: torch.nn.Module,
         *,
         muon_learning_rate: float | None,
+        muon_momentum: float,
         learning_rate: float,
         weight_decay: float,
         betas: tuple[float, float],
@@ -248,7 +249,14 @@ class MuonForModel:
                 }
             )
         # Of `lr` it is upstream's schedules that read it: `min_lr` is a part of it.
-        return MuonAdamW(described, lr=learning_rate, betas=betas, eps=eps, cautious=cautious)
+        return MuonAdamW(
+            described,
+            lr=learning_rate,
+            betas=betas,
+            eps=eps,
+            momentum=muon_momentum,
+            cautious=cautious,
+        )
 
 
 def hidden_matrices(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
@@ -286,6 +294,7 @@ def choose_optimizer(
         )
     return MuonForModel, {
         "muon_learning_rate": args.muon_learning_rate if is_muon else None,
+        "muon_momentum": args.muon_momentum,
         "learning_rate": training_args.learning_rate,
         "weight_decay": training_args.weight_decay,
         "betas": (training_args.adam_beta1, training_args.adam_beta2),

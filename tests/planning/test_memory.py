@@ -134,7 +134,8 @@ def test_muon_keeps_one_number_of_each_hidden_weight():
 def optimizer_of(model: torch.nn.Module, step: Step) -> torch.optim.Optimizer:
     if step.muon:
         rates = {"muon_learning_rate": 0.02, "learning_rate": 1e-3, "weight_decay": 0.1}
-        muon = MuonForModel()(model, **rates, betas=(0.9, 0.95), eps=1e-8)
+        betas = {"muon_momentum": 0.95, "betas": (0.9, 0.95)}
+        muon = MuonForModel()(model, **rates, **betas, eps=1e-8)
         muon.product_dtype = torch.bfloat16 if step.bf16 else torch.float32
         return muon
     kind = {8: torch.optim.AdamW, 4: torch.optim.Adagrad, 0: torch.optim.SGD}[step.optimizer_bytes]

@@ -25,6 +25,7 @@ from tests.tiny_runs import tiny_trainer
 
 SETTINGS = {
     "muon_learning_rate": 0.02,
+    "muon_momentum": 0.95,
     "learning_rate": 1e-3,
     "weight_decay": 0.1,
     "betas": (0.9, 0.95),
@@ -227,6 +228,13 @@ def muon_trainer(folder, args=MUON, **values):
     trainer = tiny_trainer(folder, **values)
     trainer.optimizer_cls_and_kwargs = choose_optimizer(args, trainer.args, trainer.model)
     return trainer
+
+
+def test_the_momentum_asked_for_is_that_of_the_matrices(tmp_path):
+    asked = replace(MUON, muon_momentum=0.8)
+    make_optimizer, settings = choose_optimizer(asked, upstream(tmp_path), gpt2())
+    groups = make_optimizer()(gpt2(), **settings).param_groups
+    assert {group["momentum"] for group in groups if group["num_matrices"]} == {0.8}
 
 
 @pytest.mark.parametrize(
