@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from hfscale.architectures import ARCHITECTURES
+from hfscale.process import InputError
+
 
 @dataclass
 class RemoteCodeArguments:
@@ -412,32 +415,107 @@ class AdapterArguments(LoadArguments):
 
 
 @dataclass
-class ShapeArguments:
-    """The model, in the names of GPT2Config."""
+class ShapeArguments(RemoteCodeArguments):
+    """A new model, in the names that all of transformers' configurations share."""
 
+    architecture: str = field(
+        default="gpt2",
+        metadata={
+            "help": f"of a new model: {', '.join(ARCHITECTURES)}, or a config.json of another kind"
+        },
+    )
     # Far beyond what the largest models in use have; deeper ones take minutes to be made at all.
-    n_layer: int = field(default=12, metadata={"help": "transformer blocks", "min": 1, "max": 1000})
-    n_head: int = field(
-        default=12, metadata={"help": "attention heads per block", "min": 1, "max": 10_000}
+    num_hidden_layers: int | None = field(
+        default=None, metadata={"help": "transformer blocks; default: 12", "min": 1, "max": 1000}
     )
-    n_embd: int = field(default=768, metadata={"help": "width", "min": 1, "max": 1_000_000})
-    n_positions: int = field(
-        default=1024, metadata={"help": "context in tokens", "min": 1, "max": 10_000_000}
+    num_attention_heads: int | None = field(
+        default=None,
+        metadata={"help": "attention heads per block; default: 12", "min": 1, "max": 10_000},
     )
-    resid_pdrop: float = field(
-        default=0.0, metadata={"help": "dropout of the residual branches", "min": 0, "max": 0.99}
+    num_key_value_heads: int | None = field(
+        default=None,
+        metadata={
+            "help": "heads of keys and values, each shared by as many attention heads; default: "
+            "the architecture's share",
+            "min": 1,
+            "max": 10_000,
+        },
     )
-    embd_pdrop: float = field(
-        default=0.0, metadata={"help": "dropout of the embeddings", "min": 0, "max": 0.99}
+    hidden_size: int | None = field(
+        default=None, metadata={"help": "width; default: 768", "min": 1, "max": 1_000_000}
     )
-    attn_pdrop: float = field(
-        default=0.0, metadata={"help": "dropout of the attention weights", "min": 0, "max": 0.99}
+    intermediate_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "width inside the MLP; default: the architecture's multiple of hidden_size",
+            "min": 1,
+            "max": 10_000_000,
+        },
     )
+    max_position_embeddings: int | None = field(
+        default=None,
+        metadata={"help": "context in tokens; default: 1024", "min": 1, "max": 10_000_000},
+    )
+    tie_word_embeddings: bool | None = field(
+        default=None,
+        metadata={
+            "help": "the output embedding is the input's; default: as the architecture has it"
+        },
+    )
+    model_config: dict = field(
+        default_factory=dict,
+        metadata={
+            "help": "more fields of the architecture's configuration class, such as "
+            "num_experts=16 or attention_dropout=0.1"
+        },
+    )
+
+
+# Of ShapeArguments, those that are fields of a configuration.
+SHAPE_NAMES = (
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+)
+# Fields that `new_model` sets itself.
+OF_THE_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def shape_of(args: ShapeArguments) -> dict[str, Any]:
-    """The model's sizes among a recipe's arguments, by their names in GPT2Config."""
-    return {item.name: getattr(args, item.name) for item in fields(ShapeArguments)}
+    """What `new_config` is told about the model among a recipe's arguments.
+
+    Raises InputError: a field is in `model_config` that has an argument of its own, or follows from
+        the tokenizer.
+    """
+    for name in args.model_config:
+        if name in ("architecture", "trust_remote_code", *SHAPE_NAMES):
+            raise InputError(f"model_config: {name} has an argument of its own: --{name}")
+        if name in OF_THE_TOKENIZER:
+            raise InputError(f"model_config: {name} follows from the tokenizer; leave it out")
+    given = {name: getattr(args, name) for name in SHAPE_NAMES}
+    return {
+        "architecture": args.architecture,
+        "trust_remote_code": args.trust_remote_code,
+        **{name: value for name, value in given.items() if value is not None},
+        **args.model_config,
+    }
+
+
+def check_no_shape(args: Any) -> None:
+    """Raise InputError where `args` name an architecture beside a checkpoint, which has one.
+
+    Args:
+        args: ShapeArguments, with the `model` to start from.
+    """
+    if args.architecture != ShapeArguments.architecture or args.model_config:
+        raise InputError(
+            f"architecture, model_config: say what a new model is, and {args.model} is one that is "
+            "there; leave them out, or take --model new"
+        )
 
 
 @dataclass

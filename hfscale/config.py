@@ -68,6 +68,14 @@ RENAMED = {
     "test": "test_code",
     "program": "test_program",
     "context": "max_length",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_embd": "hidden_size",
+    "n_positions": "max_position_embeddings",
+    "n_inner": "intermediate_size",
+    "resid_pdrop": "model_config (as resid_pdrop=0.1)",
+    "embd_pdrop": "model_config (as embd_pdrop=0.1)",
+    "attn_pdrop": "model_config (as attn_pdrop=0.1)",
 }
 # Accepted upstream, but without effect in a script of ours, or unsafe in a file.
 REFUSED = {
@@ -86,6 +94,7 @@ REFUSED = {
 PATHS = {
     "accelerators",
     "also",
+    "architecture",
     "chat_template",
     "compare",
     "evaluation_source",
@@ -331,8 +340,8 @@ def shipped(folder: str, pattern: str) -> dict[str, Path]:
 
 def read_flags(argv: list[str], kinds: dict[str, Any]) -> dict[str, Any]:
     """Checked values of --name, --name word word and --name=word; a list given several times is one
-    list. Words before the first flag belong to the argument whose metadata says `comes_first`.
-    Raises as `parse_args`.
+    list, names with values are one mapping. Words before the first flag belong to the argument
+    whose metadata says `comes_first`. Raises as `parse_args`.
     """
     first = [name for name, kind in kinds.items() if split_annotated(kind)[1].get("comes_first")]
     flags: list[tuple[str, list[str]]] = [(name, []) for name in first]
@@ -356,6 +365,8 @@ def read_flags(argv: list[str], kinds: dict[str, Any]) -> dict[str, Any]:
         value = _check("command line", f"--{name}", name, words, kinds, convert_text)
         if isinstance(value, list) and name in values:
             value = values[name] + value
+        if isinstance(value, dict) and name in values:
+            value = values[name] | value
         values[name] = value
     return values
 

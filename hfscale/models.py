@@ -1,26 +1,22 @@
-"""A model from random weights, or loaded from a folder or the Hub."""
+"""A model loaded from a folder or the Hub."""
 
 import contextlib
 import hashlib
 import json
 import os
 import pickle
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import psutil
 import torch
 from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.activations import NewGELUActivation
 from transformers.integrations.deepspeed import (
@@ -32,7 +28,6 @@ from transformers.utils import find_adapter_config_file
 
 from hfscale.behaviour import TRIED_TOKENS, has_weights, is_causal
 from hfscale.manifest import check_loaded, has_manifest
-from hfscale.planning.flops import Shape
 from hfscale.process import InputError, show_bitsandbytes
 
 UNSAFE_PICKLE = (
@@ -42,64 +37,6 @@ UNSAFE_PICKLE = (
 # The files that transformers and peft read; others, such as copies in half precision, may lie
 # beside them.
 SAFETENSORS = ("adapter_model.safetensors", "model-*-of-*.safetensors", "model.safetensors")
-
-# What GPT-2's own configuration has otherwise: the same GELU, but in one kernel, and no dropout,
-# since pretraining seldom repeats its text.
-DEFAULTS: dict[str, Any] = {
-    "activation_function": "gelu_pytorch_tanh",
-    "resid_pdrop": 0.0,
-    "embd_pdrop": 0.0,
-    "attn_pdrop": 0.0,
-}
-
-
-def new_model(tokenizer: PreTrainedTokenizerBase, **architecture: Any) -> GPT2LMHeadModel:
-    """GPT-2 with random weights for this tokenizer's vocabulary; `architecture` are `GPT2Config`
-    arguments (see `DEFAULTS`).
-
-    Raises InputError: see `check_architecture`.
-    """
-    in_memory = torch.get_default_device().type != "meta"
-    check_architecture(architecture, vocab_size=len(tokenizer), in_memory=in_memory)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=len(tokenizer),
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **(DEFAULTS | architecture),
-        )
-    )
-
-
-def check_architecture(
-    architecture: Mapping[str, Any], vocab_size: int = 1, *, in_memory: bool = True
-) -> None:
-    """Raise InputError for a size below 1, a width that the heads do not divide, a dropout outside
-    [0, 1), or, where they are to be held `in_memory`, weights that this machine's memory does not
-    hold.
-
-    Args:
-        architecture: arguments of GPT2Config, the four sizes among them.
-    """
-    for name, value in architecture.items():
-        if name.startswith("n_") and value < 1:
-            raise InputError(f"{name}: got {value}, expected at least 1")
-        if name.endswith("_pdrop") and not 0 <= value < 1:
-            raise InputError(f"{name}: got {value}, expected a number from 0 to below 1")
-    sizes: dict[str, Any] = {
-        name: architecture[name] for name in ("n_layer", "n_head", "n_embd", "n_positions")
-    }
-    if sizes["n_embd"] % sizes["n_head"]:
-        raise InputError(f"n_embd {sizes['n_embd']} is not a multiple of n_head {sizes['n_head']}")
-    needed = 4 * Shape(**sizes, vocab_size=vocab_size).parameters()  # in float32
-    available = psutil.virtual_memory().total
-    if in_memory and needed > available:
-        raise InputError(
-            f"n_layer {sizes['n_layer']}, n_embd {sizes['n_embd']}, n_positions "
-            f"{sizes['n_positions']}: the weights alone take {needed / 2**30:,.0f} GiB, this "
-            f"machine has {available / 2**30:,.0f} GiB of memory; choose smaller sizes"
-        )
 
 
 def load_model(
@@ -132,7 +69,7 @@ def load_model(
         )
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        _check_kind(config)
+        check_kind(config)
         if getattr(config, "quantization_config", None):
             show_bitsandbytes()
         # With its loading information, which upstream's types do not know.
@@ -160,11 +97,11 @@ def load_model(
             f"model {name}: its files do not hold {len(wrong)} of the weights that its config.json "
             f"describes, such as {wrong[0]}; is it another kind of model, or not whole?"
         )
-    _check_is_causal(model, name)
+    check_is_causal(model, name)
     return fuse_gelu(model)
 
 
-def _check_kind(config: PreTrainedConfig) -> None:
+def check_kind(config: PreTrainedConfig) -> None:
     """Raise ValueError for what `AutoModelForCausalLM` does not take, or takes only half of."""
     kind = config.model_type
     if config.is_encoder_decoder:
@@ -180,7 +117,7 @@ def _check_kind(config: PreTrainedConfig) -> None:
         )
 
 
-def _check_is_causal(model: PreTrainedModel, name: str) -> None:
+def check_is_causal(model: PreTrainedModel, name: str) -> None:
     """Raise InputError unless the model is seen to predict tokens from those before them alone: one
     that was made to fill gaps loads without a word, and its losses and texts mean nothing.
     """
@@ -220,7 +157,7 @@ def check_models(names: list[str], *, trust_remote_code: bool = False) -> None:
     for name in names:
         check_loaded(f"model {name}", name)
         try:
-            _check_kind(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code))
+            check_kind(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code))
         except Exception:  # file, format and Hub errors have no common base
             if not is_adapter(name):
                 load_model(name, trust_remote_code=trust_remote_code)  # says what is wrong
@@ -418,9 +355,7 @@ def fuse_gelu(model: PreTrainedModel) -> PreTrainedModel:
 
 def context_limit(model: PreTrainedModel) -> int | None:
     """Most tokens that the model reads at once; None: its configuration states no limit."""
-    config = model.config.get_text_config()
-    stated = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
-    limit = next((size for size in stated if size is not None and size > 0), None)
+    limit = stated_limit(model.config)
     inputs = model.get_input_embeddings()
     for module in model.modules():
         # RoBERTa's kind counts places from the one after its padding's.
@@ -432,6 +367,13 @@ def context_limit(model: PreTrainedModel) -> int | None:
         ):
             return limit - module.padding_idx - 1
     return limit
+
+
+def stated_limit(config: PreTrainedConfig) -> int | None:
+    """Most tokens that a model is made for, as its configuration says; None: it states no limit."""
+    config = config.get_text_config()
+    stated = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    return next((size for size in stated if size is not None and size > 0), None)
 
 
 def trial_size(model: PreTrainedModel) -> int:

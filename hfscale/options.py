@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from hfscale.strict_yaml import RefusedError, check_numbers, load_json, parse_yaml
 
+PAIR = re.compile(r"[A-Za-z_]\w*=")
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
@@ -182,6 +183,25 @@ def read_mapping(text: str) -> dict[str, Any] | None:
     return value
 
 
+def _read_words(words: list[str]) -> dict[str, Any] | None:
+    """The names and values written as `{f1: {squad_version: 1}}`, or as `num_experts=16 ...`, each
+    value as in YAML; None: in neither way. Raises ValueError as `read_mapping`, or for a name that
+    is given twice.
+    """
+    if not all(PAIR.match(word) for word in words):
+        return read_mapping(" ".join(words))  # a shell cuts at spaces what was not quoted
+    pairs: dict[str, Any] = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        value = read_mapping(f"{name}: {text}")
+        if value is None:
+            raise ValueError(f"the value of {name} is not YAML; quote it")
+        if name in pairs:
+            raise ValueError(f"{name} is given twice; give it once")
+        pairs |= value
+    return pairs
+
+
 def construct_value(loader: Any, node: Any) -> Any:
     """The value of a node of YAML. Inside `{name: value}`, whose values no type is known of, 1e-3
     is a number, as it is in JSON; YAML 1.1 takes it for text.
@@ -250,7 +270,7 @@ def _convert_text(words: list[str], kind: Any) -> Any:
     if not words and bool in members:
         return True
     if dict in members and words:
-        mapping = read_mapping(" ".join(words))  # a shell cuts at spaces what was not quoted
+        mapping = _read_words(words)
         if mapping is not None:
             return mapping
     if list in members and len(words) == 1 and words[0].startswith("["):

@@ -16,6 +16,7 @@ from hfscale.arguments import (
     RunArguments,
     ShapeArguments,
     TaskArguments,
+    check_no_shape,
     shape_of,
 )
 from hfscale.config import parse_args
@@ -143,7 +144,9 @@ def check_arguments(args: FinetuneTaskArguments):
     is_new = args.model == "new"
     if is_new:
         check_new_model(args)
-    training_args = training_arguments(args.training, width=args.n_embd if is_new else 256)
+    else:
+        check_no_shape(args)
+    training_args = training_arguments(args.training, width=args.hidden_size if is_new else 256)
     check_optimizer(args, training_args)
     check_averaging(args, training_args)
     if not args.dry_run:
@@ -154,9 +157,10 @@ def check_arguments(args: FinetuneTaskArguments):
 
 def check_new_model(args: FinetuneTaskArguments) -> None:
     """Raise InputError for a model that cannot be made, or settings that need a checkpoint."""
-    from hfscale.models import check_architecture
+    from hfscale.new_models import settle_shape, trial_model
 
-    check_architecture(shape_of(args), in_memory=not args.dry_run)
+    settle_shape(args, in_memory=not args.dry_run)
+    trial_model(**shape_of(args))
     if args.lora_r is not None or args.peft_type or args.freeze_layers:
         raise InputError(
             "model new: random weights are trained whole; leave out adapters and freeze_layers"
@@ -167,7 +171,7 @@ def make_new_model(args: FinetuneTaskArguments, texts, *, is_chat: bool):
     """Random weights, and a tokenizer trained on the texts unless another one is named."""
     from hfscale.adapters import extend_tokenizer
     from hfscale.data.tokenizer import load_tokenizer
-    from hfscale.models import new_model
+    from hfscale.new_models import new_model
     from hfscale.tasks.chat_templates import add_template_characters, set_chat_template
 
     name = args.tokenizer or "train:1024"

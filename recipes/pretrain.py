@@ -1,7 +1,8 @@
-"""Pretrain a GPT-2-style model from random weights: text -> tokenizer -> packed rows -> training ->
-run folder.
+"""Pretrain a causal language model from random weights: text -> tokenizer -> packed rows ->
+training -> run folder.
 
 hfscale pretrain --config tiny_cpu
+hfscale pretrain --config tiny_cpu --architecture llama --output_dir runs/tiny-llama
 hfscale pretrain --config gpt2_small --accelerate ddp --num_processes 8 --output_dir runs/gpt2-small
 """
 
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from hfscale.arguments import RunArguments, ShapeArguments, StreamArguments, shape_of
 from hfscale.config import parse_args
 from hfscale.folders import check_output_dir
-from hfscale.process import InputError, launched_processes, run
+from hfscale.process import launched_processes, run
 
 
 @dataclass
@@ -28,7 +29,8 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
 
     from hfscale.data.packing import collate_rows
-    from hfscale.models import load_saved_model, new_model
+    from hfscale.models import load_saved_model
+    from hfscale.new_models import new_model
     from hfscale.training.averaging import average_weights, settle_averaging
     from hfscale.training.checkpoints import newest_checkpoint
     from hfscale.training.continuation import settings_of_run
@@ -110,22 +112,27 @@ def check_arguments(args: PretrainArguments):
     """The arguments of the Trainer; sets in `args` what follows from others. Raises InputError for
     what can be told before anything is read.
     """
-    from hfscale.models import check_architecture
+    from hfscale.data.packing import settle_packing
+    from hfscale.new_models import settle_shape, trial_model
     from hfscale.training.averaging import check_averaging
     from hfscale.training.optimizers import check_optimizer
-    from hfscale.training.steps import check_stream
+    from hfscale.training.steps import check_stream, settle_length
     from hfscale.training.training_args import batch_rows_of_like_length, training_arguments
 
-    check_architecture(shape_of(args), in_memory=not args.dry_run)
-    args.packing = args.packing or "wrapped"  # a GPT-2 keeps packed documents apart
-    args.max_length = args.n_positions if args.max_length is None else args.max_length
-    if args.max_length > args.n_positions:
-        raise InputError(
-            f"max_length {args.max_length} is beyond the model's n_positions {args.n_positions}"
-        )
-    training_args = training_arguments(args.training, width=args.n_embd)
+    config = settle_shape(args, in_memory=not args.dry_run)
+    args.max_length = settle_length(config, args.max_length)
+    training_args = training_arguments(args.training, width=args.hidden_size)
     check_optimizer(args, training_args)
     check_averaging(args, training_args)
+    model = trial_model(**shape_of(args))
+    if model is not None:  # it may let packed documents see each other
+        args.packing = settle_packing(
+            model,
+            args.packing,
+            default="wrapped",
+            cross_document_attention=args.cross_document_attention,
+        )
+    args.packing = args.packing or "wrapped"
     batch_rows_of_like_length(training_args, args)
     check_stream(args, training_args, args.max_length)
     if not args.dry_run:

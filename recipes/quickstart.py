@@ -7,14 +7,22 @@ python recipes/quickstart.py --model gpt2     # fine-tune the Hub's checkpoint o
 import time
 from dataclasses import dataclass, field
 
-from hfscale.arguments import DataArguments, LoadArguments, OptimizerArguments, loading
+from hfscale.arguments import (
+    DataArguments,
+    LoadArguments,
+    OptimizerArguments,
+    ShapeArguments,
+    check_no_shape,
+    loading,
+    shape_of,
+)
 from hfscale.config import parse_args
 from hfscale.folders import check_output_dir
 from hfscale.process import run
 
 
 @dataclass
-class QuickstartArguments(DataArguments, LoadArguments, OptimizerArguments):
+class QuickstartArguments(DataArguments, ShapeArguments, LoadArguments, OptimizerArguments):
     model: str = field(
         default="new", metadata={"help": "new (random weights), a folder, or a Hub id such as gpt2"}
     )
@@ -25,7 +33,14 @@ class QuickstartArguments(DataArguments, LoadArguments, OptimizerArguments):
     tokenizer: str = field(
         default="train:4096", metadata={"help": "for a new model: train:<vocab size> or char"}
     )
-    max_length: int = field(default=256, metadata={"help": "tokens per row"})
+    num_hidden_layers: int = field(
+        default=4, metadata={"help": "transformer blocks", "min": 1, "max": 1000}
+    )
+    num_attention_heads: int = field(
+        default=8, metadata={"help": "attention heads per block", "min": 1, "max": 10_000}
+    )
+    hidden_size: int = field(default=256, metadata={"help": "width", "min": 1, "max": 1_000_000})
+    max_length: int = field(default=256, metadata={"help": "tokens per row", "min": 2})
     overwrite: bool = field(
         default=False, metadata={"help": "delete an earlier run in output_dir first"}
     )
@@ -43,7 +58,8 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.data.packing import collate_rows, pack_splits, settle_packing
     from hfscale.data.splits import load_splits
     from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer
-    from hfscale.models import load_model, new_model
+    from hfscale.models import load_model
+    from hfscale.new_models import new_model
     from hfscale.training.optimizers import choose_optimizer
     from hfscale.training.record import write_run
     from hfscale.training.running import prepare_output_dir, run_training
@@ -53,6 +69,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # Settings: those that fit a small model and a few minutes; what the user says goes before.
     is_new = args.model == "new"
+    check_model(args)
     if is_new and "optim" not in args.training:
         args.optimizer = args.optimizer or "muon"
     defaults = {
@@ -67,7 +84,9 @@ def main(argv: list[str] | None = None) -> None:
         "save_strategy": "no",
         "eval_on_start": True,
     }
-    training_args = training_arguments(defaults | args.training, width=256)
+    training_args = training_arguments(
+        defaults | args.training, width=args.hidden_size if is_new else 256
+    )
     output_dir = str(training_args.output_dir)
     check_output_dir(output_dir, resume=None, overwrite=args.overwrite, can_resume=False)
 
@@ -78,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     model: PreTrainedModel
     if is_new:
         tokenizer = load_tokenizer(args.tokenizer, documents["train"], **trust)
-        model = new_model(tokenizer, n_layer=4, n_head=8, n_embd=256, n_positions=args.max_length)
+        model = new_model(tokenizer, **shape_of(args))
     else:
         model = load_model(args.model, dtype=torch.float32, **loading(args))
         tokenizer = load_pretrained_tokenizer(args.model, **trust)
@@ -137,6 +156,21 @@ def main(argv: list[str] | None = None) -> None:
         shown = f"{before:,.2f} before training" if before else "not measured before training"
         print(f"held-out {name}: {shown}, {metrics[f'eval_{name}']:,.2f} after")
     show_run(output_dir, samples, saved.model, tokenizer, documents)
+
+
+def check_model(args: QuickstartArguments) -> None:
+    """Raise InputError for a new model that cannot be made, or a shape for one that is there; sets
+    in `args` what follows from others.
+    """
+    from hfscale.new_models import settle_shape, trial_model
+    from hfscale.training.steps import settle_length
+
+    if args.model != "new":
+        check_no_shape(args)
+        return
+    args.max_position_embeddings = args.max_position_embeddings or args.max_length
+    settle_length(settle_shape(args), args.max_length)
+    trial_model(**shape_of(args))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 
 from hfscale import config, process
-from hfscale.arguments import RunArguments
+from hfscale.arguments import RunArguments, ShapeArguments
 from hfscale.config import parse_args
 from hfscale.folders import write_atomically
 from hfscale.options import convert, training_types
@@ -147,6 +147,10 @@ def test_flags_win_over_files_and_later_files_over_earlier_ones(parse):
             {"settings": {"a": {"b": 1}}},
         ),  # without quotes in the shell
         (["--settings", "a: 1"], {"settings": {"a": 1}}),
+        (
+            ["--settings", "a=1", "b=[x, 2e-3]", "c=x=y", "d=", "--settings", "a=3", "--settings=e=1"],
+            {"settings": {"a": 3, "b": ["x", 0.002], "c": "x=y", "d": None, "e": 1}},
+        ),
         (["--settings", "{}"], {"settings": {}}),
         (["--settings", "null"], {"settings": None}),
         (["--loose", "{a: 1}"], {"loose": {"a": 1}}),
@@ -253,7 +257,7 @@ model: new
 tokenizer: train:300
 output_dir: runs/add
 max_steps: 5
-n_layer: 1
+num_hidden_layers: 1
 seed: 3
 """
 SCORING = """
@@ -314,7 +318,7 @@ def test_score_takes_a_file_of_its_own_as_it_is(folder):
 
 def test_finetune_task_takes_a_file_that_also_says_how_to_score(folder):
     args = task_args("finetune_task", TASK + TRAINING + SCORING)
-    assert (args.model, args.metrics, args.n_layer) == ("new", ["exact_match"], 1)
+    assert (args.model, args.metrics, args.num_hidden_layers) == ("new", ["exact_match"], 1)
     assert args.training == {"max_steps": 5, "output_dir": "runs/add", "seed": 3}
 
 
@@ -383,8 +387,20 @@ def test_recipes_without_tasks_take_no_other_names(folder):
         ),
         (["--numbers", "1", "b"], "command line: --numbers: got '1 b', expected int"),
         (
-            ["--settings", "a=1"],
-            "command line: --settings: got 'a=1', expected {name: value, ...} or null",
+            ["--settings", "a"],
+            "command line: --settings: got 'a', expected {name: value, ...} or null",
+        ),
+        (
+            ["--settings", "a=1", "b"],
+            "command line: --settings: got 'a=1 b', expected {name: value, ...} or null",
+        ),
+        (
+            ["--settings", "a=1", "a=2"],
+            "command line: --settings: got 'a=1 a=2', a is given twice; give it once",
+        ),
+        (
+            ["--settings", "a=[1"],
+            "command line: --settings: got 'a=[1', the value of a is not YAML; quote it",
         ),
         (["--config", "none.yaml"], "--config none.yaml: no such file; shipped with toy: none"),
     ],
@@ -497,7 +513,7 @@ def test_names_without_effect_or_unsafe_are_refused(parse, name):
 @pytest.mark.parametrize("name", config.RENAMED)
 def test_old_names_lead_to_the_new_ones(parse, name):
     @dataclass
-    class Every(RunArguments):
+    class Every(ShapeArguments, RunArguments):
         source: str = ""
         max_length: int = 0
         validation_source: str = ""
@@ -615,7 +631,7 @@ def test_help_is_quick_and_imports_nothing_heavy(recipe):
     )
     assert result.stdout.startswith(f"usage: {recipe}.py [--config FILE.yaml ...]")
     if recipe == "pretrain":
-        assert result.stdout.index("--n_layer <int>  default: 12") < result.stdout.index(
+        assert result.stdout.index("--num_hidden_layers <int or null>") < result.stdout.index(
             "lr_scheduler_type"
         )
         assert "hub_token" not in result.stdout

@@ -18,7 +18,8 @@ from hfscale.manifest import (
     unlisted_files,
     write_manifest,
 )
-from hfscale.models import load_model, new_model
+from hfscale.models import load_model
+from hfscale.new_models import new_model
 from hfscale.process import InputError
 from hfscale.training.checkpoints import newest_checkpoint
 from tests.damage import DAMAGE, cut, flip_a_bit

@@ -9,7 +9,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from hfscale.data.packing import collate_rows, pack_documents
 from hfscale.data.tokenizer import train_bpe
-from hfscale.models import new_model
+from hfscale.new_models import new_model
 from hfscale.training.running import run_training
 from hfscale.training.trainer import LMTrainer
 from hfscale.training.training_args import training_arguments

@@ -173,7 +173,8 @@ def find_max_length(planned: Planned, shape: Shape) -> int:
     max_length = planned.max_length or longest
     if max_length > shape.n_positions:
         raise InputError(
-            f"max_length {max_length} is beyond the model's n_positions {shape.n_positions}"
+            f"max_length {max_length} is beyond the model's max_position_embeddings "
+            f"{shape.n_positions}"
         )
     return max_length
 

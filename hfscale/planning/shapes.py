@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hfscale.architectures import ARCHITECTURES, SIZES
 from hfscale.planning.flops import PUBLISHED, Shape
 from hfscale.process import InputError
 
-# GPT2Config.attribute_map.
+# GPT2Config.attribute_map, and what new models call the width inside the MLP.
 ALIASES = {
+    "intermediate_size": "n_inner",
     "num_hidden_layers": "n_layer",
     "num_attention_heads": "n_head",
     "hidden_size": "n_embd",
@@ -74,7 +76,7 @@ def find_shape(
     model: str | None, sizes: dict[str, Any], tokenizer: str, vocab_size: int | None
 ) -> Shape:
     """Sizes of a published GPT-2 or of a saved model's folder; else of a new model, `sizes` being
-    its GPT2Config arguments, with its tokenizer's vocabulary.
+    what `shape_of` gives, with its tokenizer's vocabulary.
 
     Raises InputError: the sizes are not known without the model or the tokenizer's training, or
     `shape_of_config`.
@@ -86,11 +88,27 @@ def find_shape(
                 f"tokenizer {tokenizer}: its vocabulary is not known before it is there; give "
                 "--vocab_size"
             )
-        return checked_shape(sizes | {"vocab_size": words}, "command line")
+        return new_shape(sizes, words)
     name = model.removeprefix("openai-community/").removeprefix("distilbert/")
     if name in PUBLISHED and not Path(model).is_dir():
         return Shape(*PUBLISHED[name], 1024, 50257, resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1)
     return read_shape(model)
+
+
+def new_shape(sizes: dict[str, Any], vocab_size: int) -> Shape:
+    """Of a new GPT-2; `sizes` as `shape_of` gives them. Raises InputError as `shape_of_config`."""
+    given = dict(sizes)
+    architecture = given.pop("architecture")
+    del given["trust_remote_code"]
+    fields = SIZES | dict(ARCHITECTURES["gpt2"].config) | given
+    if fields["hidden_size"] % fields["num_attention_heads"]:
+        raise InputError(
+            f"hidden_size {fields['hidden_size']} is not a multiple of num_attention_heads "
+            f"{fields['num_attention_heads']}"
+        )
+    return shape_of_config(
+        fields | {"model_type": architecture, "vocab_size": vocab_size}, "command line"
+    )
 
 
 def read_shape(folder: str) -> Shape:

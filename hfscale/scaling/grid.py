@@ -17,13 +17,14 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hfscale.architectures import SIZES
 from hfscale.config import check_recipe_args, pick_flags, shipped
 from hfscale.launch import FLAGS, split_flags
 from hfscale.planning.flops import Shape
 from hfscale.process import TYPED_COMMAND, InputError
 from hfscale.stopping import launcher_environment
 
-HEAD_WIDTH = 32  # of small models; n_head follows from the width
+HEAD_WIDTH = 32  # of small models; their number follows from the width
 # A cell is judged once, at its end, and keeps nothing of the way there.
 QUIET = {
     "eval_on_start": "false",
@@ -65,7 +66,7 @@ class Cell(NamedTuple):
         if count == "parameters":
             model = like["model"]
             embeddings = model["parameters"] - model["parameters_without_embeddings"]
-            rows = embeddings // like["config"]["n_embd"]
+            rows = embeddings // like["config"]["hidden_size"]
         return Shape(self.n_layer, 1, self.n_embd, 0, rows).parameters()
 
 
@@ -138,9 +139,9 @@ def cell_command(cell: Cell, folder: Path, pretrain_args: Sequence[str]) -> list
             f"tokens: {cell.tokens} is less than one step of {tokens_per_step} tokens; give more"
         )
     flags = QUIET | {
-        "n_layer": cell.n_layer,
-        "n_embd": cell.n_embd,
-        "n_head": cell.n_embd // HEAD_WIDTH,
+        "num_hidden_layers": cell.n_layer,
+        "hidden_size": cell.n_embd,
+        "num_attention_heads": cell.n_embd // HEAD_WIDTH,
         "max_steps": round(cell.tokens / tokens_per_step),
         "output_dir": folder / cell.name,
     }
@@ -154,7 +155,9 @@ def cell_command(cell: Cell, folder: Path, pretrain_args: Sequence[str]) -> list
 
 def _tokens_per_step(values: dict[str, Any], processes: int) -> int:
     """Of an optimizer step of pretrain with these values, its defaults for the others."""
-    max_length = values.get("max_length") or values.get("n_positions", 1024)
+    max_length = values.get("max_length") or values.get(
+        "max_position_embeddings", SIZES["max_position_embeddings"]
+    )
     rows = values.get("per_device_train_batch_size", 8)
     return max_length * rows * values.get("gradient_accumulation_steps", 1) * processes
 

@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.integrations.deepspeed import deepspeed_config
 
-from hfscale.arguments import ShapeArguments
+from hfscale.arguments import SHAPE_NAMES
 from hfscale.data.fingerprints import rows_fingerprint, tokenizer_fingerprint
 from hfscale.data.stream_content import stream_fingerprint
 from hfscale.models import weights_fingerprint
@@ -128,7 +128,7 @@ COMPARED_AS = {
     ),
     "tokenizer_content": ("tokenizer", "chat_template"),
     "model_weights": ("model",),
-    "model_config": tuple(item.name for item in fields(ShapeArguments)),
+    "model_config": ("architecture", *SHAPE_NAMES, "model_config"),
     "upstream's arguments": ("training",),
 }
 # They count where evaluations decide what becomes of the weights, and may change elsewhere.
@@ -343,8 +343,9 @@ def _config_of(model: PreTrainedModel) -> dict[str, Any]:
     transformers can know more names.
     """
     config = model.config.to_diff_dict()
-    sizes = [item.name for item in fields(ShapeArguments) if hasattr(model.config, item.name)]
-    config |= {name: getattr(model.config, name) for name in sizes}
+    # By the names of the class: GPT-2's files and records say n_embd.
+    sizes = [model.config.attribute_map.get(name, name) for name in SHAPE_NAMES]
+    config |= {name: getattr(model.config, name) for name in sizes if hasattr(model.config, name)}
     return {name: value for name, value in config.items() if name not in NOT_OF_THE_MODEL}
 
 

@@ -4,12 +4,17 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from datasets import DatasetDict
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
 
 from hfscale.arguments import StreamArguments
 from hfscale.generation.terminal import ready_command, show_samples
 from hfscale.generation.texts import beginning_of, generate_texts
-from hfscale.models import context_limit
+from hfscale.models import context_limit, stated_limit
 from hfscale.process import InputError, is_main_rank, launched_processes
 from hfscale.shown import show_text
 
@@ -24,6 +29,21 @@ def row_length(model: PreTrainedModel, max_length: int | None) -> int:
         return max_length
     limit = context_limit(model) or MOST_TOKENS_BY_DEFAULT
     return min(limit, MOST_TOKENS_BY_DEFAULT)
+
+
+def settle_length(config: PreTrainedConfig, max_length: int | None) -> int:
+    """Tokens per row of a new model: as the user said, else its context.
+
+    Raises InputError: more than the context.
+    """
+    limit = stated_limit(config)
+    if max_length is None:
+        return limit or MOST_TOKENS_BY_DEFAULT
+    if limit is not None and max_length > limit:
+        raise InputError(
+            f"max_length {max_length} is beyond the model's max_position_embeddings {limit}"
+        )
+    return max_length
 
 
 def check_stream(args: StreamArguments, training_args: TrainingArguments, max_length: int) -> None:

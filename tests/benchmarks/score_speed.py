@@ -20,7 +20,7 @@ from transformers import GPT2LMHeadModel
 
 from hfscale.data.tokenizer import train_bpe
 from hfscale.metrics.perplexity import score_documents
-from hfscale.models import new_model
+from hfscale.new_models import new_model
 
 CONTEXT = 256
 BATCH_SIZE = 8

@@ -164,7 +164,7 @@ def follow(trainer, turns: Turns) -> None:
 
 def new_gpt2(shape):
     """The model that hfscale makes: GPT-2 with a fused GELU and without dropout."""
-    from hfscale.models import new_model
+    from hfscale.new_models import new_model
 
     torch.manual_seed(0)
     return new_model(some_tokenizer(shape.vocab_size), **sizes(shape))

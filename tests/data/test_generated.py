@@ -159,7 +159,7 @@ def test_a_function_that_never_gives_the_same_is_refused(user_file):
 
 
 TINY = (
-    "--n_layer 1 --n_head 2 --n_embd 32 --n_positions 16 --tokenizer char --report_to none "
+    "--num_hidden_layers 1 --num_attention_heads 2 --hidden_size 32 --max_position_embeddings 16 --tokenizer char --report_to none "
     "--per_device_train_batch_size 2 --max_steps 4 --save_steps 2 --bf16 false --disable_tqdm"
 ).split()
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from hfscale.data.packing import IGNORED, best_fit, collate_rows, pack_documents, pack_splits
 from hfscale.data.tokenizer import train_bpe, train_char
 from hfscale.data.tokens import encode_texts
-from hfscale.models import new_model
+from hfscale.new_models import new_model
 from hfscale.process import InputError
 from tests.tokenizer_kinds import KINDS, make_tokenizer
 

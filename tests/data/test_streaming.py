@@ -27,13 +27,13 @@ from recipes import pretrain, score
 
 LAUNCHED = Path(__file__).parents[1].joinpath("launched_stream.py")
 TINY = [
-    "--n_layer",
+    "--num_hidden_layers",
     "1",
-    "--n_head",
+    "--num_attention_heads",
     "2",
-    "--n_embd",
+    "--hidden_size",
     "32",
-    "--n_positions",
+    "--max_position_embeddings",
     "16",
     "--tokenizer",
     "char",

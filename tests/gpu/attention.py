@@ -13,7 +13,7 @@ from transformers.masking_utils import flex_attention_mask
 
 from hfscale.arguments import shape_of
 from hfscale.data.packing import collate_rows
-from hfscale.models import new_model
+from hfscale.new_models import new_model
 from hfscale.training.trainer import IGNORED, next_token_loss
 from tests.gpu.bench import GB, Bench, PeakMemory, paired, speed, speed_ratio
 from tests.gpu.report import Figure
@@ -53,7 +53,7 @@ def _measure(bench: Bench) -> Iterator[Figure]:
     set_seed(0)
     sizes = shape_of(args) | {"initializer_range": INITIALIZER_RANGE}
     model = new_model(bench.tokenizer(), **sizes).to(bench.device)
-    batch = _fullest_rows(bench, args.n_positions, training_args.per_device_train_batch_size)
+    batch = _fullest_rows(bench, args.max_position_embeddings, training_args.per_device_train_batch_size)
     segments = list(_segments(batch))
     yield Figure("rows", "documents in a row", len(segments) / len(batch["input_ids"]))
     yield from _differences(model, batch, segments)

@@ -52,7 +52,7 @@ FULL = Sizes(
     compile_backend="inductor",
 )
 TINY_FLAGS = (
-    *("--n_layer", "1", "--n_head", "2", "--n_embd", "64", "--n_positions", "64"),
+    *("--num_hidden_layers", "1", "--num_attention_heads", "2", "--hidden_size", "64", "--max_position_embeddings", "64"),
     *("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"),
     *("--dataloader_num_workers", "0", "--tf32", "false"),
 )
@@ -162,7 +162,7 @@ class Bench:
 
         words = self.flags(flags, **more)
         args = parse_args(PretrainArguments, words, recipe=str(ROOT / "recipes" / "pretrain.py"))
-        training_args = training_arguments(args.training, width=args.n_embd)
+        training_args = training_arguments(args.training, width=args.hidden_size)
         _unset_tf32()
         return args, training_args
 

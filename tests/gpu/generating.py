@@ -7,7 +7,7 @@ from transformers import set_seed
 
 from hfscale.arguments import shape_of
 from hfscale.generation.texts import complete_rows
-from hfscale.models import new_model
+from hfscale.new_models import new_model
 from tests.gpu.bench import Bench, paired, speed, speed_ratio
 from tests.gpu.report import Figure
 
@@ -23,7 +23,7 @@ def generation(bench: Bench) -> Iterator[Figure]:
     set_seed(0)
     tokenizer = bench.tokenizer()
     model = new_model(tokenizer, **shape_of(args)).to(bench.device, torch.bfloat16).eval()
-    prompts = bench.rows(args.n_positions)["input_ids"]
+    prompts = bench.rows(args.max_position_embeddings)["input_ids"]
     for batch_size in BATCH_SIZES:
         rows = [prompts[i % len(prompts)][:PROMPT_TOKENS] for i in range(batch_size)]
         answers = {}

@@ -12,8 +12,8 @@ import yaml
 
 from hfscale.arguments import shape_of
 from hfscale.config import shipped
-from hfscale.planning.flops import Shape
 from hfscale.planning.memory import sharding_of, step_memory_bytes
+from hfscale.planning.shapes import new_shape
 from tests.gpu.bench import ROOT, SHORT, Bench, memory_figures
 from tests.gpu.report import Figure
 from tests.gpu.training import BF16_EPS, WARM_UP, step_of, tokens_of_step
@@ -53,11 +53,11 @@ def _launched(bench: Bench, config: str) -> Iterator[Figure]:
     yield Figure(config, "model wrapped by", notes["wrapper"])
     ends = notes["ends"][WARM_UP:]
     seconds = statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False))
-    tokens = tokens_of_step(training_args, args.n_positions)
+    tokens = tokens_of_step(training_args, args.max_position_embeddings)
     yield Figure(config, "speed, median of the steps", tokens / seconds, "tokens/s")
     launch = yaml.safe_load(shipped("accelerate_configs", "*.yaml")[config].read_text("utf-8"))
-    shape = Shape(**shape_of(args), vocab_size=bench.sizes.vocab_size)
-    step = step_of(training_args, args.n_positions)
+    shape = new_shape(shape_of(args), bench.sizes.vocab_size)
+    step = step_of(training_args, args.max_position_embeddings)
     planned = step_memory_bytes(shape, step, sharding_of(launch, 1))
     yield from memory_figures(config, notes["peak_bytes"], planned)
     reference = bench.folder / "single_gpu" / "notes.json"

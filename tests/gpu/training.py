@@ -14,9 +14,11 @@ from transformers import GPT2LMHeadModel, PrinterCallback, TrainerCallback, set_
 
 from hfscale.arguments import AdapterArguments, shape_of
 from hfscale.data.packing import collate_rows
-from hfscale.models import count_trained, new_model
+from hfscale.models import count_trained
+from hfscale.new_models import new_model
 from hfscale.planning.flops import Shape, training_flops
 from hfscale.planning.memory import Sharding, Step, step_memory_bytes
+from hfscale.planning.shapes import new_shape
 from hfscale.training.running import run_training
 from hfscale.training.trainer import LMTrainer
 from hfscale.training.training_args import training_arguments
@@ -129,7 +131,7 @@ def make_training(bench: Bench, flags: tuple[str, ...], **more: Any) -> tuple[An
         model = new_model(bench.tokenizer(), **shape_of(args))
     steps = WARM_UP + 2 * bench.sizes.rounds * bench.sizes.steps
     rows_of_step = tokens_of_step(training_args, 1)
-    rows = bench.rows(args.n_positions, least_documents=2, at_least=steps * rows_of_step)
+    rows = bench.rows(args.max_position_embeddings, least_documents=2, at_least=steps * rows_of_step)
     return model, training_args, rows
 
 
@@ -311,10 +313,10 @@ def auto_batch(bench: Bench) -> Iterator[Figure]:
 
 def _more_than_fits(bench: Bench, args, training_args) -> int:
     """The first power of two of rows that the plan says does not fit, by half as much again."""
-    shape = Shape(**shape_of(args), vocab_size=bench.sizes.vocab_size)
+    shape = new_shape(shape_of(args), bench.sizes.vocab_size)
     memory = 1.5 * torch.cuda.get_device_properties(0).total_memory
     rows = training_args.per_device_train_batch_size
-    step = step_of(training_args, args.n_positions)
+    step = step_of(training_args, args.max_position_embeddings)
     while (
         sum(step_memory_bytes(shape, step._replace(batch_size=rows), Sharding()).values()) < memory
     ):
@@ -353,16 +355,16 @@ def qlora(bench: Bench) -> Iterator[Figure]:
         adapter = AdapterArguments(model=base, lora_r=16, load_in_4bit=load_in_4bit)
         model = load_for_training(adapter, None)
         at_least = (WARM_UP + bench.sizes.rounds) * tokens_of_step(training_args, 1)
-        rows = bench.rows(args.n_positions, least_documents=2, at_least=at_least)
+        rows = bench.rows(args.max_position_embeddings, least_documents=2, at_least=at_least)
         trainer = make_trainer(model, training_args, rows, callbacks=[rounds])
         training_args.logging_steps = 1
         run_training(trainer, None)
         first_losses[case] = next(log["loss"] for log in trainer.state.log_history if "loss" in log)
-        tokens = tokens_of_step(training_args, args.n_positions)
+        tokens = tokens_of_step(training_args, args.max_position_embeddings)
         yield Figure(case, "trained", count_trained(model), "parameters")
         yield speed(case, tokens, rounds.seconds)
-        step = step_of(training_args, args.n_positions, lora_r=16, load_in_4bit=load_in_4bit)
-        shape = Shape(**shape_of(args), vocab_size=bench.sizes.vocab_size)
+        step = step_of(training_args, args.max_position_embeddings, lora_r=16, load_in_4bit=load_in_4bit)
+        shape = new_shape(shape_of(args), bench.sizes.vocab_size)
         planned = step_memory_bytes(shape, step, Sharding())
         yield from memory_figures(case, rounds.peak, planned)
         del model, trainer

@@ -92,13 +92,13 @@ def test_fsdp_is_refused_where_accelerate_would_not_shard(tmp_path):
         "line",
         "--tokenizer",
         "char",
-        "--n_layer",
+        "--num_hidden_layers",
         "1",
-        "--n_head",
+        "--num_attention_heads",
         "1",
-        "--n_embd",
+        "--hidden_size",
         "8",
-        "--n_positions",
+        "--max_position_embeddings",
         "16",
         "--output_dir",
         str(tmp_path / "run"),
@@ -442,7 +442,7 @@ def test_the_dry_run_of_a_cluster_shows_its_steps_and_memory(config, sharding, t
     (tmp_path / "text.txt").write_text("the cat sat on the mat\n" * 400)
     shape = Shape(2, 2, 64, 32, 300)
     flags = f"--accelerate {config} --num_machines 2 --num_processes 4 --dry_run --tf32 true --fp16 true"
-    sizes = "--n_layer 2 --n_head 2 --n_embd 64 --n_positions 32 --tokenizer char --sample_by line"
+    sizes = "--num_hidden_layers 2 --num_attention_heads 2 --hidden_size 64 --max_position_embeddings 32 --tokenizer char --sample_by line"
     batches = "--per_device_train_batch_size 4 --per_device_eval_batch_size 4"
     result = hfscale(
         "pretrain",

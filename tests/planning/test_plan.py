@@ -566,7 +566,7 @@ def test_muon_is_planned_where_it_runs(capsys):
         ),
         (
             "--config gpt2_xl --gpu t4 --num_gpus 1 --bf16 false --activation_checkpointing false "
-            "--n_layer 500",
+            "--num_hidden_layers 500",
             "nothing fits on 1 x t4",
         ),
         ("--accelerators missing.yaml", "--accelerators missing.yaml: "),
@@ -575,7 +575,7 @@ def test_muon_is_planned_where_it_runs(capsys):
             "--accelerators list.yaml",
             "--accelerators list.yaml: a100-80gb: not of the form of accelerators.yaml",
         ),
-        ("--n_embd 1000000 --n_head 1", "nothing fits on 1 x a100-80gb"),
+        ("--hidden_size 1000000 --num_attention_heads 1", "nothing fits on 1 x a100-80gb"),
         ("--gpu low --accelerators mine.yaml", "low: memory_gb: expected a number above 0"),
         ("--num_gpu 2", "unknown name --num_gpu; did you mean num_gpus?"),
         ("--max_length 99999", "max_length 99999 is beyond the model's n_positions 1024"),
@@ -598,8 +598,8 @@ def test_muon_is_planned_where_it_runs(capsys):
             "--config gpt2_small --num_gpus 1000 --tokens_per_step 524288",
             "tokens_per_step: 524,288 tokens are fewer than one row of 1,024",
         ),
-        ("--n_head 7", "n_embd 768 is not a multiple of n_head 7"),
-        ("--n_layer 0", "--n_layer: got '0'"),
+        ("--num_attention_heads 7", "n_embd 768 is not a multiple of n_head 7"),
+        ("--num_hidden_layers 0", "--num_hidden_layers: got '0'"),
         ("--resid_pdrop 1.5", "--resid_pdrop: got '1.5'"),
         ("--bf16 --fp16", "bf16, fp16: both are given"),
         ("--optim adafactor", "optim: got 'adafactor'; plan knows what adamw_torch"),
@@ -622,7 +622,7 @@ def test_muon_is_planned_where_it_runs(capsys):
         ("--model gpt2 --freeze_layers -1", "--freeze_layers: got '-1'"),
         ("--model gpt2 --load_in_4bit", "load_in_4bit: works with --lora_r"),
         ("--model gpt2 --lora_target_modules c_fc", "lora_target_modules: works with --lora_r"),
-        ("--recipe finetune --model gpt2 --n_layer 3", "unknown name --n_layer"),
+        ("--recipe finetune --model gpt2 --num_hidden_layers 3", "unknown name --num_hidden_layers"),
         ("--model gpt2 --lora_r 4 --lora_dropout 1", "--lora_dropout: got '1'"),
         (
             "--recipe finetune_task --lora_r 4",

@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
-from hfscale.models import DEFAULTS as NEW_MODEL
+from hfscale.architectures import ARCHITECTURES
+from hfscale.arguments import ShapeArguments, shape_of
+from hfscale.new_models import new_config
 from hfscale.planning import shapes
 from hfscale.planning.shapes import find_shape, shape_of_config
 from hfscale.process import InputError
@@ -67,16 +69,18 @@ def test_every_field_of_upstream_is_known():
     """A new version of transformers that adds a field must be looked at."""
     known = shapes.DEFAULTS.keys() | shapes.NOT_COUNTED | shapes.ONLY_WITH.keys()
     assert GPT2Config().to_dict().keys() <= known
-    assert GPT2Config.attribute_map == shapes.ALIASES
+    assert GPT2Config.attribute_map | ARCHITECTURES["gpt2"].names == shapes.ALIASES
     assert {name: getattr(GPT2Config(), name) for name in shapes.DEFAULTS} == shapes.DEFAULTS
 
 
 def test_a_new_model_is_what_pretrain_builds():
-    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64, "resid_pdrop": 0.25}
-    shape = find_shape(None, sizes, "train:300", None)
-    assert (
-        shape.resid_pdrop == 0.25 and shape.activation_function == NEW_MODEL["activation_function"]
-    )
+    args = ShapeArguments(num_hidden_layers=2, num_attention_heads=2, hidden_size=32)
+    args.model_config = {"resid_pdrop": 0.25}
+    args.intermediate_size = 96
+    shape = find_shape(None, shape_of(args), "train:300", None)
+    config = new_config(**shape_of(args), vocab_size=300)
+    assert shape.resid_pdrop == 0.25 and shape.inner == 96 and shape.n_positions == 1024
+    assert {name: getattr(config, name) for name in shape._fields} == shape._asdict()
 
 
 @pytest.mark.parametrize(

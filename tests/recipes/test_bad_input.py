@@ -53,7 +53,7 @@ TRAIN = [
     "--bf16",
     "false",
 ]
-SHAPE = ["--n_layer", "1", "--n_head", "2", "--n_embd", "32", "--n_positions", "16"]
+SHAPE = ["--num_hidden_layers", "1", "--num_attention_heads", "2", "--hidden_size", "32", "--max_position_embeddings", "16"]
 BASE = {
     pretrain: ["--sample_by", "line", "--tokenizer", "char", *SHAPE, *TRAIN],
     quickstart: ["--sample_by", "line", "--max_length", "16", *TRAIN],
@@ -304,9 +304,9 @@ def test_training_arguments_that_cannot_work(refused, recipe, words, match):
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        ("--n_layer 0", "--n_layer: got '0', expected 1 to 1000"),
-        ("--n_head 3", "n_embd 32 is not a multiple of n_head 3"),
-        ("--resid_pdrop 1", "--resid_pdrop: got '1', expected 0 to 0.99"),
+        ("--num_hidden_layers 0", "--num_hidden_layers: got '0', expected 1 to 1000"),
+        ("--num_attention_heads 3", "hidden_size 32 is not a multiple of num_attention_heads 3"),
+        ("--model_config resid_pdrop=1", "resid_pdrop: got 1, expected a number from 0 to below"),
         ("--tokenizer train", "expected train:<vocab size>"),
         ("--tokenizer train:257", "expected train:<vocab size>, at least 258"),
         ("--tokenizer train:many", "expected train:<vocab size>"),
@@ -319,9 +319,9 @@ def test_training_arguments_that_cannot_work(refused, recipe, words, match):
         ),
         ("--validation_fraction 1", "validation_fraction: got 1.0"),
         ("--validation_source missing.txt", "source missing.txt: no such file"),
-        ("--n_positions 100000000", "--n_positions: got '100000000', expected 1 to 10000000"),
-        ("--n_embd 1000000000", "--n_embd: got '1000000000', expected 1 to 1000000"),
-        ("--n_embd 1000000", "the weights alone take [0-9,]+ GiB, this machine has"),
+        ("--max_position_embeddings 100000000", "--max_position_embeddings: got '100000000', expected 1 to 10000000"),
+        ("--hidden_size 1000000000", "--hidden_size: got '1000000000', expected 1 to 1000000"),
+        ("--hidden_size 1000000", "the weights alone take [0-9,]+ GiB, this machine has"),
         ("--num_proc 100000", "--num_proc: got '100000', expected 1 to 1000"),
         ("--tokenizer ~/missing", "tokenizer /.*/missing: no such folder"),
         ("--source ~/missing.txt", "source /.*/missing.txt: no such file"),
@@ -602,10 +602,10 @@ def test_a_run_that_was_cut_short_names_its_checkpoint(refused):
 @pytest.mark.parametrize(
     ("recipe", "words", "match"),
     [
-        (pretrain, "--max_length 17", "max_length 17 is beyond the model's n_positions 16"),
+        (pretrain, "--max_length 17", "max_length 17 is beyond the model's max_position_embeddings 16"),
         (pretrain, "--max_length 1", "max_length: got .1., expected at least 2"),
         (pretrain, "--max_length 0", "max_length: got .0., expected at least 2"),
-        (pretrain, "--n_positions 1", "max_length: got 1"),
+        (pretrain, "--max_position_embeddings 1", "max_length: got 1"),
         (
             quickstart,
             "--model model --max_length 25",

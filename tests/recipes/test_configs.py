@@ -75,11 +75,11 @@ def test_shape_is_the_published_models(name):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     values = values_of(ROOT / "recipes" / "configs" / "pretrain" / f"{name}.yaml")
-    shape = {key: values[key] for key in ("n_layer", "n_head", "n_embd", "n_positions")}
+    shape = {key: values[key] for key in ("num_hidden_layers", "num_attention_heads", "hidden_size", "max_position_embeddings")}
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config(vocab_size=50257, **shape))
     assert model.num_parameters() == PUBLISHED[name]
-    assert shape["n_embd"] // shape["n_head"] == 64  # as wide a head as in all four
+    assert shape["hidden_size"] // shape["num_attention_heads"] == 64  # as wide a head as in all four
     tokens_per_step = (
         8 * values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] * 1024
     )
@@ -92,10 +92,10 @@ def test_char_tiny_is_the_reference():
         "tokenizer": "char",
         "split_by": "position",
         "validation_fraction": 0.1,
-        "n_layer": 4,
-        "n_head": 4,
-        "n_embd": 128,
-        "n_positions": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "hidden_size": 128,
+        "max_position_embeddings": 64,
         "per_device_train_batch_size": 12,
         "max_steps": 2000,
     }

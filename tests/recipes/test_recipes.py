@@ -22,13 +22,13 @@ from recipes import finetune, generate, memorization, pretrain, quickstart, repo
 
 SECRET = "hf_a-token-that-no-file-may-hold"
 TINY = [
-    "--n_layer",
+    "--num_hidden_layers",
     "1",
-    "--n_head",
+    "--num_attention_heads",
     "2",
-    "--n_embd",
+    "--hidden_size",
     "32",
-    "--n_positions",
+    "--max_position_embeddings",
     "32",
     "--tokenizer",
     "train:300",
@@ -80,7 +80,7 @@ def test_run_folder_holds_what_the_design_promises(finished, text):
         "samples",
     }
     assert record["recipe"] == "pretrain"
-    assert record["config"]["n_embd"] == 32 and record["config"]["learning_rate"] == 5e-5
+    assert record["config"]["hidden_size"] == 32 and record["config"]["learning_rate"] == 5e-5
     assert record["data"]["documents"] == {"train": 19, "validation": 1}
     assert record["train"]["steps"] == 4 and record["train"]["tokens"] == 4 * 4 * 32
     metrics = record["metrics"]

@@ -310,23 +310,23 @@ def test_cells_are_parsed_and_refused():
 def test_a_cell_trains_its_tokens_to_the_end_of_its_own_schedule(tmp_path):
     args = [
         "config=tiny_cpu",
-        "n_positions=128",
+        "max_position_embeddings=128",
         "per_device_train_batch_size=16",
         "num_processes=2",
     ]
     words = cell_command(Cell(2, 64, 1_000_000), tmp_path, args)
     given = dict(zip(words[-10::2], words[-9::2], strict=True))
     assert given == {
-        "--n_layer": "2",
-        "--n_embd": "64",
-        "--n_head": "2",
+        "--num_hidden_layers": "2",
+        "--hidden_size": "64",
+        "--num_attention_heads": "2",
         "--max_steps": "244",
         "--output_dir": str(tmp_path / "2x64-1000000"),
     }
     with pytest.raises(InputError, match="less than one step of 4096 tokens"):
         cell_command(Cell(2, 64, 4000), tmp_path, args)
-    with pytest.raises(InputError, match="did you mean n_positions"):
-        cell_command(Cell(2, 64, 9999), tmp_path, ["n_position=128"])
+    with pytest.raises(InputError, match="did you mean max_position_embeddings"):
+        cell_command(Cell(2, 64, 9999), tmp_path, ["max_position_embedding=128"])
     with pytest.raises(InputError, match="expected name=value"):
         cell_command(Cell(2, 64, 9999), tmp_path, ["--bf16"])
 
@@ -340,7 +340,7 @@ def test_the_size_of_a_held_out_model_is_exact():
         GPT2LMHeadModel(GPT2Config(vocab_size=99, n_positions=16, n_layer=n, n_embd=d, n_head=2))
         for n, d in ((1, 32), (3, 64))
     )
-    like = {"model": count_parameters(small), "config": {"n_embd": 32}}
+    like = {"model": count_parameters(small), "config": {"hidden_size": 32}}
     for name, count in count_parameters(large).items():
         assert Cell(3, 64, 1).parameters(like, name) == count
 
@@ -415,7 +415,7 @@ def test_a_table_becomes_a_law_and_a_picture(tmp_path):
 
 
 GRID = ["--sizes", "1x32", "2x32", "1x64", "--tokens", "4096", "8192", "16384"]
-LIKE = ["--pretrain_args", "n_positions=32", "config=tiny_cpu"]
+LIKE = ["--pretrain_args", "max_position_embeddings=32", "config=tiny_cpu"]
 
 
 @pytest.mark.parametrize(
@@ -509,7 +509,7 @@ def test_one_cell_is_really_trained_and_then_skipped(tmp_path, tiny_corpus):
         f"config={shipped('recipes/configs/pretrain', '*.yaml')['tiny_cpu']}",
         f"source={tiny_corpus}",
         "tokenizer=char",
-        "n_positions=32",
+        "max_position_embeddings=32",
         "per_device_train_batch_size=4",
         "validation_fraction=0.2",
     ]

@@ -14,7 +14,7 @@ from hfscale.arguments import TaskArguments
 from hfscale.config import parse_args
 from hfscale.data.packing import IGNORED, collate_rows
 from hfscale.data.tokenizer import train_bpe, train_char
-from hfscale.models import new_model
+from hfscale.new_models import new_model
 from hfscale.process import InputError
 from hfscale.tasks.chat_templates import CHATML, add_template_characters, set_chat_template
 from hfscale.tasks.examples import load_task

@@ -231,7 +231,7 @@ def test_processes_have_one_average(tmp_path, run_warm):
     def start(name):
         words = f"""
             pretrain --accelerate cpu_2proc --num_processes 2 --use_cpu --source text.txt
-            --tokenizer train:300 --n_layer 1 --n_head 2 --n_embd 16 --n_positions 16
+            --tokenizer train:300 --num_hidden_layers 1 --num_attention_heads 2 --hidden_size 16 --max_position_embeddings 16
             --per_device_train_batch_size 2 --max_steps 4 --save_steps 1 --learning_rate 1e-2
             --weight_averaging tail --averaging_start_step 3 --report_to none --bf16 false
             --resume auto --output_dir {name}

@@ -18,7 +18,7 @@ from hfscale.data.fingerprints import rows_fingerprint, tokenizer_fingerprint
 from hfscale.data.packing import collate_rows, pack_documents
 from hfscale.data.stream_content import stream_fingerprint
 from hfscale.data.tokenizer import train_bpe
-from hfscale.models import new_model
+from hfscale.new_models import new_model
 from hfscale.process import InputError
 from hfscale.training import continuation
 from hfscale.training.checkpoints import newest_checkpoint
@@ -620,8 +620,8 @@ def test_pretrain_refuses_a_model_that_never_was(tmp_path):
     ]
     pretrain.main(words)
     for change, match in {
-        "--n_head 4": "model_config.n_head was 2, is 4",
-        "--resid_pdrop 0.1": "model_config.resid_pdrop was 0.0, is 0.1",
+        "--num_attention_heads 4": "model_config.n_head was 2, is 4",
+        "--model_config resid_pdrop=0.1": "model_config.resid_pdrop was 0.0, is 0.1",
         "--train_sampling_strategy sequential": "train_sampling_strategy was random, is seq",
         "--max_steps 4": "belongs to a run of 2 steps, and in one of 4 the cosine schedule",
         "--tokenizer char": "the content of the tokenizer .char. changed",

@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from hfscale.data.packing import IGNORED, collate_rows
 from hfscale.data.tokenizer import train_bpe
-from hfscale.models import new_model
+from hfscale.new_models import new_model
 from hfscale.process import InputError
 from hfscale.training.micro_batches import find_pieces, split_batch
 from hfscale.training.trainer import LMTrainer

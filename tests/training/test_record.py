@@ -19,7 +19,7 @@ from tests.training.test_model_card import QUIET, SHAPE, TRAIN, place  # noqa: F
 def test_the_command_can_be_typed_again(tmp_path):
     (tmp_path / "text.txt").write_text("\n".join(f"line {i} is {i * 3}" for i in range(80)))
     words = ["--accelerate", "cpu", "--source", "text.txt", "--output_dir", "a run"]
-    words += ["--n_positions", "32", *SHAPE, *TRAIN, *QUIET]
+    words += ["--max_position_embeddings", "32", *SHAPE, *TRAIN, *QUIET]
     result = subprocess.run(
         [sys.executable, "-m", "hfscale.cli", "pretrain", *words],
         cwd=tmp_path,
@@ -34,7 +34,7 @@ def test_the_command_can_be_typed_again(tmp_path):
     beginning = ["schema_version", "recipe", "command", "config", "versions", "hardware", "seconds"]
     assert list(record)[:7] == beginning
     assert record["recipe"] == "pretrain" and "training" not in record["config"]
-    assert record["config"]["max_steps"] == 2 and record["config"]["n_layer"] == 1
+    assert record["config"]["max_steps"] == 2 and record["config"]["num_hidden_layers"] == 1
     assert record["hardware"]["device"] == "cpu" and record["hardware"]["world_size"] == 1
     assert record["seconds"] > record["train"]["seconds"] > 0
 

@@ -10,7 +10,7 @@ from transformers import Trainer
 
 from hfscale.data.packing import IGNORED, collate_rows, pack_documents, settle_packing
 from hfscale.data.tokenizer import train_bpe
-from hfscale.models import new_model
+from hfscale.new_models import new_model
 from hfscale.process import InputError
 from hfscale.training import trainer as trainer_module
 from hfscale.training import training_args as training_args_module

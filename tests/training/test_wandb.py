@@ -22,13 +22,13 @@ RUN = [
     "line",
     "--tokenizer",
     "train:300",
-    "--n_layer",
+    "--num_hidden_layers",
     "1",
-    "--n_head",
+    "--num_attention_heads",
     "2",
-    "--n_embd",
+    "--hidden_size",
     "32",
-    "--n_positions",
+    "--max_position_embeddings",
     "32",
     "--max_steps",
     "4",
@@ -105,7 +105,7 @@ def test_it_stays_offline_and_says_how_to_upload(finished):
 @pytest.mark.slow
 def test_config_curves_samples_and_model_are_there(finished, records):
     text = json.dumps(records)
-    for name in ("train/loss", "eval/loss", "learning_rate", "n_embd", "sample_by", "final_model"):
+    for name in ("train/loss", "eval/loss", "learning_rate", "hidden_size", "sample_by", "final_model"):
         assert name in text, name
     [table] = finished[0].glob("wandb/offline-run-*/files/media/table/*.json")
     samples = json.loads((finished[0] / "run.json").read_text())["samples"]
