@@ -16,7 +16,8 @@ PUBLISHED = {
     "distilgpt2": (6, 12, 768),
 }
 # Layers whose weight holds several matrices side by side, by the end of their names.
-FUSED = {"c_attn": 3}  # GPT-2's query, key and value
+# GPT-2's query, key and value; of gated MLPs and experts the gate and what it lets through.
+FUSED = {"c_attn": 3, "gate_up_proj": 2}
 # Layers of a block that read the residual stream, and that are added to it.
 READS_RESIDUAL = ("attn.c_attn", "mlp.c_fc")
 ADDS_TO_RESIDUAL = ("attn.c_proj", "mlp.c_proj")

@@ -411,7 +411,10 @@ def _differences(name: str, before: Any, now: Any, names: Mapping[str, Any]) -> 
         return [f"the content of the {what}{f' ({_shown(called)})' if called else ''} changed"]
     if isinstance(before, dict) and isinstance(now, dict):
         parts = []
-        for inner in sorted(before.keys() | now.keys()):
+        inner_names = sorted(before.keys() | now.keys())
+        if before.get("model_type") != now.get("model_type"):
+            inner_names = ["model_type"]  # of two architectures all the rest differs
+        for inner in inner_names:
             parts += _differences(f"{name}.{inner}", before.get(inner), now.get(inner), {})
         return parts
     return [f"{name} was {_shown(before)}, is {_shown(now)}"]

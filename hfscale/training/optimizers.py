@@ -23,6 +23,10 @@ from hfscale.training.training_args import has_bf16_units
 # as in torch.optim.Muon: singular values end between 0.7 and 1.2, in few steps.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NUM_ITERATIONS = 5
+# Weights (experts x outputs x inputs) and linear layers of a mixture of experts, by the end of
+# their names. A router chooses between experts: its rows are no directions of one space.
+EXPERTS = ("gate_up_proj", "down_proj", "up_proj")
+ROUTERS = ("gate", "router", "shared_expert_gate")
 
 
 def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -54,7 +58,8 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Args:
         params: groups as torch takes them. Those of Muon have `num_matrices` (of each weight, side
-            by side along its outputs) and `outputs_dim` (0 for Linear, 1 for Conv1D).
+            by side along its outputs) and `outputs_dim` (0 for Linear, 1 for Conv1D). A weight of
+            three dimensions holds so many for each of its experts.
         lr, weight_decay: of groups that do not name their own.
         betas, eps: AdamW's.
         momentum: Muon's (Nesterov's).
@@ -138,12 +143,14 @@ class MuonAdamW(torch.optim.Optimizer):
             weights_by_shape[_matrix_shape(group, param)].append((group, param))
         for weights in weights_by_shape.values():
             matrices = orthogonalize(self._directions(weights), self.product_dtype)
-            counts = [group["num_matrices"] for group, _ in weights]
+            counts = [
+                group["num_matrices"] * param.shape[:-2].numel() for group, param in weights
+            ]
             for (group, param), turned in zip(weights, matrices.split(counts), strict=True):
                 dim = group["outputs_dim"]
                 outputs, inputs = turned.shape[1 + dim], turned.shape[2 - dim]
                 step_size = group["lr"] * math.sqrt(max(1, outputs / inputs))
-                update = _placed_like(param, torch.cat(turned.unbind(), dim))
+                update = _placed_like(param, _joined(turned, group, param))
                 _decay(param, update, group)
                 param.add_(update, alpha=-step_size)
 
@@ -152,8 +159,9 @@ class MuonAdamW(torch.optim.Optimizer):
         parts: list[torch.Tensor] = []
         for group, param in weights:
             direction = _whole(self._nesterov(param, group["momentum"]))
-            parts += direction.chunk(group["num_matrices"], group["outputs_dim"])
-        return torch.stack(parts)
+            side_by_side = direction.chunk(group["num_matrices"], group["outputs_dim"] - 2)
+            parts += [matrices.reshape(-1, *matrices.shape[-2:]) for matrices in side_by_side]
+        return torch.cat(parts)
 
     def _nesterov(self, param: torch.Tensor, momentum: float) -> torch.Tensor:
         """The gradient averaged over the steps, looking one step ahead."""
@@ -184,9 +192,22 @@ def _product_dtype(device: torch.device) -> torch.dtype:
 
 def _matrix_shape(group: dict[str, Any], param: torch.Tensor) -> tuple[int, ...]:
     """Of one of the matrices that the weight holds."""
-    sizes = list(param.shape)
+    sizes = list(param.shape[-2:])
     sizes[group["outputs_dim"]] //= group["num_matrices"]
     return tuple(sizes)
+
+
+def _joined(
+    matrices: torch.Tensor, group: dict[str, Any], param: torch.Tensor
+) -> torch.Tensor:
+    """The matrices (count x rows x columns) as the weight holds them, of each expert side by
+    side.
+    """
+    parts = matrices.chunk(group["num_matrices"])
+    experts = param.shape[:-2]
+    return torch.cat(
+        [part.reshape(*experts, *part.shape[-2:]) for part in parts], group["outputs_dim"] - 2
+    )
 
 
 def _with_gradient(
@@ -260,19 +281,40 @@ class MuonForModel:
 
 
 def hidden_matrices(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
-    """The trained weights of a model's inner linear layers, by name: how many matrices each holds
-    side by side along its outputs, and which dimension the outputs are.
+    """The trained weights of a model's inner linear layers and experts, by name: how many matrices
+    each holds side by side along its outputs, and which dimension the outputs are.
+
+    Raises InputError: experts whose matrices lie in a way that is not known.
     """
     get_output = getattr(model, "get_output_embeddings", None)
     output = get_output() if get_output else None
     found = {}
     for name, module in model.named_modules():
-        is_linear = isinstance(module, torch.nn.Linear | Conv1D)
+        last = name.rpartition(".")[2]
+        found |= _matrices_of_experts(name, module)
+        is_linear = isinstance(module, torch.nn.Linear | Conv1D) and last not in ROUTERS
         if not is_linear or module is output or not module.weight.requires_grad:
             continue
-        num_matrices = FUSED.get(name.rpartition(".")[2], 1)
+        num_matrices = FUSED.get(last, 1)
         outputs_dim = 1 if isinstance(module, Conv1D) else 0
         found[f"{name}.weight"] = (num_matrices, outputs_dim)
+    return found
+
+
+def _matrices_of_experts(name: str, module: torch.nn.Module) -> dict[str, tuple[int, int]]:
+    """As `hidden_matrices`, of a module that holds the matrices of experts one behind another."""
+    found = {}
+    if "experts" not in type(module).__name__.lower():
+        return found
+    for last, param in module.named_parameters(recurse=False):
+        if param.ndim != 3 or not param.requires_grad:
+            continue
+        if last not in EXPERTS or getattr(module, "is_transposed", False):
+            raise InputError(
+                f"optimizer muon: how {name}.{last} holds the matrices of its experts is not "
+                "known; use optimizer adamw"
+            )
+        found[f"{name}.{last}"] = (FUSED.get(last, 1), 0)
     return found
 
 

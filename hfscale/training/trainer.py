@@ -4,9 +4,8 @@ import contextlib
 import math
 import os
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,12 +29,8 @@ def next_token_loss(
     outputs: CausalLMOutput,
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int | None = None,
-    balance_weight: float = 0.0,
 ) -> torch.Tensor:
     """Negative log-likelihood of the labels, each predicted from the places before it.
-
-    Where a model's configuration lets it return how unevenly its experts are used
-    (`output_router_logits`), that counts with `balance_weight`, as upstream's does.
 
     Args:
         outputs: with `logits` (batch x length x vocabulary).
@@ -51,11 +46,15 @@ def next_token_loss(
     vocab_size = logits.shape[-1]
     # Upstream's type names a tensor alone; its code divides by either.
     items: Any = num_items_in_batch
-    loss = ForCausalLMLoss(logits, labels, vocab_size, items)
-    imbalance = outputs.get("aux_loss")
-    if imbalance is None:
-        return loss
-    return loss + balance_weight * imbalance.to(loss.device)
+    return ForCausalLMLoss(logits, labels, vocab_size, items)
+
+
+class RouterPart(NamedTuple):
+    """What a micro-batch adds to the loss of a mixture of experts, so that they are used alike."""
+
+    added: torch.Tensor  # to the loss
+    imbalance: torch.Tensor  # as the model returned it
+    share: torch.Tensor  # of the step's predicted labels that are in the micro-batch
 
 
 class LMTrainer(Trainer):
@@ -67,6 +66,11 @@ class LMTrainer(Trainer):
     (`next_token_loss`). Evaluation: upstream averages batch means; here each row's summed loss and
     number of targets are gathered and divided once. `eval_bits_per_byte` needs rows with a column
     `num_bytes` (see `pack_documents`). `compute_metrics` is not used.
+
+    Where a mixture of experts returns how unevenly its experts are used (`output_router_logits`),
+    that is trained too, with the weight `router_aux_loss_coef`: of a step the mean over its
+    micro-batches and ranks by their predicted labels. It is logged apart, as `router_loss` without
+    the weight, and is no part of any loss or perplexity that is shown.
 
     Args:
         model: any causal language model, or a `peft.PeftModel` of one.
@@ -95,13 +99,15 @@ class LMTrainer(Trainer):
         self._pieces = None if auto_batch else 1
         self._num_eval_bytes: int | None = None
         self._flops_per_token: int | None = None
+        self._router_weight = getattr(base.config.get_text_config(), "router_aux_loss_coef", 0.0)
+        self._router_parts: list[RouterPart] = []  # of a step
+        # Imbalance times share, and shares, summed since the last log; None: no router was seen.
+        self._router_sums: torch.Tensor | None = None
         if auto_batch:
             args.per_device_train_batch_size *= args.gradient_accumulation_steps
             args.gradient_accumulation_steps = 1
         if not args.label_smoothing_factor:  # with it, the loss is upstream's smoothed one
-            balance_weight = getattr(base.config.get_text_config(), "router_aux_loss_coef", 0.0)
-            loss = partial(next_token_loss, balance_weight=balance_weight)
-            kwargs.setdefault("compute_loss_func", loss)
+            kwargs.setdefault("compute_loss_func", next_token_loss)
         super().__init__(model=model, args=args, **kwargs)
         try:
             self._check_launch()
@@ -138,6 +144,7 @@ class LMTrainer(Trainer):
         """
         if self._pieces is None:
             self._pieces = self._find_pieces(model, inputs, num_items_in_batch)
+        self._router_parts.clear()
         pieces = [inputs] if self._pieces == 1 else split_batch(inputs, self._pieces)
         *earlier, last = pieces
         # The ranks exchange gradients with the last micro-batch alone.
@@ -154,6 +161,10 @@ class LMTrainer(Trainer):
                 f"the training loss became {loss.item()} at step {self.state.global_step + 1}; try "
                 "a lower learning_rate"
             )
+        for part in self._router_parts:
+            sums = torch.stack([part.share * part.imbalance, part.share])
+            self._router_sums = sums if self._router_sums is None else self._router_sums + sums
+            loss = loss - part.added
         return loss
 
     def _find_pieces(self, model, inputs, num_items_in_batch) -> int:
@@ -183,7 +194,24 @@ class LMTrainer(Trainer):
         configuration within a configuration: with one, position ids keep no documents apart.
         """
         inputs = {**inputs, "use_cache": False}
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"]
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        imbalance = outputs.get("aux_loss")
+        if imbalance is not None and num_items_in_batch is not None:
+            part = self._router_part(imbalance, labels, num_items_in_batch)
+            loss = loss + part.added
+            self._router_parts.append(RouterPart(*(value.detach() for value in part)))
+        return (loss, outputs) if return_outputs else loss
+
+    def _router_part(
+        self, imbalance: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int
+    ) -> RouterPart:
+        share = (labels[:, 1:] != IGNORED).sum() / num_items_in_batch
+        # As upstream has it: gradients become means over the ranks, whose items are all counted.
+        ranks = 1
+        if self.args.average_tokens_across_devices:
+            ranks = self.accelerator.num_processes
+        return RouterPart(ranks * share * self._router_weight * imbalance, imbalance, share)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """The batch's mean loss and, in the places of logits and labels, each row's summed loss in
@@ -288,9 +316,15 @@ class LMTrainer(Trainer):
         return self._flops_per_token * inputs["input_ids"].numel()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As upstream, with the perplexity beside each training loss."""
+        """As upstream, with the perplexity beside each training loss, and how unevenly experts were
+        used, by their model's own measure.
+        """
         if "loss" in logs:
             logs["perplexity"] = perplexity_of(logs["loss"])
+            if self._router_sums is not None:  # over all ranks
+                total, shares = self.accelerator.reduce(self._router_sums, "sum").tolist()
+                logs["router_loss"] = total / shares
+                self._router_sums = None
         super().log(logs, start_time)
 
 

@@ -47,7 +47,12 @@ RECIPES = {
 DOCUMENTS = Dataset.from_dict(
     {"text": [f"document {i} says {i * i} and little else" * (1 + i % 5) for i in range(24)]}
 )
-SIZES = {"n_layer": 1, "n_head": 2, "n_embd": 32, "n_positions": 64}
+SIZES = {
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "hidden_size": 32,
+    "max_position_embeddings": 64,
+}
 DROPOUT = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
 
 
@@ -621,6 +626,7 @@ def test_pretrain_refuses_a_model_that_never_was(tmp_path):
     pretrain.main(words)
     for change, match in {
         "--num_attention_heads 4": "model_config.n_head was 2, is 4",
+        "--architecture llama": r"\(model_config.model_type was gpt2, is llama\)",
         "--model_config resid_pdrop=0.1": "model_config.resid_pdrop was 0.0, is 0.1",
         "--train_sampling_strategy sequential": "train_sampling_strategy was random, is seq",
         "--max_steps 4": "belongs to a run of 2 steps, and in one of 4 the cosine schedule",

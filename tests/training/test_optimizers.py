@@ -21,6 +21,7 @@ from hfscale.training.optimizers import (
 from hfscale.training.preview import memory_at_hand
 from hfscale.training.running import run_training
 from hfscale.training.training_args import training_arguments
+from tests.tiny_models import LLAMA, TOGETHER, tiny_model
 from tests.tiny_runs import tiny_trainer
 
 SETTINGS = {
@@ -31,6 +32,8 @@ SETTINGS = {
     "betas": (0.9, 0.95),
     "eps": 1e-8,
 }
+
+QWEN3_MOE = LLAMA | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 
 
 def gpt2():
@@ -161,6 +164,38 @@ def test_query_key_and_value_are_matrices_of_their_own():
     together.step()
     alone.step()
     assert torch.allclose(joined, torch.cat([part.T for part in apart], dim=1), atol=1e-5)
+
+
+def test_experts_are_matrices_of_their_own():
+    """A step on the joined weight of three experts (experts x gate and up x inputs) equals steps on
+    the six matrices that it is made of.
+    """
+    torch.manual_seed(0)
+    joined = torch.nn.Parameter(torch.randn(3, 16, 12))
+    apart = [
+        torch.nn.Parameter(part.clone()) for expert in joined.detach() for part in expert.chunk(2)
+    ]
+    together = MuonAdamW([{"params": [joined], "num_matrices": 2}], lr=0.02, weight_decay=0.1)
+    alone = MuonAdamW([{"params": apart, "num_matrices": 1}], lr=0.02, weight_decay=0.1)
+    for optimizer in (together, alone):
+        optimizer.product_dtype = torch.float32
+    joined.grad = torch.randn(3, 16, 12)
+    for param, grad in zip(apart, joined.grad.reshape(6, 8, 12), strict=True):
+        param.grad = grad.clone()
+    together.step()
+    alone.step()
+    assert torch.allclose(joined, torch.stack([*apart]).reshape(3, 16, 12), atol=1e-5)
+
+
+def test_of_a_mixture_of_experts_the_routers_stay_with_adamw():
+    found = hidden_matrices(tiny_model("qwen3_moe", QWEN3_MOE, 270))
+    block = "model.layers.0"
+    assert found[f"{block}.mlp.experts.gate_up_proj"] == (2, 0)
+    assert found[f"{block}.mlp.experts.down_proj"] == (1, 0)
+    assert found[f"{block}.self_attn.q_proj.weight"] == (1, 0)
+    assert len(found) == 2 * 6 and not any("gate.weight" in name for name in found)
+    with pytest.raises(InputError, match="optimizer muon: how .*experts.gate_up_proj holds the"):
+        hidden_matrices(tiny_model("gpt_oss", TOGETHER["gpt_oss"], 270))
 
 
 def test_embeddings_and_the_output_layer_are_no_hidden_matrices():

@@ -15,7 +15,7 @@ from hfscale.process import InputError
 from hfscale.training import trainer as trainer_module
 from hfscale.training import training_args as training_args_module
 from hfscale.training.guards import guard_gradients
-from hfscale.training.trainer import LMTrainer
+from hfscale.training.trainer import LMTrainer, next_token_loss
 from hfscale.training.training_args import training_arguments
 from tests.tiny_models import APART, TOGETHER, tiny_model
 
@@ -168,29 +168,52 @@ def test_training_keeps_documents_apart_as_the_trial_said(kind, tokenizer, tmp_p
     assert trainer.state.log_history[0]["loss"] == pytest.approx(total / tokens, rel=1e-5)
 
 
-def test_the_balance_of_experts_counts_where_the_configuration_asks_for_it(tmp_path):
-    """Added with upstream's weight, as the model's own loss has it."""
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_the_balance_of_experts_is_trained_and_logged_apart(tmp_path, accumulation):
+    """One SGD step is that of the token mean and, with its weight, the mean over the micro-batches
+    by their labels; the loss that is logged is the first alone.
+    """
+    weight = 0.5
     model = tiny_model(
         "mixtral",
-        APART["mixtral"] | {"output_router_logits": True, "router_aux_loss_coef": 0.5},
+        APART["mixtral"] | {"output_router_logits": True, "router_aux_loss_coef": weight},
         270,
     )
-    ids = torch.randint(3, 270, (2, LENGTH), generator=torch.Generator().manual_seed(1))
-    rows = Dataset.from_list([{"input_ids": row, "labels": row} for row in ids.tolist()])
-    with torch.no_grad():
-        expected = model(ids, labels=ids, use_cache=False)
-    assert expected.aux_loss > 0.1
+    ids = torch.randint(3, 270, (3, LENGTH), generator=torch.Generator().manual_seed(1))
+    labels = ids.clone()
+    labels[1, : LENGTH // 2] = IGNORED
+    rows = Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
+    counts = (labels[:, 1:] != IGNORED).sum(dim=1)
+    outputs = model(ids, use_cache=False)
+    loss = next_token_loss(outputs, labels)
+    router_loss = outputs.aux_loss
+    if accumulation > 1:
+        imbalances = [model(row[None], use_cache=False).aux_loss for row in ids]
+        router_loss = (torch.stack(imbalances) * counts).sum() / counts.sum()
+    assert router_loss > 0.1
+    gate = model.model.layers[0].mlp.gate.weight
+    gradient = torch.autograd.grad(loss + weight * router_loss, gate)[0]
+    before = gate.detach().clone()
     trainer = trainer_for(
         model,
         rows,
         tmp_path,
-        per_device_train_batch_size=2,
+        per_device_train_batch_size=3 // accumulation,
+        gradient_accumulation_steps=accumulation,
+        optim="sgd",
         max_steps=1,
         logging_steps=1,
-        learning_rate=0.0,
+        learning_rate=1.0,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
     )
     trainer.train()
-    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.loss.item(), rel=1e-5)
+    moved = before - gate.detach()
+    assert (moved - gradient).norm() / gradient.norm() < 1e-5
+    logged = trainer.state.log_history[0]
+    assert logged["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert logged["perplexity"] == pytest.approx(math.exp(loss.item()), rel=1e-5)
+    assert logged["router_loss"] == pytest.approx(router_loss.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("batch_size,accumulation", [(16, 1), (4, 4), (1, 16)])
