@@ -17,6 +17,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.trainer_utils import EvalLoopOutput
 
+from hfscale.behaviour import forward_takes
 from hfscale.process import InputError, is_main_rank, launched_engine
 from hfscale.training.micro_batches import find_pieces, split_batch
 from hfscale.training.ranks import check_same_software
@@ -70,7 +71,8 @@ class LMTrainer(Trainer):
     Where a mixture of experts returns how unevenly its experts are used (`output_router_logits`),
     that is trained too, with the weight `router_aux_loss_coef`: of a step the mean over its
     micro-batches and ranks by their predicted labels. It is logged apart, as `router_loss` without
-    the weight, and is no part of any loss or perplexity that is shown.
+    the weight, and is no part of any loss or perplexity that is shown. The folder that is saved
+    does not ask for it: upstream's `generate` fails where it does.
 
     Args:
         model: any causal language model, or a `peft.PeftModel` of one.
@@ -99,7 +101,14 @@ class LMTrainer(Trainer):
         self._pieces = None if auto_batch else 1
         self._num_eval_bytes: int | None = None
         self._flops_per_token: int | None = None
-        self._router_weight = getattr(base.config.get_text_config(), "router_aux_loss_coef", 0.0)
+        text_config = base.config.get_text_config()
+        self._router_weight = getattr(text_config, "router_aux_loss_coef", 0.0)
+        # Asked for at each step, not by the configuration, with which upstream's `generate` fails.
+        self._asks_router = getattr(text_config, "output_router_logits", False) and forward_takes(
+            model, "output_router_logits"
+        )
+        if self._asks_router:
+            text_config.output_router_logits = False
         self._router_parts: list[RouterPart] = []  # of a step
         # Imbalance times share, and shares, summed since the last log; None: no router was seen.
         self._router_sums: torch.Tensor | None = None
@@ -194,6 +203,8 @@ class LMTrainer(Trainer):
         configuration within a configuration: with one, position ids keep no documents apart.
         """
         inputs = {**inputs, "use_cache": False}
+        if self._asks_router:
+            inputs["output_router_logits"] = True
         labels = inputs["labels"]
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         imbalance = outputs.get("aux_loss")
