@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from hfscale.architectures import ARCHITECTURES
+from hfscale.new_models import count_new_parameters, new_config
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 FILE = re.compile(r"^`([\w.]+)`\n\n```\w+\n(.*?)^```", re.M | re.S)
@@ -70,10 +73,19 @@ def test_add_a_source_and_a_model(place, run_warm):
     follow(run_warm, place, "Add a source")
     record = json.loads((place / "runs" / "counting" / "run.json").read_text())
     assert sum(record["data"]["documents"].values()) == 200
-    follow(run_warm, place, "Add a model of another class")
-    record = json.loads((place / "runs" / "qwen3" / "run.json").read_text())
-    assert record["model"]["architecture"] == "Qwen3ForCausalLM"
+    follow(run_warm, place, "Add an architecture")
+    record = json.loads((place / "runs" / "mistral" / "run.json").read_text())
+    assert record["model"]["architecture"] == "MistralForCausalLM"
     assert record["train"]["steps"] == 20
+
+
+def test_an_architecture_is_one_entry(place, monkeypatch):
+    """With it, depth and width make the published model, to the last parameter."""
+    monkeypatch.setitem(ARCHITECTURES, "mistral", None)  # put back at the end
+    exec((place / "mistral.py").read_text())
+    sizes = {"num_hidden_layers": 32, "num_attention_heads": 32, "hidden_size": 4096}
+    config = new_config("mistral", vocab_size=32000, **sizes)
+    assert count_new_parameters(config) == 7_241_732_096
 
 
 @pytest.mark.slow

@@ -63,6 +63,11 @@ PUBLISHED = {
         128256,
         3_075_098_624,
     ),
+    "nanochat": (
+        {"num_hidden_layers": 20, "num_attention_heads": 10, "hidden_size": 1280},
+        65536,
+        560_988_160,
+    ),
     "qwen3_moe": (
         {
             "num_hidden_layers": 48,
