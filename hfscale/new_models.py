@@ -232,12 +232,17 @@ def _check_sizes(config: PreTrainedConfig) -> None:
                 f"hidden_size {width}, num_attention_heads {heads}: heads of width {head_dim}; "
                 "rotary positions turn pairs of numbers, so it must be even"
             )
-    experts = next(filter(None, (getattr(config, name, None) for name in EXPERTS)), None)
+    experts = num_experts(config)
     chosen = getattr(config, "num_experts_per_tok", None)
     if experts and chosen and chosen > experts:
         raise InputError(
             f"num_experts_per_tok {chosen} is more than the {experts} experts of a block"
         )
+
+
+def num_experts(config: PreTrainedConfig) -> int | None:
+    """Of a block; None: its MLP is one."""
+    return next(filter(None, (getattr(config, name, None) for name in EXPERTS)), None)
 
 
 def _check_multiple(name: str, value: Any, divisor_name: str, divisor: Any) -> None:

@@ -1,0 +1,95 @@
+"""Parameters and floating-point operations of any architecture, counted from a model that has
+shapes and no weights. GPT-2's need no model (`flops`).
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from hfscale.planning.flops import TOKENS_PER_PARAMETER
+
+
+class Counted(NamedTuple):
+    """A model whose weights are all trained, in numbers."""
+
+    parameters: int
+    active_parameters: int  # that a token meets: of experts those that read it
+    matrix_flops: int  # of a token's products with weights, forward
+    attention_width: int  # all heads of all blocks together
+
+    def forward_flops(self, tokens: int, max_length: int) -> int:
+        """Of reading `tokens` tokens in rows of `max_length`: two for each multiplication, scores
+        and weighted values over the whole row, as `torch.utils.flop_counter` counts them.
+        """
+        attention = 2 * 2 * max_length * self.attention_width
+        return tokens * (self.matrix_flops + attention)
+
+    def training_flops(self, tokens: int, max_length: int) -> int:
+        """Of forward and backward passes: each product has two gradients of its size."""
+        return 3 * self.forward_flops(tokens, max_length)
+
+
+def count_model(model: Any) -> Counted:
+    """Of a model, which may have no weights (`meta_model`): products alone, and attention in every
+    block.
+
+    Args:
+        model: a transformers.PreTrainedModel.
+    """
+    config = model.config
+    share = _share_of_experts(config)
+    embeddings = {id(weight) for weight in _embedding_weights(model)}
+    parameters = active = multiplied = 0.0
+    for parameter in model.parameters():
+        is_expert = parameter.ndim == 3
+        met = parameter.numel() * (share if is_expert else 1)
+        parameters += parameter.numel()
+        active += met
+        if parameter.ndim > 1 and id(parameter) not in embeddings:
+            multiplied += met
+    output = model.get_output_embeddings()
+    if id(output.weight) in embeddings:  # tied
+        multiplied += output.weight.numel()
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return Counted(
+        int(parameters),
+        int(active),
+        int(2 * multiplied),
+        config.num_hidden_layers * heads * head_dim,
+    )
+
+
+def _embedding_weights(model: Any) -> Iterator[Any]:
+    """Those of which rows are looked up, not multiplied."""
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            yield module.weight
+
+
+def _share_of_experts(config: Any) -> float:
+    """Of the experts of a block, how many read a token; 1 where there are none."""
+    from hfscale.new_models import num_experts
+
+    experts = num_experts(config)
+    return config.num_experts_per_tok / experts if experts else 1
+
+
+def counted_totals(
+    counted: Counted, *, max_length: int, tokens_per_step: int, tokens: float | None, max_steps: int
+) -> dict[str, float]:
+    """As `training_totals`; of a mixture of experts the compute-optimal tokens are those of its
+    active parameters.
+    """
+    optimal = TOKENS_PER_PARAMETER * counted.active_parameters
+    tokens = tokens or max(0, max_steps) * tokens_per_step or optimal
+    return {
+        "parameters": counted.parameters,
+        "active parameters": counted.active_parameters,
+        "tokens": tokens,
+        "compute-optimal tokens": optimal,
+        "tokens per step": tokens_per_step,
+        "FLOPs": float(counted.training_flops(1, max_length) * tokens),
+        "FLOPs (6ND)": 6.0 * counted.active_parameters * tokens,
+    }
