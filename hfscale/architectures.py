@@ -25,6 +25,7 @@ class Architecture(NamedTuple):
         query_heads: attention heads that share a key/value head.
         config: other fields that differ from the configuration class' own defaults.
         names: shared names that the class knows by another one, beside its `attribute_map`.
+        has_memory_formulas: `plan` knows what its training takes without a model.
     """
 
     source: str
@@ -32,6 +33,7 @@ class Architecture(NamedTuple):
     query_heads: int = 1
     config: Mapping[str, Any] = {}
     names: Mapping[str, str] = {}
+    has_memory_formulas: bool = False
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -45,6 +47,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "attn_pdrop": 0.0,
         },
         names={"intermediate_size": "n_inner"},
+        has_memory_formulas=True,
     ),
     "llama": Architecture(
         "Touvron et al. 2023 (arXiv:2302.13971), section 2.2",

@@ -108,6 +108,7 @@ def main(argv: list[str] | None = None) -> None:
         Planned,
         check_countable,
         find_max_length,
+        has_memory_formulas,
         pick_precision,
         planned_shape,
         share_rows,
@@ -120,11 +121,14 @@ def main(argv: list[str] | None = None) -> None:
         check_picture(args.picture)
     planned = Planned.from_values(args.recipe, args.training)
     check_countable(planned)
+    device = find_device(args.gpu, args.accelerators)
+    if not has_memory_formulas(planned):
+        show_what_is_counted(args, planned, device)
+        return
     shape = planned_shape(planned, args.vocab_size)
-    max_length = find_max_length(planned, shape)
+    max_length = find_max_length(planned, shape.n_positions)
 
     # Where it runs.
-    device = find_device(args.gpu, args.accelerators)
     machines = find_machines(args.num_gpus, args.num_machines, args.network_gbit_s)
 
     # A step of one process, and what each launch config makes of it.
@@ -187,6 +191,37 @@ def main(argv: list[str] | None = None) -> None:
             f"{args.main_process_ip} is the address of machine 0 (hfscale copy launch writes job "
             "files that say so)"
         )
+
+
+def show_what_is_counted(args: PlanArguments, planned, device) -> None:
+    """Parameters, operations and computing time of an architecture whose memory no formula
+    tells.
+    """
+    from hfscale.planning.counted import count_planned, counted_totals
+    from hfscale.planning.page import show_counted
+    from hfscale.planning.settings import pick_precision, share_rows
+
+    if args.picture:
+        raise InputError(
+            f"picture: shows memory, which is not planned for {planned.architecture}; leave it out"
+        )
+    counted, max_length = count_planned(planned, args.vocab_size)
+    rows = share_rows(planned, args.num_gpus, args.tokens_per_step, max_length)
+    totals = counted_totals(
+        counted,
+        max_length=max_length,
+        tokens_per_step=rows.per_process * args.num_gpus * max_length,
+        tokens=args.tokens,
+        max_steps=planned.training.get("max_steps", 0),
+    )
+    show_counted(
+        totals,
+        device,
+        architecture=planned.architecture,
+        num_gpus=args.num_gpus,
+        precision=pick_precision(planned.training, device, args.gpu),
+        efficiency=args.efficiency,
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,10 @@ shapes and no weights. GPT-2's need no model (`flops`).
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from hfscale.arguments import shape_of
 from hfscale.planning.flops import TOKENS_PER_PARAMETER
+from hfscale.planning.settings import FINETUNED_LENGTH, Planned, find_max_length
+from hfscale.planning.shapes import find_vocab_size
 
 
 class Counted(NamedTuple):
@@ -74,6 +77,22 @@ def _share_of_experts(config: Any) -> float:
 
     experts = num_experts(config)
     return config.num_experts_per_tok / experts if experts else 1
+
+
+def count_planned(planned: Planned, vocab_size: int | None) -> tuple[Counted, int]:
+    """Of the new model that a training recipe would make, and the tokens of its rows.
+
+    Raises InputError: as `new_config`, `find_vocab_size` and `find_max_length`.
+    """
+    # A model is made, of no weights: all of torch.
+    from hfscale.models import stated_limit
+    from hfscale.new_models import check_new_model, meta_model, new_config
+
+    words = find_vocab_size(planned.tokenizer or "", vocab_size)
+    config = new_config(**shape_of(planned), vocab_size=words)
+    check_new_model(config, in_memory=False)
+    max_length = find_max_length(planned, stated_limit(config) or FINETUNED_LENGTH)
+    return count_model(meta_model(config)), max_length
 
 
 def counted_totals(

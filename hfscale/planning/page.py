@@ -46,9 +46,7 @@ def show_plan(
     """Print the totals of the training, memory by launch config as bars, what each costs in time,
     energy and money, and which is the fastest. Prices are in one currency.
     """
-    width = max(map(len, totals))
-    for name, value in totals.items():
-        print(f"{name:<{width}}  {number(value)}")
+    _show_totals(totals)
     for line in _notes(int(totals["tokens per step"]), machines, rows):
         print(line)
     show_memory(plans, device)
@@ -65,6 +63,39 @@ def show_plan(
     show_records(costs, title=title)
     for line in _verdict(plans):
         print(line)
+
+
+def show_counted(
+    totals: dict[str, float],
+    device: Device,
+    *,
+    architecture: str,
+    num_gpus: int,
+    precision: str,
+    efficiency: float,
+) -> None:
+    """Print the totals of a training whose memory no formula tells, what is kept from step to step,
+    and the time of the computing alone.
+    """
+    _show_totals(totals)
+    state_gb = 16 * totals["parameters"] / 1e9
+    print(
+        f"memory: {state_gb:,.2f} GB of weights, gradients and AdamW's state in float32, before "
+        f"any is split; activations of {architecture} are not planned: see what the first steps of "
+        "a run take (memory_peak_bytes in its run.json)"
+    )
+    rate = efficiency * (device.tflops(precision) or 0) * 1e12
+    hours = totals["FLOPs"] / rate / 3600 / num_gpus
+    print(
+        f"hours: {number(hours)} on {num_gpus} GPUs at {efficiency:.0%} of the {precision} peak "
+        "rate, without communication"
+    )
+
+
+def _show_totals(totals: dict[str, float]) -> None:
+    width = max(map(len, totals))
+    for name, value in totals.items():
+        print(f"{name:<{width}}  {number(value)}")
 
 
 def _notes(tokens_per_step: int, machines: Machines, rows: Rows) -> Iterable[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hfscale.architectures import ARCHITECTURES
 from hfscale.arguments import AdapterArguments, AveragingArguments, ShapeArguments, shape_of
 from hfscale.config import arguments_class, shipped
 from hfscale.planning.flops import Shape
@@ -165,18 +166,23 @@ def checked_targets(planned: Planned, shape: Shape) -> tuple[str, ...]:
     return tuple(planned.lora_target_modules or ())
 
 
-def find_max_length(planned: Planned, shape: Shape) -> int:
-    """Tokens of a row; raises InputError: more than the model reads."""
-    longest = shape.n_positions
+def find_max_length(planned: Planned, context: int) -> int:
+    """Tokens of a row; raises InputError: more than the model's `context`."""
+    longest = context
     if planned.recipe != "pretrain":
         longest = min(longest, FINETUNED_LENGTH)
     max_length = planned.max_length or longest
-    if max_length > shape.n_positions:
+    if max_length > context:
         raise InputError(
-            f"max_length {max_length} is beyond the model's max_position_embeddings "
-            f"{shape.n_positions}"
+            f"max_length {max_length} is beyond the model's max_position_embeddings {context}"
         )
     return max_length
+
+
+def has_memory_formulas(planned: Planned) -> bool:
+    """Whether the model is a GPT-2, or a checkpoint, which has to be one."""
+    entry = ARCHITECTURES.get(planned.architecture)
+    return planned.model is not None or (entry is not None and entry.has_memory_formulas)
 
 
 def planned_shape(planned: Planned, vocab_size: int | None) -> Shape:

@@ -82,13 +82,7 @@ def find_shape(
     `shape_of_config`.
     """
     if model is None:
-        words = vocab_size or tokenizer_size(tokenizer)
-        if not words:
-            raise InputError(
-                f"tokenizer {tokenizer}: its vocabulary is not known before it is there; give "
-                "--vocab_size"
-            )
-        return new_shape(sizes, words)
+        return new_shape(sizes, find_vocab_size(tokenizer, vocab_size))
     name = model.removeprefix("openai-community/").removeprefix("distilbert/")
     if name in PUBLISHED and not Path(model).is_dir():
         return Shape(*PUBLISHED[name], 1024, 50257, resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1)
@@ -197,6 +191,17 @@ def _check_size(place: str, name: str, value: Any, *, is_optional: bool) -> None
 def _check_dropout(place: str, name: str, value: Any) -> None:
     if type(value) not in (int, float) or not 0 <= value < 1:
         raise InputError(f"{place}: {name}: got {value!r}, expected a number from 0 to below 1")
+
+
+def find_vocab_size(tokenizer: str, vocab_size: int | None) -> int:
+    """Tokens of a new model: as given, else the tokenizer's; raises InputError: not known."""
+    words = vocab_size or tokenizer_size(tokenizer)
+    if not words:
+        raise InputError(
+            f"tokenizer {tokenizer}: its vocabulary is not known before it is there; give "
+            "--vocab_size"
+        )
+    return words
 
 
 def tokenizer_size(tokenizer: str) -> int | None:

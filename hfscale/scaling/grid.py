@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hfscale.architectures import SIZES
+from hfscale.arguments import SHAPE_NAMES
 from hfscale.config import check_recipe_args, pick_flags, shipped
 from hfscale.launch import FLAGS, split_flags
-from hfscale.planning.flops import Shape
 from hfscale.process import TYPED_COMMAND, InputError
 from hfscale.stopping import launcher_environment
 
@@ -58,16 +58,37 @@ class Cell(NamedTuple):
         """Folder of the cell, such as 4x128-1000000."""
         return f"{self.n_layer}x{self.n_embd}-{self.tokens}"
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of the model, in the names of `ShapeArguments`."""
+        return {
+            "num_hidden_layers": self.n_layer,
+            "hidden_size": self.n_embd,
+            "num_attention_heads": self.n_embd // HEAD_WIDTH,
+        }
+
     def parameters(self, like: dict[str, Any], count: str) -> int:
         """Parameters of the cell's model, before it is built, from the `run.json` of a cell that
-        shares its vocabulary and context; `count` as in `run.json`'s `model`.
+        shares all but its size; `count` as in `run.json`'s `model`.
         """
-        rows = 0  # of the embeddings: words and positions
-        if count == "parameters":
-            model = like["model"]
-            embeddings = model["parameters"] - model["parameters_without_embeddings"]
-            rows = embeddings // like["config"]["hidden_size"]
-        return Shape(self.n_layer, 1, self.n_embd, 0, rows).parameters()
+        # A model is made, of no weights: all of torch.
+        from hfscale.models import count_parameters
+        from hfscale.new_models import meta_model, new_config
+
+        recipe = shipped("recipes", "pretrain.py")["pretrain"]
+        given = check_recipe_args(recipe, _recipe_words(shlex.split(like["command"])))
+        fields = {name: given[name] for name in SHAPE_NAMES if name in given}
+        fields |= given.get("model_config", {})
+        fields["architecture"] = given.get("architecture", "gpt2")
+
+        def counts(sizes: dict[str, int], vocab_size: int) -> dict[str, int]:
+            config = new_config(**fields | sizes, vocab_size=vocab_size)
+            return count_parameters(meta_model(config))
+
+        # Each token takes as many parameters, whatever the architecture.
+        one, two = (counts({}, words)["parameters"] for words in (1, 2))
+        vocab_size = 1 + (like["model"]["parameters"] - one) // (two - one)
+        return counts(self.sizes, vocab_size)[count]
 
 
 class Grid(NamedTuple):
@@ -138,10 +159,8 @@ def cell_command(cell: Cell, folder: Path, pretrain_args: Sequence[str]) -> list
         raise InputError(
             f"tokens: {cell.tokens} is less than one step of {tokens_per_step} tokens; give more"
         )
-    flags = QUIET | {
-        "num_hidden_layers": cell.n_layer,
-        "hidden_size": cell.n_embd,
-        "num_attention_heads": cell.n_embd // HEAD_WIDTH,
+    flags: dict[str, Any] = QUIET | {
+        **cell.sizes,
         "max_steps": round(cell.tokens / tokens_per_step),
         "output_dir": folder / cell.name,
     }

@@ -61,6 +61,8 @@ def preview(
     shown = "not known here" if available is None else _mebibytes(available)
     counts.append(("memory: there is, per process", shown))
     show_table(("what", "value"), counts, title="The run", show_header=False)
+    if model.config.model_type != "gpt2":
+        print(f"memory is that of a GPT-2 of these sizes; of {model.config.model_type} it differs")
 
     if available is not None and needed > available:
         print(

@@ -8,14 +8,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfscale.adapters import load_for_training
-from hfscale.arguments import AdapterArguments
+from hfscale.arguments import SHAPE_NAMES, AdapterArguments, ShapeArguments, shape_of
 from hfscale.config import check_recipe_args
 from hfscale.models import count_parameters, count_trained
 from hfscale.planning.flops import PUBLISHED, Shape, Trained, forward_flops, training_flops
+from hfscale.planning.shapes import new_shape
 
 ROOT = Path(__file__).parents[2]
 PRETRAIN = sorted((ROOT / "recipes" / "configs" / "pretrain").glob("*.yaml"))
-SIZES = ("n_layer", "n_head", "n_embd", "n_positions")
 TINY = Shape(n_layer=3, n_head=2, n_embd=32, n_positions=24, vocab_size=101)
 
 
@@ -27,7 +27,8 @@ def build(shape: Shape, **config) -> GPT2LMHeadModel:
 @pytest.mark.parametrize("vocab_size", [50257, 4097])
 def test_parameters_of_every_shipped_model(path, vocab_size):
     values = check_recipe_args(ROOT / "recipes" / "pretrain.py", ["--config", str(path)])
-    shape = Shape(*(values[name] for name in SIZES), vocab_size)
+    sizes = {name: value for name, value in values.items() if name in SHAPE_NAMES}
+    shape = new_shape(shape_of(ShapeArguments(**sizes)), vocab_size)
     with torch.device("meta"):
         model = build(shape)
     assert shape.parameters() == model.num_parameters()

@@ -13,8 +13,8 @@ import torch
 from transformers import GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
+from hfscale.architectures import ARCHITECTURES
 from hfscale.config import shipped
-from hfscale.models import DEFAULTS
 from hfscale.planning.flops import Shape
 from hfscale.planning.memory import Sharding, Step, sharding_of, step_memory_bytes
 from hfscale.training.optimizers import MuonForModel
@@ -89,7 +89,7 @@ def model_in_training(shape: Shape, step: Step) -> torch.nn.Module:
     from peft import LoraConfig, get_peft_model
     from transformers import GPT2Config
 
-    sizes = DEFAULTS | shape._asdict()
+    sizes = ARCHITECTURES["gpt2"].config | shape._asdict()
     model = GPT2LMHeadModel(
         GPT2Config(**sizes, use_cache=False, bos_token_id=0, eos_token_id=0)
     ).train()

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from hfscale.arguments import ShapeArguments, shape_of
 from hfscale.config import check_recipe_args, shipped
 from hfscale.launch import accelerate_command, split_flags
+from hfscale.new_models import meta_model, new_config
+from hfscale.planning.counted import count_model
 from hfscale.planning.flops import Shape, training_flops
 from hfscale.planning.memory import Sharding, Step, step_memory_bytes
 from hfscale.planning.plan import (
@@ -186,7 +189,7 @@ def tokens_of(values: dict, processes: int) -> int:
         processes
         * values["per_device_train_batch_size"]
         * values.get("gradient_accumulation_steps", 1)
-        * values["n_positions"]
+        * values["max_position_embeddings"]
     )
 
 
@@ -521,7 +524,9 @@ def test_a_picture_that_cannot_be_written_is_found_before_the_table(
 
 
 def test_sizes_come_from_the_files_at_hand(tmp_path):
-    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64}
+    args = ShapeArguments(num_hidden_layers=2, num_attention_heads=2, hidden_size=32)
+    args.max_position_embeddings = 64
+    sizes = shape_of(args)
     assert find_shape(None, sizes, "train:5000", None) == Shape(2, 2, 32, 64, 5000)
     assert find_shape("gpt2-xl", sizes, "train:300", None).parameters() == 1_557_611_200
     from datasets import Dataset
@@ -542,6 +547,23 @@ def test_sizes_come_from_the_files_at_hand(tmp_path):
         find_shape(None, sizes, str(tmp_path), None)
 
 
+def test_of_other_architectures_parameters_operations_and_time_are_planned(capsys):
+    words = "--config gpt2_small --architecture qwen3_moe --vocab_size 1000 --num_gpus 8"
+    plan.main([*words.split(), "--num_hidden_layers", "2", "--gpu", "a100-80gb"])
+    out = capsys.readouterr().out
+    config = new_config("qwen3_moe", vocab_size=1000, num_hidden_layers=2)
+    counted = count_model(meta_model(config))
+    figures = dict(re.findall(r"^([\w ()-]+?)  +(\S+)$", out, re.M))
+    assert figures["parameters"] == f"{counted.parameters:,}"
+    assert figures["active parameters"] == f"{counted.active_parameters:,}"
+    tokens = 20 * counted.active_parameters
+    flops = counted.training_flops(tokens, 1024)
+    assert float(figures["FLOPs"]) == pytest.approx(flops, rel=1e-3)
+    [hours] = re.findall(r"^hours: (\S+) on 8 GPUs at 40% of the bf16 peak", out, re.M)
+    assert float(hours) == pytest.approx(flops / (0.4 * 312e12) / 3600 / 8, rel=1e-3)
+    assert f"memory: {16 * counted.parameters / 1e9:,.2f} GB of weights" in out
+
+
 def test_muon_is_planned_where_it_runs(capsys):
     out, flags, _ = planned("--config gpt2_small --optimizer muon --num_gpus 8", capsys)
     assert "ddp" in out and "fsdp2" in out and "zero" not in out
@@ -551,6 +573,10 @@ def test_muon_is_planned_where_it_runs(capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        ("--architecture lama", "architecture lama: neither a file nor one of gpt2"),
+        ("--architecture llama --num_attention_heads 7", "(768) is not a multiple of the number"),
+        ("--architecture llama --max_length 9999", "max_length 9999 is beyond the model's max_po"),
+        ("--architecture llama --picture a.png", "picture: shows memory, which is not planned"),
         ("--gpu h1000", "--gpu h1000: not known; known: a100-40gb"),
         ("--num_gpus 0", "--num_gpus: got '0', expected 1 to 10000000"),
         ("--efficiency 1.5", "--efficiency: got '1.5', expected 0.001 to 1"),
@@ -578,7 +604,7 @@ def test_muon_is_planned_where_it_runs(capsys):
         ("--hidden_size 1000000 --num_attention_heads 1", "nothing fits on 1 x a100-80gb"),
         ("--gpu low --accelerators mine.yaml", "low: memory_gb: expected a number above 0"),
         ("--num_gpu 2", "unknown name --num_gpu; did you mean num_gpus?"),
-        ("--max_length 99999", "max_length 99999 is beyond the model's n_positions 1024"),
+        ("--max_length 99999", "max_length 99999 is beyond the model's max_position_embeddings 1024"),
         (
             "--per_device_train_batch_size 0",
             "per_device_train_batch_size: got 0, expected at least 1",
@@ -598,9 +624,9 @@ def test_muon_is_planned_where_it_runs(capsys):
             "--config gpt2_small --num_gpus 1000 --tokens_per_step 524288",
             "tokens_per_step: 524,288 tokens are fewer than one row of 1,024",
         ),
-        ("--num_attention_heads 7", "n_embd 768 is not a multiple of n_head 7"),
+        ("--num_attention_heads 7", "hidden_size 768 is not a multiple of num_attention_heads 7"),
         ("--num_hidden_layers 0", "--num_hidden_layers: got '0'"),
-        ("--resid_pdrop 1.5", "--resid_pdrop: got '1.5'"),
+        ("--model_config resid_pdrop=1.5", "resid_pdrop: got 1.5, expected a number from 0"),
         ("--bf16 --fp16", "bf16, fp16: both are given"),
         ("--optim adafactor", "optim: got 'adafactor'; plan knows what adamw_torch"),
         ("--torch_compile true", "torch_compile: got True, which plan does not count"),

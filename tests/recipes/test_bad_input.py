@@ -306,6 +306,11 @@ def test_training_arguments_that_cannot_work(refused, recipe, words, match):
     [
         ("--num_hidden_layers 0", "--num_hidden_layers: got '0', expected 1 to 1000"),
         ("--num_attention_heads 3", "hidden_size 32 is not a multiple of num_attention_heads 3"),
+        ("--architecture lama", "architecture lama: neither a file nor one of .*did you mean llama"),
+        ("--architecture llama --num_key_value_heads 4", "heads 2 is not a multiple of num_key_value"),
+        ("--architecture llama --model_config rms_norm_ep=1", "did you mean rms_norm_eps"),
+        ("--model_config hidden_size=8", "hidden_size has an argument of its own: --hidden_size"),
+        ("--n_layer 2", "unknown name --n_layer; did you mean num_hidden_layers"),
         ("--model_config resid_pdrop=1", "resid_pdrop: got 1, expected a number from 0 to below"),
         ("--tokenizer train", "expected train:<vocab size>"),
         ("--tokenizer train:257", "expected train:<vocab size>, at least 258"),

@@ -331,16 +331,19 @@ def test_a_cell_trains_its_tokens_to_the_end_of_its_own_schedule(tmp_path):
         cell_command(Cell(2, 64, 9999), tmp_path, ["--bf16"])
 
 
-def test_the_size_of_a_held_out_model_is_exact():
-    from transformers import GPT2Config, GPT2LMHeadModel
-
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
+def test_the_size_of_a_held_out_model_is_exact(architecture):
     from hfscale.models import count_parameters
+    from hfscale.new_models import meta_model, new_config
 
+    shared = {"architecture": architecture, "max_position_embeddings": 16, "vocab_size": 99}
     small, large = (
-        GPT2LMHeadModel(GPT2Config(vocab_size=99, n_positions=16, n_layer=n, n_embd=d, n_head=2))
-        for n, d in ((1, 32), (3, 64))
+        meta_model(new_config(num_hidden_layers=n, hidden_size=d, num_attention_heads=h, **shared))
+        for n, d, h in ((1, 32, 1), (3, 64, 2))
     )
-    like = {"model": count_parameters(small), "config": {"hidden_size": 32}}
+    command = f"hfscale pretrain --architecture {architecture} --max_position_embeddings 16"
+    sizes = "--num_hidden_layers 1 --hidden_size 32 --num_attention_heads 1"
+    like = {"model": count_parameters(small), "command": f"{command} {sizes}"}
     for name, count in count_parameters(large).items():
         assert Cell(3, 64, 1).parameters(like, name) == count
 
