@@ -220,7 +220,7 @@ def _check_number(place: str, name: str, value: Any) -> None:
 
 def _check_sizes(config: PreTrainedConfig) -> None:
     """Raise InputError for sizes that do not go together."""
-    width = getattr(config, "hidden_size", None)
+    width: Any = getattr(config, "hidden_size", None)
     heads = getattr(config, "num_attention_heads", None)
     key_value_heads = getattr(config, "num_key_value_heads", None)
     _check_multiple("hidden_size", width, "num_attention_heads", heads)

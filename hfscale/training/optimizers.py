@@ -288,7 +288,7 @@ def hidden_matrices(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
     """
     get_output = getattr(model, "get_output_embeddings", None)
     output = get_output() if get_output else None
-    found = {}
+    found: dict[str, tuple[int, int]] = {}
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
         found |= _matrices_of_experts(name, module)
@@ -303,7 +303,7 @@ def hidden_matrices(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
 
 def _matrices_of_experts(name: str, module: torch.nn.Module) -> dict[str, tuple[int, int]]:
     """As `hidden_matrices`, of a module that holds the matrices of experts one behind another."""
-    found = {}
+    found: dict[str, tuple[int, int]] = {}
     if "experts" not in type(module).__name__.lower():
         return found
     for last, param in module.named_parameters(recurse=False):
