@@ -146,7 +146,9 @@ def check_arguments(args: FinetuneTaskArguments):
         check_new_model(args)
     else:
         check_no_shape(args)
-    training_args = training_arguments(args.training, width=args.hidden_size if is_new else 256)
+    # Of a checkpoint it is not known yet.
+    width = args.hidden_size if is_new and args.hidden_size else 256
+    training_args = training_arguments(args.training, width=width)
     check_optimizer(args, training_args)
     check_averaging(args, training_args)
     if not args.dry_run:

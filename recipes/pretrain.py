@@ -9,6 +9,7 @@ hfscale pretrain --config gpt2_small --accelerate ddp --num_processes 8 --output
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from hfscale.arguments import RunArguments, ShapeArguments, StreamArguments, shape_of
 from hfscale.config import parse_args
@@ -121,18 +122,19 @@ def check_arguments(args: PretrainArguments):
 
     config = settle_shape(args, in_memory=not args.dry_run)
     args.max_length = settle_length(config, args.max_length)
-    training_args = training_arguments(args.training, width=args.hidden_size)
+    training_args = training_arguments(args.training, width=args.hidden_size or 256)
     check_optimizer(args, training_args)
     check_averaging(args, training_args)
+    packing: Any = args.packing or "wrapped"
     model = trial_model(**shape_of(args))
     if model is not None:  # it may let packed documents see each other
-        args.packing = settle_packing(
+        packing = settle_packing(
             model,
             args.packing,
             default="wrapped",
             cross_document_attention=args.cross_document_attention,
         )
-    args.packing = args.packing or "wrapped"
+    args.packing = packing
     batch_rows_of_like_length(training_args, args)
     check_stream(args, training_args, args.max_length)
     if not args.dry_run:
