@@ -185,6 +185,7 @@ def test_muon_gets_the_matrices_of_its_blocks(architecture):
     optimizer = MuonForModel()(
         model,
         muon_learning_rate=0.02,
+        muon_momentum=0.95,
         learning_rate=1e-3,
         weight_decay=0.1,
         betas=(0.9, 0.95),
