@@ -13,7 +13,12 @@ import torch
 from accelerate import PartialState
 from peft import PeftModel, get_peft_config, get_peft_model
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.pytorch_utils import Conv1D
 
 from hfscale.arguments import AdapterArguments, loading
@@ -32,10 +37,13 @@ VERA_RANK = 1024  # the largest that is usual for VeRA, whose ranks are far abov
 
 
 def load_for_training(
-    args: AdapterArguments, tokenizer: PreTrainedTokenizerBase
+    args: AdapterArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig | None = None,
 ) -> PreTrainedModel:
     """The checkpoint `args.model` in float32, with new tokens (`tokenizer` gets them too), and
-    frozen layers or an adapter as `args` says; with an adapter it is a `peft.PeftModel`.
+    frozen layers or an adapter as `args` says; with an adapter it is a `peft.PeftModel`. `config`
+    is another one than the checkpoint's own.
 
     Input and output embeddings that are one matrix stay so. An adapter holds the rows of its new
     tokens.
@@ -53,7 +61,12 @@ def load_for_training(
             f"model {args.model}: is an adapter; make a plain model of it first (its run with "
             "--merge)"
         )
-    model = _load_float32(args)
+    if config is not None and (has_adapter or args.load_in_4bit):
+        raise InputError(
+            "max_position_embeddings: an adapter keeps no configuration of its base model; train "
+            "all weights, without --lora_r, --peft_type and --load_in_4bit"
+        )
+    model = _load_float32(args, config)
     layers = model.config.get_text_config().num_hidden_layers
     most_frozen = layers - 1 if has_adapter else layers
     if not 0 <= args.freeze_layers <= most_frozen:
@@ -121,10 +134,13 @@ def _is_sharded() -> bool:
     return launched_engine() in ("ZeRO-3", "FSDP")
 
 
-def _load_float32(args: AdapterArguments) -> PreTrainedModel:
+def _load_float32(args: AdapterArguments, config: PreTrainedConfig | None) -> PreTrainedModel:
     if args.load_in_4bit:
         return _load_in_4bit(args)
-    return load_model(args.model, **loading(args), dtype=torch.float32)
+    settings: dict[str, Any] = {**loading(args), "dtype": torch.float32}
+    if config is not None:
+        settings["config"] = config
+    return load_model(args.model, **settings)
 
 
 def _load_in_4bit(args: AdapterArguments) -> PreTrainedModel:

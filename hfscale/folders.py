@@ -96,8 +96,10 @@ CONVERTED = (
     "resuming"  # a checkpoint rewritten for another engine, until the first step after it is done
 )
 SAVING = ".saving"  # a checkpoint while it is written
+BY_POSITION = ("perplexity_by_position.json", "perplexity_by_position.png")
 RUN_FILES = (
     *MODEL_FILES,
+    *BY_POSITION,
     LOCK,
     f"{TRIAL}*",
     f"{TRIAL}*/**",

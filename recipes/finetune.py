@@ -7,7 +7,7 @@ hfscale finetune --model gpt2 --source "speeches/*.txt" --lora_r 16 --output_dir
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from hfscale.arguments import AdapterArguments, DataArguments, RunArguments
 from hfscale.config import parse_args
@@ -25,6 +25,21 @@ class FinetuneArguments(AdapterArguments, DataArguments, RunArguments):
         metadata={
             "help": "old domain: the loss on its held-out part before and after shows what was "
             "forgotten"
+        },
+    )
+    max_position_embeddings: int | None = field(
+        default=None,
+        metadata={
+            "help": "a longer context for a model with rotary positions, in tokens; default: the "
+            "checkpoint's own",
+            "min": 1,
+        },
+    )
+    rope_scaling: Literal["yarn", "linear", "default"] = field(
+        default="yarn",
+        metadata={
+            "help": "transformers' rope_type with max_position_embeddings: yarn and linear move "
+            "positions closer together, default leaves them"
         },
     )
 
@@ -46,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run
     from hfscale.training.running import prepare_output_dir, run_training
-    from hfscale.training.steps import draw_samples, show_losses, show_run
+    from hfscale.training.steps import draw_samples, show_run
     from hfscale.training.trainer import LMTrainer
     from hfscale.training.training_args import batch_rows_of_like_length, training_arguments
 
@@ -63,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = load_model_tokenizer(
         args.model, args.tokenizer, trust_remote_code=args.trust_remote_code
     )
-    model = load_for_training(args, tokenizer)
+    model = load_for_training(args, tokenizer, longer_config(args))
     args.packing = settle_packing(
         model,
         args.packing,
@@ -109,6 +124,7 @@ def main(argv: list[str] | None = None) -> None:
             merge_saved_adapter(output_dir, trust_remote_code=args.trust_remote_code)
         saved = load_saved_model(output_dir, trust_remote_code=args.trust_remote_code)
         samples = draw_samples(saved, tokenizer)
+        show_result(args, training_args, metrics, saved, rows["validation"])
         write_run(
             trainer,
             __file__,
@@ -120,7 +136,6 @@ def main(argv: list[str] | None = None) -> None:
             samples,
             seconds=time.perf_counter() - started,
         )
-        show_losses(metrics)
         show_run(output_dir, samples, saved, tokenizer, documents)
 
 
@@ -128,6 +143,7 @@ def prepare_data(args: FinetuneArguments, training_args, model, tokenizer):
     """Documents and rows: of the source, and of the old domain where one is given."""
     from hfscale.data.packing import pack_splits
     from hfscale.data.splits import load_splits
+    from hfscale.training.context import check_reaches
     from hfscale.training.steps import row_length
 
     documents = load_splits(args, seed=training_args.seed)
@@ -137,13 +153,44 @@ def prepare_data(args: FinetuneArguments, training_args, model, tokenizer):
     rows = pack_splits(
         documents,
         tokenizer,
-        row_length(model, args.max_length),
+        row_length(model, args.max_length or args.max_position_embeddings),
         args.cross_document_attention,
         model,
         args.packing or "wrapped",
         num_proc=args.num_proc,
     )
+    if args.max_position_embeddings:
+        check_reaches(rows, args.model)
     return documents, rows
+
+
+def longer_config(args: FinetuneArguments):
+    """The configuration with the context asked for; None: the checkpoint's own."""
+    if args.max_position_embeddings is None:
+        return None
+    from hfscale.training.context import longer_context
+
+    return longer_context(
+        args.model,
+        args.max_position_embeddings,
+        args.rope_scaling,
+        trust_remote_code=args.trust_remote_code,
+    )
+
+
+def show_result(args: FinetuneArguments, training_args, metrics, saved, rows) -> None:
+    """The losses before and after, and of a longer context the perplexity along it."""
+    from hfscale.models import load_model
+    from hfscale.training.context import report_by_position
+    from hfscale.training.steps import show_losses
+
+    show_losses(metrics)
+    if args.max_position_embeddings is None:
+        return
+    before = load_model(args.model, trust_remote_code=args.trust_remote_code)
+    models = {"before": before, "after": saved}
+    batch_size = training_args.per_device_eval_batch_size
+    report_by_position(str(training_args.output_dir), models, rows, batch_size)
 
 
 def training_defaults(args: FinetuneArguments) -> dict[str, Any]:
