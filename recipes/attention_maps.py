@@ -1,4 +1,4 @@
-"""What each head of a GPT-2-style model attends to in a sentence, what it does for the loss, and
+"""What each head of a model attends to in a sentence, what it does for the loss, and
 one head by hand.
 
 hfscale attention_maps --model gpt2 --explain 5 1
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from hfscale.data.tokenizer import load_pretrained_tokenizer
     from hfscale.models import count_parameters, load_model
-    from hfscale.probes import attention, attention_page
+    from hfscale.probes import attention, attention_page, attention_steps
 
     # Model and sentence. Only eager attention returns its weights.
     model = load_model(args.model, dtype="float32", attn_implementation="eager", **loading(args))
@@ -78,14 +78,14 @@ def main(argv: list[str] | None = None) -> None:
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     model.to(device)  # type: ignore[arg-type]  # the stub takes the device for the model
     tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
-    attention.check_gpt2(model)
+    attention.attention_layers(model)
     ids = attention.encode_sentence(model, tokenizer, args.sentence)
 
     # What the heads attend to, and what they do for the loss.
     explained = None
     if args.explain:
         layer, head = args.explain
-        explained = attention.explain_head(model, ids, layer, head)
+        explained = attention_steps.explain_head(model, ids, layer, head, tokenizer)
     weights = attention.attention_weights(model, ids)[0]
     rollout = attention.rollout(weights)
     scores = attention.head_scores(weights)

@@ -161,6 +161,13 @@ def tiny_model(kind: str, fields: dict, vocab_size: int, seed: int = 0) -> PreTr
     return model.eval()
 
 
+def eager_model(kind: str, fields: dict) -> PreTrainedModel:
+    """That returns its attention weights."""
+    model = tiny_model(kind, fields, VOCAB_SIZE)
+    model.set_attn_implementation("eager")
+    return model
+
+
 def save_tiny_model(kind: str, fields: dict, folder: Path, padding: int = 0) -> Path:
     """The model and its tokenizer, which may leave some rows of the embeddings unused."""
     tokenizer = tiny_tokenizer()

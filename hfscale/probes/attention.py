@@ -1,4 +1,4 @@
-"""What the heads of a GPT-2 attend to, what they do for the loss, and one head step by step.
+"""What the heads of a model attend to, and what they do for the loss.
 
 A sentence is read as [prefix, t0, t1, ...], the prefix being BOS (else EOS) as in training, so that
 every token of it is predicted. Weights have the shape (layers, heads, tokens, tokens); row i is
@@ -6,71 +6,21 @@ what token i attends to.
 """
 
 from functools import partial
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import tqdm
-from torch.nn.functional import cross_entropy, nll_loss
-from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.gpt2.modeling_gpt2 import GPT2Attention, GPT2Block
+from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.data.tokens import after_once, encode_texts, start_ids
 from hfscale.models import check_token_ids, context_limit
+from hfscale.probes.attention_layers import attention_layers, last_block
 from hfscale.process import InputError
 
-TOKENS_AT_ONCE = 1024  # of which an ablation holds all logits
-TOLERANCE = 1e-5  # within which a step-by-step result counts as the model's
-
-
-class Step(TypedDict):
-    """One step of `explain_head`."""
-
-    name: str
-    formula: str
-    shape: list[int]
-    values: list[list[float]] | None
-
-
-class Explanation(TypedDict):
-    """One head step by step, and how far the result is from what the model computed."""
-
-    layer: int
-    head: int
-    heads: int
-    d_k: int
-    divisor: float
-    difference: dict[str, float]
-    tolerance: float
-    equal: bool
-    steps: list[Step]
-
-
-def check_gpt2(model: PreTrainedModel) -> GPT2LMHeadModel:
-    """The model, which attends as GPT-2 does and was loaded so that it returns the weights.
-
-    Raises InputError: its attention is another class, or returns no weights as it was loaded.
-    """
-    if not isinstance(model, GPT2LMHeadModel):
-        raise InputError(
-            f"model: {type(model).__name__} does not attend as GPT-2 does; give a GPT-2-style "
-            "model (GPT2LMHeadModel)"
-        )
-    if model.config._attn_implementation != "eager":
-        raise InputError(
-            f"model: attn_implementation {model.config._attn_implementation} returns no weights; "
-            'load it with attn_implementation="eager"'
-        )
-    return model
-
-
-def _blocks(model: GPT2LMHeadModel) -> list[GPT2Block]:
-    return [cast(GPT2Block, block) for block in model.transformer.h]
-
-
-def attention_layers(model: PreTrainedModel) -> list[GPT2Attention]:
-    """The self-attention of each layer, in order; raises InputError as `check_gpt2`."""
-    return [block.attn for block in _blocks(check_gpt2(model))]
+TOKENS_AT_ONCE = 1024  # of which an ablation, or the logit lens, holds all logits
 
 
 def encode_sentence(
@@ -97,11 +47,14 @@ def encode_sentence(
 
 @torch.inference_mode()
 def attention_weights(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
-    """The model's own weights, (batch, layers, heads, tokens, tokens), of ids (batch, tokens)."""
+    """The model's own weights, (batch, layers, heads, tokens, tokens), of ids (batch, tokens);
+    layers that do not attend are not counted.
+
+    Raises InputError: see `attention_layers`.
+    """
     attention_layers(model)
-    return torch.stack(
-        model.eval()(input_ids, output_attentions=True, use_cache=False).attentions, dim=1
-    )
+    maps = model.eval()(input_ids, output_attentions=True, use_cache=False).attentions
+    return torch.stack([weights for weights in maps if weights is not None], dim=1)
 
 
 def head_scores(weights: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -182,20 +135,20 @@ def ablate_heads(
     effects = []
     at_once = max(1, TOKENS_AT_ONCE // input_ids.shape[1])
     for layer in tqdm(layers, desc="ablating", unit="layer", disable=not progress):
-        for heads in torch.arange(layer.num_heads).split(at_once):
+        for heads in torch.arange(layer.heads).split(at_once):
             # Row r of the batch runs without heads[r].
-            drop_heads = partial(_drop_heads, heads, layer.head_dim)
-            with layer.c_proj.register_forward_pre_hook(drop_heads):
+            drop_heads = partial(_drop_heads, heads, layer.heads)
+            with layer.output_matrix.register_forward_pre_hook(drop_heads):
                 losses = _losses(model, input_ids.expand(len(heads), -1))
             effects.append(losses - whole)
     return whole.item(), torch.cat(effects).view(len(layers), -1)
 
 
 def _drop_heads(
-    heads: torch.Tensor, head_dim: int, module: torch.nn.Module, inputs: tuple
+    heads: torch.Tensor, head_count: int, module: nn.Module, inputs: tuple
 ) -> tuple[torch.Tensor]:
     """What the output matrix reads, (rows, tokens, width), with zeros for heads[r] in row r."""
-    per_head = inputs[0].unflatten(-1, (-1, head_dim)).clone()
+    per_head = inputs[0].unflatten(-1, (head_count, -1)).clone()
     per_head[torch.arange(len(heads)), :, heads] = 0
     return (per_head.flatten(-2),)
 
@@ -210,147 +163,37 @@ def _losses(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
 def logit_lens(
     model: PreTrainedModel, input_ids: torch.Tensor, top_k: int = 3
 ) -> dict[str, torch.Tensor]:
-    """What the model would predict if it stopped at a layer (0: the embeddings): final layer norm
-    and unembedding of each layer's output (nostalgebraist 2020, "interpreting GPT: the logit
-    lens"). `top_ids` and `top_probabilities` are (layers + 1, tokens, top_k), `loss` (layers + 1)
-    in nats per token.
+    """What the model would predict if it stopped at a layer (0: the embeddings): what it makes of
+    each layer's output in the place of the last one's, by its final norm, its unembedding and what
+    else it has there (nostalgebraist 2020, "interpreting GPT: the logit lens"). `top_ids` and
+    `top_probabilities` are (layers + 1, tokens, top_k), `loss` (layers + 1) in nats per token.
     """
-    gpt2 = check_gpt2(model)
-    outputs = gpt2.eval()(input_ids, output_hidden_states=True, use_cache=False)
-    *states, last = outputs.hidden_states
-    # Upstream has normed the last state already.
-    normed_states = [gpt2.transformer.ln_f(state) for state in states] + [last]
-    ids = []
-    probabilities = []
-    losses = []
-    for normed in normed_states:
-        log_p = gpt2.lm_head(normed)[0].float().log_softmax(-1)
-        top = log_p.topk(min(top_k, log_p.shape[-1]), dim=-1)
-        ids.append(top.indices)
-        probabilities.append(top.values.exp())
-        losses.append(nll_loss(log_p[:-1], input_ids[0, 1:]))
+    block = last_block(model, attention_layers(model))
+    outputs = model.eval()(input_ids, output_hidden_states=True, use_cache=False)
+    *early_states, _ = outputs.hidden_states
+    at_once = max(1, TOKENS_AT_ONCE // input_ids.shape[1])
+    shown = [_lens_of(outputs.logits, input_ids, top_k)]
+    for states in reversed(torch.cat(early_states).split(at_once)):
+        with block.register_forward_hook(partial(_give_instead, states)):
+            logits = model(input_ids.expand(len(states), -1), use_cache=False).logits
+        shown.insert(0, _lens_of(logits, input_ids, top_k))
+    return {name: torch.cat([lens[name] for lens in shown]) for name in shown[0]}
+
+
+def _give_instead(states: torch.Tensor, module: nn.Module, inputs: tuple, output: Any) -> Any:
+    """A block's output, which is a tensor or begins with one, with `states` in the place of it."""
+    return states if isinstance(output, torch.Tensor) else (states, *output[1:])
+
+
+def _lens_of(logits: torch.Tensor, input_ids: torch.Tensor, top_k: int) -> dict[str, torch.Tensor]:
+    """Of logits (layers, tokens, vocabulary), what `logit_lens` gives."""
+    log_p = logits.float().log_softmax(-1)
+    top = log_p.topk(min(top_k, log_p.shape[-1]), dim=-1)
+    of_next = log_p[:, :-1].gather(-1, input_ids[:, 1:, None].expand(len(log_p), -1, -1))
     return {
-        "top_ids": torch.stack(ids),
-        "top_probabilities": torch.stack(probabilities),
-        "loss": torch.stack(losses),
-    }
-
-
-class _Projected(NamedTuple):
-    """Query, key and value of each head, (heads, tokens, d_k), in float64."""
-
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
-
-
-@torch.inference_mode()
-def explain_head(
-    model: PreTrainedModel, input_ids: torch.Tensor, layer: int, head: int
-) -> Explanation:
-    """softmax(Q K^T / sqrt(d_k)) V of one head (Vaswani et al. 2017, arXiv:1706.03762) in float64
-    from the model's weights, without calling its attention: `steps` with name, formula, and values
-    as nested lists, and how far the weights and the layer's output, all heads concatenated and
-    times W_O, are from what the model computed.
-
-    Raises InputError: no such layer or head.
-    """
-    layers = attention_layers(model)
-    if not (0 <= layer < len(layers) and 0 <= head < layers[0].num_heads):
-        raise InputError(
-            f"explain {layer} {head}: expected a layer from 0 to {len(layers) - 1} and a head from "
-            f"0 to {layers[0].num_heads - 1}"
-        )
-    module = layers[layer]
-    x, models_output, models_weights = _seen_by_layer(check_gpt2(model), input_ids, layer)
-    q, k, v = _project(x, module)
-    divisor, shown_divisor = _divisor(module, layer)
-    scores = q @ k.transpose(-1, -2) / divisor
-    later = torch.ones_like(scores, dtype=torch.bool).triu(1)
-    masked = scores.masked_fill(later, -torch.inf)
-    weights = masked.softmax(-1)
-    weighted = weights @ v
-    concatenated = weighted.transpose(0, 1).flatten(1)
-    output = _affine(concatenated, module.c_proj)
-    difference = {
-        "output": (output - models_output).abs().max().item(),
-        "weights": (weights - models_weights).abs().max().item(),
-    }
-    steps = [
-        _step("X", "the layer's input after its layer norm", x),
-        _step("Q", "X W_Q + b_Q", q[head]),
-        _step("K", "X W_K + b_K", k[head]),
-        _step("V", "X W_V + b_V", v[head]),
-        _step("S", f"Q K^T / {shown_divisor}", scores[head]),
-        _step("M", "S, with -inf where a token would see a later one", masked[head]),
-        _step("A", "softmax(M), row by row", weights[head]),
-        _step("Z", "A V, the weighted sum", weighted[head]),
-        _step("C", f"Z of all {module.num_heads} heads, side by side", concatenated),
-        _step("O", "C W_O + b_O", output),
-    ]
-    return {
-        "layer": layer,
-        "head": head,
-        "heads": module.num_heads,
-        "d_k": module.head_dim,
-        "divisor": divisor,
-        "difference": difference,
-        "tolerance": TOLERANCE,
-        "equal": max(difference.values()) <= TOLERANCE,
-        "steps": steps,
-    }
-
-
-def _seen_by_layer(
-    model: GPT2LMHeadModel, input_ids: torch.Tensor, layer: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the attention of a layer reads, (tokens, width) in float64, and what it really gave: its
-    output (tokens, width) and its weights (heads, tokens, tokens).
-    """
-    block = _blocks(model)[layer]
-    given: list[torch.Tensor] = []
-    with block.attn.register_forward_hook(lambda module, inputs, outputs: given.extend(outputs)):
-        outputs = model.eval()(input_ids, output_hidden_states=True, use_cache=False)
-    normed = block.ln_1(outputs.hidden_states[layer])
-    output, weights = given
-    # On the CPU: not every accelerator has float64.
-    return normed[0].cpu().double(), output[0].cpu(), weights[0].cpu()
-
-
-def _project(x: torch.Tensor, module: GPT2Attention) -> _Projected:
-    """Query, key and value of what the attention reads, (tokens, width)."""
-    thirds = _affine(x, module.c_attn).chunk(3, -1)
-    return _Projected(
-        *(third.unflatten(-1, (-1, module.head_dim)).transpose(0, 1) for third in thirds)
-    )
-
-
-def _divisor(module: GPT2Attention, layer: int) -> tuple[float, str]:
-    """What the scores of a layer are divided by, and how it is written."""
-    divisor = 1.0
-    shown = []
-    if module.scale_attn_weights:
-        divisor *= module.head_dim**0.5
-        shown.append(f"sqrt({module.head_dim})")
-    if module.scale_attn_by_inverse_layer_idx:
-        divisor *= layer + 1
-        shown.append(str(layer + 1))
-    return divisor, " / ".join(shown) or "1"
-
-
-def _affine(x: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor:
-    """A Conv1D in float64."""
-    weight = cast(torch.Tensor, layer.weight)
-    bias = cast(torch.Tensor, layer.bias)
-    return x @ weight.cpu().double() + bias.cpu().double()
-
-
-def _step(name: str, formula: str, values: torch.Tensor) -> Step:
-    return {
-        "name": name,
-        "formula": formula,
-        "shape": list(values.shape),
-        "values": values.tolist(),
+        "top_ids": top.indices,
+        "top_probabilities": top.values.exp(),
+        "loss": -of_next.mean(dim=(1, 2)),
     }
 
 

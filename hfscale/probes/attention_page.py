@@ -10,7 +10,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from hfscale.folders import write_atomically
-from hfscale.probes.attention import Explanation
+from hfscale.probes.attention_steps import Explanation
 from hfscale.report.page import template
 from hfscale.shown import printable_values
 
@@ -69,10 +69,11 @@ def conclusion(explained: Explanation) -> str:
         if explained["equal"]
         else "DIFFER from the model's own by more than"
     )
+    difference = explained["difference"]
     return (
-        f"O and A {verdict} {explained['tolerance']:g}: the largest difference is "
-        f"{explained['difference']['output']:.1e} in the layer's attention output and "
-        f"{explained['difference']['weights']:.1e} in the weights."
+        f"A, Z and O {verdict} {explained['tolerance']:g}: the largest difference is "
+        f"{difference['weights']:.1e} in the weights, {difference['head']:.1e} in what the head "
+        f"gives and {difference['output']:.1e} in the layer's attention output."
     )
 
 
