@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.data.tokens import after_once, encode_texts, start_ids
 from hfscale.models import check_token_ids, context_limit
-from hfscale.probes.attention_layers import attention_layers, last_block
+from hfscale.probes.attention_layers import attention_layers, blocks_of
 from hfscale.process import InputError
 
 TOKENS_AT_ONCE = 1024  # of which an ablation, or the logit lens, holds all logits
@@ -168,13 +168,13 @@ def logit_lens(
     else it has there (nostalgebraist 2020, "interpreting GPT: the logit lens"). `top_ids` and
     `top_probabilities` are (layers + 1, tokens, top_k), `loss` (layers + 1) in nats per token.
     """
-    block = last_block(model, attention_layers(model))
+    last_block = blocks_of(model, attention_layers(model))[-1]
     outputs = model.eval()(input_ids, output_hidden_states=True, use_cache=False)
     *early_states, _ = outputs.hidden_states
     at_once = max(1, TOKENS_AT_ONCE // input_ids.shape[1])
     shown = [_lens_of(outputs.logits, input_ids, top_k)]
     for states in reversed(torch.cat(early_states).split(at_once)):
-        with block.register_forward_hook(partial(_give_instead, states)):
+        with last_block.register_forward_hook(partial(_give_instead, states)):
             logits = model(input_ids.expand(len(states), -1), use_cache=False).logits
         shown.insert(0, _lens_of(logits, input_ids, top_k))
     return {name: torch.cat([lens[name] for lens in shown]) for name in shown[0]}

@@ -61,12 +61,11 @@ def attention_layers(model: PreTrainedModel) -> list[AttentionLayer]:
     return layers
 
 
-def last_block(model: PreTrainedModel, layers: list[AttentionLayer]) -> nn.Module:
-    """The last of the blocks of which the attention layers are parts, whether it attends or not."""
+def blocks_of(model: PreTrainedModel, layers: list[AttentionLayer]) -> list[nn.Module]:
+    """The blocks of which the attention layers are parts, whether they attend or not."""
     parts = layers[0].name.split(".")
     place = next(i for i, part in enumerate(parts) if part.isdigit())
-    blocks: Any = model.get_submodule(".".join(parts[:place]))
-    return blocks[-1]
+    return list(model.get_submodule(".".join(parts[:place])).children())
 
 
 @torch.inference_mode()

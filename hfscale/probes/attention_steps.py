@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from hfscale.probes.attention_layers import AttentionLayer, attention_layers
+from hfscale.probes.attention_layers import AttentionLayer, attention_layers, blocks_of
 from hfscale.process import InputError
 
 TOLERANCE = 1e-5  # within which a step-by-step result counts as the model's
@@ -138,8 +138,10 @@ def explain_head(
     layers = attention_layers(model)
     place = f"explain {layer} {head}"
     if not (0 <= layer < len(layers) and 0 <= head < layers[0].heads):
+        blocks = len(blocks_of(model, layers))
+        counted = f" (of {blocks}, those that attend are counted)" if blocks > len(layers) else ""
         raise InputError(
-            f"{place}: expected a layer from 0 to {len(layers) - 1} and a head from 0 to "
+            f"{place}: expected a layer from 0 to {len(layers) - 1}{counted} and a head from 0 to "
             f"{layers[0].heads - 1}"
         )
     attention = layers[layer]
@@ -378,7 +380,7 @@ def _norm(walk: _Walk, q: torch.Tensor, k: torch.Tensor) -> _Changed:
     def change(norm: Any, vectors: torch.Tensor, head: int) -> tuple[torch.Tensor, str]:
         normed, divided_by, factors = _root_mean_square(walk, norm, vectors, per_head)
         last = divided_by[head if per_head else 0, -1].item()
-        note = f"of {_last_token(walk)} divided by {last:.4f}"
+        note = f"{_last_token(walk)} is divided by {last:.4f}"
         first = 0 if per_head else head * vectors.shape[-1]
         few = ", ".join(f"{g:.4f}" for g in factors[first:][:SHOWN_NUMBERS].tolist())
         return normed, note + (f"; g begins {few}" if times else "")

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from hfscale.probes import attention
-from hfscale.probes.attention_layers import attention_layers, last_block
+from hfscale.probes.attention_layers import attention_layers, blocks_of
 from hfscale.process import InputError
 from tests.tiny_models import APART, LLAMA, MAMBA, TOGETHER, eager_model
 
@@ -92,9 +92,7 @@ def loss_without(model: nn.Module, layer: int, head: int) -> float:
 def without_later_blocks(model: nn.Module, depth: int) -> nn.Module:
     """The model whose blocks from `depth` on give back what they are given."""
     other = copy.deepcopy(model)
-    last = last_block(other, attention_layers(other))
-    blocks = next(list(part) for part in other.modules() if last in list(part.children()))
-    for block in blocks[depth:]:
+    for block in blocks_of(other, attention_layers(other))[depth:]:
         block.register_forward_hook(give_back, with_kwargs=True)
     return other
 

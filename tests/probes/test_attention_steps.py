@@ -187,6 +187,14 @@ def test_what_the_scores_of_gpt2_are_divided_by(flags):
         assert values["O"].shape == (TOKENS, 32)
 
 
+def test_layers_that_do_not_attend_are_not_counted():
+    model = eager_model("jamba", TOGETHER["jamba"])
+    assert explain_head(model, IDS, 0, 1)["equal"]
+    says = r"^explain 1 1: expected a layer from 0 to 0 \(of 2, those that attend are counted\) and"
+    with pytest.raises(InputError, match=says):
+        explain_head(model, IDS, 1, 1)
+
+
 # ---- what the steps do not know
 
 

@@ -16,11 +16,12 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from hfscale.models import load_model
+from hfscale.models import check_models, load_model
 from hfscale.process import InputError
 from recipes import (
     attention_maps,
     bias_probe,
+    chat,
     finetune,
     finetune_preference,
     finetune_task,
@@ -61,7 +62,6 @@ QUIET += ["--max_steps", "1"]
 KINDS = {
     "opt": OPT,
     "mamba": MAMBA,
-    "bloom": TOGETHER["bloom"],
     "rwkv": TOGETHER["rwkv"],
     "bart": BART,
 }
@@ -122,7 +122,7 @@ def loss_alone(folder: Path) -> float:
     return total / tokens
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["rwkv", "bart"])
 def test_from_training_to_texts(kind, place, capsys):
     folder = tune(place, kind, f"{kind}-tuned")
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("packing: ")]
@@ -364,6 +364,7 @@ RECIPES = {
     "quickstart": (quickstart, ["--source", "text.txt", "--sample_by", "line", *QUIET]),
     "score": (score, ["--source", "text.txt"]),
     "generate": (generate, ["--prompts", "a", "--output_file", "out.jsonl"]),
+    "chat": (chat, ["--prompts", "a"]),
     "bias_probe": (bias_probe, ["--config", "templates"]),
     "attention_maps": (attention_maps, []),
 }
@@ -374,8 +375,39 @@ RECIPES = {
 def test_models_that_do_not_continue_text(name, wrong, place, wrong_models, monkeypatch):
     monkeypatch.chdir(place)
     recipe, words = RECIPES[name]
-    output = [] if name == "generate" else ["--output_dir", "refused"]
+    output = [] if name in ("generate", "chat") else ["--output_dir", "refused"]
     with pytest.raises(InputError, match=f"^model {wrong}: .*{wrong_models[wrong]}") as error:
         recipe.main(["--model", wrong, *words, *output])
     assert "\n" not in str(error.value)
     assert not Path("refused").exists() and not Path("out.jsonl").exists()
+
+
+KINDS_THAT_DO_NOT = {
+    "t5": "has an encoder",
+    "marian": "has an encoder",
+    "pegasus": "has an encoder",
+    "whisper": "has an encoder",
+    "clip": "no causal language model of the kind clip",
+    "vit": "no causal language model of the kind vit",
+    "llava": "no causal language model of the kind llava",
+    "wav2vec2": "no causal language model of the kind wav2vec2",
+    "detr": "has an encoder",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_THAT_DO_NOT)
+def test_a_kind_is_refused_by_its_configuration(kind, tmp_path):
+    """Before weights are looked for: there are none."""
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    says = f"^model {tmp_path}: cannot be loaded: .*{KINDS_THAT_DO_NOT[kind]}"
+    for read in (load_model, lambda name: check_models([name])):
+        with pytest.raises(InputError, match=says) as error:
+            read(str(tmp_path))
+        assert "\n" not in str(error.value)
+
+
+def test_a_kind_that_this_transformers_does_not_know(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama-of-2030"}')
+    with pytest.raises(InputError, match="^model .*llama-of-2030") as error:
+        load_model(str(tmp_path))
+    assert "\n" not in str(error.value)
