@@ -71,9 +71,10 @@ def conclusion(explained: Explanation) -> str:
     )
     difference = explained["difference"]
     return (
-        f"A, Z and O {verdict} {explained['tolerance']:g}: the largest difference is "
-        f"{difference['weights']:.1e} in the weights, {difference['head']:.1e} in what the head "
-        f"gives and {difference['output']:.1e} in the layer's attention output."
+        f"A, Z and O {verdict} {explained['tolerance']:g} of the largest number in each (at least "
+        f"1): the largest difference is {difference['weights']:.1e} in the weights, "
+        f"{difference['head']:.1e} in what the head gives and {difference['output']:.1e} in the "
+        "layer's attention output."
     )
 
 

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from hfscale.probes.attention_layers import AttentionLayer, attention_layers, blocks_of
 from hfscale.process import InputError
 
-TOLERANCE = 1e-5  # within which a step-by-step result counts as the model's
+TOLERANCE = 1e-5  # within which a result counts as the model's; of the largest number if above 1
 # A share of the spread of the model's own numbers: beyond it a difference is no rounding.
 LARGEST_ROUNDING = 1e-3
 # One matrix that gives all queries, then all keys, then all values; and one that gives query, key
@@ -176,7 +176,7 @@ def _explain(layer: int, walk: _Walk, projected: _Projected) -> Explanation:
             _step(f"K{marks}", k_formula, k[walk.kv_head], changed.k_note),
         ]
     attended = _attend(walk, _Projected(q, k, v), marks)
-    difference = _differences(walk, attended)
+    difference, equal = _compare(walk, attended)
     return {
         "layer": layer,
         "head": walk.head,
@@ -188,7 +188,7 @@ def _explain(layer: int, walk: _Walk, projected: _Projected) -> Explanation:
         "remarks": _remarks(walk, is_rotated=_rotate in changes),
         "difference": difference,
         "tolerance": TOLERANCE,
-        "equal": max(difference.values()) <= TOLERANCE,
+        "equal": equal,
         "steps": steps + attended.steps,
     }
 
@@ -252,8 +252,10 @@ def _memory(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _differences(walk: _Walk, attended: _Attended) -> dict[str, float]:
-    """The largest difference from the model's own numbers, of each result.
+def _compare(walk: _Walk, attended: _Attended) -> tuple[dict[str, float], bool]:
+    """The largest difference from the model's own numbers, of each result, and whether all are
+    within the tolerance, which is of the largest number where that is above 1: the model computes
+    in float32.
 
     Raises InputError: one is larger than any rounding, so that the model did something else.
     """
@@ -264,15 +266,18 @@ def _differences(walk: _Walk, attended: _Attended) -> dict[str, float]:
         "output": (attended.output, walk.seen.output),
     }
     differences = {}
+    equal = True
     for name, (computed, of_model) in compared.items():
-        differences[name] = (computed - of_model).abs().max().item()
-        if not differences[name] <= LARGEST_ROUNDING * max(of_model.std().item(), TOLERANCE):
+        difference = (computed - of_model).abs().max().item()
+        if not difference <= LARGEST_ROUNDING * max(of_model.std().item(), TOLERANCE):
             raise InputError(
                 f"{walk.place}: {type(walk.attention.module).__name__} does something that the "
-                f"steps do not know: {SHOWN_RESULTS[name]} differs by {differences[name]:.2g} from "
-                f"the model's own; {WITHOUT}"
+                f"steps do not know: {SHOWN_RESULTS[name]} differs by {difference:.2g} from the "
+                f"model's own; {WITHOUT}"
             )
-    return differences
+        differences[name] = difference
+        equal &= difference <= TOLERANCE * max(1.0, of_model.abs().max().item())
+    return differences, equal
 
 
 def _of_head(side_by_side: torch.Tensor, walk: _Walk) -> torch.Tensor:

@@ -220,6 +220,14 @@ def test_a_difference_is_reported_as_one():
             handle.remove()
 
 
+def test_rounding_of_large_numbers_is_no_difference():
+    """The model computes in float32, which has seven digits."""
+    model = eager_model("llama", LLAMA)
+    model.model.layers[0].self_attn.o_proj.weight.data *= 1000
+    explained = explain_head(model, IDS, 0, 0)
+    assert explained["equal"] and explained["difference"]["output"] > 1e-4
+
+
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
