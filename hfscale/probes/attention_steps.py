@@ -15,25 +15,30 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from hfscale.probes.attention_layers import AttentionLayer, attention_layers, blocks_of
+from hfscale.probes.attention_seen import (
+    WITHOUT,
+    Projected,
+    Seen,
+    affine,
+    check_matrices,
+    has_module,
+    matrices_of,
+    project,
+    seen_by,
+)
 from hfscale.process import InputError
 
 TOLERANCE = 1e-5  # within which a result counts as the model's; of the largest number if above 1
 # A share of the spread of the model's own numbers: beyond it a difference is no rounding.
 LARGEST_ROUNDING = 1e-3
-# One matrix that gives all queries, then all keys, then all values; and one that gives query, key
-# and value of each head.
-SIDE_BY_SIDE = ("c_attn", "qkv_proj")
-HEAD_BY_HEAD = "query_key_value"
 SHOWN_NUMBERS = 4  # in a sentence
 SHOWN_RESULTS = {
     "weights": "A, the weights,",
     "head": "Z, what the head gives,",
     "output": "O, what the layer's attention gives,",
 }
-WITHOUT = "leave --explain out: the maps and scores need none of it"
 
 
 class Step(TypedDict):
@@ -64,29 +69,6 @@ class Explanation(TypedDict):
     steps: list[Step]
 
 
-class _Seen(NamedTuple):
-    """What went into the attention of a layer and what came out of it, on the CPU."""
-
-    x: torch.Tensor  # (tokens, width) in float64
-    inputs: tuple  # of its forward, as the model gave them
-    named_inputs: dict[str, Any]
-    output: torch.Tensor  # (tokens, width)
-    weights: torch.Tensor  # (heads, tokens, tokens)
-    weighted: torch.Tensor  # (tokens, heads x d_v): what the output matrix reads
-    norm_shares_memory: bool  # of the queries that q_norm reads with those that q_proj gives
-    norm_width: int  # of the vectors that q_norm reads
-
-
-class _Projected(NamedTuple):
-    """Query, key and value of each head, (heads, tokens, d_k), in float64; there can be fewer heads
-    of keys and values.
-    """
-
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
-
-
 class _Changed(NamedTuple):
     """Queries and keys after a change, and how it is told."""
 
@@ -103,7 +85,7 @@ class _Walk(NamedTuple):
 
     place: str  # where an error is
     attention: AttentionLayer
-    seen: _Seen
+    seen: Seen
     tokens: list[str]
     head: int
     kv_head: int
@@ -145,10 +127,10 @@ def explain_head(
             f"{layers[0].heads - 1}"
         )
     attention = layers[layer]
-    _check_matrices(place, attention.module)
-    seen = _seen_by(model, attention, input_ids)
+    check_matrices(place, attention.module)
+    seen = seen_by(model, attention, input_ids)
     try:
-        projected = _project(seen, attention)
+        projected = project(seen, attention)
         group = attention.heads // len(projected.k)
         tokens = _texts(input_ids, tokenizer)
         walk = _Walk(place, attention, seen, tokens, head, head // group, group)
@@ -160,7 +142,7 @@ def explain_head(
         ) from None
 
 
-def _explain(layer: int, walk: _Walk, projected: _Projected) -> Explanation:
+def _explain(layer: int, walk: _Walk, projected: Projected) -> Explanation:
     q, k, v = projected
     steps = _first_steps(walk, projected)
     changes = _changes(walk)
@@ -175,7 +157,7 @@ def _explain(layer: int, walk: _Walk, projected: _Projected) -> Explanation:
             _step(f"Q{marks}", q_formula, q[walk.head], changed.q_note),
             _step(f"K{marks}", k_formula, k[walk.kv_head], changed.k_note),
         ]
-    attended = _attend(walk, _Projected(q, k, v), marks)
+    attended = _attend(walk, Projected(q, k, v), marks)
     difference, equal = _compare(walk, attended)
     return {
         "layer": layer,
@@ -194,62 +176,6 @@ def _explain(layer: int, walk: _Walk, projected: _Projected) -> Explanation:
 
 
 # ---- what the model did
-
-
-def _check_matrices(place: str, module: nn.Module) -> None:
-    """Raise InputError unless queries, keys and values come from matrices that are known."""
-    separate = all(_has(module, f"{name}_proj") for name in "qkv")
-    if not separate and not any(_has(module, name) for name in (*SIDE_BY_SIDE, HEAD_BY_HEAD)):
-        names = [name for name, part in module.named_children() if isinstance(part, nn.Linear)]
-        known = ", ".join(("q_proj with k_proj and v_proj", *SIDE_BY_SIDE, HEAD_BY_HEAD))
-        raise InputError(
-            f"{place}: {type(module).__name__} makes its queries, keys and values by "
-            f"{', '.join(names)}; the steps know {known}; {WITHOUT}"
-        )
-
-
-def _seen_by(model: PreTrainedModel, attention: AttentionLayer, input_ids: torch.Tensor) -> _Seen:
-    """What really went through the attention of a layer."""
-    module = attention.module
-    calls: dict[str, tuple] = {}
-
-    def watch(name: str, part: nn.Module) -> Any:
-        def note(_: nn.Module, inputs: tuple, named_inputs: dict, output: Any) -> None:
-            calls[name] = (inputs, named_inputs, output)
-
-        return part.register_forward_hook(note, with_kwargs=True)
-
-    parts = {"attention": module, "output_matrix": attention.output_matrix}
-    parts |= {name: getattr(module, name) for name in ("q_proj", "q_norm") if _has(module, name)}
-    handles = [watch(name, part) for name, part in parts.items()]
-    try:
-        model.eval()(input_ids, output_attentions=True, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    inputs, named_inputs, (output, *others) = calls["attention"]
-    x = inputs[0] if inputs else named_inputs["hidden_states"]
-    weights = next(part for part in others if getattr(part, "ndim", 0) == 4)
-    norm_input = calls["q_norm"][0][0] if "q_norm" in calls else None
-    return _Seen(
-        x=x[0].cpu().double(),  # on the CPU: not every accelerator has float64
-        inputs=inputs,
-        named_inputs=named_inputs,
-        output=output[0].cpu(),
-        weights=weights[0].cpu(),
-        weighted=calls["output_matrix"][0][0][0].cpu(),
-        norm_shares_memory=norm_input is not None
-        and _memory(norm_input) == _memory(calls["q_proj"][2]),
-        norm_width=0 if norm_input is None else norm_input.shape[-1],
-    )
-
-
-def _has(module: nn.Module, name: str) -> bool:
-    return isinstance(getattr(module, name, None), nn.Module)
-
-
-def _memory(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 def _compare(walk: _Walk, attended: _Attended) -> tuple[dict[str, float], bool]:
@@ -287,34 +213,10 @@ def _of_head(side_by_side: torch.Tensor, walk: _Walk) -> torch.Tensor:
 # ---- X, Q, K, V
 
 
-def _project(seen: _Seen, attention: AttentionLayer) -> _Projected:
-    """Query, key and value of what the attention reads."""
-    heads = attention.heads
-    d_v = seen.weighted.shape[-1] // heads
-    products = [_affine(seen.x, matrix) for matrix in _matrices(attention.module)]
-    if _has(attention.module, HEAD_BY_HEAD):
-        q, k, v = products[0].unflatten(-1, (heads, 3, -1)).unbind(-2)
-    elif len(products) == 1:
-        of_keys = (products[0].shape[-1] - heads * d_v) // 2
-        widths = [heads * d_v, of_keys, of_keys]
-        q, k, v = (part.unflatten(-1, (-1, d_v)) for part in products[0].split(widths, dim=-1))
-    else:
-        d_k = products[0].shape[-1] // heads
-        q, k = (product.unflatten(-1, (-1, d_k)) for product in products[:2])
-        v = products[2].unflatten(-1, (k.shape[-2], -1))
-    return _Projected(*(part.transpose(0, 1) for part in (q, k, v)))
-
-
-def _matrices(module: nn.Module) -> list[nn.Module]:
-    """Those of queries, keys and values, or the one that gives all three."""
-    fused = [getattr(module, name) for name in (*SIDE_BY_SIDE, HEAD_BY_HEAD) if _has(module, name)]
-    return fused or [getattr(module, f"{name}_proj") for name in "qkv"]
-
-
-def _first_steps(walk: _Walk, projected: _Projected) -> list[Step]:
+def _first_steps(walk: _Walk, projected: Projected) -> list[Step]:
     """What the attention reads, and query, key and value of the head."""
     q, k, v = projected
-    matrices = _matrices(walk.attention.module)
+    matrices = matrices_of(walk.attention.module)
     q_matrix, k_matrix, v_matrix = matrices if len(matrices) == 3 else matrices * 3
     shared = f"of key/value head {walk.kv_head}" if walk.group > 1 else ""
     return [
@@ -330,13 +232,6 @@ def _written(product: str, matrix: Any) -> str:
     return product if matrix.bias is None else f"{product} + b_{product[-1]}"
 
 
-def _affine(x: torch.Tensor, matrix: Any) -> torch.Tensor:
-    """A Linear or Conv1D in float64."""
-    weight = matrix.weight.cpu().double()
-    product = x @ (weight if isinstance(matrix, Conv1D) else weight.T)
-    return product if matrix.bias is None else product + matrix.bias.cpu().double()
-
-
 # ---- what happens to queries and keys
 
 
@@ -344,7 +239,7 @@ def _changes(walk: _Walk) -> list[Callable[[_Walk, torch.Tensor, torch.Tensor], 
     """Norm and rotation, as far as the layer has them, in its order."""
     changes: list[Callable[[_Walk, torch.Tensor, torch.Tensor], _Changed]]
     changes = [_rotate] if _is_rotated(walk) else []
-    if _has(walk.attention.module, "q_norm"):
+    if has_module(walk.attention.module, "q_norm"):
         changes.insert(0 if walk.seen.norm_shares_memory else len(changes), _norm)
     return changes
 
@@ -510,7 +405,7 @@ def _pairs(
 # ---- scores, mask, weights
 
 
-def _attend(walk: _Walk, projected: _Projected, marks: str) -> _Attended:
+def _attend(walk: _Walk, projected: Projected, marks: str) -> _Attended:
     """softmax(Q K^T / sqrt(d_k)) V of all heads, and the steps of one."""
     q, k, v = projected
     head = walk.head
@@ -527,7 +422,7 @@ def _attend(walk: _Walk, projected: _Projected, marks: str) -> _Attended:
     weights = masked.softmax(-1)
     weighted = weights @ v.repeat_interleave(walk.group, dim=0)
     concatenated = weighted.transpose(0, 1).flatten(1)
-    output = _affine(concatenated, walk.attention.output_matrix)
+    output = affine(concatenated, walk.attention.output_matrix)
     steps += [
         _step("M", f"{steps[-1]['name']}, with -inf where {shown_hidden}", masked[head]),
         _step("A", "softmax(M), row by row", weights[head]),
@@ -551,7 +446,7 @@ def _divisor(module: nn.Module, d_k: int) -> tuple[float, str]:
     return divisor, f"{divisor:g}"
 
 
-def _mask(seen: _Seen, scores: torch.Tensor) -> tuple[torch.Tensor, str]:
+def _mask(seen: Seen, scores: torch.Tensor) -> tuple[torch.Tensor, str]:
     """What each token (row) must not see, (tokens, tokens), as the model gave it, and in words."""
     later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
     given = seen.named_inputs.get("attention_mask")
