@@ -1,5 +1,5 @@
-"""What each head of a model attends to in a sentence, what it does for the loss, and
-one head by hand.
+"""What each head of a model attends to in a sentence, what it does for the loss, and one head by
+hand.
 
 hfscale attention_maps --model gpt2 --explain 5 1
 hfscale attention_maps --model runs/pretrain-tiny --sentence "Return the number of items."

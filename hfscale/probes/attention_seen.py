@@ -59,8 +59,8 @@ def check_matrices(place: str, module: nn.Module) -> None:
     names = [name for name, part in module.named_children() if isinstance(part, nn.Linear)]
     known = ", ".join(("q_proj with k_proj and v_proj", *SIDE_BY_SIDE, HEAD_BY_HEAD))
     raise InputError(
-        f"{place}: {type(module).__name__} makes its queries, keys and values by "
-        f"{', '.join(names)}; the steps know {known}; {WITHOUT}"
+        f"{place}: {type(module).__name__} has the matrices {', '.join(names)}; the steps know "
+        f"queries, keys and values by {known}; {WITHOUT}"
     )
 
 

@@ -232,7 +232,7 @@ def test_rounding_of_large_numbers_is_no_difference():
     ("kind", "says"),
     [
         ("bloom", "BloomAttention does something that the steps do not know: A, the weights,"),
-        ("mpt", "MptAttention makes its queries, keys and values by Wqkv, out_proj; the steps"),
+        ("mpt", "MptAttention has the matrices Wqkv, out_proj; the steps know queries, keys"),
         ("gpt_oss", "GptOssAttention does something that the steps do not know: The size"),
         ("gptj", "GPTJAttention does something that the steps do not know: A, the weights,"),
     ],
