@@ -261,7 +261,8 @@ def complete_rows(
         return complete(rows)
     # Recurrent models read filler into their state, some in spite of the mask: rows of one length
     # need none.
-    keeps_rows_apart = _keeps_rows_apart(model, rows[0][0])
+    with _faults_named(model):
+        keeps_rows_apart = _keeps_rows_apart(model, rows[0][0])
     groups: dict[int, list[int]] = {}
     for i, ids in enumerate(rows):
         group = len(ids) if keeps_rows_apart else i

@@ -52,9 +52,9 @@ def attention_weights(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.
 
     Raises InputError: see `attention_layers`.
     """
-    attention_layers(model)
+    layers = attention_layers(model)
     maps = model.eval()(input_ids, output_attentions=True, use_cache=False).attentions
-    return torch.stack([weights for weights in maps if weights is not None], dim=1)
+    return torch.stack([maps[layer.place] for layer in layers], dim=1)
 
 
 def head_scores(weights: torch.Tensor) -> dict[str, torch.Tensor]:

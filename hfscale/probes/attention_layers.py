@@ -24,6 +24,7 @@ class AttentionLayer(NamedTuple):
     module: nn.Module
     output_matrix: nn.Module  # reads (batch, tokens, width), the heads side by side
     heads: int
+    place: int  # of its weights among `attentions`, where some models have other things too
 
 
 class _Ran(NamedTuple):
@@ -75,12 +76,12 @@ def _try_out(model: PreTrainedModel) -> list[AttentionLayer]:
     with _watched(model) as ran:
         outputs = model.eval()(ids, output_attentions=True, use_cache=False)
     square = (TRIED_TOKENS, TRIED_TOKENS)
-    found = [
-        _layer_of(weights, ran)
-        for weights in getattr(outputs, "attentions", None) or ()
-        if weights is not None and weights.dim() == 4 and weights.shape[-2:] == square
-    ]
-    return [layer for layer in found if layer]
+    layers = []
+    for place, weights in enumerate(getattr(outputs, "attentions", None) or ()):
+        if weights is not None and weights.dim() == 4 and weights.shape[-2:] == square:
+            layer = _layer_of(weights, ran, place)
+            layers += [layer] if layer else []
+    return layers
 
 
 @contextmanager
@@ -102,27 +103,27 @@ def _watched(model: nn.Module) -> Iterator[list[_Ran]]:
             handle.remove()
 
 
-def _layer_of(weights: torch.Tensor, ran: list[_Ran]) -> AttentionLayer | None:
+def _layer_of(weights: torch.Tensor, ran: list[_Ran], place: int) -> AttentionLayer | None:
     """The innermost module that returned the very weights."""
-    for place, one in enumerate(ran):
+    for end, one in enumerate(ran):
         if isinstance(one.output, tuple | list) and _is_in(weights, one.output):
-            matrix = _output_matrix(ran, place)
+            matrix = _output_matrix(ran, end)
             if matrix is not None:
-                return AttentionLayer(one.name, one.module, matrix, weights.shape[1])
+                return AttentionLayer(one.name, one.module, matrix, weights.shape[1], place)
     return None
 
 
-def _output_matrix(ran: list[_Ran], place: int) -> nn.Module | None:
-    """The matrix that reads the heads: the last in the attention that ended at `place` but for
+def _output_matrix(ran: list[_Ran], end: int) -> nn.Module | None:
+    """The matrix that reads the heads: the last in the attention that ended at `end` but for
     those that read what the attention itself does, else the first after it.
     """
-    attention = ran[place]
+    attention = ran[end]
     inside = list(attention.module.modules())
-    for one in reversed(ran[:place]):
+    for one in reversed(ran[:end]):
         is_inside = any(one.module is module for module in inside)
         if _is_matrix(one) and is_inside and not _is_in(one.inputs[0], attention.inputs):
             return one.module
-    return next((one.module for one in ran[place:] if _is_matrix(one)), None)
+    return next((one.module for one in ran[end:] if _is_matrix(one)), None)
 
 
 def _is_matrix(one: _Ran) -> bool:

@@ -251,6 +251,16 @@ def test_a_model_that_cannot_generate_is_trained_all_the_same(place, monkeypatch
         generate.main(["--model", str(place / "opt"), "--prompts", "item"])
 
 
+def test_a_cache_that_cannot_be_tried_out_is_one_line(place, tmp_path):
+    """Upstream's cache of a model whose layers are all linear does not know how long it is."""
+    fields = {**LLAMA, "num_experts": 4, "num_experts_per_tok": 2}
+    save_tiny_model("qwen3_next", fields, tmp_path / "linear")
+    says = "^model: Qwen3NextForCausalLM cannot generate text: ValueError: "
+    with pytest.raises(InputError, match=says) as error:
+        generate.main(["--model", str(tmp_path / "linear"), "--prompts", "item"])
+    assert "\n" not in str(error.value)
+
+
 # ---- new tokens of an adapter
 
 
