@@ -14,10 +14,11 @@ from transformers.pytorch_utils import Conv1D
 from hfscale.probes.attention_layers import AttentionLayer
 from hfscale.process import InputError
 
-# One matrix that gives all queries, then all keys, then all values; and one that gives query, key
-# and value of each head.
+# How upstream calls what the steps know: one matrix that gives all queries, then all keys, then all
+# values; one that gives query, key and value of each head; norms of queries and keys.
 SIDE_BY_SIDE = ("c_attn", "qkv_proj")
 HEAD_BY_HEAD = "query_key_value"
+NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"), ("query_layernorm", "key_layernorm"))
 WITHOUT = "leave --explain out: the maps and scores need none of it"
 
 
@@ -30,8 +31,8 @@ class Seen(NamedTuple):
     output: torch.Tensor  # (tokens, width)
     weights: torch.Tensor  # (heads, tokens, tokens)
     weighted: torch.Tensor  # (tokens, heads x d_v): what the output matrix reads
-    norm_shares_memory: bool  # of the queries that q_norm reads with those that q_proj gives
-    norm_width: int  # of the vectors that q_norm reads
+    norm_shares_memory: bool  # of the queries that are normed with those that the matrix gives
+    norm_width: int  # of the vectors that are normed
 
 
 class Projected(NamedTuple):
@@ -71,6 +72,12 @@ def matrices_of(module: nn.Module) -> list[nn.Module]:
     return [getattr(module, name) for name in fused or separate]
 
 
+def norms_of(module: nn.Module) -> list[Any]:
+    """Those of queries and of keys, if it has them."""
+    pairs = [pair for pair in NORMS if has_module(module, pair[0])]
+    return [getattr(module, name) for name in pairs[0]] if pairs else []
+
+
 def has_module(module: nn.Module, name: str) -> bool:
     """Whether a module has a part of this name: some have None in its place."""
     return isinstance(getattr(module, name, None), nn.Module)
@@ -78,10 +85,8 @@ def has_module(module: nn.Module, name: str) -> bool:
 
 def seen_by(model: PreTrainedModel, attention: AttentionLayer, input_ids: torch.Tensor) -> Seen:
     """What really went through the attention of a layer."""
-    module: Any = attention.module
-    watched = [module, attention.output_matrix, matrices_of(module)[0]]
-    if has_module(module, "q_norm"):
-        watched.append(module.q_norm)
+    module = attention.module
+    watched = [module, attention.output_matrix, matrices_of(module)[0], *norms_of(module)[:1]]
     with _calls_of(watched) as calls:
         model.eval()(input_ids, output_attentions=True, use_cache=False)
     whole, mixed, projected, *normed = (calls[part] for part in watched)

@@ -23,8 +23,8 @@ from hfscale.probes.attention_seen import (
     Seen,
     affine,
     check_matrices,
-    has_module,
     matrices_of,
+    norms_of,
     project,
     seen_by,
 )
@@ -239,7 +239,7 @@ def _changes(walk: _Walk) -> list[Callable[[_Walk, torch.Tensor, torch.Tensor], 
     """Norm and rotation, as far as the layer has them, in its order."""
     changes: list[Callable[[_Walk, torch.Tensor, torch.Tensor], _Changed]]
     changes = [_rotate] if _is_rotated(walk) else []
-    if has_module(walk.attention.module, "q_norm"):
+    if norms_of(walk.attention.module):
         changes.insert(0 if walk.seen.norm_shares_memory else len(changes), _norm)
     return changes
 
@@ -271,11 +271,11 @@ def _file_of(module: nn.Module) -> Any:
 
 def _norm(walk: _Walk, q: torch.Tensor, k: torch.Tensor) -> _Changed:
     """Each query and key divided by the root of the mean of its squares, times learned factors."""
-    module: Any = walk.attention.module
+    q_norm, k_norm = norms_of(walk.attention.module)
     per_head = walk.seen.norm_width == q.shape[-1]
     over = "" if per_head else ", the mean over the numbers of all heads"
-    times = " x g" if any(True for _ in module.q_norm.parameters()) else ""
-    formula = "{0} / sqrt(mean({0}^2) + " + f"{_epsilon(module.q_norm):g}){times}{over}"
+    times = " x g" if any(True for _ in q_norm.parameters()) else ""
+    formula = "{0} / sqrt(mean({0}^2) + " + f"{_epsilon(q_norm):g}){times}{over}"
 
     def change(norm: Any, vectors: torch.Tensor, head: int) -> tuple[torch.Tensor, str]:
         normed, divided_by, factors = _root_mean_square(walk, norm, vectors, per_head)
@@ -285,8 +285,8 @@ def _norm(walk: _Walk, q: torch.Tensor, k: torch.Tensor) -> _Changed:
         few = ", ".join(f"{g:.4f}" for g in factors[first:][:SHOWN_NUMBERS].tolist())
         return normed, note + (f"; g begins {few}" if times else "")
 
-    q_normed, q_note = change(module.q_norm, q, walk.head)
-    k_normed, k_note = change(module.k_norm, k, walk.kv_head)
+    q_normed, q_note = change(q_norm, q, walk.head)
+    k_normed, k_note = change(k_norm, k, walk.kv_head)
     return _Changed(q_normed, k_normed, formula, q_note, k_note, before=[])
 
 

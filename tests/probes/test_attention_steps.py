@@ -27,6 +27,8 @@ KINDS = {
     "olmo2": (LLAMA, NORMED_FIRST, "Q'' K''^T / sqrt(8)"),
     "smollm3": ({**LLAMA, "no_rope_layers": [1, 0]}, ROTATED, "Q' K'^T / sqrt(8)"),
     "nanochat": (LLAMA, ROTATED_FIRST, "Q'' K''^T / sqrt(8)"),
+    "lfm2": (LLAMA, NORMED_FIRST, "Q'' K''^T / sqrt(8)"),
+    "hunyuan_v1_dense": (LLAMA, ROTATED_FIRST, "Q'' K''^T / sqrt(8)"),
     "qwen3_moe": (EXPERTS, NORMED_FIRST, "Q'' K''^T / sqrt(8)"),
     "mistral": ({**LLAMA, "sliding_window": 4}, ROTATED, "Q' K'^T / sqrt(8)"),
     "gemma": (LLAMA, ROTATED, "Q' K'^T / sqrt(8)"),
