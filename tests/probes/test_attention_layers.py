@@ -37,7 +37,20 @@ KINDS = {
     "roberta": TOGETHER["roberta"],
     "openai-gpt": TOGETHER["openai-gpt"],
     "jamba": TOGETHER["jamba"],
-    "minimax": LLAMA,  # returns states of its other layers as attention
+    # returns states of its other layers as attention
+    "minimax": {**LLAMA, "layer_types": ["linear_attention", "full_attention"]},
+}
+# What upstream calls the matrix that mixes the heads.
+MATRICES = {
+    "gpt2": "transformer.h.1.attn.c_proj",
+    "llama": "model.layers.1.self_attn.o_proj",
+    "nanochat": "model.layers.1.self_attn.o_proj",
+    "gpt_neox": "gpt_neox.layers.1.attention.dense",
+    "opt": "model.decoder.layers.1.self_attn.out_proj",
+    "bloom": "transformer.h.1.self_attention.dense",
+    "roberta": "roberta.encoder.layer.1.attention.output.dense",
+    "openai-gpt": "transformer.h.1.attn.c_proj",
+    "minimax": "model.layers.1.self_attn.o_proj",
 }
 IDS = torch.tensor([[0, 30, 50, 70, 30, 90, 200, 201, 202]])
 
@@ -78,6 +91,12 @@ def test_any_model_that_attends(kind):
     for depth in range(2):
         cut = without_later_blocks(model, depth)
         assert lens["loss"][depth].item() == pytest.approx(loss_of(cut), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", MATRICES)
+def test_the_matrix_that_mixes_the_heads(kind):
+    model = eager_model(kind, KINDS[kind])
+    assert attention_layers(model)[-1].output_matrix is model.get_submodule(MATRICES[kind])
 
 
 def loss_without(model: nn.Module, layer: int, head: int) -> float:
