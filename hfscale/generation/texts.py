@@ -11,10 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.utils import tqdm
 from transformers import (
+    DynamicCache,
+    EosTokenCriteria,
     GenerationConfig,
+    LogitsProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
+    StoppingCriteriaList,
 )
 from transformers.generation.streamers import BaseStreamer
 
@@ -296,43 +300,126 @@ def _complete_batch(
     synced_gpus: bool,
     **settings,
 ) -> list[list[Completion]]:
-    def refuse_nan(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if torch.isnan(scores).any():
-            raise FloatingPointError(f"the model gives NaN for {place}")
-        return scores
-
     length = max(map(len, rows))
     ends = end_ids(model, tokenizer)
-    # The filler on the left is masked, and of the row's own tokens, so that no penalty for what is
-    # there already finds another one.
+    input_ids, mask = _padded(rows)
+    options: dict[str, Any] = {
+        "logits_processor": [RefuseNaN(place)],
+        "streamer": streamer,
+        "synced_gpus": synced_gpus,
+    }
+    stopping = [StopText(tokenizer, stop_strings, length)] if stop_strings else []
+    config = GenerationConfig(**settings, eos_token_id=ends, pad_token_id=ends[0] if ends else 0)
+    # Draws would be other ones in a batch of other size, and beams are rows that belong together.
+    is_greedy = not config.do_sample and config.num_beams in (None, 1)
+    can_shrink = is_greedy and len(rows) > 1 and not synced_gpus and not _base(model)._is_stateful
+    generate = _generate_shrinking if can_shrink else _generate_at_once
+    with own_settings_aside(model, tokenizer), _faults_named(model):
+        new_ids = generate(
+            model,
+            input_ids.to(model.device),
+            mask.to(model.device),
+            config,
+            stopping,
+            options,
+        )
+    sequences = len(new_ids) // len(rows)
+    completions = []
+    for i, ids in enumerate(rows):
+        of_row = new_ids[i * sequences : (i + 1) * sequences]
+        completions.append(
+            [_completion(new, ids[-1], tokenizer, stop_strings, ends) for new in of_row]
+        )
+    return completions
+
+
+def _padded(rows: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows, longest row) of int64: the ids, filled up on the left, and 1 where they are a row's
+    own, else 0.
+    """
+    length = max(map(len, rows))
     input_ids = []
     mask = []
     for ids in rows:
         filler = length - len(ids)
+        # Of the row's own tokens, so that no penalty for what is there already finds another one.
         input_ids.append([ids[0]] * filler + ids)
         mask.append([0] * filler + [1] * len(ids))
-    stopping = [StopText(tokenizer, stop_strings, length)] if stop_strings else []
-    config = GenerationConfig(**settings, eos_token_id=ends, pad_token_id=ends[0] if ends else 0)
-    with own_settings_aside(model, tokenizer), _faults_named(model):
+    return torch.tensor(input_ids), torch.tensor(mask)
+
+
+def _generate_at_once(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor,
+    config: GenerationConfig,
+    stopping: Sequence[StoppingCriteria],
+    options: dict[str, Any],
+) -> list[list[int]]:
+    """The ids that follow each row, in a batch that stays as large as it is to its end."""
+    output = model.generate(  # type: ignore[operator]  # upstream mixes it in
+        input_ids,
+        attention_mask=mask,
+        generation_config=config,
+        stopping_criteria=[*stopping],
+        **options,
+    )
+    return output[:, input_ids.shape[1] :].tolist()
+
+
+def _generate_shrinking(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor,
+    config: GenerationConfig,
+    stopping: Sequence[StoppingCriteria],
+    options: dict[str, Any],
+) -> list[list[int]]:
+    """As `_generate_at_once`, but rows that are done leave the batch, half of it at a time:
+    upstream computes them until the last one is done.
+    """
+    length = input_ids.shape[1]
+    is_done = StoppingCriteriaList(stopping)
+    if config.eos_token_id:
+        is_done.append(EosTokenCriteria(config.eos_token_id))
+    config.return_dict_in_generate = True
+    # The columns that the whole batch may reach.
+    config.max_length = length + (config.max_new_tokens or 0)
+    config.max_new_tokens = None
+    new_ids: dict[int, list[int]] = {}
+    numbers = torch.arange(len(input_ids), device=input_ids.device)  # of the rows that go on
+    cache = None
+    while len(numbers):
+        half_done = HalfDone(is_done)
         output = model.generate(  # type: ignore[operator]  # upstream mixes it in
-            torch.tensor(input_ids, device=model.device),
-            attention_mask=torch.tensor(mask, device=model.device),
+            input_ids,
+            attention_mask=mask,
+            past_key_values=cache,
             generation_config=config,
-            logits_processor=[refuse_nan],
-            stopping_criteria=stopping,
-            streamer=streamer,
-            synced_gpus=synced_gpus,
+            stopping_criteria=[half_done],
+            **options,
         )
-    sequences = settings.get("num_return_sequences", 1)
-    new_ids = iter(output[:, length:].tolist())
-    completions = []
-    for ids in rows:
-        of_row = [
-            _completion(next(new_ids), ids[-1], tokenizer, stop_strings, ends)
-            for _ in range(sequences)
-        ]
-        completions.append(of_row)
-    return completions
+        sequences = output.sequences
+        new_ids |= zip(numbers.tolist(), sequences[:, length:].tolist(), strict=True)
+        if sequences.shape[1] >= config.max_length:
+            break
+        left = half_done.left()
+        numbers = numbers[left]
+        input_ids = sequences[left]
+        mask = torch.nn.functional.pad(mask[left], (0, sequences.shape[1] - mask.shape[1]), value=1)
+        cache = _rows_of_cache(output, left)
+    return [new_ids[number] for number in sorted(new_ids)]
+
+
+def _rows_of_cache(output: Any, rows: torch.Tensor) -> DynamicCache | None:
+    """The keys and values of these rows; None: other kinds of models compute them anew."""
+    cache = getattr(output, "past_key_values", None)
+    is_plain = isinstance(cache, DynamicCache)
+    # The last token is not read yet; adapters that put virtual tokens in front hold more.
+    if not is_plain or cache.get_seq_length() != output.sequences.shape[1] - 1:
+        return None
+    cache.batch_select_indices(rows)
+    return cache
 
 
 def _completion(
@@ -411,6 +498,40 @@ def cut_at_stop(text: str, stop_strings: Iterable[str] | None) -> str:
     """`text` up to the first stop string."""
     places = [text.find(stop) for stop in stop_strings or []]
     return text[: min((place for place in places if place >= 0), default=None)]
+
+
+class RefuseNaN(LogitsProcessor):
+    """Raises FloatingPointError for logits that are NaN. (A class: upstream reads its signature at
+    each step, which takes ten times longer for a function.)
+    """
+
+    def __init__(self, place: str):
+        self.place = place
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The scores as they are."""
+        if torch.isnan(scores).any():
+            raise FloatingPointError(f"the model gives NaN for {self.place}")
+        return scores
+
+
+class HalfDone(StoppingCriteria):
+    """Ends the whole batch once half of its rows are done."""
+
+    def __init__(self, is_done: StoppingCriteriaList):
+        self.is_done = is_done
+        self.done: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
+        """(rows,) of bool: all of them, or those that are done."""
+        done = self.is_done(input_ids, scores, **kwargs)
+        self.done = done if self.done is None else self.done | done
+        return self.done | (2 * self.done.sum() >= len(self.done))
+
+    def left(self) -> torch.Tensor:
+        """The numbers of the rows that are not done."""
+        assert self.done is not None
+        return (~self.done).nonzero().flatten()
 
 
 class StopText(StoppingCriteria):
