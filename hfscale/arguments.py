@@ -343,7 +343,7 @@ class DecodingArguments(SamplingArguments):
     num_return_sequences: int = field(
         default=1, metadata={"help": "completions per prompt", "min": 1, "max": 100_000}
     )
-    batch_size: int = field(default=8, metadata={"help": "prompts that go on at a time", "min": 1})
+    batch_size: int = field(default=32, metadata={"help": "prompts that go on at a time", "min": 1})
 
 
 @dataclass

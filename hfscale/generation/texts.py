@@ -56,7 +56,7 @@ def generate_texts(
     num_return_sequences: int = 1,
     repetition_penalty: float = 1.0,
     stop_strings: Sequence[str] | None = None,
-    batch_size: int = 8,
+    batch_size: int = 32,
     seed: int = 0,
     add_special_tokens: bool = True,
     stream: bool = False,

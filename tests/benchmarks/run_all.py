@@ -9,6 +9,7 @@ from pathlib import Path
 import cleaning_growth
 import cleaning_speed
 import expression_time
+import generate_speed
 import lora_cost
 import near_duplicates
 import packing_speed
@@ -25,6 +26,7 @@ BENCHMARKS = {
     "adapters": lora_cost.benchmark,
     "packing": packing_speed.benchmark,
     "scoring": score_speed.benchmark,
+    "generation": generate_speed.benchmark,
     "streaming": streaming_memory.benchmark,
     "cleaning": cleaning_speed.benchmark,
     "cleaning's growth": cleaning_growth.benchmark,

@@ -1,10 +1,13 @@
-"""What scoring a text costs beside the bare forward passes over the same windows.
+"""What scoring a text costs beside the bare forward passes over the same windows, and beside the
+perplexity of the package evaluate.
 
     python tests/benchmarks/score_speed.py --rounds 12
 
 Both sides read the same windows in the same batches: the bare side only runs the model on token ids
 that lie ready; scoring tokenizes, cuts windows, pads, takes the log-softmax and sums. A GPT-2 of 6
 layers of width 384 (2 of 128 in the small version) with random weights.
+Documents of unequal length that fit into the context are scored as evaluate does it, too: in the
+order given, all padded to the longest one. (Its code is on the Hub, so its loop stands here.)
 """
 
 import inspect
@@ -30,7 +33,7 @@ FULL = ("6x384", {"n_layer": 6, "n_head": 6, "n_embd": 384})
 
 
 def benchmark(folder: Path, is_small: bool, rounds: int | None = None) -> list[Row]:
-    """Rows of the table: windows side by side, and half overlapping."""
+    """Rows of the table: windows side by side, half overlapping, and short documents."""
     texts = pieces_of(long_text(4 * DOCUMENT_CHARACTERS), DOCUMENT_CHARACTERS)
     tokenizer = train_bpe(Dataset.from_dict({"text": texts}), 8192)
     torch.manual_seed(0)
@@ -54,7 +57,38 @@ def benchmark(folder: Path, is_small: bool, rounds: int | None = None) -> list[R
         costs = take_turns(sides, rounds or (6 if is_small else 12))
         name = f"score {shape_name}, stride {stride} of {CONTEXT} / forward passes"
         rows.append(compare(name, "score", "forward", costs))
-    return rows
+    whole = "".join(texts)
+    short_texts = [whole[300 * i :][: 20 + 111 * i % 600] for i in range(48)]
+    sides = {
+        "score": lambda: measured(
+            lambda: score_documents(model, tokenizer, short_texts, batch_size=BATCH_SIZE)
+        ),
+        "evaluate": lambda: measured(lambda: plain_perplexities(model, tokenizer, short_texts)),
+    }
+    costs = take_turns(sides, rounds or (6 if is_small else 12))
+    name = f"score {shape_name}, documents of unequal length / evaluate's perplexity"
+    return [*rows, compare(name, "score", "evaluate", costs)]
+
+
+@torch.no_grad()
+def plain_perplexities(model, tokenizer, texts: list[str]) -> list[float]:
+    """The perplexity of each text, as `evaluate.load("perplexity")` computes it."""
+    encoded = tokenizer(texts, padding=True, return_tensors="pt")
+    start = torch.full((len(texts), 1), tokenizer.eos_token_id)
+    ids = torch.cat([start, encoded["input_ids"]], dim=1)
+    mask = torch.cat([torch.ones_like(start), encoded["attention_mask"]], dim=1)
+    perplexities = []
+    for first in range(0, len(texts), BATCH_SIZE):
+        batch = ids[first : first + BATCH_SIZE]
+        batch_mask = mask[first : first + BATCH_SIZE]
+        logits = model(batch, attention_mask=batch_mask).logits[:, :-1].contiguous()
+        losses = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), batch[:, 1:], reduction="none"
+        )
+        counted = batch_mask[:, 1:]
+        means = (losses * counted).sum(1) / counted.sum(1)
+        perplexities += means.exp().tolist()
+    return perplexities
 
 
 def record_inputs(call: Callable) -> list[dict]:

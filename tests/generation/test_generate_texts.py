@@ -23,12 +23,19 @@ from transformers import (
 from hfscale.data.tokenizer import train_bpe, train_char
 from hfscale.data.tokens import encode_continuations
 from hfscale.generation.task_prompt import save_task_prompt
-from hfscale.generation.texts import beginning_of, cut_at_stop, end_ids, generate_texts
+from hfscale.generation.texts import (
+    beginning_of,
+    complete_rows,
+    cut_at_stop,
+    end_ids,
+    generate_texts,
+)
 from hfscale.models import load_model
 from hfscale.process import InputError
 from hfscale.shown import printable
 from hfscale.tasks.answers import predict
 from recipes import generate
+from tests.tiny_models import APART, TOGETHER, tiny_model, tiny_tokenizer
 from tests.tokenizer_kinds import KINDS, make_tokenizer
 
 PROMPTS = [
@@ -136,6 +143,36 @@ def test_stop_strings_end_a_completion_and_are_cut_off(model, tokenizer, batch_s
     )
     assert got == [[text.split(stop)[0]] for [text] in whole]
     assert got[0][0] == whole[0][0][: whole[0][0].index(stop)] != whole[0][0]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "mixtral", "opt", "bloom", "starcoder2"])
+def test_rows_that_are_done_leave_the_batch(kind, monkeypatch):
+    """What goes on is what each prompt alone gives, in the order of the prompts."""
+    own = tiny_tokenizer()
+    small = tiny_model(kind, (APART | TOGETHER)[kind], len(own))
+    rows = [own(prompt)["input_ids"] for prompt in PROMPTS if prompt]
+    settings = {"do_sample": False, "max_new_tokens": 14}
+    whole = complete_rows(small, own, rows, **settings)
+    # Each row ends two characters later than the one before.
+    stops = [text[i : i + 4] for i, [(text, _)] in zip(range(2, 20, 2), whole, strict=False)]
+    alone = [complete_rows(small, own, [ids], stop_strings=stops, **settings)[0] for ids in rows]
+    sizes = []
+    generate_whole = type(small).generate
+
+    def counted(self, input_ids, **options):
+        sizes.append(len(input_ids))
+        return generate_whole(self, input_ids, **options)
+
+    monkeypatch.setattr(type(small), "generate", counted)
+    assert complete_rows(small, own, rows, stop_strings=stops, **settings) == alone
+    assert sizes[0] == len(rows) and sizes[1] <= len(rows) / 2 and sizes == sorted(sizes)[::-1]
+
+
+def test_draws_do_not_depend_on_which_rows_are_done(model, tokenizer):
+    whole = generate_texts(model, tokenizer, PROMPTS, max_new_tokens=12, seed=3)
+    stop = whole[0][0][2:4]
+    cut = generate_texts(model, tokenizer, PROMPTS, max_new_tokens=12, seed=3, stop_strings=[stop])
+    assert cut == [[cut_at_stop(text, [stop])] for [text] in whole] and cut != whole
 
 
 def test_cut_at_the_first_of_several_stops():
