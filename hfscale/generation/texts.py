@@ -414,9 +414,10 @@ def _generate_shrinking(
 def _rows_of_cache(output: Any, rows: torch.Tensor) -> DynamicCache | None:
     """The keys and values of these rows; None: other kinds of models compute them anew."""
     cache = getattr(output, "past_key_values", None)
-    is_plain = isinstance(cache, DynamicCache)
+    if not isinstance(cache, DynamicCache):
+        return None
     # The last token is not read yet; adapters that put virtual tokens in front hold more.
-    if not is_plain or cache.get_seq_length() != output.sequences.shape[1] - 1:
+    if cache.get_seq_length() != output.sequences.shape[1] - 1:
         return None
     cache.batch_select_indices(rows)
     return cache
