@@ -108,6 +108,12 @@ class DataArguments(SplitArguments, RemoteCodeArguments):
             "renamed": {"stream": "wrapped", "best_fit": "bfd_split"},
         },
     )
+    repack_each_epoch: bool = field(
+        default=False,
+        metadata={
+            "help": "each epoch packs the documents anew, in another order (packing wrapped)"
+        },
+    )
     num_proc: int | None = field(
         default=None,
         metadata={

@@ -54,24 +54,20 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.data.packing import collate_rows, settle_packing
     from hfscale.data.tokenizer import load_model_tokenizer
     from hfscale.models import load_saved_model
-    from hfscale.training.averaging import average_weights, check_averaging, settle_averaging
+    from hfscale.training.averaging import average_weights, settle_averaging
     from hfscale.training.checkpoints import newest_checkpoint
     from hfscale.training.continuation import settings_of_run
-    from hfscale.training.optimizers import check_optimizer, choose_optimizer
+    from hfscale.training.optimizers import choose_optimizer
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run
     from hfscale.training.running import prepare_output_dir, run_training
     from hfscale.training.steps import draw_samples, show_run
     from hfscale.training.trainer import LMTrainer
-    from hfscale.training.training_args import batch_rows_of_like_length, training_arguments
+    from hfscale.training.training_args import batch_rows_of_like_length
 
     # What cannot work is refused before anything is read.
-    training_args = training_arguments(training_defaults(args) | args.training, width=256)
+    training_args = check_arguments(args)
     output_dir = str(training_args.output_dir)
-    check_optimizer(args, training_args)
-    check_averaging(args, training_args)
-    if not args.dry_run:
-        check_output_dir(output_dir, resume=args.resume, overwrite=args.overwrite)
 
     # Model: a checkpoint, whole or with an adapter on it.
     set_seed(training_args.seed)
@@ -139,6 +135,25 @@ def main(argv: list[str] | None = None) -> None:
         show_run(output_dir, samples, saved, tokenizer, documents)
 
 
+def check_arguments(args: FinetuneArguments):
+    """The arguments of the Trainer. Raises InputError for what can be told before anything is
+    read.
+    """
+    from hfscale.data.repacking import check_repacking
+    from hfscale.training.averaging import check_averaging
+    from hfscale.training.optimizers import check_optimizer
+    from hfscale.training.training_args import training_arguments
+
+    training_args = training_arguments(training_defaults(args) | args.training, width=256)
+    check_optimizer(args, training_args)
+    check_averaging(args, training_args)
+    check_repacking(args)
+    if not args.dry_run:
+        output_dir = str(training_args.output_dir)
+        check_output_dir(output_dir, resume=args.resume, overwrite=args.overwrite)
+    return training_args
+
+
 def prepare_data(args: FinetuneArguments, training_args, model, tokenizer):
     """Documents and rows: of the source, and of the old domain where one is given."""
     from hfscale.data.packing import pack_splits
@@ -158,6 +173,7 @@ def prepare_data(args: FinetuneArguments, training_args, model, tokenizer):
         model,
         args.packing or "wrapped",
         num_proc=args.num_proc,
+        repack_seed=training_args.seed if args.repack_each_epoch else None,
     )
     if args.max_position_embeddings:
         check_reaches(rows, args.model)

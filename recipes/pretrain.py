@@ -114,6 +114,7 @@ def check_arguments(args: PretrainArguments):
     what can be told before anything is read.
     """
     from hfscale.data.packing import settle_packing
+    from hfscale.data.repacking import check_repacking
     from hfscale.new_models import settle_shape, trial_model
     from hfscale.training.averaging import check_averaging
     from hfscale.training.optimizers import check_optimizer
@@ -125,6 +126,7 @@ def check_arguments(args: PretrainArguments):
     training_args = training_arguments(args.training, width=args.hidden_size or 256)
     check_optimizer(args, training_args)
     check_averaging(args, training_args)
+    check_repacking(args)
     packing: Any = args.packing or "wrapped"
     model = trial_model(**shape_of(args))
     if model is not None:  # it may let packed documents see each other
@@ -170,6 +172,7 @@ def prepare_data(args: PretrainArguments, training_args, max_length: int, droppe
             args.cross_document_attention,
             packing=args.packing or "wrapped",
             num_proc=args.num_proc,
+            repack_seed=training_args.seed if args.repack_each_epoch else None,
         )
         for part in parts
     ]

@@ -56,6 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import PreTrainedModel, pipeline, set_seed
 
     from hfscale.data.packing import collate_rows, pack_splits, settle_packing
+    from hfscale.data.repacking import check_repacking
     from hfscale.data.splits import load_splits
     from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer
     from hfscale.models import load_model
@@ -87,6 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     training_args = training_arguments(
         defaults | args.training, width=args.hidden_size if is_new else 256
     )
+    check_repacking(args)
     output_dir = str(training_args.output_dir)
     check_output_dir(output_dir, resume=None, overwrite=args.overwrite, can_resume=False)
 
@@ -118,6 +120,7 @@ def main(argv: list[str] | None = None) -> None:
         model,
         args.packing,
         num_proc=args.num_proc,
+        repack_seed=training_args.seed if args.repack_each_epoch else None,
     )
 
     # Training, and the loss on held-out text before and after.

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from hfscale.config import read_flags
 from hfscale.data.files import KINDS, read_rows
-from hfscale.data.packing import IGNORED, best_fit, pack_documents
+from hfscale.data.layouts import IGNORED, best_fit
+from hfscale.data.packing import pack_documents
 from hfscale.data.readers import read_documents
 from hfscale.data.tokenizer import train_bpe
 from hfscale.metrics.code import run_program

@@ -29,12 +29,14 @@ def join_rows(
 
     Raises InputError: see `mix`.
     """
+    if len(parts) == 1 and not args.streaming:
+        return parts[0], []
     rows = join_parts(parts, args)
     epochs: list[float] = []
     sources = [part["train"] for part in parts]
     if args.streaming:
         rows["train"] = _endless(sources, args, seed)
-    elif len(sources) > 1:
+    else:
         rows["train"], epochs = mix(
             sources, args.source_weights, temperature=args.source_temperature, seed=seed
         )

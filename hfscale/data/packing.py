@@ -5,12 +5,10 @@ prediction.
 import contextlib
 import ctypes
 import sys
-from bisect import bisect_left, insort
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,45 +19,29 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hfscale import __version__
 from hfscale.behaviour import random_ids, reads_as_alone, run_as_in_training
 from hfscale.data.caches import kept
-from hfscale.data.tokens import after_once, encode_texts, start_ids
+from hfscale.data.layouts import (
+    IGNORED,
+    LAYOUTS,
+    MIN_SEGMENT_TOKENS,
+    PackSettings,
+    join_documents,
+    lay_out_rows,
+    num_context_tokens,
+    tokenize,
+)
+from hfscale.data.repacking import RepackedRows
+from hfscale.data.tokens import start_ids
 from hfscale.models import context_limit, trial_size
 from hfscale.process import InputError, is_main_rank
 
-IGNORED = -100  # label that the loss passes over
 BATCH_DOCUMENTS = 1000  # packed together at most; rows never hold text of two batches
 BATCH_CHARACTERS = 1_000_000  # about as much as that, in long documents
 LOOKED_AT = 100  # documents, for how long they are
 MIN_TRIAL_TOKENS = 4  # a shorter context has no room for two documents
-MIN_SEGMENT_TOKENS = 2  # one of context and one target
-
-
-@dataclass(frozen=True)
-class PackSettings:
-    """How documents become rows; see `pack_documents`."""
-
-    tokenizer: PreTrainedTokenizerBase
-    max_length: int
-    cross_document_attention: bool
-    vocab_size: int
-    packing: str
-
-
-class TokenStream(NamedTuple):
-    """All documents of a batch one after the other."""
-
-    ids: np.ndarray  # of all tokens
-    starts: np.ndarray  # index of each document's first token
-    ends: np.ndarray  # index of the EOS that ends it
-    is_target: np.ndarray  # False: only stands in front of a document
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the tokens of a stream stand in rows."""
-
-    index: np.ndarray  # rows x max_length: index in the stream, -1 where the row is unused
-    opens: np.ndarray  # rows x max_length: whether a document, or a rest of one, begins there
-    row_of_end: np.ndarray  # for each document the row in which it ends
+# Documents that are packed for each epoch anew.
+TOKEN_FEATURES = Features(
+    input_ids=List(Value("int32")), num_tokens=Value("int64"), num_bytes=Value("int64")
+)
 
 
 def settle_packing(
@@ -148,9 +130,10 @@ def pack_splits(
     model: PreTrainedModel | None = None,
     packing: str = "wrapped",
     num_proc: int | None = None,
+    repack_seed: int | None = None,
 ) -> DatasetDict:
     """Every split through `pack_documents`, for a model that exists already or one made for this
-    tokenizer, by `num_proc` processes.
+    tokenizer, by `num_proc` processes; with a `repack_seed` those to train on anew for each epoch.
 
     Raises InputError: as there, rows longer than the model's context, or training text that does
     not fill one row.
@@ -171,6 +154,7 @@ def pack_splits(
             packing=packing,
             # A stream is packed by the workers that read it.
             num_proc=None if isinstance(part, IterableDataset) else num_proc,
+            repack_seed=repack_seed if name == "train" else None,
         )
     if packing != "none":  # there a row may be short
         _check_fills_a_row(rows["train"], max_length)
@@ -185,7 +169,7 @@ def _check_context(model: PreTrainedModel, max_length: int) -> None:
         )
 
 
-def _check_fills_a_row(rows: Dataset | IterableDataset, max_length: int) -> None:
+def _check_fills_a_row(rows: Dataset | IterableDataset | RepackedRows, max_length: int) -> None:
     """Raises InputError for text of fewer tokens than a row has."""
     # Each row scores at least one token, so these rows tell whether there are enough.
     num_tokens = 1 + sum(row["num_tokens"] for row in islice(rows, max_length))
@@ -204,7 +188,8 @@ def pack_documents(
     vocab_size: int | None = None,
     packing: str = "wrapped",
     num_proc: int | None = None,
-) -> Dataset | IterableDataset:
+    repack_seed: int | None = None,
+) -> Dataset | IterableDataset | RepackedRows:
     """Tokenize and pack the column `text` into rows of `max_length` tokens.
 
     `packing="wrapped"`: EOS d1 EOS d2 EOS ... is cut into rows, or BOS d1 EOS BOS d2 EOS ... where
@@ -218,7 +203,8 @@ def pack_documents(
     Position ids restart where a document (or rest) begins, from which transformers builds the mask
     when there is no attention mask and no cache; with `cross_document_attention` they run through.
     Unused space at a row's end holds EOS under label -100. Batches (see `BATCH_DOCUMENTS`) are
-    packed by themselves: any `num_proc` gives the same rows.
+    packed by themselves: any `num_proc` gives the same rows. With a `repack_seed` nothing is packed
+    here: `RepackedRows` does it for each epoch.
 
     Returns:
         Rows of `input_ids`, `labels`, `position_ids` (each `max_length` integers; with `none` up to
@@ -238,29 +224,45 @@ def pack_documents(
         vocab_size=vocab_size or len(tokenizer),
         packing=packing,
     )
-    batch_size = _documents_per_batch(documents)
+    if repack_seed is not None:
+        tokenized = _map_batches(documents, _tokenize_batch, TOKEN_FEATURES, settings, num_proc)
+        return RepackedRows(tokenized, settings, seed=repack_seed)
+    features = _row_features(settings)
     if isinstance(documents, IterableDataset):
         return documents.map(
             _pack_batch,
             batched=True,
-            batch_size=batch_size,
-            features=_row_features(settings),
+            batch_size=_documents_per_batch(documents),
+            features=features,
             remove_columns=documents.column_names or ["text"],
             fn_kwargs={"settings": settings},
         )
+    return _map_batches(documents, _pack_batch, features, settings, num_proc)
+
+
+def _map_batches(
+    documents: Dataset,
+    make_rows: Callable[[dict, PackSettings], dict[str, Any]],
+    features: Features,
+    settings: PackSettings,
+    num_proc: int | None,
+) -> Dataset:
+    """What `make_rows` makes of each batch of documents."""
+    batch_size = _documents_per_batch(documents)
     # `map` cuts its rows into one run per process, wherever that falls; so here one of its rows
     # stands for a batch.
     batches = Dataset.from_dict({"start": range(0, len(documents), batch_size)})
-    fingerprint = Hasher.hash([documents._fingerprint, settings, start_ids(tokenizer), __version__])
+    parts = [documents._fingerprint, settings, start_ids(settings.tokenizer), __version__]
+    fingerprint = Hasher.hash([make_rows.__name__, *parts])
 
-    def pack(folder: Path | None = None) -> Dataset:
+    def make(folder: Path | None = None) -> Dataset:
         return batches.map(
-            lambda start: _pack_batch(documents[start[0] : start[0] + batch_size], settings),
+            lambda start: make_rows(documents[start[0] : start[0] + batch_size], settings),
             batched=True,
             batch_size=1,
             input_columns="start",
             remove_columns="start",
-            features=_row_features(settings),
+            features=features,
             num_proc=None if num_proc is None else max(1, min(num_proc, len(batches))),
             cache_file_name=str(folder / "rows.arrow") if folder else None,
             new_fingerprint=fingerprint,
@@ -268,7 +270,7 @@ def pack_documents(
         )
 
     # Of documents in memory the rows are too.
-    return kept("rows", fingerprint, pack) if documents.cache_files else pack()
+    return kept("rows", fingerprint, make) if documents.cache_files else make()
 
 
 def _documents_per_batch(documents: Dataset | IterableDataset) -> int:
@@ -313,38 +315,38 @@ def _filled(values: list[int], name: str, longest: int) -> list[int]:
     return [*values, *[filler] * (longest - len(values))]
 
 
-def _pack_batch(batch: dict, settings: PackSettings) -> dict[str, np.ndarray | list[np.ndarray]]:
+def _pack_batch(batch: dict, settings: PackSettings) -> dict[str, Any]:
     _give_memory_back()
-    stream = _stream(batch["text"], settings.tokenizer)
+    stream = join_documents(tokenize(batch["text"], settings.tokenizer), settings.tokenizer)
     _check_vocabulary(stream.ids, settings.vocab_size)
     lay_out = LAYOUTS[settings.packing]
     layout = lay_out(stream.starts, stream.ends, settings.max_length)
-
-    is_used = layout.index >= 0
-    input_ids = np.where(is_used, stream.ids[layout.index], settings.tokenizer.eos_token_id)
-    is_scored = is_used & stream.is_target[layout.index]
-    if settings.packing != "wrapped":
-        # There the first token of a row, or of a document in it, is context only. In a wrapped row
-        # the loss shifts by one, and the token that opens a document also ends the one before.
-        is_scored &= ~layout.opens
-    labels = np.where(is_scored, input_ids, IGNORED)
-    text_bytes = [len(text.encode()) for text in batch["text"]]
-    num_bytes = np.bincount(layout.row_of_end, text_bytes, len(layout.index))
-    counts: dict[str, np.ndarray | list[np.ndarray]] = {
-        "num_tokens": (labels[:, 1:] != IGNORED).sum(axis=1),
-        "num_bytes": num_bytes.astype(np.int64),
-    }
-    input_ids = input_ids.astype(np.int32, copy=False)
-    labels = labels.astype(np.int32, copy=False)
+    rows: dict[str, Any] = lay_out_rows(stream, layout, settings)
+    num_bytes = np.bincount(layout.row_of_end, _byte_counts(batch["text"]), len(layout.index))
+    rows["num_bytes"] = num_bytes.astype(np.int64)
     if settings.packing == "none":
-        lengths = is_used.sum(axis=1)
-        return {
-            "input_ids": _cut(input_ids, lengths),
-            "labels": _cut(labels, lengths),
-            **counts,
-        }
-    position_ids = _position_ids(layout.opens, settings.cross_document_attention)
-    return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids, **counts}
+        lengths = (layout.index >= 0).sum(axis=1)
+        del rows["position_ids"]
+        for name in ("input_ids", "labels"):
+            rows[name] = _cut(rows[name], lengths)
+    return rows
+
+
+def _tokenize_batch(batch: dict, settings: PackSettings) -> dict[str, Any]:
+    _give_memory_back()
+    documents = tokenize(batch["text"], settings.tokenizer)
+    _check_vocabulary(np.concatenate(documents), settings.vocab_size)
+    lengths = np.array([len(ids) for ids in documents])
+    return {
+        "input_ids": documents,
+        "num_tokens": lengths - num_context_tokens(settings.tokenizer),
+        "num_bytes": _byte_counts(batch["text"]),
+    }
+
+
+def _byte_counts(texts: list[str]) -> list[int]:
+    """UTF-8 bytes of each."""
+    return [len(text.encode()) for text in texts]
 
 
 def _give_memory_back() -> None:
@@ -365,127 +367,3 @@ def _check_vocabulary(ids: np.ndarray, vocab_size: int) -> None:
 
 def _cut(rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
     return [row[:length] for row, length in zip(rows, lengths, strict=True)]
-
-
-def _position_ids(opens: np.ndarray, cross_document_attention: bool) -> np.ndarray:
-    """Distance to where the document begins; unused places count on."""
-    places = np.broadcast_to(np.arange(opens.shape[1], dtype=np.int32), opens.shape)
-    if cross_document_attention:
-        return places
-    begin_of_document = np.maximum.accumulate(np.where(opens, places, 0), axis=1)
-    return places - begin_of_document
-
-
-def _stream(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> TokenStream:
-    """The documents of a batch, each behind `start_ids` and before EOS.
-
-    Where EOS itself begins a text, a single one ends a document and begins the next.
-    """
-    eos = tokenizer.eos_token_id
-    front = start_ids(tokenizer)
-    shares_eos = front == [eos]
-    documents = []
-    if shares_eos:
-        documents.append(np.array([eos], np.int32))
-    for encoded in encode_texts(texts, tokenizer):
-        ids = after_once(front, encoded)
-        if shares_eos:
-            ids = ids[1:]  # it is the last token of the document before
-        documents.append(np.array([*ids, eos], np.int32))
-    stream = np.concatenate(documents)
-    last_tokens = np.cumsum([len(ids) for ids in documents]) - 1
-    is_target = np.ones(len(stream), bool)
-    if shares_eos:
-        return TokenStream(stream, last_tokens[:-1], last_tokens[1:], is_target)
-    starts = np.array([0, *(last_tokens[:-1] + 1)])
-    is_target[starts[:, None] + np.arange(len(front))] = False
-    return TokenStream(stream, starts, last_tokens, is_target)
-
-
-# ---- layouts: `starts` and `ends` as in `TokenStream`
-
-
-def _wrapped_layout(starts: np.ndarray, ends: np.ndarray, max_length: int) -> Layout:
-    """The stream cut into rows; consecutive rows share one token, which ends one as a target and
-    begins the next as context.
-    """
-    stride = max_length - 1
-    last = ends[-1]
-    num_rows = -(-last // stride)  # rounded up
-    index = np.arange(num_rows)[:, None] * stride + np.arange(max_length)
-    is_start = np.zeros(num_rows * stride + 1, bool)
-    is_start[starts] = True
-    opens = is_start[index]
-    row_of_end = (ends - 1) // stride
-    return Layout(np.where(index <= last, index, -1), opens, row_of_end)
-
-
-def _bfd_split_layout(starts: np.ndarray, ends: np.ndarray, max_length: int) -> Layout:
-    """Several segments in a row, by best-fit decreasing."""
-    segments = _segments(starts, ends, max_length)
-    rows = best_fit([len(segment) for segment in segments], max_length)
-    return _lay_out(rows, segments, ends, max_length)
-
-
-def _single_layout(starts: np.ndarray, ends: np.ndarray, max_length: int) -> Layout:
-    """One segment in a row."""
-    segments = _segments(starts, ends, max_length)
-    rows = [[number] for number in range(len(segments))]
-    return _lay_out(rows, segments, ends, max_length)
-
-
-LAYOUTS = {"wrapped": _wrapped_layout, "bfd_split": _bfd_split_layout, "none": _single_layout}
-
-
-def _segments(starts: np.ndarray, ends: np.ndarray, max_length: int) -> list[range]:
-    """Where in the stream each document's full rows lie, and its rest, each with one token of
-    context first.
-    """
-    segments: list[range] = []
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        firsts = range(start, end, max_length - 1)
-        segments += [range(first, min(first + max_length, end + 1)) for first in firsts]
-    return segments
-
-
-def _lay_out(
-    rows: list[list[int]], segments: list[range], ends: np.ndarray, max_length: int
-) -> Layout:
-    """Each row holds the segments of these numbers, one behind the other."""
-    index = np.full((len(rows), max_length), -1)
-    opens = np.zeros(index.shape, bool)
-    row_of_stop = {}  # by the index behind a segment's last token
-    for row, numbers in enumerate(rows):
-        place = 0
-        for number in numbers:
-            segment = segments[number]
-            index[row, place : place + len(segment)] = np.arange(segment.start, segment.stop)
-            opens[row, place] = True
-            place += len(segment)
-            row_of_stop[segment.stop] = row
-    row_of_end = np.array([row_of_stop[end + 1] for end in ends.tolist()])
-    return Layout(index, opens, row_of_end)
-
-
-def best_fit(sizes: Sequence[int], max_length: int) -> list[list[int]]:
-    """The segments in each row by best-fit decreasing: largest first, into the fullest row with
-    room. Rows are in the order of the first segment that each holds.
-
-    Source: Johnson 1973, "Near-optimal bin packing algorithms"; as packing of training rows Ding et
-    al. 2024, arXiv:2404.10830.
-    """
-    rows: list[list[int]] = []
-    open_rows: list[tuple[int, int]] = []  # (free places, row), sorted, so the fullest is first
-    for segment in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
-        fitting = bisect_left(open_rows, (sizes[segment], 0))
-        if fitting < len(open_rows):
-            free, row = open_rows.pop(fitting)
-        else:
-            rows.append([])
-            free = max_length
-            row = len(rows) - 1
-        rows[row].append(segment)
-        free -= sizes[segment]
-        if free >= MIN_SEGMENT_TOKENS:  # else no segment fits any more
-            insort(open_rows, (free, row))
-    return sorted(rows, key=min)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 from datasets import Dataset, DatasetDict
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from hfscale.data.packing import IGNORED, best_fit
+from hfscale.data.layouts import IGNORED, best_fit
 from hfscale.data.tokens import encode_continuations, encode_prompts, encode_texts
 from hfscale.generation.prompts import CHAT_TEMPLATE
 from hfscale.limited import each_limited

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hfscale.arguments import AveragingArguments
+from hfscale.data.repacking import RepackedRows
 from hfscale.folders import AVERAGED_WEIGHTS
 from hfscale.process import UNSHARDED, InputError, is_main_rank, launched_engine
 from hfscale.training.preview import count_steps
@@ -46,7 +47,9 @@ def check_averaging(args: AveragingArguments, training_args: TrainingArguments) 
 
 
 def settle_averaging(
-    args: AveragingArguments, training_args: TrainingArguments, rows: Dataset | IterableDataset
+    args: AveragingArguments,
+    training_args: TrainingArguments,
+    rows: Dataset | IterableDataset | RepackedRows,
 ) -> None:
     """Set in `args` what they leave open of the averaging, for a run on these training `rows`, so
     that its record and a continuation see it. Raises InputError as `averaging_start`.
@@ -54,7 +57,7 @@ def settle_averaging(
     if args.weight_averaging is None:
         return
     # Of a stream the number of rows is not known, but max_steps is given.
-    num_rows = len(rows) if isinstance(rows, Dataset) else 0
+    num_rows = 0 if isinstance(rows, IterableDataset) else len(rows)
     args.averaging_start_step = averaging_start(args, count_steps(num_rows, training_args))
     if args.weight_averaging == "ema" and args.ema_decay is None:
         args.ema_decay = EMA_DECAY

@@ -27,6 +27,7 @@ from transformers.integrations.deepspeed import deepspeed_config
 
 from hfscale.arguments import SHAPE_NAMES
 from hfscale.data.fingerprints import rows_fingerprint, tokenizer_fingerprint
+from hfscale.data.repacking import RepackedRows, table_of
 from hfscale.data.stream_content import stream_fingerprint
 from hfscale.models import weights_fingerprint
 from hfscale.process import InputError, from_main_rank, is_main_rank, launched_engine
@@ -181,7 +182,7 @@ def settings_of_run(
     training_args: TrainingArguments,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Mapping[str, Dataset | IterableDataset],
+    rows: Mapping[str, Dataset | IterableDataset | RepackedRows],
 ) -> dict[str, Any]:
     """What a continuation must have as this run has it, as JSON values by names.
 
@@ -199,7 +200,7 @@ def settings_of_run(
         InputError: a stream from the Hub that cannot be reached.
     """
     train = rows["train"]
-    num_rows = len(train) if isinstance(train, Dataset) else None
+    num_rows = None if isinstance(train, IterableDataset) else len(train)
     settings = training_settings(training_args, num_rows)
     settings |= _recipe_settings(args, training_args)
     settings |= _settings_of_batches(args, training_args, model, train)
@@ -208,13 +209,15 @@ def settings_of_run(
     settings["model_code"] = _code_of(model)
     settings["tokenizer_content"] = tokenizer_fingerprint(tokenizer)
     for name, part in rows.items():
-        if isinstance(part, Dataset):
-            settings[f"{name}_rows"] = rows_fingerprint(part)
+        if not isinstance(part, IterableDataset):
+            settings[f"{name}_rows"] = rows_fingerprint(table_of(part))
     settings |= from_main_rank(lambda: _contents_of_files(args, train))
     return _json_values(settings)
 
 
-def _contents_of_files(args: Any, train: Dataset | IterableDataset) -> dict[str, str | None]:
+def _contents_of_files(
+    args: Any, train: Dataset | IterableDataset | RepackedRows
+) -> dict[str, str | None]:
     """What a run starts from, and what a stream reads."""
     base = getattr(args, "model", "new")
     # Random weights are those of the seed and the configuration.
@@ -279,7 +282,7 @@ def _settings_of_batches(
     args: Any,
     training_args: TrainingArguments,
     model: PreTrainedModel,
-    train: Dataset | IterableDataset,
+    train: Dataset | IterableDataset | RepackedRows,
 ) -> dict[str, Any]:
     """How a step's rows are cut and dealt out, where that decides more than memory; else None."""
     is_stream = isinstance(train, IterableDataset)

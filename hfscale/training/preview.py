@@ -12,7 +12,8 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from hfscale.arguments import AveragingArguments, OptimizerArguments
-from hfscale.data.packing import IGNORED
+from hfscale.data.layouts import IGNORED
+from hfscale.data.repacking import RepackedRows, table_of
 from hfscale.models import context_limit, count_parameters
 from hfscale.planning.flops import Shape
 from hfscale.planning.memory import Sharding, Step, sharding_of, step_memory_bytes
@@ -48,10 +49,10 @@ def preview(
 
     counts: list[tuple[str, str]] = []
     for name, part in rows.items():
-        if isinstance(part, Dataset):
+        if not isinstance(part, IterableDataset):
             counts += _counts_of(name, part, is_packed="position_ids" in row)
     # Of a stream the number of rows is not known, but max_steps is given.
-    num_rows = len(rows["train"]) if isinstance(rows["train"], Dataset) else 0
+    num_rows = 0 if isinstance(rows["train"], IterableDataset) else len(rows["train"])
     counts.append(("steps", f"{count_steps(num_rows, args):,}"))
     for name, value in count_parameters(model).items():
         counts.append((name.replace("_", " "), f"{value:,}"))
@@ -77,9 +78,11 @@ def _mebibytes(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB"
 
 
-def _counts_of(name: str, part: Dataset, *, is_packed: bool) -> list[tuple[str, str]]:
+def _counts_of(
+    name: str, part: Dataset | RepackedRows, *, is_packed: bool
+) -> list[tuple[str, str]]:
     """What of a split is read, and what of that is scored."""
-    scored = sum(part["num_tokens"])
+    scored = sum(table_of(part)["num_tokens"])
     places, longest = _places(part)
     up_to = "" if is_packed else "up to "
     return [
@@ -138,8 +141,11 @@ def _parts(row: dict) -> list[range]:
     return parts
 
 
-def _places(part: Dataset) -> tuple[int, int]:
+def _places(part: Dataset | RepackedRows) -> tuple[int, int]:
     """Tokens of all rows, and of the longest."""
+    if isinstance(part, RepackedRows):
+        max_length = part.settings.max_length
+        return len(part) * max_length, max_length
     column = part.select_columns("input_ids").with_format("arrow")[:].column("input_ids")
     lengths = pyarrow.compute.list_value_length(column)
     return pyarrow.compute.sum(lengths).as_py(), pyarrow.compute.max(lengths).as_py()
@@ -148,7 +154,7 @@ def _places(part: Dataset) -> tuple[int, int]:
 def memory_at_hand(
     model: PreTrainedModel,
     args: TrainingArguments,
-    rows: Dataset | IterableDataset,
+    rows: Dataset | IterableDataset | RepackedRows,
     optimizer: OptimizerArguments | None = None,
 ) -> dict[str, int]:
     """Bytes by part that a process of this launch will take (`step_memory_bytes`); another model
@@ -156,7 +162,8 @@ def memory_at_hand(
     """
     optimizer = optimizer or OptimizerArguments()
     row = next(iter(rows))
-    max_length = _places(rows)[1] if isinstance(rows, Dataset) else len(row["input_ids"])
+    is_stream = isinstance(rows, IterableDataset)
+    max_length = len(row["input_ids"]) if is_stream else _places(rows)[1]
     adapters = getattr(model, "peft_config", None) or {}
     adapter = next(iter(adapters.values()), None)
     step = Step(

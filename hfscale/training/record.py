@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import IterableDataset
 from transformers import PreTrainedModel, Trainer, TrainerState
 
 from hfscale.arguments import OptimizerArguments
 from hfscale.data.fingerprints import text_fingerprint
+from hfscale.data.repacking import table_of
 from hfscale.folders import (
     LOADED_FILES,
     RUN_RECORD,
@@ -97,15 +98,16 @@ def _describe_data(
         "dropped": {},
         "fingerprint": _of_each(documents, text_fingerprint),
         "documents": _of_each(documents, len),
-        "bytes": _of_each(rows, lambda part: sum(part["num_bytes"])),
-        "tokens": _of_each(rows, lambda part: sum(part["num_tokens"])),
+        "bytes": _of_each(rows, lambda part: sum(table_of(part)["num_bytes"])),
+        "tokens": _of_each(rows, lambda part: sum(table_of(part)["num_tokens"])),
     }
 
 
-def _of_each(splits: Mapping[str, Any], count: Callable[[Dataset], Any]) -> dict[str, Any]:
+def _of_each(splits: Mapping[str, Any], count: Callable[[Any], Any]) -> dict[str, Any]:
     """None: a stream, which would have to be read to its end."""
     return {
-        name: count(part) if isinstance(part, Dataset) else None for name, part in splits.items()
+        name: None if isinstance(part, IterableDataset) else count(part)
+        for name, part in splits.items()
     }
 
 

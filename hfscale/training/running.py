@@ -12,6 +12,7 @@ from datasets import Dataset
 from transformers import Trainer
 
 from hfscale.data.fingerprints import rows_fingerprint
+from hfscale.data.repacking import RepackedRows, table_of
 from hfscale.folders import clear_output_dir
 from hfscale.full_disk import NO_SPACE, is_disk_full, pass_over_log_errors
 from hfscale.manifest import MANIFEST
@@ -154,8 +155,9 @@ def _end_on_numbers(trainer: Trainer, watch: RankWatch, error: FloatingPointErro
 def _check_same_run(trainer: Trainer, settings: dict[str, Any]) -> None:
     """Raise InputError on all ranks if one has read other data than rank 0."""
     values = dict(settings)
-    if "train_rows" not in values and isinstance(trainer.train_dataset, Dataset):
-        values["the content of the training rows"] = rows_fingerprint(trainer.train_dataset)
+    rows: Any = trainer.train_dataset
+    if "train_rows" not in values and isinstance(rows, (Dataset, RepackedRows)):
+        values["the content of the training rows"] = rows_fingerprint(table_of(rows))
     check_same(
         values, "all ranks must read the same: put data and models on a disk that they share"
     )

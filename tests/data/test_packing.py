@@ -13,7 +13,8 @@ from datasets import Dataset, DatasetDict
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
-from hfscale.data.packing import IGNORED, best_fit, collate_rows, pack_documents, pack_splits
+from hfscale.data.layouts import IGNORED, best_fit
+from hfscale.data.packing import collate_rows, pack_documents, pack_splits
 from hfscale.data.tokenizer import train_bpe, train_char
 from hfscale.data.tokens import encode_texts
 from hfscale.new_models import new_model
