@@ -353,6 +353,34 @@ def test_a_checkpoint_goes_on(before, now, processes, pretrained, text, tmp_path
     assert not (folder / "resuming").exists()
 
 
+def test_rows_that_each_epoch_packs_anew_are_the_same_on_two_processes(tmp_path, text, run_warm):
+    """... also from a checkpoint of one process on, which lies within the second epoch."""
+    lines = Path(text).read_text().splitlines()[:34]
+    (tmp_path / "text.txt").write_text("\n".join((line * 2)[:99] for line in lines))
+    words = [
+        *("--source", str(tmp_path / "text.txt"), "--repack_each_epoch", "--num_train_epochs", "3"),
+        *("--tokenizer", "char", "--n_layer", "1", "--n_head", "2", "--n_embd", "32"),
+        *("--n_positions", "32", "--save_steps", str(STEPS // 2)),
+    ]
+    whole, shared, continued = (tmp_path / name / "run" for name in ("one", "two", "on"))
+    resume = ["--resume", "auto", "--dataloader_num_workers", "1"]
+    for folder, config, more in (
+        (whole, "cpu", []),
+        (shared, "cpu_2proc", []),
+        (continued, "cpu_2proc", resume),
+    ):
+        if folder == continued:
+            half_way(continued, whole)
+        result = start(run_warm, config, "pretrain", folder, *words, *more)
+        assert result.returncode == 0, result.stderr[-3000:]
+    tokens = json.loads((whole / "run.json").read_text())["data"]["tokens"]["train"]
+    # Steps of whole batches: accelerate fills the last of an epoch up on several processes.
+    num_rows = math.ceil(tokens / 31)
+    assert num_rows % 8 == 0 and num_rows / 8 < STEPS // 2 < 2 * num_rows / 8
+    assert losses(shared) == pytest.approx(losses(whole), abs=1e-4)
+    assert losses(continued) == pytest.approx(losses(whole), abs=1e-4)
+
+
 def test_the_manifest_says_who_wrote_it(pretrained):
     engines = {
         way: json.loads((pretrained(way) / f"checkpoint-{STEPS}" / "manifest.json").read_text())[

@@ -508,7 +508,7 @@ def train(folder, tokenizer, rows, packing="wrapped", *, resume=None, callbacks=
             },
         ),
         train_dataset=rows[packing],
-        eval_dataset=rows[packing].select(range(4)),
+        eval_dataset=rows["wrapped"].select(range(4)),
         data_collator=collate_rows,
         processing_class=tokenizer,
         callbacks=list(callbacks),
@@ -558,6 +558,30 @@ def test_rows_of_like_length_go_on_within_a_later_epoch(tokenizer, rows, tmp_pat
         resume=str(folder / "checkpoint-8"),
     )
     assert equal_weights(again, by_length)
+
+
+@pytest.mark.parametrize("dataloader_num_workers", [0, 1])
+def test_repacked_rows_go_on_within_a_later_epoch(
+    tokenizer, rows, tmp_path, dataloader_num_workers
+):
+    def repacked_rows():
+        return pack_documents(DOCUMENTS, tokenizer, 64, repack_seed=42)
+
+    def run(folder, resume=None):
+        parts = {**rows, "repacked": repacked_rows()}
+        values = {"resume": resume, "dataloader_num_workers": dataloader_num_workers}
+        return train(folder, tokenizer, parts, "repacked", **values)
+
+    whole = run(tmp_path / "whole")
+    assert len(whole.train_dataset) == 9  # three steps an epoch: step 4 is in the second
+    checkpoint = tmp_path / "run" / "checkpoint-4"
+    shutil.copytree(tmp_path / "whole" / "checkpoint-4", checkpoint)
+    again = run(tmp_path / "run", str(checkpoint))
+    assert equal_weights(again, whole)
+    of_last_epoch = repacked_rows()
+    of_last_epoch.set_epoch(3)
+    expected = collate_rows([*of_last_epoch])["input_ids"]
+    assert torch.equal(collate_rows([*whole.train_dataset])["input_ids"], expected)
 
 
 def test_a_continuation_logs_evaluates_and_saves_as_it_is_told_now(
