@@ -4,6 +4,7 @@ loads.
 
 import json
 import math
+import re
 import resource
 import shlex
 import shutil
@@ -346,6 +347,36 @@ def test_processes_that_pack_change_no_number(tmp_path):
     assert first["data"]["tokens"] == second["data"]["tokens"]
     for name in ("eval_loss", "eval_tokens", "eval_bits_per_byte"):
         assert first["metrics"][name] == second["metrics"][name]
+
+
+def test_rows_that_each_epoch_packs_anew_are_counted_and_go_on(tmp_path, text, capsys):
+    """Three epochs, also broken off within the second, and what every count says of them."""
+    words = ["--source", text, "--sample_by", "line", *TINY, "--max_steps=-1"]
+    words += ["--num_train_epochs", "3", "--save_steps", "24", "--per_device_train_batch_size", "8"]
+    whole, broken_off = tmp_path / "whole", tmp_path / "broken_off"
+    pretrain.main([*words, "--repack_each_epoch", "--dry_run"])
+    shown = capsys.readouterr().out
+    pretrain.main([*words, "--repack_each_epoch", "--output_dir", str(whole)])
+    record = json.loads((whole / "run.json").read_text())
+    state = json.loads((whole / "trainer_state.json").read_text())
+    tokens = record["data"]["tokens"]["train"]
+    num_rows = math.ceil(tokens / 31)
+    assert state["global_step"] == 3 * math.ceil(num_rows / 8)
+    assert state["num_input_tokens_seen"] == 3 * num_rows * 32
+    for name, value in {
+        "train rows x tokens": f"{num_rows} x 32",
+        "train tokens scored": f"{tokens:,}",
+        "steps": f"{state['global_step']:,}",
+    }.items():
+        assert re.search(f"{name} +│ +{value} ", shown)
+    shutil.copytree(whole / "checkpoint-24", broken_off / "checkpoint-24")
+    assert 1 < 24 / math.ceil(num_rows / 8) < 2
+    words += ["--resume", "auto", "--output_dir", str(broken_off)]
+    with pytest.raises(InputError, match="repack_each_epoch was True, is False"):
+        pretrain.main(words)
+    pretrain.main([*words, "--repack_each_epoch"])
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (whole, broken_off)]
+    assert weights[0] == weights[1]
 
 
 def test_a_stream_is_not_packed_beforehand(tmp_path):
