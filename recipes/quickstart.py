@@ -56,7 +56,6 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import PreTrainedModel, pipeline, set_seed
 
     from hfscale.data.packing import collate_rows, pack_splits, settle_packing
-    from hfscale.data.repacking import check_repacking
     from hfscale.data.splits import load_splits
     from hfscale.data.tokenizer import load_pretrained_tokenizer, load_tokenizer
     from hfscale.models import load_model
@@ -70,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # Settings: those that fit a small model and a few minutes; what the user says goes before.
     is_new = args.model == "new"
-    check_model(args)
+    check_request(args)
     if is_new and "optim" not in args.training:
         args.optimizer = args.optimizer or "muon"
     defaults = {
@@ -88,7 +87,6 @@ def main(argv: list[str] | None = None) -> None:
     training_args = training_arguments(
         defaults | args.training, width=args.hidden_size if is_new else 256
     )
-    check_repacking(args)
     output_dir = str(training_args.output_dir)
     check_output_dir(output_dir, resume=None, overwrite=args.overwrite, can_resume=False)
 
@@ -161,13 +159,15 @@ def main(argv: list[str] | None = None) -> None:
     show_run(output_dir, samples, saved.model, tokenizer, documents)
 
 
-def check_model(args: QuickstartArguments) -> None:
-    """Raise InputError for a new model that cannot be made, or a shape for one that is there; sets
-    in `args` what follows from others.
+def check_request(args: QuickstartArguments) -> None:
+    """Raise InputError for a new model that cannot be made, a shape for one that is there, or rows
+    that cannot be packed anew; sets in `args` what follows from others.
     """
+    from hfscale.data.repacking import check_repacking
     from hfscale.new_models import settle_shape, trial_model
     from hfscale.training.steps import settle_length
 
+    check_repacking(args)
     if args.model != "new":
         check_no_shape(args)
         return
