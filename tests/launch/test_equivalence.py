@@ -359,8 +359,9 @@ def test_rows_that_each_epoch_packs_anew_are_the_same_on_two_processes(tmp_path,
     (tmp_path / "text.txt").write_text("\n".join((line * 2)[:99] for line in lines))
     words = [
         *("--source", str(tmp_path / "text.txt"), "--repack_each_epoch", "--num_train_epochs", "3"),
-        *("--tokenizer", "char", "--n_layer", "1", "--n_head", "2", "--n_embd", "32"),
-        *("--n_positions", "32", "--save_steps", str(STEPS // 2)),
+        *("--tokenizer", "char", "--num_hidden_layers", "1", "--num_attention_heads", "2"),
+        *("--hidden_size", "32", "--max_position_embeddings", "32"),
+        *("--save_steps", str(STEPS // 2)),
     ]
     whole, shared, continued = (tmp_path / name / "run" for name in ("one", "two", "on"))
     resume = ["--resume", "auto", "--dataloader_num_workers", "1"]
