@@ -139,7 +139,7 @@ def check_arguments(args: FinetuneTaskArguments):
     from hfscale.folders import check_output_dir
     from hfscale.training.averaging import check_averaging
     from hfscale.training.optimizers import check_optimizer
-    from hfscale.training.training_args import training_arguments
+    from hfscale.training.training_args import training_arguments, with_learning_rate
 
     is_new = args.model == "new"
     if is_new:
@@ -148,7 +148,10 @@ def check_arguments(args: FinetuneTaskArguments):
         check_no_shape(args)
     # Of a checkpoint it is not known yet.
     width = args.hidden_size if is_new and args.hidden_size else 256
-    training_args = training_arguments(args.training, width=width)
+    training = args.training
+    if is_new and args.architecture == "gpt2":
+        training = with_learning_rate(training, width=width, optimizer=args)
+    training_args = training_arguments(training, width=width)
     check_optimizer(args, training_args)
     check_averaging(args, training_args)
     if not args.dry_run:

@@ -95,6 +95,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from pathlib import Path
 
+    from hfscale.planning.learning_rate import planned_learning_rates, transfer_note
     from hfscale.planning.page import check_picture, draw_memory, show_plan
     from hfscale.planning.plan import (
         find_device,
@@ -159,6 +160,8 @@ def main(argv: list[str] | None = None) -> None:
         device,
         machines,
         rows=rows,
+        learning_rates=planned_learning_rates(planned, shape.n_embd),
+        transfer_note=transfer_note(planned, shape.n_embd),
         efficiency=args.efficiency,
         hour_price=args.price_per_gpu_hour,
         kwh_price=args.price_per_kwh,

@@ -119,11 +119,19 @@ def check_arguments(args: PretrainArguments):
     from hfscale.training.averaging import check_averaging
     from hfscale.training.optimizers import check_optimizer
     from hfscale.training.steps import check_stream, settle_length
-    from hfscale.training.training_args import batch_rows_of_like_length, training_arguments
+    from hfscale.training.training_args import (
+        batch_rows_of_like_length,
+        training_arguments,
+        with_learning_rate,
+    )
 
     config = settle_shape(args, in_memory=not args.dry_run)
     args.max_length = settle_length(config, args.max_length)
-    training_args = training_arguments(args.training, width=args.hidden_size or 256)
+    width = args.hidden_size or 256
+    training = args.training
+    if args.architecture == "gpt2":
+        training = with_learning_rate(training, width=width, optimizer=args)
+    training_args = training_arguments(training, width=width)
     check_optimizer(args, training_args)
     check_averaging(args, training_args)
     check_repacking(args)

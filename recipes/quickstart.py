@@ -6,6 +6,7 @@ python recipes/quickstart.py --model gpt2     # fine-tune the Hub's checkpoint o
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from hfscale.arguments import (
     DataArguments,
@@ -72,20 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     check_request(args)
     if is_new and "optim" not in args.training:
         args.optimizer = args.optimizer or "muon"
-    defaults = {
-        "output_dir": "runs/quickstart",
-        "max_steps": 550,
-        "learning_rate": 6e-3 if is_new else 5e-5,
-        "per_device_train_batch_size": 4,
-        "lr_scheduler_type": "linear",
-        "warmup_steps": 0.1,
-        "weight_decay": 0.1,
-        "logging_steps": 50,
-        "save_strategy": "no",
-        "eval_on_start": True,
-    }
     training_args = training_arguments(
-        defaults | args.training, width=args.hidden_size if is_new else 256
+        training_values(args), width=args.hidden_size if is_new else 256
     )
     output_dir = str(training_args.output_dir)
     check_output_dir(output_dir, resume=None, overwrite=args.overwrite, can_resume=False)
@@ -174,6 +163,28 @@ def check_request(args: QuickstartArguments) -> None:
     args.max_position_embeddings = args.max_position_embeddings or args.max_length
     settle_length(settle_shape(args), args.max_length)
     trial_model(**shape_of(args))
+
+
+def training_values(args: QuickstartArguments) -> dict[str, Any]:
+    """Values of TrainingArguments: what the user said, and below it what suits a few minutes."""
+    from hfscale.training.training_args import with_learning_rate
+
+    defaults = {
+        "output_dir": "runs/quickstart",
+        "max_steps": 550,
+        "learning_rate": 5e-5,  # of a checkpoint
+        "per_device_train_batch_size": 4,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 0.1,
+        "weight_decay": 0.1,
+        "logging_steps": 50,
+        "save_strategy": "no",
+        "eval_on_start": True,
+    }
+    given = args.training
+    if args.model == "new":
+        given = with_learning_rate(given, width=args.hidden_size, optimizer=args)
+    return defaults | given
 
 
 if __name__ == "__main__":

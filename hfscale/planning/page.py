@@ -39,14 +39,18 @@ def show_plan(
     machines: Machines,
     *,
     rows: Rows,
+    learning_rates: dict[str, float],
+    transfer_note: str | None,
     efficiency: float,
     hour_price: float | None,
     kwh_price: float | None,
 ) -> None:
-    """Print the totals of the training, memory by launch config as bars, what each costs in time,
-    energy and money, and which is the fastest. Prices are in one currency.
+    """Print the totals of the training with its learning rates, memory by launch config as bars,
+    what each costs in time, energy and money, and which is the fastest. Prices are in one currency.
     """
-    _show_totals(totals)
+    _show_totals(totals | learning_rates)
+    if transfer_note:
+        print(transfer_note)
     for line in _notes(int(totals["tokens per step"]), machines, rows):
         print(line)
     show_memory(plans, device)

@@ -54,6 +54,7 @@ def preview(
     # Of a stream the number of rows is not known, but max_steps is given.
     num_rows = 0 if isinstance(rows["train"], IterableDataset) else len(rows["train"])
     counts.append(("steps", f"{count_steps(num_rows, args):,}"))
+    counts.append(("learning_rate", f"{args.learning_rate:g}"))
     for name, value in count_parameters(model).items():
         counts.append((name.replace("_", " "), f"{value:,}"))
     for name, size in memory.items():

@@ -12,6 +12,8 @@ import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
+from hfscale.arguments import OptimizerArguments
+from hfscale.planning.learning_rate import suggested_learning_rates
 from hfscale.process import InputError, launched_engine, planned_launch
 from hfscale.training.sharing import check_sharing, trackers_of
 
@@ -98,6 +100,18 @@ def training_arguments(
         raise InputError(f"training arguments: {' '.join(str(error).split())}") from None
     check_sharing(args)
     return args
+
+
+def with_learning_rate(
+    values: dict[str, Any], *, width: int, optimizer: OptimizerArguments
+) -> dict[str, Any]:
+    """`values` of `training_arguments` for new weights: where they name no learning_rate, with the
+    one that `hfscale plan` suggests.
+    """
+    suggested = suggested_learning_rates(width, optimizer, values)
+    if "learning_rate" in values or "learning_rate" not in suggested:
+        return values
+    return values | {"learning_rate": suggested["learning_rate"]}
 
 
 def _suited_to_the_machine(values: dict[str, Any], width: int) -> dict[str, Any]:

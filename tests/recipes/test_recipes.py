@@ -81,7 +81,7 @@ def test_run_folder_holds_what_the_design_promises(finished, text):
         "samples",
     }
     assert record["recipe"] == "pretrain"
-    assert record["config"]["hidden_size"] == 32 and record["config"]["learning_rate"] == 5e-5
+    assert record["config"]["hidden_size"] == 32 and record["config"]["learning_rate"] == 0.013
     assert record["data"]["documents"] == {"train": 19, "validation": 1}
     assert record["train"]["steps"] == 4 and record["train"]["tokens"] == 4 * 4 * 32
     metrics = record["metrics"]
