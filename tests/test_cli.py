@@ -68,7 +68,11 @@ def test_version(hfscale):
 def test_recipe_help_shows_both_kinds_of_arguments(hfscale):
     status, out, _ = hfscale("pretrain", "--help")
     assert status == 0
-    assert out.index("--num_machines") < out.index("--num_hidden_layers") < out.index("lr_scheduler_type")
+    assert (
+        out.index("--num_machines")
+        < out.index("--num_hidden_layers")
+        < out.index("lr_scheduler_type")
+    )
 
 
 @pytest.mark.parametrize(

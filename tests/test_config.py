@@ -148,7 +148,16 @@ def test_flags_win_over_files_and_later_files_over_earlier_ones(parse):
         ),  # without quotes in the shell
         (["--settings", "a: 1"], {"settings": {"a": 1}}),
         (
-            ["--settings", "a=1", "b=[x, 2e-3]", "c=x=y", "d=", "--settings", "a=3", "--settings=e=1"],
+            [
+                "--settings",
+                "a=1",
+                "b=[x, 2e-3]",
+                "c=x=y",
+                "d=",
+                "--settings",
+                "a=3",
+                "--settings=e=1",
+            ],
             {"settings": {"a": 3, "b": ["x", 0.002], "c": "x=y", "d": None, "e": 1}},
         ),
         (["--settings", "{}"], {"settings": {}}),

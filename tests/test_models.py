@@ -39,9 +39,21 @@ def logits_of(model) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("recipe", "words", "says"),
     [
-        ("pretrain", "--hidden_size 1000000000", "--hidden_size: got '1000000000', expected 1 to 1000000"),
-        ("pretrain", "--num_hidden_layers 1000000", "--num_hidden_layers: got '1000000', expected 1 to 1000"),
-        ("finetune_task", "--num_hidden_layers 0", "--num_hidden_layers: got '0', expected 1 to 1000"),
+        (
+            "pretrain",
+            "--hidden_size 1000000000",
+            "--hidden_size: got '1000000000', expected 1 to 1000000",
+        ),
+        (
+            "pretrain",
+            "--num_hidden_layers 1000000",
+            "--num_hidden_layers: got '1000000', expected 1 to 1000",
+        ),
+        (
+            "finetune_task",
+            "--num_hidden_layers 0",
+            "--num_hidden_layers: got '0', expected 1 to 1000",
+        ),
         ("finetune", "--lora_r 0", "--lora_r: got '0', expected at least 1"),
         ("finetune", "--lora_alpha 0", "--lora_alpha: got '0', expected 1e-06 to"),
         ("finetune_preference", "--lora_alpha inf", "--lora_alpha: got 'inf', expected 1e-06 to"),

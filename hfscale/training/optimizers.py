@@ -143,9 +143,7 @@ class MuonAdamW(torch.optim.Optimizer):
             weights_by_shape[_matrix_shape(group, param)].append((group, param))
         for weights in weights_by_shape.values():
             matrices = orthogonalize(self._directions(weights), self.product_dtype)
-            counts = [
-                group["num_matrices"] * param.shape[:-2].numel() for group, param in weights
-            ]
+            counts = [group["num_matrices"] * param.shape[:-2].numel() for group, param in weights]
             for (group, param), turned in zip(weights, matrices.split(counts), strict=True):
                 dim = group["outputs_dim"]
                 outputs, inputs = turned.shape[1 + dim], turned.shape[2 - dim]
@@ -197,9 +195,7 @@ def _matrix_shape(group: dict[str, Any], param: torch.Tensor) -> tuple[int, ...]
     return tuple(sizes)
 
 
-def _joined(
-    matrices: torch.Tensor, group: dict[str, Any], param: torch.Tensor
-) -> torch.Tensor:
+def _joined(matrices: torch.Tensor, group: dict[str, Any], param: torch.Tensor) -> torch.Tensor:
     """The matrices (count x rows x columns) as the weight holds them, of each expert side by
     side.
     """

@@ -31,7 +31,16 @@ TRAINING = [
     *("--report_to", "none", "--disable_tqdm", "true", "--bf16", "false"),
 ]
 SHAPE = [
-    *("--num_hidden_layers", "2", "--num_attention_heads", "2", "--hidden_size", "32", "--max_position_embeddings", "64"),
+    *(
+        "--num_hidden_layers",
+        "2",
+        "--num_attention_heads",
+        "2",
+        "--hidden_size",
+        "32",
+        "--max_position_embeddings",
+        "64",
+    ),
     *("--model_config", "resid_pdrop=0.1"),  # so that a lost random state shows in the weights
 ]
 TASK = ["--prompt", "{q}", "--target", " {a}", "--max_new_tokens", "4"]

@@ -53,7 +53,9 @@ def _measure(bench: Bench) -> Iterator[Figure]:
     set_seed(0)
     sizes = shape_of(args) | {"initializer_range": INITIALIZER_RANGE}
     model = new_model(bench.tokenizer(), **sizes).to(bench.device)
-    batch = _fullest_rows(bench, args.max_position_embeddings, training_args.per_device_train_batch_size)
+    batch = _fullest_rows(
+        bench, args.max_position_embeddings, training_args.per_device_train_batch_size
+    )
     segments = list(_segments(batch))
     yield Figure("rows", "documents in a row", len(segments) / len(batch["input_ids"]))
     yield from _differences(model, batch, segments)

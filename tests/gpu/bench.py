@@ -52,7 +52,16 @@ FULL = Sizes(
     compile_backend="inductor",
 )
 TINY_FLAGS = (
-    *("--num_hidden_layers", "1", "--num_attention_heads", "2", "--hidden_size", "64", "--max_position_embeddings", "64"),
+    *(
+        "--num_hidden_layers",
+        "1",
+        "--num_attention_heads",
+        "2",
+        "--hidden_size",
+        "64",
+        "--max_position_embeddings",
+        "64",
+    ),
     *("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"),
     *("--dataloader_num_workers", "0", "--tf32", "false"),
 )

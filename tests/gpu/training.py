@@ -131,7 +131,9 @@ def make_training(bench: Bench, flags: tuple[str, ...], **more: Any) -> tuple[An
         model = new_model(bench.tokenizer(), **shape_of(args))
     steps = WARM_UP + 2 * bench.sizes.rounds * bench.sizes.steps
     rows_of_step = tokens_of_step(training_args, 1)
-    rows = bench.rows(args.max_position_embeddings, least_documents=2, at_least=steps * rows_of_step)
+    rows = bench.rows(
+        args.max_position_embeddings, least_documents=2, at_least=steps * rows_of_step
+    )
     return model, training_args, rows
 
 
@@ -363,7 +365,9 @@ def qlora(bench: Bench) -> Iterator[Figure]:
         tokens = tokens_of_step(training_args, args.max_position_embeddings)
         yield Figure(case, "trained", count_trained(model), "parameters")
         yield speed(case, tokens, rounds.seconds)
-        step = step_of(training_args, args.max_position_embeddings, lora_r=16, load_in_4bit=load_in_4bit)
+        step = step_of(
+            training_args, args.max_position_embeddings, lora_r=16, load_in_4bit=load_in_4bit
+        )
         shape = new_shape(shape_of(args), bench.sizes.vocab_size)
         planned = step_memory_bytes(shape, step, Sharding())
         yield from memory_figures(case, rounds.peak, planned)

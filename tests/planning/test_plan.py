@@ -604,7 +604,10 @@ def test_muon_is_planned_where_it_runs(capsys):
         ("--hidden_size 1000000 --num_attention_heads 1", "nothing fits on 1 x a100-80gb"),
         ("--gpu low --accelerators mine.yaml", "low: memory_gb: expected a number above 0"),
         ("--num_gpu 2", "unknown name --num_gpu; did you mean num_gpus?"),
-        ("--max_length 99999", "max_length 99999 is beyond the model's max_position_embeddings 1024"),
+        (
+            "--max_length 99999",
+            "max_length 99999 is beyond the model's max_position_embeddings 1024",
+        ),
         (
             "--per_device_train_batch_size 0",
             "per_device_train_batch_size: got 0, expected at least 1",
@@ -648,7 +651,10 @@ def test_muon_is_planned_where_it_runs(capsys):
         ("--model gpt2 --freeze_layers -1", "--freeze_layers: got '-1'"),
         ("--model gpt2 --load_in_4bit", "load_in_4bit: works with --lora_r"),
         ("--model gpt2 --lora_target_modules c_fc", "lora_target_modules: works with --lora_r"),
-        ("--recipe finetune --model gpt2 --num_hidden_layers 3", "unknown name --num_hidden_layers"),
+        (
+            "--recipe finetune --model gpt2 --num_hidden_layers 3",
+            "unknown name --num_hidden_layers",
+        ),
         ("--model gpt2 --lora_r 4 --lora_dropout 1", "--lora_dropout: got '1'"),
         (
             "--recipe finetune_task --lora_r 4",

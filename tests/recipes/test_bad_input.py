@@ -53,7 +53,16 @@ TRAIN = [
     "--bf16",
     "false",
 ]
-SHAPE = ["--num_hidden_layers", "1", "--num_attention_heads", "2", "--hidden_size", "32", "--max_position_embeddings", "16"]
+SHAPE = [
+    "--num_hidden_layers",
+    "1",
+    "--num_attention_heads",
+    "2",
+    "--hidden_size",
+    "32",
+    "--max_position_embeddings",
+    "16",
+]
 BASE = {
     pretrain: ["--sample_by", "line", "--tokenizer", "char", *SHAPE, *TRAIN],
     quickstart: ["--sample_by", "line", "--max_length", "16", *TRAIN],
@@ -306,8 +315,14 @@ def test_training_arguments_that_cannot_work(refused, recipe, words, match):
     [
         ("--num_hidden_layers 0", "--num_hidden_layers: got '0', expected 1 to 1000"),
         ("--num_attention_heads 3", "hidden_size 32 is not a multiple of num_attention_heads 3"),
-        ("--architecture lama", "architecture lama: neither a file nor one of .*did you mean llama"),
-        ("--architecture llama --num_key_value_heads 4", "heads 2 is not a multiple of num_key_value"),
+        (
+            "--architecture lama",
+            "architecture lama: neither a file nor one of .*did you mean llama",
+        ),
+        (
+            "--architecture llama --num_key_value_heads 4",
+            "heads 2 is not a multiple of num_key_value",
+        ),
         ("--architecture llama --model_config rms_norm_ep=1", "did you mean rms_norm_eps"),
         ("--model_config hidden_size=8", "hidden_size has an argument of its own: --hidden_size"),
         ("--n_layer 2", "unknown name --n_layer; did you mean num_hidden_layers"),
@@ -324,7 +339,10 @@ def test_training_arguments_that_cannot_work(refused, recipe, words, match):
         ),
         ("--validation_fraction 1", "validation_fraction: got 1.0"),
         ("--validation_source missing.txt", "source missing.txt: no such file"),
-        ("--max_position_embeddings 100000000", "--max_position_embeddings: got '100000000', expected 1 to 10000000"),
+        (
+            "--max_position_embeddings 100000000",
+            "--max_position_embeddings: got '100000000', expected 1 to 10000000",
+        ),
         ("--hidden_size 1000000000", "--hidden_size: got '1000000000', expected 1 to 1000000"),
         ("--hidden_size 1000000", "the weights alone take [0-9,]+ GiB, this machine has"),
         ("--num_proc 100000", "--num_proc: got '100000', expected 1 to 1000"),
@@ -607,7 +625,11 @@ def test_a_run_that_was_cut_short_names_its_checkpoint(refused):
 @pytest.mark.parametrize(
     ("recipe", "words", "match"),
     [
-        (pretrain, "--max_length 17", "max_length 17 is beyond the model's max_position_embeddings 16"),
+        (
+            pretrain,
+            "--max_length 17",
+            "max_length 17 is beyond the model's max_position_embeddings 16",
+        ),
         (pretrain, "--max_length 1", "max_length: got .1., expected at least 2"),
         (pretrain, "--max_length 0", "max_length: got .0., expected at least 2"),
         (pretrain, "--max_position_embeddings 1", "max_length: got 1"),

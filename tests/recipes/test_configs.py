@@ -75,11 +75,21 @@ def test_shape_is_the_published_models(name):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     values = values_of(ROOT / "recipes" / "configs" / "pretrain" / f"{name}.yaml")
-    shape = {key: values[key] for key in ("num_hidden_layers", "num_attention_heads", "hidden_size", "max_position_embeddings")}
+    shape = {
+        key: values[key]
+        for key in (
+            "num_hidden_layers",
+            "num_attention_heads",
+            "hidden_size",
+            "max_position_embeddings",
+        )
+    }
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config(vocab_size=50257, **shape))
     assert model.num_parameters() == PUBLISHED[name]
-    assert shape["hidden_size"] // shape["num_attention_heads"] == 64  # as wide a head as in all four
+    assert (
+        shape["hidden_size"] // shape["num_attention_heads"] == 64
+    )  # as wide a head as in all four
     tokens_per_step = (
         8 * values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] * 1024
     )

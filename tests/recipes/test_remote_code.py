@@ -65,7 +65,10 @@ COMMANDS = [
     (generate, f"--model MODEL {SENTENCES}"),
     (generate, f"--model ADAPTER {SENTENCES}"),
     (memorization, "--model MODEL"),
-    (pretrain, "--tokenizer TOKENIZER --source good.txt --sample_by line --max_position_embeddings 16"),
+    (
+        pretrain,
+        "--tokenizer TOKENIZER --source good.txt --sample_by line --max_position_embeddings 16",
+    ),
     (quickstart, "--model MODEL --source good.txt --sample_by line"),
     (score, "--model MODEL --source good.txt"),
     (score, "--model good --tokenizer TOKENIZER --source good.txt"),

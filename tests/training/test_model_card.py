@@ -19,7 +19,16 @@ from recipes import finetune, pretrain
 
 QUIET = ["--disable_tqdm", "--report_to", "none", "--bf16", "false", "--use_cpu"]
 TRAIN = ["--max_steps", "2", "--save_strategy", "no", "--sample_by", "line"]
-SHAPE = ["--tokenizer", "train:300", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--hidden_size", "32"]
+SHAPE = [
+    "--tokenizer",
+    "train:300",
+    "--num_hidden_layers",
+    "1",
+    "--num_attention_heads",
+    "2",
+    "--hidden_size",
+    "32",
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +39,14 @@ def place(tmp_path_factory) -> Path:
     (place / "text.txt").write_text("\n".join(lines))
     with contextlib.chdir(place):
         pretrain.main(
-            ["--source", str(place / "text.txt"), "--output_dir", "small", "--max_position_embeddings", "32"]
+            [
+                "--source",
+                str(place / "text.txt"),
+                "--output_dir",
+                "small",
+                "--max_position_embeddings",
+                "32",
+            ]
             + ["--license", "mit", "--language", "en", "de", *SHAPE, *TRAIN, *QUIET]
         )
         finetune.main(

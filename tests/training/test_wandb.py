@@ -105,7 +105,14 @@ def test_it_stays_offline_and_says_how_to_upload(finished):
 @pytest.mark.slow
 def test_config_curves_samples_and_model_are_there(finished, records):
     text = json.dumps(records)
-    for name in ("train/loss", "eval/loss", "learning_rate", "hidden_size", "sample_by", "final_model"):
+    for name in (
+        "train/loss",
+        "eval/loss",
+        "learning_rate",
+        "hidden_size",
+        "sample_by",
+        "final_model",
+    ):
         assert name in text, name
     [table] = finished[0].glob("wandb/offline-run-*/files/media/table/*.json")
     samples = json.loads((finished[0] / "run.json").read_text())["samples"]
