@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.initialization import no_init_weights
+from transformers.modeling_utils import set_zero3_state
 
 from hfscale.architectures import ARCHITECTURES, default_fields
 from hfscale.arguments import OF_THE_TOKENIZER, SHAPE_NAMES, ShapeArguments, shape_of
@@ -77,10 +78,15 @@ def trial_model(architecture: str, **fields: Any) -> PreTrainedModel | None:
 
 
 def _model_of(config: PreTrainedConfig) -> PreTrainedModel:
-    """In float32, whatever a file says. Code of its own was trusted when the file was read."""
-    return AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32, trust_remote_code=hasattr(config, "auto_map")
-    )
+    """In float32, whatever a file says. Code of its own was trusted when the file was read.
+
+    It is whole on each rank until training begins. Upstream would spread it over the ranks at once
+    under ZeRO-3, with other random weights than one process draws, and without any on `meta`.
+    """
+    with set_zero3_state():
+        return AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=hasattr(config, "auto_map")
+        )
 
 
 def new_config(
