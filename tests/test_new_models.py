@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, set_seed
+from transformers.integrations import HfDeepSpeedConfig
 
 from hfscale.architectures import ARCHITECTURES
 from hfscale.arguments import ShapeArguments, shape_of
@@ -107,6 +108,19 @@ def test_names_that_all_share_reach_every_configuration(architecture):
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         assert getattr(config, name) == getattr(tokenizer, name)
     assert count_new_parameters(config) == model.num_parameters()
+
+
+@pytest.mark.needs("deepspeed")
+def test_under_zero_3_it_is_whole_and_draws_the_same_weights():
+    """Not spread over the ranks yet, which are not even there."""
+    set_seed(0)
+    expected = new_model(tiny_tokenizer(), "llama", **SIZES).state_dict()
+    zero3 = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
+    assert zero3.is_zero3()
+    set_seed(0)
+    weights = new_model(tiny_tokenizer(), "llama", **SIZES).state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 def test_widths_and_heads_that_are_not_given_follow_from_the_table():

@@ -16,10 +16,16 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, TrainingArguments
 
 from hfscale.folders import CONVERTED
+from hfscale.new_models import meta_model
 from hfscale.process import InputError, from_main_rank, is_main_rank
+from hfscale.training.weight_names import in_model_names
+
+TRAINER_GROUPS = 2  # of parameters: with weight decay and without
+# What schedulers save for each group.
+GROUP_LISTS = {"base_lrs", "_last_lr", "lr_lambdas", "min_lrs"}
 
 
 def parameter_names(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -64,6 +70,7 @@ def convert_checkpoint(
             if path.name.startswith(("trainer_state", "scheduler", "rng_state")):
                 shutil.copy(path, into)
         weights, optimizer = _read_state(folder, shards, into, record)
+        _settle_groups(into, optimizer, keep_empty=not to_shards)
         _write_state(into, now, record, weights, optimizer)
 
     from_main_rank(rewrite)
@@ -103,15 +110,43 @@ def _read_state(
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """A checkpoint's weights, tied ones once, and its optimizer's state by names."""
     tied = record["parameters"]["tied"]
-    file = folder / "model.safetensors"
-    saved = load_file(file) if file.exists() else {}
-    weights = {name: weight for name, weight in saved.items() if name not in tied}
+    weights = {name: weight for name, weight in _weights_of(folder).items() if name not in tied}
     if shards:  # with the trained weights in float32, which go before those that were read
         return weights, _join_shards(shards, into / "joined", record["step"], weights)
     if (folder / "optimizer.bin").exists():
         return weights, torch.load(folder / "optimizer.bin", weights_only=True)
     numbered = torch.load(folder / "optimizer.pt", weights_only=True)
     return weights, _renamed(numbered, dict(enumerate(record["parameters"]["order"])))
+
+
+def _settle_groups(into: Path, optimizer: dict[str, Any], *, keep_empty: bool) -> None:
+    """Give the optimizer's state, and that of the scheduler in `into`, as many groups as there are
+    where they are read. Trainer makes one of the weights that decay and one of the others, which
+    a model without biases and norms' weights leaves empty; DeepSpeed drops it.
+    """
+    groups = [group for group in optimizer["param_groups"] if group["params"]]
+    if keep_empty and len(groups) < TRAINER_GROUPS:
+        groups.append(groups[0] | {"params": [], "weight_decay": 0.0})
+    optimizer["param_groups"] = groups
+    file = into / "scheduler.pt"
+    scheduler = torch.load(file, weights_only=True)
+    for name in GROUP_LISTS & scheduler.keys():
+        values = scheduler[name]
+        scheduler[name] = (values + values[-1:])[: len(groups)]
+    torch.save(scheduler, file)
+
+
+def _weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Those in a checkpoint's file, under the names that its model has for them; of an adapter
+    none.
+    """
+    file = folder / "model.safetensors"
+    if not file.exists():
+        return {}
+    weights = load_file(file)
+    if "auto_map" in PreTrainedConfig.get_config_dict(folder)[0]:
+        return weights  # of code of its own, whose files have its names
+    return in_model_names(meta_model(AutoConfig.from_pretrained(folder)), weights)
 
 
 def _write_state(

@@ -30,6 +30,7 @@ from hfscale.training.reporting import guard_trackers
 from hfscale.training.room import check_room
 from hfscale.training.saving import newest_step, save_whole
 from hfscale.training.signals import EvaluationStopped, StopOnSignal
+from hfscale.training.weight_names import load_in_model_names
 
 
 def prepare_output_dir(trainer: Trainer, *, overwrite: bool) -> None:
@@ -79,6 +80,7 @@ def run_training(
     can_resume = can_resume and not _is_without_optimizer(trainer)
     guard_gradients(trainer)
     guard_best(trainer)
+    load_in_model_names(trainer)
     evaluate_apart(trainer)
     trainer.add_callback(SeededEpochs())
     manifest = CheckpointManifest(settings)

@@ -1,6 +1,8 @@
 """The same promises for every architecture in the table: packing, exact losses, folders that any
-tool loads, adapters, Muon.
+tool loads, exact continuations, adapters, Muon.
 """
+
+import shutil
 
 import pytest
 import torch
@@ -11,11 +13,15 @@ from hfscale.architectures import ARCHITECTURES
 from hfscale.arguments import AdapterArguments
 from hfscale.data.packing import IGNORED, collate_rows, pack_documents, settle_packing
 from hfscale.generation.texts import generate_texts
+from hfscale.manifest import read_manifest
 from hfscale.models import load_model
 from hfscale.new_models import new_model
+from hfscale.training.checkpoints import newest_checkpoint
+from hfscale.training.convert import convert_checkpoint
 from hfscale.training.optimizers import MuonForModel, hidden_matrices
+from hfscale.training.running import run_training
 from hfscale.training.trainer import LMTrainer, next_token_loss
-from tests.tiny_runs import DOCUMENTS, tiny_arguments, tiny_tokenizer
+from tests.tiny_runs import DOCUMENTS, copied_run, losses, tiny_arguments, tiny_rows, tiny_tokenizer
 
 SIZES = {
     "num_hidden_layers": 2,
@@ -166,6 +172,66 @@ def test_its_folder_gives_the_same_model_and_texts(architecture, folder):
     assert together == alone
     [shown] = pipeline("text-generation", folder)("and", return_full_text=False, **settings)
     assert [shown["generated_text"]] == alone[1]
+
+
+def continued(folder, architecture, **values):
+    """Four steps, from the checkpoint that is in the folder, if there is one."""
+    trainer = LMTrainer(
+        model=tiny(architecture),
+        args=tiny_arguments(folder, max_steps=4, **values),
+        train_dataset=tiny_rows(),
+        eval_dataset=tiny_rows().select(range(4)),
+        data_collator=collate_rows,
+        processing_class=tiny_tokenizer(),
+    )
+    run_training(trainer, newest_checkpoint(trainer.args))
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def whole(architecture, tmp_path_factory):
+    return continued(tmp_path_factory.mktemp(architecture) / "whole", architecture)
+
+
+def test_a_continued_run_equals_one_that_never_stopped(architecture, whole, tmp_path):
+    folder = copied_run(whole, tmp_path / "run")
+    shutil.rmtree(folder / "checkpoint-4")
+    trainer = continued(folder, architecture)
+    assert losses(trainer) == losses(whole)
+    expected = whole.model.state_dict()
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(weight, expected[name]), name
+
+
+def test_the_best_checkpoint_becomes_the_model(tmp_path):
+    """Also where its file has other names than the model. It is the first: losses fall, and the
+    greatest is asked for.
+    """
+    best = continued(
+        tmp_path / "run",
+        "qwen3_moe",
+        load_best_model_at_end=True,
+        eval_strategy="steps",
+        eval_steps=2,
+        greater_is_better=True,
+    )
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    assert best.state.best_model_checkpoint == str(checkpoint)
+    expected = load_model(str(checkpoint)).state_dict()
+    for name, weight in best.model.state_dict().items():
+        assert torch.equal(weight, expected[name]), name
+
+
+def test_a_checkpoint_for_another_engine_has_the_models_names(architecture, whole, tmp_path):
+    folder = copied_run(whole, tmp_path / "run") / "checkpoint-4"
+    record = read_manifest(folder)
+    rewritten = convert_checkpoint(folder, record, "FSDP", tiny_arguments(folder.parent))
+    weights = torch.load(rewritten / "pytorch_model_fsdp.bin", weights_only=True)
+    expected = whole.model.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    optimizer = torch.load(rewritten / "optimizer.bin", weights_only=True)
+    assert optimizer["state"].keys() == dict(whole.model.named_parameters()).keys()
 
 
 def test_lora_is_put_on_all_linear_layers_of_its_blocks(architecture, folder):
