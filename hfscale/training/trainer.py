@@ -1,6 +1,7 @@
 """`transformers.Trainer` with exact losses."""
 
 import contextlib
+import inspect
 import math
 import os
 import sys
@@ -17,7 +18,6 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.trainer_utils import EvalLoopOutput
 
-from hfscale.behaviour import forward_takes
 from hfscale.process import InputError, is_main_rank, launched_engine
 from hfscale.training.micro_batches import find_pieces, split_batch
 from hfscale.training.ranks import check_same_software
@@ -104,8 +104,9 @@ class LMTrainer(Trainer):
         text_config = base.config.get_text_config()
         self._router_weight = getattr(text_config, "router_aux_loss_coef", 0.0)
         # Asked for at each step, not by the configuration, with which upstream's `generate` fails.
-        self._asks_router = getattr(text_config, "output_router_logits", False) and forward_takes(
-            model, "output_router_logits"
+        inputs = inspect.signature(base.forward).parameters
+        self._asks_router = (
+            getattr(text_config, "output_router_logits", False) and "output_router_logits" in inputs
         )
         if self._asks_router:
             text_config.output_router_logits = False

@@ -15,6 +15,7 @@ from hfscale.evaluation.lm_eval import run_lm_eval
 from hfscale.metrics.batches import Journal
 from hfscale.metrics.perplexity import perplexity_metrics, score_documents
 from hfscale.metrics.texts import choice_statistics
+from hfscale.new_models import new_model
 from hfscale.process import InputError
 from hfscale.tasks.choice_scores import score_choices
 from recipes import score
@@ -68,7 +69,25 @@ def model(tokenizer):
     ).eval()
 
 
-def test_perplexities_are_those_of_lm_eval(model, tokenizer, items, tmp_path):
+@pytest.fixture(params=["gpt2", "llama"])
+def of_two_kinds(request, model, tokenizer):
+    if request.param == "gpt2":
+        return model
+    torch.manual_seed(0)
+    return new_model(
+        tokenizer,
+        request.param,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        hidden_size=32,
+        max_position_embeddings=320,
+        initializer_range=0.3,
+    ).eval()
+
+
+def test_perplexities_are_those_of_lm_eval(of_two_kinds, tokenizer, items, tmp_path):
+    model = of_two_kinds
     texts = [
         " ".join(
             f"{row['question']} {' '.join(row['choices'])}" for row in items[:60]
@@ -103,7 +122,8 @@ def test_perplexities_are_those_of_lm_eval(model, tokenizer, items, tmp_path):
     assert metrics["perplexity"] == pytest.approx(np.exp(nll / tokens), rel=1e-4)
 
 
-def test_multiple_choice_is_that_of_lm_eval(model, tokenizer, items, tmp_path):
+def test_multiple_choice_is_that_of_lm_eval(of_two_kinds, tokenizer, items, tmp_path):
+    model = of_two_kinds
     expected, facts = run_lm_eval(
         model, tokenizer, ["local_multiple_choice"], data=write(tmp_path / "items.jsonl", items)
     )
