@@ -138,12 +138,26 @@ class LMTrainer(Trainer):
                 f"{launched} processes were launched but each would train alone: this machine has "
                 "no device for them; add --use_cpu true or launch one process"
             )
+        if self._ranks_of_a_row() > 1:
+            raise InputError(
+                "the launch config asks for tensor, context or sequence parallelism, under which "
+                "losses or their counts would be wrong; leave it out, and see docs/launching.md"
+            )
         is_sharded = self.accelerator.distributed_type == DistributedType.FSDP
         if launched_engine() == "FSDP" and not is_sharded:
             raise InputError(
                 "the launch config asks for FSDP, which accelerate does not run on a CPU (it would "
                 "train unsharded); use --accelerate cpu_2proc or zero2 here"
             )
+
+    def _ranks_of_a_row(self) -> int:
+        """How many ranks work on the same row together."""
+        plugin = self.accelerator.state.deepspeed_plugin
+        settings = plugin.deepspeed_config if plugin else {}
+        # Upstream sees it in the arguments alone, and not in a launch config.
+        by_deepspeed = settings.get("tensor_parallel", {}).get("autotp_size", 1)
+        tp_size = max(by_deepspeed, self.get_tp_size())
+        return tp_size * self.get_cp_size() * self.get_sp_size()
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Forward and backward pass of a batch, in micro-batches where `auto_batch` asks for them;

@@ -18,6 +18,7 @@ from hfscale.training.guards import guard_gradients
 from hfscale.training.trainer import LMTrainer, next_token_loss
 from hfscale.training.training_args import training_arguments
 from tests.tiny_models import APART, TOGETHER, tiny_model
+from tests.tiny_runs import tiny_trainer
 
 LENGTH = 16
 
@@ -325,3 +326,12 @@ def test_processes_that_form_no_job_are_refused(model, rows, tmp_path, monkeypat
 
 def test_the_label_that_is_passed_over_is_one_everywhere():
     assert trainer_module.IGNORED == IGNORED == torch.nn.CrossEntropyLoss().ignore_index
+
+
+@pytest.mark.parametrize("kind", ["tp", "cp", "sp"])
+def test_rows_that_ranks_share_are_refused(kind, tmp_path, monkeypatch):
+    """As a DeepSpeed file with an `autotp_size` makes them; evaluation would count them twice."""
+    monkeypatch.setattr(LMTrainer, f"get_{kind}_size", lambda self: 2)
+    with pytest.raises(InputError, match="tensor, context or sequence parallelism"):
+        tiny_trainer(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
