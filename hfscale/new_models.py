@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -77,15 +78,15 @@ def trial_model(architecture: str, **fields: Any) -> PreTrainedModel | None:
     return model
 
 
-def _model_of(config: PreTrainedConfig) -> PreTrainedModel:
-    """In float32, whatever a file says. Code of its own was trusted when the file was read.
+def _model_of(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """In this type, whatever a file says. Code of its own was trusted when the file was read.
 
     It is whole on each rank until training begins. Upstream would spread it over the ranks at once
     under ZeRO-3, with other random weights than one process draws, and without any on `meta`.
     """
     with set_zero3_state():
         return AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, trust_remote_code=hasattr(config, "auto_map")
+            config, dtype=dtype, trust_remote_code=hasattr(config, "auto_map")
         )
 
 
@@ -299,7 +300,20 @@ def count_new_parameters(config: PreTrainedConfig) -> int:
 
 def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
     """A model of this configuration with shapes and no weights."""
-    with torch.device("meta"), no_init_weights():
-        model = _model_of(copy.deepcopy(config))
+    with torch.device("meta"):
+        return _without_values(config)
+
+
+def fake_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """As `meta_model`, on tensors that say they are on the CPU, so that its kernels are chosen."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return _without_values(config, dtype)
+
+
+def _without_values(
+    config: PreTrainedConfig, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    with no_init_weights():
+        model = _model_of(copy.deepcopy(config), dtype)
     model.tie_weights()
     return model

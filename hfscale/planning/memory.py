@@ -16,6 +16,15 @@ FSDP_BLOCKS = 5
 # Bytes of a weight in 4 bits, with its scales: 8 bits for 64 weights, 32 bits for 256 of those.
 BYTES_IN_4BIT = 4.127 / 8
 Bytes: TypeAlias = dict[str, float]  # by part, of one process
+PARTS = (
+    "weights",
+    "bf16 copies",
+    "gradients",
+    "optimizer",
+    "activations",
+    "logits",
+    "communication",
+)
 
 
 class Step(NamedTuple):
@@ -83,6 +92,40 @@ def _is_true(value: Any) -> bool:
     return str(value).lower() == "true"
 
 
+class Weights(NamedTuple):
+    """How many numbers a model in training is made of: what its state and the talk between
+    processes follow.
+    """
+
+    parameters: int  # without adapters
+    present: int  # and with them
+    trained: int
+    idle: int  # of those, that never get a gradient
+    matrices: int  # that Muon trains
+    largest_matrices: int  # of them, those of one shape together
+    embeddings: int
+    block: int
+    blocks: int
+    in_4bit: int = 0  # that are held in four bits
+
+
+def weights_of(shape: Shape, step: Step) -> Weights:
+    """Of a GPT-2 of which `step` trains all or some."""
+    by_shape = _values_by_shape(shape, step)
+    return Weights(
+        parameters=shape.parameters(),
+        present=shape.parameters() + shape.lora_parameters(*step.trained),
+        trained=step.trained.parameters(shape),
+        idle=step.trained.idle_parameters(shape),
+        matrices=sum(by_shape),
+        largest_matrices=max(by_shape, default=0),
+        embeddings=shape.embedding_parameters(),
+        block=shape.block_parameters(),
+        blocks=shape.n_layer,
+        in_4bit=_held_in_4bit(shape, step),
+    )
+
+
 def step_memory_bytes(shape: Shape, step: Step, sharding: Sharding) -> dict[str, int]:
     """Bytes per process by part at the fullest moment of training with AdamW and fused attention.
 
@@ -91,28 +134,28 @@ def step_memory_bytes(shape: Shape, step: Step, sharding: Sharding) -> dict[str,
     autograd keeps, counted operation by operation and found again in torch's allocator
     (docs/planning.md). Allocator, libraries and device contexts come on top.
     """
-    state = _state(shape, step, sharding)
-    gradients = state.pop("gradients")
-    moments = _moments(shape, step, sharding, gradients)
-    if step.accumulates:  # the gradients of the passes before are there all along
+    weights = weights_of(shape, step)
+    state = state_bytes(weights, step, sharding)
+    moments = _moments(shape, weights, step, sharding, state["gradients"])
+    return fullest_moment(state, moments, step)
+
+
+def fullest_moment(state: Bytes, moments: Sequence[Bytes], step: Step) -> dict[str, int]:
+    """Bytes by part of the state and the largest of the moments on top of it; gradients are there
+    as each moment says, with accumulation all along.
+    """
+    gradients = state["gradients"]
+    if step.accumulates:  # those of the passes before
         moments = [
             {**moment, "gradients": max(gradients, moment.get("gradients", 0))}
             for moment in moments
         ]
+    lasting = {part: size for part, size in state.items() if part != "gradients"}
     fullest = max(moments, key=lambda moment: sum(moment.values()))
-    parts = (
-        "weights",
-        "bf16 copies",
-        "gradients",
-        "optimizer",
-        "activations",
-        "logits",
-        "communication",
-    )
-    return {part: int(state.get(part, 0) + fullest.get(part, 0)) for part in parts}
+    return {part: int(lasting.get(part, 0) + fullest.get(part, 0)) for part in PARTS}
 
 
-def _state(shape: Shape, step: Step, sharding: Sharding) -> Bytes:
+def state_bytes(weights: Weights, step: Step, sharding: Sharding) -> Bytes:
     """What lies in memory from step to step. Outside DeepSpeed weights, gradients and both moments
     are float32: 16 bytes a parameter. DeepSpeed trains a copy in the compute type and keeps a
     float32 master: 12 bytes in `optimizer`.
@@ -120,16 +163,15 @@ def _state(shape: Shape, step: Step, sharding: Sharding) -> Bytes:
     is_deepspeed = sharding.engine == "deepspeed"
     value = step.width if is_deepspeed else 4
     master = 4 if is_deepspeed else 0
-    trained = step.trained.parameters(shape)
+    trained = weights.trained
     average = 4 * trained if step.averages_weights else 0
     if not is_deepspeed:  # which keeps state for weights without a gradient, too
-        trained -= step.trained.idle_parameters(shape)
-    present = shape.parameters() + shape.lora_parameters(*step.trained)
+        trained -= weights.idle
     optimizer = (master + step.optimizer_bytes) * trained
     if step.muon:  # which keeps one number of a matrix, where AdamW keeps two
-        optimizer -= 4 * sum(_values_by_shape(shape, step))
+        optimizer -= 4 * weights.matrices
     state = {
-        "weights": value * present - _saved_by_4bit(shape, step, value),
+        "weights": value * weights.present - (value - BYTES_IN_4BIT) * weights.in_4bit,
         "gradients": value * trained,
         "optimizer": optimizer + average,
         # DDP's buckets are one more copy of the gradients.
@@ -152,13 +194,12 @@ def _values_by_shape(shape: Shape, step: Step) -> list[int]:
     return [rows * columns * count for (rows, columns), count in matrices.items()]
 
 
-def _saved_by_4bit(shape: Shape, step: Step, value: int) -> float:
-    """Bytes: of the blocks' linear layers, that would else take `value` bytes a weight."""
+def _held_in_4bit(shape: Shape, step: Step) -> int:
+    """Weights of the blocks' linear layers, where they are."""
     if not step.load_in_4bit:
         return 0
     layers = [*shape.linear_layers().values(), *shape.idle_layers().values()]
-    linear = shape.n_layer * sum(inputs * outputs for inputs, outputs in layers)
-    return linear * (value - BYTES_IN_4BIT)
+    return shape.n_layer * sum(inputs * outputs for inputs, outputs in layers)
 
 
 class _Pass(NamedTuple):
@@ -170,11 +211,14 @@ class _Pass(NamedTuple):
     kept: int  # of all blocks, for the backward pass
     copies: "_Copies"
     gathered: int  # weights of other processes, at the ends of the model
+    gathered_inside: int  # and inside a block
     bucket: int  # DeepSpeed's, for gradients on the way
     output_gradient: int  # of the output embedding
 
 
-def _moments(shape: Shape, step: Step, sharding: Sharding, gradients: float) -> list[Bytes]:
+def _moments(
+    shape: Shape, weights: Weights, step: Step, sharding: Sharding, gradients: float
+) -> list[Bytes]:
     """What comes on top of the state, by part, at each of the moments that `step_memory_bytes`
     names.
     """
@@ -188,8 +232,9 @@ def _moments(shape: Shape, step: Step, sharding: Sharding, gradients: float) -> 
         between=tokens * shape.n_embd * sizes.between,
         kept=_kept_by_all(shape, step, sizes, blocks),
         copies=_copies(shape, step, sharding, blocks),
-        gathered=_gathered(shape, step, sharding, 2),
-        bucket=DEEPSPEED_BUCKET * step.width if sharding.engine == "deepspeed" else 0,
+        gathered=gathered_bytes(weights, step, sharding, 2),
+        gathered_inside=gathered_bytes(weights, step, sharding, FSDP_BLOCKS),
+        bucket=bucket_bytes(step, sharding),
         output_gradient=4 * shape.vocab_size * shape.n_embd if trains_output else 0,
     )
     return [
@@ -197,7 +242,7 @@ def _moments(shape: Shape, step: Step, sharding: Sharding, gradients: float) -> 
         _backward_of_loss(shape, step, shared),
         _backward_of_last_mlp(shape, step, sharding, blocks[-1], shared),
         _end_of_backward(shape, step, gradients, shared),
-        _muon_step(shape, step, gradients),
+        muon_moment(weights, step, gradients),
         _evaluation(shape, step),
     ]
 
@@ -245,7 +290,7 @@ def _backward_of_last_mlp(
         "activations": activations + _unpacked(shape, step) + adapters,
         "gradients": shared.output_gradient + mlp_gradient,
         "bf16 copies": shared.copies.output + copied_blocks,
-        "communication": shared.bucket + _gathered(shape, step, sharding, FSDP_BLOCKS),
+        "communication": shared.bucket + shared.gathered_inside,
     }
 
 
@@ -259,11 +304,11 @@ def _end_of_backward(shape: Shape, step: Step, gradients: float, shared: _Pass) 
     }
 
 
-def _muon_step(shape: Shape, step: Step, gradients: float) -> Bytes:
+def muon_moment(weights: Weights, step: Step, gradients: float) -> Bytes:
     """All gradients, and what makes the matrices of one shape orthogonal at once: they in float32,
     and before and after an iteration, with its two squares, in the type of the products.
     """
-    largest = max(_values_by_shape(shape, step), default=0) if step.muon else 0
+    largest = weights.largest_matrices if step.muon else 0
     return {"gradients": gradients, "optimizer": (4 + 4 * step.width) * largest}
 
 
@@ -394,13 +439,19 @@ def _unpacked(shape: Shape, step: Step) -> int:
     return largest * (6 if step.bf16 else 4)
 
 
-def _gathered(shape: Shape, step: Step, sharding: Sharding, blocks: int) -> int:
+def bucket_bytes(step: Step, sharding: Sharding) -> int:
+    """DeepSpeed's, for gradients on the way."""
+    return DEEPSPEED_BUCKET * step.width if sharding.engine == "deepspeed" else 0
+
+
+def gathered_bytes(weights: Weights, step: Step, sharding: Sharding, blocks: int) -> int:
     """Weights of other processes at hand: of FSDP the embeddings and some blocks; ZeRO-3 keeps all
     up to its limit, gathered, arriving and as gradients.
     """
     if sharding.engine == "fsdp":
-        blocks = shape.n_layer if sharding.stage == 2 else min(blocks, shape.n_layer + 2)
-        return step.width * (shape.embedding_parameters() + blocks * shape.block_parameters())
+        limited = min(blocks, weights.blocks + 2)
+        blocks = weights.blocks if sharding.stage == 2 else limited
+        return step.width * (weights.embeddings + blocks * weights.block)
     if sharding.engine == "deepspeed" and sharding.stage == 3:
-        return 3 * step.width * min(shape.parameters(), ZERO3_LIVE)
+        return 3 * step.width * min(weights.parameters, ZERO3_LIVE)
     return 0
