@@ -96,7 +96,13 @@ def main(argv: list[str] | None = None) -> None:
     from pathlib import Path
 
     from hfscale.planning.learning_rate import planned_learning_rates, transfer_note
-    from hfscale.planning.page import check_picture, draw_memory, show_plan
+    from hfscale.planning.page import (
+        check_no_picture,
+        check_picture,
+        draw_memory,
+        show_plan,
+        show_without_memory,
+    )
     from hfscale.planning.plan import (
         find_device,
         find_machines,
@@ -109,9 +115,8 @@ def main(argv: list[str] | None = None) -> None:
         Planned,
         check_countable,
         find_max_length,
-        has_memory_formulas,
         pick_precision,
-        planned_shape,
+        planned_model,
         share_rows,
         step_of,
     )
@@ -123,11 +128,8 @@ def main(argv: list[str] | None = None) -> None:
     planned = Planned.from_values(args.recipe, args.training)
     check_countable(planned)
     device = find_device(args.gpu, args.accelerators)
-    if not has_memory_formulas(planned):
-        show_what_is_counted(args, planned, device)
-        return
-    shape = planned_shape(planned, args.vocab_size)
-    max_length = find_max_length(planned, shape.n_positions)
+    model = planned_model(planned, args.vocab_size)
+    max_length = find_max_length(planned, model.context)
 
     # Where it runs.
     machines = find_machines(args.num_gpus, args.num_machines, args.network_gbit_s)
@@ -135,24 +137,36 @@ def main(argv: list[str] | None = None) -> None:
     # A step of one process, and what each launch config makes of it.
     rows = share_rows(planned, args.num_gpus, args.tokens_per_step, max_length)
     precision = pick_precision(planned.training, device, args.gpu)
-    step = step_of(planned, shape, rows, max_length, precision)
+    step = step_of(planned, model, rows, max_length, precision)
+    training = model.in_training(step)
+
+    # The whole training: tokens, operations, hours, energy, money.
+    totals = training_totals(
+        training,
+        tokens_per_step=rows.per_process * args.num_gpus * max_length,
+        tokens=args.tokens,
+        max_steps=planned.training.get("max_steps", 0),
+    )
+    if training.memory is None:
+        check_no_picture(args.picture, planned.architecture)
+        show_without_memory(
+            totals,
+            device,
+            step=step,
+            architecture=planned.architecture,
+            num_gpus=args.num_gpus,
+            precision=precision,
+            efficiency=args.efficiency,
+        )
+        return
     plans = plan_launches(
-        shape,
+        training,
         step,
         device,
         machines,
         rows=rows.per_process,
         efficiency=args.efficiency,
         precision=precision,
-    )
-
-    # The whole training: tokens, operations, hours, energy, money.
-    totals = training_totals(
-        shape,
-        step,
-        tokens_per_step=rows.per_process * args.num_gpus * max_length,
-        tokens=args.tokens,
-        max_steps=planned.training.get("max_steps", 0),
     )
     show_plan(
         totals,
@@ -185,7 +199,7 @@ def main(argv: list[str] | None = None) -> None:
         machines,
         given_sizes=rows.given,
         main_process_ip=args.main_process_ip,
-        find_unused_parameters=shape.add_cross_attention,
+        find_unused_parameters=training.has_idle_weights,
     )
     print(f"launch: {command}")
     if machines.number > 1:
@@ -194,37 +208,6 @@ def main(argv: list[str] | None = None) -> None:
             f"{args.main_process_ip} is the address of machine 0 (hfscale copy launch writes job "
             "files that say so)"
         )
-
-
-def show_what_is_counted(args: PlanArguments, planned, device) -> None:
-    """Parameters, operations and computing time of an architecture whose memory no formula
-    tells.
-    """
-    from hfscale.planning.counted import count_planned, counted_totals
-    from hfscale.planning.page import show_counted
-    from hfscale.planning.settings import pick_precision, share_rows
-
-    if args.picture:
-        raise InputError(
-            f"picture: shows memory, which is not planned for {planned.architecture}; leave it out"
-        )
-    counted, max_length = count_planned(planned, args.vocab_size)
-    rows = share_rows(planned, args.num_gpus, args.tokens_per_step, max_length)
-    totals = counted_totals(
-        counted,
-        max_length=max_length,
-        tokens_per_step=rows.per_process * args.num_gpus * max_length,
-        tokens=args.tokens,
-        max_steps=planned.training.get("max_steps", 0),
-    )
-    show_counted(
-        totals,
-        device,
-        architecture=planned.architecture,
-        num_gpus=args.num_gpus,
-        precision=pick_precision(planned.training, device, args.gpu),
-        efficiency=args.efficiency,
-    )
 
 
 if __name__ == "__main__":

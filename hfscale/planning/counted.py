@@ -2,12 +2,14 @@
 shapes and no weights. GPT-2's need no model (`flops`).
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from hfscale.arguments import shape_of
-from hfscale.planning.flops import TOKENS_PER_PARAMETER
-from hfscale.planning.settings import FINETUNED_LENGTH, Planned, find_max_length
+from hfscale.planning.memory import Step
+from hfscale.planning.plan import Model, Training
+from hfscale.planning.settings import FINETUNED_LENGTH, Planned
 from hfscale.planning.shapes import find_vocab_size
 
 
@@ -17,6 +19,7 @@ class Counted(NamedTuple):
     parameters: int
     active_parameters: int  # that a token meets: of experts those that read it
     matrix_flops: int  # of a token's products with weights, forward
+    output_flops: int  # and of those, with the output embedding
     attention_width: int  # all heads of all blocks together
 
     def forward_flops(self, tokens: int, max_length: int) -> int:
@@ -25,6 +28,10 @@ class Counted(NamedTuple):
         """
         attention = 2 * 2 * max_length * self.attention_width
         return tokens * (self.matrix_flops + attention)
+
+    def block_flops(self, tokens: int, max_length: int) -> int:
+        """Of those, the blocks'."""
+        return self.forward_flops(tokens, max_length) - tokens * self.output_flops
 
     def training_flops(self, tokens: int, max_length: int) -> int:
         """Of forward and backward passes: each product has two gradients of its size."""
@@ -58,6 +65,7 @@ def count_model(model: Any) -> Counted:
         int(parameters),
         int(active),
         int(2 * multiplied),
+        2 * output.weight.numel(),
         config.num_hidden_layers * heads * head_dim,
     )
 
@@ -79,10 +87,10 @@ def _share_of_experts(config: Any) -> float:
     return config.num_experts_per_tok / experts if experts else 1
 
 
-def count_planned(planned: Planned, vocab_size: int | None) -> tuple[Counted, int]:
-    """Of the new model that a training recipe would make, and the tokens of its rows.
+def counted_model(planned: Planned, vocab_size: int | None) -> Model:
+    """The new model that a training recipe would make.
 
-    Raises InputError: as `new_config`, `find_vocab_size` and `find_max_length`.
+    Raises InputError: as `new_config` and `find_vocab_size`.
     """
     # A model is made, of no weights: all of torch.
     from hfscale.models import stated_limit
@@ -91,24 +99,25 @@ def count_planned(planned: Planned, vocab_size: int | None) -> tuple[Counted, in
     words = find_vocab_size(planned.tokenizer or "", vocab_size)
     config = new_config(**shape_of(planned), vocab_size=words)
     check_new_model(config, in_memory=False)
-    max_length = find_max_length(planned, stated_limit(config) or FINETUNED_LENGTH)
-    return count_model(meta_model(config)), max_length
+    counted = count_model(meta_model(config))
+    return Model(
+        context=stated_limit(config) or FINETUNED_LENGTH,
+        target_modules=(),
+        in_training=functools.partial(_in_training, counted, config),
+    )
 
 
-def counted_totals(
-    counted: Counted, *, max_length: int, tokens_per_step: int, tokens: float | None, max_steps: int
-) -> dict[str, float]:
-    """As `training_totals`; of a mixture of experts the compute-optimal tokens are those of its
-    active parameters.
-    """
-    optimal = TOKENS_PER_PARAMETER * counted.active_parameters
-    tokens = tokens or max(0, max_steps) * tokens_per_step or optimal
-    return {
-        "parameters": counted.parameters,
-        "active parameters": counted.active_parameters,
-        "tokens": tokens,
-        "compute-optimal tokens": optimal,
-        "tokens per step": tokens_per_step,
-        "FLOPs": float(counted.training_flops(1, max_length) * tokens),
-        "FLOPs (6ND)": 6.0 * counted.active_parameters * tokens,
-    }
+def _in_training(counted: Counted, config: Any, step: Step) -> Training:
+    from hfscale.planning.traced import find_memory
+
+    flops = counted.training_flops(1, step.max_length)
+    again = counted.block_flops(1, step.max_length) if step.activation_checkpointing else 0
+    return Training(
+        parameters=counted.parameters,
+        active_parameters=counted.active_parameters,
+        trained=counted.parameters,
+        has_idle_weights=False,
+        flops_per_token=flops,
+        computed_flops_per_token=flops + again,
+        memory=find_memory(config, counted.parameters, step),
+    )

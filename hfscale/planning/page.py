@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hfscale.folders import check_writable
+from hfscale.planning.memory import Step
 from hfscale.planning.plan import (
     NEAR,
     Device,
@@ -69,24 +70,27 @@ def show_plan(
         print(line)
 
 
-def show_counted(
+def show_without_memory(
     totals: dict[str, float],
     device: Device,
     *,
+    step: Step,
     architecture: str,
     num_gpus: int,
     precision: str,
     efficiency: float,
 ) -> None:
-    """Print the totals of a training whose memory no formula tells, what is kept from step to step,
-    and the time of the computing alone.
+    """Print the totals of a training of which it is not known what it keeps for the backward pass,
+    what is there from step to step, and the time of the computing alone.
     """
     _show_totals(totals)
-    state_gb = 16 * totals["parameters"] / 1e9
+    values = 4 + 4 + step.optimizer_bytes + (4 if step.averages_weights else 0)
+    state_gb = values * totals["parameters"] / 1e9
     print(
-        f"memory: {state_gb:,.2f} GB of weights, gradients and AdamW's state in float32, before "
-        f"any is split; activations of {architecture} are not planned: see what the first steps of "
-        "a run take (memory_peak_bytes in its run.json)"
+        f"memory: {state_gb:,.2f} GB of weights, gradients and the optimizer's state in float32, "
+        f"before any is split; activations and logits of {architecture} are not counted, so it is "
+        "not said what fits: see what the first steps of a run take (memory_peak_bytes in its "
+        "run.json)"
     )
     rate = efficiency * (device.tflops(precision) or 0) * 1e12
     hours = totals["FLOPs"] / rate / 3600 / num_gpus
@@ -196,6 +200,14 @@ def check_picture(path: str) -> None:
     if os.path.lexists(path):
         raise InputError(f"picture {path}: exists; name another")
     check_writable(f"picture {path}", Path(path).parent, Path(path).name)
+
+
+def check_no_picture(path: str | None, architecture: str) -> None:
+    """Raise InputError where a picture is asked for."""
+    if path:
+        raise InputError(
+            f"picture: shows memory, which is not planned for {architecture}; leave it out"
+        )
 
 
 def draw_memory(path: Path, plans: dict[str, LaunchPlan], device: Device, title: str) -> None:

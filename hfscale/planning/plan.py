@@ -1,7 +1,9 @@
 """What fits on which accelerators, how fast, and what it costs, from the sizes alone."""
 
+import functools
 import math
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -46,6 +48,42 @@ class Device(NamedTuple):
     def tflops(self, precision: str) -> float | None:
         """Peak rate of matrix products in bf16, fp16 or fp32; None: no matrix units for it."""
         return getattr(self, f"{precision}_tflops")
+
+
+class Training(NamedTuple):
+    """A model in training, in the numbers that a plan takes."""
+
+    parameters: int
+    active_parameters: int  # that a token meets: of experts those that read it
+    trained: int
+    has_idle_weights: bool  # some that are trained never get a gradient
+    flops_per_token: int
+    # Beside them what checkpointing computes again, which adds nothing to the result.
+    computed_flops_per_token: int
+    # Bytes by part that a process takes; None: not known.
+    memory: Callable[[Step, Sharding], dict[str, int]] | None
+
+
+class Model(NamedTuple):
+    """What is planned, before it is known how it is trained."""
+
+    context: int  # tokens that it reads at most
+    target_modules: tuple[str, ...]  # that get adapters
+    in_training: Callable[[Step], Training]
+
+
+def gpt2_in_training(shape: Shape, step: Step) -> Training:
+    """By formulas alone."""
+    flops = functools.partial(training_flops, shape, 1, step.max_length, **step.trained._asdict())
+    return Training(
+        parameters=shape.parameters(),
+        active_parameters=shape.parameters(),
+        trained=step.trained.parameters(shape),
+        has_idle_weights=shape.add_cross_attention,
+        flops_per_token=flops(),
+        computed_flops_per_token=flops(activation_checkpointing=step.activation_checkpointing),
+        memory=functools.partial(step_memory_bytes, shape),
+    )
 
 
 class LaunchPlan(TypedDict):
@@ -112,7 +150,7 @@ def find_machines(num_gpus: int, num_machines: int | None, network_gbit_s: float
 
 
 def plan_launch(
-    shape: Shape,
+    training: Training,
     step: Step,
     sharding: Sharding,
     device: Device,
@@ -130,12 +168,16 @@ def plan_launch(
     other devices is added in full (none of it hidden behind computing), at the rate `link_gb_s` of
     the slowest link (default: the device's).
 
-    Raises ValueError: a `precision` that the device has no matrix units for.
+    Raises ValueError: a `precision` that the device has no matrix units for, or a training whose
+    memory is not known.
     """
+    count_memory = training.memory
+    if count_memory is None:
+        raise ValueError("the memory of this training is not known")
 
     def memory(batch_size: int) -> dict[str, int]:
         tried = step._replace(batch_size=batch_size, accumulates=batch_size < rows)
-        return step_memory_bytes(shape, tried, sharding)
+        return count_memory(tried, sharding)
 
     def fits(batch_size: int) -> bool:
         return sum(memory(batch_size).values()) + RESERVED_BYTES <= device.memory_gb * 1e9
@@ -146,8 +188,10 @@ def plan_launch(
         batch_size = largest
     passes = rows // batch_size
     tokens = rows * step.max_length
-    computing = _computing_seconds(shape, step, device, tokens, efficiency, precision)
-    talking = _communication_seconds(shape, step, sharding, link_gb_s or device.link_gb_s, passes)
+    computing = _computing_seconds(training, step, device, tokens, efficiency, precision)
+    talking = _communication_seconds(
+        training, step, sharding, link_gb_s or device.link_gb_s, passes
+    )
     seconds = computing + talking
     return {
         "memory_bytes": memory(batch_size),
@@ -168,7 +212,7 @@ def divisors(number: int) -> list[int]:
 
 
 def _computing_seconds(
-    shape: Shape,
+    training: Training,
     step: Step,
     device: Device,
     tokens: int,
@@ -176,13 +220,7 @@ def _computing_seconds(
     precision: str | None,
 ) -> float:
     """Of one optimizer step of a process that reads `tokens`."""
-    flops = training_flops(
-        shape,
-        tokens,
-        step.max_length,
-        activation_checkpointing=step.activation_checkpointing,
-        **step.trained._asdict(),
-    )
+    flops = tokens * training.computed_flops_per_token
     if precision is None:
         precision = "bf16" if step.bf16 else "fp32"
     tflops = device.tflops(precision)
@@ -192,7 +230,7 @@ def _computing_seconds(
 
 
 def _communication_seconds(
-    shape: Shape, step: Step, sharding: Sharding, link_gb_s: float, passes: int
+    training: Training, step: Step, sharding: Sharding, link_gb_s: float, passes: int
 ) -> float:
     """Of one optimizer step. DDP averages float32 gradients once (a ring sends all but 1/n of them
     twice); DeepSpeed reduces them in the compute type and gathers the weights; with split weights
@@ -200,10 +238,10 @@ def _communication_seconds(
     weights up.
     """
     width = step.width
-    trained = step.trained.parameters(shape)
+    trained = training.trained
     ring = (1 - 1 / sharding.processes) / (link_gb_s * 1e9)
     if sharding.stage == 3:
-        seconds = passes * width * (2 * shape.parameters() + trained) * ring
+        seconds = passes * width * (2 * training.parameters + trained) * ring
     elif sharding.stage == 2:
         seconds = (passes + 1) * width * trained * ring
     elif sharding.engine == "deepspeed":
@@ -217,25 +255,25 @@ def _communication_seconds(
 
 
 def training_totals(
-    shape: Shape, step: Step, *, tokens_per_step: int, tokens: float | None, max_steps: int
+    training: Training, *, tokens_per_step: int, tokens: float | None, max_steps: int
 ) -> dict[str, float]:
     """Parameters, tokens and operations of the whole training, by the names that are shown.
 
     `tokens` to train on; without them those of `max_steps` steps, and without these (0 or less)
-    the compute-optimal number.
+    the compute-optimal number, which is that of the active parameters.
     """
-    optimal = TOKENS_PER_PARAMETER * shape.parameters()
+    optimal = TOKENS_PER_PARAMETER * training.active_parameters
     tokens = tokens or max(0, max_steps) * tokens_per_step or optimal
-    # A checkpointing run does the same work for its result: what it computes again is not in here.
-    flops_per_token = training_flops(shape, 1, step.max_length, **step.trained._asdict())
-    return {
-        "parameters": shape.parameters(),
-        "trained": step.trained.parameters(shape),
+    totals: dict[str, float] = {"parameters": training.parameters}
+    if training.active_parameters < training.parameters:
+        totals["active parameters"] = training.active_parameters
+    return totals | {
+        "trained": training.trained,
         "tokens": tokens,
         "compute-optimal tokens": optimal,
         "tokens per step": tokens_per_step,
-        "FLOPs": float(flops_per_token * tokens),
-        "FLOPs (6ND)": 6.0 * shape.parameters() * tokens,
+        "FLOPs": float(training.flops_per_token * tokens),
+        "FLOPs (6ND)": 6.0 * training.active_parameters * tokens,
     }
 
 
@@ -258,7 +296,7 @@ def recommended(plans: dict[str, LaunchPlan]) -> str | None:
 
 
 def plan_launches(
-    shape: Shape,
+    training: Training,
     step: Step,
     device: Device,
     machines: Machines,
@@ -289,7 +327,7 @@ def plan_launches(
         if step.averages_weights and sharding.stage > 0:  # which shares the weights out
             continue
         plans[name] = plan_launch(
-            shape,
+            training,
             step,
             sharding,
             device,

@@ -2,6 +2,7 @@
 cannot be counted.
 """
 
+import functools
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from hfscale.arguments import AdapterArguments, AveragingArguments, ShapeArgumen
 from hfscale.config import arguments_class, shipped
 from hfscale.planning.flops import Shape
 from hfscale.planning.memory import Step
-from hfscale.planning.plan import Device, divisors
+from hfscale.planning.plan import Device, Model, divisors, gpt2_in_training
 from hfscale.planning.shapes import find_shape, saved_tokenizer
 from hfscale.process import InputError
 
@@ -179,6 +180,21 @@ def find_max_length(planned: Planned, context: int) -> int:
     return max_length
 
 
+def planned_model(planned: Planned, vocab_size: int | None) -> Model:
+    """The model that is trained; `vocab_size` where the tokenizer does not tell it.
+
+    Raises InputError: as `find_shape`, `checked_targets` and `counted_model`.
+    """
+    if not has_memory_formulas(planned):
+        # Slow, and seldom needed.
+        from hfscale.planning.counted import counted_model
+
+        return counted_model(planned, vocab_size)
+    shape = planned_shape(planned, vocab_size)
+    in_training = functools.partial(gpt2_in_training, shape)
+    return Model(shape.n_positions, checked_targets(planned, shape), in_training)
+
+
 def has_memory_formulas(planned: Planned) -> bool:
     """Whether the model is a GPT-2, or a checkpoint, which has to be one."""
     entry = ARCHITECTURES.get(planned.architecture)
@@ -218,7 +234,7 @@ def pick_precision(training: dict[str, Any], device: Device, gpu: str) -> str:
     return "bf16" if device.tflops("bf16") and training.get("bf16") is None else "fp32"
 
 
-def step_of(planned: Planned, shape: Shape, rows: Rows, max_length: int, precision: str) -> Step:
+def step_of(planned: Planned, model: Model, rows: Rows, max_length: int, precision: str) -> Step:
     """What one process computes at a time; `precision`: bf16, fp16 or fp32."""
     training = planned.training
     return Step(
@@ -231,7 +247,7 @@ def step_of(planned: Planned, shape: Shape, rows: Rows, max_length: int, precisi
         masked=not planned.cross_document_attention,
         lora_r=planned.lora_r or 0,
         load_in_4bit=planned.load_in_4bit,
-        target_modules=checked_targets(planned, shape),
+        target_modules=model.target_modules,
         freeze_layers=planned.freeze_layers,
         lora_dropout=planned.lora_dropout,
         optimizer_bytes=OPTIMIZER_BYTES[training.get("optim", DEFAULT_OPTIMIZER)],

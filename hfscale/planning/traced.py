@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from hfscale.new_models import fake_model
+from hfscale.new_models import fake_model, num_experts
 from hfscale.planning.memory import (
     FSDP_BLOCKS,
     Bytes,
@@ -131,6 +131,20 @@ class Trace(NamedTuple):
     gradients: Array  # numbers of weights that had theirs by then
     last_block: slice  # operations of its backward pass
     first_block: slice
+
+
+def find_memory(config: PreTrainedConfig, parameters: int, step: Step) -> MemoryOf | None:
+    """As `memory_of`; None: the step cannot be run without values, as with experts, which read
+    what the router sends them.
+    """
+    if num_experts(config):
+        return None
+    try:
+        memory = memory_of(config, parameters)
+        memory(step, Sharding())
+    except Exception:  # whatever a model's own code raises
+        return None
+    return memory
 
 
 def memory_of(config: PreTrainedConfig, parameters: int) -> MemoryOf:
