@@ -126,15 +126,19 @@ def weights_of(shape: Shape, step: Step) -> Weights:
     )
 
 
-def step_memory_bytes(shape: Shape, step: Step, sharding: Sharding) -> dict[str, int]:
+def step_memory_bytes(
+    shape: Shape, step: Step, sharding: Sharding, weights: Weights | None = None
+) -> dict[str, int]:
     """Bytes per process by part at the fullest moment of training with AdamW and fused attention.
 
     The moments compared: the end of the forward pass, the loss, the backward pass of the last
     block, the end of the backward pass, Muon's step, an evaluation batch. Activations are what
     autograd keeps, counted operation by operation and found again in torch's allocator
     (docs/planning.md). Allocator, libraries and device contexts come on top.
+
+    `weights`: those of another model, that is taken for a GPT-2 of this shape in all else.
     """
-    weights = weights_of(shape, step)
+    weights = weights or weights_of(shape, step)
     state = state_bytes(weights, step, sharding)
     moments = _moments(shape, weights, step, sharding, state["gradients"])
     return fullest_moment(state, moments, step)

@@ -35,7 +35,6 @@ from hfscale.planning.memory import (
     muon_moment,
     state_bytes,
 )
-from hfscale.training.optimizers import hidden_matrices
 
 BLOCKS = 2
 ROWS = (2, 3)  # of one row some operations are left out
@@ -161,14 +160,14 @@ def memory_of(config: PreTrainedConfig, parameters: int) -> MemoryOf:
     traced = functools.cache(functools.partial(trace_step, config))
 
     def memory(step: Step, sharding: Sharding) -> dict[str, int]:
-        by_shape = matrices_by_shape(small, blocks) if step.muon else [0]
+        by_shape = matrices_by_shape(small) if step.muon else [0]
         weights = Weights(
             parameters=parameters,
             present=parameters,
             trained=parameters,
             idle=0,
-            matrices=sum(by_shape),
-            largest_matrices=max(by_shape),
+            matrices=blocks * sum(by_shape) // BLOCKS,
+            largest_matrices=blocks * max(by_shape) // BLOCKS,
             embeddings=parameters - blocks * block,
             block=block,
             blocks=blocks,
@@ -349,13 +348,13 @@ def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
     return next(module for module in lists if len(module) == BLOCKS)
 
 
-def matrices_by_shape(model: PreTrainedModel, blocks: int) -> list[int]:
-    """Numbers in all matrices of a shape that Muon trains, for each shape, in so many blocks of
-    those that a model has two of.
-    """
+def matrices_by_shape(model: PreTrainedModel) -> list[int]:
+    """Numbers in all matrices of a shape that Muon trains, for each shape."""
+    from hfscale.training.optimizers import hidden_matrices  # and with it all of Trainer
+
     numbers: Counter[tuple[int, ...]] = Counter()
     for name, (num_matrices, outputs_dim) in hidden_matrices(model).items():
         shape = list(model.get_parameter(name).shape)
         shape[outputs_dim] //= num_matrices
         numbers[tuple(shape)] += model.get_parameter(name).numel()
-    return [blocks * number // BLOCKS for number in numbers.values()]
+    return list(numbers.values())

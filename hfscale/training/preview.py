@@ -14,10 +14,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from hfscale.arguments import AveragingArguments, OptimizerArguments
 from hfscale.data.layouts import IGNORED
 from hfscale.data.repacking import RepackedRows, table_of
-from hfscale.models import context_limit, count_parameters
+from hfscale.models import context_limit, count_parameters, count_trained
+from hfscale.new_models import count_new_parameters
 from hfscale.planning.flops import Shape
-from hfscale.planning.memory import Sharding, Step, sharding_of, step_memory_bytes
+from hfscale.planning.memory import (
+    Sharding,
+    Step,
+    Weights,
+    sharding_of,
+    step_memory_bytes,
+    weights_of,
+)
 from hfscale.planning.settings import OPTIMIZER_BYTES
+from hfscale.planning.traced import MemoryOf, find_memory, matrices_by_shape
 from hfscale.process import is_main_rank, launched_engine, launched_processes, planned_launch
 from hfscale.report.tables import show_table
 
@@ -42,7 +51,7 @@ def preview(
         _row_table(row, tokenizer),
         title="The first training row begins",
     )
-    memory = memory_at_hand(model, args, rows["train"], optimizer)
+    memory, is_exact = count_memory(model, args, rows["train"], optimizer)
     needed = sum(memory.values())
     # What other machines have is not known here.
     available = None if planned_launch() else device_memory_bytes(args)
@@ -63,8 +72,11 @@ def preview(
     shown = "not known here" if available is None else _mebibytes(available)
     counts.append(("memory: there is, per process", shown))
     show_table(("what", "value"), counts, title="The run", show_header=False)
-    if model.config.model_type != "gpt2":
-        print(f"memory is that of a GPT-2 of these sizes; of {model.config.model_type} it differs")
+    if not is_exact:
+        print(
+            "memory of activations and logits is that of a GPT-2 of these sizes; what this "
+            f"{model.config.model_type} takes is not counted"
+        )
 
     if available is not None and needed > available:
         print(
@@ -158,9 +170,69 @@ def memory_at_hand(
     rows: Dataset | IterableDataset | RepackedRows,
     optimizer: OptimizerArguments | None = None,
 ) -> dict[str, int]:
-    """Bytes by part that a process of this launch will take (`step_memory_bytes`); another model
-    than GPT-2 is taken as a GPT-2 of its sizes. `optimizer` None: upstream's alone.
+    """Bytes by part that a process of this launch will take. `optimizer` None: upstream's alone."""
+    return count_memory(model, args, rows, optimizer)[0]
+
+
+def count_memory(
+    model: PreTrainedModel,
+    args: TrainingArguments,
+    rows: Dataset | IterableDataset | RepackedRows,
+    optimizer: OptimizerArguments | None = None,
+) -> tuple[dict[str, int], bool]:
+    """As `memory_at_hand`, and whether all of them are this model's: of one that is neither a GPT-2
+    nor dense, or that is not trained as a whole, what lasts from step to step is, and the rest is
+    that of a GPT-2 of its sizes.
     """
+    step = _step_at_hand(model, args, rows, optimizer)
+    sharding = launched_sharding(args.world_size)
+    shape = _shape_of(model, step.max_length)
+    if model.config.model_type == "gpt2":
+        return step_memory_bytes(shape, step, sharding), True
+    memory = _traced_memory(model, step, sharding)
+    if memory:
+        return memory(step, sharding), True
+    return step_memory_bytes(shape, step, sharding, _weights_of(model, shape, step)), False
+
+
+def _weights_of(model: PreTrainedModel, shape: Shape, step: Step) -> Weights:
+    """Counts of a model's own weights; `shape`: its sizes."""
+    counts = count_parameters(model)
+    in_blocks = counts["parameters_without_embeddings"]
+    return weights_of(shape, step)._replace(
+        parameters=counts["parameters"],
+        present=counts["parameters"],
+        trained=count_trained(model),
+        embeddings=counts["parameters"] - in_blocks,
+        block=in_blocks // shape.n_layer,
+        **_muon_numbers(model, step),
+    )
+
+
+def _muon_numbers(model: PreTrainedModel, step: Step) -> dict[str, int]:
+    if not step.muon:
+        return {"matrices": 0, "largest_matrices": 0}
+    by_shape = matrices_by_shape(model)
+    return {"matrices": sum(by_shape), "largest_matrices": max(by_shape, default=0)}
+
+
+def _traced_memory(model: PreTrainedModel, step: Step, sharding: Sharding) -> MemoryOf | None:
+    """None: not known of this model (`find_memory`), or of one that is not trained as a whole."""
+    is_whole = not step.lora_r and all(weight.requires_grad for weight in model.parameters())
+    # Under ZeRO-3 upstream shares out each new model, one without values, too.
+    is_shared_out = (sharding.engine, sharding.stage) == ("deepspeed", 3) and not planned_launch()
+    if not is_whole or is_shared_out:
+        return None
+    parameters = count_new_parameters(model.config)
+    return find_memory(model.config, parameters, step)
+
+
+def _step_at_hand(
+    model: PreTrainedModel,
+    args: TrainingArguments,
+    rows: Dataset | IterableDataset | RepackedRows,
+    optimizer: OptimizerArguments | None,
+) -> Step:
     optimizer = optimizer or OptimizerArguments()
     row = next(iter(rows))
     is_stream = isinstance(rows, IterableDataset)
@@ -187,9 +259,7 @@ def memory_at_hand(
     if model.config.model_type == "gpt2":
         targets = tuple(getattr(adapter, "target_modules", None) or ())
         step = step._replace(target_modules=targets, freeze_layers=_frozen_blocks(model))
-    return step_memory_bytes(
-        _shape_of(model, step.max_length), step, launched_sharding(args.world_size)
-    )
+    return step
 
 
 def _shape_of(model: PreTrainedModel, max_length: int) -> Shape:

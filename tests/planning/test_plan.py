@@ -24,11 +24,13 @@ from hfscale.planning.plan import (
     fastest,
     find_device,
     find_machines,
+    gpt2_in_training,
     plan_launch,
     plan_launches,
     recommended,
 )
 from hfscale.planning.shapes import find_shape
+from hfscale.planning.traced import memory_of
 from hfscale.process import InputError
 from recipes import plan
 
@@ -112,7 +114,7 @@ def test_numbers_by_hand():
     at 100 GB/s.
     """
     step = Step(batch_size=4, max_length=1024, bf16=True)
-    one = plan_launch(SMALL, step, Sharding("ddp", 0, 2), ROUND, rows=8, efficiency=0.5)
+    one = plan_launch(gpt2_in_training(SMALL, step), step, Sharding("ddp", 0, 2), ROUND, rows=8, efficiency=0.5)
     flops = training_flops(SMALL, 8 * 1024, 1024)
     seconds = flops / 50e12 + 4 * 124_439_808 / 100e9
     assert one["step_seconds"] == pytest.approx(seconds)
@@ -125,7 +127,7 @@ def test_numbers_by_hand():
 
 def test_largest_batch_is_the_largest_that_fits():
     step, sharding = Step(batch_size=64, max_length=1024, bf16=True), Sharding()
-    found = plan_launch(SMALL, step, sharding, ROUND, rows=64, efficiency=0.5)
+    found = plan_launch(gpt2_in_training(SMALL, step), step, sharding, ROUND, rows=64, efficiency=0.5)
 
     def used(batch):
         parts = step_memory_bytes(
@@ -141,7 +143,7 @@ def test_largest_batch_is_the_largest_that_fits():
         < used(2 * found["largest_batch_size"]) + 1e9
     )
     assert found["batch_size"] * found["gradient_accumulation_steps"] == 64
-    none = plan_launch(SMALL, step, sharding, ROUND._replace(memory_gb=2), rows=64, efficiency=0.5)
+    none = plan_launch(gpt2_in_training(SMALL, step), step, sharding, ROUND._replace(memory_gb=2), rows=64, efficiency=0.5)
     assert not none["fits"] and none["largest_batch_size"] is None
 
 
@@ -269,15 +271,15 @@ def test_the_network_is_the_slowest_link():
     """
     step = Step(batch_size=4, max_length=1024, bf16=True)
     how = {"rows": 8, "efficiency": 0.5}
-    slow = plan_launches(SMALL, step, ROUND, Machines(16, 2, network_gb_s=10), **how)[
+    slow = plan_launches(gpt2_in_training(SMALL, step), step, ROUND, Machines(16, 2, network_gb_s=10), **how)[
         "multi_node_ddp"
     ]
     seconds = training_flops(SMALL, 8 * 1024, 1024) / 50e12 + 2 * 4 * 124_439_808 * 15 / 16 / 10e9
     assert slow["step_seconds"] == pytest.approx(seconds)
-    fast = plan_launches(SMALL, step, ROUND, Machines(16, 2, network_gb_s=500), **how)[
+    fast = plan_launches(gpt2_in_training(SMALL, step), step, ROUND, Machines(16, 2, network_gb_s=500), **how)[
         "multi_node_ddp"
     ]
-    inside = plan_launch(SMALL, step, Sharding("ddp", 0, 16), ROUND, **how)
+    inside = plan_launch(gpt2_in_training(SMALL, step), step, Sharding("ddp", 0, 16), ROUND, **how)
     assert fast["step_seconds"] == inside["step_seconds"] < slow["step_seconds"]
 
 
@@ -390,7 +392,7 @@ def test_a_model_too_large_for_one_gpu_is_split(capsys):
     """GPT-2 XL's 25 GB of state do not fit on 24 GB cards; eight of them share it."""
     xl = Shape(48, 25, 1600, 1024, 50257)
     step = Step(1, 1024, bf16=True, activation_checkpointing=True)
-    plans = plan_launches(xl, step, find_device("rtx-4090"), Machines(8), rows=1, efficiency=0.4)
+    plans = plan_launches(gpt2_in_training(xl, step), step, find_device("rtx-4090"), Machines(8), rows=1, efficiency=0.4)
     assert not plans["ddp"]["fits"] and plans["fsdp2"]["fits"] and plans["zero2"]["fits"]
     assert fastest(plans) != "ddp"
     assert set(plans) == {
@@ -403,7 +405,7 @@ def test_a_model_too_large_for_one_gpu_is_split(capsys):
         "zero3_offload",
         "zero3_nvme",
     }
-    alone = plan_launches(xl, step, find_device("rtx-4090"), Machines(1), rows=1, efficiency=0.4)
+    alone = plan_launches(gpt2_in_training(xl, step), step, find_device("rtx-4090"), Machines(1), rows=1, efficiency=0.4)
     assert not alone["single_gpu"]["fits"] and alone["zero3_offload"]["fits"]
 
 
@@ -411,9 +413,9 @@ def test_an_average_of_the_weights_is_counted_and_not_split():
     step = Step(1, 512)
     machines = Machines(2)
     device = find_device("a100-80gb")
-    plain = plan_launches(SMALL, step, device, machines, rows=1, efficiency=0.4)
+    plain = plan_launches(gpt2_in_training(SMALL, step), step, device, machines, rows=1, efficiency=0.4)
     step = step._replace(averages_weights=True)
-    averaged = plan_launches(SMALL, step, device, machines, rows=1, efficiency=0.4)
+    averaged = plan_launches(gpt2_in_training(SMALL, step), step, device, machines, rows=1, efficiency=0.4)
     assert "zero2" in plain and set(averaged) == {"ddp"}
     copy = averaged["ddp"]["memory_bytes"]["optimizer"] - plain["ddp"]["memory_bytes"]["optimizer"]
     assert copy == 4 * SMALL.parameters()
@@ -547,7 +549,29 @@ def test_sizes_come_from_the_files_at_hand(tmp_path):
         find_shape(None, sizes, str(tmp_path), None)
 
 
-def test_of_other_architectures_parameters_operations_and_time_are_planned(capsys):
+def test_dense_architectures_are_planned_like_gpt2(capsys):
+    words = (
+        "--config gpt2_small --architecture llama --vocab_size 1000 --num_hidden_layers 3 "
+        "--num_gpus 8 --gpu a100-40gb --per_device_train_batch_size 512"
+    )
+    out, flags, values = planned(words, capsys)
+    config = new_config("llama", vocab_size=1000, num_hidden_layers=3)
+    parameters = meta_model(config).num_parameters()
+    assert f"{parameters:,}" == re.search(r"^parameters +(\S+)$", out, re.M)[1]
+    memory = memory_of(config, parameters)
+
+    def fits(batch_size: int) -> bool:
+        step = Step(batch_size, 1024, 8, bf16=True, accumulates=batch_size < 1024)
+        return sum(memory(step, Sharding("ddp", 0, 8)).values()) + 1e9 <= 40e9
+
+    [(batch_size, passes)] = re.findall(r"^│ ddp +│ .* │ (\d+) x (\d+) +│", out, re.M)
+    assert int(batch_size) * int(passes) == 1024
+    assert fits(int(batch_size)) and not fits(2 * int(batch_size))
+    assert {"ddp", "fsdp2", "zero2", "zero3"} <= set(re.findall(r"^│ (\w+)", out, re.M))
+    assert flags["accelerate"] == "ddp" and values["architecture"] == "llama"
+
+
+def test_of_experts_parameters_operations_time_and_what_lasts_are_planned(capsys):
     words = "--config gpt2_small --architecture qwen3_moe --vocab_size 1000 --num_gpus 8"
     plan.main([*words.split(), "--num_hidden_layers", "2", "--gpu", "a100-80gb"])
     out = capsys.readouterr().out
@@ -562,6 +586,7 @@ def test_of_other_architectures_parameters_operations_and_time_are_planned(capsy
     [hours] = re.findall(r"^hours: (\S+) on 8 GPUs at 40% of the bf16 peak", out, re.M)
     assert float(hours) == pytest.approx(flops / (0.4 * 312e12) / 3600 / 8, rel=1e-3)
     assert f"memory: {16 * counted.parameters / 1e9:,.2f} GB of weights" in out
+    assert "activations and logits of qwen3_moe are not counted" in out
 
 
 def test_muon_is_planned_where_it_runs(capsys):
@@ -576,7 +601,7 @@ def test_muon_is_planned_where_it_runs(capsys):
         ("--architecture lama", "architecture lama: neither a file nor one of gpt2"),
         ("--architecture llama --num_attention_heads 7", "(768) is not a multiple of the number"),
         ("--architecture llama --max_length 9999", "max_length 9999 is beyond the model's max_po"),
-        ("--architecture llama --picture a.png", "picture: shows memory, which is not planned"),
+        ("--architecture qwen3_moe --picture a.png", "picture: shows memory, which is not planned"),
         ("--gpu h1000", "--gpu h1000: not known; known: a100-40gb"),
         ("--num_gpus 0", "--num_gpus: got '0', expected 1 to 10000000"),
         ("--efficiency 1.5", "--efficiency: got '1.5', expected 0.001 to 1"),
