@@ -217,8 +217,10 @@ def _training_moments(
 
 
 def _evaluation_moments(trace: Trace, weights: Weights, step: Step) -> list[Bytes]:
-    """Evaluation has no backward pass."""
+    """Of each further block autocast's copies of its weights are there, and nothing of its rows."""
     kept = weights.blocks - BLOCKS
+    copies = trace.block._replace(by_row=0 * trace.block.by_row)
+    trace = trace._replace(block=copies)
     return _fullest(trace, slice(None), step.eval_batch_size, kept, 0 * trace.gradients, 0)
 
 

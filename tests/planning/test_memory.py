@@ -169,6 +169,11 @@ def peak_bytes(build: Callable[[], torch.nn.Module], vocab_size: int, step: Step
                 del loss
             optimizer.step()
             optimizer.zero_grad()
+    return peak_of(profiler)
+
+
+def peak_of(profiler: torch.profiler.profile) -> int:
+    """Most bytes that were alive of what was allocated under it."""
     events = (e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]")
     return max(itertools.accumulate(e.nbytes() for e in events))
 

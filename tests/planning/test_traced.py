@@ -13,7 +13,7 @@ from hfscale.planning.flops import Shape
 from hfscale.planning.memory import Sharding, Step, step_memory_bytes
 from hfscale.planning.traced import find_memory, memory_of
 from hfscale.training.preview import count_memory
-from tests.planning.test_memory import allowed, peak_bytes
+from tests.planning.test_memory import allowed, peak_bytes, peak_of
 
 SIZES = {
     "num_hidden_layers": 4,
@@ -68,8 +68,8 @@ def test_prediction_is_what_the_allocator_reports(architecture, change):
         ({"accumulates": True, "activation_checkpointing": True}, Sharding()),
         ({"bf16": True}, Sharding("fsdp", 3, 4)),
         ({"bf16": True}, Sharding("deepspeed", 2, 4)),
-        ({"averages_weights": True, "optimizer_bytes": 0, "batch_size": 1}, Sharding()),
-        ({"batch_size": 1, "eval_batch_size": 64}, Sharding("deepspeed", 3, 4)),
+        ({"averages_weights": True, "optimizer_bytes": 0}, Sharding()),
+        ({"batch_size": 2, "eval_batch_size": 1}, Sharding("deepspeed", 3, 4)),
     ],
 )
 def test_gpt2_is_counted_as_its_formulas_count_it(change, sharding):
@@ -90,6 +90,24 @@ def test_blocks_and_rows_that_were_not_run_are_counted(num_hidden_layers):
     step = STEP._replace(batch_size=5)
     predicted = sum(traced(config)(step, Sharding()).values())
     assert predicted == pytest.approx(peak_bytes(lambda: model_of(config), WORDS, step), rel=0.02)
+
+
+def test_an_evaluation_keeps_one_block_at_a_time():
+    """What the allocator reports of 64 rows and six blocks."""
+    config = new_config("llama", vocab_size=WORDS, **SIZES | {"num_hidden_layers": 6})
+    model = model_of(config).eval()
+    ids = torch.zeros(64, 64, dtype=torch.long)
+    positions = torch.arange(64) % 16
+    inputs = {"input_ids": ids, "position_ids": positions.expand_as(ids), "use_cache": False}
+    profiler = torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    )
+    with profiler, torch.no_grad():
+        model(**inputs)
+    step = STEP._replace(batch_size=1, eval_batch_size=64)
+    predicted = traced(config)(step, Sharding())
+    lasting = predicted["weights"] + predicted["optimizer"]
+    assert sum(predicted.values()) - lasting == pytest.approx(peak_of(profiler), rel=0.02)
 
 
 def test_memory_of_experts_is_not_known():
