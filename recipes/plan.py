@@ -95,6 +95,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from pathlib import Path
 
+    from hfscale.planning.counted import planned_model
     from hfscale.planning.learning_rate import planned_learning_rates, transfer_note
     from hfscale.planning.page import (
         check_no_picture,
@@ -116,7 +117,6 @@ def main(argv: list[str] | None = None) -> None:
         check_countable,
         find_max_length,
         pick_precision,
-        planned_model,
         share_rows,
         step_of,
     )
@@ -174,8 +174,8 @@ def main(argv: list[str] | None = None) -> None:
         device,
         machines,
         rows=rows,
-        learning_rates=planned_learning_rates(planned, shape.n_embd),
-        transfer_note=transfer_note(planned, shape.n_embd),
+        learning_rates=planned_learning_rates(planned, model.width),
+        transfer_note=transfer_note(planned, model.width),
         efficiency=args.efficiency,
         hour_price=args.price_per_gpu_hour,
         kwh_price=args.price_per_kwh,

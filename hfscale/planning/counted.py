@@ -8,8 +8,14 @@ from typing import Any, NamedTuple
 
 from hfscale.arguments import shape_of
 from hfscale.planning.memory import Step
-from hfscale.planning.plan import Model, Training
-from hfscale.planning.settings import FINETUNED_LENGTH, Planned
+from hfscale.planning.plan import Model, Training, gpt2_in_training
+from hfscale.planning.settings import (
+    FINETUNED_LENGTH,
+    Planned,
+    checked_targets,
+    has_memory_formulas,
+    planned_shape,
+)
 from hfscale.planning.shapes import find_vocab_size
 
 
@@ -87,6 +93,23 @@ def _share_of_experts(config: Any) -> float:
     return config.num_experts_per_tok / experts if experts else 1
 
 
+def planned_model(planned: Planned, vocab_size: int | None) -> Model:
+    """The model that is trained; `vocab_size` where the tokenizer does not tell it.
+
+    Raises InputError: as `find_shape`, `checked_targets` and `counted_model`.
+    """
+    if not has_memory_formulas(planned):
+        return counted_model(planned, vocab_size)
+    shape = planned_shape(planned, vocab_size)
+    in_training = functools.partial(gpt2_in_training, shape)
+    return Model(
+        context=shape.n_positions,
+        width=shape.n_embd,
+        target_modules=checked_targets(planned, shape),
+        in_training=in_training,
+    )
+
+
 def counted_model(planned: Planned, vocab_size: int | None) -> Model:
     """The new model that a training recipe would make.
 
@@ -102,13 +125,14 @@ def counted_model(planned: Planned, vocab_size: int | None) -> Model:
     counted = count_model(meta_model(config))
     return Model(
         context=stated_limit(config) or FINETUNED_LENGTH,
+        width=config.hidden_size,
         target_modules=(),
         in_training=functools.partial(_in_training, counted, config),
     )
 
 
 def _in_training(counted: Counted, config: Any, step: Step) -> Training:
-    from hfscale.planning.traced import find_memory
+    from hfscale.traced_memory import find_memory
 
     flops = counted.training_flops(1, step.max_length)
     again = counted.block_flops(1, step.max_length) if step.activation_checkpointing else 0

@@ -40,10 +40,10 @@ def suggested_learning_rates(
 
 
 def planned_learning_rates(planned: Planned, width: int) -> dict[str, float]:
-    """What is suggested for new weights, and beside it what the config says otherwise; nothing for
-    a checkpoint. By the names that are shown.
+    """What is suggested for new weights, and beside it what the config says otherwise; nothing
+    where nothing was measured. By the names that are shown.
     """
-    if planned.model is not None:
+    if not _is_measured(planned):
         return {}
     configured = {"muon_learning_rate": planned.muon_learning_rate} | planned.training
     rates = {}
@@ -56,7 +56,7 @@ def planned_learning_rates(planned: Planned, width: int) -> dict[str, float]:
 
 def transfer_note(planned: Planned, width: int) -> str | None:
     """What a rate that was found at another width is here; None: nothing is known of it."""
-    if planned.model is not None:
+    if not _is_measured(planned):
         return None
     suggested = suggested_learning_rates(width, planned, planned.training)
     if not suggested:
@@ -64,3 +64,8 @@ def transfer_note(planned: Planned, width: int) -> str | None:
     if "muon_learning_rate" in suggested:
         return "learning rates that were found at another width serve here as they are"
     return f"a learning rate that was found at another width W serves here as rate x W / {width}"
+
+
+def _is_measured(planned: Planned) -> bool:
+    """The rule holds for new weights of a GPT-2."""
+    return planned.model is None and planned.architecture == "gpt2"

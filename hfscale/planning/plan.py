@@ -68,6 +68,7 @@ class Model(NamedTuple):
     """What is planned, before it is known how it is trained."""
 
     context: int  # tokens that it reads at most
+    width: int  # of its hidden states
     target_modules: tuple[str, ...]  # that get adapters
     in_training: Callable[[Step], Training]
 

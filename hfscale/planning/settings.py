@@ -2,7 +2,6 @@
 cannot be counted.
 """
 
-import functools
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from hfscale.arguments import AdapterArguments, AveragingArguments, ShapeArgumen
 from hfscale.config import arguments_class, shipped
 from hfscale.planning.flops import Shape
 from hfscale.planning.memory import Step
-from hfscale.planning.plan import Device, Model, divisors, gpt2_in_training
+from hfscale.planning.plan import Device, Model, divisors
 from hfscale.planning.shapes import find_shape, saved_tokenizer
 from hfscale.process import InputError
 
@@ -178,21 +177,6 @@ def find_max_length(planned: Planned, context: int) -> int:
             f"max_length {max_length} is beyond the model's max_position_embeddings {context}"
         )
     return max_length
-
-
-def planned_model(planned: Planned, vocab_size: int | None) -> Model:
-    """The model that is trained; `vocab_size` where the tokenizer does not tell it.
-
-    Raises InputError: as `find_shape`, `checked_targets` and `counted_model`.
-    """
-    if not has_memory_formulas(planned):
-        # Slow, and seldom needed.
-        from hfscale.planning.counted import counted_model
-
-        return counted_model(planned, vocab_size)
-    shape = planned_shape(planned, vocab_size)
-    in_training = functools.partial(gpt2_in_training, shape)
-    return Model(shape.n_positions, checked_targets(planned, shape), in_training)
 
 
 def has_memory_formulas(planned: Planned) -> bool:

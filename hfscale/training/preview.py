@@ -26,9 +26,9 @@ from hfscale.planning.memory import (
     weights_of,
 )
 from hfscale.planning.settings import OPTIMIZER_BYTES
-from hfscale.planning.traced import MemoryOf, find_memory, matrices_by_shape
 from hfscale.process import is_main_rank, launched_engine, launched_processes, planned_launch
 from hfscale.report.tables import show_table
+from hfscale.traced_memory import MemoryOf, find_memory, matrices_by_shape
 
 SHOWN_TOKENS = 24  # of each part that is scored, or is not
 

@@ -30,8 +30,8 @@ from hfscale.planning.plan import (
     recommended,
 )
 from hfscale.planning.shapes import find_shape
-from hfscale.planning.traced import memory_of
 from hfscale.process import InputError
+from hfscale.traced_memory import memory_of
 from recipes import plan
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from hfscale.architectures import ARCHITECTURES
 from hfscale.new_models import meta_model, new_config
 from hfscale.planning.flops import Shape
 from hfscale.planning.memory import Sharding, Step, step_memory_bytes
-from hfscale.planning.traced import find_memory, memory_of
+from hfscale.traced_memory import find_memory, memory_of
 from hfscale.training.preview import count_memory
 from tests.planning.test_memory import allowed, peak_bytes, peak_of
 

@@ -1,6 +1,6 @@
 """How much memory a training step takes, for any dense architecture: one is run on tensors that
 have shapes and no values, and what is alive is counted after each operation. GPT-2's needs no
-model (`memory`).
+model (`planning.memory`).
 
 Two blocks are run, with two and with three rows. What is alive is linear in the rows, and each
 further block keeps what the second one keeps, so that these tell of any number of either.
@@ -38,7 +38,10 @@ from hfscale.planning.memory import (
 
 BLOCKS = 2
 ROWS = (2, 3)  # of one row some operations are left out
-LOGITS, HALF, FULL = range(3)  # kinds of bytes: others of two bytes a value, all others
+# Kinds of bytes.
+LOGITS = 0
+HALF = 1  # others of two bytes a value
+FULL = 2  # all others
 Array: TypeAlias = "np.ndarray[Any, Any]"
 MemoryOf: TypeAlias = Callable[[Step, Sharding], dict[str, int]]
 
@@ -148,7 +151,7 @@ def find_memory(config: PreTrainedConfig, parameters: int, step: Step) -> Memory
 
 def memory_of(config: PreTrainedConfig, parameters: int) -> MemoryOf:
     """A function that says how many bytes a process of a training of all weights takes at its
-    fullest moment, by part, as `memory.step_memory_bytes`.
+    fullest moment, by part, as `planning.memory.step_memory_bytes`.
 
     Args:
         config: of a model without experts.
