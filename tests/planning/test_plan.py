@@ -114,7 +114,9 @@ def test_numbers_by_hand():
     at 100 GB/s.
     """
     step = Step(batch_size=4, max_length=1024, bf16=True)
-    one = plan_launch(gpt2_in_training(SMALL, step), step, Sharding("ddp", 0, 2), ROUND, rows=8, efficiency=0.5)
+    one = plan_launch(
+        gpt2_in_training(SMALL, step), step, Sharding("ddp", 0, 2), ROUND, rows=8, efficiency=0.5
+    )
     flops = training_flops(SMALL, 8 * 1024, 1024)
     seconds = flops / 50e12 + 4 * 124_439_808 / 100e9
     assert one["step_seconds"] == pytest.approx(seconds)
@@ -127,7 +129,9 @@ def test_numbers_by_hand():
 
 def test_largest_batch_is_the_largest_that_fits():
     step, sharding = Step(batch_size=64, max_length=1024, bf16=True), Sharding()
-    found = plan_launch(gpt2_in_training(SMALL, step), step, sharding, ROUND, rows=64, efficiency=0.5)
+    found = plan_launch(
+        gpt2_in_training(SMALL, step), step, sharding, ROUND, rows=64, efficiency=0.5
+    )
 
     def used(batch):
         parts = step_memory_bytes(
@@ -143,7 +147,14 @@ def test_largest_batch_is_the_largest_that_fits():
         < used(2 * found["largest_batch_size"]) + 1e9
     )
     assert found["batch_size"] * found["gradient_accumulation_steps"] == 64
-    none = plan_launch(gpt2_in_training(SMALL, step), step, sharding, ROUND._replace(memory_gb=2), rows=64, efficiency=0.5)
+    none = plan_launch(
+        gpt2_in_training(SMALL, step),
+        step,
+        sharding,
+        ROUND._replace(memory_gb=2),
+        rows=64,
+        efficiency=0.5,
+    )
     assert not none["fits"] and none["largest_batch_size"] is None
 
 
@@ -271,14 +282,14 @@ def test_the_network_is_the_slowest_link():
     """
     step = Step(batch_size=4, max_length=1024, bf16=True)
     how = {"rows": 8, "efficiency": 0.5}
-    slow = plan_launches(gpt2_in_training(SMALL, step), step, ROUND, Machines(16, 2, network_gb_s=10), **how)[
-        "multi_node_ddp"
-    ]
+    slow = plan_launches(
+        gpt2_in_training(SMALL, step), step, ROUND, Machines(16, 2, network_gb_s=10), **how
+    )["multi_node_ddp"]
     seconds = training_flops(SMALL, 8 * 1024, 1024) / 50e12 + 2 * 4 * 124_439_808 * 15 / 16 / 10e9
     assert slow["step_seconds"] == pytest.approx(seconds)
-    fast = plan_launches(gpt2_in_training(SMALL, step), step, ROUND, Machines(16, 2, network_gb_s=500), **how)[
-        "multi_node_ddp"
-    ]
+    fast = plan_launches(
+        gpt2_in_training(SMALL, step), step, ROUND, Machines(16, 2, network_gb_s=500), **how
+    )["multi_node_ddp"]
     inside = plan_launch(gpt2_in_training(SMALL, step), step, Sharding("ddp", 0, 16), ROUND, **how)
     assert fast["step_seconds"] == inside["step_seconds"] < slow["step_seconds"]
 
@@ -392,7 +403,14 @@ def test_a_model_too_large_for_one_gpu_is_split(capsys):
     """GPT-2 XL's 25 GB of state do not fit on 24 GB cards; eight of them share it."""
     xl = Shape(48, 25, 1600, 1024, 50257)
     step = Step(1, 1024, bf16=True, activation_checkpointing=True)
-    plans = plan_launches(gpt2_in_training(xl, step), step, find_device("rtx-4090"), Machines(8), rows=1, efficiency=0.4)
+    plans = plan_launches(
+        gpt2_in_training(xl, step),
+        step,
+        find_device("rtx-4090"),
+        Machines(8),
+        rows=1,
+        efficiency=0.4,
+    )
     assert not plans["ddp"]["fits"] and plans["fsdp2"]["fits"] and plans["zero2"]["fits"]
     assert fastest(plans) != "ddp"
     assert set(plans) == {
@@ -405,7 +423,14 @@ def test_a_model_too_large_for_one_gpu_is_split(capsys):
         "zero3_offload",
         "zero3_nvme",
     }
-    alone = plan_launches(gpt2_in_training(xl, step), step, find_device("rtx-4090"), Machines(1), rows=1, efficiency=0.4)
+    alone = plan_launches(
+        gpt2_in_training(xl, step),
+        step,
+        find_device("rtx-4090"),
+        Machines(1),
+        rows=1,
+        efficiency=0.4,
+    )
     assert not alone["single_gpu"]["fits"] and alone["zero3_offload"]["fits"]
 
 
@@ -413,9 +438,13 @@ def test_an_average_of_the_weights_is_counted_and_not_split():
     step = Step(1, 512)
     machines = Machines(2)
     device = find_device("a100-80gb")
-    plain = plan_launches(gpt2_in_training(SMALL, step), step, device, machines, rows=1, efficiency=0.4)
+    plain = plan_launches(
+        gpt2_in_training(SMALL, step), step, device, machines, rows=1, efficiency=0.4
+    )
     step = step._replace(averages_weights=True)
-    averaged = plan_launches(gpt2_in_training(SMALL, step), step, device, machines, rows=1, efficiency=0.4)
+    averaged = plan_launches(
+        gpt2_in_training(SMALL, step), step, device, machines, rows=1, efficiency=0.4
+    )
     assert "zero2" in plain and set(averaged) == {"ddp"}
     copy = averaged["ddp"]["memory_bytes"]["optimizer"] - plain["ddp"]["memory_bytes"]["optimizer"]
     assert copy == 4 * SMALL.parameters()
