@@ -638,7 +638,7 @@ def test_a_run_that_was_cut_short_names_its_checkpoint(refused):
             "--model model --max_length 25",
             "max_length 25 is beyond the model's context of 24 tokens",
         ),
-        (quickstart, "--max_length 0", "got 0, expected at least"),
+        (quickstart, "--max_length 0", "max_length: got '0', expected at least 2"),
         (quickstart, "--weight_averaging ema", "unknown name --weight_averaging"),
         (score, "--max_length 25", "max_length: got 25, .*1 to 24"),
         (score, "--max_length 0", "max_length: got '0', expected at least 1"),
