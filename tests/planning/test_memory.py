@@ -192,8 +192,13 @@ def test_prediction_for_two_processes(config, sharding, tmp_path, run_warm):
     lines = (f"the cat number {i * 7 % 313} sat on mat {i * 5 % 211}" for i in range(2000))
     (tmp_path / "text.txt").write_text("\n".join(lines))
     shape = TINY._replace(n_embd=256)
-    names = ("n_layer", "n_head", "n_embd", "n_positions")
-    sizes = [word for name in names for word in (f"--{name}", str(getattr(shape, name)))]
+    sizes_by_name = {
+        "num_hidden_layers": shape.n_layer,
+        "num_attention_heads": shape.n_head,
+        "hidden_size": shape.n_embd,
+        "max_position_embeddings": shape.n_positions,
+    }
+    sizes = [word for name, size in sizes_by_name.items() for word in (f"--{name}", str(size))]
     result = run_warm(
         [
             sys.executable,
