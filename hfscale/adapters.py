@@ -430,13 +430,27 @@ def merge_saved_adapter(folder: str, *, trust_remote_code: bool = False) -> None
     Raises InputError: the sum is another model; the adapter stays as it was.
     """
     model = load_saved_model(folder, trust_remote_code=trust_remote_code, dtype=torch.float32)
-    before = logits_on_trial(model, trial_size(model))
-    merged = cast(PeftModel, model).merge_and_unload()
-    if not logits_equal(logits_on_trial(merged, trial_size(merged)), before):
-        raise InputError(
-            f"merge: added to the weights of {type(merged).__name__}, the adapter gives other "
-            f"logits; leave --merge out and use it as it is: {folder}"
-        )
+    try:
+        merged = merge_adapter(model)
+    except InputError as error:
+        raise InputError(f"{error}; leave --merge out and use it as it is: {folder}") from None
     merged.save_pretrained(folder)
     for name in ADAPTER_FILES:
         Path(folder, name).unlink()
+
+
+def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
+    """The plain model that an adapter and the model below it make, in place; a plain one stays.
+
+    Raises InputError: the sum is another model.
+    """
+    if not isinstance(model, PeftModel):
+        return model
+    before = logits_on_trial(model, trial_size(model))
+    merged = cast(Any, model).merge_and_unload()
+    if not logits_equal(logits_on_trial(merged, trial_size(merged)), before):
+        raise InputError(
+            f"merge: added to the weights of {type(merged).__name__}, the adapter gives other "
+            "logits"
+        )
+    return merged

@@ -38,6 +38,7 @@ EXTRAS = {
     "trl": "trl",
     "datatrove": "cluster-data",
     "bitsandbytes": "quantization",
+    "gguf": "export",
 }
 
 

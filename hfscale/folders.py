@@ -144,6 +144,14 @@ ATTENTION_FILES = (
     "manifest.json",
     UNFINISHED,
 )
+EXPORT_RECORD = "export.json"
+EXPORT_FILES = (
+    *MODEL_FILES,
+    EXPORT_RECORD,
+    "model-*.gguf",
+    "Modelfile",
+    "manifest.json",
+)
 
 
 def check_writable(place: str, folder: Path, name: str = "") -> None:

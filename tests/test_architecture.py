@@ -116,6 +116,7 @@ ROOMS = (
     "evaluation",
     "probes",
     "scaling",
+    "export",
 )
 
 

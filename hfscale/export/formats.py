@@ -1,0 +1,116 @@
+"""Formats in which a model is handed on: what each takes, how it is written and read again."""
+
+import copy
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hfscale.data.tokenizer import load_pretrained_tokenizer
+from hfscale.export.modelfile import ollama_modelfile
+from hfscale.folders import write_atomically
+from hfscale.models import load_model
+from hfscale.process import InputError
+
+DTYPES = {"f32": torch.float32, "f16": torch.float16}
+
+
+class Format(NamedTuple):
+    """One value of --to.
+
+    Attributes:
+        outtypes: values of --outtype that it has.
+        check: raises InputError for a model or tokenizer that it cannot hold.
+        write: puts model and tokenizer into a folder: (folder, model, tokenizer, outtype, name).
+        read: what its own reader makes of that folder: (folder, outtype) -> model, tokenizer.
+        package: that has to be installed.
+    """
+
+    outtypes: tuple[str, ...]
+    check: Callable[[PreTrainedModel, PreTrainedTokenizerBase], None]
+    write: Callable[[Path, PreTrainedModel, PreTrainedTokenizerBase, str, str], None]
+    read: Callable[[Path, str], Any]
+    package: str
+
+
+def check_format(to: str, outtype: str) -> Format:
+    """The format, once it is known that it can be written here. Raises InputError."""
+    chosen = FORMATS[to]
+    if outtype not in chosen.outtypes:
+        raise InputError(
+            f"outtype: {to} has no {outtype}, only {', '.join(chosen.outtypes)}; gguf has it"
+        )
+    if find_spec(chosen.package) is None:
+        raise InputError(f'to {to}: not installed: pip install "hfscale[export]"')
+    return chosen
+
+
+def copy_task(model: str, folder: Path) -> None:
+    """The task file that says how prompts are asked goes with a model that has one."""
+    task_file = Path(model, "task.json")
+    if task_file.is_file():
+        shutil.copyfile(task_file, folder / task_file.name)
+
+
+def _takes_any(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """safetensors hold whatever transformers has."""
+
+
+def _write_safetensors(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    outtype: str,
+    name: str,
+) -> None:
+    if model.dtype != DTYPES[outtype]:
+        model = copy.deepcopy(model).to(DTYPES[outtype])
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _read_safetensors(folder: Path, outtype: str):
+    model = load_model(str(folder), dtype=torch.float32)
+    return model, load_pretrained_tokenizer(str(folder))
+
+
+def _check_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    from hfscale.export.gguf_file import check_as_gguf
+
+    check_as_gguf(model, tokenizer)
+
+
+def _write_gguf(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    outtype: str,
+    name: str,
+) -> None:
+    from hfscale.export.gguf_file import write_gguf
+
+    file_name = _gguf_name(outtype)
+    write_gguf(folder / file_name, model, tokenizer, outtype, name)
+    write_atomically(folder / "Modelfile", ollama_modelfile(file_name, model, tokenizer))
+
+
+def _read_gguf(folder: Path, outtype: str):
+    from hfscale.export.gguf_file import read_gguf
+
+    return read_gguf(folder, _gguf_name(outtype))
+
+
+def _gguf_name(outtype: str) -> str:
+    return f"model-{outtype}.gguf"
+
+
+FORMATS = {
+    "safetensors": Format(
+        ("f32", "f16"), _takes_any, _write_safetensors, _read_safetensors, "safetensors"
+    ),
+    "gguf": Format(("f32", "f16", "q8_0"), _check_gguf, _write_gguf, _read_gguf, "gguf"),
+}

@@ -1,0 +1,154 @@
+"""Take a model anywhere: adapters merged, as safetensors or GGUF, read back and proven equal.
+
+hfscale export --model runs/pretrain-tiny --to gguf --outtype q8_0 --output_dir exports/tiny
+hfscale export --model runs/speeches --to safetensors          (an adapter becomes a plain model)
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from hfscale.arguments import LoadArguments, SourceArguments, loading
+from hfscale.config import parse_args
+from hfscale.folders import (
+    EXPORT_FILES,
+    EXPORT_RECORD,
+    check_output_folder,
+    describe_run,
+    write_json,
+)
+from hfscale.process import InputError, is_main_rank, run
+from hfscale.whole_folder import whole_folder
+
+
+@dataclass
+class ExportArguments(SourceArguments, LoadArguments):
+    model: str = field(
+        default="runs/quickstart",
+        metadata={"help": "folder of a saved model or adapter, or Hub id"},
+    )
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "folder or Hub id; default: that of the model"}
+    )
+    to: Literal["safetensors", "gguf"] = field(
+        default="safetensors",
+        metadata={"help": "safetensors: for transformers, vLLM; gguf: for llama.cpp, Ollama"},
+    )
+    outtype: Literal["f32", "f16", "q8_0"] = field(
+        default="f32",
+        metadata={"help": "numbers of the matrices, by llama.cpp's names; q8_0 is GGUF's"},
+    )
+    tolerance: float | None = field(
+        default=None,
+        metadata={
+            "help": "largest difference between two logits of the original and the export, above "
+            "which nothing is kept; default: 1e-4 of f32, 1e-2 of f16, any of q8_0",
+            "min": 0,
+        },
+    )
+    source: list[str] | None = field(  # type: ignore[assignment]  # None: what the run held out
+        default=None,
+        metadata={
+            "help": "text to compare on: embedded:<name>, files, folder, glob, saved data set, Hub "
+            "id; default: what the run held out"
+        },
+    )
+    documents: int = field(
+        default=1000, metadata={"help": "documents whose tokens are compared", "min": 1}
+    )
+    scored_documents: int = field(
+        default=20, metadata={"help": "documents of which both models read the beginning", "min": 1}
+    )
+    max_new_tokens: int = field(
+        default=32, metadata={"help": "length of each greedy continuation", "min": 1}
+    )
+    output_dir: str = field(
+        default="runs/export", metadata={"help": "folder for the export and export.json"}
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "replace an export that lies in output_dir"}
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(ExportArguments, argv, recipe=__file__)
+    started = time.perf_counter()
+    if not is_main_rank():  # one file: nothing to share out
+        return
+    place = {"overwrite": args.overwrite, "last_file": EXPORT_RECORD, "written": EXPORT_FILES}
+    check_output_folder(args.output_dir, **place)
+
+    import torch
+
+    from hfscale.adapters import merge_adapter
+    from hfscale.data.tokenizer import load_model_tokenizer
+    from hfscale.export.certificate import (
+        TOLERANCES,
+        certify,
+        check_certificate,
+        show_certificate,
+    )
+    from hfscale.export.formats import check_format, copy_task
+    from hfscale.models import check_models, count_parameters, load_model
+
+    # The model, an adapter merged into it, and the text to compare on.
+    chosen = check_format(args.to, args.outtype)
+    check_models([args.model], trust_remote_code=args.trust_remote_code)
+    tokenizer = load_model_tokenizer(
+        args.model, args.tokenizer, trust_remote_code=args.trust_remote_code
+    )
+    texts = held_out_texts(args)
+    model = merge_adapter(load_model(args.model, dtype=torch.float32, **loading(args)))
+    chosen.check(model, tokenizer)
+    tolerance = TOLERANCES[args.outtype] if args.tolerance is None else args.tolerance
+
+    # Written, read back and compared; the folder is gone again if it is another model.
+    with whole_folder(args.output_dir, **place) as folder:
+        chosen.write(folder, model, tokenizer, args.outtype, Path(args.model).name)
+        copy_task(args.model, folder)
+        device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        read_model, read_tokenizer = chosen.read(folder, args.outtype)
+        certificate = certify(
+            (model.to(device), tokenizer),  # type: ignore[arg-type]  # the stub takes it for self
+            (read_model.to(device), read_tokenizer),
+            texts,
+            scored_documents=args.scored_documents,
+            max_new_tokens=args.max_new_tokens,
+        )
+        check_certificate(certificate, tolerance)
+        record = {
+            **describe_run(__file__, args, argv, time.perf_counter() - started),
+            "model": {
+                "name": args.model,
+                "architecture": type(model).__name__,
+                **count_parameters(model),
+            },
+            "to": args.to,
+            "outtype": args.outtype,
+            "tolerance": tolerance,
+            **certificate,
+        }
+        write_json(folder / EXPORT_RECORD, record)
+    show_certificate(record)
+    print(f"\nexport and all numbers: {args.output_dir}")
+
+
+def held_out_texts(args: ExportArguments) -> list[str]:
+    """Documents of the source, or what the model's run held out. Raises InputError: none."""
+    from hfscale.data.sources import read_source
+    from hfscale.data.splits import load_run_splits
+
+    if args.source:
+        documents = read_source(args, args.source)
+    else:
+        splits = load_run_splits(args.model, trust_remote_code=args.trust_remote_code)
+        documents = splits["validation"]
+    texts = documents["text"][: args.documents]
+    if not texts:
+        raise InputError(f"source {args.source}: holds no document to compare on; give other text")
+    return texts
+
+
+if __name__ == "__main__":
+    run(main)
