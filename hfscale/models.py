@@ -34,6 +34,9 @@ UNSAFE_PICKLE = (
     "its .bin file is a pickle that holds more than weights, and could run code when read; take "
     ".safetensors files instead"
 )
+# Fields that programs of others read in a config.json and transformers writes no more, by
+# model_type: llama.cpp's converter stops without this one.
+ALSO_WRITTEN = {"gpt2": {"n_ctx": "n_positions"}}
 # The files that transformers and peft read; others, such as copies in half precision, may lie
 # beside them.
 SAFETENSORS = ("adapter_model.safetensors", "model-*-of-*.safetensors", "model.safetensors")
@@ -98,7 +101,14 @@ def load_model(
             f"describes, such as {wrong[0]}; is it another kind of model, or not whole?"
         )
     check_is_causal(model, name)
+    name_for_others(model.config)
     return fuse_gelu(model)
+
+
+def name_for_others(config: PreTrainedConfig) -> None:
+    """Give a configuration the fields of `ALSO_WRITTEN`, which are saved with it."""
+    for name, field in ALSO_WRITTEN.get(config.model_type, {}).items():
+        setattr(config, name, getattr(config, field))
 
 
 def check_kind(config: PreTrainedConfig) -> None:

@@ -25,7 +25,7 @@ from transformers.modeling_utils import set_zero3_state
 
 from hfscale.architectures import ARCHITECTURES, default_fields
 from hfscale.arguments import OF_THE_TOKENIZER, SHAPE_NAMES, ShapeArguments, shape_of
-from hfscale.models import check_is_causal, check_kind, check_remote_code
+from hfscale.models import check_is_causal, check_kind, check_remote_code, name_for_others
 from hfscale.options import did_you_mean
 from hfscale.process import InputError
 
@@ -131,6 +131,7 @@ def new_config(
         reason = " ".join(str(error).rpartition("Error: ")[2].split())[:200]
         raise InputError(f"architecture {architecture}: {reason}") from None
     _check_sizes(config)
+    name_for_others(config)
     return config
 
 

@@ -10,11 +10,13 @@ from transformers import AutoModelForCausalLM
 
 from hfscale.config import check_recipe_args
 from hfscale.models import context_limit, load_model, weights_fingerprint
+from hfscale.new_models import new_config
 from hfscale.process import InputError
 from tests.tiny_models import (
     APART,
     BART,
     CONTEXT,
+    GPT2,
     LLAMA,
     MAMBA,
     OPT,
@@ -170,3 +172,14 @@ def test_the_context_that_a_model_states(kind, fields, limit):
     if limit:
         with torch.no_grad():
             model(torch.randint(2, VOCAB_SIZE, (1, limit)), use_cache=False)  # no more than fits
+
+
+def test_config_json_has_the_context_by_the_name_that_converters_read(tmp_path):
+    """llama.cpp's reads n_ctx, which transformers writes no more."""
+    config = new_config("gpt2", max_position_embeddings=48)
+    config.save_pretrained(tmp_path / "new")
+    save_tiny_model("gpt2", GPT2, tmp_path / "loaded")
+    load_model(str(tmp_path / "loaded")).save_pretrained(tmp_path / "saved")
+    for name, context in (("new", 48), ("saved", CONTEXT)):
+        written = json.loads((tmp_path / name / "config.json").read_text())
+        assert written["n_ctx"] == written["n_positions"] == context

@@ -18,6 +18,7 @@ from hfscale.report.tables import show_table
 # order of sums, float16 keeps 11 bits of a weight, q8_0 8 bits beside a scale.
 TOLERANCES = {"f32": 1e-4, "f16": 1e-2, "q8_0": None}
 PROMPT_TOKENS = 16  # of a document, which greedy continuations go on from
+CONTINUATIONS = 20  # of as many documents, all at once
 UNLIMITED_CONTEXT = 1024  # tokens read at once of a model that states no limit
 
 Pair = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -121,33 +122,24 @@ def compare_continuations(
     rows: Sequence[list[int]],
     max_new_tokens: int,
 ) -> dict[str, Any]:
-    """Of the likeliest tokens after the first `PROMPT_TOKENS` of each row, how many are the same up
-    to the first that is not.
+    """Of the likeliest tokens after the first ones of the first rows, how many are the same up to
+    the first that is not, row by row.
     """
-    same = []
-    num_tokens = 0
-    for ids in rows:
-        prompt = ids[:PROMPT_TOKENS]
-        count = min(max_new_tokens, _context(model) - len(prompt))
-        one = list(_likeliest(model, prompt, count))
-        two = list(_likeliest(other, prompt, count))
-        differing = (i for i in range(count) if one[i] != two[i])
-        same.append(next(differing, count))
-        num_tokens += count
-    return {
-        "continuations": len(rows),
-        "tokens": num_tokens,
-        "same_tokens": sum(same),
-    }
+    length = min(PROMPT_TOKENS, *(len(ids) for ids in rows))
+    prompts = torch.tensor([ids[:length] for ids in rows[:CONTINUATIONS]], device=model.device)
+    count = min(max_new_tokens, _context(model) - length)
+    differ = _likeliest(model, prompts, count) != _likeliest(other, prompts, count)
+    same = (differ.cumsum(1) == 0).sum().item()
+    return {"continuations": len(prompts), "tokens": differ.numel(), "same_tokens": same}
 
 
-def _likeliest(model: PreTrainedModel, prompt: list[int], count: int) -> Iterator[int]:
-    """Without `generate`, whose settings come from the model's folder."""
-    ids = list(prompt)
+def _likeliest(model: PreTrainedModel, prompts: torch.Tensor, count: int) -> torch.Tensor:
+    """(prompts, count) ids, without `generate`, whose settings come from the model's folder."""
+    ids = prompts
     for _ in range(count):
-        input_ids = torch.tensor([ids], device=model.device)
-        ids.append(int(model(input_ids, use_cache=False).logits[0, -1].argmax()))
-        yield ids[-1]
+        logits = model(ids, use_cache=False).logits[:, -1]
+        ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
+    return ids[:, prompts.shape[1] :]
 
 
 def _rows(

@@ -1,5 +1,6 @@
 """The `Modelfile` that lies beside a GGUF, for `ollama create`."""
 
+import re
 from typing import Any
 
 import jinja2
@@ -16,6 +17,7 @@ TRIAL = [
     {"role": "assistant", "content": "four"},
     {"role": "user", "content": "five"},
 ]
+OF_OLLAMA = re.compile(r'{{|}}|"""')  # which text in a template cannot have
 
 
 def ollama_modelfile(
@@ -50,14 +52,15 @@ def ollama_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
         opening = _write(tokenizer, TRIAL[:2])
         asked = _write(tokenizer, TRIAL[:2], add_generation_prompt=True)
         whole = _write(tokenizer, TRIAL, add_generation_prompt=True)
-    except jinja2.TemplateError:
+        first = _write(tokenizer, TRIAL[:1])
+    except (jinja2.TemplateError, ValueError):  # it refuses a role, or an order of them
         return None
     if None in turns.values():
         return None
+    written = [str(turns[m["role"]]).replace(CONTENT, m["content"]) for m in TRIAL]
+    front = first.removesuffix(written[0])
     answer = asked.removeprefix(opening)
-    front = _write(tokenizer, [])
-    written = "".join(str(turns[m["role"]]).replace(CONTENT, m["content"]) for m in TRIAL)
-    if f"{front}{written}{answer}" != whole:
+    if "".join([front, *written, answer]) != whole or OF_OLLAMA.search(whole):
         return None
     cases = [f'eq .Role "{role}" }}}}{turns[role]}{{{{ ' for role in ROLES]
     body = "{{ if " + "else if ".join(cases) + "end }}"

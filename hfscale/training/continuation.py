@@ -155,6 +155,7 @@ NOT_OF_THE_MODEL = (
     "use_cache",
     "architectures",
     "dtype",
+    "n_ctx",  # the context again, for other programs
 )
 # Contents, by the argument that names what they are of.
 CONTENTS = {
