@@ -21,12 +21,12 @@ PROMPT_TOKENS = 16  # of a document, which greedy continuations go on from
 CONTINUATIONS = 20  # of as many documents, all at once
 UNLIMITED_CONTEXT = 1024  # tokens read at once of a model that states no limit
 
-Pair = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+PAIR = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 def certify(
-    original: Pair,
-    export: Pair,
+    original: PAIR,
+    export: PAIR,
     texts: Sequence[str],
     *,
     scored_documents: int,
