@@ -15,8 +15,8 @@ NO_SPACE = os.strerror(errno.ENOSPC)
 # A full disk, a quota, a limit on a file's size.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNREADABLE = (errno.EIO, errno.EPIPE)  # of a log: its terminal was closed, its reader is gone
-# How libraries that are not Python's say it: safetensors and tokenizers (Rust), torch.save, which
-# drops the reason.
+# How libraries that are not Python's say it: safetensors and tokenizers (Rust), torch.save and
+# NumPy's tofile, which drop the reason.
 WORDS = (
     *(os.strerror(number) for number in FULL),
     *(f"os error {number}" for number in FULL),
@@ -24,6 +24,7 @@ WORDS = (
     "iostream error",
     "unexpected pos",
     "file write failed",
+    "requested and",  # "1048576 requested and 990672 written"
 )
 
 

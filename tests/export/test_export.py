@@ -1,6 +1,8 @@
 """The export recipe: written, read back, compared; whole or not there."""
 
 import json
+import resource
+import signal
 
 import pytest
 import torch
@@ -89,6 +91,21 @@ def test_a_model_that_gguf_cannot_hold_leaves_nothing(words, tmp_path):
     before = sorted(tmp_path.iterdir())
     with pytest.raises(InputError, match="activation_function"):
         export.main([*words, "--to", "gguf"])
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.needs("gguf")
+def test_a_full_disk_leaves_nothing(words, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match="nothing of it is left; free some space"):
+            export.main([*words, "--to", "gguf"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
     assert sorted(tmp_path.iterdir()) == before
 
 
