@@ -89,6 +89,12 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+def has_memory_formulas(architecture: str) -> bool:
+    """Whether what training takes is known from the sizes alone; others are traced."""
+    entry = ARCHITECTURES.get(architecture)
+    return entry is not None and entry.has_memory_formulas
+
+
 def default_fields(architecture: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a new model's configuration, in the names that all architectures share: what was
     given, and for the rest the sizes of GPT-2 small and what the table says.

@@ -111,6 +111,17 @@ def name_for_others(config: PreTrainedConfig) -> None:
         setattr(config, name, getattr(config, field))
 
 
+def read_config(folder: str) -> PreTrainedConfig:
+    """What the config.json of a folder says; raises InputError: of no causal language model."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        check_kind(config)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{Path(folder, 'config.json')}: {reason}") from None
+    return config
+
+
 def check_kind(config: PreTrainedConfig) -> None:
     """Raise ValueError for what `AutoModelForCausalLM` does not take, or takes only half of."""
     kind = config.model_type

@@ -149,7 +149,7 @@ def check_arguments(args: FinetuneTaskArguments):
     # Of a checkpoint it is not known yet.
     width = args.hidden_size if is_new and args.hidden_size else 256
     training = args.training
-    if is_new and args.architecture == "gpt2":
+    if is_new:
         training = with_learning_rate(training, width=width, optimizer=args)
     training_args = training_arguments(training, width=width)
     check_optimizer(args, training_args)

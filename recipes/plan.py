@@ -148,12 +148,12 @@ def main(argv: list[str] | None = None) -> None:
         max_steps=planned.training.get("max_steps", 0),
     )
     if training.memory is None:
-        check_no_picture(args.picture, planned.architecture)
+        check_no_picture(args.picture, model.architecture)
         show_without_memory(
             totals,
             device,
             step=step,
-            architecture=planned.architecture,
+            architecture=model.architecture,
             num_gpus=args.num_gpus,
             precision=precision,
             efficiency=args.efficiency,

@@ -128,9 +128,7 @@ def check_arguments(args: PretrainArguments):
     config = settle_shape(args, in_memory=not args.dry_run)
     args.max_length = settle_length(config, args.max_length)
     width = args.hidden_size or 256
-    training = args.training
-    if args.architecture == "gpt2":
-        training = with_learning_rate(training, width=width, optimizer=args)
+    training = with_learning_rate(args.training, width=width, optimizer=args)
     training_args = training_arguments(training, width=width)
     check_optimizer(args, training_args)
     check_averaging(args, training_args)

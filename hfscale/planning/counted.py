@@ -11,12 +11,14 @@ from hfscale.planning.memory import Step
 from hfscale.planning.plan import Model, Training, gpt2_in_training
 from hfscale.planning.settings import (
     FINETUNED_LENGTH,
+    MEASURE_INSTEAD,
     Planned,
     checked_targets,
-    has_memory_formulas,
+    is_counted_by_formulas,
     planned_shape,
 )
-from hfscale.planning.shapes import find_vocab_size
+from hfscale.planning.shapes import find_vocab_size, stated_architecture
+from hfscale.process import InputError
 
 
 class Counted(NamedTuple):
@@ -50,8 +52,15 @@ def count_model(model: Any) -> Counted:
 
     Args:
         model: a transformers.PreTrainedModel.
+
+    Raises InputError: it has no attention, so its operations are others.
     """
     config = model.config
+    if not hasattr(config, "num_attention_heads"):
+        raise InputError(
+            f"architecture {config.model_type}: has no attention, and plan does not count what it "
+            f"has in its place; {MEASURE_INSTEAD}"
+        )
     share = _share_of_experts(config)
     embeddings = {id(weight) for weight in _embedding_weights(model)}
     parameters = active = multiplied = 0.0
@@ -98,11 +107,12 @@ def planned_model(planned: Planned, vocab_size: int | None) -> Model:
 
     Raises InputError: as `find_shape`, `checked_targets` and `counted_model`.
     """
-    if not has_memory_formulas(planned):
+    if not is_counted_by_formulas(planned):
         return counted_model(planned, vocab_size)
     shape = planned_shape(planned, vocab_size)
     in_training = functools.partial(gpt2_in_training, shape)
     return Model(
+        architecture=planned.architecture,
         context=shape.n_positions,
         width=shape.n_embd,
         target_modules=checked_targets(planned, shape),
@@ -111,24 +121,40 @@ def planned_model(planned: Planned, vocab_size: int | None) -> Model:
 
 
 def counted_model(planned: Planned, vocab_size: int | None) -> Model:
-    """The new model that a training recipe would make.
+    """The new model that a training recipe would make, or the checkpoint that it would load.
 
-    Raises InputError: as `new_config` and `find_vocab_size`.
+    Raises InputError: as `new_config` and `find_vocab_size`; a checkpoint of no causal language
+    model, or one that is to be trained in part.
     """
     # A model is made, of no weights: all of torch.
-    from hfscale.models import stated_limit
+    from hfscale.models import read_config, stated_limit
     from hfscale.new_models import check_new_model, meta_model, new_config
 
-    words = find_vocab_size(planned.tokenizer or "", vocab_size)
-    config = new_config(**shape_of(planned), vocab_size=words)
+    if planned.model is None:
+        words = find_vocab_size(planned.tokenizer or "", vocab_size)
+        config = new_config(**shape_of(planned), vocab_size=words)
+    else:
+        _check_trained_whole(planned)
+        config = read_config(planned.model)
     check_new_model(config, in_memory=False)
     counted = count_model(meta_model(config))
     return Model(
+        architecture=config.model_type,
         context=stated_limit(config) or FINETUNED_LENGTH,
         width=config.hidden_size,
         target_modules=(),
         in_training=functools.partial(_in_training, counted, config),
     )
+
+
+def _check_trained_whole(planned: Planned) -> None:
+    """Raise InputError for what is counted with formulas alone."""
+    for name in ("lora_r", "freeze_layers", "load_in_4bit", "add_tokens"):
+        if getattr(planned, name):
+            raise InputError(
+                f"{name}: plan counts it for GPT-2 alone, and {planned.model} is a "
+                f"{stated_architecture(planned.model or '')}; leave it out, or {MEASURE_INSTEAD}"
+            )
 
 
 def _in_training(counted: Counted, config: Any, step: Step) -> Training:

@@ -17,7 +17,7 @@ from hfscale.planning.plan import (
     fastest,
     recommended,
 )
-from hfscale.planning.settings import Rows
+from hfscale.planning.settings import MEASURE_INSTEAD, Rows
 from hfscale.process import InputError
 from hfscale.report.tables import in_one_format, number, show_records, show_table
 
@@ -89,8 +89,7 @@ def show_without_memory(
     print(
         f"memory: {state_gb:,.2f} GB of weights, gradients and the optimizer's state in float32, "
         f"before any is split; activations and logits of {architecture} are not counted, so it is "
-        "not said what fits: see what the first steps of a run take (memory_peak_bytes in its "
-        "run.json)"
+        f"not said what fits: {MEASURE_INSTEAD}"
     )
     rate = efficiency * (device.tflops(precision) or 0) * 1e12
     hours = totals["FLOPs"] / rate / 3600 / num_gpus

@@ -67,6 +67,7 @@ class Training(NamedTuple):
 class Model(NamedTuple):
     """What is planned, before it is known how it is trained."""
 
+    architecture: str  # as --architecture names it
     context: int  # tokens that it reads at most
     width: int  # of its hidden states
     target_modules: tuple[str, ...]  # that get adapters

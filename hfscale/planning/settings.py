@@ -6,17 +6,19 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hfscale.architectures import ARCHITECTURES
+from hfscale.architectures import has_memory_formulas
 from hfscale.arguments import AdapterArguments, AveragingArguments, ShapeArguments, shape_of
 from hfscale.config import arguments_class, shipped
 from hfscale.planning.flops import Shape
 from hfscale.planning.memory import Step
 from hfscale.planning.plan import Device, Model, divisors
-from hfscale.planning.shapes import find_shape, saved_tokenizer
+from hfscale.planning.shapes import find_shape, saved_tokenizer, stated_architecture
 from hfscale.process import InputError
 
 # Bytes that each optimizer keeps per trained parameter, beside the weights and their gradients.
 OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "adagrad": 4, "rmsprop": 4, "sgd": 0}
+# The next step where something is not counted.
+MEASURE_INSTEAD = "see what the first steps of a run take (memory_peak_bytes in its run.json)"
 DEFAULT_OPTIMIZER = "adamw_torch_fused"  # TrainingArguments'
 # Arguments of training that change memory or time in a way that is not counted, but for these
 # values.
@@ -106,7 +108,7 @@ def check_countable(planned: Planned) -> None:
             if name in values and values[name] not in harmless:
                 raise InputError(
                     f"{name}: got {values[name]!r}, which plan does not count; leave it out, or "
-                    "see what the first steps of a run take (memory_peak_bytes in its run.json)"
+                    f"{MEASURE_INSTEAD}"
                 )
     optimizer = planned.training.get("optim", DEFAULT_OPTIMIZER)
     if optimizer not in OPTIMIZER_BYTES:
@@ -179,10 +181,12 @@ def find_max_length(planned: Planned, context: int) -> int:
     return max_length
 
 
-def has_memory_formulas(planned: Planned) -> bool:
-    """Whether the model is a GPT-2, or a checkpoint, which has to be one."""
-    entry = ARCHITECTURES.get(planned.architecture)
-    return planned.model is not None or (entry is not None and entry.has_memory_formulas)
+def is_counted_by_formulas(planned: Planned) -> bool:
+    """Whether no model is made to count it. Without files only GPT-2's sizes are known, by name."""
+    if planned.model is None:
+        return has_memory_formulas(planned.architecture)
+    stated = stated_architecture(planned.model)
+    return stated is None or has_memory_formulas(stated)
 
 
 def planned_shape(planned: Planned, vocab_size: int | None) -> Shape:

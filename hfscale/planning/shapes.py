@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hfscale.architectures import ARCHITECTURES, SIZES
+from hfscale.architectures import ARCHITECTURES, SIZES, has_memory_formulas
 from hfscale.planning.flops import PUBLISHED, Shape
 from hfscale.process import InputError
 
@@ -94,7 +94,7 @@ def new_shape(sizes: dict[str, Any], vocab_size: int) -> Shape:
     given = dict(sizes)
     architecture = given.pop("architecture")
     del given["trust_remote_code"]
-    fields = SIZES | dict(ARCHITECTURES["gpt2"].config) | given
+    fields = SIZES | dict(ARCHITECTURES[architecture].config) | given
     if fields["hidden_size"] % fields["num_attention_heads"]:
         raise InputError(
             f"hidden_size {fields['hidden_size']} is not a multiple of num_attention_heads "
@@ -125,18 +125,24 @@ def read_shape(folder: str) -> Shape:
     return shape_of_config(config, str(path))
 
 
+def stated_architecture(folder: str) -> str | None:
+    """The `model_type` of the model that a folder holds, as far as its config.json can be read."""
+    try:
+        config = json.loads(Path(folder, "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config.get("model_type") if isinstance(config, dict) else None
+
+
 def shape_of_config(config: dict[str, Any], place: str) -> Shape:
     """What a GPT2Config says, every field of it.
 
     Raises InputError, beginning with `place`: another kind of model, a field that is not known, or
     one that changes what is counted in a way that is not.
     """
-    if not isinstance(config, dict) or config.get("model_type") != "gpt2":
-        kind = config.get("model_type") if isinstance(config, dict) else None
-        raise InputError(
-            f"{place}: model_type is {kind!r}; plan counts gpt2 alone; for others, see what the "
-            "first steps of a run take (memory_peak_bytes in its run.json)"
-        )
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if not has_memory_formulas(kind):
+        raise InputError(f"{place}: model_type is {kind!r}, which is not counted by formulas")
     known = DEFAULTS.keys() | ALIASES.keys() | ONLY_WITH.keys() | NOT_COUNTED
     for name, value in config.items():
         if name in ONLY_WITH and value not in (None, ONLY_WITH[name]):

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from hfscale.architectures import has_memory_formulas
 from hfscale.arguments import AveragingArguments, OptimizerArguments
 from hfscale.data.layouts import IGNORED
 from hfscale.data.repacking import RepackedRows, table_of
@@ -187,7 +188,7 @@ def count_memory(
     step = _step_at_hand(model, args, rows, optimizer)
     sharding = launched_sharding(args.world_size)
     shape = _shape_of(model, step.max_length)
-    if model.config.model_type == "gpt2":
+    if has_memory_formulas(model.config.model_type):
         return step_memory_bytes(shape, step, sharding), True
     memory = _traced_memory(model, step, sharding)
     if memory:
@@ -256,7 +257,7 @@ def _step_at_hand(
         and optimizer.weight_averaging is not None,
         on_cpu=args.device.type == "cpu" and not planned_launch(),
     )
-    if model.config.model_type == "gpt2":
+    if has_memory_formulas(model.config.model_type):
         targets = tuple(getattr(adapter, "target_modules", None) or ())
         step = step._replace(target_modules=targets, freeze_layers=_frozen_blocks(model))
     return step
@@ -264,7 +265,7 @@ def _step_at_hand(
 
 def _shape_of(model: PreTrainedModel, max_length: int) -> Shape:
     config = model.config.get_text_config()
-    if config.model_type == "gpt2":
+    if has_memory_formulas(config.model_type):
         return Shape(**{name: getattr(config, name) for name in Shape._fields})
     return Shape(
         config.num_hidden_layers,

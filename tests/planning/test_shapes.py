@@ -86,7 +86,7 @@ def test_a_new_model_is_what_pretrain_builds():
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"model_type": "llama"}, "model_type is 'llama'; plan counts gpt2 alone"),
+        ({"model_type": "llama"}, "model_type is 'llama', which is not counted"),
         ({"model_type": None}, "model_type is None"),
         ([1], "model_type is None"),
         ({"num_key_value_heads": 2}, "unknown field num_key_value_heads"),

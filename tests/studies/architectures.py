@@ -6,12 +6,14 @@ Each architecture trains on two texts, books and Python's standard library as co
 wide as it takes to have GPT-2's number of parameters. Its learning rate is the best of several on
 documents for tuning, with a seed of its own; then seeds 0 to 4 train with that rate and are scored on
 other documents. A seed is the same initialisation generator and the same order of rows for all, so
-losses are compared seed by seed. Every run is a line of the output as soon as it is there, and is not
-run again.
+losses are compared seed by seed. The architectures take turns, so that a slower hour of the machine is
+one for all. Every run is a process of its own (its memory is its own), is a line of the output as soon
+as it is there, and is not run again.
 """
 
 import argparse
 import json
+import multiprocessing
 import random
 import resource
 import sys
@@ -25,10 +27,10 @@ BASELINE = "gpt2"
 TEXTS = ("books", "code")
 SEEDS = range(5)
 TUNING_SEED = 100
-RATES = (1.6e-3, 3.2e-3, 6.4e-3, 1.28e-2)
-VOCABULARY = 2048
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+VOCABULARY = 1024
 WIDTH, LAYERS, HEADS, CONTEXT = 128, 4, 4, 128
-ROWS, STEPS = 8, 400
+ROWS, STEPS = 8, 300
 DOCUMENT_CHARACTERS = 3000
 TEXT_CHARACTERS = 2_400_000  # of each text, a twelfth of which is held out twice
 SHAPE = {
@@ -55,17 +57,30 @@ def main() -> None:
     done = [json.loads(line) for line in _lines(args.output)]
     for text in TEXTS:
         files = write_texts(args.place, text, sources[text])
-        for architecture in args.architectures:
-            for seed, rates in ((TUNING_SEED, RATES), *((seed, None) for seed in SEEDS)):
-                for rate in rates or (best_rate(done, text, architecture),):
-                    key = {"text": text, "architecture": architecture, "seed": seed, "rate": rate}
-                    if any(key.items() <= run.items() for run in done):
-                        continue
-                    run = key | train(args.place, files, **key)
-                    done.append(run)
-                    with args.output.open("a") as file:
-                        file.write(json.dumps(run) + "\n")
+        for rate in RATES:
+            for architecture in args.architectures:
+                key = run_key(text, architecture, TUNING_SEED, rate)
+                run_once(key, files, done, args)
+        for seed in SEEDS:
+            for architecture in args.architectures:
+                key = run_key(text, architecture, seed, best_rate(done, text, architecture))
+                run_once(key, files, done, args)
     show(done)
+
+
+def run_key(text: str, architecture: str, seed: int, rate: float) -> dict:
+    return {"text": text, "architecture": architecture, "seed": seed, "rate": rate}
+
+
+def run_once(key: dict, files: dict[str, str], done: list[dict], args: argparse.Namespace) -> None:
+    """Train what is not among `done` yet, in a child of this process; added there and to the file."""
+    if any(key.items() <= run.items() for run in done):
+        return
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        result = pool.apply(train, (args.place, files), key)
+    done.append(key | result)
+    with args.output.open("a") as file:
+        file.write(json.dumps(done[-1]) + "\n")
 
 
 def _lines(path: Path) -> list[str]:
