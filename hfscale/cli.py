@@ -1,6 +1,7 @@
 """The `hfscale` command: finds recipes and configs, and hands over to accelerate's launcher."""
 
 import importlib.metadata
+import json
 import os
 import shutil
 import sys
@@ -72,7 +73,9 @@ def _copy(name: str, folder: str = ".") -> str:
     else:
         sources = _script_and_configs(script)
     targets = {Path(folder) / path.relative_to(script.parent): path for path in sources}
-    taken = [str(target) for target in targets if os.path.lexists(target)]
+    schema = Path(folder, "configs", script.stem, "schema.json")  # which the configs point to
+    has_configs = len(sources) > 1 and name != "launch"
+    taken = [str(path) for path in (*targets, *([schema] * has_configs)) if os.path.lexists(path)]
     if taken:
         raise InputError(
             f"hfscale copy {name}: {', '.join(taken)} exists already; name another folder"
@@ -82,6 +85,8 @@ def _copy(name: str, folder: str = ".") -> str:
             target.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(target, source.read_text("utf-8"))
             shutil.copymode(source, target)
+        if has_configs:
+            write_atomically(schema, _schema(name))
     except OSError as error:
         raise InputError(
             f"hfscale copy {name}: cannot write to {folder}: {error.strerror}"
@@ -89,6 +94,8 @@ def _copy(name: str, folder: str = ".") -> str:
     if name == "launch":
         return "\n".join(f"wrote {target}: see its first lines" for target in targets)
     written = [str(target) for target in targets]
+    if has_configs:
+        written.append(f"{schema}: by it an editor completes and checks these files")
     next_command = f"next: hfscale {written[0]}"
     for path in written:
         if path.endswith("tiny_cpu.yaml"):
@@ -102,6 +109,20 @@ def _script_and_configs(script: Path) -> list[Path]:
     configs = sorted(script.parent.glob(f"configs/{script.stem}/*.yaml"))
     extended = [base.resolve() for config in configs for base in extended_files(config)]
     return list(dict.fromkeys([script, *configs, *extended]))  # each once
+
+
+def _schema(name: str) -> str:
+    """schema RECIPE: what its config files may hold, as a JSON Schema for editors"""
+    from hfscale.schema import recipe_schema
+
+    return json.dumps(recipe_schema(find_recipe(name)), indent=1) + "\n"
+
+
+def _completion(shell: str) -> str:
+    """completion bash|zsh|fish: a script that completes recipes, configs and arguments"""
+    from hfscale.completion import completion_script
+
+    return completion_script(shell, [verb for verb in VERBS if not verb.startswith("-")])
 
 
 def _env() -> str:
@@ -173,10 +194,14 @@ VERBS: dict[str, Callable[..., str]] = {
     "recipes": _recipes,
     "copy": _copy,
     "env": _env,
+    "schema": _schema,
+    "completion": _completion,
     "--help": _help,
     "-h": _help,
     "--version": _version,
 }
+# How many words follow a verb, where it takes any.
+VERB_WORDS = {"copy": (1, 2), "schema": (1,), "completion": (1,)}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -193,8 +218,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(verb: str, *words: str) -> int:
     if verb in VERBS:
-        numbers_of_words = (1, 2) if verb == "copy" else (0,)
-        if len(words) not in numbers_of_words:
+        if len(words) not in VERB_WORDS.get(verb, (0,)):
             raise InputError(
                 f"hfscale {verb} {' '.join(words)}: {VERBS[verb].__doc__ or 'takes nothing more'}"
             )

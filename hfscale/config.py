@@ -184,16 +184,16 @@ def check_recipe_args(recipe: Path, argv: list[str]) -> dict[str, Any]:
 
 
 def _checked_values(cls: type, argv: list[str], recipe: Path) -> dict[str, Any]:
-    kinds = _kinds_of(cls)
+    kinds = kinds_of(cls)
     if {"-h", "--help"} & {*argv}:
         print(_help_text(cls, recipe, kinds))
         raise SystemExit(0)
     if planned := planned_recipes(cls):
         script = _planned_script(planned, argv, recipe)
         planned_class = arguments_class(script)
-        planned_kinds = _kinds_of(planned_class)
+        of_script = kinds_of(planned_class)
         # A config holds what the training recipe takes, so that it can be trained as it is.
-        values = _read_values(planned_class, argv, script, planned_kinds, kinds | planned_kinds)
+        values = _read_values(planned_class, argv, script, of_script, kinds | of_script)
         return {"recipe": script.stem} | values
     return _read_values(cls, argv, recipe, kinds, kinds)
 
@@ -207,6 +207,15 @@ def planned_recipes(cls: type) -> tuple[str, ...]:
         return ()
     literal, _ = typing.get_args(typing.get_type_hints(cls)["recipe"])
     return typing.get_args(literal)
+
+
+def planned_kinds(cls: type, recipe: Path) -> dict[str, Any]:
+    """The types of all names of the recipes that this one plans; none for one that plans nothing.
+    """
+    kinds: dict[str, Any] = {}
+    for name in planned_recipes(cls):
+        kinds |= kinds_of(arguments_class(_beside_or_shipped(recipe, name)))
+    return kinds
 
 
 def _planned_script(planned: tuple[str, ...], argv: list[str], recipe: Path) -> Path:
@@ -239,7 +248,7 @@ def _ships(recipe: Path, config: str) -> bool:
 
 def _count_unknown(recipe: Path, names: set[str]) -> int:
     """How many of the names the recipe does not have."""
-    return len(names - _kinds_of(arguments_class(recipe)).keys())
+    return len(names - kinds_of(arguments_class(recipe)).keys())
 
 
 def _names_in(path: Path, extended_by: tuple[Path, ...] = ()) -> set[str]:
@@ -280,7 +289,7 @@ def _read_config(cls: type, path: Path, recipe: Path, kinds: dict[str, Any]) -> 
     except UnknownNameError:
         if not issubclass(cls, TaskArguments):
             raise
-        values = _read_yaml(path, _task_recipes_kinds(recipe) | kinds)
+        values = _read_yaml(path, task_recipes_kinds(recipe) | kinds)
     foreign = values.keys() - kinds.keys()
     values = {name: value for name, value in values.items() if name in kinds}
     scores = issubclass(cls, TaskArguments) and "training" not in names_of(cls)
@@ -301,13 +310,13 @@ def _of_training_file(values: dict[str, Any], lines: dict[str, Any]) -> dict[str
     return task | ({"model": [values["output_dir"]]} if "output_dir" in values else {})
 
 
-def _task_recipes_kinds(recipe: Path) -> dict[str, Any]:
+def task_recipes_kinds(recipe: Path) -> dict[str, Any]:
     """The types of all names in the recipes that share task files: those beside this script, else
     the shipped ones.
     """
     kinds: dict[str, Any] = {}
     for name in TASK_RECIPES:
-        kinds |= _kinds_of(arguments_class(_beside_or_shipped(recipe, name)))
+        kinds |= kinds_of(arguments_class(_beside_or_shipped(recipe, name)))
     return kinds
 
 
@@ -317,7 +326,7 @@ def _beside_or_shipped(recipe: Path, name: str) -> Path:
     return beside if beside.is_file() else shipped("recipes", "*.py")[name]
 
 
-def _kinds_of(cls: type) -> dict[str, Any]:
+def kinds_of(cls: type) -> dict[str, Any]:
     """The types of a recipe's arguments by name; its own go before TrainingArguments'."""
     kinds = typing.get_type_hints(cls)
     if "training" in kinds:

@@ -64,7 +64,7 @@ def _enum_choices(node: ast.ClassDef) -> Any:
     return Literal[tuple(values)] if is_enum and values else None
 
 
-def _members(kind: Any) -> tuple:
+def members_of(kind: Any) -> tuple:
     """The types of a union, or the single type."""
     kind, _ = split_annotated(kind)
     if get_origin(kind) in (typing.Union, types.UnionType):
@@ -82,7 +82,7 @@ def split_annotated(kind: Any) -> tuple[Any, Mapping[str, Any]]:
 def describe(kind: Any) -> str:
     """The type as a person reads it in help and errors: `int or null`, `one of a, b`."""
     words = []
-    for member in _members(kind):
+    for member in members_of(kind):
         if get_origin(member) is Literal:
             words.append("one of " + ", ".join(map(str, get_args(member))))
         elif get_origin(member) is list:
@@ -120,7 +120,7 @@ def convert(value: Any, kind: Any) -> Any:
 
 def _convert(value: Any, kind: Any) -> Any:
     choices: list[str] = []
-    for member in _members(kind):
+    for member in members_of(kind):
         origin = get_origin(member)
         arguments = get_args(member)
         if origin is Literal:
@@ -143,19 +143,19 @@ def _convert(value: Any, kind: Any) -> Any:
     if item is not None and not isinstance(value, list | dict | None):
         with contextlib.suppress(ValueError):
             return [convert(value, item)]
-        choices += _choices(item)
+        choices += choices_of(item)
     raise ValueError(f"expected {describe(kind)}{did_you_mean(str(value), choices)}")
 
 
 def _item_kind(kind: Any) -> Any:
     """The type of the items where `kind` can be a list; else None."""
-    lists = [member for member in _members(kind) if get_origin(member) is list]
+    lists = [member for member in members_of(kind) if get_origin(member) is list]
     return get_args(lists[0])[0] if lists else None
 
 
-def _choices(kind: Any) -> list[str]:
+def choices_of(kind: Any) -> list[str]:
     """What may stand for a type that lists its values."""
-    literals = [member for member in _members(kind) if get_origin(member) is Literal]
+    literals = [member for member in members_of(kind) if get_origin(member) is Literal]
     return [str(choice) for member in literals for choice in get_args(member)]
 
 
@@ -266,7 +266,7 @@ def convert_text(words: list[str], kind: Any) -> Any:
 
 
 def _convert_text(words: list[str], kind: Any) -> Any:
-    members = {get_origin(member) or member: member for member in _members(kind)}
+    members = {get_origin(member) or member: member for member in members_of(kind)}
     if not words and bool in members:
         return True
     if dict in members and words:
