@@ -210,8 +210,7 @@ def planned_recipes(cls: type) -> tuple[str, ...]:
 
 
 def planned_kinds(cls: type, recipe: Path) -> dict[str, Any]:
-    """The types of all names of the recipes that this one plans; none for one that plans nothing.
-    """
+    """The types of all names of the recipes that this one plans, where it plans any."""
     kinds: dict[str, Any] = {}
     for name in planned_recipes(cls):
         kinds |= kinds_of(arguments_class(_beside_or_shipped(recipe, name)))

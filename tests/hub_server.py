@@ -23,6 +23,7 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repos: dict[str, dict[str, bytes]] = {}
         self.commits: dict[str, list[str]] = {}
+        self.private: dict[str, bool] = {}
         self.requests: list[tuple[str, str, str | None]] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -66,10 +67,13 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") is None:
             self.answer(401, {"error": "no token"})
         elif parts == ["api", "repos", "create"]:
-            repo = "tester/" + json.loads(body)["name"]
+            wanted = json.loads(body)
+            repo = "tester/" + wanted["name"]
+            status = 409 if repo in self.server.repos else 200
             self.server.repos.setdefault(repo, {})
             self.server.commits.setdefault(repo, [])
-            self.answer(200, {"url": f"{self.server.url}/{repo}", "id": repo})
+            self.server.private.setdefault(repo, wanted.get("visibility") == "private")
+            self.answer(status, {"url": f"{self.server.url}/{repo}", "id": repo})
         elif parts == ["api", "validate-yaml"]:
             self.answer(200, {"errors": [], "warnings": []})
         elif parts[4:5] == ["preupload"]:

@@ -3,17 +3,21 @@
 import json
 import os
 import sys
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 from huggingface_hub.constants import HF_HUB_OFFLINE
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import Trainer, TrainingArguments
 
 from hfscale.folders import SAVING
 from hfscale.lock import LOCK
+from hfscale.manifest import check_manifest, has_manifest
 from hfscale.process import InputError, host_answers
 
+RECORDS = ("run.json", "export.json")  # one of which a finished folder holds
 # Never uploaded: checkpoints, trackers' logs, and what is a pickle.
 LOCAL_FILES = [LOCK, "checkpoint-*", f"{SAVING}/*", "runs/*", "wandb/*", "*.bin"]
 
@@ -33,15 +37,19 @@ def check_sharing(args: TrainingArguments) -> None:
         has_login = "WANDB_API_KEY" in os.environ or get_netrc_auth(url)
         if "WANDB_MODE" not in os.environ and not (has_login and host_answers(url)):
             os.environ["WANDB_MODE"] = "offline"
-    if args.push_to_hub and (HF_HUB_OFFLINE or huggingface_hub.get_token() is None):
-        problem = (
-            "the Hub is not reachable"
-            if HF_HUB_OFFLINE
-            else "no login (set HF_TOKEN, or run: hf auth login)"
-        )
+    if args.push_to_hub and (problem := _hub_problem()):
         raise InputError(
-            f"push_to_hub: {problem}; leave it out, and upload the run folder later: hf upload"
+            f"push_to_hub: {problem}; leave it out, and upload the run later: hfscale push"
         )
+
+
+def _hub_problem() -> str | None:
+    """Why nothing can be pushed now."""
+    if HF_HUB_OFFLINE:
+        return "the Hub is not reachable"
+    if huggingface_hub.get_token() is None:
+        return "no login (set HF_TOKEN, or run: hf auth login)"
+    return None
 
 
 def trackers_of(args: TrainingArguments) -> list[str]:
@@ -60,14 +68,64 @@ def share_run(trainer: Trainer) -> None:
     if "wandb" in trackers_of(trainer.args) and wandb.run is not None:
         _share_with_wandb(wandb, Path(output_dir))
     if trainer.args.push_to_hub:
-        uploaded = huggingface_hub.upload_folder(
-            repo_id=str(trainer.hub_model_id),
-            folder_path=output_dir,
-            ignore_patterns=LOCAL_FILES,
-            revision=trainer.args.hub_revision,
-            commit_message="Model, tokenizer, record and card of a finished run",
+        _upload(output_dir, str(trainer.hub_model_id), revision=trainer.args.hub_revision)
+
+
+def push_folder(folder: str, repo_id: str, *, private: bool, overwrite: bool) -> None:
+    """A finished run, or an export, as a repository of the Hub.
+
+    Args:
+        folder: what a recipe left.
+        repo_id: owner/name, or the name alone.
+        private: whether only its owner sees a new repository; one that exists stays as it is.
+        overwrite: add a commit to a repository that exists.
+
+    Raises InputError: no such folder, files that are not as they were written, no login, a name
+    that the Hub does not take or that is taken, or what the Hub answers.
+    """
+    _check_finished(folder)
+    if problem := _hub_problem():
+        raise InputError(f"push: {problem}")
+    hub = huggingface_hub.HfApi()
+    try:
+        url = hub.create_repo(repo_id, private=private, exist_ok=overwrite)
+        _upload(folder, url.repo_id)
+    except HFValidationError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"hub_model_id {repo_id}: {reason}") from None
+    except HfHubHTTPError as error:
+        if error.response.status_code == HTTPStatus.CONFLICT:
+            raise InputError(
+                f"hub_model_id {repo_id}: exists on the Hub already; choose another name, or add "
+                "a commit to it with --overwrite"
+            ) from None
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"push: the Hub does not take {repo_id}: {reason}") from None
+
+
+def _check_finished(folder: str) -> None:
+    """Raise InputError unless a recipe finished there and all is as it left it."""
+    if not any(Path(folder, name).is_file() for name in RECORDS):
+        raise InputError(
+            f"push: {folder} holds none of {', '.join(RECORDS)}; name the folder of a finished run "
+            "or export"
         )
-        print(f"pushed to the Hub: {uploaded.repo_url}")
+    if has_manifest(folder) and (problem := check_manifest(folder)):
+        raise InputError(
+            f"push: {folder}: {problem} (by its manifest.json); put it back, or delete "
+            "manifest.json if you changed it yourself"
+        )
+
+
+def _upload(folder: str, repo_id: str, revision: str | None = None) -> None:
+    uploaded = huggingface_hub.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        ignore_patterns=LOCAL_FILES,
+        revision=revision,
+        commit_message="Model, tokenizer, record and card of a finished run",
+    )
+    print(f"pushed to the Hub: {uploaded.repo_url}")
 
 
 def _share_with_wandb(wandb: Any, output_dir: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from hfscale.process import InputError
+from hfscale.training.sharing import push_folder
 from hfscale.training.training_args import training_arguments
 from tests.hub_server import HubServer
 
@@ -49,9 +50,14 @@ def hub():
 
 
 def hfscale(place: Path, hub, recipe: str, *words: str, **env: str) -> str:
-    """A recipe as a user runs it; the libraries read HF_ENDPOINT once, at import. Returns what it
-    prints.
-    """
+    """What a recipe prints that works."""
+    result = run_hfscale(place, hub, recipe, *words, **env)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def run_hfscale(place: Path, hub, recipe: str, *words: str, **env: str):
+    """A recipe as a user runs it; the libraries read HF_ENDPOINT once, at import."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     env = (
         kept
@@ -64,7 +70,7 @@ def hfscale(place: Path, hub, recipe: str, *words: str, **env: str) -> str:
         }
         | env
     )
-    result = subprocess.run(
+    return subprocess.run(
         [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), *words],
         cwd=place,
         env=env,
@@ -72,8 +78,6 @@ def hfscale(place: Path, hub, recipe: str, *words: str, **env: str) -> str:
         capture_output=True,
         timeout=300,
     )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +151,24 @@ def test_what_is_pushed_is_the_finished_run(hub, place):
         hub.repos["tester/tuned-lora"]
     )
     assert "model.safetensors" not in hub.repos["tester/tuned-lora"]
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_pushed_later_and_not_over_another(hub, place):
+    shown = hfscale(place, hub, "push", "--model", "runs/small", "--hub_model_id", "later")
+    assert shown == f"pushed to the Hub: {hub.url}/tester/later\n"
+    assert hub.private["tester/later"]
+    assert hub.repos["tester/later"] == hub.repos["tester/small"]
+    refused = run_hfscale(place, hub, "push", "--model", "runs/small", "--hub_model_id", "later")
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "error: hub_model_id later: exists on the Hub already; choose another name, or add a "
+        "commit to it with --overwrite\n"
+    )
+    words = ("--hub_model_id", "later", "--overwrite", "--public")
+    hfscale(place, hub, "push", "--model", "runs/tuned", *words)
+    assert "adapter_config.json" in hub.repos["tester/later"]
+    assert hub.private["tester/later"]  # it stays what it was
 
 
 @pytest.mark.slow
@@ -241,7 +263,7 @@ def test_a_cached_id_loads_without_the_hub(hub, place):
 def test_pushing_offline_or_without_login_is_refused_at_once(tmp_path, monkeypatch):
     values = {"output_dir": str(tmp_path / "run"), "push_to_hub": True, "use_cpu": True}
     with pytest.raises(
-        InputError, match="^push_to_hub: the Hub is not reachable; leave it out, .*hf upload"
+        InputError, match="^push_to_hub: the Hub is not reachable; leave it out, .*hfscale push"
     ):
         training_arguments(values, width=32)
     monkeypatch.setattr("hfscale.training.sharing.HF_HUB_OFFLINE", False)
@@ -251,3 +273,20 @@ def test_pushing_offline_or_without_login_is_refused_at_once(tmp_path, monkeypat
     ):
         training_arguments(values, width=32)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "holds none of run.json, export.json"),
+        ({"run.json": "{}", "manifest.json": "{}"}, "manifest.json"),
+        ({"run.json": "{}"}, "push: no login"),
+    ],
+)
+def test_what_cannot_be_pushed_is_refused(tmp_path, monkeypatch, files, message):
+    monkeypatch.setattr("hfscale.training.sharing.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        push_folder(str(tmp_path), "name", private=True, overwrite=False)

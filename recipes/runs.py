@@ -1,0 +1,44 @@
+"""A table of the runs below a folder, the newest first: what was trained, for how long, how good.
+
+hfscale runs
+hfscale runs experiments --sort eval_loss
+hfscale runs --sort -eval_bleu --json
+"""
+
+import json
+from dataclasses import dataclass, field
+
+from hfscale.config import parse_args
+from hfscale.process import run
+
+
+@dataclass
+class RunsArguments:
+    folder: str = field(
+        default="runs",
+        metadata={"help": "where to look, at any depth to four", "comes_first": True},
+    )
+    sort: str | None = field(
+        default=None,
+        metadata={"help": "a column, such as eval_loss; -eval_bleu: the largest first"},
+    )
+    json: bool = field(default=False, metadata={"help": "print JSON, with every digit"})
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(RunsArguments, argv, recipe=__file__)
+
+    from hfscale.report.run_list import find_runs, shown_columns, sorted_runs
+    from hfscale.report.tables import show_records
+
+    runs = find_runs(args.folder)
+    if args.sort:
+        runs = sorted_runs(runs, args.sort)
+    if args.json:
+        print(json.dumps(runs, indent=1, ensure_ascii=False))
+        return
+    show_records(shown_columns(runs, args.folder, args.sort))
+
+
+if __name__ == "__main__":
+    run(main)
