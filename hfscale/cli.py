@@ -73,9 +73,10 @@ def _copy(name: str, folder: str = ".") -> str:
     else:
         sources = _script_and_configs(script)
     targets = {Path(folder) / path.relative_to(script.parent): path for path in sources}
-    schema = Path(folder, "configs", script.stem, "schema.json")  # which the configs point to
-    has_configs = len(sources) > 1 and name != "launch"
-    taken = [str(path) for path in (*targets, *([schema] * has_configs)) if os.path.lexists(path)]
+    # By it editors complete and check configs, which point to it.
+    schema = Path(folder, "configs", script.stem, "schema.json")
+    written = [*targets, schema] if name != "launch" and len(sources) > 1 else [*targets]
+    taken = [str(path) for path in written if os.path.lexists(path)]
     if taken:
         raise InputError(
             f"hfscale copy {name}: {', '.join(taken)} exists already; name another folder"
@@ -85,7 +86,7 @@ def _copy(name: str, folder: str = ".") -> str:
             target.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(target, source.read_text("utf-8"))
             shutil.copymode(source, target)
-        if has_configs:
+        if schema in written:
             write_atomically(schema, _schema(name))
     except OSError as error:
         raise InputError(
@@ -93,12 +94,9 @@ def _copy(name: str, folder: str = ".") -> str:
         ) from None
     if name == "launch":
         return "\n".join(f"wrote {target}: see its first lines" for target in targets)
-    written = [str(target) for target in targets]
-    if has_configs:
-        written.append(f"{schema}: by it an editor completes and checks these files")
     next_command = f"next: hfscale {written[0]}"
     for path in written:
-        if path.endswith("tiny_cpu.yaml"):
+        if path.name == "tiny_cpu.yaml":
             next_command += f" --config {path}"
             break
     return "\n".join([*(f"wrote {path}" for path in written), next_command])

@@ -124,9 +124,10 @@ def test_copy_gives_script_and_configs(hfscale, tmp_path):
         ROOT / "recipes" / "pretrain.py",
         *(ROOT / "recipes" / "configs" / "pretrain").glob("*.yaml"),
     ]
-    assert {name: path.read_bytes() for name, path in made.items()} == {
-        source.relative_to(ROOT / "recipes"): source.read_bytes() for source in sources
-    }
+    schema = Path("configs/pretrain/schema.json")
+    expected = {source.relative_to(ROOT / "recipes"): source.read_bytes() for source in sources}
+    expected[schema] = hfscale("schema", "pretrain")[1].removesuffix("\n").encode()
+    assert {name: path.read_bytes() for name, path in made.items()} == expected
     *wrote, following = out.splitlines()
     assert sorted(wrote) == sorted(f"wrote {path}" for path in made.values())
     script = tmp_path / "mine" / "pretrain.py"
