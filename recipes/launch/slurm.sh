@@ -21,6 +21,10 @@ if [[ $# -eq 0 ]]; then
     echo "usage: sbatch $0 RECIPE [arguments], such as: pretrain --config gpt2_small --resume auto" >&2
     exit 2
 fi
+# Where hfscale comes from, if not from the shell that submits. A module, or an environment of yours:
+#   module load cuda python; source "$HOME/hfscale/bin/activate"
+# A container (made with the Dockerfile), where Slurm has Pyxis: give srun below
+#   --container-image=registry.example.com#hfscale:latest --container-mounts="$PWD:/work" --container-workdir=/work
 processes_per_node=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}
 machines=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first=${machines%%$'\n'*}
