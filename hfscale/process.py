@@ -6,6 +6,7 @@ Nothing heavy is imported.
 import contextlib
 import io
 import json
+import logging
 import os
 import platform
 import re
@@ -57,6 +58,7 @@ def run(main: Callable[[], Any]) -> None:
     """
     if not sys.warnoptions:  # of names that libraries of others call by what they were
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    quiet_libraries()
     with ending_quietly():
         end_with_launcher()
         end_workers_with_parent()
@@ -379,6 +381,16 @@ def go_offline_if_unreachable() -> None:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
         os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
+
+
+def quiet_libraries() -> None:
+    """Keep from the terminal what says nothing to the user: DeepSpeed, which peft loads wherever it
+    lies, that it sees no GPU (a run names its device itself); bars, where no terminal draws them.
+    """
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.module != "real_accelerator")
+    if not sys.stderr.isatty():
+        for library in ("DATASETS", "HUB"):
+            os.environ.setdefault(f"HF_{library}_DISABLE_PROGRESS_BARS", "1")
 
 
 def hide_bitsandbytes() -> None:

@@ -23,6 +23,7 @@ from hfscale.training.checkpoints import CheckpointManifest, RunIsDone
 from hfscale.training.continuation import training_settings
 from hfscale.training.guards import guard_best, guard_gradients
 from hfscale.training.heartbeats import RankWatch
+from hfscale.training.log_lines import show_progress
 from hfscale.training.missed import MissedEvaluation, end_evaluation
 from hfscale.training.randomness import SeededEpochs, evaluate_apart
 from hfscale.training.ranks import check_same
@@ -71,12 +72,11 @@ def run_training(
         SystemExit: a signal ended the training; see `StopOnSignal`.
     """
     pass_over_log_errors("stdout")  # of a log, which ends no training
+    show_progress(trainer)
     guard_trackers(trainer)
     settings = settings or training_settings(trainer.args)
     _check_same_run(trainer, settings)
-    watch = RankWatch(trainer.args)
-    watch.start()
-    trainer.add_callback(watch)
+    watch = _start_watch(trainer)
     can_resume = can_resume and not _is_without_optimizer(trainer)
     guard_gradients(trainer)
     guard_best(trainer)
@@ -126,6 +126,13 @@ def run_training(
         Path(str(trainer.args.output_dir), MANIFEST).unlink(missing_ok=True)
     kept = stop_on_signal.what_is_kept(trainer.args, trainer.state.global_step)
     note_when_stopped(f"the training is done; {kept}")
+
+
+def _start_watch(trainer: Trainer) -> RankWatch:
+    watch = RankWatch(trainer.args)
+    watch.start()
+    trainer.add_callback(watch)
+    return watch
 
 
 def _end_on_full_disk(trainer: Trainer, watch: RankWatch, kept: str) -> NoReturn:
