@@ -104,7 +104,12 @@ def ready_command(recipe: str, model: str, prompts: Sequence[str], *words: str) 
             flags.append(f"--prompts={text}")
         else:
             flags += ["--prompts", text]
-    return shlex.join([*_hfscale_command(), recipe, "--model", model, *words, *flags])
+    return command_line(recipe, "--model", model, *words, *flags)
+
+
+def command_line(*words: str) -> str:
+    """Of `hfscale` with these words, as `ready_command`."""
+    return shlex.join([*_hfscale_command(), *words])
 
 
 def _hfscale_command() -> list[str]:

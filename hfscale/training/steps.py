@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from hfscale.arguments import StreamArguments
-from hfscale.generation.terminal import ready_command, show_samples
+from hfscale.generation.terminal import command_line, ready_command, show_samples
 from hfscale.generation.texts import beginning_of, generate_texts
 from hfscale.models import context_limit, stated_limit
 from hfscale.process import InputError, is_main_rank, launched_processes
@@ -121,7 +121,8 @@ def show_run(
     tokenizer: PreTrainedTokenizerBase,
     documents: DatasetDict,
 ) -> None:
-    """Print what a finished run left, and a command that asks its model to continue held-out text.
+    """Print what a finished run left, and commands: one that asks its model to continue held-out
+    text, and those that show the run as a page and bring the model elsewhere.
 
     Args:
         model: as it was saved.
@@ -132,3 +133,5 @@ def show_run(
     text = next(iter(documents["validation"]))["text"]
     beginning = beginning_of(text, model, tokenizer)
     show_text("next:", ready_command("generate", output_dir, [beginning]))
+    show_text("also:", command_line("report", "--runs", output_dir))
+    show_text("     ", command_line("export", "--model", output_dir, "--to", "gguf"))
