@@ -1,5 +1,6 @@
 """The `hfscale` command: finds recipes and configs, and hands over to accelerate's launcher."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -9,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hfscale import __version__
-from hfscale.config import extended_files, shipped
+from hfscale.config import check_recipe_args, extended_files, shipped
 from hfscale.folders import write_atomically
-from hfscale.launch import FLAGS, launch
+from hfscale.help import EXAMPLES, grouped, table
+from hfscale.launch import ALONE, FLAGS, launch
 from hfscale.options import did_you_mean
 from hfscale.process import InputError, ending_quietly, hub_reachable
 from hfscale.shown import show_text
@@ -140,7 +142,7 @@ def _env() -> str:
     rows["devices"] = _devices()
     rows["missing extras"] = ", ".join(missing) or "none"
     rows["Hub"] = _hub()
-    return _table(rows)
+    return table(rows, width=1000)
 
 
 def _devices() -> str:
@@ -166,22 +168,18 @@ def _hub() -> str:
 
 def _launcher_help() -> str:
     rows = {f"--{name}": meaning for name, (_, meaning) in FLAGS.items()}
-    return (
-        f"usage: hfscale RECIPE [launcher flags] [arguments]\n\nlauncher flags:\n{_table(rows)}\n"
-    )
+    return f"launcher flags, of recipes that train or score:\n{table(rows)}"
 
 
 def _help() -> str:
-    recipes = shipped("recipes", "[!_]*.py").items()
-    rows = {name: path.read_text("utf-8").splitlines()[0].strip('"') for name, path in recipes}
-    rows |= {verb: action.__doc__ for verb, action in VERBS.items() if action.__doc__}
-    return f"{_launcher_help()}\n{_table(rows)}\n\nhfscale RECIPE --help: a recipe's own arguments"
-
-
-def _table(rows: dict[str, str]) -> str:
-    """Names and texts in two columns."""
-    width = max(map(len, rows))
-    return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows.items())
+    examples = "\n".join(f"  {example}" for example in EXAMPLES)
+    verbs = {verb: action.__doc__ for verb, action in VERBS.items() if action.__doc__}
+    return (
+        "usage: hfscale RECIPE [arguments]      hfscale RECIPE --help: its arguments\n\n"
+        f"{examples}\n\n"
+        f"{grouped(shipped('recipes', '[!_]*.py'))}\n"
+        f"about hfscale\n{table(verbs)}\n\n{_launcher_help()}"
+    )
 
 
 def _version() -> str:
@@ -222,9 +220,14 @@ def _run(verb: str, *words: str) -> int:
             )
         print(VERBS[verb](*words))
         return 0
+    recipe = find_recipe(verb)
     if {"-h", "--help"} & set(words):
-        print(_launcher_help(), flush=True)
-    return launch(find_recipe(verb), list(words))
+        with contextlib.suppress(SystemExit):
+            check_recipe_args(recipe, ["--help"])
+        if recipe.stem not in ALONE:
+            print(f"\n{_launcher_help()}")
+        return 0
+    return launch(recipe, list(words))
 
 
 if __name__ == "__main__":

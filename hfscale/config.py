@@ -3,19 +3,18 @@
 import importlib.util
 import os
 import sys
-import textwrap
 import typing
 from collections.abc import Callable, Container
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 from hfscale.arguments import TaskArguments
+from hfscale.help import recipe_help
 from hfscale.options import (
     construct_value,
     convert,
     convert_text,
-    describe,
     did_you_mean,
     split_annotated,
     training_types,
@@ -186,7 +185,8 @@ def check_recipe_args(recipe: Path, argv: list[str]) -> dict[str, Any]:
 def _checked_values(cls: type, argv: list[str], recipe: Path) -> dict[str, Any]:
     kinds = kinds_of(cls)
     if {"-h", "--help"} & {*argv}:
-        print(_help_text(cls, recipe, kinds))
+        taken = {name: kind for name, kind in kinds.items() if name not in REFUSED}
+        print(recipe_help(cls, recipe, taken, planned_recipes(cls)))
         raise SystemExit(0)
     if planned := planned_recipes(cls):
         script = _planned_script(planned, argv, recipe)
@@ -510,28 +510,3 @@ def _yaml_lines(path: Path) -> list[tuple[str, str, Any]]:
                 for key, value in node.value
             ]
     raise InputError(f"{path}: holds no 'name: value' lines")
-
-
-def _help_text(cls: type, recipe: Path, kinds: dict[str, Any]) -> str:
-    """What --help prints: the recipe's own arguments first, then the names of upstream's."""
-    lines = [f"usage: {recipe.name} [--config FILE.yaml ...] [--name value ...]", ""]
-    own = [item for item in fields(cls) if item.name in kinds]
-    for item in own:
-        default = item.default
-        if item.default_factory is not MISSING:
-            default = item.default_factory()
-        lines += [
-            f"  --{item.name} <{describe(kinds[item.name])}>  default: {default}",
-            f"      {item.metadata.get('help', '')}",
-        ]
-    shown = {item.name for item in own}
-    upstream = [name for name in kinds if name not in shown and name not in REFUSED]
-    if upstream:
-        lines += [
-            "",
-            "and every argument of transformers.TrainingArguments (names and meaning as there):",
-            textwrap.fill(" ".join(upstream), 110, initial_indent="  ", subsequent_indent="  "),
-        ]
-    if planned := planned_recipes(cls):
-        lines += ["", f"and every argument of the recipe: {', '.join(planned)} (see their --help)"]
-    return "\n".join(lines)

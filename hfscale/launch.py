@@ -71,7 +71,7 @@ BOOLEANS = (
     "fsdp_activation_checkpointing_offload",
 )
 # The recipes that compute nothing on a device: no launcher, and torch is not imported.
-ALONE = ("plan", "report", "scale", "verify")
+ALONE = ("plan", "push", "report", "runs", "scale", "verify")
 # Of a child that ended badly, where nothing more has to be said: 2, whose reason the recipe has
 # printed, and what a shell gives a program that a pipe or a signal ended.
 EXPLAINED = (0, 2, 128 + signal.SIGPIPE, *(128 + number for number in ENDING))
@@ -117,7 +117,7 @@ def launch(recipe: Path, argv: list[str]) -> int:
 def _run_alone(recipe: Path, argv: list[str]) -> int:
     """Run a script in this process."""
     sys.argv = [str(recipe), *argv]
-    if recipe.stem != "scale":  # whose runs may read from the Hub
+    if recipe.stem not in ("push", "scale"):  # which write to the Hub, or whose runs may read there
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     runpy.run_path(str(recipe), run_name="__main__")  # ours end with SystemExit
     return 0

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hfscale import cli
+from hfscale.help import docstring
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
@@ -31,20 +32,19 @@ def hfscale(capsys):
     return run
 
 
-def test_help_lists_every_recipe_with_its_first_line(hfscale):
+def test_help_lists_every_recipe_with_its_first_words(hfscale, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     status, out, _ = hfscale("--help")
     assert status == 0
+    lines = out.splitlines()
     for name in RECIPES:
-        first = (
-            (ROOT / "recipes" / f"{name}.py")
-            .read_text()
-            .removeprefix('"""')
-            .splitlines()[0]
-            .removesuffix('"""')
-        )
-        assert any(line.split() == [name, *first.split()] for line in out.splitlines()), name
+        text = docstring(ROOT / "recipes" / f"{name}.py").split()
+        [shown] = [line.split() for line in lines if line.split()[:1] == [name]]
+        assert shown[1:4] == text[:3], name
     for word in ("recipes", "copy", "env", "--accelerate", "--num_processes"):
         assert f"  {word}" in out
+    assert max(map(len, lines)) <= 80
+    assert out.index("prepare_data") < out.index("pretrain  ") < out.index("generate  ")
     assert hfscale() == (status, out, "")
 
 
@@ -68,11 +68,18 @@ def test_version(hfscale):
 def test_recipe_help_shows_both_kinds_of_arguments(hfscale):
     status, out, _ = hfscale("pretrain", "--help")
     assert status == 0
-    assert (
-        out.index("--num_machines")
-        < out.index("--num_hidden_layers")
-        < out.index("lr_scheduler_type")
-    )
+    places = [
+        out.index(words)
+        for words in (
+            "Pretrain a causal",
+            "--config tiny_cpu",
+            "--output_dir",
+            "--num_hidden_layers",
+            "lr_scheduler_type",
+            "--num_machines",
+        )
+    ]
+    assert places == sorted(places)
 
 
 @pytest.mark.parametrize(

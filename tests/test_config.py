@@ -638,7 +638,7 @@ def test_help_is_quick_and_imports_nothing_heavy(recipe):
     assert (
         used.children_user + used.children_system - start.children_user - start.children_system < 2
     )
-    assert result.stdout.startswith(f"usage: {recipe}.py [--config FILE.yaml ...]")
+    assert result.stdout.startswith(f"usage: hfscale {recipe} [--config FILE.yaml ...]")
     if recipe == "pretrain":
         assert result.stdout.index("--num_hidden_layers <int or null>") < result.stdout.index(
             "lr_scheduler_type"
@@ -646,11 +646,15 @@ def test_help_is_quick_and_imports_nothing_heavy(recipe):
         assert "hub_token" not in result.stdout
 
 
-def test_help_stops_before_anything_is_checked(parse, capsys):
+def test_help_stops_before_anything_is_checked(parse, folder, capsys):
+    (folder / "toy.py").write_text('"""A toy."""')
     with pytest.raises(SystemExit) as caught:
         parse("--count", "wrong", "--help")
     assert caught.value.code == 0
     out = capsys.readouterr().out
+    assert out.startswith(
+        "usage: hfscale toy [--config FILE.yaml ...] [--name value ...]\n\nA toy."
+    )
     assert "--name <str>  default: model\n      a name" in out
     assert "--choice <one of red, green, blue>  default: red" in out
 
