@@ -141,7 +141,7 @@ def shape_of_config(config: dict[str, Any], place: str) -> Shape:
     one that changes what is counted in a way that is not.
     """
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if not has_memory_formulas(kind):
+    if not has_memory_formulas(str(kind)):
         raise InputError(f"{place}: model_type is {kind!r}, which is not counted by formulas")
     known = DEFAULTS.keys() | ALIASES.keys() | ONLY_WITH.keys() | NOT_COUNTED
     for name, value in config.items():

@@ -91,11 +91,12 @@ class LogLines(ProgressCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        eval_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
         """Move the bar of an evaluation."""
         if has_bar(args):
-            super().on_prediction_step(args, state, control, **kwargs)
+            super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
 
     def on_log(
         self,
