@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
@@ -116,6 +117,11 @@ def draw_by_position(
             axes.fill_between(middles, lows, highs, alpha=0.2)
     axes.axvline(context, color="gray", lw=1, ls="--", label=f"context before: {context}")
     axes.set_yscale("log")
+    # Plain numbers, as many in a narrow range as in a wide one.
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.set_title("perplexity along the context")
     axes.set_xlabel("tokens of the document before the predicted one")
     axes.set_ylabel("perplexity")
     axes.legend()
