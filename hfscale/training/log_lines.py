@@ -51,7 +51,8 @@ class LogLines(ProgressCallback):
 
     def __init__(self) -> None:
         super().__init__()
-        self.started = 0.0  # seconds of a clock that only goes forward
+        # When the first step began, in seconds of a clock that only goes forward; None: none has.
+        self.started: float | None = None
         self.first_step = 0
         self.tokens = 0  # read before this start
         self.has_estimate = False
@@ -64,7 +65,7 @@ class LogLines(ProgressCallback):
         **kwargs: Any,
     ) -> None:
         """Say what begins."""
-        self.started = time.monotonic()
+        self.started = None
         self.first_step = self.current_step = state.global_step
         self.tokens = int(state.num_input_tokens_seen)
         if not state.is_world_process_zero:
@@ -72,6 +73,17 @@ class LogLines(ProgressCallback):
         show_text(start_line(args, state))
         if has_bar(args):
             super().on_train_begin(args, state, control, **kwargs)
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Start the clock; an evaluation may have come before."""
+        if self.started is None:
+            self.started = time.monotonic()
 
     def on_step_end(
         self,
@@ -136,7 +148,9 @@ class LogLines(ProgressCallback):
         show_text(f"step {state.global_step}/{state.max_steps} | {left(state, speed)}")
 
     def _speed(self, state: TrainerState) -> tuple[float, float]:
-        """Steps and tokens per second since this start."""
+        """Steps and tokens per second since the first step of this start."""
+        if self.started is None:
+            return 0.0, 0.0
         seconds = max(time.monotonic() - self.started, 1e-9)
         steps = state.global_step - self.first_step
         tokens = int(state.num_input_tokens_seen) - self.tokens

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hfscale.manifest import write_manifest
 from hfscale.process import InputError
 from hfscale.training.sharing import push_folder
 from hfscale.training.training_args import training_arguments
@@ -279,7 +280,6 @@ def test_pushing_offline_or_without_login_is_refused_at_once(tmp_path, monkeypat
     ("files", "message"),
     [
         ({}, "holds none of run.json, export.json"),
-        ({"run.json": "{}", "manifest.json": "{}"}, "manifest.json"),
         ({"run.json": "{}"}, "push: no login"),
     ],
 )
@@ -289,4 +289,12 @@ def test_what_cannot_be_pushed_is_refused(tmp_path, monkeypatch, files, message)
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message):
+        push_folder(str(tmp_path), "name", private=True, overwrite=False)
+
+
+def test_a_run_that_was_changed_is_not_pushed(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    write_manifest(tmp_path)
+    (tmp_path / "run.json").write_text('{"metrics": {}}')
+    with pytest.raises(InputError, match=r"run\.json .*by its manifest\.json"):
         push_folder(str(tmp_path), "name", private=True, overwrite=False)
