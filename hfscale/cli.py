@@ -42,6 +42,9 @@ EXTRAS = {
     "datatrove": "cluster-data",
     "bitsandbytes": "quantization",
     "gguf": "export",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
 }
 
 

@@ -150,6 +150,8 @@ EXPORT_FILES = (
     EXPORT_RECORD,
     "model-*.gguf",
     "Modelfile",
+    "onnx/model*.onnx",
+    "onnx/model*.onnx_data",
     "manifest.json",
 )
 

@@ -1,6 +1,7 @@
-"""Take a model anywhere: adapters merged, as safetensors or GGUF, read back and proven equal.
+"""Take a model anywhere: adapters merged, as safetensors, GGUF or ONNX, read back, proven equal.
 
 hfscale export --model runs/pretrain-tiny --to gguf --outtype q8_0 --output_dir exports/tiny
+hfscale export --model runs/pretrain-tiny --to onnx --outtype int8 --output_dir exports/tiny-onnx
 hfscale export --model runs/speeches --to safetensors          (an adapter becomes a plain model)
 """
 
@@ -31,19 +32,30 @@ class ExportArguments(SourceArguments, LoadArguments):
     tokenizer: str | None = field(
         default=None, metadata={"help": "folder or Hub id; default: that of the model"}
     )
-    to: Literal["safetensors", "gguf"] = field(
+    to: Literal["safetensors", "gguf", "onnx"] = field(
         default="safetensors",
-        metadata={"help": "safetensors: for transformers, vLLM; gguf: for llama.cpp, Ollama"},
+        metadata={
+            "help": "safetensors: for transformers, vLLM; gguf: for llama.cpp, Ollama; onnx: for "
+            "onnxruntime, optimum, transformers.js"
+        },
     )
-    outtype: Literal["f32", "f16", "q8_0"] = field(
+    outtype: Literal["f32", "f16", "q8_0", "int8"] = field(
         default="f32",
-        metadata={"help": "numbers of the matrices, by llama.cpp's names; q8_0 is GGUF's"},
+        metadata={"help": "numbers of the matrices; q8_0 is GGUF's, int8 is ONNX's"},
     )
     tolerance: float | None = field(
         default=None,
         metadata={
             "help": "largest difference between two logits of the original and the export, above "
-            "which nothing is kept; default: 1e-4 of f32, 1e-2 of f16, any of q8_0",
+            "which nothing is kept; default: 1e-4 of f32, 1e-2 of f16, any of q8_0 and int8",
+            "min": 0,
+        },
+    )
+    perplexity_tolerance: float | None = field(
+        default=None,
+        metadata={
+            "help": "largest change of the perplexity as a share of it, above which nothing is "
+            "kept; default: 0.01 of q8_0, 0.02 of int8, any of f32 and f16",
             "min": 0,
         },
     )
@@ -84,13 +96,14 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.adapters import merge_adapter
     from hfscale.data.tokenizer import load_model_tokenizer
     from hfscale.export.certificate import (
-        TOLERANCES,
         certify,
         check_certificate,
+        chosen_tolerance,
         show_certificate,
     )
     from hfscale.export.formats import check_format, copy_task
-    from hfscale.models import check_models, count_parameters, load_model
+    from hfscale.export.runners import UNLIMITED_CONTEXT, TorchRunner
+    from hfscale.models import check_models, context_limit, count_parameters, load_model
 
     # The model, an adapter merged into it, and the text to compare on.
     chosen = check_format(args.to, args.outtype)
@@ -101,18 +114,17 @@ def main(argv: list[str] | None = None) -> None:
     texts = held_out_texts(args)
     model = merge_adapter(load_model(args.model, dtype=torch.float32, **loading(args)))
     chosen.check(model, tokenizer)
-    tolerance = TOLERANCES[args.outtype] if args.tolerance is None else args.tolerance
+    tolerance = chosen_tolerance(args.outtype, args.tolerance, args.perplexity_tolerance)
 
     # Written, read back and compared; the folder is gone again if it is another model.
     with whole_folder(args.output_dir, **place) as folder:
         chosen.write(folder, model, tokenizer, args.outtype, Path(args.model).name)
         copy_task(args.model, folder)
-        device = torch.accelerator.current_accelerator() or torch.device("cpu")
-        read_model, read_tokenizer = chosen.read(folder, args.outtype)
         certificate = certify(
-            (model.to(device), tokenizer),  # type: ignore[arg-type]  # the stub takes it for self
-            (read_model.to(device), read_tokenizer),
+            (TorchRunner(model), tokenizer),
+            chosen.read(folder, args.outtype),
             texts,
+            context=context_limit(model) or UNLIMITED_CONTEXT,
             scored_documents=args.scored_documents,
             max_new_tokens=args.max_new_tokens,
         )
@@ -126,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
             },
             "to": args.to,
             "outtype": args.outtype,
-            "tolerance": tolerance,
+            "tolerance": tolerance._asdict(),
             **certificate,
         }
         write_json(folder / EXPORT_RECORD, record)

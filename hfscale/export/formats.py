@@ -5,13 +5,14 @@ import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.data.tokenizer import load_pretrained_tokenizer
 from hfscale.export.modelfile import ollama_modelfile
+from hfscale.export.runners import Runner, TorchRunner
 from hfscale.folders import write_atomically
 from hfscale.models import load_model
 from hfscale.process import InputError
@@ -26,26 +27,31 @@ class Format(NamedTuple):
         outtypes: values of --outtype that it has.
         check: raises InputError for a model or tokenizer that it cannot hold.
         write: puts model and tokenizer into a folder: (folder, model, tokenizer, outtype, name).
-        read: what its own reader makes of that folder: (folder, outtype) -> model, tokenizer.
-        package: that has to be installed.
+        read: that folder in the format's own runtime: (folder, outtype) -> runner, tokenizer.
+        packages: that have to be installed.
     """
 
     outtypes: tuple[str, ...]
     check: Callable[[PreTrainedModel, PreTrainedTokenizerBase], None]
     write: Callable[[Path, PreTrainedModel, PreTrainedTokenizerBase, str, str], None]
-    read: Callable[[Path, str], Any]
-    package: str
+    read: Callable[[Path, str], tuple[Runner, PreTrainedTokenizerBase]]
+    packages: tuple[str, ...] = ()
 
 
 def check_format(to: str, outtype: str) -> Format:
     """The format, once it is known that it can be written here. Raises InputError."""
     chosen = FORMATS[to]
     if outtype not in chosen.outtypes:
+        others = [name for name, other in FORMATS.items() if outtype in other.outtypes]
         raise InputError(
-            f"outtype: {to} has no {outtype}, only {', '.join(chosen.outtypes)}; gguf has it"
+            f"outtype: {to} has no {outtype}, only {', '.join(chosen.outtypes)}; "
+            f"{' and '.join(others)} has it"
         )
-    if find_spec(chosen.package) is None:
-        raise InputError(f'to {to}: not installed: pip install "hfscale[export]"')
+    missing = [name for name in chosen.packages if find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f'to {to}: not installed: {", ".join(missing)}; pip install "hfscale[export]"'
+        )
     return chosen
 
 
@@ -74,9 +80,9 @@ def _write_safetensors(
     tokenizer.save_pretrained(folder)
 
 
-def _read_safetensors(folder: Path, outtype: str):
+def _read_safetensors(folder: Path, outtype: str) -> tuple[Runner, PreTrainedTokenizerBase]:
     model = load_model(str(folder), dtype=torch.float32)
-    return model, load_pretrained_tokenizer(str(folder))
+    return TorchRunner(model), load_pretrained_tokenizer(str(folder))
 
 
 def _check_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -99,19 +105,48 @@ def _write_gguf(
     write_atomically(folder / "Modelfile", ollama_modelfile(file_name, model, tokenizer))
 
 
-def _read_gguf(folder: Path, outtype: str):
+def _read_gguf(folder: Path, outtype: str) -> tuple[Runner, PreTrainedTokenizerBase]:
     from hfscale.export.gguf_file import read_gguf
 
-    return read_gguf(folder, _gguf_name(outtype))
+    model, tokenizer = read_gguf(folder, _gguf_name(outtype))
+    return TorchRunner(model), tokenizer
 
 
 def _gguf_name(outtype: str) -> str:
     return f"model-{outtype}.gguf"
 
 
+def _write_onnx(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    outtype: str,
+    name: str,
+) -> None:
+    from hfscale.export.onnx_file import write_onnx
+
+    write_onnx(folder, model, outtype)
+    model.config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _read_onnx(folder: Path, outtype: str) -> tuple[Runner, PreTrainedTokenizerBase]:
+    from hfscale.export.onnx_file import FILES, FOLDER, OnnxRunner
+
+    runner = OnnxRunner(folder / FOLDER / FILES[outtype])
+    return runner, load_pretrained_tokenizer(str(folder))
+
+
 FORMATS = {
-    "safetensors": Format(
-        ("f32", "f16"), _takes_any, _write_safetensors, _read_safetensors, "safetensors"
+    "safetensors": Format(("f32", "f16"), _takes_any, _write_safetensors, _read_safetensors),
+    "gguf": Format(("f32", "f16", "q8_0"), _check_gguf, _write_gguf, _read_gguf, ("gguf",)),
+    "onnx": Format(
+        ("f32", "int8"),
+        _takes_any,
+        _write_onnx,
+        _read_onnx,
+        ("onnx", "onnxscript", "onnxruntime"),
     ),
-    "gguf": Format(("f32", "f16", "q8_0"), _check_gguf, _write_gguf, _read_gguf, "gguf"),
 }

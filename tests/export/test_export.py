@@ -1,5 +1,6 @@
 """The export recipe: written, read back, compared; whole or not there."""
 
+import contextlib
 import json
 import resource
 import signal
@@ -10,8 +11,15 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from hfscale.export import certificate as certificates
-from hfscale.export.certificate import certify, check_certificate, compare_tokens
+from hfscale.export.certificate import (
+    Tolerance,
+    certify,
+    check_certificate,
+    chosen_tolerance,
+    compare_tokens,
+)
 from hfscale.export.modelfile import ollama_modelfile, ollama_template
+from hfscale.export.runners import TorchRunner
 from hfscale.models import load_model
 from hfscale.process import InputError
 from hfscale.tasks.chat_templates import set_chat_template
@@ -34,18 +42,33 @@ def words(tmp_path):
     ]
 
 
+@contextlib.contextmanager
+def file_sizes_limited(size_bytes):
+    """A longer file cannot be written, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
 def record_of(tmp_path):
     return json.loads((tmp_path / "export" / "export.json").read_text())
 
 
 @pytest.mark.needs("gguf")
 def test_a_gguf_is_written_with_what_was_compared(words, tmp_path, capsys):
-    export.main([*words, "--to", "gguf", "--outtype", "q8_0"])
+    quantized = ("--outtype", "q8_0", "--perplexity_tolerance", "0.05")  # weights far from 0
+    export.main([*words, "--to", "gguf", *quantized])
     names = {path.name for path in (tmp_path / "export").iterdir()}
     assert names == {"model-q8_0.gguf", "Modelfile", "export.json", "manifest.json"}
     record = record_of(tmp_path)
     assert record["tokens"]["documents"] == 1 and record["tokens"]["differing"] == 0
-    assert 0 < record["logits"]["largest_difference"] < 1 and record["tolerance"] is None
+    assert 0 < record["logits"]["largest_difference"] < 1
+    assert record["tolerance"] == {"logits": None, "perplexity": 0.05}
     assert record["logits"]["perplexity"] == pytest.approx(
         record["logits"]["perplexity_of_export"], rel=0.1
     )
@@ -97,15 +120,11 @@ def test_a_model_that_gguf_cannot_hold_leaves_nothing(words, tmp_path):
 @pytest.mark.needs("gguf")
 def test_a_full_disk_leaves_nothing(words, tmp_path):
     before = sorted(tmp_path.iterdir())
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
-    try:
-        with pytest.raises(InputError, match="nothing of it is left; free some space"):
-            export.main([*words, "--to", "gguf"])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+    with (
+        file_sizes_limited(60_000),
+        pytest.raises(InputError, match="nothing of it is left; free some space"),
+    ):
+        export.main([*words, "--to", "gguf"])
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -113,11 +132,11 @@ def test_a_full_disk_leaves_nothing(words, tmp_path):
 
 
 def certificate_of(model, other, tokenizer=None):
-    pair = (model, tiny_tokenizer())
     return certify(
-        pair,
-        (other, tokenizer or tiny_tokenizer()),
+        (TorchRunner(model), tiny_tokenizer()),
+        (TorchRunner(other), tokenizer or tiny_tokenizer()),
         [TEXT] * 3,
+        context=64,
         scored_documents=2,
         max_new_tokens=5,
     )
@@ -128,7 +147,7 @@ def test_the_same_model_is_the_same():
     certificate = certificate_of(model, model)
     assert certificate["logits"]["largest_difference"] == 0
     assert certificate["greedy"] == {"continuations": 2, "tokens": 10, "same_tokens": 10}
-    check_certificate(certificate, 0.0)
+    check_certificate(certificate, Tolerance(0.0, 0.0))
 
 
 def test_another_model_is_not():
@@ -136,8 +155,10 @@ def test_another_model_is_not():
     certificate = certificate_of(*models)
     assert certificate["greedy"]["same_tokens"] < 10
     with pytest.raises(InputError, match="logits differ"):
-        check_certificate(certificate, 0.01)
-    check_certificate(certificate, None)
+        check_certificate(certificate, Tolerance(0.01, None))
+    with pytest.raises(InputError, match="perplexity is another by .* allowed is 1.00%"):
+        check_certificate(certificate, Tolerance(None, 0.01))
+    check_certificate(certificate, Tolerance(None, None))
 
 
 def test_numbers_that_are_none_are_refused_at_any_tolerance():
@@ -148,7 +169,10 @@ def test_numbers_that_are_none_are_refused_at_any_tolerance():
     certificate = certificate_of(model, broken)
     assert certificate["logits"]["perplexity_of_export"] is None
     with pytest.raises(InputError, match="logits differ by up to nan"):
-        check_certificate(certificate, None)
+        check_certificate(certificate, Tolerance(None, None))
+    certificate["logits"]["largest_difference"] = 1.0
+    with pytest.raises(InputError, match=r"perplexity is another by nan% \(.* -> too large\)"):
+        check_certificate(certificate, Tolerance(None, 0.5))
 
 
 def test_other_tokens_and_other_settings_are_refused():
@@ -158,14 +182,17 @@ def test_other_tokens_and_other_settings_are_refused():
     certificate = certificate_of(model, model, other)
     assert certificate["tokens"]["other_settings"] == ["pad_token_id"]
     with pytest.raises(InputError, match="pad_token_id of the tokenizer"):
-        check_certificate(certificate, 1.0)
+        check_certificate(certificate, Tolerance(1.0, None))
     other.backend_tokenizer.pre_tokenizer.add_prefix_space = True
     compared = compare_tokens(tiny_tokenizer(), other, ["the cat", " the cat"])
     assert (compared["differing"], compared["first_differing"]) == (3, "the cat")
 
 
 def test_each_number_type_has_a_tolerance():
-    assert set(certificates.TOLERANCES) == {"f32", "f16", "q8_0"}
+    assert set(certificates.TOLERANCES) == {"f32", "f16", "q8_0", "int8"}
+    assert chosen_tolerance("f32", None, None) == Tolerance(1e-4, None)
+    assert chosen_tolerance("f32", 0.5, 0.1) == Tolerance(0.5, 0.1)
+    assert chosen_tolerance("q8_0", 0.5, None) == Tolerance(0.5, 0.01)
 
 
 # ---- Ollama's Modelfile
