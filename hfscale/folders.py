@@ -150,6 +150,7 @@ EXPORT_FILES = (
     EXPORT_RECORD,
     "model-*.gguf",
     "Modelfile",
+    "model.html",
     "onnx/model*.onnx",
     "onnx/model*.onnx_data",
     "manifest.json",
@@ -495,15 +496,18 @@ def apply_umask(folder: Path) -> None:
 
 @contextlib.contextmanager
 def clear_disk_errors(place: str, what_is_left: str) -> Iterator[None]:
-    """Raises InputError instead of an OSError that means a full disk (or a quota, or a limit on a
-    file's size).
+    """Raises InputError instead of an error that means a full disk (or a quota, or a limit on a
+    file's size), whichever library it comes from.
     """
     try:
         yield
-    except OSError as error:
+    except InputError:
+        raise
+    except Exception as error:  # safetensors' own is no OSError
         if not is_disk_full(error):
             raise
+        reason = getattr(error, "strerror", None) or NO_SPACE
         raise InputError(
-            f"{place}: {error.strerror or NO_SPACE} (there, or in the cache of datasets, HF_HOME); "
+            f"{place}: {reason} (there, or in the cache of datasets, HF_HOME); "
             f"{what_is_left}; free some space or name another disk"
         ) from None

@@ -32,11 +32,11 @@ class ExportArguments(SourceArguments, LoadArguments):
     tokenizer: str | None = field(
         default=None, metadata={"help": "folder or Hub id; default: that of the model"}
     )
-    to: Literal["safetensors", "gguf", "onnx"] = field(
+    to: Literal["safetensors", "gguf", "onnx", "html"] = field(
         default="safetensors",
         metadata={
             "help": "safetensors: for transformers, vLLM; gguf: for llama.cpp, Ollama; onnx: for "
-            "onnxruntime, optimum, transformers.js"
+            "onnxruntime, optimum, transformers.js; html: a page that writes text in a browser"
         },
     )
     outtype: Literal["f32", "f16", "q8_0", "int8"] = field(
@@ -113,13 +113,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     texts = held_out_texts(args)
     model = merge_adapter(load_model(args.model, dtype=torch.float32, **loading(args)))
-    chosen.check(model, tokenizer)
+    chosen.check(model, tokenizer, args.outtype)
     tolerance = chosen_tolerance(args.outtype, args.tolerance, args.perplexity_tolerance)
 
     # Written, read back and compared; the folder is gone again if it is another model.
     with whole_folder(args.output_dir, **place) as folder:
-        chosen.write(folder, model, tokenizer, args.outtype, Path(args.model).name)
         copy_task(args.model, folder)
+        chosen.write(folder, model, tokenizer, args.outtype, Path(args.model).name)
         certificate = certify(
             (TorchRunner(model), tokenizer),
             chosen.read(folder, args.outtype),

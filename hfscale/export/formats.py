@@ -25,14 +25,14 @@ class Format(NamedTuple):
 
     Attributes:
         outtypes: values of --outtype that it has.
-        check: raises InputError for a model or tokenizer that it cannot hold.
+        check: raises InputError for what it cannot hold: (model, tokenizer, outtype).
         write: puts model and tokenizer into a folder: (folder, model, tokenizer, outtype, name).
         read: that folder in the format's own runtime: (folder, outtype) -> runner, tokenizer.
         packages: that have to be installed.
     """
 
     outtypes: tuple[str, ...]
-    check: Callable[[PreTrainedModel, PreTrainedTokenizerBase], None]
+    check: Callable[[PreTrainedModel, PreTrainedTokenizerBase, str], None]
     write: Callable[[Path, PreTrainedModel, PreTrainedTokenizerBase, str, str], None]
     read: Callable[[Path, str], tuple[Runner, PreTrainedTokenizerBase]]
     packages: tuple[str, ...] = ()
@@ -62,8 +62,16 @@ def copy_task(model: str, folder: Path) -> None:
         shutil.copyfile(task_file, folder / task_file.name)
 
 
-def _takes_any(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """safetensors hold whatever transformers has."""
+def _takes_any(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, outtype: str) -> None:
+    """safetensors hold whatever transformers has, and of ONNX the exporter knows it."""
+
+
+def _in_dtype(model: PreTrainedModel, outtype: str) -> PreTrainedModel:
+    """The model, or a copy of it, in the type of its file."""
+    if model.dtype == DTYPES[outtype]:
+        return model
+    copied = copy.deepcopy(model)
+    return copied.to(DTYPES[outtype])  # type: ignore[arg-type]  # the stub takes it for the model
 
 
 def _write_safetensors(
@@ -73,10 +81,7 @@ def _write_safetensors(
     outtype: str,
     name: str,
 ) -> None:
-    if model.dtype != DTYPES[outtype]:
-        model = copy.deepcopy(model)
-        model.to(DTYPES[outtype])  # type: ignore[arg-type]  # the stub takes the dtype for the model
-    model.save_pretrained(folder)
+    _in_dtype(model, outtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -85,7 +90,7 @@ def _read_safetensors(folder: Path, outtype: str) -> tuple[Runner, PreTrainedTok
     return TorchRunner(model), load_pretrained_tokenizer(str(folder))
 
 
-def _check_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, outtype: str) -> None:
     from hfscale.export.gguf_file import check_as_gguf
 
     check_as_gguf(model, tokenizer)
@@ -139,6 +144,31 @@ def _read_onnx(folder: Path, outtype: str) -> tuple[Runner, PreTrainedTokenizerB
     return runner, load_pretrained_tokenizer(str(folder))
 
 
+def _check_html(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, outtype: str) -> None:
+    from hfscale.export.page_file import check_as_page
+
+    check_as_page(model, tokenizer, outtype)
+
+
+def _write_html(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    outtype: str,
+    name: str,
+) -> None:
+    from hfscale.export.page_file import write_page
+
+    write_page(folder, _in_dtype(model, outtype), tokenizer, name)
+
+
+def _read_html(folder: Path, outtype: str) -> tuple[Runner, PreTrainedTokenizerBase]:
+    from hfscale.export.page_file import read_page
+
+    model, tokenizer = read_page(folder)
+    return TorchRunner(model), tokenizer
+
+
 FORMATS = {
     "safetensors": Format(("f32", "f16"), _takes_any, _write_safetensors, _read_safetensors),
     "gguf": Format(("f32", "f16", "q8_0"), _check_gguf, _write_gguf, _read_gguf, ("gguf",)),
@@ -149,4 +179,5 @@ FORMATS = {
         _read_onnx,
         ("onnx", "onnxscript", "onnxruntime"),
     ),
+    "html": Format(("f32", "f16"), _check_html, _write_html, _read_html),
 }

@@ -103,14 +103,23 @@ def shape_as_gguf(config: PreTrainedConfig) -> Shape:
             f"to gguf: models of the kind {kind} are not written, only {', '.join(SHAPES)}; "
             "--to safetensors takes any"
         )
-    for field, allowed in SHAPES[kind].only.items():
+    check_fields(config, SHAPES[kind].only, "to gguf", "llama.cpp")
+    return SHAPES[kind]
+
+
+def check_fields(
+    config: PreTrainedConfig, only: Mapping[str, tuple[Any, ...]], place: str, program: str
+) -> None:
+    """Raise InputError for a field with another value than those that a program takes for granted
+    (`Shape.only`).
+    """
+    for field, allowed in only.items():
         value = value_of(config, field)
         if value not in allowed:
             raise InputError(
-                f"to gguf: {field} is {value!r}, and llama.cpp runs {kind} with "
+                f"{place}: {field} is {value!r}, and {program} runs {config.model_type} with "
                 f"{' or '.join(map(repr, allowed))} alone; --to safetensors keeps it"
             )
-    return SHAPES[kind]
 
 
 def value_of(config: Any, field: str | Callable[[Any], Any]) -> Any:

@@ -118,13 +118,14 @@ def test_a_model_that_gguf_cannot_hold_leaves_nothing(words, tmp_path):
 
 
 @pytest.mark.needs("gguf")
-def test_a_full_disk_leaves_nothing(words, tmp_path):
+@pytest.mark.parametrize("to", ["gguf", "safetensors"])
+def test_a_full_disk_leaves_nothing(to, words, tmp_path):
     before = sorted(tmp_path.iterdir())
     with (
         file_sizes_limited(60_000),
         pytest.raises(InputError, match="nothing of it is left; free some space"),
     ):
-        export.main([*words, "--to", "gguf"])
+        export.main([*words, "--to", to])
     assert sorted(tmp_path.iterdir()) == before
 
 
