@@ -95,6 +95,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from hfscale.adapters import merge_adapter
     from hfscale.data.tokenizer import load_model_tokenizer
+    from hfscale.export.card import write_export_card
     from hfscale.export.certificate import (
         certify,
         check_certificate,
@@ -142,6 +143,8 @@ def main(argv: list[str] | None = None) -> None:
             **certificate,
         }
         write_json(folder / EXPORT_RECORD, record)
+        use = chosen.use.format(name=Path(args.output_dir).name, outtype=args.outtype)
+        write_export_card(folder, record, use)
     show_certificate(record)
     print(f"\nexport and all numbers: {args.output_dir}")
 

@@ -28,6 +28,7 @@ class Format(NamedTuple):
         check: raises InputError for what it cannot hold: (model, tokenizer, outtype).
         write: puts model and tokenizer into a folder: (folder, model, tokenizer, outtype, name).
         read: that folder in the format's own runtime: (folder, outtype) -> runner, tokenizer.
+        use: how a user loads it, with {name} for the folder and {outtype}.
         packages: that have to be installed.
     """
 
@@ -35,6 +36,7 @@ class Format(NamedTuple):
     check: Callable[[PreTrainedModel, PreTrainedTokenizerBase, str], None]
     write: Callable[[Path, PreTrainedModel, PreTrainedTokenizerBase, str, str], None]
     read: Callable[[Path, str], tuple[Runner, PreTrainedTokenizerBase]]
+    use: str
     packages: tuple[str, ...] = ()
 
 
@@ -170,14 +172,34 @@ def _read_html(folder: Path, outtype: str) -> tuple[Runner, PreTrainedTokenizerB
 
 
 FORMATS = {
-    "safetensors": Format(("f32", "f16"), _takes_any, _write_safetensors, _read_safetensors),
-    "gguf": Format(("f32", "f16", "q8_0"), _check_gguf, _write_gguf, _read_gguf, ("gguf",)),
+    "safetensors": Format(
+        ("f32", "f16"),
+        _takes_any,
+        _write_safetensors,
+        _read_safetensors,
+        'pipe = transformers.pipeline("text-generation", model="{name}")',
+    ),
+    "gguf": Format(
+        ("f32", "f16", "q8_0"),
+        _check_gguf,
+        _write_gguf,
+        _read_gguf,
+        "llama-cli -m model-{outtype}.gguf\nollama create {name} -f Modelfile",
+        ("gguf",),
+    ),
     "onnx": Format(
         ("f32", "int8"),
         _takes_any,
         _write_onnx,
         _read_onnx,
+        'session = onnxruntime.InferenceSession("onnx/model.onnx")  # int8: onnx/model_int8.onnx',
         ("onnx", "onnxscript", "onnxruntime"),
     ),
-    "html": Format(("f32", "f16"), _check_html, _write_html, _read_html),
+    "html": Format(
+        ("f32", "f16"),
+        _check_html,
+        _write_html,
+        _read_html,
+        "xdg-open model.html",
+    ),
 }

@@ -20,6 +20,7 @@ from hfscale.export.certificate import (
 )
 from hfscale.export.modelfile import ollama_modelfile, ollama_template
 from hfscale.export.runners import TorchRunner
+from hfscale.folders import is_edited_card
 from hfscale.models import load_model
 from hfscale.process import InputError
 from hfscale.tasks.chat_templates import set_chat_template
@@ -64,7 +65,7 @@ def test_a_gguf_is_written_with_what_was_compared(words, tmp_path, capsys):
     quantized = ("--outtype", "q8_0", "--perplexity_tolerance", "0.05")  # weights far from 0
     export.main([*words, "--to", "gguf", *quantized])
     names = {path.name for path in (tmp_path / "export").iterdir()}
-    assert names == {"model-q8_0.gguf", "Modelfile", "export.json", "manifest.json"}
+    assert names == {"model-q8_0.gguf", "Modelfile", "README.md", "export.json", "manifest.json"}
     record = record_of(tmp_path)
     assert record["tokens"]["documents"] == 1 and record["tokens"]["differing"] == 0
     assert 0 < record["logits"]["largest_difference"] < 1
@@ -74,6 +75,11 @@ def test_a_gguf_is_written_with_what_was_compared(words, tmp_path, capsys):
     )
     assert record["greedy"]["tokens"] == 4
     assert "1 of 1" in capsys.readouterr().out
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "| documents with the same tokens | 1 of 1 |" in card
+    assert f"| {record['logits']['perplexity']:,.5g} |" in card
+    assert "ollama create export -f Modelfile" in card
+    assert not is_edited_card(tmp_path / "export" / "README.md")
     with pytest.raises(InputError, match="exists"):
         export.main([*words, "--to", "gguf"])
     export.main([*words, "--to", "gguf", "--overwrite", "true"])

@@ -175,7 +175,7 @@ def test_an_export_is_compared_and_a_full_disk_leaves_nothing(tmp_path):
     assert sorted(tmp_path.iterdir()) == before
     export.main(words)
     names = {path.name for path in (tmp_path / "export").iterdir()}
-    assert names == {"model.html", "export.json", "manifest.json"}
+    assert names == {"model.html", "README.md", "export.json", "manifest.json"}
     record = json.loads((tmp_path / "export" / "export.json").read_text())
     assert 0 < record["logits"]["largest_difference"] < 0.1
 
