@@ -8,7 +8,7 @@ hfscale export --model runs/speeches --to safetensors          (an adapter becom
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hfscale.arguments import LoadArguments, SourceArguments, loading
 from hfscale.config import parse_args
@@ -112,8 +112,9 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = load_model_tokenizer(
         args.model, args.tokenizer, trust_remote_code=args.trust_remote_code
     )
-    texts = held_out_texts(args)
     model = merge_adapter(load_model(args.model, dtype=torch.float32, **loading(args)))
+    context = context_limit(model) or UNLIMITED_CONTEXT
+    texts = texts_to_compare(args, tokenizer, context)
     chosen.check(model, tokenizer, args.outtype)
     tolerance = chosen_tolerance(args.outtype, args.tolerance, args.perplexity_tolerance)
 
@@ -125,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
             (TorchRunner(model), tokenizer),
             chosen.read(folder, args.outtype),
             texts,
-            context=context_limit(model) or UNLIMITED_CONTEXT,
+            context=context,
             scored_documents=args.scored_documents,
             max_new_tokens=args.max_new_tokens,
         )
@@ -149,20 +150,23 @@ def main(argv: list[str] | None = None) -> None:
     print(f"\nexport and all numbers: {args.output_dir}")
 
 
-def held_out_texts(args: ExportArguments) -> list[str]:
+def texts_to_compare(args: ExportArguments, tokenizer: Any, max_length: int) -> list[str]:
     """Documents of the source, or what the model's run held out. Raises InputError: none."""
     from hfscale.data.sources import read_source
-    from hfscale.data.splits import load_run_splits
+    from hfscale.export.held_out import held_out_texts
 
     if args.source:
-        documents = read_source(args, args.source)
+        texts = read_source(args, args.source)["text"]
     else:
-        splits = load_run_splits(args.model, trust_remote_code=args.trust_remote_code)
-        documents = splits["validation"]
-    texts = documents["text"][: args.documents]
-    if not texts:
+        texts = held_out_texts(
+            args.model,
+            tokenizer,
+            max_length=max_length,
+            trust_remote_code=args.trust_remote_code,
+        )
+    if not len(texts):
         raise InputError(f"source {args.source}: holds no document to compare on; give other text")
-    return texts
+    return texts[: args.documents]
 
 
 if __name__ == "__main__":

@@ -39,7 +39,9 @@ CACHE = re.compile(r"(input|output)\.past_key_values\.layers\.(\d+)\.(key|value)
 PAST_PREFIX = "past_key_values"
 CACHE_NAMES = {"input": PAST_PREFIX, "output": "present"}
 # Sizes of the example that is traced; each stands for any other.
-BATCH, PAST, SEQUENCE = 2, 5, 3
+BATCH = 2
+PAST = 5
+SEQUENCE = 3
 # Where each is found in the inputs, and its name in the file.
 SIZES = (
     ("attention_mask", 0, "batch"),
