@@ -45,6 +45,7 @@ EXTRAS = {
     "onnx": "export",
     "onnxruntime": "export",
     "onnxscript": "export",
+    "torchao": "torchao",
 }
 
 

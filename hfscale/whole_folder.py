@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from hfscale.folders import check_output_folder, clear_disk_errors, remove_written
+from hfscale.folders import apply_umask, check_output_folder, clear_disk_errors, remove_written
 from hfscale.held_file import held_file
 from hfscale.manifest import write_manifest
 from hfscale.process import InputError
@@ -34,6 +34,7 @@ def whole_folder(
         try:
             part.mkdir()
             yield part
+            apply_umask(part)
             write_manifest(part)
             _check_still_free(place, folder, overwrite)
             remove_written(place, folder, written)

@@ -32,16 +32,17 @@ class ExportArguments(SourceArguments, LoadArguments):
     tokenizer: str | None = field(
         default=None, metadata={"help": "folder or Hub id; default: that of the model"}
     )
-    to: Literal["safetensors", "gguf", "onnx", "html"] = field(
+    to: Literal["safetensors", "gguf", "onnx", "torchao", "html"] = field(
         default="safetensors",
         metadata={
             "help": "safetensors: for transformers, vLLM; gguf: for llama.cpp, Ollama; onnx: for "
-            "onnxruntime, optimum, transformers.js; html: a page that writes text in a browser"
+            "onnxruntime, optimum, transformers.js; torchao: for transformers, with weights of 8 "
+            "bits; html: a page that writes text in a browser"
         },
     )
     outtype: Literal["f32", "f16", "q8_0", "int8"] = field(
         default="f32",
-        metadata={"help": "numbers of the matrices; q8_0 is GGUF's, int8 is ONNX's"},
+        metadata={"help": "numbers of the matrices; q8_0 is GGUF's, int8 ONNX's and torchao's"},
     )
     tolerance: float | None = field(
         default=None,

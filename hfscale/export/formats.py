@@ -2,13 +2,20 @@
 
 import copy
 import shutil
+import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TorchAoConfig,
+)
+from transformers.pytorch_utils import Conv1D
 
 from hfscale.data.tokenizer import load_pretrained_tokenizer
 from hfscale.export.modelfile import ollama_modelfile
@@ -51,8 +58,9 @@ def check_format(to: str, outtype: str) -> Format:
         )
     missing = [name for name in chosen.packages if find_spec(name) is None]
     if missing:
+        extra = "torchao" if to == "torchao" else "export"
         raise InputError(
-            f'to {to}: not installed: {", ".join(missing)}; pip install "hfscale[export]"'
+            f'to {to}: not installed: {", ".join(missing)}; pip install "hfscale[{extra}]"'
         )
     return chosen
 
@@ -146,6 +154,35 @@ def _read_onnx(folder: Path, outtype: str) -> tuple[Runner, PreTrainedTokenizerB
     return runner, load_pretrained_tokenizer(str(folder))
 
 
+def _check_torchao(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, outtype: str
+) -> None:
+    """torchao makes smaller what is `nn.Linear`; GPT-2's weights are another class, Conv1D."""
+    if any(isinstance(module, Conv1D) for module in model.modules()):
+        raise InputError(
+            f"to torchao: {type(model).__name__} keeps its matrices in Conv1D, which torchao does "
+            "not make smaller; --to onnx --outtype int8 and --to gguf --outtype q8_0 do"
+        )
+
+
+def _write_torchao(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    outtype: str,
+    name: str,
+) -> None:
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    with tempfile.TemporaryDirectory() as place:  # transformers does it when a model is loaded
+        model.save_pretrained(place)
+        quantized = AutoModelForCausalLM.from_pretrained(
+            place, dtype="auto", quantization_config=TorchAoConfig(Int8WeightOnlyConfig())
+        )
+    quantized.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def _check_html(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, outtype: str) -> None:
     from hfscale.export.page_file import check_as_page
 
@@ -194,6 +231,14 @@ FORMATS = {
         _read_onnx,
         'session = onnxruntime.InferenceSession("onnx/model.onnx")  # int8: onnx/model_int8.onnx',
         ("onnx", "onnxscript", "onnxruntime"),
+    ),
+    "torchao": Format(
+        ("int8",),
+        _check_torchao,
+        _write_torchao,
+        _read_safetensors,
+        'pipe = transformers.pipeline("text-generation", model="{name}")  # pip install torchao',
+        ("torchao",),
     ),
     "html": Format(
         ("f32", "f16"),

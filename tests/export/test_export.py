@@ -105,6 +105,8 @@ def test_half_precision_is_measured(words, tmp_path):
     export.main([*words, "--outtype", "f16", "--tolerance", "0.1"])  # weights far from 0
     assert 0 < record_of(tmp_path)["logits"]["largest_difference"] < 0.1
     assert load_model(str(tmp_path / "export")).dtype == torch.float16
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "export").iterdir()}
+    assert modes == {(tmp_path / "text.txt").stat().st_mode & 0o777}  # others read them, too
 
 
 def test_an_export_outside_its_tolerance_leaves_nothing(words, tmp_path):
