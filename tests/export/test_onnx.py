@@ -94,6 +94,19 @@ def test_padding_on_the_left_changes_nothing(pair):
 
 
 @pytest.mark.slow
+def test_weights_that_one_file_cannot_hold_lie_beside_it(traced_before, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_file, "MOST_BYTES_INSIDE", 0)
+    model = as_traced("gpt2")
+    write_onnx(tmp_path, model, "f32")
+    names = {path.name for path in (tmp_path / FOLDER).iterdir()}
+    assert names == {"model.onnx", "model.onnx_data"}
+    exported = OnnxRunner(tmp_path / FOLDER / "model.onnx")
+    ids = ids_of(2, 9)
+    expected = TorchRunner(model).logits(ids)
+    torch.testing.assert_close(exported.logits(ids), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_inputs_and_outputs_have_the_names_that_other_programs_look_for(pair):
     _, exported = pair
     assert list(exported.inputs) == [

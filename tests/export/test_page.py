@@ -78,7 +78,6 @@ def write(page, prompt, count):
     page.fill("#prompt", prompt)
     page.fill("#temperature", "0")
     page.fill("#max-new-tokens", str(count))
-    page.evaluate("delete document.getElementById('text').dataset.done")
     page.click("#write")
     page.wait_for_selector("#text[data-done]")
     tokens = page.locator("#text .token")
@@ -133,6 +132,17 @@ def test_a_prompt_beyond_the_context_and_an_empty_one_are_told(shown):
     page.click("#write")
     assert f"the model reads {model.config.n_positions}" in page.text_content("#status")
     assert len(write(page, "", 3)[1]) == 3  # from the beginning of a document
+
+
+@pytest.mark.slow
+def test_stop_stops_and_the_next_text_is_whole(shown):
+    _, _, page = shown
+    page.fill("#prompt", "the cat")
+    page.fill("#max-new-tokens", "50")
+    page.evaluate("for (const _ of [1, 2]) document.getElementById('write').click()")
+    page.wait_for_selector("#text[data-done='0']")
+    assert page.text_content("#text") == "the cat" and page.text_content("#write") == "Write"
+    assert write(page, "the cat", 5) == write(page, "the cat", 5)
 
 
 @pytest.mark.slow

@@ -59,31 +59,32 @@ function choose(logits, temperature, topK) {
 }
 
 /** Ids that the model writes after `ids`, one by one, with the logits each was chosen from. */
-async function* write({ facts, model }, ids, { temperature, topK, maxNewTokens }) {
+async function* write({ model }, ids, { temperature, topK, maxNewTokens, ends, isStopped }) {
   model.reset();
   let state;
   for (const id of ids) {
     state = model.read(id);
     await breathe();
+    if (isStopped()) return;
   }
   for (let i = 0; i < maxNewTokens; i++) {
     const logits = model.logits(state);
     const id = choose(logits, temperature, topK);
-    if (facts.eos_ids.includes(id)) return;
+    if (ends.includes(id)) return;
     yield { id, logits };
     if (model.length === model.context) return;
     state = model.read(id);
     await breathe();
+    if (isStopped()) return;
   }
 }
 
-/** Ids that the model writes at temperature 0, past any end of text. */
-async function likeliestIds(loaded, ids, count) {
-  const settings = { temperature: 0, topK: 0, maxNewTokens: count };
+/** The likeliest ids after `ids`, past any end of text. */
+async function likeliestIds(loaded, ids, maxNewTokens) {
+  const isStopped = () => false;
+  const settings = { temperature: 0, topK: 0, maxNewTokens, ends: [], isStopped };
   const written = [];
-  for await (const { id } of write({ ...loaded, facts: { eos_ids: [] } }, ids, settings)) {
-    written.push(id);
-  }
+  for await (const { id } of write(loaded, ids, settings)) written.push(id);
   return written;
 }
 
@@ -104,11 +105,13 @@ class Page {
   constructor(loaded) {
     this.loaded = loaded;
     this.isWriting = false;
+    this.isStopped = false;
     this.spans = [];
     this.chosen = -1;
     element("form").addEventListener("submit", (event) => {
       event.preventDefault();
-      this.isWriting ? this.stop() : this.start();
+      if (this.isWriting) this.isStopped = true;
+      else this.start();
     });
     element("text").addEventListener("keydown", (event) => this.move(event));
     this.showFacts();
@@ -126,10 +129,6 @@ class Page {
     element("as-asked").hidden = !facts.asked;
   }
 
-  stop() {
-    this.isWriting = false;
-  }
-
   async start() {
     const { facts, model } = this.loaded;
     const prompt = element("prompt").value;
@@ -142,7 +141,9 @@ class Page {
       return this.say(`The prompt has ${ids.length} tokens; the model reads ${model.context}.`);
     }
     element("text").textContent = "";
+    delete element("text").dataset.done;
     this.spans = [];
+    this.chosen = -1;
     if (!asAsked) this.add(prompt, "given");
     await this.run(ids);
   }
@@ -152,15 +153,17 @@ class Page {
       temperature: element("temperature").valueAsNumber || 0,
       topK: Math.trunc(element("top-k").valueAsNumber) || 0,
       maxNewTokens: Math.trunc(element("max-new-tokens").valueAsNumber) || 1,
+      ends: this.loaded.facts.eos_ids,
+      isStopped: () => this.isStopped,
     };
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-    this.isWriting = true;
-    element("write").textContent = "Stop";
-    this.say("Reading the prompt");
     const began = performance.now();
     let count = 0;
+    this.isWriting = true;
+    this.isStopped = false;
+    element("write").textContent = "Stop";
+    this.say("Reading the prompt");
     for await (const { id, logits } of write(this.loaded, ids, settings)) {
-      if (!this.isWriting) break;
       count += 1;
       this.addToken(id, logits, decoder);
       const rate = (1000 * count) / (performance.now() - began);
@@ -214,6 +217,7 @@ class Page {
 async function open() {
   const loaded = unpack();
   const page = new Page(loaded);
+  page.say("Writing a few tokens, to compare them with Python's");
   element("check").textContent = await check(loaded);
   element("write").disabled = false;
   page.say("Ready");
