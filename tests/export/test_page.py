@@ -66,7 +66,7 @@ def shown(request, browser, tmp_path_factory):
     page.on("dialog", lambda dialog: page.faults.append(dialog.message))
     page.on("request", lambda request: page.requests.append(request.url))
     page.goto((folder / PAGE).as_uri())
-    page.wait_for_selector("#write:not([disabled])")
+    page.wait_for_selector("#check[data-done]")
     yield model, tokenizer, page
     assert page.faults == []
     assert page.requests == [(folder / PAGE).as_uri()]
@@ -157,7 +157,10 @@ def test_a_chat_model_is_asked_as_it_was_taught(browser, tmp_path):
     turns = [{"role": "user", "content": "hi"}]
     ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
     expected = TorchRunner(model).continue_greedily(torch.tensor([ids]), 5)[0].tolist()
+    # At once, before the page has checked itself, which it does then.
     assert write(page, "hi", 5)[1] == expected
+    page.wait_for_selector("#check[data-done]")
+    assert page.text_content("#check").endswith("tokens are those that Python writes")
     page.close()
 
 

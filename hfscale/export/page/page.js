@@ -80,21 +80,24 @@ async function* write({ model }, ids, { temperature, topK, maxNewTokens, ends, i
 }
 
 /** The likeliest ids after `ids`, past any end of text. */
-async function likeliestIds(loaded, ids, maxNewTokens) {
-  const isStopped = () => false;
+async function likeliestIds(loaded, ids, maxNewTokens, isStopped) {
   const settings = { temperature: 0, topK: 0, maxNewTokens, ends: [], isStopped };
   const written = [];
   for await (const { id } of write(loaded, ids, settings)) written.push(id);
   return written;
 }
 
-/** Whether this browser makes Python's tokens of the texts in the page, and goes on as it does. */
-async function check(loaded) {
+/**
+ * Whether this browser makes Python's tokens of the texts in the page, and goes on as it does; null
+ * if it was stopped.
+ */
+async function check(loaded, isStopped) {
   let count = 0;
   for (const { text, ids, next_ids: nextIds } of loaded.facts.proof) {
     const shown = JSON.stringify(text);
     if (promptIds(loaded, text).join() !== ids.join()) return `${shown} has other tokens in Python`;
-    const written = await likeliestIds(loaded, ids, nextIds.length);
+    const written = await likeliestIds(loaded, ids, nextIds.length, isStopped);
+    if (isStopped()) return null;
     if (written.join() !== nextIds.join()) return `after ${shown} Python writes other tokens`;
     count += nextIds.length;
   }
@@ -106,6 +109,7 @@ class Page {
     this.loaded = loaded;
     this.isWriting = false;
     this.isStopped = false;
+    this.isChecked = false;
     this.spans = [];
     this.chosen = -1;
     element("form").addEventListener("submit", (event) => {
@@ -114,6 +118,7 @@ class Page {
       else this.start();
     });
     element("text").addEventListener("keydown", (event) => this.move(event));
+    element("write").disabled = false;
     this.showFacts();
   }
 
@@ -172,6 +177,17 @@ class Page {
     this.isWriting = false;
     element("write").textContent = "Write";
     element("text").dataset.done = String(count);
+    this.check();
+  }
+
+  /** While nobody wants a text; what is asked for comes first. */
+  async check() {
+    if (this.isChecked) return;
+    const result = await check(this.loaded, () => this.isWriting);
+    if (result === null) return;
+    this.isChecked = true;
+    element("check").textContent = result;
+    element("check").dataset.done = "true";
   }
 
   addToken(id, logits, decoder) {
@@ -214,15 +230,10 @@ class Page {
   }
 }
 
-async function open() {
-  const loaded = unpack();
-  const page = new Page(loaded);
-  page.say("Writing a few tokens, to compare them with Python's");
-  element("check").textContent = await check(loaded);
-  element("write").disabled = false;
+try {
+  const page = new Page(unpack());
   page.say("Ready");
-}
-
-open().catch((error) => {
+  page.check();
+} catch (error) {
   element("status").textContent = `This browser cannot run the model: ${error.message}`;
-});
+}
