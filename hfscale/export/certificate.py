@@ -180,8 +180,8 @@ def check_certificate(certificate: dict[str, Any], tolerance: Tolerance) -> None
     change = perplexity_change(logits)
     if tolerance.perplexity is not None and not change <= tolerance.perplexity:
         raise InputError(
-            f"export: its perplexity is another by {change:.2%} ({_shown(logits['perplexity'])} -> "
-            f"{_shown(logits['perplexity_of_export'])}), allowed is {tolerance.perplexity:.2%}; "
+            f"export: its perplexity changes by {change:.2g} of it ({_shown(logits['perplexity'])} "
+            f"-> {_shown(logits['perplexity_of_export'])}), allowed is {tolerance.perplexity:.2g}; "
             "nothing is kept; --outtype f32 keeps every digit, --perplexity_tolerance allows a "
             "larger change"
         )

@@ -53,8 +53,8 @@ def check_format(to: str, outtype: str) -> Format:
     if outtype not in chosen.outtypes:
         others = [name for name, other in FORMATS.items() if outtype in other.outtypes]
         raise InputError(
-            f"outtype: {to} has no {outtype}, only {', '.join(chosen.outtypes)}; "
-            f"{' and '.join(others)} has it"
+            f"outtype: {to} has no {outtype}, only {', '.join(chosen.outtypes)}; {outtype} is one "
+            f"of {', '.join(others)}"
         )
     missing = [name for name in chosen.packages if find_spec(name) is None]
     if missing:
