@@ -43,8 +43,10 @@ def char():
 
 @pytest.fixture(scope="module")
 def browser():
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("chromium is not installed")
     with sync_playwright() as playwright:
-        path = shutil.which("chromium")
         opened = playwright.chromium.launch(executable_path=path, args=list(BROWSER))
         yield opened
         opened.close()
