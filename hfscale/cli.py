@@ -46,6 +46,7 @@ EXTRAS = {
     "onnxruntime": "export",
     "onnxscript": "export",
     "torchao": "torchao",
+    "uvicorn": "serve",
 }
 
 

@@ -116,6 +116,7 @@ ROOMS = (
     "metrics",
     "generation",
     "tasks",
+    "serving",
     "training",
     "evaluation",
     "probes",
@@ -198,6 +199,7 @@ def test_importing_a_module_has_no_effects(path):
             ast.ImportFrom,
             ast.ClassDef,
             ast.FunctionDef,
+            ast.AsyncFunctionDef,
             ast.Assign,
             ast.AnnAssign,
         )
@@ -262,5 +264,6 @@ def test_public_functions_say_what_they_do(path):
     tree = parsed(path)
     assert not tree.body or ast.get_docstring(tree)
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+        kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+        if isinstance(node, kinds) and not node.name.startswith("_"):
             assert ast.get_docstring(node), node.name
