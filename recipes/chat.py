@@ -1,7 +1,8 @@
 """Talk with a model that has a chat template, in the terminal: several turns, answers as they come.
 
-hfscale chat --model runs/task-dialogue hfscale chat --model runs/task-dialogue --prompts "Hello" "A
-table for two, please" --do_sample false
+hfscale chat --model runs/task-dialogue
+hfscale chat --model runs/task-dialogue --prompts "Hello" "A table, please" --do_sample false
+hfscale chat --model runs/task-dialogue --web          (on a page, which takes any model)
 """
 
 import contextlib
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from hfscale.arguments import LoadArguments, SamplingArguments, loading
 from hfscale.config import parse_args
 from hfscale.process import InputError, run
+from hfscale.serving.extra import check_installed
 from hfscale.shown import show_text
 
 
@@ -41,10 +43,21 @@ class ChatArguments(SamplingArguments, LoadArguments):
         default=0.7,
         metadata={"help": "below 1: likelier tokens more often", "min": 1e-6, "max": 1e6},
     )
+    web: bool = field(
+        default=False,
+        metadata={"help": "on a page in a browser, with the probabilities of tokens"},
+    )
+    port: int = field(
+        default=8000,
+        metadata={"help": "of the page; 0: any that is free", "min": 0, "max": 65535},
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(ChatArguments, argv, recipe=__file__)
+    if args.web:
+        talk_on_page(args)
+        return
 
     import torch
 
@@ -88,6 +101,28 @@ def main(argv: list[str] | None = None) -> None:
         lines = read_lines("you: " if is_typed else "")
     with conversation(is_typed):
         talk(model, tokenizer, lines, args.system, settings, is_echoed=not is_typed)
+
+
+def talk_on_page(args: ChatArguments) -> None:
+    """Let a browser talk with the model until a signal comes."""
+    check_installed()
+    if args.prompts is not None:
+        raise InputError("--prompts: are not for a page; leave out --web, or write them there")
+
+    from hfscale.serving.web import serve_page
+
+    settings = {
+        "temperature": args.temperature if args.do_sample else 0,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "repetition_penalty": args.repetition_penalty,
+        "max_tokens": args.max_new_tokens,
+        "seed": args.seed or None,
+        "stop": args.stop_strings[0] if args.stop_strings else None,
+        "system": args.system,
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    serve_page(args.model, port=args.port, settings=given, **loading(args))
 
 
 def talk(

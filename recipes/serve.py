@@ -4,7 +4,6 @@ hfscale serve --model runs/pretrain-tiny
 hfscale serve --model runs/task-dialogue runs/speeches --port 8080
 """
 
-import importlib.util
 import os
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,9 +11,8 @@ from typing import Literal
 from hfscale.arguments import LoadArguments, loading
 from hfscale.config import parse_args
 from hfscale.process import InputError, run
+from hfscale.serving.extra import KEY, api_key, check_installed
 from hfscale.shown import show_text
-
-KEY = "HFSCALE_API_KEY"
 
 
 @dataclass
@@ -64,8 +62,9 @@ class ServeArguments(LoadArguments):
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(ServeArguments, argv, recipe=__file__)
-    api_key = os.environ.get(KEY)
-    check(args, api_key)
+    check_installed()
+    check(args)
+    key = api_key()
 
     import torch
 
@@ -99,29 +98,25 @@ def main(argv: list[str] | None = None) -> None:
 
     # What to do with it.
     first = models[args.model[0]]
-    if is_open(listener) and api_key is None:
+    if is_open(listener) and key is None:
         show_text(f"anyone who reaches {url} can use it; set {KEY} to ask for a key")
     show_text(f"serving {', '.join(models)} on {url}/v1, with a page at {url}/ (Ctrl-C ends)")
-    show_text(f"try:  {curl_command(url, first, has_key=api_key is not None)}")
+    show_text(f"try:  {curl_command(url, first, has_key=key is not None)}")
     show_text(f"vLLM: {vllm_command(args.model, args.host, listener.getsockname()[1])}", flush=True)
 
     # Answers.
     limits = Limits(args.max_request_bytes, args.max_tokens, args.queue_size)
     hosts = None if is_open(listener) else [*LOOPBACK_NAMES, args.host.lower()]
-    server = Server(models, limits, api_key=api_key, hosts=hosts)
+    server = Server(models, limits, api_key=key, hosts=hosts)
     serve(server, listener, seconds_to_stop=args.seconds_to_stop)
 
 
-def check(args: ServeArguments, api_key: str | None) -> None:
+def check(args: ServeArguments) -> None:
     """Raise InputError for what can be known before anything is loaded."""
-    if missing := [name for name in ("starlette", "uvicorn") if not importlib.util.find_spec(name)]:
-        raise InputError(f'{missing[0]}: not installed; pip install "hfscale[serve]"')
     args.model = [name.rstrip("/") or name for name in args.model]
     twice = [name for name in args.model if args.model.count(name) > 1]
     if twice or not args.model:
         raise InputError(f"--model {' '.join(args.model)}: name each model once")
-    if api_key is not None and not api_key.strip():
-        raise InputError(f"{KEY}: empty; give a key, or unset it")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("--num_processes: a server is one process; leave it out")
 

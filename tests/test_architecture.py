@@ -43,6 +43,7 @@ LIGHT = (
     "stopping",
     "generation.task_prompt",
     "data.templates",
+    "serving.extra",
 )
 LIGHT_BUT_FOR_NUMPY = (
     "hfscale.scaling.law",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from hfscale.generation.texts import BROKEN
 from hfscale.serving.draws import Chance
@@ -106,19 +107,34 @@ class Answer:
         return {
             "tokens": [self._name(chance.token) for chance in chances],
             "token_logprobs": [chance.logprob for chance in chances],
-            "top_logprobs": [
-                {self._name(token): logprob for token, logprob in chance.top} for chance in chances
-            ],
+            "top_logprobs": [self._likeliest(chance) for chance in chances],
         }
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        name = self._name(token)
-        # A part of a character has bytes that the text of the token does not tell.
-        known = None if BROKEN in name else list(name.encode())
-        return {"token": name, "logprob": logprob, "bytes": known}
+        name, content = token_text(token, self.tokenizer)
+        return {"token": name, "logprob": logprob, "bytes": content and list(content)}
 
     def _name(self, token: int) -> str:
-        return str(self.tokenizer.decode([token]))
+        return token_text(token, self.tokenizer)[0]
+
+    def _likeliest(self, chance: Chance) -> dict[str, float]:
+        """By name; of two tokens of one name the likelier."""
+        return {self._name(token): logprob for token, logprob in reversed(chance.top)}
+
+
+def token_text(token: int, tokenizer: PreTrainedTokenizerBase) -> tuple[str, bytes | None]:
+    """A token's text and its bytes. Of a part of a character the text names the bytes, as the
+    OpenAI API does (bytes:\\xf0\\x9f); None: the tokenizer does not tell them.
+    """
+    text = str(tokenizer.decode([token]))
+    if BROKEN not in text:
+        return text, text.encode()
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+    piece = tokenizer.convert_ids_to_tokens(token)
+    if not isinstance(piece, str) or not all(character in byte_of for character in piece):
+        return text, None
+    content = bytes(byte_of[character] for character in piece)
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content), content
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

@@ -18,6 +18,7 @@ from hfscale.generation.prompts import write_turns
 from hfscale.generation.texts import generate_texts
 from hfscale.models import load_model
 from hfscale.process import InputError
+from hfscale.serving.answers import token_text
 from hfscale.serving.app import Limits
 from hfscale.serving.server import bind
 from tests.serving.running import CONTEXT, Gate, post, running, save_models, until
@@ -160,7 +161,7 @@ def test_logprobs_are_the_models(client, folders):
         assert item.logprob == pytest.approx(values[0].item(), abs=1e-4)
         shown = [(one.token, pytest.approx(one.logprob, abs=1e-4)) for one in item.top_logprobs]
         assert shown == [
-            (tokenizer.decode([token]), value)
+            (token_text(token, tokenizer)[0], value)
             for token, value in zip(likeliest.tolist(), values.tolist(), strict=True)
         ]
         ids = [*ids, likeliest[0].item()]
@@ -172,6 +173,15 @@ def test_logprobs_are_the_models(client, folders):
         [max(top.values()) for top in legacy.choices[0].logprobs.top_logprobs]
     )
     assert client.chat.completions.create(**asked).choices[0].logprobs is None
+
+
+def test_a_part_of_a_character_is_named_by_its_bytes(folders):
+    tokenizer = load_pretrained_tokenizer(folders["plain"])
+    duck = tokenizer("🦆")["input_ids"]
+    names, contents = zip(*(token_text(token, tokenizer) for token in duck), strict=True)
+    assert b"".join(contents) == "🦆".encode()
+    assert names[0] == "bytes:\\xf0"
+    assert token_text(tokenizer("w")["input_ids"][0], tokenizer) == ("w", b"w")
 
 
 def test_prompts_as_texts_ids_and_several(client, folders):
