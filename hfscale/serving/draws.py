@@ -88,15 +88,20 @@ def next_tokens(logits: torch.Tensor, draws: Sequence[Draws]) -> list[int]:
     if any(row.changes for row in draws):
         rows = zip(logits, draws, strict=True)
         logits = torch.stack([row.change(values) for values, row in rows])
-    tokens = logits.argmax(-1).tolist()
-    drawn = [i for i, row in enumerate(draws) if not row.sampling.is_greedy]
-    if drawn:
-        chosen = _draw(logits[drawn], [draws[i] for i in drawn])
-        for i, token in zip(drawn, chosen, strict=True):
-            tokens[i] = token
+    tokens = [0] * len(draws)
+    for choose, is_greedy in ((_likeliest, True), (_draw, False)):
+        places = [i for i, row in enumerate(draws) if row.sampling.is_greedy == is_greedy]
+        if places:
+            chosen = choose(logits[places], [draws[i] for i in places])
+            for i, token in zip(places, chosen, strict=True):
+                tokens[i] = token
     for row, token in zip(draws, tokens, strict=True):
         row.counts[token] += 1
     return tokens
+
+
+def _likeliest(logits: torch.Tensor, draws: Sequence[Draws]) -> list[int]:
+    return logits.argmax(-1).tolist()
 
 
 def _draw(logits: torch.Tensor, draws: Sequence[Draws]) -> list[int]:

@@ -193,7 +193,7 @@ class Engine:
         """Draw the next token of the texts, the last ones in the batch, and hand out what it
         adds.
         """
-        is_broken = logits.isnan().any(-1).tolist()
+        is_broken = logits.sum(-1).isnan().tolist()  # faster than to look at each
         logits = logits.nan_to_num() if any(is_broken) else logits
         draws = [going.draws for going in goings]
         tokens = next_tokens(logits, draws)
