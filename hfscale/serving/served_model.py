@@ -164,12 +164,12 @@ def load_served(
     Raises InputError: as `load_model` and `load_pretrained_tokenizer`.
     """
     task = load_task_prompt(name)
+    model = load_model(name, **loading).eval()
+    model.to(device)  # type: ignore[arg-type]  # upstream wraps torch's method without its types
     trust = loading.get("trust_remote_code", False)
     tokenizer = load_pretrained_tokenizer(name, trust_remote_code=trust)
     if chat_template is not None and tokenizer.chat_template is None:
         tokenizer.chat_template = chat_template
-    model = load_model(name, **loading).eval()
-    model.to(device)  # type: ignore[arg-type]  # upstream wraps torch's method without its types
     engine = Engine(model, tokenizer, batch_for(model), batch_size=batch_size)
     return ServedModel(name, model, tokenizer, task, engine)
 

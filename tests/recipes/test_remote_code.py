@@ -27,6 +27,7 @@ from recipes import (
     pretrain,
     quickstart,
     score,
+    serve,
     train_tokenizer,
 )
 from tests.recipes.test_bad_input import LINES, save_model
@@ -70,6 +71,9 @@ COMMANDS = [
         "--tokenizer TOKENIZER --source good.txt --sample_by line --max_position_embeddings 16",
     ),
     (quickstart, "--model MODEL --source good.txt --sample_by line"),
+    (serve, "--model MODEL --port 0"),
+    (serve, "--model ADAPTER --port 0"),
+    (chat, "--model MODEL --web --port 0"),
     (score, "--model MODEL --source good.txt"),
     (score, "--model good --tokenizer TOKENIZER --source good.txt"),
     (train_tokenizer, "--compare TOKENIZER --source good.txt --sample_by line --vocab_size 300"),
@@ -144,7 +148,11 @@ def test_no_recipe_runs_it_or_asks(recipe, words, folders, answers_yes, tmp_path
         recipe.main(
             [
                 *words.split(),
-                *([] if recipe in (generate, chat) else ["--output_dir", str(tmp_path / "out")]),
+                *(
+                    []
+                    if recipe in (generate, chat, serve)
+                    else ["--output_dir", str(tmp_path / "out")]
+                ),
             ]
         )
     assert "\n" not in str(error.value)
