@@ -108,6 +108,7 @@ def _answer(
                 kind, value = _outcome(function, item, more_bytes)
                 signal.setitimer(signal.ITIMER_PROF, 0)  # a full pipe is not its fault
                 pickle.dump((kind, value), out)
+                out.flush()  # who asks item by item waits for it
                 if kind != "result":
                     break
             else:

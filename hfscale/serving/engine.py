@@ -127,8 +127,9 @@ class Engine:
 
     @property
     def num_waiting(self) -> int:
-        """Texts that wait for a place."""
-        return len(self._waiting)
+        """Texts that wait for a place, and are still wanted."""
+        with self._changed:
+            return sum(not text.is_cancelled for text in self._waiting)
 
     def ask(self, texts: Sequence[Text]) -> None:
         """Let these be written as soon as there is room."""

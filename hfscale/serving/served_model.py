@@ -1,5 +1,6 @@
 """A model's folder as a server has it: the model, its tokenizer, how it was taught to be asked."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfscale.data.tokenizer import load_pretrained_tokenizer
 from hfscale.data.tokens import encode_prompts
-from hfscale.generation.prompts import write_turns
 from hfscale.generation.task_prompt import TaskPrompt, load_task_prompt
 from hfscale.models import check_token_ids, context_limit, load_model
 from hfscale.process import InputError
 from hfscale.serving.batches import SharedBatch, batch_for
 from hfscale.serving.engine import Engine, Piece, Text
 from hfscale.serving.requests import Asked, RequestError
+from hfscale.serving.turns import TurnsWriter
 from hfscale.strict_yaml import read_limited
 from hfscale.tasks.chat_templates import CHATML
 
@@ -35,6 +36,8 @@ class ServedModel:
     tokenizer: PreTrainedTokenizerBase
     task: TaskPrompt | None
     engine: Engine
+    turns: TurnsWriter
+    created: int  # seconds since 1970
     context: int = field(init=False)
 
     def __post_init__(self):
@@ -69,7 +72,7 @@ class ServedModel:
 
     def _of_turns(self, messages: Sequence[dict[str, str]]) -> str:
         if self.tokenizer.chat_template is not None:
-            return write_turns(messages, self.tokenizer)
+            return self.turns.write(messages)
         if self.task is not None and self.has_task_template:  # it knows no turns but this one
             return self.task.fill(messages[-1]["content"])
         raise RequestError(
@@ -142,7 +145,7 @@ class ServedModel:
         return {
             "id": self.name,
             "object": "model",
-            "created": 0,
+            "created": self.created,
             "owned_by": "hfscale",
             "max_model_len": self.context,
             "can_chat": self.can_chat,
@@ -171,7 +174,10 @@ def load_served(
     if chat_template is not None and tokenizer.chat_template is None:
         tokenizer.chat_template = chat_template
     engine = Engine(model, tokenizer, batch_for(model), batch_size=batch_size)
-    return ServedModel(name, model, tokenizer, task, engine)
+    turns = TurnsWriter(tokenizer)
+    if tokenizer.chat_template is not None:
+        turns.begin()
+    return ServedModel(name, model, tokenizer, task, engine, turns, created=int(time.time()))
 
 
 def shares_steps(served: ServedModel) -> bool:

@@ -123,6 +123,7 @@ class _StoppingServer(uvicorn.Server):
 def _stop_all(models: Any) -> None:
     for served in models:
         served.engine.stop()
+        served.turns.end()
 
 
 @contextmanager
