@@ -4,6 +4,7 @@ import asyncio
 import errno
 import ipaddress
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,9 @@ from hfscale.serving.app import Server
 from hfscale.serving.engine import Piece, Text, hand_out_at_once
 from hfscale.serving.served_model import ServedModel
 
+# That a thread has Python to itself: at the default of 0.005 s the engine, which needs it for a
+# moment between two operations, waits for the connections' thread.
+SECONDS_OF_A_THREAD = 0.0005
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 WHY_NOT_BOUND = {
     errno.EADDRINUSE: "--port {port}: in use on {host}; name another, or 0 for any that is free",
@@ -75,6 +79,7 @@ def serve(server: Server, listener: socket.socket, *, seconds_to_stop: float) ->
     """Answer until a signal comes. Then nothing new is taken, and what is being written has some
     seconds to come to its end.
     """
+    sys.setswitchinterval(SECONDS_OF_A_THREAD)
     asyncio.run(serving(server, listener, seconds_to_stop=seconds_to_stop))
 
 
