@@ -76,7 +76,7 @@ def test_what_a_recipe_takes_is_valid(values):
 def test_it_says_what_an_argument_means_and_its_default():
     properties = recipe_schema(RECIPES["pretrain"])["properties"]
     assert properties["muon_momentum"]["default"] == 0.95
-    assert "momentum" in properties["muon_momentum"]["description"]
+    assert "averaged gradient" in properties["muon_momentum"]["description"]
 
 
 def test_plan_takes_what_the_training_recipes_take():

@@ -233,7 +233,7 @@ class Run:
     @property
     def trained_steps(self) -> int:
         """How many steps it trained, each of which is logged."""
-        return len(re.findall(r"| loss ", self.text))
+        return len(re.findall(r"\| loss ", self.text))
 
 
 def let_run(run: Run, seconds: float) -> None:

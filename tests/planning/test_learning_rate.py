@@ -94,10 +94,11 @@ def test_a_checkpoint_keeps_its_own_default(capsys, tmp_path):
     assert trained_rate(finetune_task, arguments, words, tmp_path) == 5e-5
 
 
-def test_another_architecture_keeps_its_own_default(capsys, tmp_path):
+def test_another_architecture_takes_the_same_rates(capsys, tmp_path):
     words = "--architecture llama --hidden_size 64 --num_attention_heads 2"
-    assert shown_rates(f"--recipe pretrain --vocab_size 300 {words}", capsys) == {}
-    assert trained_rate(pretrain, pretrain.PretrainArguments, words, tmp_path) == 5e-5
+    shown = shown_rates(f"--recipe pretrain --vocab_size 300 {words}", capsys)
+    assert shown == {"suggested learning_rate": 6.3e-3}
+    assert trained_rate(pretrain, pretrain.PretrainArguments, words, tmp_path) == 6.3e-3
 
 
 def test_quickstart_takes_the_same_where_its_weights_are_new():

@@ -33,7 +33,10 @@ def served(monkeypatch):
 
     monkeypatch.setattr("hfscale.serving.server.serve", keep)
     monkeypatch.setattr("hfscale.serving.web.serve", keep)
-    return servers
+    yield servers
+    for server in servers:
+        for model in server.models.values():
+            model.turns.end()  # its process, too
 
 
 def test_models_are_served_under_their_folders_names(folders, served, capsys, monkeypatch):
