@@ -98,7 +98,13 @@ async def serving(
 
     models = list(server.models.values())
     config = uvicorn.Config(
-        server.app(), log_level="warning", access_log=False, server_header=False, lifespan="off"
+        server.app(),
+        # Upstream's would close the handlers of all other libraries; absl's closes its stream, too.
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
     )
     http = _StoppingServer(config, server, seconds_to_stop)
     if on_start:
