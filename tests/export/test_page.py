@@ -1,12 +1,10 @@
 """The page that runs a model: in a real browser, without a network, it writes Python's tokens."""
 
 import json
-import shutil
 
 import pytest
 import torch
 from datasets import Dataset
-from playwright.sync_api import sync_playwright
 from tokenizers import normalizers
 
 from hfscale.data.tokenizer import train_bpe, train_char
@@ -16,6 +14,7 @@ from hfscale.export.runners import TorchRunner
 from hfscale.process import InputError
 from hfscale.tasks.chat_templates import set_chat_template
 from recipes import export
+from tests.browser import chromium
 from tests.export.test_export import file_sizes_limited
 from tests.tiny_models import GPT2, LLAMA, VOCAB_SIZE, save_tiny_model, tiny_model, tiny_tokenizer
 from tests.tokenizer_kinds import make_tokenizer
@@ -29,7 +28,6 @@ TEXTS = [
     "def f(x):\n\treturn x**2  # '''s\n",
     "",
 ]
-BROWSER = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 NAME = "</script><script>alert(1)</script>{weights}"
 
 
@@ -43,13 +41,8 @@ def char():
 
 @pytest.fixture(scope="module")
 def browser():
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("chromium is not installed")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=list(BROWSER))
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module", params=[bpe, char], ids=["bpe", "char"])

@@ -3,28 +3,19 @@ more than text.
 """
 
 import math
-import shutil
 
 import httpx
 import pytest
 import torch
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from hfscale.data.tokenizer import load_pretrained_tokenizer
 from hfscale.generation.prompts import write_turns
 from hfscale.serving.page import content_security_policy, read_page
+from tests.browser import chromium
 from tests.serving.running import Gate, post, running, save_models, until
 
 pytestmark = pytest.mark.slow
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 DESKTOP = {"viewport": {"width": 1200, "height": 800}}
 PHONE = {"viewport": {"width": 390, "height": 780}, "is_mobile": True, "has_touch": True}
 MARKUP = "<img src=x onerror=document.title='hit'><script>document.title='hit'</script> & <b>x</b>"
@@ -42,25 +33,20 @@ def served(folders):
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=QUIET)
-        yield browser
-        browser.close()
+def browser():
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture
-def opened(chromium):
+def opened(browser):
     """What opens the page of an address; it must ask nobody else, and complain about nothing."""
     contexts = []
     complaints = []
     asked = []
 
     def open_page(url, **options):
-        context = chromium.new_context(**{**DESKTOP, **options})
+        context = browser.new_context(**{**DESKTOP, **options})
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: complaints.append(message.text))
