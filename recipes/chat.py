@@ -82,6 +82,11 @@ def main(argv: list[str] | None = None) -> None:
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     model.to(device)  # type: ignore[arg-type]  # upstream wraps torch's method without its types
     tokenizer = load_pretrained_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
+    if tokenizer.chat_template is None and task:
+        raise InputError(
+            f"model {args.model}: learned a task and no turns; ask it one question at a time, with "
+            "hfscale generate --interactive, or here on a page with --web"
+        )
     if tokenizer.chat_template is None:
         raise InputError(
             f"model {args.model}: its tokenizer has no chat template, so it was not taught to "

@@ -214,3 +214,9 @@ def test_a_tokenizer_without_a_chat_template(folder, tmp_path):
     ) as e:
         chat.main(["--model", str(tmp_path), "--prompts", "hello"])
     assert "\n" not in str(e.value)
+    # One that learned a task is asked in other places.
+    save_task_prompt(
+        tmp_path, prompt="Say: {en}\n", columns=["en"], stop_strings=["\n"], max_new_tokens=7
+    )
+    with pytest.raises(InputError, match="learned a task .* generate --interactive, .* --web"):
+        chat.main(["--model", str(tmp_path), "--prompts", "hello"])
