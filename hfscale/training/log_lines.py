@@ -70,7 +70,7 @@ class LogLines(ProgressCallback):
         self.tokens = int(state.num_input_tokens_seen)
         if not state.is_world_process_zero:
             return
-        show_text(start_line(args, state))
+        show_text(start_line(args, state), flush=True)
         if has_bar(args):
             super().on_train_begin(args, state, control, **kwargs)
 
@@ -124,7 +124,7 @@ class LogLines(ProgressCallback):
         line = log_line(logs, state, self._speed(state))
         if self.training_bar is not None:
             self.training_bar.clear()  # it is drawn anew below the line
-        show_text(line)
+        show_text(line, flush=True)  # a log file is read while it grows
         self.has_estimate = self.has_estimate or "left" in line
 
     def on_train_end(
@@ -145,7 +145,7 @@ class LogLines(ProgressCallback):
             return
         self.has_estimate = True
         speed = self._speed(state)
-        show_text(f"step {state.global_step}/{state.max_steps} | {left(state, speed)}")
+        show_text(f"step {state.global_step}/{state.max_steps} | {left(state, speed)}", flush=True)
 
     def _speed(self, state: TrainerState) -> tuple[float, float]:
         """Steps and tokens per second since the first step of this start."""
