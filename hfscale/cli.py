@@ -15,7 +15,7 @@ from hfscale.folders import write_atomically
 from hfscale.help import EXAMPLES, grouped, table
 from hfscale.launch import ALONE, FLAGS, launch
 from hfscale.options import did_you_mean
-from hfscale.process import InputError, ending_quietly, hub_reachable
+from hfscale.process import InputError, ending_quietly, hub_reachable, quiet_libraries
 from hfscale.shown import show_text
 from hfscale.stopping import end_with_launcher
 
@@ -208,6 +208,7 @@ VERB_WORDS = {"copy": (1, 2), "schema": (1,), "completion": (1,)}
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `hfscale`; returns the exit status."""
     words = sys.argv[1:] if argv is None else argv
+    quiet_libraries()
     with ending_quietly():
         end_with_launcher()  # which `hfscale scale` is
         try:

@@ -72,13 +72,18 @@ BOOLEANS = (
 )
 # The recipes that compute nothing on a device: no launcher, and torch is not imported.
 ALONE = ("plan", "push", "report", "runs", "scale", "verify")
+# The launch configs whose one process needs no launcher.
+ONE_PROCESS = ("cpu", "single_gpu")
 # Of a child that ended badly, where nothing more has to be said: 2, whose reason the recipe has
 # printed, and what a shell gives a program that a pipe or a signal ended.
 EXPLAINED = (0, 2, 128 + signal.SIGPIPE, *(128 + number for number in ENDING))
 SECONDS_TO_END = 5  # that the ranks have after a second signal
 # The flags that are the launcher's, not the recipe's: type and meaning.
 FLAGS = {
-    "accelerate": (str, "launch config (see hfscale recipes) or file; default: fits the machine"),
+    "accelerate": (
+        str,
+        "launch config (hfscale recipes) or file; default: fits the machine, one process alone",
+    ),
     "num_processes": (int, "on all machines together; default: one per GPU"),
     "num_machines": (int, "machines that take part; start the command on each"),
     "machine_rank": (int, "this machine's number, from 0"),
@@ -88,11 +93,14 @@ FLAGS = {
 
 
 def launch(recipe: Path, argv: list[str]) -> int:
-    """Run a script as `accelerate launch`: 0 or the first failed rank's status; InputError before
-    anything starts.
+    """Run a script: in this process where one is meant and nothing is said of the launcher, else as
+    `accelerate launch`. Returns 0 or the first failed rank's status; InputError before anything
+    starts.
     """
     if recipe.stem in ALONE:
-        return _run_alone(recipe, argv)
+        if recipe.stem not in ("push", "scale"):  # which write to the Hub, or whose runs read there
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        return run_here(recipe, argv)
     flags, recipe_args = split_flags(argv)
     values = check_recipe_args(recipe, recipe_args)
     use_cpu = values.get("use_cpu", False)
@@ -100,6 +108,8 @@ def launch(recipe: Path, argv: list[str]) -> int:
 
     gpus = torch.accelerator.device_count()
     threads = torch.get_num_threads()
+    if not flags and pick_config(0 if use_cpu else gpus, None, _trains(recipe)) in ONE_PROCESS:
+        return run_here(recipe, argv)
     env: dict[str, str] = {}
     if values.get("dry_run") and not use_cpu:
         env = planned_elsewhere(flags, gpus)
@@ -114,11 +124,9 @@ def launch(recipe: Path, argv: list[str]) -> int:
     return run_launcher(words, env | {TYPED_COMMAND: typed_command(str(recipe), argv)})
 
 
-def _run_alone(recipe: Path, argv: list[str]) -> int:
+def run_here(recipe: Path, argv: list[str]) -> int:
     """Run a script in this process."""
     sys.argv = [str(recipe), *argv]
-    if recipe.stem not in ("push", "scale"):  # which write to the Hub, or whose runs may read there
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     runpy.run_path(str(recipe), run_name="__main__")  # ours end with SystemExit
     return 0
 
@@ -147,6 +155,10 @@ def pick_config(gpus: int, processes: int | None, trains: bool) -> str:
     if gpus:
         return "ddp" if starts_many else "single_gpu"
     return "cpu_2proc" if starts_many else "cpu"
+
+
+def _trains(recipe: Path) -> bool:
+    return "training" in names_of(arguments_class(recipe))
 
 
 class Launch(NamedTuple):
@@ -201,7 +213,7 @@ def accelerate_command(
     """The words after `accelerate launch`, and environment variables; raises InputError if it
     cannot work there.
     """
-    trains = "training" in names_of(arguments_class(recipe))
+    trains = _trains(recipe)
     name = flags.get("accelerate")
     if name is None:
         name = pick_config(0 if use_cpu else gpus, flags.get("num_processes"), trains)

@@ -41,6 +41,9 @@ TYPED_COMMAND = "HFSCALE_COMMAND"  # see typed_command
 ZERO_STAGES = (0, 1, 2, 3)
 # The status by which a process that has said why it failed tells `hfscale` so, which ends with 1.
 SAID_WHY = 101
+# Before a bar is drawn; in a file or a pipe also from one of its lines to the next.
+BAR_SECONDS = 1
+BAR_SECONDS_IN_FILES = 30
 UNSHARDED = "one process or DDP"  # each process holds the whole optimizer state
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "deepspeed", "peft")
 
@@ -385,12 +388,16 @@ def go_offline_if_unreachable() -> None:
 
 def quiet_libraries() -> None:
     """Keep from the terminal what says nothing to the user: DeepSpeed, which peft loads wherever it
-    lies, that it sees no GPU (a run names its device itself); bars, where no terminal draws them.
+    lies, that it sees no GPU (a run names its device itself); bars of work that is done at once.
+    Before tqdm is imported, which reads its settings then.
     """
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.module != "real_accelerator")
+    # In a file each state of a bar is a line.
+    seconds = BAR_SECONDS if sys.stderr.isatty() else BAR_SECONDS_IN_FILES
+    os.environ.setdefault("TQDM_DELAY", str(seconds))
     if not sys.stderr.isatty():
-        for library in ("DATASETS", "HUB"):
-            os.environ.setdefault(f"HF_{library}_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_MININTERVAL", str(seconds))
+        os.environ.setdefault("TQDM_MAXINTERVAL", str(seconds))
 
 
 def hide_bitsandbytes() -> None:

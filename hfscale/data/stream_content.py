@@ -15,7 +15,6 @@ from hfscale.data.fingerprints import text_fingerprint
 from hfscale.process import InputError
 from hfscale.user_code import file_of, names_function
 
-SILENT_SECONDS = 5  # reading that takes longer shows how far it is
 MOST_THREADS = 8
 
 
@@ -67,7 +66,6 @@ def _digest_of_files(files: Sequence[Path]) -> str:
             total=num_bytes,
             unit="B",
             unit_scale=True,
-            delay=SILENT_SECONDS,
         ) as progress,
         ThreadPoolExecutor(threads) as pool,
     ):

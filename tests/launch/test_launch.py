@@ -64,6 +64,16 @@ NOT_LAUNCHED = {
 }
 
 
+def start(*words: str) -> subprocess.Popen:
+    """`hfscale` with words, running."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "hfscale.cli", *words],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
 def hfscale(*words: str, **env: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "hfscale.cli", *words],
@@ -549,6 +559,22 @@ def test_exit_status_of_two_processes(end, status, says, script):
         and f"accelerate launch --config_file {CONFIGS['cpu_2proc']}" in first
     )
     assert rest == ([says] if says else [])
+
+
+@pytest.mark.slow
+def test_one_process_starts_without_the_launcher_unless_it_is_asked_for(tmp_path):
+    path = tmp_path / "who.py"
+    path.write_text(
+        "import os\nfrom dataclasses import dataclass\n@dataclass\nclass WhoArguments:\n"
+        "    x: int = 0\nif __name__ == '__main__':\n    print(os.getpid(), flush=True)\n"
+    )
+    here = start(str(path))
+    out, error = here.communicate(timeout=60)
+    assert (out, error, here.returncode) == (f"{here.pid}\n", "", 0)
+    launched = start(str(path), "--accelerate", "cpu")
+    out, error = launched.communicate(timeout=60)
+    assert launched.returncode == 0 and out.strip().isdigit() and out != f"{launched.pid}\n"
+    assert f"accelerate launch --config_file {CONFIGS['cpu']}" in error
 
 
 @pytest.mark.slow

@@ -1,11 +1,12 @@
 """What a training shows while it runs."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 from transformers import TrainerState
 
-from hfscale.process import quiet_libraries
 from hfscale.training.log_lines import clock, log_line, shown, start_line
 from hfscale.training.running import run_training
 from hfscale.training.training_args import training_arguments
@@ -111,9 +112,21 @@ def test_where_no_log_has_come_an_estimate_does(tmp_path, capsys):
     assert estimate.startswith("step 5/12 | ") and estimate.endswith(" left")
 
 
-def test_libraries_draw_no_bars_where_no_terminal_is(monkeypatch):
-    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
-    monkeypatch.setenv("HF_DATASETS_DISABLE_PROGRESS_BARS", "0")  # what the user says stays
-    quiet_libraries()
-    assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
-    assert os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] == "0"
+BARS = """
+import sys, time
+from hfscale.process import quiet_libraries
+quiet_libraries()
+from tqdm.auto import tqdm
+for _ in tqdm(range(3), desc="short"):
+    pass
+"""
+
+
+def test_in_a_file_a_bar_of_what_is_done_at_once_is_not_drawn():
+    env = {name: value for name, value in os.environ.items() if not name.startswith("TQDM_")}
+    done = subprocess.run([sys.executable, "-c", BARS], capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    # What the user says stays.
+    env["TQDM_DELAY"] = "0"
+    done = subprocess.run([sys.executable, "-c", BARS], capture_output=True, text=True, env=env)
+    assert "short: 100%" in done.stderr
