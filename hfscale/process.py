@@ -388,10 +388,14 @@ def go_offline_if_unreachable() -> None:
 
 def quiet_libraries() -> None:
     """Keep from the terminal what says nothing to the user: DeepSpeed, which peft loads wherever it
-    lies, that it sees no GPU (a run names its device itself); bars of work that is done at once.
-    Before tqdm is imported, which reads its settings then.
+    lies, that it sees no GPU (a run names its device itself); transformers, that a padding token
+    without a mask may be padding (a model may write one, and our masks are tested); bars of work
+    that is done at once. Before tqdm is imported, which reads its settings then.
     """
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.module != "real_accelerator")
+    logging.getLogger("transformers.modeling_utils").addFilter(
+        lambda record: "passing in an `attention_mask`" not in str(record.msg)
+    )
     # In a file each state of a bar is a line.
     seconds = BAR_SECONDS if sys.stderr.isatty() else BAR_SECONDS_IN_FILES
     os.environ.setdefault("TQDM_DELAY", str(seconds))

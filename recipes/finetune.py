@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
             merge_saved_adapter(output_dir, trust_remote_code=args.trust_remote_code)
         saved = load_saved_model(output_dir, trust_remote_code=args.trust_remote_code)
         samples = draw_samples(saved, tokenizer)
-        show_result(args, training_args, metrics, saved, rows["validation"])
+        show_longer_context(args, training_args, saved, rows["validation"])
         write_run(
             trainer,
             __file__,
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
             samples,
             seconds=time.perf_counter() - started,
         )
-        show_run(output_dir, samples, saved, tokenizer, documents)
+        show_run(output_dir, metrics, samples, saved, tokenizer, documents)
 
 
 def check_arguments(args: FinetuneArguments):
@@ -194,13 +194,11 @@ def longer_config(args: FinetuneArguments):
     )
 
 
-def show_result(args: FinetuneArguments, training_args, metrics, saved, rows) -> None:
-    """The losses before and after, and of a longer context the perplexity along it."""
+def show_longer_context(args: FinetuneArguments, training_args, saved, rows) -> None:
+    """Where the context was made longer, the perplexity along it."""
     from hfscale.models import load_model
     from hfscale.training.context import report_by_position
-    from hfscale.training.steps import show_losses
 
-    show_losses(metrics)
     if args.max_position_embeddings is None:
         return
     before = load_model(args.model, trust_remote_code=args.trust_remote_code)

@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
             data,
             seconds=time.perf_counter() - started,
         )
-        show_run(output_dir, samples, saved, tokenizer, documents)
+        show_run(output_dir, metrics, samples, saved, tokenizer, documents)
 
 
 def check_arguments(args: PretrainArguments):

@@ -141,11 +141,7 @@ def main(argv: list[str] | None = None) -> None:
         samples,
         seconds=time.perf_counter() - started,
     )
-    for name in ("perplexity", "bits_per_byte"):
-        before = metrics.get(f"before_eval_{name}")
-        shown = f"{before:,.2f} before training" if before else "not measured before training"
-        print(f"held-out {name}: {shown}, {metrics[f'eval_{name}']:,.2f} after")
-    show_run(output_dir, samples, saved.model, tokenizer, documents)
+    show_run(output_dir, metrics, samples, saved.model, tokenizer, documents)
 
 
 def check_request(args: QuickstartArguments) -> None:

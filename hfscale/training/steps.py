@@ -21,6 +21,8 @@ from hfscale.shown import show_text
 # Rows of a loaded model are no longer than this unless the user says so: attention over tens of
 # thousands of tokens, as newer models have them, takes more memory than tuning on text is worth.
 MOST_TOKENS_BY_DEFAULT = 1024
+# By what Trainer puts before the names of their metrics.
+HELD_OUT_TEXTS = {"eval": "held-out", "eval_forget": "old domain's held-out"}
 
 
 def row_length(model: PreTrainedModel, max_length: int | None) -> int:
@@ -104,31 +106,50 @@ def draw_samples(
     return texts
 
 
-def show_losses(metrics: Mapping[str, float]) -> None:
-    """Print the loss on each held-out text before and after the training."""
-    for name in ("eval_loss", "eval_forget_loss"):
-        if name not in metrics:
-            continue
-        before = metrics.get(f"before_{name}")  # not of a run that went on from a checkpoint
-        shown = f"{before:.4f} before" if before else "not measured before"
-        show_text(f"{name}: {shown}, {metrics[name]:.4f} after")
+def show_results(metrics: Mapping[str, float]) -> None:
+    """Print the perplexity and the bits per byte of each held-out text before and after the
+    training, and what they mean.
+    """
+    for prefix, text in HELD_OUT_TEXTS.items():
+        perplexity = metrics.get(f"{prefix}_perplexity")
+        if perplexity is not None:
+            show_text(
+                f"{text} perplexity: {_before_and_after(metrics, f'{prefix}_perplexity')}: "
+                f"as unsure as among {perplexity:,.0f} tokens"
+            )
+        bits = metrics.get(f"{prefix}_bits_per_byte")
+        if bits is not None:
+            show_text(
+                f"{text} bits per byte: {_before_and_after(metrics, f'{prefix}_bits_per_byte')}: "
+                f"{bits / 8:.0%} of the text's size"
+            )
+
+
+def _before_and_after(metrics: Mapping[str, float], name: str) -> str:
+    after = f"{metrics[name]:,.2f}"
+    before = metrics.get(f"before_{name}")  # not of a run that went on from a checkpoint
+    return f"{after} ({before:,.2f} before training)" if before is not None else after
 
 
 def show_run(
     output_dir: str,
+    metrics: Mapping[str, float],
     samples: Sequence[str],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     documents: DatasetDict,
 ) -> None:
-    """Print what a finished run left, and commands: one that asks its model to continue held-out
-    text, and those that show the run as a page and bring the model elsewhere.
+    """Print what a finished run's model writes, how good it is, what the run left, and commands:
+    one that asks its model to continue held-out text, and those that show the run as a page and
+    bring the model elsewhere.
 
     Args:
+        metrics: as Trainer names them, those of before the training with `before_` in front.
         model: as it was saved.
         documents: with the split `validation`.
     """
     show_samples(samples)
+    show_results(metrics)
     show_text(f"model, tokenizer and run.json: {output_dir}")
     text = next(iter(documents["validation"]))["text"]
     beginning = beginning_of(text, model, tokenizer)

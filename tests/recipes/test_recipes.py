@@ -194,11 +194,12 @@ def test_quickstart_learns_and_prints_where_it_is(tmp_path, text, capsys, monkey
     shown = capsys.readouterr().out
     assert shown.count("--- sample") == 3
     assert "model, tokenizer and run.json: runs/quickstart" in shown
-    before, after = (
-        float(shown.split("held-out perplexity: ")[1].split(word)[0].split()[-1].replace(",", ""))
-        for word in (" before", " after")
+    [line] = [line for line in shown.splitlines() if line.startswith("held-out perplexity: ")]
+    after, before = (
+        float(part.split()[-1].replace(",", "")) for part in re.split(r" \(| before", line)[:2]
     )
     assert after < before / 2
+    assert line.endswith(f"as unsure as among {after:,.0f} tokens")
     run = tmp_path / "runs" / "quickstart"
     assert (run / "model.safetensors").is_file()
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [
