@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run
     from hfscale.training.running import prepare_output_dir, run_training
-    from hfscale.training.steps import draw_samples, show_run
+    from hfscale.training.steps import draw_samples, show_data, show_run
     from hfscale.training.trainer import LMTrainer
     from hfscale.training.training_args import batch_rows_of_like_length
 
@@ -91,6 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.dry_run:
         preview(model, tokenizer, rows, training_args, args)
         return
+    show_data(documents, rows)
 
     # Training, from the start or from the newest whole checkpoint.
     settings = settings_of_run(args, training_args, model, tokenizer, rows)

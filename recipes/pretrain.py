@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.training.preview import preview
     from hfscale.training.record import write_run
     from hfscale.training.running import prepare_output_dir, run_training
-    from hfscale.training.steps import draw_samples, show_run
+    from hfscale.training.steps import draw_samples, show_data, show_run
     from hfscale.training.trainer import LMTrainer
 
     # What cannot work is refused before anything is read.
@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.dry_run:
         preview(model, tokenizer, rows, training_args, args)
         return
+    show_data(documents, rows)
 
     # Training, from the start or from the newest whole checkpoint.
     settings = settings_of_run(args, training_args, model, tokenizer, rows)

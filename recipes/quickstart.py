@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfscale.training.optimizers import choose_optimizer
     from hfscale.training.record import write_run
     from hfscale.training.running import prepare_output_dir, run_training
-    from hfscale.training.steps import draw_samples, show_run
+    from hfscale.training.steps import draw_samples, show_data, show_run
     from hfscale.training.trainer import LMTrainer
     from hfscale.training.training_args import batch_rows_of_like_length, training_arguments
 
@@ -109,6 +109,7 @@ def main(argv: list[str] | None = None) -> None:
         num_proc=args.num_proc,
         repack_seed=training_args.seed if args.repack_each_epoch else None,
     )
+    show_data(documents, rows)
 
     # Training, and the loss on held-out text before and after.
     trainer = LMTrainer(

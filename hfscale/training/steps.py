@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from datasets import DatasetDict
+from datasets import DatasetDict, IterableDataset
 from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
@@ -12,6 +13,7 @@ from transformers import (
 )
 
 from hfscale.arguments import StreamArguments
+from hfscale.data.repacking import table_of
 from hfscale.generation.terminal import command_line, ready_command, show_samples
 from hfscale.generation.texts import beginning_of, generate_texts
 from hfscale.models import context_limit, stated_limit
@@ -88,6 +90,20 @@ def show_shares(
         show_text(
             f"{source}: {share:.1%} of the training rows, {epoch:.2f} epochs in each pass over them"
         )
+
+
+def show_data(documents: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
+    """Print (rank 0) how much text each split holds; of a stream nobody knows before its end."""
+    if not is_main_rank():
+        return
+    for name, part in rows.items():
+        if not isinstance(part, IterableDataset):
+            num_documents = len(documents[name])
+            num_tokens = sum(table_of(part)["num_tokens"])
+            show_text(
+                f"{name} text: {num_documents:,} document{'s' if num_documents != 1 else ''}, "
+                f"{num_tokens:,} tokens in {len(part):,} rows"
+            )
 
 
 def draw_samples(

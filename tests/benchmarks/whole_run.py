@@ -26,7 +26,6 @@ def benchmark(folder: Path, is_small: bool, rounds: int | None = None) -> list[R
     (folder / "text.txt").write_text(long_text(CHARACTERS), "utf-8")
     hfscale = [str(Path(sys.executable).with_name("hfscale")), "pretrain", "--config", "char_tiny"]
     hfscale += ["--source", "text.txt", "--output_dir", "run", "--max_steps", str(steps)]
-    hfscale += ["--per_device_train_batch_size", "12"]  # the lean program's
     hfscale += ["--eval_steps", str(steps // 4), "--save_steps", str(steps // 2)]
     lean = [sys.executable, str(HERE / "lean_program.py"), "text.txt", str(steps)]
 
