@@ -27,30 +27,53 @@ def training_types() -> dict[str, Any]:
 
     A test holds the result against the imported class.
     """
-    spec = importlib.util.find_spec("transformers")
-    assert spec is not None and spec.submodule_search_locations, "transformers is a dependency"
-    root = Path(spec.submodule_search_locations[0])
-    files = [root / f"{name}.py" for name in ("training_args", "trainer_utils", "debug_utils")]
-    classes = {
-        node.name: node
-        for path in files
-        for node in ast.parse(path.read_text("utf-8")).body
-        if isinstance(node, ast.ClassDef)
-    }
+    classes = _upstream_classes()
     enums = {name: choices for name, node in classes.items() if (choices := _enum_choices(node))}
     names = {"Any": Any, "Literal": Literal, "ParallelismConfig": dict, **enums}
     kinds = {}
-    for node in classes["TrainingArguments"].body:
-        # An argument is `name: type = field(...)`.
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.value, ast.Call):
-            continue
+    for name, node in _training_fields(classes):
         annotation = ast.unparse(node.annotation)
         # `SomeEnum | str` means one of the enum's values.
         kind = enums.get(annotation.removesuffix(" | str"))
         if kind is None:  # the text is the installed library's own source
             kind = eval(annotation, {}, names)
-        kinds[ast.unparse(node.target)] = kind
+        kinds[name] = kind
     return kinds
+
+
+def training_defaults() -> dict[str, Any]:
+    """Defaults of the arguments of `transformers.TrainingArguments` by name, read as in
+    `training_types`; those that its source only computes are left out.
+    """
+    defaults = {}
+    for name, node in _training_fields(_upstream_classes()):
+        assert isinstance(node.value, ast.Call)
+        for keyword in node.value.keywords:
+            if keyword.arg == "default":
+                with contextlib.suppress(ValueError):  # computed
+                    defaults[name] = ast.literal_eval(keyword.value)
+    return defaults
+
+
+def _upstream_classes() -> dict[str, ast.ClassDef]:
+    """The source of upstream's classes of training arguments by name."""
+    spec = importlib.util.find_spec("transformers")
+    assert spec is not None and spec.submodule_search_locations, "transformers is a dependency"
+    root = Path(spec.submodule_search_locations[0])
+    files = [root / f"{name}.py" for name in ("training_args", "trainer_utils", "debug_utils")]
+    return {
+        node.name: node
+        for path in files
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    }
+
+
+def _training_fields(classes: Mapping[str, ast.ClassDef]) -> Iterator[tuple[str, ast.AnnAssign]]:
+    """The arguments: each is `name: type = field(...)`."""
+    for node in classes["TrainingArguments"].body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call):
+            yield ast.unparse(node.target), node
 
 
 def _enum_choices(node: ast.ClassDef) -> Any:

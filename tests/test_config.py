@@ -20,8 +20,9 @@ from hfscale import config, process
 from hfscale.arguments import RunArguments, ShapeArguments
 from hfscale.config import parse_args
 from hfscale.folders import write_atomically
-from hfscale.options import convert, training_types
+from hfscale.options import convert, training_defaults, training_types
 from hfscale.process import InputError, run
+from hfscale.report.settings import COMPUTED
 
 ROOT = Path(__file__).parents[1]
 
@@ -588,6 +589,17 @@ def test_training_types_agree_with_the_class():
         if default is not dataclasses.MISSING:  # upstream's own default passes the check
             value = default.value if isinstance(default, enum.Enum) else default
             assert value is None or convert(value, kind) == value, name
+
+
+def test_training_defaults_are_those_of_the_class():
+    import transformers
+
+    of_class = {
+        item.name: getattr(item.default, "value", item.default)
+        for item in dataclasses.fields(transformers.TrainingArguments)
+        if item.init and item.default is not dataclasses.MISSING
+    }
+    assert training_defaults() | COMPUTED == of_class
 
 
 def test_every_training_default_can_be_written_down():

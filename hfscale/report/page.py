@@ -4,7 +4,6 @@ wrote, no more.
 
 import base64
 import contextlib
-import io
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -13,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from hfscale.manifest import check_manifest, has_manifest
 from hfscale.process import InputError
+from hfscale.report.charts import Chart, Line, draw
 from hfscale.report.comparison import (
+    NO_MEASURE,
     beside,
     differing_settings,
     flat,
@@ -26,8 +25,17 @@ from hfscale.report.comparison import (
     judged_tables,
     same_measure,
 )
-from hfscale.report.pictures import in_picture
-from hfscale.report.tables import FLOOR, INTERVALS, in_one_format, number, p_value
+from hfscale.report.headline import against, bar_rows, compared, headline
+from hfscale.report.settings import settings_that_matter
+from hfscale.report.tables import (
+    FLOOR,
+    INTERVALS,
+    duration,
+    in_one_format,
+    number,
+    p_value,
+    size_of,
+)
 from hfscale.shown import MARKDOWN_FILTERS, markdown_text, printable
 
 # Records of other recipes, each shown in a section of its own where the folder holds it.
@@ -56,24 +64,27 @@ OPTIONAL = {"hardware": dict, "versions": dict, "train": dict, "samples": list}
 # What is drawn over steps: the title, and on which part of the data it is measured (None: on none).
 CURVES = {
     "loss": ("training loss", "train"),
-    "eval_loss": ("validation loss", "validation"),
+    "eval_loss": ("held-out loss", "validation"),
     "learning_rate": ("learning rate", None),
     "grad_norm": ("gradient norm", None),
 }
+LOSSES = ("loss", "eval_loss")  # of one run, in one chart
+# How far a run came, and how fast: no metrics. The page says them once, under speed.
+NO_METRICS = (*NO_MEASURE, "epoch", "num_input_tokens_seen", "total_flos")
+# What the pictures show that recipes write.
+PICTURES = {
+    "funnel.png": "what is left after each stage of cleaning",
+    "scaling.png": "loss over training tokens and parameters, with the fitted law",
+    "attention_maps.png": "what each token attends to, a map for each head",
+    "head_scores.png": "scores of the attention heads, over layers and heads",
+    "perplexity_by_position.png": "perplexity over the position in the text",
+}
+DRAWN_ANEW = "funnel.png"  # by the page itself, from the card that lies beside it
+GENERATOR = "hfscale report"  # a page of ours says so
 COLUMNS = {"points": ("parameters N", "tokens D", "loss")}  # of a list of lists, by its name
 FOLDED = {"config": "every setting", "versions": "of every library"}
 NAMED = ("laws", "rules", "examples", "canaries")  # mappings whose keys are names, not labels
 SIDE_BY_SIDE = ("systems",)  # records with much in each: they are columns, what they say are rows
-# Of Matplotlib: text stays text in the SVG, so that the page's font and colours apply.
-STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
 
 
 def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
@@ -92,12 +103,21 @@ def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
     studies = {folder: _records(folder) for folder in also}
     curves = {record["name"]: read_curve(record["name"]) for record in records}
     settings, not_shared = differing_settings(records)
+    with_comparison = {
+        record["name"]: compared(record, curves[record["name"]]) for record in records
+    }
     parts = {
         "runs": records,
+        "headlines": {
+            record["name"]: headline(record, curves[record["name"]]) for record in records
+        },
+        "compared": {name: metrics for name, metrics in with_comparison.items() if metrics},
         "settings": settings,
         "not_shared": not_shared,
+        "settings_that_matter": settings_that_matter(records[0]),
         "tables": judged_tables(records),
         "others": _not_judged(records),
+        "cards": _data_cards(records, studies),
         "found": studies,
         "charts": _charts(records, curves),
         "without_curve": [name for name, log in curves.items() if not log],
@@ -105,27 +125,58 @@ def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
         "folded": FOLDED,
         "side_by_side": SIDE_BY_SIDE,
         "named": NAMED,
+        "generator": GENERATOR,
     }
     page = template(Path(__file__).with_name("page.html.j2"))
     size = len(page.render(**parts, pictures=[]))
-    folders = list(dict.fromkeys([*runs, *also, *_prepared_sources(records)]))
+    folders = list(dict.fromkeys([*runs, *also]))
     return page.render(**parts, pictures=_pictures(folders, PAGE_LIMIT_BYTES - size))
 
 
 def _not_judged(records: Sequence[dict[str, Any]]) -> list[str]:
-    """The metrics that were not measured on a held-out text, such as how fast training was."""
+    """The metrics that were not measured on a held-out text, but for how fast it went."""
     names = []
     for record in records:
         for name in shown_names([record["metrics"]]):
-            if not judged_on(record, name) and name not in names:
+            is_metric = not judged_on(record, name) and not name.endswith(NO_METRICS)
+            if is_metric and name not in names:
                 names.append(name)
     return names
 
 
+def _data_cards(
+    records: Sequence[dict[str, Any]], studies: dict[str, list[tuple[str, dict[str, Any]]]]
+) -> dict[str, dict[str, Any]]:
+    """The data cards with stages, of the folders that the runs read and of those beside them."""
+    cards = {
+        folder: _read(Path(folder, "data_card.json"), "runs", "write it again")
+        for folder in _prepared_sources(records)
+    }
+    for folder, parts in studies.items():
+        if "data_card.json" in (by_name := dict(parts)):
+            cards[folder] = by_name["data_card.json"]
+    return {folder: card for folder, card in cards.items() if _has_stages(card)}
+
+
+def _has_stages(card: dict[str, Any]) -> bool:
+    """Whether each stage says what it left."""
+    stages = card.get("stages")
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        return False
+    counts = [stage.get(name) for stage in stages for name in ("documents_out", "bytes_out")]
+    return bool(counts) and all(isinstance(count, int) for count in counts)
+
+
 def _prepared_sources(records: Sequence[dict[str, Any]]) -> list[str]:
     """Folders of prepare_data that the runs read, whose pictures belong on the page."""
-    sources = [str(source) for record in records for source in record["data"].get("source") or ()]
+    sources = [source for record in records for source in sources_of(record["data"])]
     return [source for source in sources if Path(source, "data_card.json").is_file()]
+
+
+def sources_of(data: dict[str, Any]) -> list[str]:
+    """Where a run's text is from."""
+    sources = data.get("source") or []
+    return [str(each) for each in (sources if isinstance(sources, list) else [sources])]
 
 
 def template(path: Path) -> jinja2.Template:
@@ -152,6 +203,19 @@ def template(path: Path) -> jinja2.Template:
         "column": _column,
         "columns": lambda rows: list(zip_longest(*rows)),
         "flat": flat,
+        "sentence": lambda text: f"{text[:1].upper()}{text[1:]}.",
+        "against": against,
+        "bar_rows": bar_rows,
+        "bar_texts": lambda rows: texts_of(
+            [value for row in rows for value in (row.value, *(row.ci95 or ()))]
+        ),
+        "most": largest_end,
+        "percent_of": percent_of,
+        "data_table": data_table,
+        "sources": sources_of,
+        "duration": duration,
+        "size": size_of,
+        "whole": whole_record,
         **MARKDOWN_FILTERS,
     }
     return environment.get_template(path.name)
@@ -190,7 +254,66 @@ def _column(records: Iterable[dict[str, Any]], name: str) -> list[Any]:
 
 def label_of(name: str) -> str:
     """A record's name of something as people read it."""
+    before = re.fullmatch(r"before_eval_(.+)", name)
+    if before:
+        return f"{label_of(before[1])} before training"
+    of_baseline = re.fullmatch(r"baseline_(.+)", name)
+    if of_baseline:
+        return f"{label_of(of_baseline[1])} of the baseline"
     return re.sub("(^|, )eval_", r"\1", name).replace("_", " ")
+
+
+def largest_end(rows: Sequence[Any]) -> float:
+    """The longest bar, or the end of an interval beyond it; above 0."""
+    ends = [row.value for row in rows] + [row.ci95[1] for row in rows if row.ci95]
+    return max([*ends, 1e-12])
+
+
+def percent_of(value: float, most: float, decimals: int = 2) -> str:
+    """A share of the longest bar, as CSS has it."""
+    share = min(max(value / most, 0.0), 1.0) if most > 0 else 0.0
+    return f"{100 * share:.{decimals}f}%"
+
+
+def data_table(data: dict[str, Any]) -> dict[str, Any]:
+    """A run's text as a table: `parts` are its columns, `rows` name a fact and its number in each
+    part, where one of them is not 0; `notes` are (name, value) of everything else.
+    """
+    fingerprints = data.get("fingerprint")
+    parts = list(fingerprints) if isinstance(fingerprints, dict) else []
+    rows: list[tuple[str, list[Any]]] = []
+    notes = []
+    for name, value in data.items():
+        if name == "source":
+            continue
+        if isinstance(value, dict) and parts and set(parts) >= set(value):
+            rows += _rows_of_parts(name, value, parts)
+        elif isinstance(value, dict) and name != "fingerprint":
+            counted = {key: inner for key, inner in flat(value).items() if inner}
+            notes += [(f"{name}: {key}", inner) for key, inner in counted.items()]
+        else:
+            notes.append((name, value))
+    rows.sort(key=lambda row: row[0] == "fingerprint")  # last: for programs, not for people
+    return {"parts": parts, "rows": rows, "notes": notes}
+
+
+def _rows_of_parts(
+    name: str, value: dict[str, Any], parts: Sequence[str]
+) -> list[tuple[str, list[Any]]]:
+    """A row for a fact, or one for each of the facts in it, with a cell for each part."""
+    inner = {key for each in value.values() if isinstance(each, dict) for key in each}
+    if not inner:
+        return [(name, [value.get(part) for part in parts])] if any(value.values()) else []
+    keys = dict.fromkeys(key for each in value.values() if isinstance(each, dict) for key in each)
+    rows = [
+        (f"{name}: {key}", [(value.get(part) or {}).get(key) for part in parts]) for key in keys
+    ]
+    return [(label, cells) for label, cells in rows if any(cells)]
+
+
+def whole_record(record: dict[str, Any]) -> dict[str, Any]:
+    """What run.json holds, but for what stands in full above."""
+    return {key: value for key, value in record.items() if key not in ("samples", "name")}
 
 
 def kind_of(value: Any) -> str:
@@ -315,26 +438,62 @@ def _without_long_lists(value: Any, file: str) -> Any:
 
 def _charts(
     records: Sequence[dict[str, Any]], curves: dict[str, list[dict[str, Any]]]
-) -> list[str]:
-    """An SVG of each logged value over steps. Losses on different texts, or in different tokens,
-    are no lines of one chart.
+) -> list[Chart]:
+    """What was logged over steps. Both losses of one run are one chart; of several, losses on
+    different texts, or in different tokens, are no lines of one chart.
     """
     names = short_names([record["name"] for record in records])
     charts = []
-    for key, (label, part) in CURVES.items():
-        groups: dict[tuple, dict[str, list[tuple[float, float]]]] = {}
+    for keys in _charted(records):
+        title = "loss" if keys == LOSSES else CURVES[keys[0]][0]
+        groups: dict[tuple, list[Line]] = {}
         for record in records:
-            logged = [
-                log for log in curves[record["name"]] if isinstance(log.get(key), int | float)
-            ]
-            points = [(log["step"], log[key]) for log in logged]
-            if points:
-                measure = same_measure(record, part) if part else ()
-                groups.setdefault(measure, {})[names[record["name"]]] = points
-        for i, lines in enumerate(groups.values()):
-            title = label if len(groups) == 1 else f"{label}: {', '.join(lines)}"
-            charts.append(_chart(lines, title, f"{key}{i}"))
+            for key in keys:
+                name = CURVES[key][0] if len(records) == 1 else names[record["name"]]
+                line = _line(name, curves[record["name"]], key)
+                part = CURVES[key][1]
+                measure = same_measure(record, part) if part and len(records) > 1 else ()
+                if line.points:
+                    groups.setdefault(measure, []).append(line)
+        for lines in groups.values():
+            drawn = ", ".join(line.name for line in lines)
+            alone = len(groups) == 1 or len(records) == 1
+            charts.append(
+                draw(
+                    title if alone else f"{title}: {drawn}",
+                    lines,
+                    unit=_unit(keys[0], records),
+                    is_small=keys[0] not in LOSSES,
+                )
+            )
     return charts
+
+
+def _unit(key: str, records: Sequence[dict[str, Any]]) -> str:
+    """Of the losses of language modelling; preferences have another loss, and no perplexity."""
+    per_token = all("eval_perplexity" in record["metrics"] for record in records)
+    return "nats per token" if key in LOSSES and per_token else ""
+
+
+def _charted(records: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Which logged values share a chart."""
+    if len(records) > 1:
+        return [(key,) for key in CURVES]
+    return [LOSSES, *((key,) for key in CURVES if key not in LOSSES)]
+
+
+def _line(name: str, history: Sequence[dict[str, Any]], key: str) -> Line:
+    """A logged value over steps, with the tokens that had been seen."""
+    logged = [
+        log
+        for log in history
+        if isinstance(log.get(key), int | float) and isinstance(log["step"], int | float)
+    ]
+    return Line(
+        name,
+        [(log["step"], log[key]) for log in logged],
+        [log.get("num_input_tokens_seen") for log in logged],
+    )
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
@@ -345,39 +504,18 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     return {name: name for name in names}
 
 
-def _chart(lines: dict[str, list[tuple[float, float]]], title: str, salt: str) -> str:
-    """An SVG with a line per run, in the colours of the page's theme; `salt` keeps the names in one
-    SVG apart from those in another on the page.
-    """
-    style = STYLE | {"svg.hashsalt": salt}
-    out = io.StringIO()
-    with rc_context(style):  # type: ignore[arg-type]  # the stub wants each key as a literal
-        figure = Figure(figsize=(5.4, 3), layout="constrained")
-        axes = figure.subplots()
-        for name, points in lines.items():
-            steps, values = zip(*points, strict=True)
-            marker = "o" if len(points) < 20 else ""  # many would hide the line
-            axes.plot(steps, values, marker=marker, ms=3, lw=1.4, label=in_picture(name))
-        axes.set_xlabel("step")
-        axes.set_title(in_picture(title), wrap=True)
-        if len(lines) > 1:
-            axes.legend()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :]  # without the XML header, which HTML has no place for
-    svg = svg.replace("#000000", "currentColor")
-    return svg.replace("<text ", '<text fill="currentColor" ')
-
-
 def _pictures(folders: Sequence[str], room_bytes: int) -> list[dict[str, str]]:
     """Each PNG in the folders, as a data URI while there is room."""
     pictures = []
     for folder in folders:
         for path in sorted(Path(folder).glob("*.png")):
+            if path.name == DRAWN_ANEW and path.with_name("data_card.json").is_file():
+                continue
             uri = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
             if len(uri) < room_bytes:
                 room_bytes -= len(uri)
             else:
                 uri = ""
-            pictures.append({"path": str(path), "uri": uri})
+            shows = PICTURES.get(path.name, path.stem.replace("_", " "))
+            pictures.append({"path": str(path), "uri": uri, "shows": shows})
     return pictures

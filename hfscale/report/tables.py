@@ -95,6 +95,26 @@ def p_value(value: float, floor: float | None = None) -> str:
     return f"< {number(first_digit_rounded_up * power)}"
 
 
+def duration(seconds: float) -> str:
+    """A time in the two units that say it: 0.8 s, 4 min 10 s, 3 h 5 min, 2 d 4 h."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+    for (unit, size), (next_unit, next_size) in zip(units, units[1:], strict=False):
+        if seconds >= size:
+            rest = int(seconds % size // next_size)
+            return f"{int(seconds // size)} {unit} {rest} {next_unit}"
+    raise AssertionError("a minute or more is one of the units")
+
+
+def size_of(num_bytes: float) -> str:
+    """Bytes as 4.4 MB, 12 GB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes:.0f} bytes"
+
+
 def cell(record: dict[str, Any], name: str, digits: int = 4, joint: str = " ") -> str:
     """The value of that name, `joint` and its interval; "" where the record has none."""
     if f"{name}{FLOOR}" in record:

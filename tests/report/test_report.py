@@ -9,12 +9,15 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from hfscale.cli import find_recipe
 from hfscale.process import InputError
 from hfscale.report.page import PAGE_LIMIT_BYTES, read_curve, render_page
+from hfscale.report.settings import settings_that_matter
 from recipes import report
+from tests.browser import chromium, page_faults
 
 RUN = {
     "schema_version": 1,
@@ -43,6 +46,7 @@ RUN = {
     },
     "samples": ["<script>alert(1)</script> & more"],
 }
+NUMBERS_OF = ("schema_version", "config", "data", "model", "hardware", "train", "metrics")
 LOG = [{"step": 1, "loss": 7.5}, {"step": 2, "loss": 7.25}, {"step": 2, "eval_loss": 7.0}]
 
 
@@ -93,10 +97,10 @@ def run_folder(tmp_path):
 
 def test_every_number_is_the_one_in_the_file(run_folder):
     page = Page(render_page([str(run_folder)]))
-    named = numbers(
-        {key: RUN[key] for key in ("config", "data", "model", "hardware", "train", "metrics")}
-    )
-    assert sorted(page.values) == sorted(named)
+    parts = {key: RUN[key] for key in NUMBERS_OF}
+    logged = [value for log in LOG for value in log.values()]
+    defaults = [setting.default for setting in settings_that_matter(RUN)]
+    assert set(page.values) - set(numbers(defaults)) == {*numbers(parts), *logged}
     assert page.shown["489.2416791081111"] == "489.2" and page.shown["1234567"] == "1,234,567"
     assert page.shown["2725.504590758705"] == "2,725.5" and page.shown["0.001"] == "0.001"
 
@@ -114,7 +118,7 @@ def write_run(folder, **changes) -> str:
 
 def tables(html: str) -> list[list[list[str]]]:
     """The page's tables of runs, as rows of cells without markup."""
-    found = re.findall(r'<table class="runs">(.*?)</table></div>', html, re.S)
+    found = re.findall(r'<table class="runs">(.*?)</table>', html, re.S)
     rows = [re.findall("<tr>(.*?)</tr>", table, re.S) for table in found]
     return [
         [
@@ -131,10 +135,11 @@ def tables(html: str) -> list[list[list[str]]]:
 def test_runs_stand_side_by_side(run_folder, tmp_path):
     other = write_run(tmp_path / "other", metrics={"eval_loss": 5.5})
     html = render_page([str(run_folder), other])
-    row = html[html.index('<th scope="row">loss</th>') :].split("</tr>")[0]
+    metrics = html[html.index('<h2 id="metrics">') :]
+    row = metrics[metrics.index('<th scope="row">loss</th>') :].split("</tr>")[0]
     assert row.count("<td>") == 2 and "6.1928565986877375" in row and '"5.5"' in row
     assert ">6.193<" in row and ">5.500<" in row  # in one format
-    row = html[html.index('<th scope="row">perplexity</th>') :].split("</tr>")[0]
+    row = metrics[metrics.index('<th scope="row">perplexity</th>') :].split("</tr>")[0]
     assert row.count("<td>") == 2
     assert "cannot be compared" not in html
 
@@ -166,7 +171,7 @@ def test_runs_that_were_judged_on_different_texts_share_no_row(run_folder, tmp_p
     assert (
         curves.count("<svg") == 2 * 4 - 1
     )  # stream1 and 2 were not trained on one known text either
-    assert "validation loss: run, alike" in curves and "validation loss: other" in curves
+    assert "held-out loss: run, alike" in curves and "held-out loss: other" in curves
 
 
 def test_other_tokens_are_another_measure(run_folder, tmp_path):
@@ -195,7 +200,11 @@ def test_a_text_beside_the_held_out_one_has_a_table_of_its_own(run_folder, tmp_p
     other = write_run(tmp_path / "other", metrics=metrics, data={"fingerprint": forget})
     html = render_page([str(run_folder), other])
     table = next(table for table in tables(html) if table[1][0] == "forget loss")
-    assert table == [["metric", other], ["forget loss", "4.5"], ["before eval forget loss", "4"]]
+    assert table == [
+        ["metric", other],
+        ["forget loss", "4.5"],
+        ["forget loss before training", "4"],
+    ]
     assert "held-out text ef56 (forget)" in html and "cannot be compared" not in html
 
 
@@ -205,7 +214,7 @@ def test_a_comparison_begins_with_the_settings_that_differ(run_folder, tmp_path)
     )
     html = render_page([str(run_folder), other])
     first, *_ = tables(html)
-    assert html.index("What differs") < html.index("What was done")
+    assert html.index(">What differs</h2>") < html.index(">Curves</h2>")
     assert first == [
         ["setting", str(run_folder), other],
         ["recipe", "pretrain", "finetune"],
@@ -232,14 +241,13 @@ def test_lists_are_tables_and_settings_are_folded(run_folder, tmp_path):
     ]
     (study / "data_card.json").write_text(json.dumps({"stages": stages}))
     html = render_page([str(run_folder)], [str(study)])
-    assert (
-        "<th>parameters N</th><th>tokens D</th><th>loss</th>" in html and html.count("370,432") == 2
-    )  # model, point
-    assert (
-        "<th>stage</th><th>bytes out</th><th>rules</th>" in html
-        and ">my_grid<" in html
-        and ">too_short<" in html
+    study_html = html[html.index('<h2 id="found">') : html.index('<h2 id="settings">')]
+    heads = re.findall(r'<th scope="col">(.*?)</th>', study_html)
+    assert heads == ["parameters N", "tokens D", "loss", "stage", "bytes out", "rules"] or (
+        heads == ["stage", "bytes out", "rules", "parameters N", "tokens D", "loss"]
     )
+    assert study_html.count("370,432") == 1
+    assert ">my_grid<" in study_html and ">too_short<" in study_html
     folded = re.findall(r"<details><summary>every setting</summary>(.*?)</details>", html, re.S)
     assert len(folded) == 2 and ">jobs<" in folded[0] and ">seed<" in folded[1]
 
@@ -273,11 +281,13 @@ def test_curves_come_from_what_lies_in_the_folder(run_folder):
         (checkpoint / "trainer_state.json").write_text(
             json.dumps({"log_history": [{"step": step, "grad_norm": 1.0}]})
         )
-    assert render_page([str(run_folder)]).count("<svg") == 2  # the losses of the run's own log
+    html = render_page([str(run_folder)])  # both losses of the run's own log, in one chart
+    assert html.count("<svg") == 1 and "training loss goes from 7.5 at step 1" in html
     state.unlink()
     assert read_curve(str(run_folder)) == [{"step": 10, "grad_norm": 1.0}]  # the newest, by number
     html = render_page([str(run_folder)])
-    assert html.count("<svg") == 1 and "No trainer_state.json" not in html
+    assert html.count("<svg") == 1 and "gradient norm is 1 at step 10" in html
+    assert "No trainer_state.json" not in html
     for folder in run_folder.glob("checkpoint-*"):
         shutil.rmtree(folder)
     html = render_page([str(run_folder)])
@@ -296,7 +306,7 @@ def test_it_fetches_nothing_and_text_stays_text(run_folder):
     html = render_page([str(run_folder)])
     page = Page(html)
     assert page.fetched == [] and "script" not in page.tags and "&lt;script&gt;" in html
-    assert "@import" not in html and "url(http" not in html and html.count("<svg") == 2
+    assert "@import" not in html and "url(http" not in html and html.count("<svg") == 1
 
 
 def test_studies_and_pictures_are_shown_while_there_is_room(run_folder, tmp_path):
@@ -371,9 +381,73 @@ def test_a_run_with_little_in_its_record_is_shown(run_folder):
     }
     (run_folder / "run.json").write_text(json.dumps(little))
     assert "pretrain.py --seed 3" in render_page([str(run_folder)])
-    odd = [{"step": 1, "loss": "nan"}, {"loss": 3.0}, "text", {"step": 2, "loss": float("nan")}]
+    odd = [
+        {"step": 1, "loss": "nan"},
+        {"step": "1", "loss": 3.0},
+        {"loss": 3.0},
+        "text",
+        {"step": 2, "loss": float("nan")},
+    ]
     (run_folder / "trainer_state.json").write_text(json.dumps({"log_history": odd}))
     assert render_page([str(run_folder)]).count("<svg") == 1
+
+
+def test_records_of_other_kinds_are_shown_as_they_are(run_folder, tmp_path):
+    odd = {"source": "a.txt", "fingerprint": "7c01", "documents": {"train": "many"}}
+    write_run(tmp_path / "odd", data=odd, metrics={"eval_loss": "low"}, train={"seconds": "long"})
+    study = tmp_path / "study"
+    study.mkdir()
+    stages = [{"stage": "source", "documents_out": None, "bytes_out": "7"}]
+    (study / "data_card.json").write_text(json.dumps({"stages": stages}))
+    html = render_page([str(tmp_path / "odd")], [str(study)])
+    assert "a.txt" in html and "7c01" in html and ">many<" in html and "long" in html
+
+
+def test_what_was_no_metric_is_in_no_table_of_metrics(run_folder, tmp_path):
+    """How long it took and how far it came are said once, under speed."""
+    fast = {
+        "eval_runtime": 0.25,
+        "eval_samples_per_second": 8.5,
+        "epoch": 0.75,
+        "num_input_tokens_seen": 123,
+        "router_loss": 1.5,
+    }
+    write_run(tmp_path / "fast", metrics=fast)
+    for runs in ([str(tmp_path / "fast")], [str(run_folder), str(tmp_path / "fast")]):
+        names = {row[0] for table in tables(render_page(runs)) for row in table}
+        assert "router loss" in names
+        assert not {"runtime", "samples per second", "epoch", "num input tokens seen"} & names
+
+
+def test_data_is_a_table_with_a_column_for_each_part(tmp_path):
+    examples = {"train": {"read": 9, "empty": 0}, "validation": {"read": 3, "empty": 0}}
+    dropped = {"long": 0, "short": 4}
+    run = write_run(tmp_path / "task", data={"examples": examples, "dropped": dropped})
+    html = render_page([run])
+    data = html[html.index('<h2 id="data">') : html.index('<h2 id="speed">')]
+    rows = [re.findall(">([^<>]+)<", row) for row in re.findall("<tr>(.*?)</tr>", data, re.S)]
+    assert rows[:3] == [
+        ["text", "training", "held out"],
+        ["documents", "1,234,567", "3"],
+        ["tokens", "none", "900"],
+    ]
+    assert ["examples: read", "9", "3"] in rows and ["dropped: short", "4"] in rows
+    assert "empty" not in data and "long" not in data  # nothing was
+
+
+def test_the_funnel_is_drawn_where_a_data_card_lies(tmp_path):
+    prepared = tmp_path / "prepared"
+    prepared.mkdir()
+    stages = [
+        {"stage": "source", "documents_out": 40, "bytes_out": 800},
+        {"stage": "quality", "documents_out": 30, "bytes_out": 500},
+    ]
+    (prepared / "data_card.json").write_text(json.dumps({"stages": stages}))
+    (prepared / "funnel.png").write_bytes(b"x")
+    run = write_run(tmp_path / "run", data={"source": [str(prepared)]})
+    for html in (render_page([run]), render_page([run], [str(prepared)])):
+        assert html.count('style="--share:62.50%"') == 1 and ">62.5%<" in html
+        assert "<img" not in html  # the same once more, white in the dark
 
 
 def test_one_run_is_not_beside_itself(run_folder, monkeypatch):
@@ -406,3 +480,115 @@ def test_the_recipe_writes_the_page_once(run_folder):
     assert first.returncode == 0 and "report.html" in first.stdout, first.stderr
     assert second.returncode == 2 and "holds report.html; name another" in second.stderr
     assert (run_folder / "report.html").read_text().startswith("\n") is False
+
+
+# ---- in a real browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as opened:
+        yield opened
+
+
+CURVE = [
+    {"step": 0, "eval_loss": 6.9, "eval_bits_per_byte": 3.6, "num_input_tokens_seen": 0},
+    *(
+        {
+            "step": step,
+            "loss": 6.9 - step / 20,
+            "learning_rate": 1e-3 / step,
+            "grad_norm": 1.0,
+            "num_input_tokens_seen": 128 * step,
+        }
+        for step in range(5, 35, 5)
+    ),
+    {"step": 30, "eval_loss": 5.5, "eval_bits_per_byte": 2.9, "num_input_tokens_seen": 3840},
+]
+IN_THE_PAGE = """() => ({
+  headline: document.querySelector(".headline data").value,
+  lines: [...document.querySelectorAll("figure.chart")].flatMap(figure => {
+    const plot = figure.querySelector("svg").getBoundingClientRect();
+    const tables = figure.querySelectorAll("table.points");
+    return [...figure.querySelectorAll("svg g")].map((group, i) => ({
+      name: figure.querySelector("figcaption b").textContent,
+      table: [...tables[i].querySelectorAll("data")].map(number => +number.value),
+      dots: [...group.querySelectorAll(".dot")].map(dot => {
+        const place = dot.getBoundingClientRect();
+        return [(place.x - plot.x) / plot.width, 1 - (place.y - plot.y) / plot.height];
+      }),
+    }));
+  }),
+})"""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A run with all that a page can show, and the page of it beside another run."""
+    place = tmp_path_factory.mktemp("pages")
+    prepared = place / "prepared"
+    prepared.mkdir()
+    stages = [
+        {"stage": "source", "documents_out": 40, "bytes_out": 800},
+        {"stage": "a stage with a long name", "documents_out": 30, "bytes_out": 500},
+    ]
+    (prepared / "data_card.json").write_text(json.dumps({"stages": stages}))
+    memory = {"memory_peak_bytes": 600_000_000, "memory_planned_bytes": 4_000_000}
+    run = write_run(
+        place / "a-run-with-quite-a-long-name-that-has-no-space-anywhere-in-it",
+        data={"source": [str(prepared)]},
+        config={"metrics": ["bleu"], "prompt": "word " * 60, "name_of_a_file": "x" * 200},
+        metrics={
+            "before_eval_bleu": 2.5,
+            "baseline_bleu": 30.0,
+            "baseline_bleu_ci95": [28.0, 33.0],
+            "eval_bits_per_byte": 2.9,
+        },
+        train=RUN["train"] | memory | {"seconds": 75.5, "steps": 30, "flops": 4e12},
+        samples=["a sample\n" * 3, "y" * 300],
+    )
+    for folder, log in ((run, CURVE), (write_run(place / "other"), LOG)):
+        (place / folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    pages = {"one": [run], "two": [run, str(place / "other")]}
+    for name, runs in pages.items():
+        (place / f"{name}.html").write_text(render_page(runs, [str(prepared)]), "utf-8")
+    return place
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_a_page_is_read_on_a_desk_and_on_a_phone_by_day_and_by_night(name, written, browser):
+    faults = page_faults(browser, (written / f"{name}.html").as_uri())
+    assert len(faults) == 6 and not any(faults.values()), faults
+
+
+def test_what_the_browser_shows_is_what_the_files_hold(written, browser):
+    page = browser.new_page()
+    page.goto((written / "one.html").as_uri())
+    shown = page.evaluate(IN_THE_PAGE)
+    page.close()
+    assert float(shown["headline"]) == RUN["metrics"]["eval_bleu"]
+    wanted = [
+        (title, [(log["step"], log[key]) for log in CURVE if key in log])
+        for title, key in (
+            ("loss", "loss"),
+            ("loss", "eval_loss"),
+            ("learning rate", "learning_rate"),
+            ("gradient norm", "grad_norm"),
+        )
+    ]
+    assert [(line["name"], line["table"]) for line in shown["lines"]] == [
+        (title, [number for point in points for number in point]) for title, points in wanted
+    ]
+    for first in (0, 2, 3):  # the lines of one chart have one scale
+        of_chart = [i for i, (title, _) in enumerate(wanted) if title == wanted[first][0]]
+        points = [point for i in of_chart for point in wanted[i][1]]
+        dots = [dot for i in of_chart for dot in shown["lines"][i]["dots"]]
+        for axis in (0, 1):
+            places = [dot[axis] for dot in dots]
+            numbers_there = [point[axis] for point in points]
+            assert len(places) == len(numbers_there)
+            slope, start = (
+                np.polyfit(numbers_there, places, 1) if len({*numbers_there}) > 1 else (0, 0.5)
+            )
+            assert np.allclose(places, slope * np.array(numbers_there) + start, atol=1e-3)
+            assert slope > 0 or len({*numbers_there}) == 1
