@@ -4,10 +4,11 @@ BIN := .venv/bin
 # Which versions: those that were tested together, or a file of your own (/dev/null: the newest).
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: setup setup-test setup-dev quickstart test test-all test-slurm lint bench bench-full gpu
+.PHONY: setup setup-test setup-docs setup-dev docs docs-links quickstart test test-all test-slurm lint bench bench-full gpu
 
 setup: .venv/installed
 setup-test: .venv/installed-test
+setup-docs: .venv/installed-docs
 setup-dev: .venv/installed-dev
 
 .venv/installed: pyproject.toml constraints.txt
@@ -19,12 +20,24 @@ setup-dev: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[test]"
 	touch $@
 
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[docs]"
+	touch $@
+
 .venv/installed-dev: .venv/installed
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[dev]"
 	touch $@
 
 quickstart: setup
 	$(BIN)/python recipes/quickstart.py $(ARGS)
+
+# The site, in build/site: every warning is an error, a link to a page, heading or test that is not there too.
+docs: setup-docs
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs build/site $(ARGS)
+
+# Its links to other sites; wants a network.
+docs-links: setup-docs
+	$(BIN)/python -m sphinx -b linkcheck -W --keep-going -q docs build/links $(ARGS)
 
 # The fast tests, about five minutes on two cores.
 test: setup-test
