@@ -32,6 +32,7 @@ language = "en"
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
     "course_pages",  # docs/_site: notebooks that `make course` has run
     "links_out",  # docs/_site: links to the README and to files of the repository
     "mathml",  # docs/_site: formulas without JavaScript

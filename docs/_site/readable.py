@@ -7,9 +7,10 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 
-WIDE = "\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef\u3000-\u303f"
+# Chinese characters, and the punctuation that is as wide as they are.
+WIDE = re.compile("[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]")
+PUNCTUATION = re.compile("[\u3000-\u303f\uff00-\uffef]")
 SCROLLS = re.compile(r'<pre(?=>)|<div class="table-wrapper[^"]*"')
-BROKEN_LINE = re.compile(rf"(?<=[{WIDE}])\n(?=[{WIDE}])")
 
 
 def is_chinese(docname: str) -> bool:
@@ -18,17 +19,25 @@ def is_chinese(docname: str) -> bool:
 
 
 class JoinChineseLines(SphinxTransform):
-    """A line's end between two Chinese characters is no space."""
+    """On Chinese pages a line's end beside a Chinese character is no space."""
 
     default_priority = 900
 
     def apply(self, **kwargs: Any) -> None:
-        """Only on Chinese pages."""
+        """MyST makes a text of its own of each line's end."""
         if not is_chinese(self.env.docname):
             return
-        for text in list(self.document.findall(nodes.Text)):
-            if not isinstance(text.parent, nodes.literal_block):
-                text.parent.replace(text, nodes.Text(BROKEN_LINE.sub("", text.astext())))
+        texts = list(self.document.findall(nodes.Text))
+        for before, end, after in zip(texts, texts[1:], texts[2:], strict=False):
+            if end == "\n" and is_joined(before[-1:], after[:1]):
+                end.parent.remove(end)
+
+
+def is_joined(left: str, right: str) -> bool:
+    """Whether two characters stand side by side without a space in Chinese text."""
+    if PUNCTUATION.match(left) or PUNCTUATION.match(right):
+        return True
+    return bool(WIDE.match(left) and WIDE.match(right))
 
 
 def make_readable(
