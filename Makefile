@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Which versions: those that were tested together, or a file of your own (/dev/null: the newest).
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: setup setup-test setup-docs setup-dev docs docs-links quickstart test test-all test-slurm lint bench bench-full gpu
+.PHONY: setup setup-test setup-docs setup-dev docs docs-links quickstart course test test-all test-slurm lint bench bench-full gpu
 
 setup: .venv/installed
 setup-test: .venv/installed-test
@@ -38,6 +38,14 @@ docs: setup-docs
 # Its links to other sites; wants a network.
 docs-links: setup-docs
 	$(BIN)/python -m sphinx -b linkcheck -W --keep-going -q docs build/links $(ARGS)
+
+.venv/installed-course: .venv/installed
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[course]"
+	touch $@
+
+# The course's twelve chapters in order: notebooks with their outputs, in build/course/en and build/course/zh.
+course: .venv/installed-course
+	$(BIN)/python docs/course/run.py $(ARGS)
 
 # The fast tests, about five minutes on two cores.
 test: setup-test

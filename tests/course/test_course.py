@@ -1,0 +1,237 @@
+"""The course's chapters: their shape, in both languages; that they run in one short go; and what
+they say when something is missing.
+"""
+
+import ast
+import importlib.util
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+
+from hfscale import course
+from hfscale.process import InputError
+
+ROOT = Path(__file__).parents[2]
+NUMBERS = range(1, len(course.CHAPTERS) + 1)
+CJK = re.compile(r"[\u4e00-\u9fff]")
+FORMULA = re.compile(r"\$\$.*?\$\$|\$.*?\$", re.DOTALL)
+EXTRAS = {
+    "hfscale": "",
+    "peft": "",
+    "sacrebleu": "",
+    "trl": "trl",
+    "deepspeed": "deepspeed",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "gguf": "export",
+}
+
+
+def load_runner():
+    spec = importlib.util.spec_from_file_location("course_run", ROOT / "docs/course/run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+runner = load_runner()
+
+
+def chapter(number: int):
+    return runner.read_chapter(runner.chapter_file(number))
+
+
+def code_of(notebook) -> list[str]:
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def plain_python(cell: str) -> str:
+    """The cell as Python, its magics as calls."""
+    return TransformerManager().transform_cell(cell)
+
+
+def test_there_are_twelve_and_no_others():
+    files = sorted(path.name for path in (ROOT / "docs/course").glob("[0-9]*"))
+    assert files == [f"{course.file_name(number)}.py" for number in NUMBERS]
+    assert len(NUMBERS) == 12
+
+
+# ---- shape
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_each_text_stands_in_english_and_then_in_chinese(number):
+    cells = chapter(number).cells
+    texts = [(i, cell) for i, cell in enumerate(cells) if cell.cell_type == "markdown"]
+    assert [cell.metadata["lang"] for _, cell in texts] == ["en", "zh"] * (len(texts) // 2)
+    for (i, english), (j, chinese) in zip(texts[::2], texts[1::2], strict=True):
+        assert j == i + 1  # nothing runs between the two
+        assert not CJK.search(english.source)
+        assert CJK.search(chinese.source)
+        shape = [
+            cell.source.count("\n# ") + cell.source.startswith("# ") for cell in (english, chinese)
+        ]
+        assert shape[0] == shape[1]
+        displayed = [
+            re.findall(r"\$\$.*?\$\$", cell.source, re.DOTALL) for cell in (english, chinese)
+        ]
+        assert displayed[0] == displayed[1]  # the same formulas
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_chapter_asks_installs_runs_and_ends_in_a_number(number):
+    notebook = chapter(number)
+    assert notebook.cells[0].source.startswith(f"# {number}. ")
+    assert notebook.cells[1].source.startswith(f"# {number}. ")
+    assert "**Question: " in notebook.cells[0].source
+    assert "**本章的问题：" in notebook.cells[1].source
+    assert "**What to take along.**" in notebook.cells[-2].source
+    assert "**记住这些。**" in notebook.cells[-1].source
+    install, *cells = code_of(notebook)
+    assert 3 <= len(cells) <= 6
+    # The number is the last thing that is computed, and there is one.
+    ends = [call for cell in cells for call in calls(cell, "ends_with")]
+    assert [call.args[0].value for call in ends] == [number]
+    assert calls(cells[-1], "ends_with")
+    assert all(cell.get("outputs", []) == [] for cell in notebook.cells)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_first_cell_installs_only_what_is_missing(number):
+    notebook = chapter(number)
+    install = code_of(notebook)[0]
+    code = plain_python(install)
+    [wanted] = re.findall(r"\[(\"hfscale\".*?)\]", install)
+    names = ast.literal_eval(f"[{wanted}]")
+    extras = ",".join(dict.fromkeys(EXTRAS[name] for name in names if EXTRAS[name]))
+    package = f'"hfscale[{extras}]"' if extras else "hfscale"
+    assert install.endswith(f"    %pip install -q {package}")
+    installed = []
+    notebooks = type("Shell", (), {"run_line_magic": lambda self, *line: installed.append(line)})()
+    for is_there in (True, False):
+        fake = type("importlib", (), {})
+        fake.util = type("util", (), {"find_spec": lambda name, there=is_there: there or None})
+        code_after_import = code.replace("import importlib.util", "")
+        exec(code_after_import, {"importlib": fake, "get_ipython": lambda: notebooks})
+        assert bool(installed) is not is_there
+    assert installed == [("pip", f"install -q {package}")]
+
+
+def calls(cell: str, name: str) -> list[ast.Call]:
+    """Of `course.<name>` in a cell."""
+    return [
+        node
+        for node in ast.walk(ast.parse(plain_python(cell)))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == name
+        and getattr(node.func.value, "id", "") == "course"
+    ]
+
+
+def test_what_a_chapter_needs_an_earlier_one_makes():
+    made: dict[str, int] = {}
+    for number in NUMBERS:
+        cells = code_of(chapter(number))
+        named = [call for cell in cells for call in calls(cell, "place")]
+        needed = {
+            keyword.arg: keyword.value.value
+            for cell in cells
+            for call in calls(cell, "needs")
+            for keyword in call.keywords
+        }
+        assert needed == {name: made[name] for name in needed}
+        folders = [
+            str(call.args[0].value)
+            for call in named
+            if call.args and isinstance(call.args[0], ast.Constant)
+        ]
+        for name in folders:
+            made.setdefault(name, number)
+        # It reads nothing of an earlier one that it does not name as needed.
+        assert {name for name in folders if made[name] < number} <= set(needed)
+
+
+# ---- languages and line ends
+
+
+def test_notebooks_of_both_languages_have_one_code(tmp_path):
+    assert runner.main(["--no-execute", "--output_dir", str(tmp_path)]) == 0
+    for number in NUMBERS:
+        english, chinese = (
+            json.loads((tmp_path / lang / f"{course.file_name(number)}.ipynb").read_text("utf-8"))
+            for lang in runner.LANGUAGES
+        )
+        kinds = [[cell["cell_type"] for cell in book["cells"]] for book in (english, chinese)]
+        assert kinds[0] == kinds[1]
+        for one, other in zip(english["cells"], chinese["cells"], strict=True):
+            if one["cell_type"] == "code":
+                assert one["source"] == other["source"]
+                assert one["outputs"] == []
+            else:
+                assert not CJK.search("".join(one["source"]))
+                assert CJK.search("".join(other["source"]))
+
+
+def test_windows_line_ends_change_nothing(tmp_path):
+    source = runner.chapter_file(3).read_bytes()
+    copy = tmp_path / "03_model.py"
+    copy.write_bytes(source.replace(b"\n", b"\r\n"))
+    kept = [cell.source for cell in runner.read_chapter(copy).cells]
+    assert kept == [cell.source for cell in chapter(3).cells]
+    assert "\r" not in "".join(kept)
+
+
+# ---- what the chapters share
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv(course.FOLDER, str(tmp_path))
+    monkeypatch.delenv(course.MOST_STEPS, raising=False)
+    return tmp_path
+
+
+def test_a_chapter_begun_alone_says_which_comes_first(place):
+    (place / "data").mkdir()
+    course.needs(data=1)
+    with pytest.raises(
+        InputError, match=r"/model: not there; run chapter 4 first \(04_pretraining\)"
+    ):
+        course.needs(data=1, model=4)
+
+
+def test_results_lie_below_the_folder_where_the_course_is_read(monkeypatch):
+    monkeypatch.delenv(course.FOLDER, raising=False)
+    assert course.place("model") == "runs/course/model"
+
+
+def test_the_number_is_kept_and_asserted(place, capsys):
+    course.ends_with(4, "perplexity", 60.0, at_most=75)
+    with pytest.raises(AssertionError, match="perplexity: 80, expected at most 75"):
+        course.ends_with(4, "perplexity", 80.0, at_most=75, is_learned=True)
+    with pytest.raises(AssertionError, match="no number"):
+        course.ends_with(5, "ratio", math.inf, at_least=1)
+    assert "chapter 4: perplexity 60 (at most 75)" in capsys.readouterr().out
+
+
+def test_cut_short_only_what_is_learned_goes_unasserted(place, monkeypatch):
+    monkeypatch.setenv(course.MOST_STEPS, "2")
+    assert (course.steps(900), course.steps(1)) == (2, 1)
+    course.ends_with(4, "perplexity", 1800.0, at_most=75, is_learned=True)
+    assert course.read_numbers()["4"] == {
+        "name": "perplexity",
+        "value": 1800.0,
+        "allowed": "at most 75",
+    }
+    with pytest.raises(AssertionError):
+        course.ends_with(3, "difference", 1.0, at_most=1e-4)
+    monkeypatch.setenv(course.MOST_STEPS, "few")
+    with pytest.raises(
+        InputError, match="HFSCALE_COURSE_STEPS: got 'few', expected a whole number"
+    ):
+        course.steps(3)
