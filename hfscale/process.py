@@ -53,6 +53,10 @@ class InputError(ValueError):
     (exit status 2).
     """
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in a notebook: the line, as a terminal does, and no traceback."""
+        return [f"error: {printable(str(self))}"]
+
 
 def run(main: Callable[[], Any]) -> None:
     """Entry of every script. It ends in one line on stderr, and with a status of its own, after an

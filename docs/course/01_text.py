@@ -40,9 +40,8 @@ from pathlib import Path
 
 import hfscale
 from hfscale import course
-from hfscale.data.sources import load_documents
 
-clean = load_documents(["embedded:python-prose"])["text"][:]
+clean = hfscale.load_documents(["embedded:python-prose"])["text"][:]
 print(f"{len(clean)} documents, {sum(map(len, clean)):,} characters")
 print(clean[len(clean) // 2][:300])
 

@@ -35,13 +35,13 @@ import math
 import torch
 from transformers import AutoTokenizer, set_seed
 
+import hfscale
 from hfscale import course
-from hfscale.new_models import new_model
 
 course.needs(tokenizer=2)
 tokenizer = AutoTokenizer.from_pretrained(course.place("tokenizer"))
 set_seed(1)
-model = new_model(
+model = hfscale.new_model(
     tokenizer,
     architecture="gpt2",
     num_hidden_layers=4,

@@ -93,15 +93,10 @@ plt.show()
 # 看看它写得怎么样：腔调像说明书，内容不知所云。两百万参数、几分钟训练，能买到的就是这些：先学会语法，过很久才轮得到意义。
 
 # %%
-from hfscale.generation.texts import generate_texts
-
 prompts = ["This module", "If the argument is", "Return the"]
-for prompt, texts in zip(
-    prompts,
-    generate_texts(run.model, run.tokenizer, prompts, max_new_tokens=30, seed=1),
-    strict=True,
-):
-    print(f"{prompt}{texts[0]}\n")
+texts = run.generate(prompts, max_new_tokens=30, seed=1)
+for prompt, text in zip(prompts, texts, strict=True):
+    print(f"{prompt}{text}\n")
 
 # %%
 course.ends_with(

@@ -235,3 +235,51 @@ def test_cut_short_only_what_is_learned_goes_unasserted(place, monkeypatch):
         InputError, match="HFSCALE_COURSE_STEPS: got 'few', expected a whole number"
     ):
         course.steps(3)
+
+
+def test_a_notebook_shows_wrong_input_in_one_line(place, capsys):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell()
+    code = "from hfscale import course\ncourse.needs(model=4)"
+    assert isinstance(shell.run_cell(code, silent=True).error_in_exec, InputError)
+    shown = capsys.readouterr().out.strip().splitlines()
+    assert len(shown) == 1
+    assert shown[0].startswith("error: ")
+    assert "run chapter 4 first" in shown[0]
+
+
+# ---- the whole course, cut short
+
+
+@pytest.fixture
+def course_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(course.FOLDER, raising=False)
+    monkeypatch.setenv(course.MOST_STEPS, "2")
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    return tmp_path
+
+
+def run_cells(number: int) -> None:
+    """The chapter's cells in this process, as a notebook's kernel runs them."""
+    defined: dict = {"__name__": "__main__"}
+    for cell in code_of(chapter(number)):
+        exec(compile(plain_python(cell), course.file_name(number), "exec"), defined)
+
+
+@pytest.mark.slow
+@pytest.mark.needs("deepspeed")
+def test_all_chapters_run_in_two_steps_and_what_needs_no_training_holds(
+    course_folder, monkeypatch, run_warm
+):
+    def run_in_a_fork(command, env, **streams):
+        return run_warm(command, env=env | {"PYTHONPATH": str(ROOT)}, timeout=400)
+
+    for number in NUMBERS:
+        with monkeypatch.context() as patched:
+            if number == 11:  # starts six ranks, each of which would import everything
+                patched.setattr("subprocess.run", run_in_a_fork)
+            run_cells(number)
+    run_cells(2)  # a second time, on results that are there
+    assert list(course.read_numbers()) == [str(number) for number in NUMBERS]
