@@ -38,7 +38,8 @@ WATCHING = (
 )
 # What transformers' source only computes.
 COMPUTED = {"optim": "adamw_torch_fused"}
-NOTHING: tuple[Any, ...] = (None, False, "", [], {})  # a switch that is off is off by whatever value
+# A switch that is off is off by whatever value.
+NOTHING: tuple[Any, ...] = (None, False, "", [], {})
 
 
 class Setting(NamedTuple):
