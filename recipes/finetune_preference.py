@@ -245,12 +245,13 @@ def show_results(metrics: dict, output_dir: str) -> None:
     """Print the rewards of the held-out pairs, and what their intervals cannot show."""
     from hfscale.metrics.intervals import by_note, interval_notes
     from hfscale.report.tables import cell
+    from hfscale.training.steps import show_place
 
     for name in ("accuracy", "margin"):
         print(f"held-out reward {name}: {cell(metrics, f'eval_reward_{name}')}")
     for note, about in by_note(interval_notes(metrics)).items():
         print(f"{about}: {note}")
-    print(f"model, tokenizer and run.json: {output_dir}")
+    show_place(output_dir)
 
 
 if __name__ == "__main__":

@@ -249,11 +249,13 @@ def show_results(
     """Print what became of the examples, the metrics, some answers, and what comes next."""
     from hfscale.metrics.text_notes import text_notes
     from hfscale.tasks.measures import asking_command, not_measured, show_answers, show_examples
+    from hfscale.training.steps import show_place
 
     show_examples(counts)
     notes = text_notes(held_out["references"], args.metrics, args.metric_options)
     show_answers(metrics, args.baseline, samples, notes)
-    print(f"\nmodel, tokenizer and run.json: {output_dir}")
+    print()
+    show_place(output_dir)
     left_to_score = not_measured(args)
     if left_to_score:
         print(f"not measured here, but by score --model {output_dir}: {', '.join(left_to_score)}")

@@ -36,12 +36,15 @@ def main(argv: list[str] | None = None) -> None:
     if not args.runs:
         raise InputError("runs: none given; name the folder of a finished run")
     page = Path(args.output_file or Path(args.runs[0], "report.html"))
+
+    from hfscale.report.page import is_run_page, render_page
+
     check_output_file(
-        str(page.parent), page.name, overwrite=args.overwrite, place=f"output_file {page}"
+        str(page.parent),
+        page.name,
+        overwrite=args.overwrite or is_run_page(page),
+        place=f"output_file {page}",
     )
-
-    from hfscale.report.page import render_page
-
     html = render_page(args.runs, args.also)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(page, html)

@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 
+from hfscale.folders import write_atomically
 from hfscale.manifest import check_manifest, has_manifest
 from hfscale.process import InputError
 from hfscale.report.charts import Chart, Line, draw
@@ -50,6 +51,7 @@ RECORDS = (
 # Mail programs and browsers take a page of this size at once: pictures beyond it are named, not
 # shown.
 PAGE_LIMIT_BYTES = 2_800_000
+HEAD_CHARACTERS = 1000  # of a page, in which it says what made it
 LONG_CHARACTERS = 20_000  # of a list in a record: longer ones are named, not shown
 # What a run's record must hold to be shown, and what it may.
 NEEDED = {
@@ -80,14 +82,36 @@ PICTURES = {
     "perplexity_by_position.png": "perplexity over the position in the text",
 }
 DRAWN_ANEW = "funnel.png"  # by the page itself, from the card that lies beside it
-GENERATOR = "hfscale report"  # a page of ours says so
+# What a page of ours says that it was made by: the report recipe, or a run for itself.
+GENERATOR = "hfscale report"
+RUN_GENERATOR = "hfscale run"
+PAGE = "report.html"
 COLUMNS = {"points": ("parameters N", "tokens D", "loss")}  # of a list of lists, by its name
 FOLDED = {"config": "every setting", "versions": "of every library"}
 NAMED = ("laws", "rules", "examples", "canaries")  # mappings whose keys are names, not labels
 SIDE_BY_SIDE = ("systems",)  # records with much in each: they are columns, what they say are rows
 
 
-def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
+def write_run_page(folder: str) -> Path:
+    """Write the page of a finished run into its folder; where it lies. The report recipe may
+    replace it.
+    """
+    page = Path(folder, PAGE)
+    write_atomically(page, render_page([folder], generator=RUN_GENERATOR))
+    return page
+
+
+def is_run_page(page: Path) -> bool:
+    """Whether a run wrote the page for itself, so that nothing is lost with it."""
+    if not page.is_file():
+        return False
+    with page.open(encoding="utf-8", errors="replace") as file:
+        return f'content="{RUN_GENERATOR}"' in file.read(HEAD_CHARACTERS)
+
+
+def render_page(
+    runs: Sequence[str], also: Sequence[str] = (), *, generator: str = GENERATOR
+) -> str:
     """The page as HTML, from run folders and from folders of other recipes (scores, studies, data
     cards).
 
@@ -125,7 +149,7 @@ def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
         "folded": FOLDED,
         "side_by_side": SIDE_BY_SIDE,
         "named": NAMED,
-        "generator": GENERATOR,
+        "generator": generator,
     }
     page = template(Path(__file__).with_name("page.html.j2"))
     size = len(page.render(**parts, pictures=[]))

@@ -18,6 +18,7 @@ from hfscale.generation.terminal import command_line, ready_command, show_sample
 from hfscale.generation.texts import beginning_of, generate_texts
 from hfscale.models import context_limit, stated_limit
 from hfscale.process import InputError, is_main_rank, launched_processes
+from hfscale.report.page import write_run_page
 from hfscale.shown import show_text
 
 # Rows of a loaded model are no longer than this unless the user says so: attention over tens of
@@ -156,8 +157,8 @@ def show_run(
     documents: DatasetDict,
 ) -> None:
     """Print what a finished run's model writes, how good it is, what the run left, and commands:
-    one that asks its model to continue held-out text, and those that show the run as a page and
-    bring the model elsewhere.
+    one that asks its model to continue held-out text, and those that serve it and bring it
+    elsewhere.
 
     Args:
         metrics: as Trainer names them, those of before the training with `before_` in front.
@@ -166,9 +167,16 @@ def show_run(
     """
     show_samples(samples)
     show_results(metrics)
-    show_text(f"model, tokenizer and run.json: {output_dir}")
+    show_place(output_dir)
     text = next(iter(documents["validation"]))["text"]
     beginning = beginning_of(text, model, tokenizer)
     show_text("next:", ready_command("generate", output_dir, [beginning]))
-    show_text("also:", command_line("report", "--runs", output_dir))
+    show_text("also:", command_line("serve", "--model", output_dir))
     show_text("     ", command_line("export", "--model", output_dir, "--to", "gguf"))
+
+
+def show_place(output_dir: str) -> None:
+    """Write the page of a finished run, and print where it and the model are."""
+    page = write_run_page(output_dir)
+    show_text(f"model, tokenizer and run.json: {output_dir}")
+    show_text(f"page with curves and settings: {page}")

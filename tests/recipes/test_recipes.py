@@ -194,6 +194,7 @@ def test_quickstart_learns_and_prints_where_it_is(tmp_path, text, capsys, monkey
     shown = capsys.readouterr().out
     assert shown.count("--- sample") == 3
     assert "model, tokenizer and run.json: runs/quickstart" in shown
+    assert "page with curves and settings: runs/quickstart/report.html" in shown
     [line] = [line for line in shown.splitlines() if line.startswith("held-out perplexity: ")]
     after, before = (
         float(part.split()[-1].replace(",", "")) for part in re.split(r" \(| before", line)[:2]
@@ -208,7 +209,9 @@ def test_quickstart_learns_and_prints_where_it_is(tmp_path, text, capsys, monkey
     assert list(run.glob("runs/*/events.out.tfevents.*"))
     history = json.loads((run / "trainer_state.json").read_text())["log_history"]
     assert history[0]["step"] == 0 and f"{history[0]['eval_perplexity']:,.2f} before" in shown
-    assert as_shown(json.loads((run / "run.json").read_text())["samples"]) in shown
+    record = json.loads((run / "run.json").read_text())
+    assert as_shown(record["samples"]) in shown
+    assert f'value="{record["metrics"]["eval_perplexity"]}"' in (run / "report.html").read_text()
     assert next_command_of(shown)[:3] == ["generate", "--model", "runs/quickstart"]
 
 

@@ -31,8 +31,9 @@ step 2/2 \| eval_loss [\d.]+ \| .*
 held-out perplexity: .*: as unsure as among \d+ tokens
 held-out bits per byte: .*: \d+% of the text's size
 model, tokenizer and run.json: \w+
+page with curves and settings: \w+/report\.html
 next: \S*hfscale generate --model \w+ --prompts .*
-also: \S*hfscale report --runs \w+
+also: \S*hfscale serve --model \w+
       \S*hfscale export --model \w+ --to gguf
 """
 

@@ -14,7 +14,7 @@ import pytest
 
 from hfscale.cli import find_recipe
 from hfscale.process import InputError
-from hfscale.report.page import PAGE_LIMIT_BYTES, read_curve, render_page
+from hfscale.report.page import PAGE_LIMIT_BYTES, read_curve, render_page, write_run_page
 from hfscale.report.settings import settings_that_matter
 from recipes import report
 from tests.browser import chromium, page_faults
@@ -474,7 +474,8 @@ def test_a_page_that_cannot_be_written_is_one_line(place, says, run_folder, monk
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
-def test_the_recipe_writes_the_page_once(run_folder):
+def test_the_recipe_writes_the_page_once_in_place_of_the_runs_own(run_folder):
+    assert write_run_page(str(run_folder)) == run_folder / "report.html"
     command = [sys.executable, find_recipe("report"), "--runs", str(run_folder)]
     first, second = (subprocess.run(command, capture_output=True, text=True) for _ in range(2))
     assert first.returncode == 0 and "report.html" in first.stdout, first.stderr
