@@ -301,7 +301,7 @@ def test_a_page_is_made_of_a_real_run(finished, tmp_path, capsys):
     page = tmp_path / "page.html"
     report.main(["--runs", str(finished), "--output_file", str(page)])
     html, record = page.read_text(), json.loads((finished / "run.json").read_text())
-    assert f'<data value="{record["metrics"]["eval_loss"]}">' in html and html.count("<svg") == 4
+    assert f'<data value="{record["metrics"]["eval_loss"]}">' in html and html.count("<svg") == 3
     assert str(page) in capsys.readouterr().out
 
 
