@@ -7,6 +7,7 @@ import typing
 from collections.abc import Callable, Container
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 from hfscale.arguments import TaskArguments
@@ -98,6 +99,8 @@ PATHS = {
     "compare",
     "evaluation_source",
     "fit_csv",
+    "folder",
+    "folders",
     "forget_source",
     "lm_eval_data",
     "lm_eval_include",
@@ -159,18 +162,21 @@ def names_of(cls: type) -> set[str]:
 
 
 def arguments_class(recipe: Path) -> type:
-    """The argument dataclass of a script: the last one whose name ends in `Arguments`. Nothing is
-    run.
-    """
+    """The argument dataclass of a script; its `main` is not run."""
     spec = importlib.util.spec_from_file_location(f"_checked_{recipe.stem}", recipe)
     assert spec is not None and spec.loader is not None, "a recipe is a Python file"
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up by name
     spec.loader.exec_module(module)
+    return arguments_of(module)
+
+
+def arguments_of(recipe: ModuleType) -> type:
+    """The argument dataclass of a recipe that is imported: the last one of its own."""
     classes = [
         value
-        for name, value in vars(module).items()
-        if name.endswith("Arguments") and value.__module__ == spec.name
+        for name, value in vars(recipe).items()
+        if name.endswith("Arguments") and value.__module__ == recipe.__name__
     ]
     return classes[-1]
 

@@ -98,7 +98,7 @@ def recipe_help(
     lines += [docstring(recipe), ""]
     lines += _config_lines(recipe)
     lines += [f"  --{name} <{describe(kinds[name])}>" for name in MOST_SET if name in upstream]
-    for item in _nearest_first(cls, own.values()):
+    for item in nearest_first(cls, own.values()):
         lines += _argument_lines(item, kinds[item.name])
     if upstream:
         lines += [
@@ -126,7 +126,7 @@ def _first_comment(config: Path) -> str:
     return comments[0].removeprefix("# ") if comments else ""
 
 
-def _nearest_first(cls: type, items: Iterable[Field]) -> list[Field]:
+def nearest_first(cls: type, items: Iterable[Field]) -> list[Field]:
     """A class's own arguments before those that it shares with other recipes."""
     declared = cls.__dict__.get("__annotations__", {})
     return sorted(items, key=lambda item: item.name not in declared)

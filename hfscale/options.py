@@ -5,6 +5,7 @@ against them.
 import ast
 import contextlib
 import difflib
+import functools
 import importlib.util
 import json
 import math
@@ -21,6 +22,7 @@ PAIR = re.compile(r"[A-Za-z_]\w*=")
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
+@functools.cache
 def training_types() -> dict[str, Any]:
     """Types of the arguments of `transformers.TrainingArguments` by name, read from its source:
     importing the class costs seconds. An enum becomes the `Literal` of its values.
@@ -277,13 +279,14 @@ def check_limits(value: Any, limits: Mapping[str, Any]) -> None:
 
 def convert_text(words: list[str], kind: Any) -> Any:
     """The words that follow a flag on the command line, as a value of the type; no words means
-    true; a list may be written as JSON, an empty one as `[]`.
+    true; a list may be written as JSON, an empty one as `[]`; where null is a value, `null` is it.
 
     Raises:
         ValueError: as `convert`.
     """
     kind, limits = split_annotated(kind)
-    converted = _convert_text(words, kind)
+    is_null = type(None) in members_of(kind) and [word.lower() for word in words] == ["null"]
+    converted = None if is_null else _convert_text(words, kind)
     check_limits(converted, limits)
     return converted
 

@@ -61,8 +61,9 @@ class InputError(ValueError):
 def run(main: Callable[[], Any]) -> None:
     """Entry of every script. It ends in one line on stderr, and with a status of its own, after an
     `InputError` (2), numbers that are not finite or a full disk (1), or a signal (128 and its
-    number).
+    number); with 1 also where `main` returns False: what it looked at is not as it should be.
     """
+    status = 0
     if not sys.warnoptions:  # of names that libraries of others call by what they were
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     quiet_libraries()
@@ -70,11 +71,9 @@ def run(main: Callable[[], Any]) -> None:
         end_with_launcher()
         end_workers_with_parent()
         try:
-            main()
+            status = 1 if main() is False else 0
         except InputError as error:
-            # A data loader's worker puts its traceback, and the error's class, before it.
-            line = printable(str(error)).strip().splitlines()[-1]
-            _say_error(line.removeprefix(f"{InputError.__module__}.InputError: "))
+            _say_error(line_of(error))
             raise SystemExit(2) from None
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -89,7 +88,14 @@ def run(main: Callable[[], Any]) -> None:
             if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
                 # Gloo's threads else now and then abort a good exit
                 torch.distributed.destroy_process_group()
-    raise SystemExit(0)
+    raise SystemExit(status)
+
+
+def line_of(error: InputError) -> str:
+    """What it says, in one line that a terminal can show."""
+    # A data loader's worker puts its traceback, and the error's class, before it.
+    line = printable(str(error)).strip().splitlines()[-1]
+    return line.removeprefix(f"{InputError.__module__}.InputError: ")
 
 
 def failure_status() -> int:

@@ -8,6 +8,7 @@ hfscale attention_maps --model runs/pretrain-tiny --sentence "Return the number 
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hfscale.arguments import LoadArguments, loading
 from hfscale.config import parse_args
@@ -53,13 +54,13 @@ class AttentionMapsArguments(LoadArguments):
     )
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     args = parse_args(AttentionMapsArguments, argv, recipe=__file__)
     started = time.perf_counter()
     if args.explain and len(args.explain) != 2:
         raise InputError(f"--explain {args.explain}: expected two numbers, a layer and a head")
     if not is_main_rank():  # one sentence: nothing to share out
-        return
+        return None
     place = {"overwrite": args.overwrite, "last_file": ATTENTION_RECORD, "written": ATTENTION_FILES}
     check_output_folder(args.output_dir, **place)
 
@@ -122,6 +123,7 @@ def main(argv: list[str] | None = None) -> None:
         write_json(folder / ATTENTION_RECORD, attention_page.without_values(record))
     print(text)
     print(f"page, pictures and numbers: {Path(args.output_dir, 'attention.html')} and beside it")
+    return record
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ hfscale bias_probe --model gpt2 --config my_templates.yaml --toxicity_classifier
 
 import time
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from hfscale.arguments import LoadArguments, loading
 from hfscale.config import parse_args
@@ -66,7 +66,7 @@ class BiasProbeArguments(LoadArguments):
     overwrite: bool = field(default=False, metadata={"help": "replace a bias.json that exists"})
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     args = parse_args(BiasProbeArguments, argv, recipe=__file__)
     started = time.perf_counter()
     output_file = check_output_file(args.output_dir, "bias.json", overwrite=args.overwrite)
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
                 bias.toxicity_columns(texts, classifier, args.toxic_label, args.batch_size)
             )
     if not state.is_main_process:
-        return
+        return None
 
     # The record.
     record = {
@@ -149,6 +149,7 @@ def main(argv: list[str] | None = None) -> None:
     write_json(output_file, record)
     bias.show_probe(record)
     print(f"\nall numbers and items: {output_file}")
+    return record
 
 
 def check_args(args: BiasProbeArguments) -> None:

@@ -53,11 +53,11 @@ class ChatArguments(SamplingArguments, LoadArguments):
     )
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> list[str] | None:
     args = parse_args(ChatArguments, argv, recipe=__file__)
     if args.web:
         talk_on_page(args)
-        return
+        return None
 
     import torch
 
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     if lines is None:
         lines = read_lines("you: " if is_typed else "")
     with conversation(is_typed):
-        talk(model, tokenizer, lines, args.system, settings, is_echoed=not is_typed)
+        return talk(model, tokenizer, lines, args.system, settings, is_echoed=not is_typed)
 
 
 def talk_on_page(args: ChatArguments) -> None:
@@ -132,14 +132,15 @@ def talk_on_page(args: ChatArguments) -> None:
 
 def talk(
     model, tokenizer, lines: Iterable[str], system: str | None, settings: dict, *, is_echoed: bool
-) -> None:
-    """Answer each line, with as many of the turns before as the context holds."""
+) -> list[str]:
+    """Answer each line, with as many of the turns before as the context holds; the answers."""
     from hfscale.generation.prompts import write_turns
     from hfscale.generation.texts import generate_texts
     from hfscale.models import context_limit
 
     start = [{"role": "system", "content": system}] if system else []
     messages = list(start)
+    answers = []
     # Room that an answer must have.
     context = context_limit(model) or 2**31
     needed = min(settings["max_new_tokens"], context // 4)
@@ -167,6 +168,8 @@ def talk(
             **settings | {"seed": settings["seed"] + turn},
         )
         messages.append({"role": "assistant", "content": answer.strip()})
+        answers.append(answer.strip())
+    return answers
 
 
 def room_after(messages: list[dict[str, str]], model, tokenizer) -> int:

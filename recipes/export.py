@@ -84,11 +84,11 @@ class ExportArguments(SourceArguments, LoadArguments):
     )
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     args = parse_args(ExportArguments, argv, recipe=__file__)
     started = time.perf_counter()
     if not is_main_rank():  # one file: nothing to share out
-        return
+        return None
     place = {"overwrite": args.overwrite, "last_file": EXPORT_RECORD, "written": EXPORT_FILES}
     check_output_folder(args.output_dir, **place)
 
@@ -149,6 +149,7 @@ def main(argv: list[str] | None = None) -> None:
         write_export_card(folder, record, use)
     show_certificate(record)
     print(f"\nexport and all numbers: {args.output_dir}")
+    return record
 
 
 def texts_to_compare(args: ExportArguments, tokenizer: Any, max_length: int) -> list[str]:

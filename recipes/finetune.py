@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from hfscale.arguments import AdapterArguments, DataArguments, RunArguments
 from hfscale.config import parse_args
+from hfscale.finished_run import Run, load_run
 from hfscale.folders import check_output_dir
 from hfscale.process import run
 
@@ -44,7 +45,7 @@ class FinetuneArguments(AdapterArguments, DataArguments, RunArguments):
     )
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> Run | None:
     args = parse_args(FinetuneArguments, argv, recipe=__file__)
     started = time.perf_counter()
 
@@ -90,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     settle_averaging(args, training_args, rows["train"])
     if args.dry_run:
         preview(model, tokenizer, rows, training_args, args)
-        return
+        return None
     show_data(documents, rows)
 
     # Training, from the start or from the newest whole checkpoint.
@@ -134,6 +135,8 @@ def main(argv: list[str] | None = None) -> None:
             seconds=time.perf_counter() - started,
         )
         show_run(output_dir, metrics, samples, saved, tokenizer, documents)
+        return load_run(output_dir)
+    return None
 
 
 def check_arguments(args: FinetuneArguments):

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from hfscale.arguments import AdapterArguments
 from hfscale.config import parse_args
+from hfscale.finished_run import Run, load_run
 from hfscale.process import InputError, run
 
 
@@ -63,7 +64,7 @@ class FinetunePreferenceArguments(AdapterArguments):
     training: dict = field(default_factory=dict)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> Run | None:
     args = parse_args(FinetunePreferenceArguments, argv, recipe=__file__)
     started = time.perf_counter()
     check_settings(args)
@@ -163,6 +164,8 @@ def main(argv: list[str] | None = None) -> None:
             seconds=time.perf_counter() - started,
         )
         show_results(metrics, output_dir)
+        return load_run(output_dir)
+    return None
 
 
 def check_settings(args: FinetunePreferenceArguments) -> None:

@@ -20,6 +20,7 @@ from hfscale.arguments import (
     shape_of,
 )
 from hfscale.config import parse_args
+from hfscale.finished_run import Run, load_run
 from hfscale.process import InputError, run
 from hfscale.shown import show_text
 
@@ -51,7 +52,7 @@ class FinetuneTaskArguments(TaskArguments, AdapterArguments, ShapeArguments, Run
     )
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> Run | None:
     args = parse_args(FinetuneTaskArguments, argv, recipe=__file__)
     started = time.perf_counter()
 
@@ -101,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.dry_run:
         show_examples(counts)
         preview(model, tokenizer, rows, training_args, args)
-        return
+        return None
 
     # Training, and the answers to all held-out examples: before, after, and of the baseline.
     trainer, metrics, answers = train(
@@ -130,6 +131,8 @@ def main(argv: list[str] | None = None) -> None:
             seconds=time.perf_counter() - started,
         )
         show_results(args, output_dir, task, examples["validation"], counts, metrics, samples)
+        return load_run(output_dir)
+    return None
 
 
 def check_arguments(args: FinetuneTaskArguments):

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,7 +85,7 @@ class GenerateArguments(DecodingArguments, LoadArguments):
 SETTINGS = tuple(DecodingArguments.__dataclass_fields__)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> list[str] | None:
     args = parse_args(GenerateArguments, argv, recipe=__file__)
     check_inputs(args)
     check_file(args)
@@ -124,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"--interactive: one process talks with people, not {state.num_processes}"
             )
         talk(model, tokenizer, ask, settings | {"add_special_tokens": not is_chat})
-        return
+        return None
 
     # Texts of prompts, shared out over the ranks. Every rank checks all prompts: an error stops
     # every rank alike.
@@ -167,6 +168,7 @@ def main(argv: list[str] | None = None) -> None:
             for prompt, texts in zip(prompts, completions, strict=True)
         ]
         hand_out(records, args, is_shown=stream)
+    return list(chain.from_iterable(completions))
 
 
 def check_inputs(args: GenerateArguments) -> None:

@@ -7,6 +7,7 @@ hfscale memorization --model runs/a --canaries "my code is 4711" --canary_patter
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from hfscale.arguments import LoadArguments, loading
 from hfscale.config import parse_args
@@ -53,7 +54,7 @@ class MemorizationArguments(LoadArguments):
     )
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parse_args(MemorizationArguments, argv, recipe=__file__)
     started = time.perf_counter()
     output_file = check_output_file(args.output_dir, "memorization.json", overwrite=args.overwrite)
@@ -139,6 +140,7 @@ def main(argv: list[str] | None = None) -> None:
     write_json(output_file, record)
     show_memorization(record)
     print(f"\nall numbers: {output_file}")
+    return record
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ hfscale plan --config finetune/gpt2_lora --gpu l4 --price_per_gpu_hour 0.8 --pic
 
 import sys
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 from hfscale.config import parse_args, pick_flags
 from hfscale.process import InputError, run
@@ -90,7 +90,7 @@ class PlanArguments:
     training: dict = field(default_factory=dict)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parse_args(PlanArguments, argv, recipe=__file__)
 
     from pathlib import Path
@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
             precision=precision,
             efficiency=args.efficiency,
         )
-        return
+        return {"totals": totals}
     plans = plan_launches(
         training,
         step,
@@ -208,6 +208,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{args.main_process_ip} is the address of machine 0 (hfscale copy launch writes job "
             "files that say so)"
         )
+    return {"totals": totals, "launches": plans, "recommended": best, "command": command}
 
 
 if __name__ == "__main__":

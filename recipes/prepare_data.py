@@ -34,7 +34,7 @@ class PrepareDataArguments(CleaningArguments):
     )
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parse_args(PrepareDataArguments, argv, recipe=__file__)
     started = time.perf_counter()
     if args.dry_run:
@@ -42,13 +42,14 @@ def main(argv: list[str] | None = None) -> None:
             card = prepare(args, Path(folder), argv, started)
         show(card, args)
         print("dry run: nothing was written")
-        return
+        return card
     with whole_folder(
         args.output_dir, overwrite=args.overwrite, last_file=DATA_CARD, written=PREPARED_FILES
     ) as folder:
         card = prepare(args, folder, argv, started)
     show(card, args)
     print(f"data set, data_card.md, funnel.png and dropped.jsonl: {args.output_dir}")
+    return card
 
 
 def prepare(

@@ -67,7 +67,7 @@ class PrepareDataClusterArguments(CleaningArguments):
     )
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     args = parse_args(PrepareDataClusterArguments, argv, recipe=__file__)
     if args.workers == 0:
         raise InputError("workers: got 0, expected at least 1, or -1 for all")
@@ -78,8 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     # Another process ends the work, so nobody knows how long it takes.
     record = describe_run(__file__, args, argv, seconds=None)
     if args.dry_run:
-        show_first_part(cleaning, args.tasks, record)
-        return
+        return show_first_part(cleaning, args.tasks, record)
 
     # Where it runs and writes.
     check_output_folder(
@@ -132,16 +131,21 @@ def main(argv: list[str] | None = None) -> None:
             engines.queue(executors, work)
         else:
             engines.run_in_order(executors, work, on_ray=args.executor == "ray")
+    card = None
     later = " (when all jobs are done)"
     if (work / PUBLISHED).is_file():
         from hfscale.cleaning.card import show_card
 
         later = ""
-        show_card(json.loads((output_dir / DATA_CARD).read_text("utf-8")))
+        card = json.loads((output_dir / DATA_CARD).read_text("utf-8"))
+        show_card(card)
     print(f"data set, data_card.md, funnel.png and dropped.jsonl: {args.output_dir}{later}")
+    return card
 
 
-def show_first_part(cleaning: CleaningArguments, tasks: int, record: dict[str, Any]) -> None:
+def show_first_part(
+    cleaning: CleaningArguments, tasks: int, record: dict[str, Any]
+) -> dict[str, Any]:
     from hfscale.cleaning.card import show_card
     from hfscale.cleaning.shards import try_shard
 
@@ -149,6 +153,7 @@ def show_first_part(cleaning: CleaningArguments, tasks: int, record: dict[str, A
         card = try_shard(cleaning, tasks, Path(folder), record)
     show_card(card, examples=True)
     print(f"dry run: this is what the first of {tasks} tasks reads, by itself; nothing was written")
+    return card
 
 
 def check_sources(cleaning: CleaningArguments) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from hfscale.arguments import RunArguments, ShapeArguments, StreamArguments, shape_of
 from hfscale.config import parse_args
+from hfscale.finished_run import Run, load_run
 from hfscale.folders import check_output_dir
 from hfscale.process import launched_processes, run
 
@@ -22,7 +23,7 @@ class PretrainArguments(ShapeArguments, StreamArguments, RunArguments):
     """Text, model and training."""
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> Run | None:
     args = parse_args(PretrainArguments, argv, recipe=__file__)
     started = time.perf_counter()
 
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         model = new_model(tokenizer, **shape_of(args))
     if args.dry_run:
         preview(model, tokenizer, rows, training_args, args)
-        return
+        return None
     show_data(documents, rows)
 
     # Training, from the start or from the newest whole checkpoint.
@@ -108,6 +109,8 @@ def main(argv: list[str] | None = None) -> None:
             seconds=time.perf_counter() - started,
         )
         show_run(output_dir, metrics, samples, saved, tokenizer, documents)
+        return load_run(output_dir)
+    return None
 
 
 def check_arguments(args: PretrainArguments):

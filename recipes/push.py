@@ -27,13 +27,13 @@ class PushArguments:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> str:
     args = parse_args(PushArguments, argv, recipe=__file__)
 
     from hfscale.training.sharing import push_folder
 
     repo_id = args.hub_model_id or Path(args.model).resolve().name
-    push_folder(args.model, repo_id, private=not args.public, overwrite=args.overwrite)
+    return push_folder(args.model, repo_id, private=not args.public, overwrite=args.overwrite)
 
 
 if __name__ == "__main__":

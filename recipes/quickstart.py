@@ -18,6 +18,7 @@ from hfscale.arguments import (
     shape_of,
 )
 from hfscale.config import parse_args
+from hfscale.finished_run import Run, load_run
 from hfscale.folders import check_output_dir
 from hfscale.process import run
 
@@ -49,7 +50,7 @@ class QuickstartArguments(DataArguments, ShapeArguments, LoadArguments, Optimize
     training: dict = field(default_factory=dict)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> Run:
     args = parse_args(QuickstartArguments, argv, recipe=__file__)
     started = time.perf_counter()
 
@@ -143,6 +144,7 @@ def main(argv: list[str] | None = None) -> None:
         seconds=time.perf_counter() - started,
     )
     show_run(output_dir, metrics, samples, saved.model, tokenizer, documents)
+    return load_run(output_dir)
 
 
 def check_request(args: QuickstartArguments) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfscale.config import parse_args
+from hfscale.finished_run import Page
 from hfscale.folders import check_output_file, write_atomically
 from hfscale.process import InputError, run
 
@@ -31,7 +32,7 @@ class ReportArguments:
     overwrite: bool = field(default=False, metadata={"help": "replace a page that exists"})
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> Page:
     args = parse_args(ReportArguments, argv, recipe=__file__)
     if not args.runs:
         raise InputError("runs: none given; name the folder of a finished run")
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     write_atomically(page, html)
     megabytes = len(html.encode()) / 1e6
     print(f"page: {page} ({megabytes:.2f} MB); open it in a browser, no network is needed")
+    return Page(html)
 
 
 if __name__ == "__main__":

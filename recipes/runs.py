@@ -7,6 +7,7 @@ hfscale runs --sort -eval_bleu --json
 
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from hfscale.config import parse_args
 from hfscale.process import run
@@ -25,7 +26,7 @@ class RunsArguments:
     json: bool = field(default=False, metadata={"help": "print JSON, with every digit"})
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     args = parse_args(RunsArguments, argv, recipe=__file__)
 
     from hfscale.report.run_list import find_runs, shown_columns, sorted_runs
@@ -36,8 +37,9 @@ def main(argv: list[str] | None = None) -> None:
         runs = sorted_runs(runs, args.sort)
     if args.json:
         print(json.dumps(runs, indent=1, ensure_ascii=False))
-        return
-    show_records(shown_columns(runs, args.folder, args.sort))
+    else:
+        show_records(shown_columns(runs, args.folder, args.sort))
+    return runs
 
 
 if __name__ == "__main__":

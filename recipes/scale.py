@@ -11,7 +11,7 @@ sbatch --array=0-12 --wrap 'hfscale scale --config my.yaml --cell $SLURM_ARRAY_T
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hfscale.config import parse_args
 from hfscale.folders import check_output_file, describe_run, write_json
@@ -92,7 +92,7 @@ class ScaleArguments(GridArguments, TableArguments):
     )
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, Any] | bool:
     args = parse_args(ScaleArguments, argv, recipe=__file__)
     started = time.perf_counter()
     trains_one_cell = args.cell is not None  # which writes no law, whoever wrote one before
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     if trains_one_cell:
         cell = pick_cell(plan_grid(args.sizes, args.tokens, args.hold_out), args.cell)
         _, failed = train(args, [cell])
-        raise SystemExit(1 if failed else 0)
+        return not failed
 
     # The runs: of a table, or of a grid that is trained here.
     held_out: list[Cell] = []
@@ -162,6 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     draw_law(law_file.with_name("scaling.png"), fits, groups, forecasts)
     print_law(record)
     print(f"law.json and scaling.png: {args.output_dir}")
+    return record
 
 
 def train(args: ScaleArguments, cells: list) -> tuple[dict, list[str]]:

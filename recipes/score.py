@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hfscale.arguments import LoadArguments, SourceArguments, TaskArguments, loading
 from hfscale.config import parse_args
@@ -137,7 +137,7 @@ class ScoreArguments(TaskArguments, SourceArguments, LoadArguments):
 MAY_CHANGE = ("model", "output_dir", "resume", "overwrite", "trust_remote_code")
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     args = parse_args(ScoreArguments, argv, recipe=__file__)
     started = time.perf_counter()
     path = check_args(args)
@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
     models = [load_model(name, dtype=args.dtype, **loading(args)) for name in names]
     if args.dry_run:
         preview_scores(data, args, names, models, tokenizers)
-        return
+        return None
     note_when_stopped("finished batches are kept, --resume auto goes on")
     for name, model, tokenizer in zip(names, models, tokenizers, strict=True):
         systems.append(score_model(args, name, model.to(state.device), tokenizer, data, metrics))
@@ -214,6 +214,8 @@ def main(argv: list[str] | None = None) -> None:
             fingerprint=fingerprint(data, args.lm_eval_data),
         )
         show_scores(record, path)
+        return record
+    return None
 
 
 def asked_metrics(args: ScoreArguments) -> Sequence[str]:

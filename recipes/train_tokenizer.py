@@ -8,6 +8,7 @@ token, tokens per word.
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from hfscale.arguments import RemoteCodeArguments, SplitArguments
 from hfscale.config import parse_args
@@ -47,7 +48,7 @@ class TrainTokenizerArguments(SplitArguments, RemoteCodeArguments):
     overwrite: bool = field(default=False, metadata={"help": "replace the tokenizer in output_dir"})
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parse_args(TrainTokenizerArguments, argv, recipe=__file__)
     started = time.perf_counter()
     check_output_folder(
@@ -102,6 +103,7 @@ def main(argv: list[str] | None = None) -> None:
         write_json(folder / TOKENIZER_REPORT, report)
     show_tokenizers(measures)
     print(f"tokenizer and {TOKENIZER_REPORT}: {args.output_dir}")
+    return report
 
 
 def show_tokenizers(measures: list[dict]) -> None:

@@ -26,7 +26,7 @@ class VerifyArguments:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> bool:
     args = parse_args(VerifyArguments, argv, recipe=__file__)
     if not args.folders:
         raise InputError("folders: none given; name one that a recipe wrote: hfscale verify FOLDER")
@@ -35,9 +35,10 @@ def main(argv: list[str] | None = None) -> None:
 
     parts = [part for folder in args.folders for part in parts_of(Path(folder))]
     are_whole = [verify_part(part, sizes_only=args.sizes_only) for part in parts]
-    if not all(are_whole):
+    is_whole = all(are_whole)
+    if not is_whole:
         print(f"{are_whole.count(False)} of {len(parts)} folders are not as they were written")
-        raise SystemExit(1)
+    return is_whole
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@ wrote, no more.
 """
 
 import base64
-import contextlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,6 @@ from typing import Any
 import jinja2
 
 from hfscale.folders import write_atomically
-from hfscale.manifest import check_manifest, has_manifest
 from hfscale.process import InputError
 from hfscale.report.charts import Chart, Line, draw
 from hfscale.report.comparison import (
@@ -37,6 +35,7 @@ from hfscale.report.tables import (
     p_value,
     size_of,
 )
+from hfscale.run_record import read_json, read_record
 from hfscale.shown import MARKDOWN_FILTERS, markdown_text, printable
 
 # Records of other recipes, each shown in a section of its own where the folder holds it.
@@ -53,16 +52,6 @@ RECORDS = (
 PAGE_LIMIT_BYTES = 2_800_000
 HEAD_CHARACTERS = 1000  # of a page, in which it says what made it
 LONG_CHARACTERS = 20_000  # of a list in a record: longer ones are named, not shown
-# What a run's record must hold to be shown, and what it may.
-NEEDED = {
-    "recipe": str,
-    "command": str,
-    "config": dict,
-    "data": dict,
-    "model": dict,
-    "metrics": dict,
-}
-OPTIONAL = {"hardware": dict, "versions": dict, "train": dict, "samples": list}
 # What is drawn over steps: the title, and on which part of the data it is measured (None: on none).
 CURVES = {
     "loss": ("training loss", "train"),
@@ -173,7 +162,7 @@ def _data_cards(
 ) -> dict[str, dict[str, Any]]:
     """The data cards with stages, of the folders that the runs read and of those beside them."""
     cards = {
-        folder: _read(Path(folder, "data_card.json"), "runs", "write it again")
+        folder: read_json(Path(folder, "data_card.json"), "runs", "write it again")
         for folder in _prepared_sources(records)
     }
     for folder, parts in studies.items():
@@ -378,21 +367,7 @@ def read_run(folder: str) -> dict[str, Any]:
     """A run's record with its folder as `name`; raises InputError: none, or not of a finished
     run.
     """
-    patterns = ("run.json", "trainer_state.json")
-    if has_manifest(folder) and (problem := check_manifest(folder, patterns=patterns)):
-        raise InputError(
-            f"runs: {folder}: {problem} (by its manifest.json); put it back, or delete "
-            "manifest.json if you changed it yourself"
-        )
-    record = _read(Path(folder, "run.json"), "runs", "name a folder of a finished run")
-    whole = {name: kind() for name, kind in OPTIONAL.items()} | record
-    for name, kind in (NEEDED | OPTIONAL).items():
-        if not isinstance(whole.get(name), kind):
-            raise InputError(
-                f"runs: {folder} has no readable run.json ({name} is missing or of another kind); "
-                "name a folder of a finished run"
-            )
-    return whole | {"name": folder}
+    return read_record(folder, "runs") | {"name": folder}
 
 
 def read_curve(folder: str) -> list[dict[str, Any]]:
@@ -412,7 +387,7 @@ def read_curve(folder: str) -> list[dict[str, Any]]:
             return []
         path = max(checkpoints, key=lambda checkpoint: _step_of(checkpoint.parent) or 0)
     next_step = "take it out of the folder to have the page without curves"
-    history = _read(path, "runs", next_step).get("log_history")
+    history = read_json(path, "runs", next_step).get("log_history")
     if not isinstance(history, list):
         raise InputError(f"runs: {path} holds no log_history; {next_step}")
     return [log for log in history if isinstance(log, dict) and "step" in log]
@@ -434,19 +409,9 @@ def _records(folder: str) -> list[tuple[str, dict[str, Any]]]:
             f"also: {folder} holds none of {', '.join(RECORDS)}; name the output of another recipe"
         )
     return [
-        (path.name, _without_long_lists(_read(path, "also", "write it again"), path.name))
+        (path.name, _without_long_lists(read_json(path, "also", "write it again"), path.name))
         for path in paths
     ]
-
-
-def _read(path: Path, place: str, next_step: str) -> dict[str, Any]:
-    """A JSON file's mapping; raises InputError, from `place` to the next step: it holds none."""
-    record = None
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        record = json.loads(path.read_text("utf-8"))
-    if not isinstance(record, dict):
-        raise InputError(f"{place}: {path.parent} has no readable {path.name}; {next_step}")
-    return record
 
 
 def _without_long_lists(value: Any, file: str) -> Any:

@@ -71,8 +71,8 @@ def share_run(trainer: Trainer) -> None:
         _upload(output_dir, str(trainer.hub_model_id), revision=trainer.args.hub_revision)
 
 
-def push_folder(folder: str, repo_id: str, *, private: bool, overwrite: bool) -> None:
-    """A finished run, or an export, as a repository of the Hub.
+def push_folder(folder: str, repo_id: str, *, private: bool, overwrite: bool) -> str:
+    """A finished run, or an export, as a repository of the Hub; its address.
 
     Args:
         folder: what a recipe left.
@@ -89,7 +89,7 @@ def push_folder(folder: str, repo_id: str, *, private: bool, overwrite: bool) ->
     hub = huggingface_hub.HfApi()
     try:
         url = hub.create_repo(repo_id, private=private, exist_ok=overwrite)
-        _upload(folder, url.repo_id)
+        return _upload(folder, url.repo_id)
     except HFValidationError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"hub_model_id {repo_id}: {reason}") from None
@@ -117,7 +117,8 @@ def _check_finished(folder: str) -> None:
         )
 
 
-def _upload(folder: str, repo_id: str, revision: str | None = None) -> None:
+def _upload(folder: str, repo_id: str, revision: str | None = None) -> str:
+    """The repository's address."""
     uploaded = huggingface_hub.upload_folder(
         repo_id=repo_id,
         folder_path=folder,
@@ -126,6 +127,7 @@ def _upload(folder: str, repo_id: str, revision: str | None = None) -> None:
         commit_message="Model, tokenizer, record and card of a finished run",
     )
     print(f"pushed to the Hub: {uploaded.repo_url}")
+    return str(uploaded.repo_url)
 
 
 def _share_with_wandb(wandb: Any, output_dir: Path) -> None:

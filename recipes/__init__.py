@@ -1,0 +1,1 @@
+"""The recipes as modules: `hfscale.recipes.pretrain.main(["--config", "tiny_cpu"])`."""
