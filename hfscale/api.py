@@ -34,6 +34,7 @@ BUILDING_BLOCKS = {
     "InputError": "hfscale.process",
     "load_run": "hfscale.finished_run",
     "Run": "hfscale.finished_run",
+    "Page": "hfscale.finished_run",
     # text
     "load_documents": "hfscale.data.sources",
     "split_documents": "hfscale.data.splits",

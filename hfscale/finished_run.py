@@ -28,8 +28,9 @@ class Page:
         """Write the page, over one that is there; the file's path."""
         from hfscale.folders import write_atomically
 
-        write_atomically(path, self.html)
-        return Path(path)
+        written = Path(path)
+        write_atomically(written, self.html)
+        return written
 
     def __repr__(self) -> str:
         return f"Page({len(self.html.encode()) / 1e6:.2f} MB of HTML; .save(path) writes it)"

@@ -43,7 +43,11 @@ SAFETENSORS = ("adapter_model.safetensors", "model-*-of-*.safetensors", "model.s
 
 
 def load_model(
-    name: str, *, trust_remote_code: bool = False, verify_digests: bool = False, **kwargs
+    name: str | os.PathLike[str],
+    *,
+    trust_remote_code: bool = False,
+    verify_digests: bool = False,
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """A causal language model from a folder or Hub id; `kwargs` go to `from_pretrained`. Code that
     it brings along is run only with `trust_remote_code`. A folder with a manifest must be as it was
@@ -59,6 +63,7 @@ def load_model(
             an encoder, or sees the tokens that it is to predict; an adapter does not belong to its
             base model; a folder is not as its manifest says.
     """
+    name = os.fspath(name)
     check_loaded(f"model {name}", name, verify_digests=verify_digests)
     if is_adapter(name):
         return _load_adapter(name, trust_remote_code, verify_digests, **kwargs)

@@ -73,11 +73,13 @@ def _others(cls: type, kinds: dict[str, Any]) -> Iterator[inspect.Parameter]:
 
 
 def _returns(script: Path) -> str:
-    """What `main` of a recipe is said to return."""
-    for node in ast.parse(script.read_text("utf-8")).body:
-        if isinstance(node, ast.FunctionDef) and node.name == "main" and node.returns:
-            return ast.unparse(node.returns)
-    return "None"
+    """What `main` of a recipe is said to return, but for None, which a dry run and the other ranks
+    of a launch return: with it every use of a result would have to ask first.
+    """
+    tree = ast.parse(script.read_text("utf-8"))
+    [main] = (node for node in tree.body if getattr(node, "name", "") == "main")
+    assert isinstance(main, ast.FunctionDef) and main.returns
+    return ast.unparse(main.returns).removesuffix(" | None")
 
 
 def type_text(name: str, kind: Any) -> Written:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from hfscale.api import BUILDING_BLOCKS, recipe_module, recipe_names
 from hfscale.signatures import KEYWORD, signature_of
@@ -17,7 +18,7 @@ from os import PathLike
 from typing import Any, Literal
 
 '''
-STARS = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
 def stub(recipes: Mapping[str, ModuleType], blocks: Mapping[str, str]) -> str:

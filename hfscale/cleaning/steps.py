@@ -4,6 +4,7 @@ shard by shard (`hfscale.cleaning.shards`).
 
 import functools
 import importlib.util
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
@@ -19,7 +20,7 @@ from hfscale.cleaning.languages import detect_language
 from hfscale.cleaning.personal_data import mask_personal_data
 from hfscale.cleaning.quality import quality_problem
 from hfscale.cleaning.repair import repair_text
-from hfscale.cleaning.rules import CleaningArguments, QualityRules
+from hfscale.cleaning.rules import CleaningArguments, QualityRules, advice_for
 from hfscale.cleaning.stages import (
     Ledger,
     check_contamination,
@@ -31,6 +32,34 @@ from hfscale.cleaning.stages import (
 )
 from hfscale.data.sources import read_source
 from hfscale.data.web_pages import is_html, page_text
+
+
+def clean_documents(documents: Dataset, **options: Any) -> tuple[Dataset, list[dict[str, Any]]]:
+    """Documents as `prepare_data` cleans them: repaired, judged by the rules, without copies, with
+    personal data masked.
+
+    Args:
+        documents: rows with a column `text`.
+        options: fields of `CleaningArguments`, such as `min_words=20` or `near_duplicates=False`;
+            those of the source and of the split say nothing here.
+
+    Returns:
+        Rows with a column `text`, in memory and in the order of `documents`, and a record of each
+        stage: its name as `stage`, `documents_in`, `documents_out`, `bytes_in`, `bytes_out`, and
+        what it counted, of dropped documents in `rules` by the name of the rule.
+
+    Raises:
+        InputError: no document is left.
+        TypeError: an option that there is not.
+    """
+    args = CleaningArguments(**options)
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger(Path(folder, "dropped.jsonl"), advice=advice_for(args))
+        numbered = Dataset.from_dict({"text": documents["text"][:], "id": range(len(documents))})
+        cleaned = clean_texts(numbered, args, ledger)
+        cleaned = drop_copies(cleaned, args, ledger)
+        cleaned = finish_texts(cleaned, args, ledger)
+        return Dataset.from_dict({"text": cleaned["text"][:]}), ledger.stages
 
 
 def check_evaluation_source(args: CleaningArguments) -> None:

@@ -29,7 +29,7 @@ from hfscale.process import InputError
 
 # They compare a prediction with references.
 TEXT_METRICS = ("bleu", "chrf", "rouge", "exact_match", "f1")
-METRICS = (*TEXT_METRICS, "accuracy", "pass_at_k", "perplexity")
+METRICS: tuple[str, ...] = (*TEXT_METRICS, "accuracy", "pass_at_k", "perplexity")
 ACCURACIES = ("accuracy", "accuracy_per_token", "accuracy_per_byte")
 # How a metric reduces what it counts, for its signature; of several references the best counts.
 SIGNATURES = {
