@@ -15,7 +15,7 @@ from hfscale import cli
 from hfscale.help import docstring
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("[!_]*.py"))
 
 
 @pytest.fixture
@@ -263,6 +263,19 @@ def test_finds_its_files_when_installed_from_a_wheel(tmp_path):
     )
     assert f"pretrain  ({package / 'recipes' / 'pretrain.py'})" in result.stdout
     assert "launch configs: cpu, cpu_2proc, ddp" in result.stdout
+    code = (
+        "import hfscale, hfscale.recipes.verify as verify; "
+        "print(verify.__file__, hfscale.pretrain.__name__, hfscale.plan(gpu='l4')['recommended'])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    said = f"{package / 'recipes' / 'verify.py'} pretrain single_gpu"
+    assert result.stdout.splitlines()[-1:] == [said], result.stderr
 
 
 def test_made_tasks_find_their_sample_data_when_installed_from_a_wheel(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from hfscale.config import check_recipe_args
 from hfscale.manifest import write_manifest
-from hfscale.process import InputError
+from hfscale.process import InputError, run
 from recipes import verify
 
 RECIPE = Path(verify.__file__)
@@ -32,11 +32,9 @@ def run_folder(tmp_path):
 
 
 def status_of(*words: str) -> int:
-    try:
-        verify.main([str(word) for word in words])
-    except SystemExit as end:
-        return end.code
-    return 0
+    with pytest.raises(SystemExit) as end:
+        run(lambda: verify.main([str(word) for word in words]))
+    return end.value.code
 
 
 def test_a_whole_run(run_folder, capsys):

@@ -1,3 +1,5 @@
+"""Exports of a model; called, `hfscale.export(...)` is the recipe."""
+
 import sys
 
 from hfscale.recipe_room import RecipeRoom
