@@ -1,5 +1,6 @@
 """The benchmarks' arithmetic: turns, intervals, verdicts, and a program that waits for its turn."""
 
+import inspect
 import json
 import math
 import sys
@@ -27,6 +28,13 @@ def measure(monkeypatch):
     import measure
 
     return measure
+
+
+def test_every_benchmark_can_be_asked_for(measure):
+    import run_all
+
+    for benchmark in run_all.BENCHMARKS.values():
+        inspect.signature(benchmark).bind(Path(), True, rounds=1)
 
 
 def test_every_second_round_goes_backwards(measure):

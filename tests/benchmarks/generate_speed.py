@@ -22,14 +22,14 @@ from transformers import TextGenerationPipeline
 from hfscale.arguments import DecodingArguments
 from hfscale.data.tokenizer import train_bpe
 from hfscale.generation.texts import generate_texts
-from hfscale.models import new_model
+from hfscale.new_models import new_model
 
 CONTEXT = 256
 BATCH_SIZE = DecodingArguments().batch_size
 SHORTEST_CHARACTERS = 10
 LONGEST_CHARACTERS = 400
-SMALL = ("2x128", {"n_layer": 2, "n_head": 2, "n_embd": 128}, 16)
-FULL = ("4x256", {"n_layer": 4, "n_head": 8, "n_embd": 256}, 64)
+SMALL = ("2x128", {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 128}, 16)
+FULL = ("4x256", {"num_hidden_layers": 4, "num_attention_heads": 8, "hidden_size": 256}, 64)
 
 
 def benchmark(folder: Path, is_small: bool, rounds: int | None = None) -> list[Row]:
@@ -40,7 +40,7 @@ def benchmark(folder: Path, is_small: bool, rounds: int | None = None) -> list[R
     tokenizer.padding_side = "left"
     torch.manual_seed(0)
     shape_name, shape, max_new_tokens = SMALL if is_small else FULL
-    model = new_model(tokenizer, n_positions=CONTEXT, **shape).eval()
+    model = new_model(tokenizer, max_position_embeddings=CONTEXT, **shape).eval()
     prompts = unequal_prompts(text, 2 * BATCH_SIZE)
     settings = {"do_sample": False, "max_new_tokens": max_new_tokens}
     pipeline = TextGenerationPipeline(model=model, tokenizer=tokenizer)

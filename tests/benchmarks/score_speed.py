@@ -28,8 +28,8 @@ from hfscale.new_models import new_model
 CONTEXT = 256
 BATCH_SIZE = 8
 DOCUMENT_CHARACTERS = 4000
-SMALL = ("2x128", {"n_layer": 2, "n_head": 2, "n_embd": 128})
-FULL = ("6x384", {"n_layer": 6, "n_head": 6, "n_embd": 384})
+SMALL = ("2x128", {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 128})
+FULL = ("6x384", {"num_hidden_layers": 6, "num_attention_heads": 6, "hidden_size": 384})
 
 
 def benchmark(folder: Path, is_small: bool, rounds: int | None = None) -> list[Row]:
@@ -38,7 +38,7 @@ def benchmark(folder: Path, is_small: bool, rounds: int | None = None) -> list[R
     tokenizer = train_bpe(Dataset.from_dict({"text": texts}), 8192)
     torch.manual_seed(0)
     shape_name, shape = SMALL if is_small else FULL
-    model = new_model(tokenizer, n_positions=CONTEXT, **shape).eval()
+    model = new_model(tokenizer, max_position_embeddings=CONTEXT, **shape).eval()
     model.resize_token_embeddings(8192)
     rows = []
     for stride in (CONTEXT, CONTEXT // 2):
