@@ -181,7 +181,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         kwh_price=args.price_per_kwh,
     )
     if args.picture:
-        draw_memory(Path(args.picture), plans, device, f"{args.gpu} x {args.num_gpus}")
+        billions = training.parameters / 1e9
+        title = (
+            f"Memory to train {model.architecture} with {billions:.3g}B parameters on "
+            f"{args.num_gpus} x {args.gpu}"
+        )
+        draw_memory(Path(args.picture), plans, device, title)
 
     # The command that trains like this.
     best = recommended(plans)

@@ -210,13 +210,16 @@ def check_no_picture(path: str | None, architecture: str) -> None:
 
 
 def draw_memory(path: Path, plans: dict[str, LaunchPlan], device: Device, title: str) -> None:
-    """Save a PNG: one stacked bar per launch config, and the device's memory as a line."""
+    """Save a PNG: one stacked bar per launch config, and the device's memory as a line; `title`
+    says what is trained on what. What takes no memory in any config is not in the legend.
+    """
     # Matplotlib and NumPy are loaded only here: a plan without a picture is quick.
-    from hfscale.report.pictures import bars
+    from hfscale.report.pictures import bars, in_picture
 
     gb_by_part = {
         part: [plan["memory_bytes"][part] / 1e9 for plan in plans.values()] for part in COLORS
     }
+    gb_by_part = {part: sizes for part, sizes in gb_by_part.items() if any(sizes)}
     totals = [sum(sizes) for sizes in zip(*gb_by_part.values(), strict=True)]
     labels = [
         f" {total:.1f} GB, micro-batch {plan['batch_size']}"
@@ -224,13 +227,18 @@ def draw_memory(path: Path, plans: dict[str, LaunchPlan], device: Device, title:
     ]
     figure, axes = bars(list(plans), gb_by_part, labels, COLORS)
     axes.axvline(
-        device.memory_gb, color="black", linestyle="--", linewidth=1, label="memory of the device"
+        device.memory_gb,
+        color="black",
+        linestyle="--",
+        linewidth=1,
+        label=f"memory of one GPU, {device.memory_gb:g} GB",
     )
     axes.set(
-        title=title,
+        title=in_picture(title),
         xlabel="GB per GPU at the fullest moment",
         xlim=(0, 1.35 * max(device.memory_gb, *totals)),
     )
-    axes.legend(fontsize=8, loc="lower right")
+    axes.set_ylabel("launch config")
+    axes.legend(fontsize=8, loc="lower right", title="what fills a GPU", title_fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -21,6 +21,7 @@ from hfscale.shown import show_text
 LISTS = ("points", "splits", "warnings")  # of a law, not in its table
 MOST_CURVES = 6  # more are a smear: the colours of the points tell the rest
 AXES = ("parameters N", "training tokens D")
+TITLE = "Scaling law: loss = E + A / N^alpha + B / D^beta, fitted to measured runs"
 NARROW = 30  # a range of less than this factor has one power of ten, or two
 
 
@@ -44,7 +45,11 @@ def draw_law(
         formula = (
             f"{round(law.E, 6):.3g} + {law.A:.3g}/N^{law.alpha:.3g} + {law.B:.3g}/D^{law.beta:.3g}"
         )
-        row[0].set_title(f"{in_picture(name)}: {formula}", loc="left", fontsize=10)
+        law_of_row = f"{in_picture(name)}: {formula}"
+        row[0].set_title(f"{law_of_row}\nloss over tokens", loc="left", fontsize=10)
+        row[1].set_title("loss over parameters", loc="left", fontsize=10)
+        row[2].set_title("loss at equal compute, by the law", loc="left", fontsize=10)
+    figure.suptitle(TITLE, fontsize=12)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
@@ -67,8 +72,11 @@ def _draw_losses(
     for value in _some(np.unique(seen[:, other])):
         losses = fit.law.loss(value, xs) if over else fit.law.loss(xs, value)
         axis.plot(xs, losses, color=key.to_rgba(value), lw=1)
+    axis.plot([], [], color="dimgray", lw=1, label="the fitted law")
     axis.scatter(runs[:, over], runs[:, 2], s=16, c=key.to_rgba(runs[:, other]), zorder=3)
+    axis.plot([], [], "o", color="dimgray", ms=4, label="measured run")
     _draw_forecasts(axis, forecasts, "tokens" if over else "parameters")
+    axis.legend(fontsize=7)
     axis.set(xscale="log", xlabel=AXES[over], ylabel="loss, nats per token")
     _short_ticks(axis.xaxis, seen[:, over])
     bar = axis.figure.colorbar(key, ax=axis, label=f"colour: {AXES[other]}", pad=0.01)
@@ -100,16 +108,22 @@ def _draw_forecasts(axis: Axes, forecasts: Sequence[dict[str, Any]], name: str) 
     """Each forecast with its interval, and what was measured, each kind named once."""
     for i, forecast in enumerate(forecasts):
         low, high = forecast["loss_ci90"]
-        label = "" if i else "forecast, 90 %"
+        label = "" if i else "forecast with its 90 % interval"
         axis.vlines(forecast[name], low, high, color="black", label=label)
         axis.plot([forecast[name]], [forecast["loss"]], "_", color="black")
     measured = [forecast for forecast in forecasts if forecast["measured"] is not None]
     if measured:
         xs = [forecast[name] for forecast in measured]
         losses = [forecast["measured"] for forecast in measured]
-        axis.plot(xs, losses, "*", color="crimson", ms=10, label="held out, measured", zorder=4)
-    if forecasts:
-        axis.legend(fontsize=7)
+        axis.plot(
+            xs,
+            losses,
+            "*",
+            color="crimson",
+            ms=10,
+            label="forecast run, measured afterwards",
+            zorder=4,
+        )
 
 
 def _draw_iso_flops(axis: Axes, fit: Fit, points: Sequence[tuple]) -> None:
@@ -131,7 +145,8 @@ def _draw_iso_flops(axis: Axes, fit: Fit, points: Sequence[tuple]) -> None:
         ylim=(0.9 * lowest, 1.2 * max(loss for *_, loss in points)),
     )
     _short_ticks(axis.xaxis, shown_sizes)
-    axis.legend(fontsize=7, title="dots: compute-optimal", title_fontsize=7)
+    axis.plot([], [], "o", color="dimgray", ms=5, label="compute-optimal size")
+    axis.legend(fontsize=7, title="budget 6ND", title_fontsize=7)
 
 
 def print_law(record: dict[str, Any]) -> None:

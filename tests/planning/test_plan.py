@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from hfscale.arguments import ShapeArguments, shape_of
 from hfscale.config import check_recipe_args, shipped
@@ -508,6 +509,21 @@ def test_a_device_of_your_own(tmp_path, capsys):
     mine.write_text(json.dumps({"mine": ROUND._asdict()}))
     assert find_device("mine", str(mine)) == ROUND
     assert find_device("h200", str(mine)).memory_gb == 141
+
+
+def test_the_picture_says_what_is_drawn(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    gpu = ["--gpu", "a100-40gb", "--num_gpus", "4"]
+    plan.main(["--config", "gpt2_small", *gpu, "--picture", str(tmp_path / "plan.png")])
+    (axes,) = figures[0].axes
+    assert axes.get_title() == "Memory to train gpt2 with 0.124B parameters on 4 x a100-40gb"
+    legend = axes.get_legend()
+    assert legend.get_title().get_text() == "what fills a GPU"
+    names = [text.get_text() for text in legend.get_texts()]
+    assert "memory of one GPU, 40 GB" in names and "weights" in names
+    drawn = {bars.get_label() for bars in axes.containers if any(bars.datavalues)}
+    assert {*names} - {"memory of one GPU, 40 GB"} == drawn  # nothing that no bar has
 
 
 def test_the_picture_and_the_prices(tmp_path, capsys):

@@ -279,9 +279,21 @@ def test_the_picture_of_few_sizes_has_a_curve_for_each(tmp_path):
     _, curves, _, panels = curves_of(tmp_path / "law.png", points, forecasts)
     assert curves[:2] == [4, 5]  # with those of the forecasts
     assert [text.get_text() for text in panels[0].get_legend().get_texts()] == [
-        "forecast, 90 %",
-        "held out, measured",
+        "the fitted law",
+        "measured run",
+        "forecast with its 90 % interval",
+        "forecast run, measured afterwards",
     ]
+    budgets = panels[2].get_legend()
+    assert budgets.get_title().get_text() == "budget 6ND"
+    assert budgets.get_texts()[-1].get_text() == "compute-optimal size"
+    titles = [axes.get_title(loc="left").splitlines()[-1] for axes in panels]
+    assert titles == [
+        "loss over tokens",
+        "loss over parameters",
+        "loss at equal compute, by the law",
+    ]
+    assert panels[0].figure.get_suptitle().startswith("Scaling law: loss = E + A / N^alpha")
 
 
 def test_a_fit_shows_how_far_it_is(capsys):
