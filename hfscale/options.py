@@ -13,6 +13,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -43,6 +44,7 @@ def training_types() -> dict[str, Any]:
     return kinds
 
 
+@cache
 def training_defaults() -> dict[str, Any]:
     """Defaults of the arguments of `transformers.TrainingArguments` by name, read as in
     `training_types`; those that its source only computes are left out.

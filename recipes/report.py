@@ -1,5 +1,6 @@
-"""One HTML page of a run, or of several beside each other: what was done, curves, metrics, samples,
-data, pictures.
+"""One HTML page of a run, or of several beside each other: the number that matters, curves,
+samples, data, speed, settings. Every training leaves its own; this adds what other recipes
+measured.
 
 hfscale report --runs runs/pretrain-tiny
 hfscale report --runs runs/a runs/b --also runs/scale-tiny runs/data --output_file runs/a-and-b.html
@@ -27,7 +28,8 @@ class ReportArguments:
         },
     )
     output_file: str | None = field(
-        default=None, metadata={"help": "the page; default: report.html in the first run"}
+        default=None,
+        metadata={"help": "the page; default: report.html in the first run, written anew"},
     )
     overwrite: bool = field(default=False, metadata={"help": "replace a page that exists"})
 
@@ -38,14 +40,17 @@ def main(argv: list[str] | None = None) -> Page:
         raise InputError("runs: none given; name the folder of a finished run")
     page = Path(args.output_file or Path(args.runs[0], "report.html"))
 
-    from hfscale.report.page import is_run_page, render_page
+    from hfscale.report.page import is_own_page, render_page
 
+    # The page that the training left holds nothing that is not written again.
+    renewed = args.output_file is None and is_own_page(page)
     check_output_file(
         str(page.parent),
         page.name,
-        overwrite=args.overwrite or is_run_page(page),
+        overwrite=args.overwrite or renewed,
         place=f"output_file {page}",
     )
+
     html = render_page(args.runs, args.also)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(page, html)

@@ -5,7 +5,9 @@ wrote, no more.
 import base64
 import json
 import re
+import sys
 from collections.abc import Iterable, Sequence
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ from hfscale.report.tables import (
     size_of,
 )
 from hfscale.run_record import read_json, read_record
-from hfscale.shown import MARKDOWN_FILTERS, markdown_text, printable
+from hfscale.shown import MARKDOWN_FILTERS, markdown_text, one_line, printable
 
 # Records of other recipes, each shown in a section of its own where the folder holds it.
 RECORDS = (
@@ -50,7 +52,6 @@ RECORDS = (
 # Mail programs and browsers take a page of this size at once: pictures beyond it are named, not
 # shown.
 PAGE_LIMIT_BYTES = 2_800_000
-HEAD_CHARACTERS = 1000  # of a page, in which it says what made it
 LONG_CHARACTERS = 20_000  # of a list in a record: longer ones are named, not shown
 # What is drawn over steps: the title, and on which part of the data it is measured (None: on none).
 CURVES = {
@@ -71,36 +72,39 @@ PICTURES = {
     "perplexity_by_position.png": "perplexity over the position in the text",
 }
 DRAWN_ANEW = "funnel.png"  # by the page itself, from the card that lies beside it
-# What a page of ours says that it was made by: the report recipe, or a run for itself.
-GENERATOR = "hfscale report"
-RUN_GENERATOR = "hfscale run"
-PAGE = "report.html"
+PAGE = "report.html"  # in a run's folder
+GENERATOR = "hfscale report"  # a page of ours says so in its head
+HEAD_CHARACTERS = 1000
 COLUMNS = {"points": ("parameters N", "tokens D", "loss")}  # of a list of lists, by its name
 FOLDED = {"config": "every setting", "versions": "of every library"}
 NAMED = ("laws", "rules", "examples", "canaries")  # mappings whose keys are names, not labels
 SIDE_BY_SIDE = ("systems",)  # records with much in each: they are columns, what they say are rows
 
 
-def write_run_page(folder: str) -> Path:
-    """Write the page of a finished run into its folder; where it lies. The report recipe may
-    replace it.
+def write_page(folder: Path) -> None:
+    """Write the page of a run that is finished into its folder, unless somebody else's page lies
+    there. One that cannot be made ends no run: a line on stderr says why.
     """
-    page = Path(folder, PAGE)
-    write_atomically(page, render_page([folder], generator=RUN_GENERATOR))
-    return page
+    page = folder / PAGE
+    if page.exists() and not is_own_page(page):
+        return
+    try:
+        write_atomically(page, render_page([str(folder)]))
+    except (InputError, OSError) as error:
+        print(f"no {page}: {one_line(str(error))}", file=sys.stderr)
 
 
-def is_run_page(page: Path) -> bool:
-    """Whether a run wrote the page for itself, so that nothing is lost with it."""
-    if not page.is_file():
+def is_own_page(page: Path) -> bool:
+    """Whether a file is a page that this module wrote, which can be written anew from its run."""
+    try:
+        with page.open(encoding="utf-8") as file:
+            head = file.read(HEAD_CHARACTERS)
+    except (OSError, UnicodeDecodeError):
         return False
-    with page.open(encoding="utf-8", errors="replace") as file:
-        return f'content="{RUN_GENERATOR}"' in file.read(HEAD_CHARACTERS)
+    return f'name="generator" content="{GENERATOR}"' in head
 
 
-def render_page(
-    runs: Sequence[str], also: Sequence[str] = (), *, generator: str = GENERATOR
-) -> str:
+def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
     """The page as HTML, from run folders and from folders of other recipes (scores, studies, data
     cards).
 
@@ -138,7 +142,7 @@ def render_page(
         "folded": FOLDED,
         "side_by_side": SIDE_BY_SIDE,
         "named": NAMED,
-        "generator": generator,
+        "generator": GENERATOR,
     }
     page = template(Path(__file__).with_name("page.html.j2"))
     size = len(page.render(**parts, pictures=[]))
@@ -192,6 +196,7 @@ def sources_of(data: dict[str, Any]) -> list[str]:
     return [str(each) for each in (sources if isinstance(sources, list) else [sources])]
 
 
+@cache
 def template(path: Path) -> jinja2.Template:
     """The template in a file; what it fills in is text and nothing else, also where the file is
     HTML or Markdown.

@@ -26,6 +26,7 @@ from hfscale.folders import (
 from hfscale.generation.task_prompt import load_task_prompt
 from hfscale.manifest import write_manifest
 from hfscale.models import count_parameters, count_trained, weights_fingerprint
+from hfscale.report.page import write_page
 from hfscale.training.averaging import averaging_of
 from hfscale.training.checkpoints import CheckpointManifest
 from hfscale.training.model_card import write_model_card
@@ -46,8 +47,8 @@ def write_run(
     *,
     seconds: float | None = None,
 ) -> None:
-    """Write the model card and, last, `run.json` and the manifest into `output_dir`; for rank 0,
-    after `trainer.save_model()`. What has a tracker or the Hub asked for gets it then.
+    """Write the model card and, last, `run.json`, the manifest and the page into `output_dir`; for
+    rank 0, after `trainer.save_model()`. What has a tracker or the Hub asked for gets it then.
 
     Args:
         recipe: the script's `__file__`.
@@ -87,6 +88,7 @@ def write_run(
     if not trainer.args.push_to_hub:  # where no pickle is uploaded
         patterns.append(TRAINING_ARGUMENTS)
     write_manifest(folder, patterns=patterns)
+    write_page(folder)
     share_run(trainer)
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict, IterableDataset
@@ -18,7 +19,7 @@ from hfscale.generation.terminal import command_line, ready_command, show_sample
 from hfscale.generation.texts import beginning_of, generate_texts
 from hfscale.models import context_limit, stated_limit
 from hfscale.process import InputError, is_main_rank, launched_processes
-from hfscale.report.page import write_run_page
+from hfscale.report.page import PAGE
 from hfscale.shown import show_text
 
 # Rows of a loaded model are no longer than this unless the user says so: attention over tens of
@@ -176,7 +177,8 @@ def show_run(
 
 
 def show_place(output_dir: str) -> None:
-    """Write the page of a finished run, and print where it and the model are."""
-    page = write_run_page(output_dir)
+    """Print where the model of a finished run is, and the page, where one could be written."""
     show_text(f"model, tokenizer and run.json: {output_dir}")
-    show_text(f"page with curves and settings: {page}")
+    page = Path(output_dir, PAGE)
+    if page.is_file():
+        show_text(f"page with curves and settings: {page}")

@@ -99,6 +99,7 @@ def test_run_folder_holds_what_the_design_promises(finished, text):
     assert len(record["samples"]) == 3
     for name in (
         "README.md",
+        "report.html",
         "trainer_state.json",
         "model.safetensors",
         "tokenizer.json",

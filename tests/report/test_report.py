@@ -14,7 +14,7 @@ import pytest
 
 from hfscale.cli import find_recipe
 from hfscale.process import InputError
-from hfscale.report.page import PAGE_LIMIT_BYTES, read_curve, render_page, write_run_page
+from hfscale.report.page import PAGE_LIMIT_BYTES, read_curve, render_page, write_page
 from hfscale.report.settings import settings_that_matter
 from recipes import report
 from tests.browser import chromium, page_faults
@@ -474,13 +474,34 @@ def test_a_page_that_cannot_be_written_is_one_line(place, says, run_folder, monk
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
-def test_the_recipe_writes_the_page_once_in_place_of_the_runs_own(run_folder):
-    assert write_run_page(str(run_folder)) == run_folder / "report.html"
+def test_the_recipe_writes_a_runs_own_page_anew_and_no_other(run_folder, capsys):
+    page = run_folder / "report.html"
     command = [sys.executable, find_recipe("report"), "--runs", str(run_folder)]
-    first, second = (subprocess.run(command, capture_output=True, text=True) for _ in range(2))
+    first = subprocess.run(command, capture_output=True, text=True)
     assert first.returncode == 0 and "report.html" in first.stdout, first.stderr
-    assert second.returncode == 2 and "holds report.html; name another" in second.stderr
-    assert (run_folder / "report.html").read_text().startswith("\n") is False
+    written = page.read_text()
+    assert written.startswith("<!doctype html>")
+    page.write_text(written.replace("6.1928565986877375", "1"))
+    report.main(["--runs", str(run_folder)])
+    assert page.read_text() == written
+    for taken in (["--output_file", str(page)], []):  # named, or not ours
+        with pytest.raises(InputError, match="holds report.html; name another"):
+            report.main(["--runs", str(run_folder), *taken])
+        page.write_text("<html>my own</html>")
+
+
+def test_a_finished_run_leaves_its_page_and_nothing_of_others_is_lost(run_folder, capsys):
+    write_page(run_folder)
+    page = run_folder / "report.html"
+    assert page.read_text() == render_page([str(run_folder)])
+    page.write_text("<html>my own</html>")
+    write_page(run_folder)
+    assert page.read_text() == "<html>my own</html>" and capsys.readouterr().err == ""
+    page.unlink()
+    (run_folder / "trainer_state.json").write_text("[1]")
+    write_page(run_folder)  # says why, and ends no run
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"no {page}: ") and shown.count("\n") == 1 and not page.exists()
 
 
 # ---- in a real browser
