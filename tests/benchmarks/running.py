@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -37,7 +38,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 
 def show(benchmarks: Mapping[str, Benchmark], options: argparse.Namespace, **settings: Any) -> None:
-    """Run them all: one table, one JSON file."""
+    """Run them all: one table at the end, and one JSON file, which is there after the first."""
     os.environ.update(ENVIRONMENT)
     limits = json.loads(LIMITS.read_text())
     started = time.perf_counter()
@@ -48,10 +49,11 @@ def show(benchmarks: Mapping[str, Benchmark], options: argparse.Namespace, **set
                 rows += benchmark(Path(folder), options.small, options.rounds, **settings)
             except (RuntimeError, OSError) as error:
                 rows.append(not_measured(name, error))
-    seconds = time.perf_counter() - started
-    rows = with_limits(rows, limits)
-    print(table(rows))
+        seconds = time.perf_counter() - started
+        print(f"{name}: measured, {seconds:,.0f} s since the start", file=sys.stderr)
+        if options.output:
+            write_json(with_limits(rows, limits), options.output, seconds)
+    print(table(with_limits(rows, limits)))
     print(f"{seconds:,.0f} s; load at the end {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     if options.output:
-        write_json(rows, options.output, seconds)
         print(f"also in {options.output}")
