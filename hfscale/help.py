@@ -33,6 +33,15 @@ EXAMPLES = (
     'hfscale generate --model runs/quickstart --prompts "The"',
     "hfscale score --model runs/quickstart --source embedded:python-prose",
 )
+# Recipes that bring no config, and why; every other one has at least tiny_cpu.
+WITHOUT_CONFIG = {
+    "plan": "reads the configs of what it plans: --config pretrain/gpt2_xl",
+    "quickstart": "is, with its defaults, the shortest complete run",
+    "push": "sends one folder to an account of your own",
+    "report": "takes the folders of runs, and nothing that could be tuned",
+    "runs": "takes the folder that the runs lie in",
+    "verify": "takes the folders to read",
+}
 # Of TrainingArguments, those that most runs set; they stand first, with upstream's defaults.
 MOST_SET = (
     "output_dir",
@@ -117,7 +126,11 @@ def _config_lines(recipe: Path) -> list[str]:
     """The shipped configs, each with the first line that says what it is."""
     configs = sorted(recipe.parent.glob(f"configs/{recipe.stem}/*.yaml"))
     rows = {f"--config {path.stem}": _first_comment(path) for path in configs}
-    return ["shipped configs:", table(rows), "", "arguments:"] if rows else ["arguments:"]
+    if rows:
+        return ["shipped configs:", table(rows), "", "arguments:"]
+    if why := WITHOUT_CONFIG.get(recipe.stem):
+        return [f"shipped configs: none; it {why}", "", "arguments:"]
+    return ["arguments:"]
 
 
 def _first_comment(config: Path) -> str:

@@ -20,7 +20,7 @@ from hfscale.cleaning.stages import Ledger
 from hfscale.data.sources import say
 from hfscale.evaluation.score_report import show_scores
 from hfscale.generation.terminal import show_completions, show_samples
-from hfscale.probes.attention_page import as_text, write_page
+from hfscale.probes.attention_page import OF_READING, as_text, write_page
 from hfscale.process import InputError, run
 from hfscale.report.page import render_page
 from hfscale.report.tables import show_records, show_table
@@ -273,7 +273,9 @@ def test_attention_page(tmp_path):
         "logit_lens": [{"loss": 1.0, "top": [[[NASTY, 0.5]], [[BLOCK, 0.5]]]}],
         "explain": None,
     }
-    write_page(tmp_path / "page.html", record, np.ones((1, 2, 2, 2), np.float32))
+    record["held_out"] = {name: record[name] for name in OF_READING}
+    maps = np.ones((1, 2, 2, 2), np.float32)
+    write_page(tmp_path / "page.html", record, [maps, maps])
     page = (tmp_path / "page.html").read_text()
     assert not OBEYED.search(page) and "\\u001b" not in page
     assert page.count("<script") == 2 and "onerror=alert" in page and "<img" not in page

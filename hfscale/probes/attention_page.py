@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from hfscale.shown import printable_values
 
 MAP_BYTES = 2_000_000  # of weights on the page; with the rest it stays below 3 MB
 SHOWN = 24  # rows and columns of each matrix that explains a head
+SECOND = "held_out"  # in the record: the same of a sentence of the run's held-out text
+FROM = ("given", "of the run's held-out text")
+OF_READING = ("sentence", "tokens", "loss", "heads", "logit_lens", "explain")
 MOST_INCHES = 24  # of a picture's side: with more heads or layers the maps get smaller
 
 
@@ -85,10 +89,13 @@ def with_conclusion(explained: Explanation) -> dict[str, Any]:
 
 def without_values(record: dict[str, Any]) -> dict[str, Any]:
     """The record without the matrices of the steps, which the page shows."""
-    if not record["explain"]:
-        return record
-    steps = [{**step, "values": None} for step in record["explain"]["steps"]]
-    return record | {"explain": record["explain"] | {"steps": steps}}
+    cut = dict(record)
+    if record["explain"]:
+        steps = [{**step, "values": None} for step in record["explain"]["steps"]]
+        cut["explain"] = record["explain"] | {"steps": steps}
+    if record.get(SECOND):
+        cut[SECOND] = without_values(record[SECOND])
+    return cut
 
 
 def as_text(record: dict[str, Any]) -> str:
@@ -96,37 +103,54 @@ def as_text(record: dict[str, Any]) -> str:
     return template(Path(__file__).with_name("attention.txt.j2")).render(record)
 
 
-def write_page(path: Path, record: dict[str, Any], weights: np.ndarray) -> None:
+def write_page(path: Path, record: dict[str, Any], weights: Sequence[np.ndarray]) -> None:
     """One HTML file without any other: maps with weights on hover, scores, logit lens, and the
-    steps of one head.
+    steps of one head, of the sentence and of the second one, if the record holds one.
 
-    `weights` (layers, maps, tokens, tokens) may hold more maps per layer than the heads that
-    `record` scores: the last is the rollout. A long sentence is cut on the page, not in the files
-    beside it.
+    `weights` (layers, maps, tokens, tokens) of each sentence may hold more maps per layer than the
+    heads that `record` scores: the last is the rollout. A long sentence is cut on the page, not in
+    the files beside it.
     """
-    layers, maps, tokens, _ = weights.shape
+    readings = [record, *([record[SECOND]] if record.get(SECOND) else [])]
+    layers, maps, _, _ = weights[0].shape
     # A map of n tokens is n (n + 1) / 2 numbers of two bytes, which base64 makes a third longer.
-    most_tokens = int((MAP_BYTES * 3 / 4 / layers / maps) ** 0.5)
-    shown_tokens = min(tokens, most_tokens)
-    lower = weights[..., *np.tril_indices(shown_tokens)]
-    two_bytes = np.rint(lower * 65535).astype("<u2").tobytes()
-    data = record | {
-        "shown_tokens": shown_tokens,
+    most_tokens = int((MAP_BYTES * 3 / 4 / layers / maps / len(readings)) ** 0.5)
+    explained = record.get("explain")
+    data = {name: value for name, value in record.items() if name not in (*OF_READING, SECOND)} | {
         "maps": [layers, maps],
-        "weights": base64.b64encode(two_bytes).decode(),
-        "logit_lens": [
-            {**layer, "top": layer["top"][:shown_tokens]} for layer in record["logit_lens"]
+        "explained": explained and [explained["layer"], explained["head"]],
+        "readings": [
+            _reading(part, maps_of_part, most_tokens, said)
+            for part, maps_of_part, said in zip(readings, weights, FROM, strict=False)
         ],
     }
-    explained = record.get("explain")
-    if explained:
-        steps = [{**step, "values": _corner(step["values"])} for step in explained["steps"]]
-        data["explain"] = explained | {"steps": steps}
     # Within a script element "<" could end it.
     text = json.dumps(printable_values(data), ensure_ascii=False, allow_nan=False)
     text = text.replace("<", "\\u003c")
     page = Path(__file__).with_name("attention.html").read_text("utf-8")
     write_atomically(path, page.replace("__DATA__", text))
+
+
+def _reading(
+    part: dict[str, Any], weights: np.ndarray, most_tokens: int, said: str
+) -> dict[str, Any]:
+    """What the page shows of one sentence; `said` is where it is from."""
+    shown_tokens = min(weights.shape[-1], most_tokens)
+    lower = weights[..., *np.tril_indices(shown_tokens)]
+    two_bytes = np.rint(lower * 65535).astype("<u2").tobytes()
+    explained = part.get("explain")
+    if explained:
+        steps = [{**step, "values": _corner(step["values"])} for step in explained["steps"]]
+        explained = explained | {"steps": steps}
+    return {name: part[name] for name in OF_READING if name in part} | {
+        "from": said,
+        "shown_tokens": shown_tokens,
+        "weights": base64.b64encode(two_bytes).decode(),
+        "logit_lens": [
+            {**layer, "top": layer["top"][:shown_tokens]} for layer in part["logit_lens"]
+        ],
+        "explain": explained,
+    }
 
 
 def _corner(matrix: list[list[float]]) -> list[list[str]]:

@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -13,12 +14,17 @@ import torch
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from hfscale.arguments import StreamArguments
+from hfscale.data.fingerprints import text_fingerprint
+from hfscale.data.splits import join_parts, load_parts
 from hfscale.data.tokenizer import load_pretrained_tokenizer, train_bpe
 from hfscale.metrics.perplexity import score_documents
 from hfscale.models import load_model
 from hfscale.probes import attention, attention_page
+from hfscale.probes.held_out_sentence import first_sentence, held_out_sentence
 from hfscale.process import InputError
 from recipes import attention_maps
+from tests.browser import chromium, page_faults
 from tests.tiny_models import MAMBA, TOGETHER, save_tiny_model
 
 SENTENCE = "The quick brown fox jumps over the lazy dog"
@@ -283,6 +289,12 @@ def page_data(path):
     )
 
 
+def shown_weights(reading):
+    """Of three layers with four heads and the rollout."""
+    two_bytes = np.frombuffer(base64.b64decode(reading["weights"]), "<u2")
+    return two_bytes.reshape(3, 5, -1) / 65535
+
+
 def test_files_hold_the_numbers(made, model, ids):
     weights = attention.attention_weights(model, ids)[0].numpy()
     saved = np.load(made / "attention.npz")
@@ -302,13 +314,14 @@ def test_files_hold_the_numbers(made, model, ids):
 def test_page_needs_nothing_else_and_its_weights_are_right(made, model, ids):
     text, data = page_data(made / "attention.html")
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|src=|<link|@import|url\(", text)
-    assert (
-        len(text.encode()) < 3_000_000 and "equal the model's own" in data["explain"]["conclusion"]
-    )
+    (reading,) = data["readings"]
+    assert len(text.encode()) < 3_000_000
+    assert "equal the model's own" in reading["explain"]["conclusion"]
     weights = attention.attention_weights(model, ids)[0]
     maps = torch.cat([weights, attention.rollout(weights)[:, None]], dim=1).numpy()
-    shown = np.frombuffer(base64.b64decode(data["weights"]), "<u2").reshape(3, 5, -1) / 65535
-    np.testing.assert_allclose(shown, maps[..., *np.tril_indices(ids.shape[1])], atol=1e-5)
+    np.testing.assert_allclose(
+        shown_weights(reading), maps[..., *np.tril_indices(ids.shape[1])], atol=1e-5
+    )
 
 
 def test_page_of_a_long_sentence_stays_small(tmp_path):
@@ -319,10 +332,133 @@ def test_page_of_a_long_sentence_stays_small(tmp_path):
         "logit_lens": [{"loss": 1.0, "top": [[["<b>", 0.5]]] * tokens}] * 13,
     }
     weights = np.broadcast_to(weights, (layers, heads, tokens, tokens))
-    attention_page.write_page(tmp_path / "page.html", record, weights)
-    text, data = page_data(tmp_path / "page.html")
-    assert 80 < data["shown_tokens"] < tokens and len(text.encode()) < 3_000_000
-    assert len(data["logit_lens"][0]["top"]) == data["shown_tokens"] and "<b>" not in text
+    for readings in (1, 2):
+        attention_page.write_page(tmp_path / "page.html", record, [weights] * readings)
+        text, data = page_data(tmp_path / "page.html")
+        assert len(data["readings"]) == readings and len(text.encode()) < 3_000_000
+        for reading in data["readings"]:
+            shown = reading["shown_tokens"]
+            assert 80 / readings < shown < tokens and "<b>" not in text
+            assert len(reading["logit_lens"][0]["top"]) == shown
+        record["held_out"] = dict(record)
+
+
+# ---- a sentence of the run's own text
+
+
+LINES = [
+    "too short.",
+    "No whole sentence in this line",
+    "The lazy dog jumps over a quick list. More.",
+]
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    """The model as a run that names its text."""
+    place = tmp_path_factory.mktemp("runs")
+    source = place / "lines.txt"
+    source.write_text("\n".join(LINES * 10))
+    args = StreamArguments(source=[str(source)], sample_by="line")
+    documents = join_parts(load_parts(args, seed=3), args)
+    fingerprint = {name: text_fingerprint(part) for name, part in documents.items()}
+    record = {
+        "config": {"source": [str(source)], "sample_by": "line", "seed": 3},
+        "data": {"fingerprint": fingerprint, "bytes": {"train": 900, "validation": 50}},
+    }
+    shutil.copytree(folder, place / "run")
+    (place / "run" / "run.json").write_text(json.dumps(record))
+    return place / "run"
+
+
+@pytest.fixture(scope="module")
+def two(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("two") / "out"
+    words = ["--model", str(run), "--explain", "1", "2", "--output_dir", str(out)]
+    attention_maps.main([*words, "--sentence", "a list of items"])
+    return out
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("\n".join(LINES), "The lazy dog jumps over a quick list."),
+        ("Ab. This one is long enough! Next one is not.", "This one is long enough!"),
+        (
+            "我喜欢。今天的天气非常非常好，我们一起去公园吧。",
+            "今天的天气非常非常好，我们一起去公园吧。",
+        ),
+        ("for x in range(10):\n    print(x)", None),
+    ],
+)
+def test_a_whole_sentence_is_taken(text, sentence):
+    assert first_sentence([text], lambda found: True) == sentence
+    assert first_sentence([text], lambda found: False) is None
+
+
+def test_a_sentence_of_the_held_out_text_is_read_beside_the_given_one(two, model, tokenizer):
+    record = json.loads((two / "attention.json").read_text())
+    held_out = record["held_out"]
+    assert record["sentence"] == "a list of items" and held_out["sentence"] in LINES[2]
+    ids = attention.encode_sentence(model, tokenizer, held_out["sentence"])
+    weights = attention.attention_weights(model, ids)[0].numpy()
+    np.testing.assert_allclose(
+        np.load(two / "attention.npz")["held_out_weights"], weights, atol=1e-6
+    )
+    _, data = page_data(two / "attention.html")
+    first, second = data["readings"]
+    assert second["tokens"] == held_out["tokens"] != first["tokens"]
+    np.testing.assert_allclose(
+        shown_weights(second)[:, :4], weights[..., *np.tril_indices(ids.shape[1])], atol=1e-5
+    )
+    assert held_out["loss"] == pytest.approx(attention.ablate_heads(model, ids)[0], abs=1e-5)
+    assert held_out["sentence"] in (two / "attention.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"bytes": {"train": None, "validation": None}}, "its text is a stream, or too large"),
+        ({"bytes": {"train": 10**12, "validation": 9}}, "its text is a stream, or too large"),
+        ({"fingerprint": {"validation": "0"}}, "is no longer the text of"),
+    ],
+)
+def test_why_there_is_no_second_sentence(change, says, run, tmp_path):
+    record = json.loads((run / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(record | {"data": record["data"] | change}))
+    sentence, why = held_out_sentence(str(tmp_path), lambda text: True)
+    assert sentence is None and says in why and "source: missing" not in why
+    assert held_out_sentence(str(tmp_path / "none"), lambda text: True) == (None, None)
+    assert held_out_sentence(str(run), lambda text: False)[1].endswith("short enough")
+
+
+def test_the_page_is_read_on_a_desk_and_on_a_phone_by_day_and_by_night(two):
+    address = (two / "attention.html").as_uri()
+    with chromium() as browser:
+        faults = page_faults(browser, address)
+        assert len(faults) == 6 and not any(faults.values()), faults
+        page = browser.new_page()
+        page.goto(address)
+        for number, reading in enumerate(page_data(two / "attention.html")[1]["readings"]):
+            page.select_option("#reading", str(number))
+            assert reading["sentence"] in page.inner_text("#facts")
+            assert page.locator("#sentence button").count() == len(reading["tokens"])
+            assert page.locator("#map rect.cell").count() == np.tri(len(reading["tokens"])).sum()
+            steps = page.locator("#explain table.matrix")
+            assert steps.count() == len(reading["explain"]["steps"])
+            for i, step in enumerate(reading["explain"]["steps"]):  # each number has its colour
+                uncoloured = steps.nth(i).locator("td[style^='color']").count()
+                assert uncoloured == sum(text == "-inf" for row in step["values"] for text in row)
+        page.locator("#thumbs button").last.focus()
+        page.keyboard.press("Enter")  # as a click does
+        assert page.locator("#layer").input_value() == "2"
+        assert page.locator("#head").input_value() == "3"
+        assert (
+            page.locator("#map svg")
+            .get_attribute("aria-label")
+            .startswith("attention of layer 2, head 3: ")
+        )
+        page.close()
 
 
 # ---- bad input

@@ -2,6 +2,7 @@
 found by glob.
 """
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from hfscale.config import check_recipe_args, shipped
+from hfscale.help import WITHOUT_CONFIG
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*/*.y*ml"))
@@ -44,6 +46,27 @@ def test_each_folder_is_a_recipes_own_and_holds_one_for_a_small_machine():
     folders = {path.parent for path in CONFIGS}
     assert folders and all((ROOT / "recipes" / f"{folder.name}.py").is_file() for folder in folders)
     assert all((folder / "tiny_cpu.yaml").is_file() for folder in folders)
+
+
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
+FENCED = re.compile(r"^```bash\n(.*?)^```", re.M | re.S)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_has_configs_or_says_why_not_and_a_page_with_its_command(recipe):
+    configs = [path for path in CONFIGS if path.parent.name == recipe]
+    assert bool(configs) != (recipe in WITHOUT_CONFIG)
+    pages = (ROOT / "docs").glob("*.md")
+    commands = [block for page in pages for block in FENCED.findall(page.read_text("utf-8"))]
+    assert any(re.search(rf"^hfscale {recipe}\b", block, re.M) for block in commands)
+
+
+def test_help_says_why_a_recipe_brings_no_config(capsys):
+    assert {*RECIPES} > WITHOUT_CONFIG.keys()
+    for recipe, why in WITHOUT_CONFIG.items():
+        with pytest.raises(SystemExit):
+            check_recipe_args(ROOT / "recipes" / f"{recipe}.py", ["--help"])
+        assert f"shipped configs: none; it {why}" in capsys.readouterr().out
 
 
 def test_no_two_configs_write_into_one_folder():

@@ -137,6 +137,7 @@ def test_what_is_pushed_is_the_finished_run(hub, place):
         "generation_config.json",
         "manifest.json",
         "model.safetensors",
+        "report.html",
         "run.json",
         "tokenizer.json",
         "tokenizer_config.json",
