@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 
 from hfscale.folders import write_atomically
 from hfscale.process import InputError
@@ -223,6 +224,7 @@ def template(path: Path) -> jinja2.Template:
         "flat": flat,
         "sentence": lambda text: f"{text[:1].upper()}{text[1:]}.",
         "against": against,
+        "breakable": lambda name: escape(printable(name)).replace("_", Markup("_<wbr>")),
         "bar_rows": bar_rows,
         "bar_texts": lambda rows: texts_of(
             [value for row in rows for value in (row.value, *(row.ci95 or ()))]
