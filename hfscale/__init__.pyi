@@ -32,6 +32,7 @@ def attention_maps(
     config: str | PathLike[str] | Sequence[str | PathLike[str]] = ...,
     model: str | PathLike[str] = ...,
     sentence: str = ...,
+    held_out_sentence: bool = ...,
     explain: int | Sequence[int] | None = ...,
     top_k: int = ...,
     seed: int = ...,
