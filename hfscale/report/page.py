@@ -91,8 +91,9 @@ def write_page(folder: Path) -> None:
         return
     try:
         write_atomically(page, render_page([str(folder)]))
-    except (InputError, OSError) as error:
-        print(f"no {page}: {one_line(str(error))}", file=sys.stderr)
+    except Exception as error:  # whatever it is: the model is trained and saved
+        reason = one_line(str(error)) or type(error).__name__
+        print(f"no {page}: {reason}", file=sys.stderr)
 
 
 def is_own_page(page: Path) -> bool:

@@ -14,6 +14,7 @@ import pytest
 
 from hfscale.cli import find_recipe
 from hfscale.process import InputError
+from hfscale.report import page as page_module
 from hfscale.report.page import PAGE_LIMIT_BYTES, read_curve, render_page, write_page
 from hfscale.report.settings import settings_that_matter
 from recipes import report
@@ -490,7 +491,9 @@ def test_the_recipe_writes_a_runs_own_page_anew_and_no_other(run_folder, capsys)
         page.write_text("<html>my own</html>")
 
 
-def test_a_finished_run_leaves_its_page_and_nothing_of_others_is_lost(run_folder, capsys):
+def test_a_finished_run_leaves_its_page_and_nothing_of_others_is_lost(
+    run_folder, capsys, monkeypatch
+):
     write_page(run_folder)
     page = run_folder / "report.html"
     assert page.read_text() == render_page([str(run_folder)])
@@ -502,6 +505,9 @@ def test_a_finished_run_leaves_its_page_and_nothing_of_others_is_lost(run_folder
     write_page(run_folder)  # says why, and ends no run
     shown = capsys.readouterr().err
     assert shown.startswith(f"no {page}: ") and shown.count("\n") == 1 and not page.exists()
+    monkeypatch.setattr(page_module, "render_page", lambda runs: 1 / 0)
+    write_page(run_folder)
+    assert capsys.readouterr().err == f"no {page}: division by zero\n"
 
 
 # ---- in a real browser
