@@ -22,6 +22,11 @@ def tag_of_head() -> str | None:
     return found.stdout.strip() or None
 
 
+from hfscale.process import hide_bitsandbytes  # noqa: E402
+
+# For the docstrings the library is imported; peft would bring this along with a warning.
+hide_bitsandbytes()
+
 project = "hfscale"
 author = "the hfscale authors"
 tag = tag_of_head()
@@ -33,13 +38,14 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "docstrings",  # docs/_site: commands within them
     "course_pages",  # docs/_site: notebooks that `make course` has run
     "links_out",  # docs/_site: links to the README and to files of the repository
     "mathml",  # docs/_site: formulas without JavaScript
     "readable",  # docs/_site: what a keyboard and a screen reader need
 ]
 root_doc = "index"
-exclude_patterns = ["_site", "_static", "_templates", "pictures", "course/*.py", "course/*.md"]
+exclude_patterns = ["_site", "_static", "_templates", "pictures", "course/*.py"]
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", ".*")]  # types of other libraries have no page here
 
@@ -52,11 +58,11 @@ nb_merge_streams = True
 # Docstrings are short texts with `names`; signatures say the types.
 smartquotes = False  # messages stand as they are printed
 default_role = "literal"
+napoleon_custom_sections = [("Options", "params_style")]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
-python_maximum_signature_line_length = 88
 
 # External links want a network: `make docs-links`.
 linkcheck_timeout = 20

@@ -25,6 +25,7 @@ PAGES = {
     "CHANGELOG.md": "changelog",
 }
 LEXERS = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".json": "json", ".toml": "toml"}
+CHAPTER = re.compile(r"course/(\d\d_\w+)\.py")
 NAMED = re.compile(r"(?:async )?(?:def|class) (\w+)")
 
 logger = logging.getLogger(__name__)
@@ -62,23 +63,15 @@ class LinksOut(SphinxTransform):
     def follow(self, node: nodes.Element) -> None:
         """Replace the link if it leaves docs/."""
         target, _, anchor = node["reftarget"].partition("#")
+        if chapter := CHAPTER.fullmatch(target):
+            self.replace(node, chapter_page(chapter[1], self.env.docname), None)
+            return
         path = file_of(target, self.env.docname) if target else None
         if path is None:
             return
         name = path.relative_to(ROOT).as_posix()
         if name in PAGES:
-            page = addnodes.pending_xref(
-                "",
-                *node.children,
-                refdomain="doc",
-                reftype="myst",
-                refexplicit=True,
-                refdoc=self.env.docname,
-                reftarget=PAGES[name],
-                reftargetid=anchor or None,
-                classes=["xref", "myst"],
-            )
-            node.replace_self(page)
+            self.replace(node, PAGES[name], anchor or None)
             return
         if anchor and anchor not in names_in(path):
             logger.warning("%s has no %s", name, anchor, location=node)
@@ -86,6 +79,27 @@ class LinksOut(SphinxTransform):
         up = "../" * self.env.docname.count("/")
         uri = f"{up}{page_of(path)}.html" + (f"#{anchor}" if anchor else "")
         node.replace_self(nodes.reference("", "", *node.children, refuri=uri, internal=True))
+
+    def replace(self, node: nodes.Element, page: str, anchor: str | None) -> None:
+        """Put a link to a page of the site in its place."""
+        link = addnodes.pending_xref(
+            "",
+            *node.children,
+            refdomain="doc",
+            reftype="myst",
+            refexplicit=True,
+            refdoc=self.env.docname,
+            reftarget=page,
+            reftargetid=anchor,
+            classes=["xref", "myst"],
+        )
+        node.replace_self(link)
+
+
+def chapter_page(name: str, docname: str) -> str:
+    """The page of a chapter in the language of the page that names it."""
+    language = "zh" if docname.endswith(".zh") else "en"
+    return f"course/{language}/{name}"
 
 
 def names_in(path: Path) -> set[str]:

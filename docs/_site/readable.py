@@ -10,6 +10,7 @@ from sphinx.transforms import SphinxTransform
 # Chinese characters, and the punctuation that is as wide as they are.
 WIDE = re.compile("[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]")
 PUNCTUATION = re.compile("[\u3000-\u303f\uff00-\uffef]")
+EMPTY_HEADER = re.compile(r'<th class="head[^"]*"><p></p></th>')
 SCROLLS = re.compile(r'<pre(?=>)|<div class="table-wrapper[^"]*"')
 
 
@@ -45,6 +46,7 @@ def make_readable(
 ) -> None:
     """What scrolls sideways can be reached by keyboard; the page says its language."""
     if body := context.get("body"):
+        body = EMPTY_HEADER.sub("<td></td>", body)  # a corner is no header
         context["body"] = SCROLLS.sub(r'\g<0> tabindex="0"', body)
     tree = context["furo_navigation_tree"]
     context["furo_navigation_tree"] = tree.replace(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hfscale.api import public_names
 from tests.browser import chromium
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +42,7 @@ def test_every_page_has_its_place_in_the_contents():
     named = [line for block in blocks for line in block.splitlines() if line and line[0] != ":"]
     pages = {page.stem for page in DOCS.glob("*.md")} - {"index"}
     assert pages == {name for name in named if "/" not in name and "<" not in name}
+    assert {"course/README", "course/en/index", "course/zh/index"} <= set(named)
     assert len(named) == len(set(named))
 
 
@@ -60,10 +62,15 @@ def test_every_answer_names_its_test_and_its_threads():
     assert len(answers) > 15
     for answer in answers:
         held, _, asked = answer.partition("- Asked in")
-        assert re.search(r"- Held by \[.*?\]\(\.\./tests/\S+\.py#test_", held, re.S), answer[:60]
+        assert re.search(r"- Held by\s+\[.*?\]\(\.\./tests/\S+\.py#test_", held, re.S), answer[:60]
         numbers = re.findall(r"\[[\w./-]+#(\d+)\]\((https://github\.com/\S+)\)", asked)
         assert numbers, answer[:60]
         assert all(address.endswith(f"/{number}") for number, address in numbers)
+
+
+def test_the_reference_has_every_public_name_once():
+    named = re.findall(r"auto\w+:: hfscale\.(\w+)", (DOCS / "api.md").read_text("utf-8"))
+    assert sorted(named) == public_names()
 
 
 def test_pictures_are_small_and_shown():
