@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Which versions: those that were tested together, or a file of your own (/dev/null: the newest).
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: setup setup-test setup-docs setup-dev docs docs-links quickstart course test test-all test-slurm lint bench bench-full gpu
+.PHONY: setup setup-test setup-docs setup-dev docs docs-links pictures quickstart course test test-all test-slurm lint bench bench-full gpu
 
 setup: .venv/installed
 setup-test: .venv/installed-test
@@ -34,6 +34,10 @@ quickstart: setup
 # The site, in build/site: every warning is an error, a link to a page, heading or test that is not there too.
 docs: setup-docs
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs build/site $(ARGS)
+
+# The pictures of the docs, from small runs of their own, in docs/pictures; wants Chromium and takes minutes.
+pictures: setup-dev
+	$(BIN)/python docs/pictures.py $(ARGS)
 
 # Its links to other sites; wants a network.
 docs-links: setup-docs
