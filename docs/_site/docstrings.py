@@ -1,5 +1,6 @@
 """Docstrings as the site shows them: commands are set as such, and signs stand for themselves."""
 
+import inspect
 import re
 from typing import Any
 
@@ -27,6 +28,14 @@ def set_lines(
     lines[:] = [*shown, ""]
 
 
+def set_property(
+    app: Sphinx, kind: str, name: str, thing: Any, options: Any, lines: list[str]
+) -> None:
+    """A property's text as it stands: napoleon takes what is before its first colon for a type."""
+    if kind == "property":
+        lines[:] = [*map(without_markup, (inspect.getdoc(thing) or "").splitlines()), ""]
+
+
 def without_markup(line: str) -> str:
     """Stars and bars mean nothing in a docstring, but between `...` all is as it stands."""
     parts = line.split("`")
@@ -37,4 +46,5 @@ def without_markup(line: str) -> str:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", set_lines, priority=100)  # before napoleon
+    app.connect("autodoc-process-docstring", set_property, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -26,9 +26,16 @@ PAGES = {
 }
 LEXERS = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".json": "json", ".toml": "toml"}
 CHAPTER = re.compile(r"course/(\d\d_\w+)\.py")
+# MyST drops the anchor of a link to a file, but not what follows this sign.
+ANCHORED = re.compile(r"(\]\(\.\./[^)#\s]+\.py)#(\w+\))")
 NAMED = re.compile(r"(?:async )?(?:def|class) (\w+)")
 
 logger = logging.getLogger(__name__)
+
+
+def keep_anchors(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Of links to functions and classes in files."""
+    source[0] = ANCHORED.sub(r"\1?\2", source[0])
 
 
 def file_of(target: str, docname: str) -> Path | None:
@@ -62,7 +69,7 @@ class LinksOut(SphinxTransform):
 
     def follow(self, node: nodes.Element) -> None:
         """Replace the link if it leaves docs/."""
-        target, _, anchor = node["reftarget"].partition("#")
+        target, _, anchor = re.sub(r"[?#]", "\n", node["reftarget"]).partition("\n")
         if chapter := CHAPTER.fullmatch(target):
             self.replace(node, chapter_page(chapter[1], self.env.docname), None)
             return
@@ -162,6 +169,7 @@ def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.add_transform(LinksOut)
+    app.connect("source-read", keep_anchors)
     app.connect("env-purge-doc", forget)
     app.connect("env-merge-info", merge)
     app.connect("html-collect-pages", pages)
