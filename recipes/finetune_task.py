@@ -2,8 +2,8 @@
 dialogue, code.
 
     hfscale finetune_task --config translation
-    hfscale finetune_task --config code --model gpt2 --lora_r 16 --max_length 512 \\
-        --output_dir runs/code-gpt2
+    hfscale finetune_task --config code --model gpt2 --tokenizer null --lora_r 16 \\
+        --max_length 512 --output_dir runs/code-gpt2
 """
 
 import time
@@ -149,6 +149,7 @@ def check_arguments(args: FinetuneTaskArguments):
         check_new_model(args)
     else:
         check_no_shape(args)
+        check_own_tokenizer(args)
     # Of a checkpoint it is not known yet.
     width = args.hidden_size if is_new and args.hidden_size else 256
     training = args.training
@@ -161,6 +162,17 @@ def check_arguments(args: FinetuneTaskArguments):
         output_dir = str(training_args.output_dir)
         check_output_dir(output_dir, resume=args.resume, overwrite=args.overwrite)
     return training_args
+
+
+def check_own_tokenizer(args: FinetuneTaskArguments) -> None:
+    """Raise InputError for a checkpoint with a tokenizer that is to be trained, as the shipped
+    configs train one for a new model.
+    """
+    if args.tokenizer == "char" or str(args.tokenizer).startswith("train:"):
+        raise InputError(
+            f"tokenizer {args.tokenizer}: model {args.model} has learned the tokens of one that is "
+            "there; give --tokenizer null, for its own"
+        )
 
 
 def check_new_model(args: FinetuneTaskArguments) -> None:

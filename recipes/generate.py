@@ -1,8 +1,9 @@
 """Completions of prompts, from flags, a file or the keyboard, by any causal language model.
 
     hfscale generate --model runs/quickstart --prompts "The list" "A function" --max_new_tokens 64
-    hfscale generate --model runs/quickstart --interactive hfscale generate --model runs/quickstart
-    --prompt_file prompts.txt --output_file completions.jsonl --seed 3
+    hfscale generate --model runs/quickstart --interactive
+    hfscale generate --model runs/quickstart --prompt_file prompts.txt \\
+        --output_file completions.jsonl --seed 3
 
 People get texts, programs JSON lines: in the output file, or with --json on standard output.
 """

@@ -3,7 +3,7 @@ before the bill.
 
 hfscale plan --config pretrain/gpt2_small --gpu h100-80gb --num_gpus 8
 hfscale plan --config pretrain/gpt2_xl --gpu h100-80gb --num_gpus 16 --network_gbit_s 400
-hfscale plan --config finetune/gpt2_lora --gpu l4 --price_per_gpu_hour 0.8 --picture plan.png
+hfscale plan --config finetune/gpt2_lora --gpu l4 --price_per_gpu_hour 0.8 --picture l4.png
 """
 
 import sys
