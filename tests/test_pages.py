@@ -46,7 +46,7 @@ SHAPE = "--num_hidden_layers 1 --num_attention_heads 2 --hidden_size 32"
 STEPS = (
     "--max_steps 1 --per_device_train_batch_size 2 --per_device_eval_batch_size 16 "
     "--gradient_accumulation_steps 1 --warmup_steps 0 "
-    "--lr_scheduler_type linear --lr_scheduler_kwargs {} --eval_strategy no --save_strategy no --use_cpu true "
+    "--lr_scheduler_type linear --lr_scheduler_kwargs {} --tf32 null --eval_strategy no --save_strategy no --use_cpu true "
     "--report_to none --disable_tqdm true --overwrite true"
 )
 NEW = f"{SHAPE} {STEPS} --max_length 64"
@@ -94,7 +94,6 @@ NOT_RUN = {
     "hfscale push": "the Hub; tests/training/test_hub.py has one of its own",
     "--lm_eval": "data from the Hub; tests/evaluation/test_lm_eval.py has its own",
     "--executor slurm": "a cluster; tests/cleaning/test_slurm.py has one",
-    "--executor ray": "a cluster; tests/cleaning/test_ray.py has one",
     "hfscale scale --config tiny_cpu": "starts a process for each of 13 runs; tests/scaling/",
     "--config qlora": "bitsandbytes, which some machines lack; tests/training/test_quantization.py",
     " ...": "stands for more",
@@ -148,7 +147,8 @@ def shown_commands() -> list[Shown]:
                     words = ("hfscale", Path(words[1]).stem, *words[2:])
                 shown = found.setdefault(words, Shown(words, [], []))
                 shown.places.append(place)
-                output = shown.output if line.startswith("$ ") else None
+                is_new = line.startswith("$ ") and not shown.output
+                output = shown.output if is_new else None
     order = [name for names in GROUPS.values() for name in names]
     return sorted(found.values(), key=lambda shown: position(shown, order))
 
@@ -390,7 +390,7 @@ def test_a_shown_command_runs(shown, place, capsys, monkeypatch):
         return
     for line in shown.output:
         if line and line != "...":
-            before, found, printed = printed.partition(in_one_line(line))
+            _, found, printed = printed.partition(in_one_line(line))
             assert found, line
 
 
