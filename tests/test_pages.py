@@ -52,7 +52,7 @@ STEPS = (
 NEW = f"{SHAPE} {STEPS} --max_length 64"
 SHORT = {
     "quickstart": NEW,
-    "pretrain": f"{NEW} --max_position_embeddings 256",
+    "pretrain": f"{NEW} --max_position_embeddings 256 --validation_fraction 0.1",
     "finetune": STEPS,
     "finetune_task": f"{SHAPE} {STEPS} --max_position_embeddings 256 --train_examples 12 "
     "--validation_examples 3 --max_new_tokens 4",
@@ -70,7 +70,7 @@ SHORT = {
     "export": "--overwrite true --documents 4 --scored_documents 1 --max_new_tokens 2",
     "report": "--overwrite true",
 }
-DOCUMENTS = 30  # of each embedded text
+DOCUMENTS = 20  # of each embedded text
 # Commands of other programs, and what of ours is only read and not run, each with the reason.
 OTHER_PROGRAMS = {
     "make": "starts the project's own programs (tests, quickstart, site), which have tests",
@@ -95,7 +95,6 @@ NOT_RUN = {
     "--lm_eval": "data from the Hub; tests/evaluation/test_lm_eval.py has its own",
     "--executor slurm": "a cluster; tests/cleaning/test_slurm.py has one",
     "hfscale scale --config tiny_cpu": "starts a process for each of 13 runs; tests/scaling/",
-    "--config qlora": "bitsandbytes, which some machines lack; tests/training/test_quantization.py",
     " ...": "stands for more",
 }
 # Whose output on the page is that of a model which took its minutes to train.
@@ -361,8 +360,11 @@ def run_command(words: tuple[str, ...]) -> None:
     if "accelerate" in flags:
         read_launch(flags["accelerate"], flags, use_cpu=False, gpus=8)
     bring(given)
+    flags_of_all = SHORT.get(recipe, "")
+    if "--resume" in given:  # a run that does not go on from one that is there
+        flags_of_all = flags_of_all.replace("--overwrite true", "--output_dir runs/resumed")
     with leaving_nothing_behind():
-        recipe_module(recipe).main([*given, *SHORT.get(recipe, "").split()])
+        recipe_module(recipe).main([*given, *flags_of_all.split()])
 
 
 def in_one_line(text: str) -> str:
