@@ -39,6 +39,9 @@ if missing:
 # （`hfscale scale` 一条命令就能完成这一章的全部内容，网格还可以更大。）
 
 # %%
+import contextlib
+import io
+
 import numpy as np
 
 import hfscale
@@ -50,35 +53,36 @@ TOKENS_PER_STEP = 8 * 128
 
 def train(layers: int, width: int, steps: int) -> tuple[int, int, float]:
     """Parameters, tokens and held-out loss of a run."""
-    run = hfscale.pretrain(
-        source=[course.place("data")],
-        validation_source=course.place("data"),
-        tokenizer=course.place("tokenizer"),
-        num_hidden_layers=layers,
-        num_attention_heads=width // 32,
-        hidden_size=width,
-        max_position_embeddings=128,
-        learning_rate=4e-3,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.1,
-        per_device_train_batch_size=8,
-        per_device_eval_batch_size=32,
-        max_steps=course.steps(steps),
-        logging_strategy="no",
-        eval_strategy="no",
-        save_strategy="no",
-        output_dir=course.place(f"scaling/{layers}x{width}-{steps}"),
-        overwrite=True,
-    )
+    with contextlib.redirect_stdout(io.StringIO()):  # chapter 4 has shown what a run says
+        run = hfscale.pretrain(
+            source=[course.place("data")],
+            validation_source=course.place("data"),
+            tokenizer=course.place("tokenizer"),
+            num_hidden_layers=layers,
+            num_attention_heads=width // 32,
+            hidden_size=width,
+            max_position_embeddings=128,
+            learning_rate=4e-3,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.1,
+            per_device_train_batch_size=8,
+            per_device_eval_batch_size=32,
+            max_steps=course.steps(steps),
+            logging_strategy="no",
+            eval_strategy="no",
+            save_strategy="no",
+            output_dir=course.place(f"scaling/{layers}x{width}-{steps}"),
+            overwrite=True,
+        )
     parameters = run.record["model"]["parameters"]
-    return parameters, course.steps(steps) * TOKENS_PER_STEP, run.metrics["eval_loss"]
+    tokens, loss = course.steps(steps) * TOKENS_PER_STEP, run.metrics["eval_loss"]
+    print(f"{parameters:9,} parameters  {tokens:8,} tokens  loss {loss:.3f}")
+    return parameters, tokens, loss
 
 
 SIZES = [(2, 32), (2, 64), (2, 96)]
-STEPS = [40, 80, 160]
+STEPS = [30, 60, 120]
 cells = [train(*size, steps) for size in SIZES for steps in STEPS]
-for parameters, tokens, loss in cells:
-    print(f"{parameters:9,} parameters  {tokens:8,} tokens  loss {loss:.3f}")
 
 # %% [markdown] lang="en"
 # The law is fitted, and the forecast written down *before* the run that it is about: with more parameters and twice the
@@ -91,7 +95,7 @@ for parameters, tokens, loss in cells:
 from hfscale.scaling.law import fit_law
 
 LARGE = (2, 128)
-LARGE_STEPS = 320
+LARGE_STEPS = 240
 n, d, losses = (np.array(column, dtype=float) for column in zip(*cells, strict=True))
 if course.is_short():  # runs that were cut short all have one length, which determines no law
     d = np.tile([1.0, 2.0, 4.0], 3) * TOKENS_PER_STEP

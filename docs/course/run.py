@@ -8,6 +8,7 @@ python docs/course/run.py --no-execute        # notebooks without outputs, in a 
 import argparse
 import copy
 import os
+import re
 import sys
 import threading
 import time
@@ -30,6 +31,7 @@ QUIET = {
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+BAR = re.compile(r"\d+%\|")  # as tqdm draws them
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -81,11 +83,30 @@ def execute(notebook: NotebookNode) -> Cost:
 
     started = time.perf_counter()
     watch = Watch()
-    with watch:
-        NotebookClient(notebook, timeout=None, kernel_name="python3").execute(cwd=os.getcwd())
+    try:
+        with watch:
+            NotebookClient(notebook, timeout=None, kernel_name="python3").execute(cwd=os.getcwd())
+    finally:
+        tidy(notebook)
     return Cost(
         (time.perf_counter() - started) / 60, watch.cpu_seconds / 60, watch.most_bytes / 1e9
     )
+
+
+def tidy(notebook: NotebookNode) -> None:
+    """Leave of what was printed what a terminal would show at the end, and no progress bars."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                lines = [line.rpartition("\r")[2] for line in output.text.split("\n")]
+                output.text = "\n".join(line for line in lines if not BAR.search(line))
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if has_content(output)]
+
+
+def has_content(output: NotebookNode) -> bool:
+    """Whether it shows anything."""
+    return output.output_type != "stream" or bool(output.text.strip())
 
 
 class Watch:
@@ -129,7 +150,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_notebooks(read_chapter(chapter_file(number)), folder, course.file_name(number))
         print(f"notebooks: {', '.join(str(folder / language) for language in LANGUAGES)}")
         return 0
-    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    # Commands that a cell prints then begin with `hfscale`, without a path of this machine.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     costs: dict[int, Cost] = {}
     for number in args.chapters:
         name = course.file_name(number)
