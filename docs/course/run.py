@@ -31,7 +31,9 @@ QUIET = {
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-BAR = re.compile(r"\d+%\|")  # as tqdm draws them
+# Lines that say nothing to a reader: tqdm's bars, what it says of Jupyter's own, and what
+# bitsandbytes says of a package for other processors.
+NOISE = re.compile(r"\d+%\||IProgress not found|from \.autonotebook|gemm_4bit_forward")
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -79,13 +81,17 @@ def write_notebooks(notebook: NotebookNode, folder: Path, name: str) -> None:
 
 def execute(notebook: NotebookNode) -> Cost:
     """Run the cells in a kernel of their own, in this folder, and keep what they show."""
+    from jupyter_client.manager import AsyncKernelManager
     from nbclient import NotebookClient
 
     started = time.perf_counter()
     watch = Watch()
+    # By sockets in the file system where there are any, which no other user can read.
+    transport = "tcp" if sys.platform == "win32" else "ipc"
+    kernel = AsyncKernelManager(kernel_name="python3", transport=transport)
     try:
         with watch:
-            NotebookClient(notebook, timeout=None, kernel_name="python3").execute(cwd=os.getcwd())
+            NotebookClient(notebook, km=kernel, timeout=None).execute(cwd=os.getcwd())
     finally:
         tidy(notebook)
     return Cost(
@@ -94,19 +100,23 @@ def execute(notebook: NotebookNode) -> Cost:
 
 
 def tidy(notebook: NotebookNode) -> None:
-    """Leave of what was printed what a terminal would show at the end, and no progress bars."""
+    """Leave of what was printed what a terminal would show at the end, without noise, in one piece
+    for what was printed in a row.
+    """
     for cell in notebook.cells:
+        kept: list[NotebookNode] = []
         for output in cell.get("outputs", []):
-            if output.output_type == "stream":
-                lines = [line.rpartition("\r")[2] for line in output.text.split("\n")]
-                output.text = "\n".join(line for line in lines if not BAR.search(line))
+            if output.output_type != "stream":
+                kept.append(output)
+                continue
+            lines = [line.rpartition("\r")[2] for line in output.text.split("\n")]
+            output.text = "\n".join(line for line in lines if not NOISE.search(line))
+            if kept and kept[-1].get("name") == output.name:
+                kept[-1].text += output.text
+            elif output.text.strip():
+                kept.append(output)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if has_content(output)]
-
-
-def has_content(output: NotebookNode) -> bool:
-    """Whether it shows anything."""
-    return output.output_type != "stream" or bool(output.text.strip())
+            cell.outputs = kept
 
 
 class Watch:
