@@ -7,12 +7,16 @@ import importlib.util
 import json
 import math
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
+from transformers import TrainingArguments
 
+import hfscale
 from hfscale import course
+from hfscale.config import arguments_class, names_of, shipped
 from hfscale.process import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -121,15 +125,15 @@ def test_the_first_cell_installs_only_what_is_missing(number):
     assert installed == [("pip", f"install -q {package}")]
 
 
-def calls(cell: str, name: str) -> list[ast.Call]:
-    """Of `course.<name>` in a cell."""
+def calls(cell: str, name: str | None, module: str = "course") -> list[ast.Call]:
+    """Of `<module>.<name>` in a cell; None: of any name."""
     return [
         node
         for node in ast.walk(ast.parse(plain_python(cell)))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
-        and node.func.attr == name
-        and getattr(node.func.value, "id", "") == "course"
+        and name in (None, node.func.attr)
+        and getattr(node.func.value, "id", "") == module
     ]
 
 
@@ -154,6 +158,33 @@ def test_what_a_chapter_needs_an_earlier_one_makes():
             made.setdefault(name, number)
         # It reads nothing of an earlier one that it does not name as needed.
         assert {name for name in folders if made[name] < number} <= set(needed)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_each_option_of_a_call_is_one_of_its_recipe(number):
+    recipes = shipped("recipes", "[!_]*.py")
+    for cell in code_of(chapter(number)):
+        tree = ast.parse(plain_python(cell))
+        shared = [key.value for node in ast.walk(tree) for key in shared_keys(node)]
+        for call in calls(cell, None, module="hfscale"):
+            name = call.func.attr
+            assert hasattr(hfscale, name)
+            if name in recipes:
+                options = {keyword.arg for keyword in call.keywords if keyword.arg}
+                options |= set(shared) if len(options) < len(call.keywords) else set()
+                assert options <= options_of(recipes[name]) | {"config"}
+
+
+def shared_keys(node: ast.AST) -> list[ast.Constant]:
+    """Of `shared = {...}`, which calls take with `**shared`."""
+    is_shared = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "shared"
+    return node.value.keys if is_shared else []
+
+
+def options_of(recipe: Path) -> set[str]:
+    names = names_of(arguments_class(recipe))
+    upstream = {item.name for item in fields(TrainingArguments)} if "training" in names else set()
+    return names | upstream
 
 
 # ---- languages and line ends
@@ -268,18 +299,29 @@ def run_cells(number: int) -> None:
         exec(compile(plain_python(cell), course.file_name(number), "exec"), defined)
 
 
+# All of them take two minutes of a CPU. Of the others, other tests hold what needs no training.
+RUN_SHORT = (1, 2, 3, 4, 5, 8, 11, 12)
+
+
 @pytest.mark.slow
 @pytest.mark.needs("deepspeed")
-def test_all_chapters_run_in_two_steps_and_what_needs_no_training_holds(
+def test_chapters_run_in_two_steps_and_what_needs_no_training_holds(
     course_folder, monkeypatch, run_warm
 ):
+    load_documents = hfscale.load_documents
+
+    def half_of_the_documents(source):
+        documents = load_documents(source)
+        return documents.select(range(0, len(documents), 2))
+
     def run_in_a_fork(command, env, **streams):
         return run_warm(command, env=env | {"PYTHONPATH": str(ROOT)}, timeout=400)
 
-    for number in NUMBERS:
+    monkeypatch.setattr(hfscale, "load_documents", half_of_the_documents, raising=False)
+    for number in RUN_SHORT:
         with monkeypatch.context() as patched:
             if number == 11:  # starts six ranks, each of which would import everything
                 patched.setattr("subprocess.run", run_in_a_fork)
             run_cells(number)
     run_cells(2)  # a second time, on results that are there
-    assert list(course.read_numbers()) == [str(number) for number in NUMBERS]
+    assert list(course.read_numbers()) == [str(number) for number in RUN_SHORT]
