@@ -74,12 +74,12 @@ probe = hfscale.bias_probe(
 # %% [markdown] lang="en"
 # **Attention.** The weights are those of chapter 3, now of a trained model. Many models have a head that looks at the
 # token before; it is half of an *induction head*, which continues what it has read once already (`A B ... A` → `B`). The
-# untrained model is the control.
+# untrained model is the control. In a model as small as this one such a head is only beginning to form.
 
 # %% [markdown] lang="zh"
 # **注意力。** 还是第 3 章里的注意力权重，不过这次模型训练过了。
 # 很多模型里都有一个头专看前一个词元，它是*归纳头*（induction head）的一半；归纳头能接着写出读过一次的内容（`A B ... A` → `B`）。
-# 对照是没有训练过的模型。
+# 对照是没有训练过的模型。在这么小的模型里，这样的头才刚刚开始形成。
 
 # %%
 import matplotlib.pyplot as plt
@@ -118,7 +118,7 @@ course.ends_with(
     10,
     "exposure of the planted code, in bits",
     exposure[PLANTED],
-    at_least=3,
+    at_least=5,
     at_most=10,
     is_learned=True,
 )

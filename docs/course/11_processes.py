@@ -48,6 +48,8 @@ if missing:
 # accelerate 本身在 CPU 上不做分片，所以 `fsdp2` 要借助一个小脚本；在 GPU 上用不着它。
 
 # %%
+import contextlib
+import io
 import json
 import os
 import shlex
@@ -77,9 +79,10 @@ shared = {
     "overwrite": "true",
     "use_cpu": "true",
 }
-one = hfscale.pretrain(
-    **shared, per_device_train_batch_size=8, output_dir=course.place("processes/one")
-)
+with contextlib.redirect_stdout(io.StringIO()):  # chapter 4 has shown what a run says
+    one = hfscale.pretrain(
+        **shared, per_device_train_batch_size=8, output_dir=course.place("processes/one")
+    )
 
 FSDP_ON_A_CPU = '''"""recipes/pretrain.py, with accelerate made to shard by FSDP2 on a CPU."""
 

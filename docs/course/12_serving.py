@@ -37,6 +37,8 @@ import json
 import re
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 
 import hfscale
@@ -60,6 +62,12 @@ for line in server.stdout:
         break
 assert url, "".join(lines[-5:])  # what is missing stands in the last line
 print(lines[-1])
+for _ in range(100):  # it says where it will listen a moment before it does
+    try:
+        urllib.request.urlopen(f"{url}/v1/models", timeout=10).close()
+        break
+    except urllib.error.URLError:
+        time.sleep(0.1)
 
 
 def ask(question: str) -> str:
