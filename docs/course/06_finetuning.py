@@ -126,7 +126,7 @@ course.ends_with(
     6,
     "perplexity of code after LoRA, as a share of before",
     lora.metrics["eval_perplexity"] / before,
-    at_most=0.6,
+    at_most=0.2,
     is_learned=True,
 )
 

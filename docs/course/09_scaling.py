@@ -81,7 +81,7 @@ def train(layers: int, width: int, steps: int) -> tuple[int, int, float]:
 
 
 SIZES = [(2, 32), (2, 64), (2, 96)]
-STEPS = [30, 60, 120]
+STEPS = [60, 120, 240]
 cells = [train(*size, steps) for size in SIZES for steps in STEPS]
 
 # %% [markdown] lang="en"
@@ -95,7 +95,7 @@ cells = [train(*size, steps) for size in SIZES for steps in STEPS]
 from hfscale.scaling.law import fit_law
 
 LARGE = (2, 128)
-LARGE_STEPS = 240
+LARGE_STEPS = 480
 n, d, losses = (np.array(column, dtype=float) for column in zip(*cells, strict=True))
 if course.is_short():  # runs that were cut short all have one length, which determines no law
     d = np.tile([1.0, 2.0, 4.0], 3) * TOKENS_PER_STEP

@@ -44,7 +44,7 @@ import urllib.request
 import hfscale
 from hfscale import course
 
-course.needs(data=1, chat=8)
+course.needs(chat=8)
 folder = course.place("chat")
 server = subprocess.Popen(
     [sys.executable, "-m", "hfscale.cli", "serve", "--model", folder, "--port", "0"],
@@ -143,7 +143,6 @@ equal = sum(texts[0] == answer for texts, answer in zip(local, served, strict=Tr
 certificate = hfscale.export(
     model=folder,
     to="gguf",
-    source=[course.place("data")],
     documents=20,
     scored_documents=5,
     output_dir=course.place("chat-gguf"),

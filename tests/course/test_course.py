@@ -286,7 +286,7 @@ def test_a_notebook_shows_wrong_input_in_one_line(place, capsys):
 @pytest.fixture
 def course_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(course.FOLDER, raising=False)
+    monkeypatch.setenv(course.FOLDER, str(tmp_path / "results"))
     monkeypatch.setenv(course.MOST_STEPS, "2")
     monkeypatch.setenv("MPLBACKEND", "Agg")
     return tmp_path
