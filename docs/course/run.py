@@ -81,17 +81,22 @@ def write_notebooks(notebook: NotebookNode, folder: Path, name: str) -> None:
 
 def execute(notebook: NotebookNode) -> Cost:
     """Run the cells in a kernel of their own, in this folder, and keep what they show."""
-    from jupyter_client.manager import AsyncKernelManager
     from nbclient import NotebookClient
+    from traitlets.config import Config
 
     started = time.perf_counter()
     watch = Watch()
     # By sockets in the file system where there are any, which no other user can read.
     transport = "tcp" if sys.platform == "win32" else "ipc"
-    kernel = AsyncKernelManager(kernel_name="python3", transport=transport)
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        config=Config({"KernelManager": {"transport": transport}}),
+    )
     try:
         with watch:
-            NotebookClient(notebook, km=kernel, timeout=None).execute(cwd=os.getcwd())
+            client.execute(cwd=os.getcwd())
     finally:
         tidy(notebook)
     return Cost(

@@ -7,16 +7,19 @@ import importlib.util
 import json
 import math
 import re
+import shutil
+import subprocess
 from dataclasses import fields
 from pathlib import Path
 
+import psutil
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from transformers import TrainingArguments
 
 import hfscale
 from hfscale import course
-from hfscale.config import arguments_class, names_of, shipped
+from hfscale.config import arguments_class, check_recipe_args, names_of, shipped
 from hfscale.process import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -299,29 +302,62 @@ def run_cells(number: int) -> None:
         exec(compile(plain_python(cell), course.file_name(number), "exec"), defined)
 
 
-# All of them take two minutes of a CPU. Of the others, other tests hold what needs no training.
+@pytest.mark.slow
+def test_a_notebook_is_executed_once_without_noise_and_its_kernel_ends(tmp_path, capfd):
+    source = tmp_path / "99_noise.py"
+    source.write_text(
+        '# %% [markdown] lang="en"\n# word\n# %% [markdown] lang="zh"\n# 词\n# %%\n'
+        "import os, sys\nprint('one', end='\\rtwo\\n')\n"
+        "print(' 50%|#  | 1/2', file=sys.stderr)\nprint(os.getpid())\n"
+    )
+    notebook = runner.read_chapter(source)
+    cost = runner.execute(notebook)
+    assert cost.minutes > 0
+    runner.write_notebooks(notebook, tmp_path, "noise")
+    outputs = []
+    for language, word in (("en", "word"), ("zh", "词")):
+        cells = json.loads((tmp_path / language / "noise.ipynb").read_text("utf-8"))["cells"]
+        assert [cell["source"] for cell in cells[:-1]] == [[word]]
+        [output] = cells[-1]["outputs"]
+        outputs.append("".join(output["text"]).split())
+    assert outputs[0] == outputs[1]
+    assert outputs[0][0] == "two"
+    assert not psutil.pid_exists(int(outputs[0][1]))
+    assert "encryption" not in capfd.readouterr().err  # it is not to be reached by a network
+
+
+# All of them take minutes of a CPU. Of the others, other tests hold what needs no training.
 RUN_SHORT = (1, 2, 3, 4, 5, 8, 11, 12)
+
+
+def pretend_to_launch(command: list[str], **streams) -> subprocess.CompletedProcess:
+    """Check a command of chapter 11 as `hfscale` does, and leave what one process has trained.
+
+    That real ranks train alike, tests/launch/test_equivalence.py shows.
+    """
+    recipe, accelerate, way, processes, number, *words = command[3:]
+    assert (accelerate, processes, number) == ("--accelerate", "--num_processes", "2")
+    assert (ROOT / "accelerate_configs" / f"{way}.yaml").is_file()
+    script = ROOT / "recipes/pretrain.py" if recipe == "pretrain" else Path(recipe)
+    check_recipe_args(script, words)
+    shutil.copytree(course.place("processes/one"), words[words.index("--output_dir") + 1])
+    return subprocess.CompletedProcess(command, 0)
 
 
 @pytest.mark.slow
 @pytest.mark.needs("deepspeed")
-def test_chapters_run_in_two_steps_and_what_needs_no_training_holds(
-    course_folder, monkeypatch, run_warm
-):
+def test_chapters_run_in_two_steps_and_what_needs_no_training_holds(course_folder, monkeypatch):
     load_documents = hfscale.load_documents
 
     def half_of_the_documents(source):
         documents = load_documents(source)
         return documents.select(range(0, len(documents), 2))
 
-    def run_in_a_fork(command, env, **streams):
-        return run_warm(command, env=env | {"PYTHONPATH": str(ROOT)}, timeout=400)
-
     monkeypatch.setattr(hfscale, "load_documents", half_of_the_documents, raising=False)
     for number in RUN_SHORT:
         with monkeypatch.context() as patched:
-            if number == 11:  # starts six ranks, each of which would import everything
-                patched.setattr("subprocess.run", run_in_a_fork)
+            if number == 11:
+                patched.setattr("subprocess.run", pretend_to_launch)
             run_cells(number)
-    run_cells(2)  # a second time, on results that are there
+    run_cells(3)  # a second time, on results that are there
     assert list(course.read_numbers()) == [str(number) for number in RUN_SHORT]
