@@ -104,14 +104,14 @@ course.ends_with(
 )
 
 # %% [markdown] lang="en"
-# **What to take along.** Perplexity is the number of tokens that the model wavers between: 2,048 before training. The
+# **What to take along.** Perplexity is the number of tokens that the model wavers between: about 2,000 before training. The
 # folder `runs/course/model` holds model, tokenizer and `run.json`, the record of what was done; any tool of Hugging Face
 # loads it.
 #
 # *Try:* `learning_rate=3e-4`, or 100 steps only: does the loss already fall?
 
 # %% [markdown] lang="zh"
-# **记住这些。** 困惑度可以理解为模型在多少个词元之间拿不定主意：训练前是 2048 个。
+# **记住这些。** 困惑度可以理解为模型在多少个词元之间拿不定主意：训练前大约是两千个。
 # `runs/course/model` 文件夹里有模型、分词器和训练记录 `run.json`，任何 Hugging Face 工具都能直接加载。
 #
 # *动手试试：* 换成 `learning_rate=3e-4`，或者只训练 100 步，损失会降吗？

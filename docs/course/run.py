@@ -31,9 +31,12 @@ QUIET = {
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-# Lines that say nothing to a reader: tqdm's bars, what it says of Jupyter's own, and what
-# bitsandbytes says of a package for other processors.
-NOISE = re.compile(r"\d+%\||IProgress not found|from \.autonotebook|gemm_4bit_forward")
+# Lines that say nothing to a reader: tqdm's bars, what it says of Jupyter's own, what bitsandbytes
+# says of a package for other processors, and peft's use of a name that transformers will drop.
+NOISE = re.compile(
+    r"\d+%\||IProgress not found|from \.autonotebook|gemm_4bit_forward"
+    r"|is_gradient_checkpointing|^  warnings\.warn\($"
+)
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
