@@ -142,8 +142,8 @@ course.ends_with(
     9,
     "forecast over measured loss",
     forecast["loss"] / measured,
-    at_least=0.93,
-    at_most=1.07,
+    at_least=0.95,
+    at_most=1.05,
     is_learned=True,
 )
 
