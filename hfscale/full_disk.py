@@ -3,7 +3,6 @@
 Nothing heavy is imported.
 """
 
-import contextlib
 import errno
 import io
 import os
@@ -84,8 +83,10 @@ def pass_over_log_errors(name: str) -> None:
         log = _Log(stream.fileno(), "w", closefd=False)
     except (OSError, ValueError):
         return
-    with contextlib.suppress(OSError):
+    try:
         stream.flush()
+    except OSError:
+        _drop_buffer(stream)
     log.passed_over = (*FULL, *UNREADABLE)
     replaced = io.TextIOWrapper(
         io.BufferedWriter(log),
@@ -94,3 +95,19 @@ def pass_over_log_errors(name: str) -> None:
         line_buffering=stream.line_buffering or name == "stderr",
     )
     setattr(sys, name, replaced)
+
+
+def _drop_buffer(stream: io.TextIOWrapper) -> None:
+    """Empty a buffer that its file does not take, or the interpreter tries again at its end, and
+    ends with a status of its own.
+    """
+    number = stream.fileno()
+    kept = os.dup(number)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, number)
+        stream.flush()
+    finally:
+        os.dup2(kept, number)
+        os.close(kept)
+        os.close(nowhere)

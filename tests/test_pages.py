@@ -250,6 +250,7 @@ FILES = {
     "reviews.jsonl": rows(40, review=lambda i: {"text": prose(i, 2)}, stars=lambda i: i % 5),
     "a.jsonl": predictions(WRONG_OF_A),
     "b.jsonl": predictions(WRONG_OF_B),
+    "planted.py": fenced("memorization.md", "from hfscale.data.embedded import load_embedded"),
     "my_metrics.py": fenced("metrics.md", "# my_metrics.py"),
     "my_task.yaml": fenced("tasks.md", "# my_task.yaml"),
     "my.yaml": "source: [embedded:python-docs]\nnum_hidden_layers: 2\nmax_steps: 10\n",
@@ -372,10 +373,17 @@ def in_one_line(text: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shown", SHOWN, ids=lambda shown: " ".join(shown.words[1:])[:60])
-def test_a_shown_command_runs(shown, place, capsys, monkeypatch):
+def test_the_shown_commands_run(place, subtests, capsys, monkeypatch):
+    """In order, in one folder: a command reads what an earlier one left."""
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     monkeypatch.setenv("COLUMNS", "160")
+    for shown in SHOWN:
+        with subtests.test(" ".join(shown.words[1:])):
+            runs_as_shown(shown, capsys)
+
+
+def runs_as_shown(shown: Shown, capsys) -> None:
+    """A command that cannot run here is read; what one prints is what the page says."""
     if why_not_run(shown.words):
         if " ..." not in " ".join(shown.words):
             _, given = split_flags(list(shown.words[2:]))

@@ -18,7 +18,6 @@ COMMANDS = {
         *("--split_by", "position", "--max_steps", "2", "--lora_r", "2"),
     ],
     "generate": ["--model", "tuned", "--prompts", "a", "b", "--max_new_tokens", "4"],
-    "score": ["--model", "small", "--source", "text.txt", "--output_dir", "scores"],
 }
 # What a training says, line for line; samples are the model's.
 TRAINING = r"""train text: \d+ documents?, [\d,]+ tokens in \d+ rows
