@@ -1,5 +1,6 @@
 """A log on a full disk ends nothing."""
 
+import os
 import subprocess
 import sys
 
@@ -12,8 +13,11 @@ print("said after", flush=True)
 
 
 def test_what_was_said_before_a_log_was_full_ends_no_program():
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with open("/dev/full", "wb") as log:
-        done = subprocess.run([sys.executable, "-c", PROGRAM], stdout=log, stderr=subprocess.PIPE)
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], stdout=log, stderr=subprocess.PIPE, env=env
+        )
     assert (done.returncode, done.stderr) == (0, b"")
 
 

@@ -15,6 +15,7 @@ from transformers import (
 
 from hfscale.arguments import StreamArguments
 from hfscale.data.repacking import table_of
+from hfscale.full_disk import pass_over_log_errors
 from hfscale.generation.terminal import command_line, ready_command, show_samples
 from hfscale.generation.texts import beginning_of, generate_texts
 from hfscale.models import context_limit, stated_limit
@@ -98,6 +99,7 @@ def show_data(documents: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
     """Print (rank 0) how much text each split holds; of a stream nobody knows before its end."""
     if not is_main_rank():
         return
+    pass_over_log_errors("stdout")  # a log ends no training
     for name, part in rows.items():
         if not isinstance(part, IterableDataset):
             num_documents = len(documents[name])
