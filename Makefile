@@ -51,7 +51,7 @@ docs-links: setup-docs
 course: .venv/installed-course
 	$(BIN)/python docs/course/run.py $(ARGS)
 
-# The fast tests, about five minutes on two cores.
+# The fast tests, eight minutes on two cores.
 test: setup-test
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
