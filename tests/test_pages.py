@@ -93,6 +93,7 @@ NOT_RUN = {
     "--web": "answers until a signal comes; tests/serving starts it",
     "hfscale push": "the Hub; tests/training/test_hub.py has one of its own",
     "--lm_eval": "data from the Hub; tests/evaluation/test_lm_eval.py has its own",
+    "--to onnx": "half a minute of torch's exporter each; tests/export/test_onnx.py runs it",
     "--executor slurm": "a cluster; tests/cleaning/test_slurm.py has one",
     "hfscale scale --config tiny_cpu": "starts a process for each of 13 runs; tests/scaling/",
     " ...": "stands for more",
