@@ -25,7 +25,7 @@ from typing import Any
 
 from hfscale.config import arguments_of, names_of, shipped
 from hfscale.launch import FLAGS
-from hfscale.process import InputError, line_of, quiet_libraries
+from hfscale.process import QUIET_LOGGERS, InputError, line_of, quiet_libraries
 from hfscale.signatures import docstring_of, signature_of
 from hfscale.stopping import ENDING, SAVING, Stopped
 
@@ -59,7 +59,7 @@ BUILDING_BLOCKS = {
 # Packages of the library that have a recipe's name: called, they are the recipe (`RecipeRoom`).
 ROOMS = ("export", "report")
 # Loggers that recipes turn down.
-TURNED_DOWN = ("DeepSpeed", "datasets.packaged_modules", "lm_eval")
+TURNED_DOWN = (*QUIET_LOGGERS, "datasets.packaged_modules", "lm_eval")
 
 
 def recipe_names() -> list[str]:

@@ -5,7 +5,6 @@ against them.
 import ast
 import contextlib
 import difflib
-import functools
 import importlib.util
 import json
 import math
@@ -23,7 +22,7 @@ PAIR = re.compile(r"[A-Za-z_]\w*=")
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
-@functools.cache
+@cache
 def training_types() -> dict[str, Any]:
     """Types of the arguments of `transformers.TrainingArguments` by name, read from its source:
     importing the class costs seconds. An enum becomes the `Literal` of its values.

@@ -41,6 +41,9 @@ TYPED_COMMAND = "HFSCALE_COMMAND"  # see typed_command
 ZERO_STAGES = (0, 1, 2, 3)
 # The status by which a process that has said why it failed tells `hfscale` so, which ends with 1.
 SAID_WHY = 101
+# Of which `quiet_libraries` lets some lines go, and words of one.
+QUIET_LOGGERS = ("DeepSpeed", "transformers.modeling_utils")
+NO_MASK = "passing in an `attention_mask`"
 # Before a bar is drawn; in a file or a pipe also from one of its lines to the next.
 BAR_SECONDS = 1
 BAR_SECONDS_IN_FILES = 30
@@ -402,16 +405,18 @@ def quiet_libraries() -> None:
     without a mask may be padding (a model may write one, and our masks are tested); bars of work
     that is done at once. Before tqdm is imported, which reads its settings then.
     """
-    logging.getLogger("DeepSpeed").addFilter(lambda record: record.module != "real_accelerator")
-    logging.getLogger("transformers.modeling_utils").addFilter(
-        lambda record: "passing in an `attention_mask`" not in str(record.msg)
-    )
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).addFilter(_is_news)  # once, however often it is asked for
     # In a file each state of a bar is a line.
     seconds = BAR_SECONDS if sys.stderr.isatty() else BAR_SECONDS_IN_FILES
     os.environ.setdefault("TQDM_DELAY", str(seconds))
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", str(seconds))
         os.environ.setdefault("TQDM_MAXINTERVAL", str(seconds))
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return record.module != "real_accelerator" and NO_MASK not in str(record.msg)
 
 
 def hide_bitsandbytes() -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import hfscale
 from hfscale.api import BUILDING_BLOCKS, call_recipe, command_words, recipe_function
 from hfscale.config import arguments_of, kinds_of, read_flags
-from hfscale.process import InputError
+from hfscale.process import QUIET_LOGGERS, InputError
 from hfscale.signatures import docstring_of
 from hfscale.stopping import Stopped
 from hfscale.stub import current_stub
@@ -294,6 +294,11 @@ def state_of_the_process():
         "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
         "words": list(sys.argv),
         "loggers": [(one.level, list(one.filters), list(one.handlers)) for one in loggers],
+        "filters": {
+            name: list(one.filters)
+            for name, one in logging.root.manager.loggerDict.items()
+            if getattr(one, "filters", None)
+        },
         "verbosity": (upstream.get_verbosity(), upstream.is_progress_bar_enabled()),
         "streams": (sys.stdout, sys.stderr, sys.excepthook),
         "hidden": [name for name, module in sys.modules.items() if module is None],
@@ -309,6 +314,8 @@ def test_a_call_leaves_nothing_behind(run, text, tmp_path, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setattr("hfscale.process.hub_reachable", lambda *_: False)
     monkeypatch.delitem(sys.modules, "bitsandbytes", raising=False)
+    for name in QUIET_LOGGERS:  # an earlier test's command may have left some
+        monkeypatch.setattr(logging.getLogger(name), "filters", [])
     before, filters = state_of_the_process(), list(warnings.filters)
     hfscale.pretrain(source=[text], output_dir=tmp_path / "a", **TINY)
     hfscale.generate(model=tmp_path / "a", prompts="The", max_new_tokens=2)
