@@ -339,6 +339,9 @@ def test_the_key(folders):
 
 # ---- many at once, and clients that vanish
 
+# A drawn text could end with its first token; this one goes on.
+LASTING = {"prompt": "a", "temperature": 0}
+
 
 @pytest.fixture
 def gated(folders):
@@ -364,7 +367,7 @@ def two_that_are_written(pool, url, body, engine, gate):
 
 def test_more_than_there_is_room_for_is_told_to_come_back(gated, folders):
     _, url, engine, gate = gated
-    body = {"model": folders["plain"], "prompt": "a", "max_tokens": 3}
+    body = {"model": folders["plain"], **LASTING, "max_tokens": 3}
     with ThreadPoolExecutor(5) as pool:
         asked = two_that_are_written(pool, url, body, engine, gate)
         asked += [pool.submit(post, url, "/v1/completions", body) for _ in range(2)]
@@ -381,9 +384,7 @@ def test_more_than_there_is_room_for_is_told_to_come_back(gated, folders):
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_vanishes_stops_its_text(gated, folders, stream):
     _, url, engine, gate = gated
-    body = json.dumps(
-        {"model": folders["plain"], "prompt": "a", "max_tokens": 90, "stream": stream}
-    )
+    body = json.dumps({"model": folders["plain"], **LASTING, "max_tokens": 90, "stream": stream})
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as client:
         head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n"
@@ -401,7 +402,7 @@ def test_a_client_that_vanishes_stops_its_text(gated, folders, stream):
 
 def test_a_text_that_waits_for_a_client_that_is_gone_is_never_begun(gated, folders):
     _, url, engine, gate = gated
-    body = {"model": folders["plain"], "prompt": "a", "max_tokens": 3}
+    body = {"model": folders["plain"], **LASTING, "max_tokens": 3}
     with ThreadPoolExecutor(3) as pool:
         asked = two_that_are_written(pool, url, body, engine, gate)
         with pytest.raises(httpx.ReadTimeout):
@@ -417,7 +418,7 @@ def test_a_text_that_waits_for_a_client_that_is_gone_is_never_begun(gated, folde
 def test_a_model_that_breaks_fails_its_texts_alone(gated, folders):
     server, url, engine, gate = gated
     gate.is_open = True
-    body = {"model": folders["plain"], "prompt": "a", "max_tokens": 3}
+    body = {"model": folders["plain"], **LASTING, "max_tokens": 3}
     right = gate.batch.step
 
     def broken(tokens):
@@ -442,7 +443,7 @@ def test_a_server_that_stops_ends_its_answers(folders):
     with running([folders["plain"]]) as (server, url):
         engine = server.models[folders["plain"]].engine
         gate = Gate(engine)
-        body = {"model": folders["plain"], "prompt": "a", "max_tokens": 90, "stream": True}
+        body = {"model": folders["plain"], **LASTING, "max_tokens": 90, "stream": True}
 
         def read():
             with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as stream:
