@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -60,6 +61,20 @@ def pytest_make_collect_report(collector):
     report = yield
     fail_if_required(report)
     return report
+
+
+def pytest_collection_modifyitems(items):
+    """Let the longest files come first, so that no worker is left alone with one at the end."""
+    seconds: Counter = Counter()
+    for item in items:
+        seconds[item.path] += expected_seconds(item)
+    items.sort(key=lambda item: seconds[item.path], reverse=True)
+
+
+def expected_seconds(item) -> float:
+    """What a test takes, roughly: as its mark says, ten seconds where that says nothing."""
+    slow = item.get_closest_marker("slow")
+    return slow.kwargs.get("seconds", 10) if slow else 0.3
 
 
 def pytest_runtest_setup(item):

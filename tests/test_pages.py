@@ -373,7 +373,7 @@ def in_one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=200)
 def test_the_shown_commands_run(place, subtests, capsys, monkeypatch):
     """In order, in one folder: a command reads what an earlier one left."""
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))

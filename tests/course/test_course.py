@@ -344,7 +344,7 @@ def pretend_to_launch(command: list[str], **streams) -> subprocess.CompletedProc
     return subprocess.CompletedProcess(command, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=40)
 @pytest.mark.needs("deepspeed")
 def test_chapters_run_in_two_steps_and_what_needs_no_training_holds(course_folder, monkeypatch):
     load_documents = hfscale.load_documents

@@ -25,7 +25,7 @@ def rows(tmp_path_factory) -> list[dict]:
     return json.loads((place / "faults.json").read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 @pytest.mark.needs("deepspeed")
 @pytest.mark.parametrize("fault", SHARES)
 def test_no_fault_loses_a_run_or_goes_unseen(rows, fault):

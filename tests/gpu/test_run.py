@@ -177,7 +177,7 @@ def test_generation(prepared):
         assert same.value == f"{batch_size} of {batch_size}"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=70)
 @pytest.mark.needs("deepspeed")
 @pytest.mark.needs("bitsandbytes")
 def test_the_run_from_the_command_line(tmp_path):

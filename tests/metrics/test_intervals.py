@@ -56,7 +56,7 @@ def test_interval_is_as_wide_as_the_normal_theory_says():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=43)
 def test_95_percent_intervals_hold_the_truth_in_95_percent_of_samples():
     """400 samples from a known distribution: a mean (7 of 10 answers are right) and a ratio of
     sums (2 nats per token, in documents of very unequal length).

@@ -112,7 +112,7 @@ def test_quickstart_takes_the_same_where_its_weights_are_new():
         assert quickstart.training_values(args)["learning_rate"] == rate
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=50)
 def test_the_rule_serves_over_three_widths(tmp_path):
     """Beside the rates of a width four times as large (1 / 4) or as small (4), which a rule without
     the width, or with a wrong power of it, would take at one of the ends.

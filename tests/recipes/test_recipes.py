@@ -304,7 +304,7 @@ def test_a_page_is_made_of_a_real_run(finished, tmp_path, capsys):
     assert str(page) in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=80)
 def test_char_tiny_reaches_the_reference(real_data, tmp_path):
     """Less than a quarter of the config's 2,000 steps: at most 1.88 nats per character, where the
     reference program is after all of them, on the last tenth of the text, whole.

@@ -37,7 +37,7 @@ also: \S*hfscale serve --model \w+
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=35)
 def test_commands_say_what_is_ours_and_nothing_else(tmp_path):
     (tmp_path / "text.txt").write_text("a few words of text, and others\n" * 200)
     env = {name: value for name, value in os.environ.items() if not name.startswith("TQDM_")}

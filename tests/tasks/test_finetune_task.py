@@ -533,7 +533,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path):
         )
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=130)
 def test_a_small_model_translates_held_out_values(tmp_path):
     """Two thirds of the shipped run's steps: better than copying, and it stops."""
     folder = tmp_path / "run"
