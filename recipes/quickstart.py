@@ -43,6 +43,14 @@ class QuickstartArguments(DataArguments, ShapeArguments, LoadArguments, Optimize
     )
     hidden_size: int = field(default=256, metadata={"help": "width", "min": 1, "max": 1_000_000})
     max_length: int = field(default=256, metadata={"help": "tokens per row", "min": 2})
+    muon_momentum: float = field(
+        default=0.85,  # better than Muon's 0.95 in so few steps
+        metadata={
+            "help": "what the hidden matrices' averaged gradient keeps of itself at each step",
+            "min": 0,
+            "max": 0.999_999,
+        },
+    )
     overwrite: bool = field(
         default=False, metadata={"help": "delete an earlier run in output_dir first"}
     )

@@ -184,7 +184,7 @@ def test_light_modules_import_nothing_heavy(module):
     assert (result.returncode, result.stdout.strip()) == (0, ""), result.stderr
 
 
-@pytest.mark.slow(seconds=43)
+@pytest.mark.slow
 def test_the_trainer_can_be_taken_alone():
     """`LMTrainer` is what others copy first: it stands on a handful of modules."""
     code = "import sys, hfscale.training.trainer; print(*sys.modules)"
