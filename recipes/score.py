@@ -1,9 +1,10 @@
-"""Score models on a text, on a task or on lm-eval's benchmarks, or saved predictions; several are
-compared.
+"""Score models on a text, on a task, on minimal pairs or on lm-eval's benchmarks, or saved
+predictions; several are compared.
 
 hfscale score --model runs/pretrain-tiny                     (the text that this run held out)
 hfscale score --model gpt2 runs/mine --source "books/*.txt" --max_length 1024 --stride 512
 hfscale score --model runs/translation --config translation
+hfscale score --model runs/mine --minimal_pairs blimp/data
 hfscale score --predictions a.jsonl b.jsonl --metrics bleu chrf
 hfscale score --model gpt2 --lm_eval hellaswag,lambada_openai
 """
@@ -37,6 +38,17 @@ class ScoreArguments(TaskArguments, SourceArguments, LoadArguments):
             "per example of a task"
         },
     )
+    minimal_pairs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "files, folders or globs of sentence pairs as BLiMP and BabyLM keep them: "
+            "columns sentence_good and sentence_bad, or good and bad (others: --choices)"
+        },
+    )
+    group_column: str | None = field(
+        default=None,
+        metadata={"help": "column that groups minimal pairs; default: UID, or else their file"},
+    )
     lm_eval: list[str] | None = field(
         default=None,
         metadata={
@@ -56,8 +68,8 @@ class ScoreArguments(TaskArguments, SourceArguments, LoadArguments):
     validation_examples: int | None = field(  # type: ignore[assignment]  # None: all of them
         default=None,
         metadata={
-            "help": "at most this many examples of a task, always the same ones; default: all (of "
-            "an embedded task 500)",
+            "help": "at most this many examples of a task, or minimal pairs of each group, always "
+            "the same ones; default: all (of an embedded task 500)",
             "min": 1,
         },
     )
@@ -223,6 +235,8 @@ def asked_metrics(args: ScoreArguments) -> Sequence[str]:
     named."""
     from hfscale.metrics.texts import TEXT_METRICS
 
+    if args.minimal_pairs:
+        return ["accuracy"]
     if args.predictions and not args.metrics:
         return TEXT_METRICS
     return args.metrics
@@ -230,7 +244,9 @@ def asked_metrics(args: ScoreArguments) -> Sequence[str]:
 
 def scored_source(args: ScoreArguments) -> str | list[str]:
     """What was scored, as it was named."""
-    named = args.task_source or args.source or args.lm_eval or args.predictions
+    named = (
+        args.task_source or args.source or args.minimal_pairs or args.lm_eval or args.predictions
+    )
     return named or f"held out by {args.model[0]}"
 
 
@@ -251,7 +267,20 @@ def check_args(args: ScoreArguments) -> Path:
         lm_eval=args.lm_eval,
         source=args.source,
         task_source=args.task_source,
+        minimal_pairs=args.minimal_pairs,
     )
+    if args.minimal_pairs:
+        score_args.check_not_given(
+            "is not of minimal pairs, which are judged by accuracy",
+            metrics=args.metrics or None,
+            prompt=args.prompt,
+            target=args.target,
+            label=args.label,
+        )
+    else:
+        score_args.check_not_given(
+            "is of --minimal_pairs, and none are given", group_column=args.group_column
+        )
     if args.lm_eval:
         tasks = task_names(args.lm_eval)
         check_lm_eval(tasks, data=args.lm_eval_data, include=args.lm_eval_include)
@@ -262,7 +291,7 @@ def check_args(args: ScoreArguments) -> Path:
             lm_eval_include=args.lm_eval_include,
             limit=args.limit,
         )
-    if args.lm_eval or args.predictions or args.task_source:
+    if args.lm_eval or args.predictions or args.task_source or args.minimal_pairs:
         score_args.check_not_given(
             "is of text that is read in windows", max_length=args.max_length, stride=args.stride
         )
@@ -289,6 +318,7 @@ def load_data(args: ScoreArguments, models: list[str]):
         ScoreData,
         load_examples,
         load_held_out_text,
+        load_pairs,
         load_text,
     )
 
@@ -296,6 +326,13 @@ def load_data(args: ScoreArguments, models: list[str]):
         return ScoreData("example")  # lm-eval reads its own
     if args.task_source:
         return load_examples(args, models=models, limit=args.validation_examples, seed=args.seed)
+    if args.minimal_pairs:
+        return load_pairs(
+            args.minimal_pairs,
+            columns=args.choices,
+            group_column=args.group_column,
+            limit=args.validation_examples,
+        )
     if args.predictions:
         return ScoreData("prediction")  # their references lie with them
     if args.source:
@@ -306,6 +343,7 @@ def load_data(args: ScoreArguments, models: list[str]):
 def score_model(args: ScoreArguments, name: str, model, tokenizer, data, metrics):
     """One model's scores on lm-eval's tasks, on a task or on text, as a System."""
     from hfscale.evaluation.lm_tasks import task_names
+    from hfscale.evaluation.pair_scores import score_pairs
     from hfscale.evaluation.scores import (
         DECODING,
         describe_model,
@@ -345,6 +383,17 @@ def score_model(args: ScoreArguments, name: str, model, tokenizer, data, metrics
             decoding={key: getattr(args, key) for key in DECODING},
             batch_size=args.batch_size,
             allow_code_execution=args.allow_code_execution,
+            journal=journal,
+        )
+    elif args.minimal_pairs:
+        score_pairs(
+            system,
+            model,
+            tokenizer,
+            data.scored_rows,
+            metrics,
+            batch_size=args.batch_size,
+            seed=args.seed,
             journal=journal,
         )
     else:

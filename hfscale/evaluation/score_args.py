@@ -38,10 +38,15 @@ def check_one_kind(
     lm_eval: Sequence[str] | None,
     source: Sequence[str] | None,
     task_source: Sequence[str] | None,
+    minimal_pairs: Sequence[str] | None,
 ) -> None:
     """Models, or saved predictions, are scored on one kind of thing."""
     if not model and not predictions:
         raise InputError("model: missing; give folders of saved models, or Hub ids")
+    if minimal_pairs and (lm_eval or predictions or task_source or source):
+        raise InputError(
+            "minimal_pairs, lm_eval, predictions, source, task_source: give one of them"
+        )
     if lm_eval and (predictions or task_source or source):
         raise InputError("lm_eval, predictions, source, task_source: give one of them")
     if source and (task_source or predictions):

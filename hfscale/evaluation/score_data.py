@@ -19,9 +19,11 @@ from hfscale.evaluation.training_runs import (
 from hfscale.process import InputError
 from hfscale.tasks.examples import load_task, make_examples
 from hfscale.tasks.held_out import row_hash
+from hfscale.tasks.minimal_pairs import read_pairs
 from hfscale.tasks.sources import Row, read_task_rows
 
 MADE_EXAMPLES = 500  # that an embedded task holds out, unless another number is asked for
+SHOWN_PLACES = 3
 
 
 @dataclass
@@ -179,3 +181,54 @@ def _at_most(rows: list[Row], most: int | None) -> list[Row]:
         return rows
     chosen = set(map(id, sorted(rows, key=row_hash)[:most]))
     return [row for row in rows if id(row) in chosen]
+
+
+# ---- minimal pairs
+
+
+def load_pairs(
+    sources: Sequence[str],
+    *,
+    columns: str | Sequence[str] | None,
+    group_column: str | None,
+    limit: int | None,
+) -> ScoreData:
+    """Minimal pairs as choices without a prompt, of which the first is right, each with its `group`
+    and `linguistics_term` (see `read_pairs`); those of one sentence twice are left out.
+
+    `limit`: at most so many of each group, always the same ones; None: all.
+    """
+    pairs = read_pairs(sources, columns=columns, group_column=group_column)
+    same_places = []
+    by_group: dict[str, list[Row]] = {}
+    for place, pair in pairs:
+        good, bad = pair["choices"]
+        if good == bad:
+            same_places.append(place)
+        else:
+            by_group.setdefault(pair["group"], []).append((place, pair))
+    if not by_group:
+        raise InputError(
+            f"minimal_pairs {', '.join(sources)}: each pair is one sentence twice; give others"
+        )
+    scored = [
+        {"place": place, **pair, "prompt": "", "answer": 0, "references": pair["choices"][:1]}
+        for group in by_group.values()
+        for place, pair in _at_most(group, limit)
+    ]
+    counts = Counter(
+        read=len(pairs),
+        identical=len(same_places),
+        beyond=len(pairs) - len(same_places) - len(scored),
+        scored=len(scored),
+    )
+    notes = [_about_identical(same_places)] if same_places else []
+    return ScoreData("minimal pair", Dataset.from_list(scored), counts, notes)
+
+
+def _about_identical(places: Sequence[str]) -> str:
+    shown = ", ".join(places[:SHOWN_PLACES])
+    more = len(places) - SHOWN_PLACES
+    if more > 0:
+        shown += f" and {more:,} more"
+    return f"{len(places):,} pairs are one sentence twice, which no model can tell apart: {shown}"

@@ -21,10 +21,12 @@ from hfscale.shown import show_text
 # Of the first item, in a preview.
 SHOWN_COLUMNS = ("place", "prompt", "choices", "answer", "references", "program", "text")
 SHOWN_CHARACTERS = 1000
-NOT_SHOWN = ("name", "metrics", "notes", "model", "predictions")  # of a system, in the table
+# Of a system, in the table.
+NOT_SHOWN = ("name", "metrics", "groups", "notes", "model", "predictions")
 # Why items are not scored, and what else happened to some.
 LEFT_OUT = {
     "trained_on": "trained on",
+    "identical": "one sentence twice",
     "beyond": "beyond validation_examples",
     "unused": "beyond validation_examples",
 }
@@ -86,6 +88,7 @@ def _describe_system(system: System, predictions: str | None) -> dict[str, Any]:
         **system.settings,
         "predictions": predictions,
         "metrics": {f"eval_{key}": value for key, value in system.metrics.items()},
+        **({"groups": system.groups} if system.groups else {}),
         "notes": {f"eval_{key}": note for key, note in system.notes.items()},
     }
 
@@ -131,6 +134,7 @@ def show_scores(record: dict[str, Any], path: Path) -> None:
     heads = ["", *(system["name"] for system in systems)]
     rows = [[name, *(cell(column, name, digits=6) for column in columns)] for name in names]
     show_table(heads, rows)
+    _show_groups(systems)
     if record["comparisons"]:
         _show_comparisons(record["comparisons"])
     for system in systems:
@@ -138,6 +142,17 @@ def show_scores(record: dict[str, Any], path: Path) -> None:
             show_text(f"{system['name']}: {about}: {note}")
     show_counts(record["data"], {system["name"]: _shortened(system) for system in systems})
     show_text(f"data {record['data']['fingerprint']}; written to {path}")
+
+
+def _show_groups(systems: Sequence[dict[str, Any]]) -> None:
+    """Of minimal pairs a table for each way to group them: the accuracy of each system."""
+    for kind, of_first in systems[0].get("groups", {}).items():
+        rows = []
+        for group, score in of_first.items():
+            accuracies = [cell(system["groups"][kind][group], "accuracy") for system in systems]
+            rows.append([group, f"{score['pairs']:,}", *accuracies])
+        names = ["accuracy"] if len(systems) == 1 else [system["name"] for system in systems]
+        show_table([kind, "pairs", *names], rows)
 
 
 def _show_comparisons(comparisons: Sequence[dict[str, Any]]) -> None:

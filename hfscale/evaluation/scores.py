@@ -77,6 +77,8 @@ class System:
     notes: dict[str, str] = field(default_factory=dict)
     # One line each in predictions.jsonl
     records: list[dict[str, Any]] = field(default_factory=list)
+    # Of minimal pairs: {what groups them: {group: what it scored}}
+    groups: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
 
 def describe_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> System:
