@@ -159,6 +159,19 @@ class StreamArguments(DataArguments):
 
 
 @dataclass
+class WordArguments:
+    """Which models are kept while a text is read."""
+
+    save_words: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "keep the model after so many words of training text, such as 1M 2M 10M, in "
+            "folders chck_1M, ... of output_dir, as BabyLM asks for"
+        },
+    )
+
+
+@dataclass
 class TaskArguments:
     """A task is data: its examples, how one is asked and answered, and how answers are judged."""
 

@@ -92,6 +92,7 @@ CHECKPOINT_FILES = (
     "pytorch_model_fsdp_*/**",
     "optimizer_*/**",
 )
+WORD_CHECKPOINT = "chck_"  # a model after so many words, as BabyLM calls it: chck_1M
 CONVERTED = (
     "resuming"  # a checkpoint rewritten for another engine, until the first step after it is done
 )
@@ -113,6 +114,8 @@ RUN_FILES = (
     f"{CONVERTED}/**",
     "checkpoint-[0-9]*",
     *(f"checkpoint-[0-9]*/{name}" for name in CHECKPOINT_FILES),
+    f"{WORD_CHECKPOINT}[0-9]*",
+    *(f"{WORD_CHECKPOINT}[0-9]*/{name}" for name in (*MODEL_FILES, "manifest.json")),
 )
 DATA_CARD = "data_card.json"
 PREPARED_FILES = (
@@ -255,7 +258,8 @@ def holds_run(path: Path) -> bool:
     only_logs = {p.name for p in path.iterdir()} <= {"runs", "wandb", LOCK} and (
         any(path.glob("runs/*/events.out.tfevents.*")) or any(path.glob("wandb/*run-*"))
     )
-    has_checkpoints = (path / SAVING).is_dir() or any(path.glob("checkpoint-*"))
+    saved = (SAVING, "checkpoint-*", f"{WORD_CHECKPOINT}[0-9]*")
+    has_checkpoints = any(any(path.glob(pattern)) for pattern in saved)
     return only_logs or has_checkpoints or (path / TRAINING_ARGUMENTS).is_file()
 
 

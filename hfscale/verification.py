@@ -5,7 +5,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hfscale.folders import CONVERTED, MODEL_CARD, SAVING, TRAINING_ARGUMENTS, matches_any
+from hfscale.folders import (
+    CONVERTED,
+    MODEL_CARD,
+    SAVING,
+    TRAINING_ARGUMENTS,
+    WORD_CHECKPOINT,
+    matches_any,
+)
 from hfscale.lock import LOCK
 from hfscale.manifest import (
     FILES,
@@ -26,6 +33,7 @@ NEVER_LISTED = (
     "runs/**",
     "wandb/**",
     "checkpoint-[0-9]*/**",
+    f"{WORD_CHECKPOINT}[0-9]*/**",
     f"{SAVING}/**",
     f"{CONVERTED}/**",
     "*/cache-*.arrow",
@@ -41,6 +49,7 @@ def parts_of(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"folders: {folder} is no folder; name one that a recipe wrote")
     checkpoints = sorted(folder.glob("checkpoint-[0-9]*"), key=_step_of)
+    checkpoints += sorted(folder.glob(f"{WORD_CHECKPOINT}[0-9]*"))
     if not any(map(has_manifest, [folder, *checkpoints])):
         raise InputError(
             f"folders: {folder} has no {MANIFEST}, nor has a checkpoint in it, so nothing says how "

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from hfscale.arguments import AdapterArguments, DataArguments, RunArguments
+from hfscale.arguments import AdapterArguments, DataArguments, RunArguments, WordArguments
 from hfscale.config import parse_args
 from hfscale.finished_run import Run, load_run
 from hfscale.folders import check_output_dir
@@ -17,7 +17,7 @@ from hfscale.process import run
 
 
 @dataclass
-class FinetuneArguments(AdapterArguments, DataArguments, RunArguments):
+class FinetuneArguments(AdapterArguments, DataArguments, WordArguments, RunArguments):
     tokenizer: str | None = field(  # type: ignore[assignment]  # a new model has to be told one
         default=None, metadata={"help": "folder or Hub id; default: the checkpoint's own"}
     )
@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> Run | None:
     from hfscale.training.steps import draw_samples, show_data, show_run
     from hfscale.training.trainer import LMTrainer
     from hfscale.training.training_args import batch_rows_of_like_length
+    from hfscale.training.word_checkpoints import save_at_words
 
     # What cannot work is refused before anything is read.
     training_args = check_arguments(args)
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> Run | None:
     # Data: text -> rows with labels, so that padding need not be masked and EOS stays learnable.
     # One rank prepares it, the others read its cache.
     with training_args.main_process_first(desc="preparing the data"):
-        documents, rows = prepare_data(args, training_args, model, tokenizer)
+        documents, rows, marks = prepare_data(args, training_args, model, tokenizer)
     settle_averaging(args, training_args, rows["train"])
     if args.dry_run:
         preview(model, tokenizer, rows, training_args, args)
@@ -108,6 +109,7 @@ def main(argv: list[str] | None = None) -> Run | None:
         optimizer_cls_and_kwargs=choose_optimizer(args, training_args, model),
     )
     average_weights(trainer, args, checkpoint)
+    save_at_words(trainer, marks)
     prepare_output_dir(trainer, overwrite=args.overwrite)
     run_training(trainer, checkpoint, settings)
 
@@ -147,11 +149,13 @@ def check_arguments(args: FinetuneArguments):
     from hfscale.training.averaging import check_averaging
     from hfscale.training.optimizers import check_optimizer
     from hfscale.training.training_args import training_arguments
+    from hfscale.training.word_checkpoints import check_save_words
 
     training_args = training_arguments(training_defaults(args) | args.training, width=256)
     check_optimizer(args, training_args)
     check_averaging(args, training_args)
     check_repacking(args)
+    check_save_words(args.save_words)
     if not args.dry_run:
         output_dir = str(training_args.output_dir)
         check_output_dir(output_dir, resume=args.resume, overwrite=args.overwrite)
@@ -159,11 +163,14 @@ def check_arguments(args: FinetuneArguments):
 
 
 def prepare_data(args: FinetuneArguments, training_args, model, tokenizer):
-    """Documents and rows: of the source, and of the old domain where one is given."""
+    """Documents and rows: of the source, and of the old domain where one is given; and what is to
+    be saved after so many words.
+    """
     from hfscale.data.packing import pack_splits
     from hfscale.data.splits import load_splits
     from hfscale.training.context import check_reaches
     from hfscale.training.steps import row_length
+    from hfscale.training.word_checkpoints import count_words, word_marks
 
     documents = load_splits(args, seed=training_args.seed)
     if args.forget_source:  # split as the source is, so that it is what pretraining held out
@@ -181,7 +188,9 @@ def prepare_data(args: FinetuneArguments, training_args, model, tokenizer):
     )
     if args.max_position_embeddings:
         check_reaches(rows, args.model)
-    return documents, rows
+    words = count_words(documents["train"]) if args.save_words else 0
+    marks = word_marks(args.save_words, words, rows["train"], training_args)
+    return documents, rows, marks
 
 
 def longer_config(args: FinetuneArguments):

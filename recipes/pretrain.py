@@ -11,7 +11,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from hfscale.arguments import RunArguments, ShapeArguments, StreamArguments, shape_of
+from hfscale.arguments import (
+    RunArguments,
+    ShapeArguments,
+    StreamArguments,
+    WordArguments,
+    shape_of,
+)
 from hfscale.config import parse_args
 from hfscale.finished_run import Run, load_run
 from hfscale.folders import check_output_dir
@@ -19,7 +25,7 @@ from hfscale.process import launched_processes, run
 
 
 @dataclass
-class PretrainArguments(ShapeArguments, StreamArguments, RunArguments):
+class PretrainArguments(ShapeArguments, StreamArguments, WordArguments, RunArguments):
     """Text, model and training."""
 
 
@@ -42,6 +48,7 @@ def main(argv: list[str] | None = None) -> Run | None:
     from hfscale.training.running import prepare_output_dir, run_training
     from hfscale.training.steps import draw_samples, show_data, show_run
     from hfscale.training.trainer import LMTrainer
+    from hfscale.training.word_checkpoints import save_at_words, word_marks
 
     # What cannot work is refused before anything is read.
     training_args = check_arguments(args)
@@ -50,11 +57,12 @@ def main(argv: list[str] | None = None) -> Run | None:
     # Data: text -> tokenizer -> rows. One rank prepares it, the others read its cache.
     dropped: dict[str, int] = {}
     with training_args.main_process_first(desc="preparing the data"):
-        documents, tokenizer, rows, epochs = prepare_data(
+        documents, tokenizer, rows, epochs, words = prepare_data(
             args, training_args, args.max_length, dropped
         )
 
     settle_averaging(args, training_args, rows["train"])
+    marks = word_marks(args.save_words, words, rows["train"], training_args)
 
     # Model: random weights. One that is only counted takes no memory.
     set_seed(training_args.seed)
@@ -79,6 +87,7 @@ def main(argv: list[str] | None = None) -> Run | None:
         optimizer_cls_and_kwargs=choose_optimizer(args, training_args, model),
     )
     average_weights(trainer, args, checkpoint)
+    save_at_words(trainer, marks)
     prepare_output_dir(trainer, overwrite=args.overwrite)
     run_training(trainer, checkpoint, settings)
 
@@ -95,6 +104,7 @@ def main(argv: list[str] | None = None) -> Run | None:
         data = {
             "dropped": None if args.streaming else dropped,
             "epochs": dict(zip(args.source, trained_epochs, strict=False)),
+            **({"words": {"train": words}} if args.save_words else {}),
         }
         write_run(
             trainer,
@@ -128,6 +138,7 @@ def check_arguments(args: PretrainArguments):
         training_arguments,
         with_learning_rate,
     )
+    from hfscale.training.word_checkpoints import check_save_words
 
     config = settle_shape(args, in_memory=not args.dry_run)
     args.max_length = settle_length(config, args.max_length)
@@ -137,6 +148,7 @@ def check_arguments(args: PretrainArguments):
     check_optimizer(args, training_args)
     check_averaging(args, training_args)
     check_repacking(args)
+    check_save_words(args.save_words, streaming=args.streaming)
     packing: Any = args.packing or "wrapped"
     model = trial_model(**shape_of(args))
     if model is not None:  # it may let packed documents see each other
@@ -156,14 +168,16 @@ def check_arguments(args: PretrainArguments):
 
 
 def prepare_data(args: PretrainArguments, training_args, max_length: int, dropped: dict[str, int]):
-    """Documents, tokenizer, rows of `max_length` tokens, and the epochs of each source of a mixture
-    in one pass over the training rows. What is left out is counted in `dropped`.
+    """Documents, tokenizer, rows of `max_length` tokens, the epochs of each source of a mixture in
+    one pass over the training rows, and the words that it reads (0 unless they are asked for). What
+    is left out is counted in `dropped`.
     """
     from hfscale.data.mixture import check_shares, join_rows
     from hfscale.data.packing import pack_splits
     from hfscale.data.splits import join_parts, load_parts
     from hfscale.data.tokenizer import load_tokenizer
     from hfscale.training.steps import show_shares
+    from hfscale.training.word_checkpoints import count_words
 
     # A single part, or one for each source of a mixture.
     parts = load_parts(args, seed=training_args.seed, dropped=dropped)
@@ -189,7 +203,11 @@ def prepare_data(args: PretrainArguments, training_args, max_length: int, droppe
     rows, epochs = join_rows(packed, args, seed=training_args.seed)
     if epochs:
         show_shares(args.source, packed, epochs, len(rows["train"]))
-    return documents, tokenizer, rows, epochs
+    words = 0
+    if args.save_words:
+        shares = zip(parts, epochs or [1.0], strict=True)
+        words = round(sum(share * count_words(part["train"]) for part, share in shares))
+    return documents, tokenizer, rows, epochs, words
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 from hfscale.arguments import TaskArguments
 from hfscale.data.files import find_files
 from hfscale.data.fingerprints import text_fingerprint
+from hfscale.folders import WORD_CHECKPOINT
 from hfscale.process import InputError
 from hfscale.tasks.examples import example_texts, load_task, split_rows
 from hfscale.tasks.held_out import row_hash
@@ -22,7 +23,7 @@ def training_runs(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     seen: set[Path] = set()
     while name and Path(name).is_dir() and (folder := Path(name).resolve()) not in seen:
         seen.add(folder)
-        is_checkpoint = folder.name.startswith("checkpoint-")
+        is_checkpoint = folder.name.startswith(("checkpoint-", WORD_CHECKPOINT))
         path = (folder.parent if is_checkpoint else folder) / "run.json"
         try:
             record = json.loads(path.read_text("utf-8"))

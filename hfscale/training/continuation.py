@@ -112,6 +112,7 @@ RECIPES_MAY_CHANGE = {
     "cuts the same rows of a step into other pieces": ("auto_batch",),
     "is done after the training": ("merge",),
     "is written on the model card": ("license", "language"),
+    "says which weights are kept beside, not which are trained": ("save_words",),
     "says with what answers are compared": ("baseline", "baseline_input"),
 }
 # Arguments whose effect is compared in place of their values, by what shows it: the same text may

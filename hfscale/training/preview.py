@@ -314,8 +314,12 @@ def count_steps(num_rows: int, args: TrainingArguments) -> int:
     """Optimizer steps of the whole run, as Trainer counts them."""
     if args.max_steps > 0:
         return args.max_steps
+    return math.ceil(steps_of_epoch(num_rows, args) * args.num_train_epochs)
+
+
+def steps_of_epoch(num_rows: int, args: TrainingArguments) -> int:
+    """Optimizer steps of one pass over the rows, as Trainer counts them."""
     per_rank = math.ceil(num_rows / launched_processes(args.world_size))
     rounded = math.floor if args.dataloader_drop_last else math.ceil
     batches = rounded(per_rank / args.per_device_train_batch_size)
-    steps_per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
-    return math.ceil(steps_per_epoch * args.num_train_epochs)
+    return max(1, math.ceil(batches / args.gradient_accumulation_steps))

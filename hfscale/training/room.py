@@ -12,6 +12,7 @@ from transformers import Trainer
 from hfscale.planning.settings import OPTIMIZER_BYTES
 from hfscale.process import InputError, from_main_rank
 from hfscale.training.averaging import averaging_of
+from hfscale.training.word_checkpoints import marks_of
 
 FP32_COPY_BYTES = 4  # of weights in 16 bits, which DeepSpeed keeps beside them
 
@@ -36,12 +37,15 @@ def _check_room(trainer: Trainer, overwrite: bool) -> None:
     if overwrite:
         free += _bytes_below(folder)
     checkpoint, model = saved_bytes(trainer)
+    marks = [mark for mark in marks_of(trainer) if overwrite or not (folder / mark.name).is_dir()]
+    model *= 1 + len(marks)  # the final one, and those after so many words
     saves = trainer.args.save_strategy != "no"
     least = model + checkpoint * saves
     place = f"output_dir {folder}"
     numbers = f"{_size(free)} are free on its disk, {_size(least)} are needed"
     if least > free:
         what = "one checkpoint and the final model" if saves else "the final model"
+        what += f" and {len(marks)} after so many words" * bool(marks)
         raise InputError(f"{place}: {numbers} for {what}; free some space or name another disk")
     if not saves:
         return

@@ -53,7 +53,7 @@ def save_whole(
             apply_umask(part)
             state.save_to_json(str(part / TRAINER_STATE_NAME))  # now it names the best one's place
             write_manifest(part, **facts())
-            _put_in_place(part, place)
+            put_in_place(part, place)
             rotate(checkpoints_in(place.parent), limit(), state.best_model_checkpoint)
 
         check_finite(trainer)
@@ -109,8 +109,10 @@ def _without_a_half(part: Path) -> Iterator[None]:
         raise
 
 
-def _put_in_place(part: Path, place: Path) -> None:
-    """Rename a whole checkpoint. One of its step that is there goes, after that."""
+def put_in_place(part: Path, place: Path) -> None:
+    """Rename a folder that was written whole below `.saving`. One of its name that is there goes,
+    after that.
+    """
     if os.path.lexists(place):
         aside = part.parent / REPLACED / place.name
         aside.parent.mkdir()

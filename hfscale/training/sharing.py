@@ -12,14 +12,22 @@ from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import Trainer, TrainingArguments
 
-from hfscale.folders import SAVING
+from hfscale.folders import SAVING, WORD_CHECKPOINT
 from hfscale.lock import LOCK
 from hfscale.manifest import check_manifest, has_manifest
 from hfscale.process import InputError, host_answers
 
 RECORDS = ("run.json", "export.json")  # one of which a finished folder holds
 # Never uploaded: checkpoints, trackers' logs, and what is a pickle.
-LOCAL_FILES = [LOCK, "checkpoint-*", f"{SAVING}/*", "runs/*", "wandb/*", "*.bin"]
+LOCAL_FILES = [
+    LOCK,
+    "checkpoint-*",
+    f"{WORD_CHECKPOINT}*",
+    f"{SAVING}/*",
+    "runs/*",
+    "wandb/*",
+    "*.bin",
+]
 
 
 def check_sharing(args: TrainingArguments) -> None:

@@ -61,7 +61,7 @@ MOMENTS = {
     "optimizer is written": (LMTrainer, "_save_rng_state", 2),
     "all files are written": (saving, "apply_umask", 2),
     "before the manifest": (saving, "write_manifest", 2),
-    "before the rename": (saving, "_put_in_place", 2),
+    "before the rename": (saving, "put_in_place", 2),
     "before the folder is flushed": (saving, "flush_to_disk", 2),
     "before the rotation": (saving, "rotate", 2),
     "in the rotation": (Path, "unlink", 3),
