@@ -1,4 +1,5 @@
-"""A table of the runs below a folder, the newest first: what was trained, for how long, how good.
+"""A table of the runs below a folder, the newest first: what was trained, for how long, how good;
+and how much of that is the seed's doing.
 
 hfscale runs
 hfscale runs experiments --sort eval_loss
@@ -29,8 +30,9 @@ class RunsArguments:
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     args = parse_args(RunsArguments, argv, recipe=__file__)
 
-    from hfscale.report.run_list import find_runs, shown_columns, sorted_runs
+    from hfscale.report.run_list import find_runs, seed_noise, shown_columns, sorted_runs
     from hfscale.report.tables import show_records
+    from hfscale.shown import show_text
 
     runs = find_runs(args.folder)
     if args.sort:
@@ -39,6 +41,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         print(json.dumps(runs, indent=1, ensure_ascii=False))
     else:
         show_records(shown_columns(runs, args.folder, args.sort))
+        noise, said = seed_noise(runs, args.folder)
+        if noise:
+            show_records(noise, title="seed noise: runs that differ in their seed alone")
+        for line in said:
+            show_text(line)
     return runs
 
 

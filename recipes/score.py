@@ -167,6 +167,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         fingerprint,
         score_predictions,
     )
+    from hfscale.evaluation.seed_notes import add_seed_noise
     from hfscale.metrics.evaluate_metrics import load_metrics
     from hfscale.models import check_models, load_model
 
@@ -215,6 +216,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     # What is written; the comparisons come first, since they can fail.
     if state.is_main_process:
         comparisons = compare_systems(systems, args.seed)
+        add_seed_noise(comparisons, systems, fingerprint(data, args.lm_eval_data))
         seconds = time.perf_counter() - started
         record = write_scores(
             path,

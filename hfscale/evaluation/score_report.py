@@ -23,6 +23,7 @@ SHOWN_COLUMNS = ("place", "prompt", "choices", "answer", "references", "program"
 SHOWN_CHARACTERS = 1000
 # Of a system, in the table.
 NOT_SHOWN = ("name", "metrics", "groups", "notes", "model", "predictions")
+NOTES = ("note", "seed_note", "seed_noise", "seeds")  # of a comparison, told below the table
 # Why items are not scored, and what else happened to some.
 LEFT_OUT = {
     "trained_on": "trained on",
@@ -157,17 +158,16 @@ def _show_groups(systems: Sequence[dict[str, Any]]) -> None:
 
 def _show_comparisons(comparisons: Sequence[dict[str, Any]]) -> None:
     """A table, and below it why some of them cannot show much."""
-    rows = []
-    notes_by_second: dict[str, dict[str, str]] = {}
-    for result in comparisons:
-        rows.append({key: value for key, value in result.items() if key != "note"})
-        notes = notes_by_second.setdefault(result["second"], {})
-        if result["note"]:
-            notes[result["metric"]] = result["note"]
-    show_records(rows)
-    for second, notes in notes_by_second.items():
-        for note, about in by_note(notes).items():
-            show_text(f"{comparisons[0]['first']} and {second}: {about}: {note}")
+    shown = [
+        {key: value for key, value in result.items() if key not in NOTES} for result in comparisons
+    ]
+    show_records(shown)
+    for second in dict.fromkeys(result["second"] for result in comparisons):
+        of_second = [result for result in comparisons if result["second"] == second]
+        for kind in ("note", "seed_note"):
+            notes = {result["metric"]: result[kind] for result in of_second if result.get(kind)}
+            for note, about in by_note(notes).items():
+                show_text(f"{comparisons[0]['first']} and {second}: {about}: {note}")
 
 
 def show_counts(data: dict[str, Any], shortened: Mapping[str, int | None]) -> None:

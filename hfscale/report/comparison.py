@@ -8,6 +8,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 TRAINING_TEXT = "train"
 HELD_OUT = "validation"
+# What they are called among the settings.
+TRAINED_TEXT = "training text"
+HELD_OUT_TEXT = "held-out text"
 # Settings that change no number of a run.
 OF_NO_RESULT = (
     "output_dir",
@@ -17,6 +20,7 @@ OF_NO_RESULT = (
     "logging_dir",
     "run_name",
     "do_eval",
+    "save_words",
 )
 # In nats per token of the run's own tokenizer: other tokens, another measure. Bits per byte do not
 # depend on them.
@@ -46,7 +50,7 @@ def differing_settings(
     """The settings that are not the same in all runs; and those that only some of the recipes have,
     alike there. Each is a name and the value in each run, "" where a run has none.
     """
-    settings = [_settings(record) for record in records]
+    settings = [settings_of(record) for record in records]
     names = dict.fromkeys(name for of_run in settings for name in of_run)
     differing = []
     not_shared = []
@@ -60,12 +64,12 @@ def differing_settings(
     return differing, not_shared
 
 
-def _settings(record: dict[str, Any]) -> dict[str, Any]:
+def settings_of(record: dict[str, Any]) -> dict[str, Any]:
     """What was asked for, and what it was asked of."""
     of_the_run = {
         "recipe": record["recipe"],
-        "training text": _of_part(record, "fingerprint", TRAINING_TEXT),
-        "held-out text": _of_part(record, "fingerprint", HELD_OUT),
+        TRAINED_TEXT: _of_part(record, "fingerprint", TRAINING_TEXT),
+        HELD_OUT_TEXT: _of_part(record, "fingerprint", HELD_OUT),
         "parameters": record["model"].get("parameters"),
         "processes": record["hardware"].get("world_size"),
         "device": record["hardware"].get("device"),

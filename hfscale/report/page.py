@@ -28,6 +28,12 @@ from hfscale.report.comparison import (
     same_measure,
 )
 from hfscale.report.headline import against, bar_rows, compared, headline
+from hfscale.report.seed_noise import (
+    differences_of,
+    noise_rows,
+    said_of_other_texts,
+    seed_groups,
+)
 from hfscale.report.settings import settings_that_matter
 from hfscale.report.tables import (
     FLOOR,
@@ -136,6 +142,9 @@ def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
         "settings_that_matter": settings_that_matter(records[0]),
         "tables": judged_tables(records),
         "others": _not_judged(records),
+        "noise": noise_rows(seed_groups(records)),
+        "differences": differences_of(records),
+        "of_other_texts": said_of_other_texts(records),
         "cards": _data_cards(records, studies),
         "found": studies,
         "charts": _charts(records, curves),

@@ -9,6 +9,8 @@ from typing import Any
 
 from hfscale.options import did_you_mean
 from hfscale.process import InputError
+from hfscale.report.seed_noise import noise_rows, said_of_other_texts, seed_groups
+from hfscale.run_record import read_record
 
 RECORD = "run.json"
 DEEPEST = 4  # folders below the one that is searched
@@ -119,3 +121,21 @@ def shown_columns(
         columns["folder"] = str(Path(run["folder"]).relative_to(folder))
         shown.append(columns)
     return shown
+
+
+def seed_noise(
+    runs: Sequence[dict[str, Any]], folder: str
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """A row for each metric of the runs that differ in their seeds alone, with `mean`, `deviation`
+    (standard) and the number of `seeds`; and what to say of runs that would, but for their texts.
+
+    Runs are called as they are seen from `folder`.
+    """
+    records = []
+    for run in sorted(runs, key=lambda run: run["folder"]):
+        with contextlib.suppress(InputError):  # not finished, or damaged
+            name = str(Path(run["folder"]).relative_to(folder))
+            records.append(read_record(run["folder"], "runs") | {"name": name})
+    rows = noise_rows(seed_groups(records))
+    shown = [row for row in rows if row["metric"] not in NOT_SHOWN]
+    return shown, said_of_other_texts(records)
