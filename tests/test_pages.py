@@ -50,9 +50,10 @@ STEPS = (
     "--report_to none --disable_tqdm true --overwrite true"
 )
 NEW = f"{SHAPE} {STEPS} --max_length 64"
+NO_WORDS = "--save_words null"
 SHORT = {
     "quickstart": NEW,
-    "pretrain": f"{NEW} --max_position_embeddings 256 --validation_fraction 0.1",
+    "pretrain": f"{NEW} --max_position_embeddings 256 --validation_fraction 0.1 {NO_WORDS}",
     "finetune": STEPS,
     "finetune_task": f"{SHAPE} {STEPS} --max_position_embeddings 256 --train_examples 12 "
     "--validation_examples 3 --max_new_tokens 4",
@@ -227,7 +228,29 @@ LAW = "params,tokens,loss,corpus\n" + "".join(
     for n in (1e6, 3e6, 1e7, 3e7)
     for d in (2e7, 1e8, 5e8)
 )
+BLIMP = "blimp/data/agreement.jsonl"
+PAIRS = {
+    BLIMP: "agreement",
+    "evaluation_data/full_eval/blimp_filtered/agreement.jsonl": "agreement",
+    "evaluation_data/full_eval/supplement_filtered/turn_taking.jsonl": None,
+    "evaluation_data/fast_eval/blimp_fast/agreement.jsonl": "agreement",
+}
+
+
+def pairs(uid: str | None) -> str:
+    """Lines of a file of BLiMP or, without a UID, of BabyLM's supplement."""
+    more = {} if uid is None else {"UID": lambda i: uid, "linguistics_term": lambda i: "number"}
+    return rows(
+        4,
+        sentence_good=lambda i: f"the cats are {i}",
+        sentence_bad=lambda i: f"the cats is {i}",
+        **more,
+    )
+
+
 FILES = {
+    **{file: pairs(uid) for file, uid in PAIRS.items()},
+    "twins.jsonl": pairs("twins") + '{"sentence_good": "a cat", "sentence_bad": "a cat"}\n',
     "crawl.yaml": 'source: ["crawl/*.jsonl"]\n',
     "prompts.txt": "The cat\nA dog\n",
     "questions.jsonl": rows(2, context=prose, question=lambda i: f"Who is {i}?"),
@@ -260,6 +283,8 @@ FILES = {
     "all_sentences.tsv": f"sentid\tsentence\n{PRONOUNS}",
     "occupations-stats.tsv": "occupation\tbergsma_pct_female\tbls_pct_female\nnurse\t90\t90\n",
     "runs.csv": LAW,
+    **{f"train_10M/{i}.train": prose(i, 60) for i in range(3)},
+    **{f"dev/{i}.dev": prose(i, 40) for i in range(20, 22)},
     **{
         f"{folder}/{i}.txt": prose(i, 60 if folder == "long" else 12)
         for folder in ("books", "speeches", "long", "wiki")
@@ -279,6 +304,7 @@ YOURS = {
     "runs/scale-tiny": "runs/scale",
     "data/clean": "runs/data",
     "runs/a/checkpoint-1000": "runs/pretrain-tiny",
+    "runs/babylm/chck_1M": "runs/babylm-tiny/chck_10",
     "experiments": "runs",
 }
 
@@ -363,6 +389,8 @@ def run_command(words: tuple[str, ...]) -> None:
         read_launch(flags["accelerate"], flags, use_cpu=False, gpus=8)
     bring(given)
     flags_of_all = SHORT.get(recipe, "")
+    if "--save_words" in given:  # as many as a single step reads
+        flags_of_all = flags_of_all.replace(NO_WORDS, "--save_words 10")
     if "--resume" in given:  # a run that does not go on from one that is there
         flags_of_all = flags_of_all.replace("--overwrite true", "--output_dir runs/resumed")
     with leaving_nothing_behind():

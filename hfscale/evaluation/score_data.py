@@ -231,4 +231,5 @@ def _about_identical(places: Sequence[str]) -> str:
     more = len(places) - SHOWN_PLACES
     if more > 0:
         shown += f" and {more:,} more"
-    return f"{len(places):,} pairs are one sentence twice, which no model can tell apart: {shown}"
+    are = "pair is" if len(places) == 1 else "pairs are"
+    return f"{len(places):,} {are} one sentence twice, which no model can tell apart: {shown}"

@@ -77,10 +77,12 @@ def share_run(trainer: Trainer) -> None:
         _share_with_wandb(wandb, Path(output_dir))
     if trainer.args.push_to_hub:
         _upload(output_dir, str(trainer.hub_model_id), revision=trainer.args.hub_revision)
+        _upload_branches(output_dir, str(trainer.hub_model_id))
 
 
 def push_folder(folder: str, repo_id: str, *, private: bool, overwrite: bool) -> str:
-    """A finished run, or an export, as a repository of the Hub; its address.
+    """A finished run, or an export, as a repository of the Hub; its address. What a run saved after
+    so many words becomes a branch of the folder's name, such as chck_1M.
 
     Args:
         folder: what a recipe left.
@@ -97,7 +99,9 @@ def push_folder(folder: str, repo_id: str, *, private: bool, overwrite: bool) ->
     hub = huggingface_hub.HfApi()
     try:
         url = hub.create_repo(repo_id, private=private, exist_ok=overwrite)
-        return _upload(folder, url.repo_id)
+        address = _upload(folder, url.repo_id)
+        _upload_branches(folder, url.repo_id)
+        return address
     except HFValidationError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"hub_model_id {repo_id}: {reason}") from None
@@ -134,8 +138,16 @@ def _upload(folder: str, repo_id: str, revision: str | None = None) -> str:
         revision=revision,
         commit_message="Model, tokenizer, record and card of a finished run",
     )
-    print(f"pushed to the Hub: {uploaded.repo_url}")
+    branch = f", branch {revision}" if revision else ""
+    print(f"pushed to the Hub: {uploaded.repo_url}{branch}")
     return str(uploaded.repo_url)
+
+
+def _upload_branches(folder: str, repo_id: str) -> None:
+    """A model after so many words as a branch, where BabyLM looks for it."""
+    for path in sorted(Path(folder).glob(f"{WORD_CHECKPOINT}[0-9]*")):
+        huggingface_hub.create_branch(repo_id, branch=path.name, exist_ok=True)
+        _upload(str(path), repo_id, revision=path.name)
 
 
 def _share_with_wandb(wandb: Any, output_dir: Path) -> None:

@@ -5,13 +5,17 @@ import os
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import yaml
 
 from hfscale.manifest import write_manifest
 from hfscale.process import InputError
+from hfscale.training import sharing
 from hfscale.training.sharing import push_folder
 from hfscale.training.training_args import training_arguments
 from tests.hub_server import HubServer
@@ -299,3 +303,35 @@ def test_a_run_that_was_changed_is_not_pushed(tmp_path):
     (tmp_path / "run.json").write_text('{"metrics": {}}')
     with pytest.raises(InputError, match=r"run\.json .*by its manifest\.json"):
         push_folder(str(tmp_path), "name", private=True, overwrite=False)
+
+
+def test_models_after_so_many_words_become_branches(tmp_path, monkeypatch):
+    """Each in the branch of its name, as BabyLM's pipeline asks for it, and none of them in main."""
+    pushed = []
+
+    def upload(repo_id, folder_path, ignore_patterns, revision, commit_message):
+        files = [str(path.relative_to(folder_path)) for path in Path(folder_path).rglob("*.json")]
+        kept = [file for file in files if not any(fnmatch(file, name) for name in ignore_patterns)]
+        pushed.append((revision, sorted(kept)))
+        return SimpleNamespace(repo_url=f"https://hub/{repo_id}")
+
+    for name in ("", "chck_1M", "chck_10M", "checkpoint-5"):
+        (tmp_path / "run" / name).mkdir(exist_ok=True, parents=True)
+        (tmp_path / "run" / name / "config.json").write_text("{}")
+    (tmp_path / "run" / "run.json").write_text("{}")
+    branches = []
+    monkeypatch.setattr(sharing, "_hub_problem", lambda: None)
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "create_repo", lambda *args, **kwargs: SimpleNamespace(repo_id="r")
+    )
+    monkeypatch.setattr(
+        huggingface_hub, "create_branch", lambda repo_id, branch, exist_ok: branches.append(branch)
+    )
+    monkeypatch.setattr(huggingface_hub, "upload_folder", upload)
+    assert push_folder(str(tmp_path / "run"), "r", private=True, overwrite=False) == "https://hub/r"
+    assert branches == ["chck_10M", "chck_1M"]
+    assert pushed == [
+        (None, ["config.json", "run.json"]),
+        ("chck_10M", ["config.json"]),
+        ("chck_1M", ["config.json"]),
+    ]

@@ -111,9 +111,11 @@ def test_what_is_never_reached_is_refused(tmp_path):
     args = tiny_arguments(tmp_path, max_steps=6)
     seen = words_seen(6, WORDS, len(tiny_rows()), args)
     assert word_marks([str(seen)], WORDS, tiny_rows(), args)[0].step == 6
-    says = rf"save_words: {seen + 1}, 1M: the run sees {seen} words in 6 steps .*raise num_train"
+    nearly = word_marks([str(int(seen / 0.995))], WORDS, tiny_rows(), args)
+    assert [(mark.step, mark.words) for mark in nearly] == [(6, seen)]
+    says = rf"save_words: {2 * seen}, 1M: the run sees {seen} words in 6 steps .*raise num_train"
     with pytest.raises(InputError, match=says) as error:
-        word_marks([str(seen + 1), "5", "1M"], WORDS, tiny_rows(), args)
+        word_marks([str(2 * seen), "5", "1M"], WORDS, tiny_rows(), args)
     assert "\n" not in str(error.value)
 
 
