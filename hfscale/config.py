@@ -377,9 +377,9 @@ def read_flags(argv: list[str], kinds: dict[str, Any]) -> dict[str, Any]:
         if name == "config" and not words:
             words = [""]  # the error names the shipped ones
         value = _check("command line", f"--{name}", name, words, kinds, convert_text)
-        if isinstance(value, list) and name in values:
+        if isinstance(value, list) and values.get(name):  # null is none of it
             value = values[name] + value
-        if isinstance(value, dict) and name in values:
+        if isinstance(value, dict) and values.get(name):
             value = values[name] | value
         values[name] = value
     return values

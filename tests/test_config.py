@@ -163,6 +163,8 @@ def test_flags_win_over_files_and_later_files_over_earlier_ones(parse):
         ),
         (["--settings", "{}"], {"settings": {}}),
         (["--settings", "null"], {"settings": None}),
+        (["--settings", "null", "--settings", "a=1"], {"settings": {"a": 1}}),
+        (["--numbers", "1", "--numbers", "null", "--numbers", "2"], {"numbers": [2]}),
         (["--loose", "{a: 1}"], {"loose": {"a": 1}}),
         (["--loose", "file.json"], {"loose": "file.json"}),
     ],

@@ -241,7 +241,7 @@ def pairs(uid: str | None) -> str:
     """Lines of a file of BLiMP or, without a UID, of BabyLM's supplement."""
     more = {} if uid is None else {"UID": lambda i: uid, "linguistics_term": lambda i: "number"}
     return rows(
-        4,
+        3,
         sentence_good=lambda i: f"the cats are {i}",
         sentence_bad=lambda i: f"the cats is {i}",
         **more,
@@ -390,7 +390,7 @@ def run_command(words: tuple[str, ...]) -> None:
     bring(given)
     flags_of_all = SHORT.get(recipe, "")
     if "--save_words" in given:  # as many as a single step reads
-        flags_of_all = flags_of_all.replace(NO_WORDS, "--save_words 10")
+        flags_of_all = flags_of_all.replace(NO_WORDS, f"{NO_WORDS} --save_words 10")
     if "--resume" in given:  # a run that does not go on from one that is there
         flags_of_all = flags_of_all.replace("--overwrite true", "--output_dir runs/resumed")
     with leaving_nothing_behind():
