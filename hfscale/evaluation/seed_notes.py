@@ -13,8 +13,8 @@ from hfscale.report.tables import number
 from hfscale.run_record import read_record
 
 UNKNOWN = (
-    "seed noise is unknown, since no run here or beside these differs from them in its seed alone: "
-    "another seed may make such a difference"
+    "seed noise is unknown, and another seed may make such a difference: no run that differs from "
+    "one of these in its seed alone was measured on this; score one beside them"
 )
 
 
