@@ -1,4 +1,5 @@
-"""A finished run, or an export, as a repository of the Hub: model, tokenizer, card and record.
+"""A finished run, or an export, as a repository of the Hub: model, tokenizer, card and record; what
+was kept after so many words becomes branches.
 
 hfscale push --model runs/quickstart                                # private, by the folder's name
 hfscale push --model runs/quickstart --hub_model_id me/my-model --public
