@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hfscale.arguments import AveragingArguments
 from hfscale.data.layouts import IGNORED
 from hfscale.manifest import check_manifest, read_manifest
 from hfscale.process import InputError
+from hfscale.training import room
 from hfscale.training.averaging import average_weights, settle_averaging
 from hfscale.training.checkpoints import newest_checkpoint
 from hfscale.training.preview import count_steps
@@ -202,6 +204,19 @@ def test_of_averaged_weights_it_is_the_average(tmp_path):
     saved = load_file(tmp_path / "run" / "chck_130" / "model.safetensors")
     average = load_file(tmp_path / "run" / "checkpoint-4" / "averaged_weights.safetensors")
     assert all(torch.equal(saved[name], average[name]) for name in saved)
+
+
+def test_room_is_looked_for_before_the_first_step(tmp_path, monkeypatch):
+    trainer, _ = marked_trainer(tmp_path / "run", ["30", "130"], save_strategy="no")
+    _, model = saved_bytes(trainer)
+    free = 3 * model
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    room.check_room(trainer)
+    free -= 1
+    with pytest.raises(InputError, match="for the final model and 2 after so many words; free"):
+        room.check_room(trainer)
+    (tmp_path / "run" / "chck_30").mkdir()  # a run that goes on has that one
+    room.check_room(trainer)
 
 
 # ---- the recipe
