@@ -11,7 +11,7 @@ from hfscale.finished_run import Run as Run
 from hfscale.probes.attention import attention_weights as attention_weights
 from hfscale.cleaning.steps import clean_documents as clean_documents
 from hfscale.data.packing import collate_rows as collate_rows
-from hfscale.metrics.intervals import compare as compare
+from hfscale.metrics.intervals import compare_paired as compare_paired
 from hfscale.generation.texts import generate_texts as generate_texts
 from hfscale.data.sources import load_documents as load_documents
 from hfscale.models import load_model as load_model

@@ -52,7 +52,7 @@ BUILDING_BLOCKS = {
     # what it is worth
     "score_documents": "hfscale.metrics.perplexity",
     "perplexity_metrics": "hfscale.metrics.perplexity",
-    "compare": "hfscale.metrics.intervals",
+    "compare_paired": "hfscale.metrics.intervals",
     "generate_texts": "hfscale.generation.texts",
     "attention_weights": "hfscale.probes.attention",
 }

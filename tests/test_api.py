@@ -475,7 +475,7 @@ def test_the_blocks_make_a_line_from_text_to_a_comparison(text, tmp_path, monkey
     trainer.train()
     after = hfscale.score_documents(model, tokenizer, held_out)
     metrics, _ = hfscale.perplexity_metrics(after)
-    result = hfscale.compare(
+    result = hfscale.compare_paired(
         before.sums, after.sums, values=lambda sums: {"loss": sums[..., 0] / sums[..., 1]}
     )
     assert result["loss"]["difference"] < -1

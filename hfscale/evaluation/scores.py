@@ -28,7 +28,7 @@ from hfscale.metrics.code import split_tests
 from hfscale.metrics.evaluate_metrics import compute_with_intervals, whole_value_notes
 from hfscale.metrics.intervals import (
     Statistics,
-    compare,
+    compare_paired,
     drawn_floor,
     interval_note,
     interval_notes,
@@ -345,7 +345,7 @@ def _digest(value: Any) -> str:
 
 def compare_systems(systems: Sequence[System], seed: int) -> list[dict[str, Any]]:
     """Each later system against the first, metric by metric, on the same items (see
-    `intervals.compare`); `note` says why a comparison cannot show much.
+    `intervals.compare_paired`); `note` says why a comparison cannot show much.
 
     Raises InputError: files of predictions with different references.
     """
@@ -368,7 +368,7 @@ def _compare_metric(metric: str, first: System, second: System, seed: int) -> li
     same_tokens = metric != "perplexity" or np.array_equal(rows[:, 1], other_rows[:, 1])
     # A perplexity can be larger than a float; such a difference is left out below.
     with np.errstate(all="ignore"):
-        results = compare(rows, other_rows, values, resamples=RESAMPLES, seed=seed)
+        results = compare_paired(rows, other_rows, values, resamples=RESAMPLES, seed=seed)
     floor = drawn_floor(rows, other_rows, RESAMPLES)
     comparisons = []
     for name, result in results.items():

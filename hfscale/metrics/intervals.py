@@ -109,7 +109,7 @@ def by_note(notes: dict[str, str]) -> dict[str, str]:
     return {note: ", ".join(dict.fromkeys(names)) for note, names in names_by_note.items()}
 
 
-def compare(
+def compare_paired(
     first: np.ndarray,
     second: np.ndarray,
     values: ValuesOfSums,

@@ -12,7 +12,7 @@ from transformers import Pipeline, pipeline
 
 from hfscale.metrics.intervals import (
     by_note,
-    compare,
+    compare_paired,
     estimate,
     interval_notes,
     means,
@@ -212,7 +212,7 @@ def _change(first: np.ndarray, second: np.ndarray, values: Values, seed: int) ->
     signs.
     """
     change: dict[str, Any] = {}
-    for name, comparison in compare(first, second, values, seed=seed).items():
+    for name, comparison in compare_paired(first, second, values, seed=seed).items():
         change[name] = comparison["difference"]
         change[f"{name}_ci95"] = comparison["difference_ci95"]
     return change
@@ -292,7 +292,7 @@ def toxicity_records(columns: Sequence[np.ndarray], seed: int = 0) -> dict[str, 
     change = None
     if len(columns) == 2:
         before, after = columns
-        change = compare(before, after, toxicity_values)
+        change = compare_paired(before, after, toxicity_values)
     return {
         "toxicity": [estimate(of_model, toxicity_values, seed=seed) for of_model in columns],
         "toxicity_change": change,

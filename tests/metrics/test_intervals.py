@@ -10,7 +10,7 @@ from hfscale.metrics.intervals import (
     NO_SPREAD,
     ONE_ITEM,
     bootstrap_sums,
-    compare,
+    compare_paired,
     drawn_floor,
     estimate,
     interval_notes,
@@ -100,7 +100,7 @@ def test_comparison_by_hand():
     """
     first = np.array([[5.0, 1], [1, 1], [9, 1], [2, 1]])
     second = first + [[1, 0], [1, 0], [1, 0], [0, 0]]
-    found = compare(first, second, ratio, resamples=4000)["score"]
+    found = compare_paired(first, second, ratio, resamples=4000)["score"]
     assert found["difference"] == pytest.approx(0.75)
     assert found["difference_ci95"] == pytest.approx([0.25, 1.0])
     assert (
@@ -113,18 +113,18 @@ def test_paired_items_show_what_unpaired_intervals_hide():
     draws = np.random.default_rng(0)
     first = np.stack([draws.normal(0, 10, 200), np.ones(200)], axis=1)
     second = first + np.stack([draws.normal(0.3, 1, 200), np.zeros(200)], axis=1)
-    found = compare(first, second, ratio)
+    found = compare_paired(first, second, ratio)
     assert (
         found["score"]["better"] == "second" and found["loss"]["better"] == "first"
     )  # a loss should fall
-    reverse = compare(second, first, ratio)
+    reverse = compare_paired(second, first, ratio)
     assert (
         reverse["score"]["better"] == "first"
         and reverse["score"]["difference"] == -found["score"]["difference"]
     )
     low, high = estimate(first, ratio)["score_ci95"]
     assert low < estimate(second, ratio)["score"] < high
-    assert compare(first, first, ratio)["score"] == {
+    assert compare_paired(first, first, ratio)["score"] == {
         "difference": 0,
         "difference_ci95": [0, 0],
         "p_value": 1,
@@ -140,13 +140,13 @@ def test_equal_systems_are_seldom_called_different():
     for i in range(400):
         noise = draws.normal(0, 1, (2, 60))
         pair = [np.stack([values, np.ones(60)], axis=1) for values in noise]
-        called += compare(*pair, ratio, resamples=300, seed=i)["score"]["better"] is not None
+        called += compare_paired(*pair, ratio, resamples=300, seed=i)["score"]["better"] is not None
     assert 0.017 < called / 400 < 0.083
 
 
 def test_items_that_cannot_be_paired_are_refused():
     with pytest.raises(ValueError, match="3 and 2 items"):
-        compare(np.ones((3, 2)), np.ones((2, 2)), ratio)
+        compare_paired(np.ones((3, 2)), np.ones((2, 2)), ratio)
 
 
 # ---- the paired test
@@ -186,7 +186,7 @@ def test_few_items_are_tested_exactly(items, value):
 def test_a_p_value_is_never_below_what_so_many_items_can_show(items):
     """All items better by the same much: nothing can be clearer."""
     first = np.stack([np.zeros(items), np.ones(items)], axis=1)
-    found = compare(first, first + [[1, 0]], ratio)["score"]
+    found = compare_paired(first, first + [[1, 0]], ratio)["score"]
     assert found["p_value"] >= 2 / 2**items
     assert found["p_value"] == 2 / 2**items if items <= 12 else found["p_value"] < 0.01
     assert found["better"] == ("second" if items >= 6 else None)  # 2 / 2**5 is 0.06
@@ -231,14 +231,14 @@ def test_the_floor_of_a_p_value_that_is_drawn():
     first = np.stack([np.zeros(100), np.ones(100)], axis=1)
     for items in (1, 12, 40, 100):
         rows = first[:items]
-        p_value = compare(rows, rows + [[1, 0]], ratio)["score"]["p_value"]
+        p_value = compare_paired(rows, rows + [[1, 0]], ratio)["score"]["p_value"]
         floor = drawn_floor(rows, rows + [[1, 0]])
         assert floor is None if items <= 12 else floor == p_value == 2 / 1002
     changed = first.copy()
     changed[:5, 0] += 1
     assert (
         drawn_floor(first, changed) is None
-        and compare(first, changed, ratio)["score"]["p_value"] == 2 / 2**5
+        and compare_paired(first, changed, ratio)["score"]["p_value"] == 2 / 2**5
     )
     assert sign_flip_floor(np.ones(40)) == sign_flip_p(np.ones(40)) == 2 / 10_002
     assert sign_flip_floor(np.ones(12)) is None
