@@ -100,7 +100,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | bool:
         args.output_dir, "law.json", overwrite=args.overwrite or trains_one_cell
     )
 
-    from hfscale.scaling.grid import Cell, grid_points, pick_cell, plan_grid, read_runs
+    from hfscale.many_runs import pick_cell
+    from hfscale.scaling.grid import Cell, grid_points, plan_grid, read_runs
     from hfscale.scaling.page import draw_law, print_law
     from hfscale.scaling.study import (
         check_grid,
@@ -112,8 +113,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | bool:
 
     # One cell of a grid, for a job array.
     if trains_one_cell:
-        cell = pick_cell(plan_grid(args.sizes, args.tokens, args.hold_out), args.cell)
-        _, failed = train(args, [cell])
+        grid = plan_grid(args.sizes, args.tokens, args.hold_out)
+        _, failed = train(args, [pick_cell([*grid.cells, *grid.held_out], args.cell)])
         return not failed
 
     # The runs: of a table, or of a grid that is trained here.

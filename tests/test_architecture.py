@@ -29,6 +29,7 @@ LIGHT = (
     "api",
     "arguments",
     "cli",
+    "comparing",
     "completion",
     "config",
     "finished_run",
@@ -37,6 +38,7 @@ LIGHT = (
     "help",
     "launch",
     "manifest",
+    "many_runs",
     "lock",
     "options",
     "planning",
@@ -53,6 +55,10 @@ LIGHT = (
     "serving.extra",
 )
 LIGHT_BUT_FOR_NUMPY = (
+    "hfscale.comparing.page",
+    "hfscale.comparing.statistics",
+    "hfscale.comparing.study",
+    "hfscale.comparing.training",
     "hfscale.scaling.law",
     "hfscale.scaling.page",
     "hfscale.scaling.study",
@@ -129,6 +135,7 @@ ROOMS = (
     "evaluation",
     "probes",
     "scaling",
+    "comparing",
     "export",
 )
 

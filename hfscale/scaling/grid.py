@@ -4,25 +4,19 @@ finished ones.
 
 import csv
 import io
-import itertools
-import json
 import math
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hfscale.architectures import SIZES
 from hfscale.arguments import SHAPE_NAMES
-from hfscale.config import check_recipe_args, pick_flags, shipped
-from hfscale.launch import FLAGS, split_flags
-from hfscale.process import TYPED_COMMAND, InputError
-from hfscale.stopping import launcher_environment
+from hfscale.config import check_recipe_args, shipped
+from hfscale.launch import split_flags
+from hfscale.many_runs import Record, recipe_words, shared_flags, train_all
+from hfscale.process import InputError
 
 HEAD_WIDTH = 32  # of small models; their number follows from the width
 # A cell is judged once, at its end, and keeps nothing of the way there.
@@ -32,10 +26,6 @@ QUIET = {
     "save_strategy": "no",
     "report_to": "none",
 }
-
-
-# The folder of a cell that is not finished holds at most what a failed try left.
-ANEW = ("--overwrite", "true")
 
 
 class Point(NamedTuple):
@@ -76,7 +66,7 @@ class Cell(NamedTuple):
         from hfscale.new_models import meta_model, new_config
 
         recipe = shipped("recipes", "pretrain.py")["pretrain"]
-        given = check_recipe_args(recipe, _recipe_words(shlex.split(like["command"])))
+        given = check_recipe_args(recipe, recipe_words(shlex.split(like["command"])))
         fields = {name: given[name] for name in SHAPE_NAMES if name in given}
         fields |= given.get("model_config", {})
         fields["architecture"] = given.get("architecture", "gpt2")
@@ -112,16 +102,6 @@ def plan_grid(sizes: Sequence[str], tokens: Sequence[int], hold_out: Sequence[st
     return grid
 
 
-def pick_cell(grid: Grid, number: int) -> Cell:
-    """The cell of a job array's number, from 0, held-out ones last; raises InputError: none has
-    it.
-    """
-    cells = [*grid.cells, *grid.held_out]
-    if not 0 <= number < len(cells):
-        raise InputError(f"cell: got {number}, expected 0 to {len(cells) - 1}")
-    return cells[number]
-
-
 def parse_cells(names: Sequence[str], place: str) -> list[Cell]:
     """Cells from their names; InputError, beginning with `place`, for another form or a cell named
     twice.
@@ -146,14 +126,9 @@ def cell_command(cell: Cell, folder: Path, pretrain_args: Sequence[str]) -> list
 
     Raises InputError: arguments that pretrain does not take, or fewer tokens than a step has.
     """
-    for word in pretrain_args:
-        if "=" not in word or word.startswith("-"):
-            raise InputError(
-                f"pretrain_args: got '{word}', expected name=value, as in config=tiny_cpu"
-            )
-    shared = [f"--{word}" for word in pretrain_args]
-    launcher_flags, recipe_words = split_flags(shared)
-    values = check_recipe_args(shipped("recipes", "pretrain.py")["pretrain"], recipe_words)
+    shared = shared_flags(pretrain_args, "pretrain_args")
+    launcher_flags, of_recipe = split_flags(shared)
+    values = check_recipe_args(shipped("recipes", "pretrain.py")["pretrain"], of_recipe)
     tokens_per_step = _tokens_per_step(values, launcher_flags.get("num_processes", 1))
     if cell.tokens < tokens_per_step:
         raise InputError(
@@ -188,92 +163,19 @@ def run_cells(
     *,
     jobs: int = 1,
     retries: int = 1,
-) -> tuple[dict[Cell, dict[str, Any]], list[str]]:
-    """Train the cells that are not finished, `jobs` at a time; what each prints goes to
-    `<cell>.log` beside it.
-
-    Returns the `run.json` of each finished cell, and the names of those that failed `retries` + 1
-    times.
-
-    Raises:
-        InputError: a finished cell was trained with other arguments, or one cannot be trained with
-            these.
+) -> tuple[dict[Cell, Record], list[str]]:
+    """Train the cells that are not finished (see `train_all`). Returns the `run.json` of each
+    finished cell, and the names of those that failed.
     """
-    commands = {cell: cell_command(cell, folder, pretrain_args) for cell in cells}
-    records = {cell: _finished(folder / cell.name, commands[cell]) for cell in cells}
-    folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(jobs) as pool:
-        waiting = {
-            pool.submit(_train, commands[cell], folder / cell.name, retries): cell
-            for cell, record in records.items()
-            if not record
-        }
-        finished = len(cells) - len(waiting)
-        print(f"{finished} of {len(cells)} cells are finished; logs and runs: {folder}", flush=True)
-        for number, future in enumerate(as_completed(waiting), finished + 1):
-            cell = waiting[future]
-            try:
-                record = future.result()
-            except InputError:  # the others would end alike
-                pool.shutdown(cancel_futures=True)
-                raise
-            records[cell] = record
-            result = f"failed {retries + 1} times; see {folder / cell.name}.log"
-            if record:
-                loss = record["metrics"]["eval_loss"]
-                seconds = record["train"]["seconds"]
-                result = f"loss {loss:.4f} after {seconds:.0f} s"
-            print(f"cell {number} of {len(cells)}, {cell.name}: {result}", flush=True)
-    done = {cell: record for cell, record in records.items() if record}
-    return done, [cell.name for cell in cells if cell not in done]
-
-
-def _finished(run: Path, command: list[str]) -> dict[str, Any] | None:
-    """The record of a finished run; None: there is none.
-
-    Raises InputError: the run was trained by another command; the launcher's flags do not count.
-    """
-    try:
-        record = json.loads((run / "run.json").read_text("utf-8"))
-        trained_by = _recipe_words(shlex.split(record["command"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    asked = _recipe_words(command)
-    if trained_by[: len(asked)] != asked:  # what follows is --overwrite, and what a launch adds
-        raise InputError(f"{run}: was trained with other arguments; name another --output_dir")
-    return record
-
-
-def _recipe_words(command: Sequence[str]) -> list[str]:
-    """What a command says to the recipe, after the program's and the recipe's name."""
-    flags = list(itertools.dropwhile(lambda word: not word.startswith("--"), command))
-    return pick_flags(flags, FLAGS)[1]
-
-
-def _train(command: list[str], run: Path, retries: int) -> dict[str, Any] | None:
-    """The record of the run; None: every try failed. Raises InputError: the run found its own input
-    wrong, which another try would not change.
-    """
-    env = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
-    env.pop(TYPED_COMMAND, None)  # the study's, not the cell's
-    env |= launcher_environment()  # a cell ends with its study
-    log = Path(f"{run}.log")
-    words = [sys.executable, "-m", "hfscale.cli", *command, *ANEW]
-    for _ in range(retries + 1):
-        with log.open("a", encoding="utf-8") as out:
-            status = subprocess.run(words, stdout=out, stderr=subprocess.STDOUT, env=env).returncode
-        if status == 0:
-            return _finished(run, command)
-        if status == 2:
-            raise InputError(f"pretrain_args: {_last_error(log) or f'see {log}'}")
-    return None
-
-
-def _last_error(log: Path) -> str:
-    """The last line of errors in a run's log; "": none."""
-    lines = log.read_text("utf-8", "replace").splitlines()
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return errors[-1] if errors else ""
+    records, failed = train_all(
+        {cell.name: cell_command(cell, folder, pretrain_args) for cell in cells},
+        folder,
+        jobs=jobs,
+        retries=retries,
+        kind="cell",
+        place="pretrain_args",
+    )
+    return {cell: records[cell.name] for cell in cells if cell.name in records}, failed
 
 
 def grid_points(records: Iterable[dict[str, Any]], count: str) -> list[Point]:

@@ -17,9 +17,9 @@ import zstandard
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
+from hfscale import many_runs
 from hfscale.config import shipped
 from hfscale.process import InputError
-from hfscale.scaling import grid
 from hfscale.scaling import page as law_page
 from hfscale.scaling.grid import Cell, cell_command, parse_cells, read_runs, run_cells
 from hfscale.scaling.law import Law, fit_law
@@ -379,7 +379,7 @@ def test_finished_cells_are_skipped_and_failed_ones_retried_and_named(
             (out / "run.json").write_text(json.dumps(record))
         return subprocess.CompletedProcess(command, int(out.name == "4x64-100000"))
 
-    monkeypatch.setattr(grid.subprocess, "run", fake_run)
+    monkeypatch.setattr(many_runs.subprocess, "run", fake_run)
     cells, args = (
         parse_cells(["2x64-100000", "4x64-100000"], "sizes"),
         ["config=tiny_cpu", "num_processes=1"],
@@ -457,7 +457,9 @@ LIKE = ["--pretrain_args", "max_position_embeddings=32", "config=tiny_cpu"]
 )
 def test_what_cannot_work_is_found_before_anything_is_trained(words, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(grid.subprocess, "run", lambda *_, **__: pytest.fail("a cell was trained"))
+    monkeypatch.setattr(
+        many_runs.subprocess, "run", lambda *_, **__: pytest.fail("a cell was trained")
+    )
     with pytest.raises(InputError) as error:
         scale.main([*words, *LIKE])
     assert str(error.value).startswith(says) and "\n" not in str(error.value)
@@ -503,7 +505,7 @@ def test_input_that_the_runs_find_wrong_stops_the_grid(tmp_path):
 
 def test_a_grid_whose_cells_all_fail_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        grid.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1)
+        many_runs.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1)
     )
     with pytest.raises(InputError, match="scaling fit: 0 runs cannot determine 5 parameters"):
         scale.main([*GRID, "--retries", "0", "--output_dir", str(tmp_path / "s"), *LIKE])
