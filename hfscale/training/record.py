@@ -29,6 +29,7 @@ from hfscale.models import count_parameters, count_trained, weights_fingerprint
 from hfscale.report.page import write_page
 from hfscale.training.averaging import averaging_of
 from hfscale.training.checkpoints import CheckpointManifest
+from hfscale.training.cpu_time import cpu_seconds_of
 from hfscale.training.model_card import write_model_card
 from hfscale.training.preview import memory_at_hand
 from hfscale.training.sharing import share_run
@@ -157,6 +158,7 @@ def _describe_training(
         "tokens": tokens,
         "steps": trainer.state.global_step,
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds_of(trainer),  # of rank 0
         "tokens_per_second": tokens_per_second,
         "flops": trainer.state.total_flos,
         "mfu": None,

@@ -21,6 +21,7 @@ from hfscale.stopping import note_when_stopped
 from hfscale.training.averaging import save_average
 from hfscale.training.checkpoints import CheckpointManifest, RunIsDone
 from hfscale.training.continuation import training_settings
+from hfscale.training.cpu_time import CpuTime
 from hfscale.training.guards import guard_best, guard_gradients
 from hfscale.training.heartbeats import RankWatch
 from hfscale.training.log_lines import show_progress
@@ -72,6 +73,7 @@ def run_training(
         SystemExit: a signal ended the training; see `StopOnSignal`.
     """
     pass_over_log_errors("stdout")  # of a log, which ends no training
+    trainer.add_callback(CpuTime())
     show_progress(trainer)
     guard_trackers(trainer)
     settings = settings or training_settings(trainer.args)

@@ -37,6 +37,7 @@ def test_the_command_can_be_typed_again(tmp_path):
     assert record["config"]["max_steps"] == 2 and record["config"]["num_hidden_layers"] == 1
     assert record["hardware"]["device"] == "cpu" and record["hardware"]["world_size"] == 1
     assert record["seconds"] > record["train"]["seconds"] > 0
+    assert record["train"]["cpu_seconds"] > 0
 
 
 def test_json_holds_no_number_that_is_not_finite():
