@@ -88,6 +88,12 @@ def funnel(runs: Path) -> Image.Image:
     return Image.open(folder / "funnel.png")
 
 
+def comparison(runs: Path) -> Image.Image:
+    """Two learning rates, five seeds each, as docs/comparing.md shows them."""
+    folder = once(runs / "compare", "compare", "--config", "tiny_cpu")
+    return Image.open(folder / "comparison.png")
+
+
 def scaling(runs: Path) -> Image.Image:
     """The law of the study that docs/scaling.md shows, fitted to its table."""
     rows = ["params,tokens,loss"]
@@ -128,6 +134,7 @@ TAKEN: dict[str, Callable[[Path], Image.Image]] = {
     "report": report,
     "attention": attention,
     "funnel": funnel,
+    "comparison": comparison,
     "scaling": scaling,
     "plan": plan,
     "chat": chat,

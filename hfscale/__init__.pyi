@@ -83,6 +83,24 @@ def chat(
     seed: int = ...,
 ) -> list[str]: ...
 
+def compare(
+    *,
+    config: str | PathLike[str] | Sequence[str | PathLike[str]] = ...,
+    recipe: Literal['pretrain', 'finetune', 'finetune_task', 'finetune_preference', 'quickstart'] = ...,
+    recipe_args: str | Sequence[str] = ...,
+    vary: str | Sequence[str] = ...,
+    leave_one_out: Literal['source'] | None = ...,
+    seeds: int = ...,
+    metric: str | None = ...,
+    detect: float | None = ...,
+    stop_early: bool = ...,
+    jobs: int = ...,
+    retries: int = ...,
+    cell: int | None = ...,
+    output_dir: str | PathLike[str] = ...,
+    overwrite: bool = ...,
+) -> dict[str, Any] | bool: ...
+
 def export(
     *,
     config: str | PathLike[str] | Sequence[str | PathLike[str]] = ...,

@@ -117,7 +117,8 @@ class Run:
         """The run's page, the one that the recipe `report` writes; a notebook shows it.
 
         Args:
-            also: folders that score, scale, prepare_data, attention_maps or bias_probe wrote.
+            also: folders that score, compare, scale, prepare_data, attention_maps or bias_probe
+                wrote.
 
         Raises InputError: one of them holds no record.
         """

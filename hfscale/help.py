@@ -21,7 +21,7 @@ GROUPS = {
         "finetune_task",
         "finetune_preference",
     ),
-    "how good": ("score", "scale", "attention_maps", "bias_probe", "memorization"),
+    "how good": ("score", "compare", "scale", "attention_maps", "bias_probe", "memorization"),
     "in use": ("generate", "chat", "serve", "export", "push"),
     "what was done": ("report", "runs", "verify"),
 }

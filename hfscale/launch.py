@@ -71,7 +71,7 @@ BOOLEANS = (
     "fsdp_activation_checkpointing_offload",
 )
 # The recipes that compute nothing on a device: no launcher, and torch is not imported.
-ALONE = ("plan", "push", "report", "runs", "scale", "verify")
+ALONE = ("compare", "plan", "push", "report", "runs", "scale", "verify")
 # The launch configs whose one process needs no launcher.
 ONE_PROCESS = ("cpu", "single_gpu")
 # Of a child that ended badly, where nothing more has to be said: 2, whose reason the recipe has
@@ -98,7 +98,8 @@ def launch(recipe: Path, argv: list[str]) -> int:
     starts.
     """
     if recipe.stem in ALONE:
-        if recipe.stem not in ("push", "scale"):  # which write to the Hub, or whose runs read there
+        # Which write to the Hub, or whose runs read there.
+        if recipe.stem not in ("compare", "push", "scale"):
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         return run_here(recipe, argv)
     flags, recipe_args = split_flags(argv)

@@ -23,8 +23,8 @@ class ReportArguments:
     also: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "folders that score, scale, prepare_data, attention_maps or bias_probe wrote, "
-            "to show on the page"
+            "help": "folders that score, compare, scale, prepare_data, attention_maps or "
+            "bias_probe wrote, to show on the page"
         },
     )
     output_file: str | None = field(

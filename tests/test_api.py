@@ -197,6 +197,7 @@ WRONG = [
     ("runs", ("nowhere",), {}),
     ("verify", (), {}),
     ("scale", (), {"sizes": ["4by4"], "tokens": [10]}),
+    ("compare", (), {"vary": ["learnin_rate=1,2"]}),
 ]
 
 

@@ -96,6 +96,7 @@ NOT_RUN = {
     "--lm_eval": "data from the Hub; tests/evaluation/test_lm_eval.py has its own",
     "--to onnx": "half a minute of torch's exporter each; tests/export/test_onnx.py runs it",
     "--executor slurm": "a cluster; tests/cleaning/test_slurm.py has one",
+    "hfscale compare": "starts a process for each run; tests/comparing/",
     "hfscale scale --config tiny_cpu": "starts a process for each of 13 runs; tests/scaling/",
     " ...": "stands for more",
 }

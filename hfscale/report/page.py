@@ -51,6 +51,7 @@ from hfscale.shown import MARKDOWN_FILTERS, markdown_text, one_line, printable
 RECORDS = (
     "data_card.json",
     "scores.json",
+    "comparison.json",
     "law.json",
     "attention.json",
     "bias.json",
@@ -73,6 +74,7 @@ NO_METRICS = (*NO_MEASURE, "epoch", "num_input_tokens_seen", "total_flos")
 # What the pictures show that recipes write.
 PICTURES = {
     "funnel.png": "what is left after each stage of cleaning",
+    "comparison.png": "learning curves of the variants, and their differences, seed by seed",
     "scaling.png": "loss over training tokens and parameters, with the fitted law",
     "attention_maps.png": "what each token attends to, a map for each head",
     "head_scores.png": "scores of the attention heads, over layers and heads",

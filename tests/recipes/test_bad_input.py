@@ -22,6 +22,7 @@ from hfscale.process import InputError, run
 from recipes import (
     attention_maps,
     bias_probe,
+    compare,
     finetune,
     finetune_preference,
     finetune_task,
@@ -850,6 +851,7 @@ WRITERS = {
     bias_probe: ["--model", "model"],
     finetune: ["--model", "model"],
     score: ["--model", "model"],
+    compare: ["--config", "tiny_cpu"],
     scale: ["--config", "tiny_cpu"],
     prepare_data: [],
     finetune_task: ["--task_source", "embedded:arithmetic"],
