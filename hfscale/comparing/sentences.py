@@ -50,6 +50,8 @@ def _opening(comparison: Mapping[str, Any]) -> str:
 def _found(comparison: Mapping[str, Any], baseline: str, metric: str) -> str:
     """Lowers or raises by how much, or is not shown to change it."""
     difference, interval = comparison["difference"], comparison["difference_ci95"]
+    if difference == 0 and comparison["standard_deviation"] == 0:
+        return f"{comparison['variant']} gives the very same {metric} as {baseline}, seed by seed"
     is_shown = comparison["verdict"] != "not shown"
     # Of a fall, people say how far it is, not that it is negative.
     sign = -1 if is_shown and difference < 0 else 1

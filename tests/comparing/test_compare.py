@@ -149,6 +149,16 @@ def test_the_difference_is_that_of_students_paired_test(trainings, capsys):
     assert Path("runs/compare/comparison.png").stat().st_size > 10_000
 
 
+def test_a_variant_that_changes_nothing_is_said_to_change_nothing(trainings):
+    trainings()
+    record = compare.main(["--vary", "optimizer=null,adamw", "--seeds", "3"])
+    assert record["comparisons"][0]["difference_ci95"] == [0, 0]
+    assert record["sentences"][0].startswith(
+        "Over 3 paired seeds, optimizer=adamw gives the very same eval_loss as optimizer=null, "
+        "seed by seed (p = 1) at 1.00 times"
+    )
+
+
 def test_each_run_gets_its_seed_and_what_is_shared(trainings):
     trainings()
     compare.main([*VARY, "--seeds", "2", "--recipe_args", "config=tiny_cpu", "report_to=wandb"])
