@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from hfscale.comparing.sentences import p_text, pairing_sentences, power_sentence, sentence
-from hfscale.comparing.study import Runs
+from hfscale.comparing.study import Runs, has_same_tokens
 from hfscale.report.comparison import is_per_token
 from hfscale.report.page import read_curve
 from hfscale.report.pictures import in_picture
@@ -40,11 +40,9 @@ def read_curves(folders: Mapping[tuple[str, int], Path], runs: Runs, metric: str
         folders: of the runs, by variant and seed.
     """
     logs = {key: read_curve(str(folders[key])) for key in runs}
-    of_held_out = {str(record["data"].get("tokens")) for record in runs.values()}
-    seeds = {seed for _, seed in runs}
-    has_same_tokens = len(of_held_out) <= len(seeds)
-    values = [metric] if not is_per_token(metric) or has_same_tokens else []
-    values += [TRAINING_LOSS] if has_same_tokens else []
+    values = [metric, TRAINING_LOSS]
+    if not has_same_tokens(runs):
+        values = [value for value in values if not is_per_token(value)]
     # Where runs are of different lengths, their tokens say how far one is.
     has_same_length = len({record["train"]["steps"] for record in runs.values()}) <= 1
     over, unit = ("step", "steps") if has_same_length else ("num_input_tokens_seen", "tokens")

@@ -126,6 +126,12 @@ def _of_part(record: dict[str, Any], fact: str, part: str) -> Any:
     return facts.get(part) if isinstance(facts, dict) else None
 
 
+def has_same_tokens(runs: Runs) -> bool:
+    """Whether the runs of each seed cut the held-out text into as many tokens."""
+    counts = {(seed, _of_part(record, "tokens", HELD_OUT)) for (_, seed), record in runs.items()}
+    return len(counts) == len({seed for _, seed in runs})
+
+
 def pairing(variants: Sequence[Variant], runs: Runs, name: str) -> dict[str, bool | None]:
     """What a variant's runs have in common with the baseline's of the same seed; None: not known,
     as of a stream.

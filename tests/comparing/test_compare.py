@@ -16,6 +16,7 @@ from scipy import stats
 from hfscale import many_runs
 from hfscale.api import leaving_nothing_behind, recipe_module
 from hfscale.comparing.looks import after_looking
+from hfscale.comparing.page import read_curves
 from hfscale.comparing.statistics import anytime_interval, anytime_p_value, holm, seeds_to_detect
 from hfscale.comparing.variants import plan_variants, run_name
 from hfscale.process import InputError
@@ -538,6 +539,25 @@ def test_the_page_shows_a_comparison(trainings, tmp_path):
     html = render_page(["runs/compare/runs/learning_rate=1e-3-seed0"], ["runs/compare"])
     assert f'<data value="{record["comparisons"][0]["difference"]}">' in html
     assert "learning_rate=2e-3 lowers eval_loss by" in html and html.count("<img") == 1
+
+
+def test_curves_are_of_the_metric_and_never_of_other_tokens(trainings):
+    trainings()
+    compare.main([*VARY, "--seeds", "2"])
+    folders = {
+        (f"learning_rate={rate}", seed): Path(f"runs/compare/runs/learning_rate={rate}-seed{seed}")
+        for rate in ("1e-3", "2e-3")
+        for seed in (0, 1)
+    }
+    runs = {key: json.loads((path / "run.json").read_text()) for key, path in folders.items()}
+    curves = read_curves(folders, runs, "eval_loss")
+    assert (curves.value, curves.over) == ("eval_loss", "steps")
+    assert curves.lines == dict.fromkeys(
+        ("learning_rate=1e-3", "learning_rate=2e-3"), [{10: 8.0, 20: 7.0}] * 2
+    )
+    assert read_curves(folders, runs, "eval_bits_per_byte").value == "loss"  # that was not logged
+    runs["learning_rate=2e-3", 1]["data"]["tokens"]["validation"] = 5
+    assert read_curves(folders, runs, "eval_bits_per_byte") is None
 
 
 def test_two_variants_are_really_trained_and_compared(tmp_path, tiny_corpus, monkeypatch):
