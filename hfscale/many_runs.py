@@ -19,10 +19,12 @@ from hfscale.config import pick_flags
 from hfscale.folders import RUN_RECORD
 from hfscale.launch import FLAGS
 from hfscale.process import TYPED_COMMAND, InputError
-from hfscale.stopping import launcher_environment
+from hfscale.stopping import ENDING, launcher_environment, note_when_stopped
 
 # The folder of a run that is not finished holds at most what a failed try left.
 ANEW = ("--overwrite", "true")
+# With what a run ends that a signal stopped: it was not the run that failed.
+STOPPED = tuple(128 + number for number in ENDING)
 
 Record: TypeAlias = dict[str, Any]  # what a run.json holds
 
@@ -79,8 +81,11 @@ def train_all(
         f"{finished} of {len(commands)} {kind}s are finished; logs and runs: {folder}", flush=True
     )
     _check_done(records, check)
+    note_when_stopped(f"finished {kind}s are in {folder}, the same command goes on")
     running: dict[Future, str] = {}
-    with ThreadPoolExecutor(jobs) as pool:
+    pool = ThreadPoolExecutor(jobs)
+    is_stopped = False
+    try:
         while waiting or running:
             # None begins before the last one is looked at: the others may be bound to end alike.
             while waiting and len(running) < jobs:
@@ -95,6 +100,11 @@ def train_all(
                 result = _in_words(records[name], retries, folder / name)
                 print(f"{kind} {finished} of {len(commands)}, {name}: {result}", flush=True)
             _check_done(records, check)
+    except KeyboardInterrupt:
+        is_stopped = True
+        raise
+    finally:  # of a process that ends now, the runs end with it
+        pool.shutdown(wait=not is_stopped)
     done = {name: record for name, record in records.items() if record}
     return done, [name for name in commands if name not in done]
 
@@ -156,6 +166,8 @@ def _train(command: list[str], run: Path, retries: int, place: str) -> Record | 
             status = subprocess.run(words, stdout=out, stderr=subprocess.STDOUT, env=env).returncode
         if status == 0:
             return finished_record(run, command)
+        if status in STOPPED:
+            return None
         if status == 2:
             raise InputError(f"{place}: {run.name}: {_last_error(log) or f'see {log}'}")
     return None

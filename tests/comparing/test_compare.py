@@ -396,6 +396,12 @@ def test_no_run_at_all_is_no_comparison(trainings, capsys):
     assert not Path("runs/compare/comparison.json").exists()
 
 
+def test_a_run_that_a_signal_stopped_is_not_tried_again(trainings):
+    trained = trainings(lambda run, seed: 143).trained
+    assert compare.main([*VARY, "--retries", "3", "--seeds", "2"]) is False
+    assert sorted(trained) == sorted(set(trained)) and len(trained) == 4
+
+
 def test_a_diverged_run_is_a_failed_one(trainings):
     def planted(run, seed):
         lost = {"metrics": {"eval_loss": None}}
