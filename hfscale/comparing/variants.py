@@ -45,6 +45,8 @@ OF_LENGTH = (
     "max_position_embeddings",
     "num_processes",
 )
+# What the loss itself counts, of preferences: variants that differ in it need another metric.
+OF_LOSS = ("beta", "loss_type", "label_smoothing")
 LONGEST_NAME = 60  # of a folder, without its seed
 ALL_SOURCES = "all sources"
 
@@ -254,7 +256,8 @@ def _weighted(name: str, weights: Sequence[float]) -> Variant:
 
 def _check_alike(plan: Plan, metric: str | None) -> None:
     """Raise InputError for two variants that are the same, of different lengths where nobody asked
-    for it, with other held-out texts, or with other tokens where a metric per token is asked for.
+    for it, with other held-out texts, or with another loss, or other tokens, by a metric that
+    counts them.
     """
     settings = [
         resolve(
@@ -272,6 +275,11 @@ def _check_alike(plan: Plan, metric: str | None) -> None:
     for variant, values in zip(plan.variants[1:], others, strict=True):
         _check_length(plan, variant, baseline, values)
         _check_held_out(plan, variant, baseline, values)
+        if metric in (None, "eval_loss") and (names := _differ(baseline, values, OF_LOSS)):
+            raise InputError(
+                f"metric: {names[0]} changes what eval_loss counts; name another, as --metric "
+                "eval_reward_accuracy"
+            )
         if metric and is_per_token(metric) and _differ(baseline, values, ("tokenizer",)):
             raise other_tokens(metric, variant.name, plan.variants[0].name)
 

@@ -283,6 +283,10 @@ REFUSED = [
         "metric: eval_perplexity counts tokens, and tokenizer=char cuts the text into others than "
         "tokenizer=train:300; take eval_bits_per_byte, or leave it out",
     ),
+    (
+        ["--recipe", "finetune_preference", "--vary", "beta=0.1,0.3"],
+        "metric: beta changes what eval_loss counts; name another, as --metric eval_reward_acc",
+    ),
     ([*VARY, "--leave_one_out", "source"], "leave_one_out: not together with vary"),
     (["--leave_one_out", "source"], "leave_one_out: got the sources embedded:python-docs; exp"),
     (
