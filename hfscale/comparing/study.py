@@ -20,7 +20,7 @@ from hfscale.comparing.statistics import (
 from hfscale.comparing.variants import Plan, Variant, other_tokens
 from hfscale.metrics.intervals import LOWER_IS_BETTER
 from hfscale.process import InputError
-from hfscale.report.comparison import HELD_OUT, TRAINING_TEXT, is_per_token
+from hfscale.report.comparison import HELD_OUT, TRAINING_TEXT, is_per_token, of_part
 
 PER_TOKEN_METRIC = "eval_loss"  # where nothing is said
 OTHER_TOKENS_METRIC = "eval_bits_per_byte"  # and variants cut the text into other tokens
@@ -52,8 +52,8 @@ def check_runs(plan: Plan, runs: Runs, metric: str | None) -> None:
     """
     for baseline, other, name, seed in _pairs(plan.variants, runs):
         texts = (
-            _of_part(baseline, "fingerprint", HELD_OUT),
-            _of_part(other, "fingerprint", HELD_OUT),
+            of_part(baseline, "fingerprint", HELD_OUT),
+            of_part(other, "fingerprint", HELD_OUT),
         )
         if None not in texts and texts[0] != texts[1]:
             raise InputError(
@@ -81,7 +81,7 @@ def choose_metric(
     reason = None
     metric = asked or PER_TOKEN_METRIC
     for baseline, other, name, _ in _pairs(variants, runs):
-        if _of_part(baseline, "tokens", HELD_OUT) == _of_part(other, "tokens", HELD_OUT):
+        if of_part(baseline, "tokens", HELD_OUT) == of_part(other, "tokens", HELD_OUT):
             continue
         if asked and is_per_token(asked):
             raise other_tokens(asked, name, variants[0].name)
@@ -120,15 +120,9 @@ def _pairs(
     ]
 
 
-def _of_part(record: dict[str, Any], fact: str, part: str) -> Any:
-    """A fact about one part of a run's text; None: not known."""
-    facts = record["data"].get(fact)
-    return facts.get(part) if isinstance(facts, dict) else None
-
-
 def has_same_tokens(runs: Runs) -> bool:
     """Whether the runs of each seed cut the held-out text into as many tokens."""
-    counts = {(seed, _of_part(record, "tokens", HELD_OUT)) for (_, seed), record in runs.items()}
+    counts = {(seed, of_part(record, "tokens", HELD_OUT)) for (_, seed), record in runs.items()}
     return len(counts) == len({seed for _, seed in runs})
 
 
@@ -149,7 +143,7 @@ def _all(values: Sequence[bool | None]) -> bool | None:
 
 def _shared(first: dict[str, Any], second: dict[str, Any]) -> dict[str, bool | None]:
     def same(fact: str, part: str) -> bool | None:
-        values = _of_part(first, fact, part), _of_part(second, fact, part)
+        values = of_part(first, fact, part), of_part(second, fact, part)
         return None if None in values else values[0] == values[1]
 
     rows = _all([same("fingerprint", TRAINING_TEXT), same("tokens", TRAINING_TEXT)])

@@ -275,9 +275,10 @@ def _check_alike(plan: Plan, metric: str | None) -> None:
     for variant, values in zip(plan.variants[1:], others, strict=True):
         _check_length(plan, variant, baseline, values)
         _check_held_out(plan, variant, baseline, values)
-        if metric in (None, "eval_loss") and (names := _differ(baseline, values, OF_LOSS)):
+        other_loss = _differ(baseline, values, OF_LOSS)
+        if other_loss and metric in (None, "eval_loss"):
             raise InputError(
-                f"metric: {names[0]} changes what eval_loss counts; name another, as --metric "
+                f"metric: {other_loss[0]} changes what eval_loss counts; name another, as --metric "
                 "eval_reward_accuracy"
             )
         if metric and is_per_token(metric) and _differ(baseline, values, ("tokenizer",)):

@@ -68,8 +68,8 @@ def settings_of(record: dict[str, Any]) -> dict[str, Any]:
     """What was asked for, and what it was asked of."""
     of_the_run = {
         "recipe": record["recipe"],
-        TRAINED_TEXT: _of_part(record, "fingerprint", TRAINING_TEXT),
-        HELD_OUT_TEXT: _of_part(record, "fingerprint", HELD_OUT),
+        TRAINED_TEXT: of_part(record, "fingerprint", TRAINING_TEXT),
+        HELD_OUT_TEXT: of_part(record, "fingerprint", HELD_OUT),
         "parameters": record["model"].get("parameters"),
         "processes": record["hardware"].get("world_size"),
         "device": record["hardware"].get("device"),
@@ -79,7 +79,7 @@ def settings_of(record: dict[str, Any]) -> dict[str, Any]:
     return known | asked
 
 
-def _of_part(record: dict[str, Any], fact: str, part: str) -> Any:
+def of_part(record: dict[str, Any], fact: str, part: str) -> Any:
     """A fact about one part of a run's data; None: not known."""
     facts = record["data"].get(fact)
     return facts.get(part) if isinstance(facts, dict) else None
@@ -110,7 +110,7 @@ def judged_tables(records: Sequence[dict[str, Any]]) -> list[Judged]:
             part = judged_on(record, name)
             if not part or not isinstance(value, Number) or isinstance(value, bool):
                 continue
-            text = _of_part(record, "fingerprint", part)
+            text = of_part(record, "fingerprint", part)
             # Of two streams nobody knows whether their texts are one: each is a table of its own.
             of_unknown_text = None if text else record["name"]
             table = tables.setdefault((part, text, of_unknown_text), {})
@@ -126,10 +126,10 @@ def judged_tables(records: Sequence[dict[str, Any]]) -> list[Judged]:
 
 def _describe(record: dict[str, Any], part: str) -> str:
     """One part of a run's data in a few words."""
-    text = _of_part(record, "fingerprint", part) or f"of {record['name']}, which has no fingerprint"
+    text = of_part(record, "fingerprint", part) or f"of {record['name']}, which has no fingerprint"
     words = [f"held-out text {text}"]
     for unit in ("documents", "bytes"):
-        size = _of_part(record, unit, part)
+        size = of_part(record, unit, part)
         if isinstance(size, int):
             words.append(f"{size:,} {unit}")
     description = ", ".join(words)
@@ -140,7 +140,7 @@ def _rows(
     part: str, records: dict[str, dict[str, Any]], metrics: dict[str, dict[str, Any]]
 ) -> list[tuple[str, Cells]]:
     """The rows of a table: one for each metric, or one for each way to cut the text into tokens."""
-    tokens = {run: _of_part(record, "tokens", part) for run, record in records.items()}
+    tokens = {run: of_part(record, "tokens", part) for run, record in records.items()}
     rows = []
     for name in dict.fromkeys(name for of_run in metrics.values() for name in of_run):
         if not is_per_token(name) or len(set(tokens.values())) == 1:
@@ -179,10 +179,10 @@ def is_per_token(name: str) -> bool:
 
 def same_measure(record: dict[str, Any], part: str) -> tuple:
     """What two runs must share for their losses per token on a part to be numbers of one kind."""
-    text = _of_part(record, "fingerprint", part)
+    text = of_part(record, "fingerprint", part)
     if not text:  # nobody knows: the run shares it with none
         return (record["name"],)
-    return text, _of_part(record, "tokens", part)
+    return text, of_part(record, "tokens", part)
 
 
 def beside(dictionaries: Sequence[dict[str, Any]]) -> list[tuple[str, list[Any]]]:
