@@ -532,7 +532,7 @@ def test_a_source_is_left_out_and_the_held_out_text_stays(tmp_path, monkeypatch)
         class Seed:
             seed, world_size = 0, 1
 
-        _, tokenizer, rows, _ = prepare_data(args, Seed, 8, {})
+        _, tokenizer, rows, _, _ = prepare_data(args, Seed, 8, {})
         text = tokenizer.decode([token for row in rows["train"]["input_ids"] for token in row])
         trained_on.append({name for name in "abc" if f"{name} and" in text})
     assert len(held_out) == 1
