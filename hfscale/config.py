@@ -112,6 +112,7 @@ PATHS = {
     "picture",
     "predictions",
     "prompt_file",
+    "run",
     "runs",
     "source",
     "task_source",

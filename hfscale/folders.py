@@ -45,6 +45,7 @@ TOKENIZER_FILES = (
     "additional_chat_templates/*.jinja",
 )
 RUN_RECORD = "run.json"
+REPLAY_RECORD = "replay.json"  # of a run that was done again, beside its own
 SMALL_MODEL_FILES = (
     *TOKENIZER_FILES,
     RUN_RECORD,
@@ -101,6 +102,7 @@ BY_POSITION = ("perplexity_by_position.json", "perplexity_by_position.png")
 RUN_FILES = (
     *MODEL_FILES,
     *BY_POSITION,
+    REPLAY_RECORD,
     LOCK,
     f"{TRIAL}*",
     f"{TRIAL}*/**",
@@ -260,7 +262,8 @@ def holds_run(path: Path) -> bool:
     )
     saved = (SAVING, "checkpoint-*", f"{WORD_CHECKPOINT}[0-9]*")
     has_checkpoints = any(any(path.glob(pattern)) for pattern in saved)
-    return only_logs or has_checkpoints or (path / TRAINING_ARGUMENTS).is_file()
+    last_files = (path / TRAINING_ARGUMENTS, path / REPLAY_RECORD)
+    return only_logs or has_checkpoints or any(file.is_file() for file in last_files)
 
 
 def clear_output_dir(output_dir: str, overwrite: bool) -> None:

@@ -23,7 +23,7 @@ GROUPS = {
     ),
     "how good": ("score", "compare", "scale", "attention_maps", "bias_probe", "memorization"),
     "in use": ("generate", "chat", "serve", "export", "push"),
-    "what was done": ("report", "runs", "verify"),
+    "what was done": ("report", "runs", "verify", "replay"),
 }
 OTHERS = "more"
 EXAMPLES = (
@@ -41,6 +41,7 @@ WITHOUT_CONFIG = {
     "report": "takes the folders of runs, and nothing that could be tuned",
     "runs": "takes the folder that the runs lie in",
     "verify": "takes the folders to read",
+    "replay": "takes the folder of a run, which says all the rest",
 }
 # Of TrainingArguments, those that most runs set; they stand first, with upstream's defaults.
 MOST_SET = (

@@ -162,6 +162,11 @@ def _trains(recipe: Path) -> bool:
     return "training" in names_of(arguments_class(recipe))
 
 
+def _takes_use_cpu(recipe: Path) -> bool:
+    """Whether a script has the flag, its own or upstream's."""
+    return not {"training", "use_cpu"}.isdisjoint(names_of(arguments_class(recipe)))
+
+
 class Launch(NamedTuple):
     """A launch config and how many processes it is meant to start."""
 
@@ -214,16 +219,16 @@ def accelerate_command(
     """The words after `accelerate launch`, and environment variables; raises InputError if it
     cannot work there.
     """
-    trains = _trains(recipe)
+    takes_use_cpu = _takes_use_cpu(recipe)
     name = flags.get("accelerate")
     if name is None:
-        name = pick_config(0 if use_cpu else gpus, flags.get("num_processes"), trains)
+        name = pick_config(0 if use_cpu else gpus, flags.get("num_processes"), _trains(recipe))
         reason = "--use_cpu is given" if use_cpu else f"GPUs on this machine: {gpus}"
         print(f"launch config: {name} ({reason}; --accelerate takes another)", file=sys.stderr)
     asked = read_launch(name, flags, use_cpu=use_cpu, gpus=gpus)
     on_cpu = use_cpu or asked.config.use_cpu
     if not on_cpu:
-        _check_gpus(asked, gpus, trains)
+        _check_gpus(asked, gpus, takes_use_cpu)
     port = asked.config.main_process_port or 0
     _check_machines(asked.machines, {"main_process_port": port} | flags)
 
@@ -237,7 +242,7 @@ def accelerate_command(
         if flag not in ("accelerate", "num_processes"):
             words += [f"--{flag}", str(value)]
     words += [str(recipe), *recipe_args]
-    if on_cpu and trains and not use_cpu:
+    if on_cpu and takes_use_cpu and not use_cpu:
         # Without the script's own flag each rank would train alone, on all of the data.
         words += ["--use_cpu", "true"]
 
@@ -247,14 +252,14 @@ def accelerate_command(
     return words, env
 
 
-def _check_gpus(asked: Launch, gpus: int, trains: bool) -> None:
+def _check_gpus(asked: Launch, gpus: int, takes_use_cpu: bool) -> None:
     """Raise InputError if this machine has fewer GPUs than the launch starts processes on it."""
     if asked.local <= gpus:
         return
     if gpus:
         cure = "lower --num_processes"
     else:
-        cure = "add --use_cpu" if trains else "take --accelerate cpu"
+        cure = "add --use_cpu" if takes_use_cpu else "take --accelerate cpu"
     raise InputError(
         f"--accelerate {asked.name}: needs {asked.local} GPU(s) on this machine, which has {gpus}; "
         f"{cure}"

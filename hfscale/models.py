@@ -329,8 +329,7 @@ def weights_fingerprint(name: str) -> str | None:
     folder = _folder_of(name)
     if folder is None:
         return None
-    files = [path for pattern in SAFETENSORS for path in sorted(folder.glob(pattern))]
-    files = files or sorted(folder.glob("*_model*.bin"))
+    files = weights_files(folder) or sorted(folder.glob("*_model*.bin"))
     if not files:
         return None
     digest = hashlib.sha256()
@@ -340,6 +339,11 @@ def weights_fingerprint(name: str) -> str | None:
     if (folder / "adapter_config.json").is_file():
         digest.update(str(_fingerprint_below(name, folder)).encode())
     return digest.hexdigest()[:16]
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """The .safetensors files that transformers and peft read in a folder."""
+    return [path for pattern in SAFETENSORS for path in sorted(folder.glob(pattern))]
 
 
 def _folder_of(name: str) -> Path | None:

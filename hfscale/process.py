@@ -38,6 +38,7 @@ from hfscale.stopping import (
 PLANNED_CONFIG = "HFSCALE_PLANNED_CONFIG"  # see planned_launch
 PLANNED_PROCESSES = "HFSCALE_PLANNED_PROCESSES"
 TYPED_COMMAND = "HFSCALE_COMMAND"  # see typed_command
+EXPECTED_START = "HFSCALE_EXPECTED_START"  # see training.traces.check_start
 ZERO_STAGES = (0, 1, 2, 3)
 # The status by which a process that has said why it failed tells `hfscale` so, which ends with 1.
 SAID_WHY = 101
@@ -74,7 +75,7 @@ def run(main: Callable[[], Any]) -> None:
         end_with_launcher()
         end_workers_with_parent()
         try:
-            status = 1 if main() is False else 0
+            status = failure_status() if main() is False else 0
         except InputError as error:
             _say_error(line_of(error))
             raise SystemExit(2) from None

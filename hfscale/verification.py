@@ -8,6 +8,7 @@ from tqdm import tqdm
 from hfscale.folders import (
     CONVERTED,
     MODEL_CARD,
+    REPLAY_RECORD,
     SAVING,
     TRAINING_ARGUMENTS,
     WORD_CHECKPOINT,
@@ -29,6 +30,7 @@ NEVER_LISTED = (
     LOCK,
     MODEL_CARD,
     TRAINING_ARGUMENTS,
+    REPLAY_RECORD,
     "report.html",
     "runs/**",
     "wandb/**",

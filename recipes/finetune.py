@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> Run | None:
     average_weights(trainer, args, checkpoint)
     save_at_words(trainer, marks)
     prepare_output_dir(trainer, overwrite=args.overwrite)
-    run_training(trainer, checkpoint, settings)
+    run_training(trainer, checkpoint, settings, documents=documents)
 
     # Evaluation on the held-out text, and of the old domain where one is given.
     metrics = trainer.evaluate() | trainer.metrics_before()

@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> Run | None:
     trainer.train_dataset = rows["train"]
     trainer.eval_dataset = rows["validation"]
     prepare_output_dir(trainer, overwrite=args.overwrite)
-    run_training(trainer, checkpoint, settings)
+    run_training(trainer, checkpoint, settings, documents=pairs)
 
     # Evaluation: TRL averages rewards over batches; exact ones, with intervals, take their place.
     metrics: dict[str, Any] = {

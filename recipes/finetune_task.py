@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> Run | None:
 
     # Training, and the answers to all held-out examples: before, after, and of the baseline.
     trainer, metrics, answers = train(
-        args, training_args, model, tokenizer, examples, rows, task_metrics
+        args, training_args, model, tokenizer, examples, texts, rows, task_metrics
     )
 
     # What is written: model and tokenizer, how the task is asked, model card and run.json.
@@ -219,7 +219,14 @@ def load_checkpoint(args: FinetuneTaskArguments, texts, *, is_chat: bool):
 
 
 def train(
-    args: FinetuneTaskArguments, training_args, model, tokenizer, examples, rows, task_metrics
+    args: FinetuneTaskArguments,
+    training_args,
+    model,
+    tokenizer,
+    examples,
+    texts,
+    rows,
+    task_metrics,
 ):
     """The trainer, the metrics, and the answers to the held-out examples after training."""
     from hfscale.data.packing import collate_rows
@@ -252,7 +259,7 @@ def train(
     trainer.add_callback(GenerationMetrics(trainer, held_out, args, task_metrics))
     prepare_output_dir(trainer, overwrite=args.overwrite)
     before, _ = measure_answers(trainer, held_out, args, task_metrics, "before_eval")
-    run_training(trainer, checkpoint, settings)
+    run_training(trainer, checkpoint, settings, documents=texts)
     after, answers = measure_answers(trainer, held_out, args, task_metrics, "eval")
     metrics = trainer.evaluate() | after | before | baseline
     return trainer, metrics, answers

@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> Run | None:
     average_weights(trainer, args, checkpoint)
     save_at_words(trainer, marks)
     prepare_output_dir(trainer, overwrite=args.overwrite)
-    run_training(trainer, checkpoint, settings)
+    run_training(trainer, checkpoint, settings, documents=documents)
 
     # Evaluation on the held-out text.
     metrics = trainer.evaluate()

@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> Run:
         optimizer_cls_and_kwargs=choose_optimizer(args, training_args, model),
     )
     prepare_output_dir(trainer, overwrite=args.overwrite)
-    run_training(trainer, None, can_resume=False)
+    run_training(trainer, None, documents=documents, can_resume=False)
     metrics = trainer.evaluate() | trainer.metrics_before()
 
     # What is written: model and tokenizer, then samples, model card and run.json.

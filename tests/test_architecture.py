@@ -132,6 +132,7 @@ ROOMS = (
     "tasks",
     "serving",
     "training",
+    "replaying",
     "evaluation",
     "probes",
     "scaling",

@@ -33,6 +33,7 @@ from hfscale.training.cpu_time import cpu_seconds_of
 from hfscale.training.model_card import write_model_card
 from hfscale.training.preview import memory_at_hand
 from hfscale.training.sharing import share_run
+from hfscale.training.traces import Start, trace_of
 
 
 def write_run(
@@ -65,16 +66,23 @@ def write_run(
     folder = Path(str(trainer.args.output_dir))
     model = trainer.accelerator.unwrap_model(trainer.model)
     record = describe_run(recipe, args, argv, seconds)
-    record["config"].pop("training", None)  # what was given of what follows
-    record["config"] |= trainer.args.to_dict()
+    del record["config"]["training"]  # what was given of what follows
+    # The recipe's own come first: TRL's trainer is told some of their names with other values.
+    record["config"] = trainer.args.to_dict() | record["config"]
     record["hardware"] |= {
+        "cpu_threads": torch.get_num_threads(),
         "device": trainer.args.device.type,
         "world_size": trainer.args.world_size,
         "distributed_type": trainer.accelerator.distributed_type.value,
     }
+    start = _start_of(trainer, documents)
     record |= {
-        "data": _describe_data(args, documents, rows) | (more_data or {}),
-        "model": _describe_model(model, args),
+        "data": _describe_data(args, documents, rows, start) | (more_data or {}),
+        "model": {
+            **_describe_model(model, args),
+            "initial_fingerprint": start.initial_weights,
+            "fingerprint": weights_fingerprint(str(folder)),
+        },
         "train": _describe_training(trainer, model, rows, args),
         "metrics": metrics,
         "samples": samples,
@@ -93,13 +101,23 @@ def write_run(
     share_run(trainer)
 
 
+def _start_of(trainer: Trainer, documents: Mapping[str, Any]) -> Start:
+    """What the training began with. A recipe of one's own may not have said with which text."""
+    trace = trace_of(trainer)
+    assert trace is not None and trace.start is not None, "kept by `run_training`"
+    if documents.keys() <= trace.start.text.keys():
+        return trace.start
+    return trace.start._replace(text=_of_each(documents, text_fingerprint))
+
+
 def _describe_data(
-    args: Any, documents: Mapping[str, Any], rows: Mapping[str, Any]
+    args: Any, documents: Mapping[str, Any], rows: Mapping[str, Any], start: Start
 ) -> dict[str, Any]:
     return {
         "source": getattr(args, "task_source", None) or args.source,
         "dropped": {},
-        "fingerprint": _of_each(documents, text_fingerprint),
+        "fingerprint": start.text,
+        "tokenizer_fingerprint": start.tokenizer,
         "documents": _of_each(documents, len),
         "bytes": _of_each(rows, lambda part: sum(table_of(part)["num_bytes"])),
         "tokens": _of_each(rows, lambda part: sum(table_of(part)["num_tokens"])),
@@ -162,18 +180,36 @@ def _describe_training(
         "tokens_per_second": tokens_per_second,
         "flops": trainer.state.total_flos,
         "mfu": None,
+        "batches_fingerprint": _batches_of(trainer),
+        "bound_to_world_size": _settings_of(trainer).get("world_size") is not None,
         "weight_average": str(averaging) if averaging else None,
         "memory_peak_bytes": _peak_bytes(trainer.args.device),
         "memory_planned_bytes": planned_bytes,
     }
 
 
+def _batches_of(trainer: Trainer) -> str | None:
+    trace = trace_of(trainer)
+    return trace.fingerprint if trace else None
+
+
+def _settings_of(trainer: Trainer) -> dict[str, Any]:
+    """What a continuation must have in common with the run; see `settings_of_run`."""
+    manifest = _manifest_of(trainer)
+    return manifest.settings if manifest else {}
+
+
 def _tokens_before(trainer: Trainer) -> int:
     """Tokens that earlier parts of the run have seen."""
+    manifest = _manifest_of(trainer)
+    return manifest.tokens_before if manifest else 0
+
+
+def _manifest_of(trainer: Trainer) -> CheckpointManifest | None:
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, CheckpointManifest):
-            return callback.tokens_before
-    return 0
+            return callback
+    return None
 
 
 def _training_seconds(state: TrainerState) -> float | None:

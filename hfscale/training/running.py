@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,6 +32,7 @@ from hfscale.training.reporting import guard_trackers
 from hfscale.training.room import check_room
 from hfscale.training.saving import newest_step, save_whole
 from hfscale.training.signals import EvaluationStopped, StopOnSignal
+from hfscale.training.traces import trace_run
 from hfscale.training.weight_names import load_in_model_names
 
 
@@ -57,6 +58,7 @@ def run_training(
     checkpoint: str | None,
     settings: dict[str, Any] | None = None,
     *,
+    documents: Mapping[str, Any] | None = None,
     can_resume: bool = True,
 ) -> None:
     """Train with any Trainer (ours or TRL's) from the start or from a checkpoint.
@@ -64,12 +66,14 @@ def run_training(
     Args:
         checkpoint: of `newest_checkpoint`; None: from the start.
         settings: of `settings_of_run`; None: what upstream's arguments tell.
+        documents: the texts of each split, as they were read, for the record; None: not said.
         can_resume: whether the recipe has --resume; what a signal prints says so.
 
     Raises:
         FloatingPointError: gradients or weights that are not finite; the checkpoints are good.
         InputError: a rank has other rows or settings, or the best checkpoint, which is to become
             the final model, is damaged.
+        StartDiffersError: see `check_start`.
         SystemExit: a signal ended the training; see `StopOnSignal`.
     """
     pass_over_log_errors("stdout")  # of a log, which ends no training
@@ -78,6 +82,7 @@ def run_training(
     guard_trackers(trainer)
     settings = settings or training_settings(trainer.args)
     _check_same_run(trainer, settings)
+    trace_run(trainer, documents)
     watch = _start_watch(trainer)
     can_resume = can_resume and not _is_without_optimizer(trainer)
     guard_gradients(trainer)
