@@ -188,7 +188,7 @@ def check_settings(args: FinetunePreferenceArguments) -> None:
             "add_tokens: the model to compare with would not know them; add them with finetune "
             "first"
         )
-    if "label_smoothing_factor" in args.training:
+    if args.training.get("label_smoothing_factor"):
         raise InputError(
             "label_smoothing_factor: pairs have no labels to smooth; take loss_type robust with "
             "label_smoothing"

@@ -3,7 +3,7 @@ difference explains those that follow from it.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,14 +48,16 @@ class Difference(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """What became of a stage: its first difference, how many values were compared, and the names of
-    those that one of the runs does not tell.
+    """What became of a stage: its first difference, how many values were compared, how far the
+    numbers among them are apart at most, as a part of the earlier ones, and the names of those that
+    one of the runs does not tell.
     """
 
     stage: str
     result: str
     count: int = 0
     difference: Difference | None = None
+    apart: float = 0.0
     not_recorded: tuple[str, ...] = ()
 
 
@@ -77,7 +79,11 @@ def rules_for(before: Mapping[str, Any], now: Mapping[str, Any], *, bf16: bool) 
         return Rules(None, "the same machine and processes: equal to the last bit")
     tolerance = TOLERANCE_BF16 if bf16 else TOLERANCE
     shown = ", ".join(f"{name} {value:g}" for name, value in tolerance.items())
-    return Rules(tolerance, f"{'; '.join(changed)}: numbers may be apart by a part of {shown}")
+    return Rules(
+        tolerance,
+        f"{'; '.join(changed)}: sums are rounded in another order; allowed, as a part of the "
+        f"number: {shown}",
+    )
 
 
 def compare_values(
@@ -96,30 +102,37 @@ def compare_values(
         for name in shared
         if not _is_near(before[name], now[name], tolerance)
     )
-    are_equal = all(before[name] == now[name] for name in shared)
-    return _judged(stage, len(shared), next(differences, None), are_equal, missing)
+    apart = max((_distance(before[name], now[name]) for name in shared), default=0.0)
+    return _judged(stage, len(shared), next(differences, None), apart, missing)
 
 
 def _judged(
     stage: str,
     count: int,
     difference: Difference | None,
-    are_equal: bool,
+    apart: float,
     missing: tuple[str, ...] = (),
 ) -> Compared:
     if count == 0:
         return Compared(stage, NOT_RECORDED, not_recorded=missing)
-    result = DIFFERS if difference else EQUAL if are_equal else NEAR
-    return Compared(stage, result, count, difference, missing)
+    result = DIFFERS if difference else NEAR if apart else EQUAL
+    return Compared(stage, result, count, difference, apart, missing)
 
 
 def _is_near(before: Any, now: Any, tolerance: float | None) -> bool:
+    return _distance(before, now) <= (tolerance or 0.0)
+
+
+def _distance(before: Any, now: Any) -> float:
+    """How far two numbers, or those of two lists, are apart, as a part of the earlier one; of other
+    values 0 for equal ones, else infinite.
+    """
     if before == now:
-        return True
+        return 0.0
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        return all(_is_near(a, b, tolerance) for a, b in zip(before, now, strict=True))
-    numbers = all(isinstance(value, int | float) for value in (before, now))
-    return numbers and tolerance is not None and math.isclose(before, now, rel_tol=tolerance)
+        return max(_distance(a, b) for a, b in zip(before, now, strict=True))
+    are_numbers = all(isinstance(value, int | float) for value in (before, now))
+    return abs(now - before) / abs(before) if are_numbers and before else math.inf
 
 
 def start_in(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,9 +203,9 @@ def _compare_batches(original: Original, replayed: Original) -> Compared:
             if step == last_equal + 1:
                 what = f"batch of step {step}, by its fingerprint"
             difference = Difference(what, was[step], is_now[step], step)
-            return _judged("batches", len(steps), difference, False)
+            return _judged("batches", len(steps), difference, math.inf)
         last_equal = step
-    return _judged("batches", len(steps), None, True)
+    return _judged("batches", len(steps), None, 0.0)
 
 
 def _compare_losses(
@@ -200,13 +213,13 @@ def _compare_losses(
 ) -> Compared:
     was, is_now = _by_step(before, "loss"), _by_step(now, "loss")
     steps = sorted(was.keys() & is_now.keys())
-    differences: Iterator[Difference] = (
+    differences = (
         Difference(f"loss at step {step}", was[step], is_now[step], step)
         for step in steps
         if not _is_near(was[step], is_now[step], tolerance)
     )
-    are_equal = all(was[step] == is_now[step] for step in steps)
-    return _judged("losses", len(steps), next(differences, None), are_equal)
+    apart = max((_distance(was[step], is_now[step]) for step in steps), default=0.0)
+    return _judged("losses", len(steps), next(differences, None), apart)
 
 
 def _compare_final_weights(
@@ -226,7 +239,7 @@ def _compare_final_weights(
     if distance > tolerance:
         what = f"final weights, apart by {distance:.2g} of their length, by their fingerprint"
         difference = Difference(what, *prints)
-    return _judged(stage, 1, difference, False)
+    return _judged(stage, 1, difference, distance)
 
 
 def weights_distance(first: Path, second: Path) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from hfscale.config import REFUSED, arguments_class, kinds_of, shipped
 from hfscale.folders import RUN_RECORD, check_output_dir
+from hfscale.options import training_defaults
 from hfscale.process import InputError
 from hfscale.run_record import read_json, read_record
 
@@ -85,7 +86,8 @@ def replay_place(original: Original, output_dir: str | None, *, overwrite: bool)
 
     Raises InputError: it is the run's own, or as `check_output_dir`.
     """
-    place = output_dir or f"{original.folder.absolute()}-replay"
+    folder = original.folder if original.folder.name else original.folder.absolute()
+    place = output_dir or f"{folder}-replay"
     if Path(place).resolve() == original.folder.resolve():
         raise InputError(
             f"output_dir {place}: is the run that is replayed, which stays as it is; name another "
@@ -117,6 +119,10 @@ def replay_options(
         for name, value in config.items()
         if name in kinds and name not in REFUSED and not _is_of_the_place(name)
     }
+    # What upstream itself leaves open need not be said.
+    for name, default in training_defaults().items():
+        if default is None and options.get(name, "") is None:
+            del options[name]
     options |= {"report_to": "none", "trust_remote_code": trust_remote_code}
     if world_size != original.world_size:
         options |= _batch_of(original, world_size)
