@@ -46,8 +46,8 @@ class Original(NamedTuple):
 def read_original(run: str) -> Original:
     """The run in a folder, or beside a run.json.
 
-    Raises InputError: no record or a damaged one, of a recipe that does not train, or of a script of
-    the user's own.
+    Raises InputError: no record or a damaged one, of a recipe that does not train, or of a script
+    of the user's own.
     """
     folder = Path(run).parent if Path(run).name == RUN_RECORD else Path(run)
     record = read_record(str(folder), "run")

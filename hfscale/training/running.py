@@ -88,8 +88,7 @@ def run_training(
     guard_gradients(trainer)
     guard_best(trainer)
     load_in_model_names(trainer)
-    evaluate_apart(trainer)
-    trainer.add_callback(SeededEpochs())
+    _draw_by_seed(trainer)
     manifest = CheckpointManifest(settings)
     trainer.add_callback(manifest)
     save_whole(
@@ -133,6 +132,12 @@ def run_training(
         Path(str(trainer.args.output_dir), MANIFEST).unlink(missing_ok=True)
     kept = stop_on_signal.what_is_kept(trainer.args, trainer.state.global_step)
     note_when_stopped(f"the training is done; {kept}")
+
+
+def _draw_by_seed(trainer: Trainer) -> None:
+    """Let what is drawn at random depend on the seed and the steps alone."""
+    evaluate_apart(trainer)
+    trainer.add_callback(SeededEpochs())
 
 
 def _start_watch(trainer: Trainer) -> RankWatch:

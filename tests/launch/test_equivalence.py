@@ -247,7 +247,16 @@ def test_same_batches_give_the_same_model(config, pretrained):
         20
     )  # it has learned: untrained, near log(vocabulary)
     assert record["metrics"]["eval_tokens"] == expected["metrics"]["eval_tokens"]
+    for name in (
+        "initial_fingerprint",
+        "fingerprint",
+    ):  # of files, and of weights that one rank has
+        del record["model"][name], expected["model"][name]
     assert record["model"] == expected["model"]
+    # All ranks together were given the same rows in each step.
+    assert logged(folder, "batches") == logged(reference, "batches")
+    assert len({*logged(folder, "batches")}) == STEPS
+    assert record["train"]["batches_fingerprint"] == expected["train"]["batches_fingerprint"]
     assert record["train"]["tokens"] == expected["train"]["tokens"]
     assert record["hardware"]["world_size"] == EXPECTED[config][0]
     weights, same = (
