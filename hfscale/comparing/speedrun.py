@@ -216,10 +216,8 @@ def _measured(run: Path, record: dict[str, Any]) -> float:
 
 def measure_bits_per_byte(run: Path, record: dict[str, Any]) -> float:
     """Of a saved model, in float32, over the rows that its run evaluated on."""
-    from datasets import DatasetDict
-
     from hfscale.arguments import SplitArguments
-    from hfscale.data.packing import collate_rows, pack_splits
+    from hfscale.data.packing import collate_rows, pack_documents
     from hfscale.data.splits import load_splits
     from hfscale.data.tokenizer import load_pretrained_tokenizer
     from hfscale.models import load_model
@@ -228,8 +226,8 @@ def measure_bits_per_byte(run: Path, record: dict[str, Any]) -> float:
 
     config = record["config"]
     documents = load_splits(SplitArguments(**TEXT), seed=0)
-    rows = pack_splits(
-        DatasetDict(validation=documents["validation"]),
+    rows = pack_documents(
+        documents["validation"],
         load_pretrained_tokenizer(str(run)),
         config["max_length"],
         config["cross_document_attention"],
@@ -242,7 +240,7 @@ def measure_bits_per_byte(run: Path, record: dict[str, Any]) -> float:
             args=training_arguments(values | {"disable_tqdm": True}, width=1),
             data_collator=collate_rows,
         )
-        return trainer.evaluate(rows["validation"])["eval_bits_per_byte"]
+        return trainer.evaluate(rows)["eval_bits_per_byte"]
 
 
 # ---- the machine

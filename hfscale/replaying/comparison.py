@@ -189,7 +189,8 @@ def _batches_of(run: Original) -> dict[int, str]:
     """The fingerprint of all batches up to each log, and up to the last step, by the step."""
     train = run.record["train"]
     last = train.get("batches_fingerprint")
-    return _by_step(run.logs, "batches") | ({train["steps"]: last} if last else {})
+    at_the_end = {train["steps"]: last} if last else {}
+    return at_the_end | _by_step(run.logs, "batches")
 
 
 def _compare_batches(original: Original, replayed: Original) -> Compared:
