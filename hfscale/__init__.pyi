@@ -553,6 +553,17 @@ def quickstart(
     **training: Any,
 ) -> Run: ...
 
+def replay(
+    *first: str | PathLike[str],
+    config: str | PathLike[str] | Sequence[str | PathLike[str]] = ...,
+    run: str | PathLike[str] | None = ...,
+    output_dir: str | PathLike[str] | None = ...,
+    keep_going: bool = ...,
+    use_cpu: bool = ...,
+    overwrite: bool = ...,
+    trust_remote_code: bool = ...,
+) -> bool: ...
+
 def report(
     *,
     config: str | PathLike[str] | Sequence[str | PathLike[str]] = ...,

@@ -70,6 +70,7 @@ SHORT = {
     "chat": "--max_new_tokens 4",
     "export": "--overwrite true --documents 4 --scored_documents 1 --max_new_tokens 2",
     "report": "--overwrite true",
+    "replay": "--overwrite true",
 }
 DOCUMENTS = 20  # of each embedded text
 # Commands of other programs, and what of ours is only read and not run, each with the reason.

@@ -30,8 +30,8 @@ BEFORE_TRAINING = STAGES[:4]
 SAME_MACHINE = ("device", "device_name", "cpu_threads", "world_size", "distributed_type")
 # Elsewhere sums are rounded in another order. Relative, of a loss, a metric, and the length of the
 # difference of all final weights; measured in docs/replaying.md.
-TOLERANCE = {"losses": 1e-3, "final weights": 1e-2, "metrics": 1e-3}
-TOLERANCE_BF16 = {"losses": 2**-7, "final weights": 2**-4, "metrics": 2**-7}
+TOLERANCE = {"losses": 1e-3, "final weights": 0.03, "metrics": 1e-3}
+TOLERANCE_BF16 = {"losses": 2**-7, "final weights": 2**-2, "metrics": 2**-6}
 OF_SPEED = ("_runtime", "_per_second")  # ends of metrics that no run repeats
 
 
