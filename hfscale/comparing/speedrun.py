@@ -17,7 +17,7 @@ from hfscale.folders import write_json
 from hfscale.process import InputError, versions
 from hfscale.run_record import read_json, read_record
 
-TEXT = {
+TEXT: dict[str, Any] = {
     "source": ["embedded:python-prose"],
     "split_by": "position",
     "validation_fraction": 0.05,
@@ -270,10 +270,19 @@ def calibration_seconds() -> float:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    shape = {"n_layer": 4, "n_head": 8, "n_embd": 256, "n_positions": 256, "vocab_size": 4096}
-    model = GPT2LMHeadModel(GPT2Config(**shape))
+    config = GPT2Config(
+        n_layer=4,
+        n_head=8,
+        n_embd=256,
+        n_positions=256,
+        vocab_size=4096,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model = GPT2LMHeadModel(config)
+    model.loss_type = "ForCausalLM"
     optimizer = torch.optim.AdamW(model.parameters())
-    ids = torch.randint(shape["vocab_size"], (4, shape["n_positions"]))
+    ids = torch.randint(config.vocab_size, (4, config.n_positions))
     started = 0.0
     for step in range(-3, CALIBRATION_STEPS):
         if step == 0:

@@ -55,7 +55,7 @@ class Compared(NamedTuple):
 
     stage: str
     result: str
-    count: int = 0
+    num_values: int = 0
     difference: Difference | None = None
     apart: float = 0.0
     not_recorded: tuple[str, ...] = ()
@@ -156,21 +156,20 @@ def compare_start(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Com
     stages = [compare_values("text", before.get("text", {}), _known(now.get("text") or {}))]
     for name in ("tokenizer", "initial_weights"):
         stage = name.replace("_", " ")
-        fingerprints = [{stage: run[name]} if run.get(name) else {} for run in (before, now)]
-        stages.append(compare_values(stage, *fingerprints))
+        was, is_now = ({stage: run[name]} if run.get(name) else {} for run in (before, now))
+        stages.append(compare_values(stage, was, is_now))
     return stages
 
 
 def compare_training(original: Original, replayed: Original, rules: Rules) -> list[Compared]:
     """What the steps were given, what came of them, and what was left and measured at the end."""
     tolerance = rules.tolerance or {}
+    was, is_now = map(_lasting_metrics, (original, replayed))
     return [
         _compare_batches(original, replayed),
         _compare_losses(original.logs, replayed.logs, tolerance.get("losses")),
         _compare_final_weights(original, replayed, tolerance.get("final weights")),
-        compare_values(
-            "metrics", *map(_lasting_metrics, (original, replayed)), tolerance.get("metrics")
-        ),
+        compare_values("metrics", was, is_now, tolerance.get("metrics")),
     ]
 
 

@@ -53,7 +53,7 @@ def outcome_of(
             {
                 "stage": entry.stage,
                 "result": entry.result,
-                "values": entry.count,
+                "values": entry.num_values,
                 "first_difference": entry.difference._asdict() if entry.difference else None,
                 "apart": entry.apart if math.isfinite(entry.apart) else None,
                 "not_recorded": list(entry.not_recorded),

@@ -71,7 +71,7 @@ def parameters_fingerprint(model: torch.nn.Module) -> str | None:
             return None
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
         numbers = parameter.detach().cpu().contiguous().reshape(-1)
-        digest.update(numbers.view(torch.uint8).numpy())
+        digest.update(numbers.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -146,7 +146,8 @@ class BatchTrace(TrainerCallback, ExportableState):
         """Write the fingerprint beside a training loss, and at the end of the training."""
         if logs and ("loss" in logs or "train_runtime" in logs):
             self.add_up()
-            state.log_history[-1][BATCHES] = self.fingerprint
+            log: dict[str, Any] = state.log_history[-1]
+            log[BATCHES] = self.fingerprint
 
     def add(self, batches: Sequence[Mapping[str, Any]], step: int) -> None:
         """Take the micro-batches of a step in, the first step is 1."""

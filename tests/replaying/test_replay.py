@@ -281,7 +281,7 @@ def test_without_logs_the_last_fingerprint_of_the_batches_counts(planted, place)
     folder = planted(lambda record, logs: None)
     (folder / "trainer_state.json").unlink()
     stages = compared(folder, place / "run-replay")
-    assert [(entry.result, entry.count) for entry in stages[:2]] == [
+    assert [(entry.result, entry.num_values) for entry in stages[:2]] == [
         ("equal", 1),
         ("not recorded", 0),
     ]
