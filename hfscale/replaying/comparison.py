@@ -25,7 +25,6 @@ STAGES = (
     "final weights",
     "metrics",
 )
-BEFORE_TRAINING = STAGES[:4]
 # Of hardware: with the same, the same program gives the same bits.
 SAME_MACHINE = ("device", "device_name", "cpu_threads", "world_size", "distributed_type")
 # Elsewhere sums are rounded in another order. Relative, of a loss, a metric, and the length of the
@@ -42,9 +41,6 @@ class Difference(NamedTuple):
     was: Any
     now: Any
     step: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.what}: was {self.was}, is {self.now}"
 
 
 class Compared(NamedTuple):
