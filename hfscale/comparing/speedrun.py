@@ -34,8 +34,7 @@ CALIBRATION_STEPS = 30
 REFERENCE_SECONDS = 10.0  # of the calibration: times are as on a machine that takes so long
 # What a run measured of itself, perhaps in bf16, and what its saved weights give in float32.
 MEASURED_WITHIN = 0.005
-# Of a run's settings, what may be another one in each seed.
-OF_A_SEED = ("seed", "data_seed", "output_dir", "run_name", "logging_dir")
+OF_A_SEED = ("seed", "data_seed")
 
 
 def check_record(folder: str) -> dict[str, Any]:
@@ -116,16 +115,21 @@ def _record_in(run: Path, seed: int) -> dict[str, Any]:
 
 
 def _check_config(config: Path, runs: Sequence[Path], records: Sequence[dict[str, Any]]) -> None:
-    """Raise InputError unless all runs have the settings of the config, and are alike."""
+    """Raise InputError unless all runs have the settings of the config, and are alike: in all but
+    the seed, and what trains nothing.
+    """
+    from hfscale.training.continuation import UPSTREAM_MAY_CHANGE, reasons
+
+    free = {*OF_A_SEED, *reasons(UPSTREAM_MAY_CHANGE)}
     recipe = shipped("recipes", "pretrain.py")["pretrain"]
     asked = check_recipe_args(recipe, ["--config", str(config)])
-    asked = {name: value for name, value in asked.items() if name not in OF_A_SEED}
     first = records[0]["config"]
+    compared = [name for name in {**asked, **first} if name not in free]
     for run, record in zip(runs, records, strict=True):
         found = record["config"]
-        for name in [*asked, *first]:
+        for name in compared:
             expected = asked.get(name, first.get(name))
-            if name not in OF_A_SEED and found.get(name) != expected:
+            if found.get(name) != expected:
                 raise InputError(
                     f"record {run}: was trained with {name} {found.get(name)!r}, not "
                     f"{expected!r} as {config if name in asked else runs[0]} says; train it again"
@@ -171,10 +175,10 @@ def _check_times(run: Path, record: dict[str, Any]) -> None:
     cpu_seconds, seconds = train.get("cpu_seconds"), train.get("seconds")
     state = read_json(run / "trainer_state.json", f"record {run}", "train it again")
     logged = [log["train_runtime"] for log in state["log_history"] if "train_runtime" in log]
-    if not isinstance(cpu_seconds, int | float) or logged != [seconds]:
+    if not isinstance(cpu_seconds, int | float) or logged[-1:] != [seconds]:
         raise InputError(
-            f"record {run}: run.json says {cpu_seconds} CPU seconds in {seconds} s, its log "
-            f"{logged}; train it again"
+            f"record {run}: run.json says {cpu_seconds} CPU seconds in {seconds} s, its last log "
+            f"{logged[-1:]} s; train it again"
         )
     if not 0 < cpu_seconds <= seconds * MOST_THREADS + 1:
         raise InputError(
