@@ -97,6 +97,8 @@ def compare(
     jobs: int = ...,
     retries: int = ...,
     cell: int | None = ...,
+    record: str | None = ...,
+    calibrate: str | None = ...,
     output_dir: str | PathLike[str] = ...,
     overwrite: bool = ...,
 ) -> dict[str, Any] | bool: ...

@@ -80,6 +80,14 @@ class CompareArguments:
     cell: int | None = field(
         default=None, metadata={"help": "train only this run, from 0, and stop: for job arrays"}
     )
+    record: str | None = field(
+        default=None,
+        metadata={"help": "check a folder of the speedrun (docs/speedrun.md), and print its entry"},
+    )
+    calibrate: str | None = field(
+        default=None,
+        metadata={"help": "measure this machine, for a folder of the speedrun"},
+    )
     output_dir: str = field(
         default="runs/compare", metadata={"help": "runs, comparison.json and comparison.png"}
     )
@@ -94,6 +102,8 @@ class CompareArguments:
 
 def main(argv: list[str] | None = None) -> dict[str, Any] | bool:
     args = parse_args(CompareArguments, argv, recipe=__file__)
+    if args.record or args.calibrate:
+        return enter_speedrun(args)
     started = time.perf_counter()
     trains_one_run = args.cell is not None  # which compares nothing
     record_file = check_output_file(
@@ -169,6 +179,21 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | bool:
     print_comparison(record)
     print(f"comparison.json and comparison.png: {args.output_dir}")
     return False if failed else record
+
+
+def enter_speedrun(args: CompareArguments) -> dict[str, Any]:
+    """The machine's time for a folder of the speedrun, or the entry that it is worth; compares
+    nothing.
+    """
+    from hfscale.comparing.speedrun import calibrate, check_record, entry_row
+
+    if args.calibrate:
+        seconds = calibrate(args.calibrate)
+        print(f"calibration.json in {args.calibrate}: {seconds:.2f} CPU seconds")
+        return {"cpu_seconds": seconds}
+    entry = check_record(str(args.record))
+    print(entry_row(entry))
+    return entry
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 held-out text well enough. The rules, and the check that a submission keeps them; docs/speedrun.md.
 """
 
-import json
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -76,6 +74,22 @@ def check_record(folder: str) -> dict[str, Any]:
         "calibration_seconds": calibration_seconds,
         "scaled_seconds": mean_seconds * REFERENCE_SECONDS / calibration_seconds,
     }
+
+
+def entry_row(entry: dict[str, Any]) -> str:
+    """What `check_record` found, as a line of the table in docs/speedrun.md."""
+    each = ", ".join(f"{value:.3f}" for value in entry["bits_per_byte"])
+    seconds = sum(entry["cpu_seconds"]) / len(entry["cpu_seconds"])
+    cells = [
+        entry["config"],
+        f"{entry['steps']:,}",
+        f"{entry['bits_per_byte_mean']:.3f} [{each}]",
+        f"{entry['p_value']:.2g}",
+        f"{seconds:.1f}",
+        f"{entry['calibration_seconds']:.1f}",
+        f"{entry['scaled_seconds']:.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 # ---- what lies in the folder
@@ -295,7 +309,3 @@ def calibration_seconds() -> float:
         model(ids, labels=ids, use_cache=False).loss.backward()
         optimizer.step()
     return time.process_time() - started
-
-
-if __name__ == "__main__":
-    print(json.dumps({"cpu_seconds": calibrate(sys.argv[1])}))

@@ -11,6 +11,7 @@ from hfscale.comparing import speedrun
 from hfscale.comparing.speedrun import SEEDS, TARGET, check_record, measure_bits_per_byte
 from hfscale.config import check_recipe_args, shipped
 from hfscale.process import InputError
+from recipes import compare
 
 CONFIG = """\
 source: [embedded:python-prose]
@@ -70,6 +71,15 @@ def edit(folder, number: int, part: str, **values) -> None:
     record = json.loads(path.read_text())
     record[part].update(values)
     path.write_text(json.dumps(record))
+
+
+def test_the_command_prints_the_entry_or_one_line(submission, capsys):
+    compare.main(["--record", str(submission)])
+    [row] = capsys.readouterr().out.splitlines()
+    assert row.startswith("| mine.yaml |") and row.endswith("| 32.0 | 20.0 | 16.0 |")
+    edit(submission, 3, "metrics", eval_bits_per_byte=1.0)
+    with pytest.raises(InputError, match="seed-3"):
+        compare.main(["--record", str(submission)])
 
 
 def test_an_entry(submission):
