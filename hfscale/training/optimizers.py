@@ -353,7 +353,7 @@ def check_optimizer(args: OptimizerArguments, training_args: TrainingArguments) 
     if training_args.optim != TrainingArguments.optim:
         raise InputError(
             f"{name}: optim {OptimizerNames(training_args.optim).value} names another optimizer; "
-            "leave one of the two out"
+            "leave one of the two out (--optimizer null, where a config names it)"
         )
     if args.cautious_weight_decay and not training_args.weight_decay:
         raise InputError("cautious_weight_decay: weight_decay is 0; set it, or leave this out")
