@@ -14,6 +14,7 @@ from hfscale.config import check_recipe_args, shipped
 from hfscale.folders import write_json
 from hfscale.process import InputError, versions
 from hfscale.run_record import read_json, read_record
+from hfscale.shown import show_text
 
 TEXT: dict[str, Any] = {
     "source": ["embedded:python-prose"],
@@ -229,11 +230,14 @@ def _measured(run: Path, record: dict[str, Any]) -> float:
         raise InputError(
             f"record {run}: run.json says {recorded} bits per byte, and its model has {found:.4f}"
         )
+    show_text(f"{run}: {found:.4f} bits per byte, as its run.json says")
     return found
 
 
 def measure_bits_per_byte(run: Path, record: dict[str, Any]) -> float:
     """Of a saved model, in float32, over the rows that its run evaluated on."""
+    from transformers import PrinterCallback
+
     from hfscale.arguments import SplitArguments
     from hfscale.data.packing import collate_rows, pack_documents
     from hfscale.data.splits import load_splits
@@ -258,6 +262,7 @@ def measure_bits_per_byte(run: Path, record: dict[str, Any]) -> float:
             args=training_arguments(values | {"disable_tqdm": True}, width=1),
             data_collator=collate_rows,
         )
+        trainer.remove_callback(PrinterCallback)
         return trainer.evaluate(rows)["eval_bits_per_byte"]
 
 

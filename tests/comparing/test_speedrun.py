@@ -75,7 +75,8 @@ def edit(folder, number: int, part: str, **values) -> None:
 
 def test_the_command_prints_the_entry_or_one_line(submission, capsys):
     compare.main(["--record", str(submission)])
-    [row] = capsys.readouterr().out.splitlines()
+    *measured, row = capsys.readouterr().out.splitlines()
+    assert len(measured) == len(SEEDS)
     assert row.startswith("| mine.yaml |") and row.endswith("| 32.0 | 20.0 | 16.0 |")
     edit(submission, 3, "metrics", eval_bits_per_byte=1.0)
     with pytest.raises(InputError, match="seed-3"):
