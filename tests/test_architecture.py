@@ -56,6 +56,7 @@ LIGHT = (
 )
 LIGHT_BUT_FOR_NUMPY = (
     "hfscale.comparing.page",
+    "hfscale.comparing.speedrun",
     "hfscale.comparing.statistics",
     "hfscale.comparing.study",
     "hfscale.comparing.training",

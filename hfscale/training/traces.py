@@ -26,11 +26,12 @@ BATCHES = "batches"  # in the log history: the fingerprint of all batches up to 
 
 class Start(NamedTuple):
     """What a training begins with. Fingerprints of 16 or 32 hexadecimal digits; None: not known (a
-    stream's text, weights of which each process holds a part).
+    stream's text, the tokenizer of a trainer that was given none, weights of which each process
+    holds a part).
     """
 
     text: dict[str, str | None]  # of each split
-    tokenizer: str
+    tokenizer: str | None
     initial_weights: str | None
 
 
@@ -52,7 +53,7 @@ def start_of(trainer: Trainer, documents: Mapping[str, Any] | None) -> Start:
     model: Any = trainer.model
     return Start(
         text={name: _text_of(part) for name, part in (documents or {}).items()},
-        tokenizer=tokenizer_fingerprint(tokenizer),
+        tokenizer=None if tokenizer is None else tokenizer_fingerprint(tokenizer),
         initial_weights=parameters_fingerprint(model),
     )
 

@@ -734,7 +734,10 @@ def test_muon_is_planned_where_it_runs(capsys):
             "--recipe score",
             "--recipe: got 'score', expected one of pretrain, finetune, finetune_task",
         ),
-        ("--config nowhere", "--config nowhere: no such file; shipped with pretrain: char_tiny"),
+        (
+            "--config nowhere",
+            "--config nowhere: no such file; shipped with pretrain: babylm_strict_small",
+        ),
         ("--model gpt2 --lora_rr 4", "unknown name --lora_rr; did you mean lora_r?"),
         ("--config mine.yaml", "mine.yaml:1: unknown name mine"),
         ("--config gpu.yaml", "gpu.yaml:2: unknown name gpu"),

@@ -259,6 +259,12 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
+def same_model(record: dict) -> dict:
+    """What a record says of the model, but for its numbers: quantized ones are others."""
+    of_numbers = ("initial_fingerprint", "fingerprint")
+    return {key: value for key, value in record["model"].items() if key not in of_numbers}
+
+
 def tune(place: Path, name: str, *words: str) -> dict:
     finetune.main(
         [
@@ -285,7 +291,7 @@ def test_recipe_trains_records_resumes_and_its_folder_is_taken(place, tmp_path, 
     metrics = record["metrics"]
     assert metrics["eval_loss"] < metrics["before_eval_loss"] - 0.5
     assert 0 < abs(metrics["eval_loss"] - plain["metrics"]["eval_loss"]) < 0.1
-    assert record["model"] == plain["model"]
+    assert same_model(record) == same_model(plain)
     folder = place / "qlora"
     before = (folder / "adapter_model.safetensors").read_bytes()
     (folder / "adapter_model.safetensors").unlink()
