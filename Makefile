@@ -1,8 +1,6 @@
 # Each target makes and uses .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
-# Bytecode is written as modules are first imported: most of 30,000 never are, and compiling them takes two minutes.
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c $(CONSTRAINTS)
 # Which versions: those that were tested together, or a file of your own (/dev/null: the newest).
 CONSTRAINTS ?= constraints.txt
 
@@ -15,19 +13,19 @@ setup-dev: .venv/installed-dev
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e .
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(PIP) -e ".[test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[test]"
 	touch $@
 
 .venv/installed-docs: .venv/installed
-	$(PIP) -e ".[docs]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[docs]"
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	DS_BUILD_OPS=0 $(PIP) -e ".[dev]"
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[dev]"
 	touch $@
 
 quickstart: setup
@@ -46,7 +44,7 @@ docs-links: setup-docs
 	$(BIN)/python -m sphinx -b linkcheck -W --keep-going -q docs build/links $(ARGS)
 
 .venv/installed-course: .venv/installed
-	DS_BUILD_OPS=0 $(PIP) -e ".[course]"
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[course]"
 	touch $@
 
 # The course's twelve chapters in order: notebooks with their outputs, in build/course/en and build/course/zh.
