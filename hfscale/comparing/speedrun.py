@@ -13,6 +13,7 @@ from scipy import stats
 from hfscale.config import check_recipe_args, shipped
 from hfscale.folders import write_json
 from hfscale.process import InputError, versions
+from hfscale.replaying.original import read_logs
 from hfscale.run_record import read_json, read_record
 from hfscale.shown import show_text
 
@@ -108,7 +109,7 @@ def _config_in(place: Path) -> Path:
 
 def _calibration_in(place: Path) -> float:
     path = place / CALIBRATION
-    made_by = f"make it on the machine of the runs: python -m hfscale.comparing.speedrun {place}"
+    made_by = f"make it on the machine of the runs: hfscale compare --calibrate {place}"
     seconds = read_json(path, f"record {place}", made_by).get("cpu_seconds")
     if not isinstance(seconds, int | float) or not seconds > 0:
         raise InputError(f"record {place}: {path} has no cpu_seconds above 0; {made_by}")
@@ -188,8 +189,7 @@ def _check_times(run: Path, record: dict[str, Any]) -> None:
     """Raise InputError for CPU seconds that the run's own files do not bear out."""
     train = record["train"]
     cpu_seconds, seconds = train.get("cpu_seconds"), train.get("seconds")
-    state = read_json(run / "trainer_state.json", f"record {run}", "train it again")
-    logged = [log["train_runtime"] for log in state["log_history"] if "train_runtime" in log]
+    logged = [log["train_runtime"] for log in read_logs(run) if "train_runtime" in log]
     if not isinstance(cpu_seconds, int | float) or logged[-1:] != [seconds]:
         raise InputError(
             f"record {run}: run.json says {cpu_seconds} CPU seconds in {seconds} s, its last log "

@@ -20,7 +20,13 @@ from hfscale.comparing.statistics import (
 from hfscale.comparing.variants import Plan, Variant, other_tokens
 from hfscale.metrics.intervals import LOWER_IS_BETTER
 from hfscale.process import InputError
-from hfscale.report.comparison import HELD_OUT, TRAINING_TEXT, is_per_token, of_part
+from hfscale.report.comparison import (
+    HELD_OUT,
+    TRAINING_TEXT,
+    is_per_token,
+    is_quality,
+    of_part,
+)
 
 PER_TOKEN_METRIC = "eval_loss"  # where nothing is said
 OTHER_TOKENS_METRIC = "eval_bits_per_byte"  # and variants cut the text into other tokens
@@ -92,20 +98,9 @@ def choose_metric(
         if metric not in record["metrics"]:
             raise InputError(
                 f"metric: {metric} is not measured by {name} (seed {seed}); expected one of "
-                f"{', '.join(_measured(record))}"
+                f"{', '.join(filter(is_quality, record['metrics']))}"
             )
     return metric, reason
-
-
-def _measured(record: dict[str, Any]) -> list[str]:
-    """The metrics of held-out data, without the ends of intervals and how fast it went."""
-    return [
-        name
-        for name, value in record["metrics"].items()
-        if name.startswith("eval_")
-        and isinstance(value, int | float)
-        and not name.endswith(("_runtime", "_per_second"))
-    ]
 
 
 def _pairs(

@@ -38,9 +38,10 @@ def add_seed_noise(
     records = [record for system in systems if (record := _record_of(system.name))]
     scored = {system.name: system.metrics for system in systems}
     groups = [[record["name"] for record in group] for group in seed_groups(records)]
+    beside = {record["name"]: _siblings(record, fingerprint) for record in records}
     for comparison in comparisons:
         values = [
-            _values(comparison["metric"], comparison[side], groups, scored, fingerprint)
+            _values(comparison["metric"], comparison[side], groups, scored, beside)
             for side in ("first", "second")
         ]
         if values[0] == values[1]:  # the two are of one group
@@ -63,7 +64,7 @@ def _values(
     name: str,
     groups: Sequence[Sequence[str]],
     scored: dict[str, dict[str, Any]],
-    fingerprint: str | None,
+    beside: dict[str, list[dict[str, Any]]],
 ) -> list[float]:
     """A metric of each run that differs from a model's in its seed alone, and of itself; nothing
     where there is none.
@@ -71,11 +72,17 @@ def _values(
     for group in groups:
         if name in group:
             return [scored[sibling][metric.removeprefix("eval_")] for sibling in group]
-    record = _record_of(name)
-    if record is None or held_out_fingerprint(record) != fingerprint:
-        return []
-    siblings = siblings_of(Path(name).resolve())
+    siblings = beside.get(name)
     return metrics_of(siblings).get(metric, []) if siblings else []
+
+
+def _siblings(record: dict[str, Any], fingerprint: str | None) -> list[dict[str, Any]]:
+    """The runs beside a model's folder that differ in their seed alone, where it was scored on the
+    text that they held out.
+    """
+    if held_out_fingerprint(record) != fingerprint:
+        return []
+    return siblings_of(Path(record["name"]).resolve())
 
 
 def _record_of(name: str) -> dict[str, Any] | None:

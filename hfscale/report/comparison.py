@@ -27,6 +27,8 @@ OF_NO_RESULT = (
 PER_TOKEN = ("loss", "perplexity")
 # Ends of names that say how fast a text was read, nothing of how well it was predicted.
 NO_MEASURE = ("_runtime", "_per_second", "_preparation_time")
+# Ends of names of what is measured beside a metric: counts, and the ends of its interval.
+BESIDE_A_METRIC = ("_tokens", "_ci95", "_ci90", "_floor")
 # Beginnings of the names of what was measured on a held-out text.
 JUDGED = ("eval_", "before_eval_", "baseline_")
 
@@ -95,6 +97,11 @@ def judged_on(record: dict[str, Any], name: str) -> str | None:
         if part not in (TRAINING_TEXT, HELD_OUT) and f"eval_{part}_" in name:
             return part
     return HELD_OUT
+
+
+def is_quality(name: str) -> bool:
+    """Whether a metric says how good the trained model is on a held-out text."""
+    return name.startswith("eval_") and not name.endswith((*NO_MEASURE, *BESIDE_A_METRIC))
 
 
 def judged_tables(records: Sequence[dict[str, Any]]) -> list[Judged]:

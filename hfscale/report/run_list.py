@@ -9,14 +9,12 @@ from typing import Any
 
 from hfscale.options import did_you_mean
 from hfscale.process import InputError
+from hfscale.report.comparison import is_quality
 from hfscale.report.seed_noise import noise_rows, said_of_other_texts, seed_groups
 from hfscale.run_record import read_record
 
 RECORD = "run.json"
 DEEPEST = 4  # folders below the one that is searched
-MEASURED = "eval_"  # what names of metrics on held-out data begin with
-# What is measured beside them: cost, counts, and the ends of intervals.
-NO_QUALITY = ("_runtime", "_per_second", "_tokens", "_ci95", "_ci90", "_floor")
 # Columns of JSON that the table leaves out: they are long, or say what eval_loss says.
 NOT_SHOWN = ("model", "tokens", "eval_perplexity", "eval_bits_per_byte", "eval_finished")
 UNFINISHED = "not finished"
@@ -74,17 +72,13 @@ def _describe(folder: Path) -> dict[str, Any]:
         | {"model": model.get("architecture"), "parameters": model.get("parameters")}
         | {"steps": training.get("steps"), "tokens": training.get("tokens")}
         | {"seconds": round(seconds) if isinstance(seconds, int | float) else None}
-        | {name: metrics[name] for name in metrics if _is_quality(name)}
+        | {name: metrics[name] for name in metrics if is_quality(name)}
     )
 
 
 def _part(record: dict[str, Any], name: str) -> dict[str, Any]:
     part = record.get(name)
     return part if isinstance(part, dict) else {}
-
-
-def _is_quality(name: str) -> bool:
-    return name.startswith(MEASURED) and not name.endswith(NO_QUALITY)
 
 
 def _written(path: Path) -> str:

@@ -14,9 +14,9 @@ from hfscale.process import InputError
 from hfscale.report.comparison import (
     HELD_OUT,
     HELD_OUT_TEXT,
-    NO_MEASURE,
     TRAINED_TEXT,
     is_per_token,
+    is_quality,
     judged_on,
     same_measure,
     settings_of,
@@ -24,9 +24,6 @@ from hfscale.report.comparison import (
 from hfscale.run_record import read_record
 
 SEEDS = ("seed", "data_seed")
-JUDGED = "eval_"  # what names of metrics on held-out text begin with
-# Beside a metric: how many, and the ends of its interval.
-NO_METRIC = (*NO_MEASURE, "_tokens", "_ci95", "_ci90", "_floor")
 OTHER_TEXTS = (
     "differ in their seed alone, but each held out another part of the text; give a "
     "--validation_source, or --split_by position, and their numbers can be compared"
@@ -103,9 +100,8 @@ def noise_of(values: Sequence[float]) -> Noise:
 def metrics_of(group: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """{metric: its value in each run}, of those on held-out text that all runs of a group have."""
     first = group[0]["metrics"]
-    names = [name for name in first if name.startswith(JUDGED) and not name.endswith(NO_METRIC)]
     found = {}
-    for name in names:
+    for name in filter(is_quality, first):
         values = [record["metrics"].get(name) for record in group]
         if all(isinstance(value, int | float) for value in values):
             found[name] = values

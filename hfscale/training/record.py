@@ -33,7 +33,7 @@ from hfscale.training.cpu_time import cpu_seconds_of
 from hfscale.training.model_card import write_model_card
 from hfscale.training.preview import memory_at_hand
 from hfscale.training.sharing import share_run
-from hfscale.training.traces import Start, trace_of
+from hfscale.training.traces import BatchTrace, Start, trace_of
 
 
 def write_run(
@@ -66,7 +66,7 @@ def write_run(
     folder = Path(str(trainer.args.output_dir))
     model = trainer.accelerator.unwrap_model(trainer.model)
     record = describe_run(recipe, args, argv, seconds)
-    del record["config"]["training"]  # what was given of what follows
+    record["config"].pop("training", None)  # what was given of what follows
     # The recipe's own come first: TRL's trainer is told some of their names with other values.
     record["config"] = trainer.args.to_dict() | record["config"]
     record["hardware"] |= {
@@ -103,11 +103,17 @@ def write_run(
 
 def _start_of(trainer: Trainer, documents: Mapping[str, Any]) -> Start:
     """What the training began with. A recipe of one's own may not have said with which text."""
+    start = _trace_of(trainer).start
+    assert start is not None, "on rank 0"
+    if documents.keys() <= start.text.keys():
+        return start
+    return start._replace(text=_of_each(documents, text_fingerprint))
+
+
+def _trace_of(trainer: Trainer) -> BatchTrace:
     trace = trace_of(trainer)
-    assert trace is not None and trace.start is not None, "kept by `run_training`"
-    if documents.keys() <= trace.start.text.keys():
-        return trace.start
-    return trace.start._replace(text=_of_each(documents, text_fingerprint))
+    assert trace is not None, "kept by `run_training`"
+    return trace
 
 
 def _describe_data(
@@ -180,17 +186,12 @@ def _describe_training(
         "tokens_per_second": tokens_per_second,
         "flops": trainer.state.total_flos,
         "mfu": None,
-        "batches_fingerprint": _batches_of(trainer),
+        "batches_fingerprint": _trace_of(trainer).fingerprint,
         "bound_to_world_size": _settings_of(trainer).get("world_size") is not None,
         "weight_average": str(averaging) if averaging else None,
         "memory_peak_bytes": _peak_bytes(trainer.args.device),
         "memory_planned_bytes": planned_bytes,
     }
-
-
-def _batches_of(trainer: Trainer) -> str | None:
-    trace = trace_of(trainer)
-    return trace.fingerprint if trace else None
 
 
 def _settings_of(trainer: Trainer) -> dict[str, Any]:

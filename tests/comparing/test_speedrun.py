@@ -1,6 +1,8 @@
 """A submission to the speedrun: its entry, and one line for each rule that it breaks."""
 
 import json
+import re
+import shlex
 import shutil
 import statistics
 
@@ -153,7 +155,15 @@ def test_a_mean_that_is_not_shown_to_be_below(submission, monkeypatch):
         check_record(str(submission))
 
 
-def test_files_that_are_missing(submission):
+@pytest.mark.parametrize("log", ["[]", '{"steps": 3}', '{"log_history": [1]}', "not JSON"])
+def test_a_damaged_log_is_one_line(submission, log):
+    (submission / "seed-2" / "trainer_state.json").write_text(log)
+    with pytest.raises(InputError, match=r"seed-2.*trainer_state\.json"):
+        check_record(str(submission))
+
+
+def test_files_that_are_missing(submission, monkeypatch):
+    monkeypatch.setattr(speedrun, "calibration_seconds", lambda: 3.5)
     (submission / "second.yaml").write_text(CONFIG)
     with pytest.raises(InputError, match=r"holds 2 files \*.yaml; expected one"):
         check_record(str(submission))
@@ -162,8 +172,12 @@ def test_files_that_are_missing(submission):
     with pytest.raises(InputError, match="has no cpu_seconds above 0; make it on the machine of"):
         check_record(str(submission))
     (submission / "calibration.json").unlink()
-    with pytest.raises(InputError, match="no readable calibration.json; make it on the machine"):
+    with pytest.raises(InputError, match="no readable calibration.json; make it on .*: (.*)$") as e:
         check_record(str(submission))
+    # The command that the line names makes it.
+    [command] = re.findall(r"hfscale compare (.*)$", str(e.value))
+    compare.main(shlex.split(command))
+    assert check_record(str(submission))["calibration_seconds"] == 3.5
     with pytest.raises(InputError, match="is no folder; name the one with the config"):
         speedrun.calibrate(str(submission / "nowhere"))
     (submission / "calibration.json").write_text('{"cpu_seconds": 20.0}')
