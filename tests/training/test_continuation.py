@@ -72,6 +72,12 @@ def rows(tokenizer):
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
+    return drawn_model(tokenizer, seed=0)
+
+
+def drawn_model(tokenizer, *, seed: int):
+    """Another one for each seed, whatever was drawn before."""
+    torch.manual_seed(seed)
     return new_model(tokenizer, **SIZES)
 
 
@@ -258,7 +264,7 @@ def test_content_is_compared_where_names_are_equal(what, model, tokenizer, rows,
         name = what.split()[0]
         parts[name] = parts[name].select(range(len(parts[name]) - 1))
     elif what == "model":
-        new_model(tokenizer, **SIZES).save_pretrained(folder)
+        drawn_model(tokenizer, seed=1).save_pretrained(folder)
     elif what == "tokenizer":
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.add_tokens(["elsewhere"])
@@ -683,7 +689,7 @@ def test_finetune_task_refuses_another_task_and_another_base(base, model, tokeni
     task.write_text("\n".join(map(json.dumps, pairs[::-1])))
     refused(finetune_task, words, r"the content of the train rows \(.*\) changed")
     task.write_text("\n".join(map(json.dumps, pairs)))
-    new_model(tokenizer, **SIZES).save_pretrained(folder)
+    drawn_model(tokenizer, seed=1).save_pretrained(folder)
     refused(finetune_task, words, rf"the content of the model \({folder}\) changed")
     model.save_pretrained(folder)
     (tmp_path / "run" / "run.json").unlink()
@@ -703,7 +709,7 @@ def test_finetune_preference_refuses_other_pairs_and_another_reference(base, tok
         *("--output_dir", str(tmp_path / "run"), *QUICK),
     ]
     finetune_preference.main(words)
-    new_model(tokenizer, **SIZES).save_pretrained(folder)
+    drawn_model(tokenizer, seed=1).save_pretrained(folder)
     refused(finetune_preference, words, rf"the content of the model \({folder}\) changed")
     pairs[3]["chosen"] = " three."
     file.write_text("\n".join(map(json.dumps, pairs)))

@@ -312,11 +312,12 @@ def test_what_muon_cannot_train_is_one_line(tmp_path, monkeypatch):
         parameter.requires_grad = "ln_" in name
     with pytest.raises(InputError, match="this run trains no hidden matrix"):
         choose_optimizer(MUON, args, frozen)
+    decaying = upstream(tmp_path, weight_decay=0.1)
+    # From here on upstream's arguments would want the package.
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     with pytest.raises(InputError, match="ZeRO cuts all weights into one flat row"):
         choose_optimizer(MUON, args, gpt2())
-    decaying = upstream(tmp_path, weight_decay=0.1)
     with pytest.raises(InputError, match="cautious_weight_decay: DeepSpeed takes optimizers"):
         choose_optimizer(cautious, decaying, gpt2())
 
