@@ -28,6 +28,7 @@ from hfscale.config import (
 )
 from hfscale.options import did_you_mean
 from hfscale.process import (
+    LOST_RANK,
     PLANNED_CONFIG,
     PLANNED_PROCESSES,
     SAID_WHY,
@@ -76,7 +77,8 @@ ALONE = ("compare", "plan", "push", "report", "runs", "scale", "verify")
 ONE_PROCESS = ("cpu", "single_gpu")
 # Of a child that ended badly, where nothing more has to be said: 2, whose reason the recipe has
 # printed, and what a shell gives a program that a pipe or a signal ended.
-EXPLAINED = (0, 2, 128 + signal.SIGPIPE, *(128 + number for number in ENDING))
+STOPPED = tuple(128 + number for number in ENDING)
+EXPLAINED = (0, 2, 128 + signal.SIGPIPE, *STOPPED)
 SECONDS_TO_END = 5  # that the ranks have after a second signal
 # The flags that are the launcher's, not the recipe's: type and meaning.
 FLAGS = {
@@ -417,12 +419,13 @@ class _PassOn(SignalHandler):
 def _first_failed(failures: Mapping[int, Any]) -> int:
     """The rank to name of those that failed (PyTorch's `ProcessFailure` by rank).
 
-    One that was killed goes before others, which failed because they no longer reached it. SIGTERM
-    is how PyTorch's launcher ends those.
+    One that was killed goes before others, which failed because they no longer reached it, and
+    those that say so go last. SIGTERM is how PyTorch's launcher ends those.
     """
     codes = {rank: failure.exitcode for rank, failure in failures.items()}
     killed = [rank for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM]
-    return min(killed or codes, key=lambda rank: failures[rank].timestamp)
+    first = [rank for rank, code in codes.items() if code != LOST_RANK]
+    return min(killed or first or codes, key=lambda rank: failures[rank].timestamp)
 
 
 def _send_to_ranks(number: int) -> bool:
@@ -481,8 +484,11 @@ def _status(rank: int, code: int, received: int = 0) -> int:
     if code < 0:
         print(f"error: rank {rank} was killed by {signal.Signals(-code).name}", file=sys.stderr)
         return 128 - code
-    if code == SAID_WHY:
+    if code in (SAID_WHY, LOST_RANK):
         return 1
+    if rank != 0 and code in STOPPED:  # rank 0 alone says it itself
+        print(f"stopped by {describe_signal(code - 128)}, which rank {rank} got", file=sys.stderr)
+        return code
     if code not in EXPLAINED:
         print(
             f"error: rank {rank} ended with exit status {code}; its messages are above",

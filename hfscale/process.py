@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from hfscale import __version__
@@ -28,9 +28,11 @@ from hfscale.shown import printable, show_text
 from hfscale.stopping import (
     ENDING,
     StopAtOnce,
+    Stopped,
     describe_signal,
     end_with_launcher,
     end_workers_with_parent,
+    received_signal,
     what_is_kept,
 )
 
@@ -42,6 +44,12 @@ EXPECTED_START = "HFSCALE_EXPECTED_START"  # see training.traces.check_start
 ZERO_STAGES = (0, 1, 2, 3)
 # The status by which a process that has said why it failed tells `hfscale` so, which ends with 1.
 SAID_WHY = 101
+# That of one that no longer reaches another rank: `hfscale` names that other one.
+LOST_RANK = 102
+# How gloo and NCCL say so.
+LOST = re.compile(
+    r"connection (was )?(closed|reset) by (remote )?peer|broken pipe|remote process exited", re.I
+)
 # Of which `quiet_libraries` lets some lines go, and words of one.
 QUIET_LOGGERS = ("DeepSpeed", "transformers.modeling_utils")
 NO_MASK = "passing in an `attention_mask`"
@@ -80,6 +88,8 @@ def run(main: Callable[[], Any]) -> None:
             _say_error(line_of(error))
             raise SystemExit(2) from None
         except (MemoryError, RuntimeError) as error:
+            if lost := _lost_rank(error):
+                _end_without_others(lost)
             if not is_out_of_memory(error):
                 raise
             show_text(f"error: {_about_memory(error)}", file=sys.stderr)
@@ -105,6 +115,22 @@ def line_of(error: InputError) -> str:
 def failure_status() -> int:
     """With what a process ends that has said in a line why it failed."""
     return SAID_WHY if TYPED_COMMAND in os.environ else 1
+
+
+def _lost_rank(error: BaseException) -> str:
+    """How torch says that another rank is gone; empty: it says something else."""
+    found = LOST.search(str(error)) if _connected_ranks() else None
+    return found[0] if found else ""
+
+
+def _end_without_others(reason: str) -> NoReturn:
+    """End as the signal has it that this rank got too, which the other one obeyed at once; else in
+    one line.
+    """
+    if number := received_signal():
+        raise Stopped(number, what_is_kept()) from None
+    _say_error(f"another rank is gone ({reason})")
+    raise SystemExit(LOST_RANK if TYPED_COMMAND in os.environ else 1) from None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -141,6 +141,12 @@ def what_is_kept() -> str:
     return next((one.kept for one in handlers if isinstance(one, StopAtOnce)), "")
 
 
+def received_signal() -> int:
+    """The number of the signal that this process has received; 0: none came, or nobody has them."""
+    handlers = map(signal.getsignal, ENDING)
+    return next((one.received for one in handlers if isinstance(one, SignalHandler)), 0)
+
+
 def between_batches() -> None:
     """A place at which an evaluation may be broken off: a training's handler of signals (one with a
     method `between_batches`) asks all ranks. Every rank has to come by equally often.

@@ -30,6 +30,7 @@ from hfscale.launch import (
 from hfscale.planning.flops import Shape
 from hfscale.planning.memory import Sharding, Step, step_memory_bytes
 from hfscale.process import (
+    LOST_RANK,
     TYPED_COMMAND,
     InputError,
     failure_status,
@@ -637,6 +638,8 @@ def test_ctrl_c_ends_the_recipe_too_in_one_line(tmp_path, reaches):
         ({0: 1, 1: -signal.SIGKILL}, 1),
         ({0: -signal.SIGKILL, 1: 1}, 0),
         ({0: -signal.SIGTERM, 1: 1}, 1),
+        ({0: 129, 1: LOST_RANK}, 0),
+        ({0: LOST_RANK, 1: LOST_RANK}, 1),
     ],
 )
 def test_a_killed_rank_is_named_before_those_that_missed_it(exit_codes, named):
@@ -653,3 +656,30 @@ def test_what_a_rank_has_explained_is_not_said_again(monkeypatch, capsys):
     monkeypatch.setenv(TYPED_COMMAND, "hfscale pretrain")
     assert (_status(0, failure_status()), capsys.readouterr().err) == (1, "")
     assert _status(1, 1) == 1 and "rank 1 ended with exit status 1" in capsys.readouterr().err
+    assert (_status(0, LOST_RANK), capsys.readouterr().err) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "says"),
+    [
+        ("os.kill(os.getpid(), signal.SIGHUP)", 129, "stopped by SIGHUP, which rank 1 got"),
+        ("os._exit(3)", 3, "error: rank 1 ended with exit status 3; its messages are above"),
+    ],
+)
+@pytest.mark.slow(seconds=6)
+def test_who_misses_a_rank_says_so_in_a_line(end, status, says, tmp_path, run_warm):
+    """Whoever ended it: the launcher names the rank and its reason, and no traceback is shown."""
+    path = tmp_path / "miss.py"
+    path.write_text(
+        "import os, signal\nfrom dataclasses import dataclass\nfrom hfscale.process import run\n"
+        "@dataclass\nclass MissArguments:\n    use_cpu: bool = False\n"
+        "def main():\n    from accelerate import PartialState\n    state = PartialState(cpu=True)\n"
+        f"    if state.process_index == 1:\n        {end}\n    state.wait_for_everyone()\n"
+        "if __name__ == '__main__':\n    run(main)\n"
+    )
+    command = [sys.executable, "-m", "hfscale.cli", str(path), "--accelerate", "cpu_2proc"]
+    result = run_warm(command, cwd=ROOT, env=ENV, timeout=120)
+    lost, last = result.stderr.splitlines()[-2:]
+    assert (result.returncode, last) == (status, says)
+    assert re.fullmatch(r"error: another rank is gone \(.*by peer\)", lost)
+    assert "Traceback" not in result.stderr
