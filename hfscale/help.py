@@ -17,6 +17,7 @@ GROUPS = {
         "quickstart",
         "plan",
         "pretrain",
+        "distill",
         "finetune",
         "finetune_task",
         "finetune_preference",

@@ -24,7 +24,7 @@ from hfscale.process import run
 @dataclass
 class CompareArguments:
     recipe: Literal[
-        "pretrain", "finetune", "finetune_task", "finetune_preference", "quickstart"
+        "pretrain", "distill", "finetune", "finetune_task", "finetune_preference", "quickstart"
     ] = field(default="pretrain", metadata={"help": "what trains"})
     recipe_args: list[str] = field(
         default_factory=lambda: ["config=tiny_cpu"],

@@ -14,7 +14,14 @@ from hfscale.process import InputError
 from hfscale.run_record import read_json, read_record
 
 # The recipes that train, and whose record holds all that they were told.
-RECIPES = ("quickstart", "pretrain", "finetune", "finetune_task", "finetune_preference")
+RECIPES = (
+    "quickstart",
+    "pretrain",
+    "distill",
+    "finetune",
+    "finetune_task",
+    "finetune_preference",
+)
 TRAINER_STATE = "trainer_state.json"
 # Options that say where a run goes, or who hears of it. Secrets are in no record.
 OF_THE_PLACE = {

@@ -130,6 +130,7 @@ COMPARED_AS = {
     ),
     "tokenizer_content": ("tokenizer", "chat_template"),
     "model_weights": ("model",),
+    "teacher_weights": ("teacher_model_name_or_path",),
     "model_config": ("architecture", *SHAPE_NAMES, "model_config"),
     "upstream's arguments": ("training",),
 }
@@ -162,6 +163,7 @@ NOT_OF_THE_MODEL = (
 CONTENTS = {
     "tokenizer_content": "tokenizer",
     "model_weights": "model",
+    "teacher_weights": "teacher_model_name_or_path",
     "model_code": "model",
 }
 OPTIMIZER_STATE = "optimizer_state"  # in what form, which `convert_checkpoint` sees to
@@ -224,6 +226,8 @@ def _contents_of_files(
     base = getattr(args, "model", "new")
     # Random weights are those of the seed and the configuration.
     contents = {"model_weights": None if base == "new" else weights_fingerprint(base)}
+    if teacher := getattr(args, "teacher_model_name_or_path", None):
+        contents["teacher_weights"] = weights_fingerprint(teacher)
     if isinstance(train, IterableDataset):
         contents["train_rows"] = stream_fingerprint(args.source)
     return contents
@@ -264,7 +268,14 @@ def _recipe_settings(args: Any, training_args: TrainingArguments) -> dict[str, A
         item.name: getattr(args, item.name) for item in fields(args) if item.name not in left_out
     }
     settings[NAMES] = {
-        name: getattr(args, name, None) for name in ("model", "tokenizer", "source", "task_source")
+        name: getattr(args, name, None)
+        for name in (
+            "model",
+            "teacher_model_name_or_path",
+            "tokenizer",
+            "source",
+            "task_source",
+        )
     }
     return settings | _only_by_evaluations(settings, training_args)
 

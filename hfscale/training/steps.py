@@ -27,7 +27,11 @@ from hfscale.shown import show_text
 # thousands of tokens, as newer models have them, takes more memory than tuning on text is worth.
 MOST_TOKENS_BY_DEFAULT = 1024
 # By what Trainer puts before the names of their metrics.
-HELD_OUT_TEXTS = {"eval": "held-out", "eval_forget": "old domain's held-out"}
+HELD_OUT_TEXTS = {
+    "eval": "held-out",
+    "eval_forget": "old domain's held-out",
+    "teacher": "the teacher's held-out",
+}
 
 
 def row_length(model: PreTrainedModel, max_length: int | None) -> int:

@@ -50,11 +50,12 @@ def next_token_loss(
     return ForCausalLMLoss(logits, labels, vocab_size, items)
 
 
-class RouterPart(NamedTuple):
-    """What a micro-batch adds to the loss of a mixture of experts, so that they are used alike."""
+class LossPart(NamedTuple):
+    """What of a micro-batch's loss is trained and logged apart, not shown as part of the loss."""
 
+    name: str  # in the logs
     added: torch.Tensor  # to the loss
-    imbalance: torch.Tensor  # as the model returned it
+    value: torch.Tensor  # as it is logged: the mean over micro-batches and ranks, by their shares
     share: torch.Tensor  # of the step's predicted labels that are in the micro-batch
 
 
@@ -110,9 +111,9 @@ class LMTrainer(Trainer):
         )
         if self._asks_router:
             text_config.output_router_logits = False
-        self._router_parts: list[RouterPart] = []  # of a step
-        # Imbalance times share, and shares, summed since the last log; None: no router was seen.
-        self._router_sums: torch.Tensor | None = None
+        self._loss_parts: list[LossPart] = []  # of a step
+        # By their names value times share, and shares, summed since the last log.
+        self._part_sums: dict[str, torch.Tensor] = {}
         if auto_batch:
             args.per_device_train_batch_size *= args.gradient_accumulation_steps
             args.gradient_accumulation_steps = 1
@@ -168,7 +169,7 @@ class LMTrainer(Trainer):
         """
         if self._pieces is None:
             self._pieces = self._find_pieces(model, inputs, num_items_in_batch)
-        self._router_parts.clear()
+        self._loss_parts.clear()
         pieces = [inputs] if self._pieces == 1 else split_batch(inputs, self._pieces)
         *earlier, last = pieces
         # The ranks exchange gradients with the last micro-batch alone.
@@ -185,9 +186,9 @@ class LMTrainer(Trainer):
                 f"the training loss became {loss.item()} at step {self.state.global_step + 1}; try "
                 "a lower learning_rate"
             )
-        for part in self._router_parts:
-            sums = torch.stack([part.share * part.imbalance, part.share])
-            self._router_sums = sums if self._router_sums is None else self._router_sums + sums
+        for part in self._loss_parts:
+            sums = torch.stack([part.share * part.value, part.share])
+            self._part_sums[part.name] = self._part_sums.get(part.name, 0) + sums
             loss = loss - part.added
         return loss
 
@@ -224,20 +225,27 @@ class LMTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         imbalance = outputs.get("aux_loss")
         if imbalance is not None and num_items_in_batch is not None:
-            part = self._router_part(imbalance, labels, num_items_in_batch)
-            loss = loss + part.added
-            self._router_parts.append(RouterPart(*(value.detach() for value in part)))
+            share = (labels[:, 1:] != IGNORED).sum() / num_items_in_batch
+            added = self.summed_over_ranks(share * self._router_weight * imbalance)
+            loss = loss + added
+            self.log_apart("router_loss", added, imbalance, share)
         return (loss, outputs) if return_outputs else loss
 
-    def _router_part(
-        self, imbalance: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int
-    ) -> RouterPart:
-        share = (labels[:, 1:] != IGNORED).sum() / num_items_in_batch
-        # As upstream has it: gradients become means over the ranks, whose items are all counted.
-        ranks = 1
+    def summed_over_ranks(self, loss: torch.Tensor) -> torch.Tensor:
+        """What of a step's loss is in a micro-batch, so that its gradients, of which the ranks take
+        the mean, add up: as upstream has it.
+        """
         if self.args.average_tokens_across_devices:
-            ranks = self.accelerator.num_processes
-        return RouterPart(ranks * share * self._router_weight * imbalance, imbalance, share)
+            return loss * self.accelerator.num_processes
+        return loss
+
+    def log_apart(
+        self, name: str, added: torch.Tensor, value: torch.Tensor, share: torch.Tensor
+    ) -> None:
+        """Log a part of a micro-batch's loss under its own name, and leave it out of the loss that
+        is shown; for `compute_loss`. See `LossPart`.
+        """
+        self._loss_parts.append(LossPart(name, added.detach(), value.detach(), share.detach()))
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """The batch's mean loss and, in the places of logits and labels, each row's summed loss in
@@ -314,11 +322,7 @@ class LMTrainer(Trainer):
             raise FloatingPointError(
                 f"the evaluation loss of {bad_rows} of {len(row_nll)} rows is not finite"
             )
-        loss = nll / tokens
-        metrics = {"loss": loss, "perplexity": perplexity_of(loss), "tokens": tokens}
-        if self._num_eval_bytes:
-            metrics["bits_per_byte"] = nll / math.log(2) / self._num_eval_bytes
-        for name, value in metrics.items():
+        for name, value in token_metrics(nll, tokens, self._num_eval_bytes).items():
             output.metrics[f"{metric_key_prefix}_{name}"] = value
         return output
 
@@ -342,16 +346,27 @@ class LMTrainer(Trainer):
         return self._flops_per_token * inputs["input_ids"].numel()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As upstream, with the perplexity beside each training loss, and how unevenly experts were
-        used, by their model's own measure.
+        """As upstream, with the perplexity beside each training loss, and what is logged apart: how
+        unevenly experts were used, by their model's own measure.
         """
         if "loss" in logs:
             logs["perplexity"] = perplexity_of(logs["loss"])
-            if self._router_sums is not None:  # over all ranks
-                total, shares = self.accelerator.reduce(self._router_sums, "sum").tolist()
-                logs["router_loss"] = total / shares
-                self._router_sums = None
+            for name, sums in self._part_sums.items():
+                total, shares = self.accelerator.reduce(sums, "sum").tolist()  # over all ranks
+                logs[name] = total / shares
+            self._part_sums.clear()
         super().log(logs, start_time)
+
+
+def token_metrics(nll: float, tokens: int, num_bytes: int | None) -> dict[str, float]:
+    """Loss in nats per token, perplexity, tokens and, where the text's bytes are known, bits per
+    byte, of a text's summed loss in nats.
+    """
+    loss = nll / tokens
+    metrics = {"loss": loss, "perplexity": perplexity_of(loss), "tokens": tokens}
+    if num_bytes:
+        metrics["bits_per_byte"] = nll / math.log(2) / num_bytes
+    return metrics
 
 
 def perplexity_of(loss: float) -> float:
