@@ -101,8 +101,9 @@ def main(argv: list[str] | None = None) -> Run | None:
     )
 
     # Data: text -> rows that both models read. One rank prepares it, the others read its cache.
+    max_length = settle_rows(args, training_args, model, teacher)
     with training_args.main_process_first(desc="preparing the data"):
-        documents, rows = prepare_data(args, training_args, model, teacher, tokenizer)
+        documents, rows = prepare_data(args, training_args, model, tokenizer, max_length)
     settle_averaging(args, training_args, rows["train"])
     if args.dry_run:
         show_text(describe_teacher(teacher))
@@ -218,26 +219,35 @@ def make_student(args: DistillArguments, tokenizer):
     return new_model(tokenizer, **shape_of(args))
 
 
-def prepare_data(args: DistillArguments, training_args, model, teacher, tokenizer):
-    """Documents, and rows in which neither model sees more than one of them at a time."""
-    from hfscale.data.packing import pack_splits, settle_packing
-    from hfscale.data.splits import load_splits
+def settle_rows(args: DistillArguments, training_args, model, teacher) -> int:
+    """Tokens of a row; sets in `args` the packing with which neither model sees two documents of
+    one.
+    """
+    from hfscale.data.packing import settle_packing
     from hfscale.training.distillation import check_teacher_reads
     from hfscale.training.steps import row_length
     from hfscale.training.training_args import batch_rows_of_like_length
 
     max_length = row_length(model, args.max_length)
     check_teacher_reads(teacher, args.teacher_model_name_or_path, max_length)
-    default = "wrapped"
+    packing = "wrapped"
     for reader in (model, teacher):
-        default = settle_packing(
+        packing = settle_packing(
             reader,
             args.packing,
-            default=default,
+            default=packing,
             cross_document_attention=args.cross_document_attention,
         )
-    args.packing = default
+    args.packing = packing
     batch_rows_of_like_length(training_args, args)
+    return max_length
+
+
+def prepare_data(args: DistillArguments, training_args, model, tokenizer, max_length: int):
+    """Documents and rows of each split."""
+    from hfscale.data.packing import pack_splits
+    from hfscale.data.splits import load_splits
+
     documents = load_splits(args, seed=training_args.seed)
     rows = pack_splits(
         documents,

@@ -118,6 +118,7 @@ def _card_text(record: dict[str, Any], name: str, model_id: str, task: TaskPromp
     environment.filters |= MARKDOWN_FILTERS
     template = environment.from_string(TEMPLATE.read_text("utf-8"))
     model = record["model"]
+    teacher = record["config"].get("teacher_model_name_or_path")
     command = shlex.split(record["command"])
     return template.render(
         record
@@ -126,6 +127,7 @@ def _card_text(record: dict[str, Any], name: str, model_id: str, task: TaskPromp
             "name": name,
             "model_id": model_id,
             "base": model["base"] and without_folders(model["base"]),
+            "teacher": teacher and without_folders(teacher),
             "sources": [without_folders(source) for source in record["data"]["source"]],
             "command": shlex.join(without_folders(word) for word in command),
             "notes": by_note(interval_notes(record["metrics"])),
