@@ -23,6 +23,7 @@ from hfscale.process import InputError, typed_command
 from hfscale.shown import describe_differences
 from recipes import (
     attention_maps,
+    distill,
     finetune,
     finetune_preference,
     finetune_task,
@@ -44,6 +45,7 @@ PREPARED = ["data_card.json", "train/data-00000-of-00001.arrow"]
 # What an earlier run of each recipe that deletes folders left.
 WRITTEN = {
     pretrain: TRAINED,
+    distill: TRAINED,
     finetune: TRAINED,
     finetune_task: TRAINED,
     finetune_preference: TRAINED,

@@ -54,6 +54,7 @@ NO_WORDS = "--save_words null"
 SHORT = {
     "quickstart": NEW,
     "pretrain": f"{NEW} --max_position_embeddings 256 --validation_fraction 0.1 {NO_WORDS}",
+    "distill": f"{NEW} --max_position_embeddings 128",
     "finetune": STEPS,
     "finetune_task": f"{SHAPE} {STEPS} --max_position_embeddings 256 --train_examples 12 "
     "--validation_examples 3 --max_new_tokens 4",

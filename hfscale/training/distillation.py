@@ -121,11 +121,15 @@ class DistillationTrainer(LMTrainer):
         self.kd_ratio = kd_ratio
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """As `LMTrainer`, of the text and the teacher together."""
-        with torch.no_grad():
-            teacher_logits = self.teacher(**self._known_to_teacher(inputs), use_cache=False).logits
-        # Upstream hands a loss function the student's outputs and the labels.
-        self.compute_loss_func = partial(self._mixed_loss, teacher_logits)
+        """As `LMTrainer`, of the text and the teacher together; a teacher without a share in it is
+        not asked.
+        """
+        if self.kd_ratio:
+            with torch.no_grad():
+                known = self._known_to_teacher(inputs)
+                teacher_logits = self.teacher(**known, use_cache=False).logits
+            # Upstream hands a loss function the student's outputs and the labels.
+            self.compute_loss_func = partial(self._mixed_loss, teacher_logits)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _known_to_teacher(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -35,11 +35,12 @@ from hfscale.training.continuation import (
 from hfscale.training.running import run_training
 from hfscale.training.trainer import LMTrainer
 from hfscale.training.training_args import training_arguments
-from recipes import finetune, finetune_preference, finetune_task, pretrain
+from recipes import distill, finetune, finetune_preference, finetune_task, pretrain
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {
     "pretrain": pretrain.PretrainArguments,
+    "distill": distill.DistillArguments,
     "finetune": finetune.FinetuneArguments,
     "finetune_task": finetune_task.FinetuneTaskArguments,
     "finetune_preference": finetune_preference.FinetunePreferenceArguments,
@@ -141,7 +142,9 @@ def test_upstreams_arguments_count_or_say_why_not(cls):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipes_arguments_count_or_say_why_not(recipe, model, tokenizer, rows, base):
     known = {item.name for item in fields(RECIPES[recipe])}
-    args = RECIPES[recipe](**({"model": base} if "model" in known else {}))
+    args = RECIPES[recipe](
+        **{name: base for name in ("model", "teacher_model_name_or_path") if name in known}
+    )
     parts = {"train": rows["none"], "validation": rows["none"]}
 
     def settings(args, **values):
