@@ -230,7 +230,7 @@ def settle_rows(args: DistillArguments, training_args, model, teacher) -> int:
 
     max_length = row_length(model, args.max_length)
     check_teacher_reads(teacher, args.teacher_model_name_or_path, max_length)
-    packing = "wrapped"
+    packing: Any = "wrapped"
     for reader in (model, teacher):
         packing = settle_packing(
             reader,
@@ -255,7 +255,7 @@ def prepare_data(args: DistillArguments, training_args, model, tokenizer, max_le
         max_length,
         args.cross_document_attention,
         model,
-        args.packing,
+        args.packing or "wrapped",
         num_proc=args.num_proc,
         repack_seed=training_args.seed if args.repack_each_epoch else None,
     )

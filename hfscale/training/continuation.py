@@ -168,6 +168,7 @@ CONTENTS = {
 }
 OPTIMIZER_STATE = "optimizer_state"  # in what form, which `convert_checkpoint` sees to
 NAMES = "names"  # how the run calls what is compared by content
+NAMED = ("model", "teacher_model_name_or_path", "tokenizer", "source", "task_source")
 NOT_COMPARED = (OPTIMIZER_STATE, NAMES, "total_steps")  # the last in `_check_steps`
 SHOWN_CHARACTERS = 80  # of a value in a message
 SHOWN_NAMES = 5
@@ -267,16 +268,7 @@ def _recipe_settings(args: Any, training_args: TrainingArguments) -> dict[str, A
     settings = {
         item.name: getattr(args, item.name) for item in fields(args) if item.name not in left_out
     }
-    settings[NAMES] = {
-        name: getattr(args, name, None)
-        for name in (
-            "model",
-            "teacher_model_name_or_path",
-            "tokenizer",
-            "source",
-            "task_source",
-        )
-    }
+    settings[NAMES] = {name: getattr(args, name, None) for name in NAMED}
     return settings | _only_by_evaluations(settings, training_args)
 
 
