@@ -3,7 +3,8 @@ logits, what the teacher expects of it.
 
     hfscale distill --config tiny_cpu
     hfscale distill --teacher_model_name_or_path runs/books --source "books/*.txt" \\
-        --num_hidden_layers 2 --hidden_size 64 --num_attention_heads 2 --output_dir runs/small
+        --num_hidden_layers 2 --num_attention_heads 2 --hidden_size 64 \\
+        --max_position_embeddings 256 --output_dir runs/small
 """
 
 import time
