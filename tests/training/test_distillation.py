@@ -284,7 +284,7 @@ def test_a_run_records_its_teacher(whole, place):
     assert len(record["data"]["teacher_fingerprint"]) == 16
     assert record["metrics"]["teacher_bits_per_byte"] > 0
     assert len(logs_of(whole, "divergence")) == 4
-    assert "learned from the logits of teacher too" in (whole / "README.md").read_text()
+    assert "from the logits of a teacher, teacher." in (whole / "README.md").read_text()
 
 
 def test_a_run_that_was_cut_short_goes_on_exactly(whole, place, tmp_path):
