@@ -65,6 +65,7 @@ LONG_CHARACTERS = 20_000  # of a list in a record: longer ones are named, not sh
 CURVES = {
     "loss": ("training loss", "train"),
     "eval_loss": ("held-out loss", "validation"),
+    "divergence": ("divergence from the teacher", "train"),
     "learning_rate": ("learning rate", None),
     "grad_norm": ("gradient norm", None),
 }
@@ -289,9 +290,9 @@ def label_of(name: str) -> str:
     before = re.fullmatch(r"before_eval_(.+)", name)
     if before:
         return f"{label_of(before[1])} before training"
-    of_baseline = re.fullmatch(r"baseline_(.+)", name)
-    if of_baseline:
-        return f"{label_of(of_baseline[1])} of the baseline"
+    of_another = re.fullmatch(r"(baseline|teacher)_(.+)", name)
+    if of_another:
+        return f"{label_of(of_another[2])} of the {of_another[1]}"
     return re.sub("(^|, )eval_", r"\1", name).replace("_", " ")
 
 
