@@ -61,7 +61,7 @@ class DistillArguments(LoadArguments, ShapeArguments, DataArguments, RunArgument
         },
     )
     kd_ratio: float = field(
-        default=0.5,
+        default=0.9,
         metadata={
             "help": "the teacher's share of the loss; the rest is the text's cross-entropy",
             "min": 0,
