@@ -23,7 +23,7 @@ from hfscale.arguments import (
 from hfscale.config import parse_args
 from hfscale.finished_run import Run, load_run
 from hfscale.folders import check_output_dir
-from hfscale.process import run
+from hfscale.process import InputError, run
 
 
 @dataclass
@@ -212,10 +212,15 @@ def make_student(args: DistillArguments, tokenizer):
     """A model with random weights, or the checkpoint to go on from, in float32."""
     import torch
 
-    from hfscale.models import load_model
+    from hfscale.models import is_adapter, load_model
     from hfscale.new_models import new_model
 
     if args.model != "new":
+        if is_adapter(args.model):
+            raise InputError(
+                f"model {args.model}: is an adapter; make a plain model of it first (its run with "
+                "--merge)"
+            )
         return load_model(args.model, **loading(args), dtype=torch.float32)
     return new_model(tokenizer, **shape_of(args))
 

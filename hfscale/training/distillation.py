@@ -153,7 +153,8 @@ class DistillationTrainer(LMTrainer):
         loss = (1 - self.kd_ratio) * text_loss + self.kd_ratio * teacher_loss
         tokens = (labels[:, 1:] != IGNORED).sum()
         added = self.summed_over_ranks(loss - text_loss)
-        self.log_apart("divergence", added, total / tokens, tokens / num_items_in_batch)
+        value = total / tokens.clamp(min=1)
+        self.log_apart("divergence", added, value, tokens / num_items_in_batch)
         return loss
 
     def evaluate_teacher(self) -> dict[str, float]:
