@@ -46,7 +46,14 @@ OF_LENGTH = (
     "num_processes",
 )
 # What the loss itself counts, of preferences: variants that differ in it need another metric.
-OF_LOSS = ("beta", "loss_type", "label_smoothing")
+OF_LOSS = (
+    "beta",
+    "loss_type",
+    "label_smoothing",
+    "desirable_weight",
+    "undesirable_weight",
+    "simpo_gamma",
+)
 LONGEST_NAME = 60  # of a folder, without its seed
 ALL_SOURCES = "all sources"
 

@@ -15,6 +15,14 @@ MEANINGS = {
         "of held-out pairs won",
         "the share of pairs of which the tuning raised the better answer above the worse one",
     ),
+    "pair_accuracy": (
+        "of held-out pairs right",
+        "the share of pairs of which the model finds the better answer likelier, per token",
+    ),
+    "reward_margin": (
+        "reward margin",
+        "by how much more good held-out answers gained than bad ones; 0 is nothing learned",
+    ),
     "exact_match": (
         "% exact match",
         "the share of held-out answers that are the reference, word for word",

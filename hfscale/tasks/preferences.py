@@ -1,9 +1,11 @@
-"""Pairs of a better and a worse answer to a prompt, from JSON lines or made here, split into train
-and validation.
+"""Pairs of a better and a worse answer to a prompt, or answers that are good or bad, from JSON
+lines or made here, split into train and validation.
 """
 
 import itertools
+import json
 import random
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from datasets import Dataset, DatasetDict
@@ -15,7 +17,8 @@ from hfscale.data.tokens import encode_continuations, encode_prompts
 from hfscale.process import InputError
 from hfscale.tasks.sample_data import load_sample_data
 
-COLUMNS = ("prompt", "chosen", "rejected")
+PAIR = ("prompt", "chosen", "rejected")
+ANSWER = ("prompt", "completion", "label")  # true: a good one
 MADE_PAIRS = 400  # of 450 that there are, and enough for the recipe to show an effect
 
 
@@ -26,28 +29,33 @@ def load_preferences(
     max_length: int,
     validation_fraction: float,
     seed: int,
+    loss_type: str = "sigmoid",
 ) -> tuple[DatasetDict, int]:
     """`train` and `validation` pairs with the columns prompt, chosen, rejected, text (all three),
     num_tokens and num_bytes of both answers; and how many pairs were left out because prompt and
-    answer exceed `max_length` tokens.
+    answer exceed `max_length` tokens. For the loss kto, files may have rows of one answer in the
+    place of pairs, with the columns prompt, completion and label.
 
     `source` is `embedded:preferences` (see `made_pairs`) or .jsonl files, also as .gz or .zst.
 
     Raises InputError: nothing there; with file and line, wrong JSON, a column that is missing, not
-    text or empty, two equal answers; fewer than two pairs that fit.
+    text or empty, a label that is not true or false, two equal answers; fewer than two pairs that
+    fit; a split whose labels are all equal.
     """
-    pairs = made_pairs(seed) if source == "embedded:preferences" else _read_pairs(source)
+    if source == "embedded:preferences":
+        pairs: list[dict[str, Any]] = list(made_pairs(seed))
+    else:
+        pairs = _read_pairs(source, loss_type)
     kept = []
     for pair in pairs:
         ids = pair_ids(pair, tokenizer)
-        num_chosen = len(ids["chosen_ids"])
-        num_rejected = len(ids["rejected_ids"])
-        if len(ids["prompt_ids"]) + max(num_chosen, num_rejected) > max_length:
+        lengths = [len(ids[f"{name}_ids"]) for name in _answer_columns(pair)]
+        if len(ids["prompt_ids"]) + max(lengths) > max_length:
             continue
-        answers = pair["chosen"] + pair["rejected"]
+        answers = "".join(pair[name] for name in _answer_columns(pair))
         sizes = {
             "text": pair["prompt"] + answers,
-            "num_tokens": num_chosen + num_rejected,
+            "num_tokens": sum(lengths),
             "num_bytes": len(answers.encode()),
         }
         kept.append(pair | sizes)
@@ -56,20 +64,32 @@ def load_preferences(
             f"source {source}: {len(kept)} pairs fit into {max_length} tokens; give more or "
             "shorter ones"
         )
-    return _split(source, kept, validation_fraction, seed), len(pairs) - len(kept)
+    splits = _split(source, kept, validation_fraction, seed)
+    _check_labels(source, splits)
+    return splits, len(pairs) - len(kept)
 
 
-def _read_pairs(source: str) -> list[dict[str, str]]:
+def _answer_columns(row: Iterable[str]) -> list[str]:
+    """`chosen` and `rejected` of a pair, else `completion`."""
+    return [name for name in ("chosen", "rejected", "completion") if name in row]
+
+
+def _read_pairs(source: str, loss_type: str) -> list[dict[str, Any]]:
     files = find_files(source)
     if not files:
         raise InputError(
             f"source {source}: no such file; give .jsonl files of pairs, or embedded:preferences"
         )
-    return [
-        _checked(row, f"{path}{place}")
-        for path in files
-        for place, row in read_rows(path, ".jsonl")
-    ]
+    rows = [(f"{path}{place}", row) for path in files for place, row in read_rows(path, ".jsonl")]
+    # The first row says of which kind all are.
+    is_single = bool(rows) and "completion" in rows[0][1]
+    if is_single and loss_type != "kto":
+        raise InputError(
+            f"{rows[0][0]}: an answer alone, with a label; loss_type {loss_type} compares two: "
+            "give rows of prompt, chosen and rejected, or take loss_type kto"
+        )
+    columns = ANSWER if is_single else PAIR
+    return [_checked(row, columns, place) for place, row in rows]
 
 
 def _split(
@@ -97,15 +117,54 @@ def _split(
     return splits
 
 
+def _check_labels(source: str, splits: DatasetDict) -> None:
+    """Refuse a split of answers that are all good or all bad, from which nothing can be told."""
+    for name, split in splits.items():
+        if "label" in split.column_names and len(set(split["label"])) == 1:
+            label = str(split["label"][0]).lower()
+            raise InputError(
+                f"source {source}: the label of all {len(split)} {name} rows is {label}; kto needs "
+                "both true and false: give more rows, or another validation_fraction or seed"
+            )
+
+
 def pair_ids(pair: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """`prompt_ids` as generation gives them to a model, and `chosen_ids` and `rejected_ids` as they
-    follow, with EOS: the columns that TRL's trainer reads. Its own tokens would hold what some
-    tokenizers put behind a text.
+    """`prompt_ids` as generation gives them to a model, and `chosen_ids` and `rejected_ids`, or
+    `completion_ids`, as they follow, with EOS: the columns that TRL's collators read. Its trainers'
+    own tokens would hold what some tokenizers put behind a text.
     """
+    columns = _answer_columns(pair)
     [prompt] = encode_prompts([pair["prompt"]], tokenizer)
-    chosen, rejected = encode_continuations([pair["chosen"], pair["rejected"]], tokenizer)
-    eos = tokenizer.eos_token_id
-    return {"prompt_ids": prompt, "chosen_ids": [*chosen, eos], "rejected_ids": [*rejected, eos]}
+    answers = encode_continuations([pair[name] for name in columns], tokenizer)
+    ids = {"prompt_ids": prompt}
+    for name, answer in zip(columns, answers, strict=True):
+        ids[f"{name}_ids"] = [*answer, tokenizer.eos_token_id]
+    return ids
+
+
+def kto_rows(pairs: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """A row for each answer: `prompt_ids`, `completion_ids` and `label`, as TRL's KTO names them,
+    and in `KL_completion_ids` an answer to another prompt: that of a row far away, so that which
+    one it is depends on the rows alone, not on how they are dealt to batches and processes.
+
+    Raises InputError: all rows are about one prompt.
+    """
+    answers: list[dict[str, Any]] = []
+    for pair in pairs:
+        for name in _answer_columns(pair):
+            one = {"prompt": pair["prompt"], "completion": pair[name]}
+            label = pair.get("label", name == "chosen")
+            answers.append({**one, "label": label, **pair_ids(one, tokenizer)})
+    for i, answer in enumerate(answers):
+        others = (answers[(i + k + len(answers) // 2) % len(answers)] for k in range(len(answers)))
+        other = next((row for row in others if row["prompt"] != answer["prompt"]), None)
+        if other is None:
+            raise InputError(
+                f"source: all {len(answers)} answers of a split are to one prompt, and kto needs "
+                "answers to others; give more prompts, or another validation_fraction or seed"
+            )
+        answer["KL_completion_ids"] = other["completion_ids"]
+    return Dataset.from_list(answers)
 
 
 def made_pairs(seed: int) -> list[dict[str, str]]:
@@ -128,13 +187,23 @@ def made_pairs(seed: int) -> list[dict[str, str]]:
     return pairs
 
 
-def _checked(row: dict[str, Any], place: str) -> dict[str, str]:
-    for name in COLUMNS:
+def _checked(row: dict[str, Any], columns: Sequence[str], place: str) -> dict[str, Any]:
+    for name in columns:
         if name not in row:
             raise InputError(f"{place}: no column '{name}'; it has {', '.join(row)}")
-        if not isinstance(row[name], str) or not row[name].strip():
+        if name == "label":
+            _check_label(row[name], place)
+        elif not isinstance(row[name], str) or not row[name].strip():
             problem = "empty" if row[name] in ("", None) else "not text"
             raise InputError(f"{place}: the {name} is {problem}; mend or remove the line")
-    if row["chosen"] == row["rejected"]:
+    if columns == PAIR and row["chosen"] == row["rejected"]:
         raise InputError(f"{place}: chosen and rejected are equal; mend or remove the line")
-    return {name: row[name] for name in COLUMNS}
+    return {name: row[name] for name in columns}
+
+
+def _check_label(label: Any, place: str) -> None:
+    if not isinstance(label, bool):
+        raise InputError(
+            f"{place}: the label is {json.dumps(label)[:40]}, expected true or false, without "
+            "quotes; mend or remove the line"
+        )
