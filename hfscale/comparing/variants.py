@@ -286,7 +286,7 @@ def _check_alike(plan: Plan, metric: str | None) -> None:
         if other_loss and metric in (None, "eval_loss"):
             raise InputError(
                 f"metric: {other_loss[0]} changes what eval_loss counts; name another, as --metric "
-                "eval_reward_accuracy"
+                "eval_pair_accuracy"
             )
         if metric and is_per_token(metric) and _differ(baseline, values, ("tokenizer",)):
             raise other_tokens(metric, variant.name, plan.variants[0].name)
