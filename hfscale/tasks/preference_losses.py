@@ -62,7 +62,7 @@ def kto_loss(
     undesirable_weight: float,
 ) -> torch.Tensor:
     """Mean over answers of `w * (1 - sigmoid(beta * s * (r - z)))` (Ethayarajh et al. 2024,
-    arXiv:2402.01306, equations 7 and 8): r is how much likelier the answer became, in nats, s and w
+    arXiv:2402.01306, equation 7): r is how much likelier the answer became, in nats, s and w
     are 1 and `desirable_weight`, or -1 and `undesirable_weight`, by its `label`. z, at least 0 and
     without a gradient, is the mean of r over answers to other prompts (`KL_...`), over all
     processes.
