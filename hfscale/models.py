@@ -337,7 +337,7 @@ def weights_fingerprint(name: str) -> str | None:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     if (folder / "adapter_config.json").is_file():
-        digest.update(str(_fingerprint_below(name, folder)).encode())
+        digest.update(str(base_fingerprint(name, folder)).encode())
     return digest.hexdigest()[:16]
 
 
@@ -356,8 +356,8 @@ def _folder_of(name: str) -> Path | None:
         return None
 
 
-def _fingerprint_below(name: str, folder: Path) -> str | None:
-    """Of the base model of an adapter."""
+def base_fingerprint(name: str, folder: Path) -> str | None:
+    """Of the weights of an adapter's base model; None: it names none, or they are not there."""
     config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
     base = config.get("base_model_name_or_path")
     return weights_fingerprint(_place_of_base(name, base)) if base else None
