@@ -3,7 +3,7 @@
 hfscale export --model runs/pretrain-tiny --to gguf --outtype q8_0 --output_dir exports/tiny
 hfscale export --model runs/pretrain-tiny --to onnx --outtype int8 --output_dir exports/tiny-onnx
 hfscale export --model runs/speeches --to safetensors          (an adapter becomes a plain model)
-hfscale export --merge runs/a runs/b --output_dir exports/both       (the mean of their weights)
+hfscale export --merge runs/small/checkpoint-350 runs/small/checkpoint-400       (their mean)
 """
 
 import math

@@ -309,6 +309,9 @@ YOURS = {
     "runs/a/checkpoint-1000": "runs/pretrain-tiny",
     "runs/babylm/chck_1M": "runs/babylm-tiny/chck_10",
     "experiments": "runs",
+    "runs/small/checkpoint-350": "runs/pretrain-tiny",
+    "runs/small/checkpoint-400": "runs/pretrain-tiny",
+    "runs/poems": "runs/speeches",
 }
 
 
