@@ -55,7 +55,9 @@ DEEPSPEED_MODULES = """
 deepspeed deepspeed.ops.op_builder.all_ops deepspeed.runtime.zero.muon.original_muon
 transformers.integrations.deepspeed
 """.split()
-PREFERENCE_MODULES = "trl.trainer.dpo_trainer trl.trainer.dpo_config".split()
+PREFERENCE_MODULES = """
+trl.trainer.dpo_trainer trl.trainer.dpo_config hfscale.tasks.preference_losses
+""".split()
 
 
 def import_all(engines: Iterable[str], recipes: Iterable[str]) -> None:

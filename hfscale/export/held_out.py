@@ -40,7 +40,7 @@ def held_out_texts(
             seed=config["seed"],
             max_length=config["max_length"] or max_length,
             validation_fraction=config["validation_fraction"],
-            loss_type=config["loss_type"],
+            loss_type=config.get("loss_type", "sigmoid"),
         )
         return pairs["validation"]["text"]
     return load_run_splits(run_folder, trust_remote_code=trust_remote_code)["validation"]["text"]
