@@ -45,6 +45,7 @@ TOKENIZER_FILES = (
     "additional_chat_templates/*.jinja",
 )
 RUN_RECORD = "run.json"
+IMAGE_PROCESSOR = "preprocessor_config.json"  # how pictures become numbers
 REPLAY_RECORD = "replay.json"  # of a run that was done again, beside its own
 SMALL_MODEL_FILES = (
     *TOKENIZER_FILES,
@@ -54,6 +55,7 @@ SMALL_MODEL_FILES = (
     "model.safetensors.index.json",
     "adapter_config.json",
     "task.json",
+    IMAGE_PROCESSOR,
 )
 # What is read where a folder is loaded as a model.
 LOADED_FILES = (
@@ -99,9 +101,11 @@ CONVERTED = (
 )
 SAVING = ".saving"  # a checkpoint while it is written
 BY_POSITION = ("perplexity_by_position.json", "perplexity_by_position.png")
+CAPTION_ATTENTION = "caption_attention.png"
 RUN_FILES = (
     *MODEL_FILES,
     *BY_POSITION,
+    CAPTION_ATTENTION,
     REPLAY_RECORD,
     LOCK,
     f"{TRIAL}*",

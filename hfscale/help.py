@@ -21,6 +21,7 @@ GROUPS = {
         "finetune",
         "finetune_task",
         "finetune_preference",
+        "finetune_picture",
     ),
     "how good": ("score", "compare", "scale", "attention_maps", "bias_probe", "memorization"),
     "in use": ("generate", "chat", "serve", "export", "push"),

@@ -42,6 +42,10 @@ class GenerateArguments(DecodingArguments, LoadArguments):
             "prompt, or with the columns of the model's task"
         },
     )
+    pictures: list[str] | None = field(
+        default=None,
+        metadata={"help": "files of pictures to caption, by a model of finetune_picture"},
+    )
     interactive: bool = field(
         default=False,
         metadata={"help": "type the beginning of a text, get it continued, again and again"},
@@ -101,6 +105,12 @@ def main(argv: list[str] | None = None) -> list[str] | None:
     from hfscale.generation.texts import check_settings, end_ids, fit_prompts, generate_texts
     from hfscale.models import load_model
 
+    use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available())
+
+    # Captions, of a model that reads pictures.
+    if args.pictures is not None:
+        return write_captions(args, PartialState(cpu=use_cpu))
+
     # Settings and prompts: a model that learned a task is asked in its template.
     task = None if args.raw_prompts else load_task_prompt(args.model)
     settings = decoding_settings(args, task)
@@ -109,7 +119,6 @@ def main(argv: list[str] | None = None) -> list[str] | None:
     stream = streams(args, len(prompts))
 
     # Model and tokenizer.
-    use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available())
     state = PartialState(cpu=use_cpu)
     model = load_model(args.model, dtype=args.dtype, **loading(args))
     model.to(state.device)
@@ -174,14 +183,50 @@ def main(argv: list[str] | None = None) -> list[str] | None:
 
 def check_inputs(args: GenerateArguments) -> None:
     """Raise InputError for flags that contradict each other."""
-    inputs = (args.prompts is not None, args.prompt_file is not None, args.interactive)
-    if sum(inputs) != 1:
-        raise InputError("--prompts, --prompt_file: give one of the two, or --interactive")
+    inputs = (args.prompts, args.prompt_file, args.pictures, args.interactive or None)
+    if sum(given is not None for given in inputs) != 1:
+        raise InputError(
+            "--prompts, --prompt_file, --pictures: give one of the three, or --interactive"
+        )
     json_contradicts = args.json and (args.output_file or args.stream)
     if json_contradicts or (args.interactive and (args.json or args.output_file)):
         raise InputError(
             "--interactive, --json, --output_file: give one of them; --json does not stream"
         )
+
+
+def write_captions(args: GenerateArguments, state) -> list[str]:
+    """The caption of each picture, shown or written as texts of prompts are.
+
+    Raises InputError: settings of draws or of a search, with which captions were not measured.
+    """
+    from hfscale.pictures.captions import caption_files
+
+    default = DecodingArguments()
+    own = ("max_new_tokens", "do_sample", "batch_size")
+    others = [name for name in SETTINGS if name not in own]
+    changed = [name for name in others if getattr(args, name) != getattr(default, name)]
+    if args.do_sample or changed:
+        raise InputError(
+            f"--pictures: captions are the likeliest ones; leave out "
+            f"{', '.join([*changed, *['do_sample'] * bool(args.do_sample)])}"
+        )
+    captions = caption_files(
+        args.model,
+        args.pictures or [],
+        device=state.device,
+        max_new_tokens=args.max_new_tokens,
+        batch_size=args.batch_size,
+        verify_digests=args.verify_digests,
+    )
+    if state.is_main_process:
+        settings = {"do_sample": False, "max_new_tokens": args.max_new_tokens}
+        records = [
+            {"prompt": file, "completions": [text], "settings": settings, "model": args.model}
+            for file, text in zip(args.pictures or [], captions, strict=True)
+        ]
+        hand_out(records, args, is_shown=False)
+    return captions
 
 
 def check_file(args: GenerateArguments) -> None:

@@ -23,6 +23,10 @@ MEANINGS = {
         "reward margin",
         "by how much more good held-out answers gained than bad ones; 0 is nothing learned",
     ),
+    "attribute_accuracy": (
+        "% of attributes right",
+        "the share of what captions say (such as colour or number) that is in the picture",
+    ),
     "exact_match": (
         "% exact match",
         "the share of held-out answers that are the reference, word for word",

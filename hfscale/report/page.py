@@ -78,6 +78,7 @@ PICTURES = {
     "comparison.png": "learning curves of the variants, and their differences, seed by seed",
     "scaling.png": "loss over training tokens and parameters, with the fitted law",
     "attention_maps.png": "what each token attends to, a map for each head",
+    "caption_attention.png": "what the model looked at in a picture for each word that it wrote",
     "head_scores.png": "scores of the attention heads, over layers and heads",
     "perplexity_by_position.png": "perplexity over the position in the text",
 }

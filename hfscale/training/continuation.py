@@ -131,6 +131,7 @@ COMPARED_AS = {
     "tokenizer_content": ("tokenizer", "chat_template"),
     "model_weights": ("model",),
     "teacher_weights": ("teacher_model_name_or_path",),
+    "encoder_weights": ("encoder",),
     "model_config": ("architecture", *SHAPE_NAMES, "model_config"),
     "upstream's arguments": ("training",),
 }
@@ -164,11 +165,19 @@ CONTENTS = {
     "tokenizer_content": "tokenizer",
     "model_weights": "model",
     "teacher_weights": "teacher_model_name_or_path",
+    "encoder_weights": "encoder",
     "model_code": "model",
 }
 OPTIMIZER_STATE = "optimizer_state"  # in what form, which `convert_checkpoint` sees to
 NAMES = "names"  # how the run calls what is compared by content
-NAMED = ("model", "teacher_model_name_or_path", "tokenizer", "source", "task_source")
+NAMED = (
+    "model",
+    "teacher_model_name_or_path",
+    "encoder",
+    "tokenizer",
+    "source",
+    "task_source",
+)
 NOT_COMPARED = (OPTIMIZER_STATE, NAMES, "total_steps")  # the last in `_check_steps`
 SHOWN_CHARACTERS = 80  # of a value in a message
 SHOWN_NAMES = 5
@@ -229,6 +238,9 @@ def _contents_of_files(
     contents = {"model_weights": None if base == "new" else weights_fingerprint(base)}
     if teacher := getattr(args, "teacher_model_name_or_path", None):
         contents["teacher_weights"] = weights_fingerprint(teacher)
+    encoder = getattr(args, "encoder", None)
+    if encoder:  # of a model that reads pictures
+        contents["encoder_weights"] = None if encoder == "new" else weights_fingerprint(encoder)
     if isinstance(train, IterableDataset):
         contents["train_rows"] = stream_fingerprint(args.source)
     return contents

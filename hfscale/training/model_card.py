@@ -74,7 +74,7 @@ def card_data(record: dict[str, Any], name: str) -> ModelCardData:
     return ModelCardData(
         model_name=name,
         library_name="peft" if model["adapter"] else "transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=_task_of(record),
         base_model=base,
         datasets=datasets or None,
         language=config.get("language"),
@@ -82,6 +82,15 @@ def card_data(record: dict[str, Any], name: str) -> ModelCardData:
         tags=tags,
         eval_results=_eval_results(record) or None,
     )
+
+
+def _task_of(record: dict[str, Any]) -> str:
+    """The Hub's name for what the model does."""
+    return "image-to-text" if _reads_pictures(record) else "text-generation"
+
+
+def _reads_pictures(record: dict[str, Any]) -> bool:
+    return record["model"]["architecture"] == "VisionEncoderDecoderModel"
 
 
 def _eval_results(record: dict[str, Any]) -> list[EvalResult]:
@@ -97,7 +106,7 @@ def _eval_results(record: dict[str, Any]) -> list[EvalResult]:
         if isinstance(value, int | float) and math.isfinite(value):
             results.append(
                 EvalResult(
-                    task_type="text-generation",
+                    task_type=_task_of(record),
                     dataset_type=dataset_ids[0] if dataset_ids else "text",
                     dataset_name=dataset_names,
                     dataset_split="validation",
@@ -132,6 +141,7 @@ def _card_text(record: dict[str, Any], name: str, model_id: str, task: TaskPromp
             "command": shlex.join(without_folders(word) for word in command),
             "notes": by_note(interval_notes(record["metrics"])),
             "task": task,
+            "reads_pictures": _reads_pictures(record),
             "trust": ", trust_remote_code=True" if record["config"]["trust_remote_code"] else "",
             "versions_heading": VERSIONS_HEADING,
         }
