@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import BaseImageProcessor
 
 from hfscale.data.caches import kept, stamps_of
+from hfscale.data.files import reading as reading_source
 from hfscale.pictures import made, reading
 from hfscale.pictures.made import ATTRIBUTES, made_pictures
 from hfscale.pictures.reading import Captioned, open_picture, read_pictures
@@ -84,9 +85,9 @@ def load_examples(args: Any, processor: BaseImageProcessor, seed: int) -> Datase
         processor.to_json_string(),
         _code_hash(),
     ]
-    rows = _kept_rows(
-        partial(_own_rows, captioned, args.caption_column, args.attributes, processor), key
-    )
+    make = partial(_own_rows, captioned, args.caption_column, args.attributes, processor)
+    with reading_source(f"source {args.source}"):
+        rows = _kept_rows(make, key)
     return _held_apart(rows.remove_columns("split"), args, limits)
 
 
@@ -169,8 +170,7 @@ def _held_apart(rows: Dataset, args: Any, limits: dict[str, int]) -> DatasetDict
     split = hold_out(named, min(limits["validation"], len(rows) // LEAST_EXAMPLES), [])
     if not split.train:
         raise InputError(
-            f"source {args.source}: all its pictures are the same one, so none can be held out; "
-            "give others"
+            f"source {args.source}: all its rows are alike, so none can be held out; give others"
         )
     train = [int(number) for number, _ in split.train]
     if args.train_examples:

@@ -5,6 +5,7 @@ VisionEncoderDecoderModel.
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     AutoConfig,
@@ -93,7 +94,23 @@ def load_encoder(
         raise InputError(
             f"encoder {name}: cannot be loaded: {' '.join(str(error).split())[:200]}"
         ) from None
+    made = size_of(processor)
+    taken = _pair(config.image_size)
+    if made != taken:
+        raise InputError(
+            f"encoder {name}: takes pictures of {taken[0]} x {taken[1]} pixels, and the image "
+            f"processor beside it, or that of its kind, makes {made[0]} x {made[1]}; put the right "
+            "preprocessor_config.json there"
+        )
     return encoder, processor
+
+
+def size_of(processor: BaseImageProcessor) -> tuple[int, int]:
+    """Height and width in pixels of what an image processor makes of any picture."""
+    blank = np.zeros((3, 8, 8), np.uint8)
+    batch = processor(blank, input_data_format="channels_first", return_tensors="np")
+    height, width = batch["pixel_values"].shape[-2:]
+    return height, width
 
 
 def _check_reads_pictures(name: str, config: PreTrainedConfig) -> None:

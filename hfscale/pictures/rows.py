@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from hfscale.data.layouts import IGNORED
 from hfscale.data.tokens import encode_texts
+from hfscale.pictures.model import size_of
 from hfscale.process import InputError
 
 
@@ -58,7 +59,7 @@ class PictureCollator:
     def __init__(self, processor: Any, eos_token_id: int):
         # Any: upstream declares these numbers in each kind of processor.
         self.eos_token_id = eos_token_id
-        self.shape = (3, *_size_of(processor))
+        self.shape = (3, *size_of(processor))
         self.scale = processor.rescale_factor if processor.do_rescale else 1.0
         mean = processor.image_mean if processor.do_normalize else [0.0] * 3
         std = processor.image_std if processor.do_normalize else [1.0] * 3
@@ -82,10 +83,3 @@ class PictureCollator:
 
 def _padded(rows: Sequence[dict[str, Any]], name: str, length: int, filler: int) -> torch.Tensor:
     return torch.tensor([row[name] + [filler] * (length - len(row[name])) for row in rows])
-
-
-def _size_of(processor: BaseImageProcessor) -> tuple[int, int]:
-    """Height and width of what the processor gives."""
-    blank = np.zeros((3, 8, 8), np.uint8)
-    pixels = processor(blank, input_data_format="channels_first", return_tensors="np")
-    return pixels["pixel_values"].shape[-2:]
