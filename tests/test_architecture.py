@@ -133,6 +133,7 @@ ROOMS = (
     "tasks",
     "serving",
     "training",
+    "pictures",
     "replaying",
     "evaluation",
     "probes",

@@ -16,11 +16,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from PIL import Image
 from transformers import (
     GemmaConfig,
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
+    ViTConfig,
+    ViTImageProcessorPil,
+    ViTModel,
     set_seed,
 )
 
@@ -59,6 +63,8 @@ SHORT = {
     "finetune_task": f"{SHAPE} {STEPS} --max_position_embeddings 256 --train_examples 12 "
     "--validation_examples 3 --max_new_tokens 4",
     "finetune_preference": STEPS,
+    "finetune_picture": f"{SHAPE} {STEPS} --encoder_layers 1 --train_examples 12 --validation_examples 3 "
+    "--max_new_tokens 4",
     "prepare_data": "--overwrite true",
     "prepare_data_cluster": "--overwrite true --tasks 2 --workers 1",
     "train_tokenizer": "--overwrite true",
@@ -338,6 +344,22 @@ def save_classifier(folder: Path, tokenizer_folder: Path) -> None:
         shutil.copy(file, folder)
 
 
+def save_vit(folder: Path) -> None:
+    """The Hub's encoder of pictures, but as small as that GPT-2."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = ViTConfig(**sizes, intermediate_size=32, image_size=32, patch_size=16)
+    ViTModel(config).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
+def save_photos(folder: Path, count: int) -> None:
+    folder.mkdir()
+    for i in range(count):
+        Image.new("RGB", (40 + i, 30), (20 * i, 90, 60)).save(folder / f"{i}.jpg")
+    lines = rows(count, file_name=lambda i: f"{i}.jpg", text=lambda i: f"photo {i}")
+    (folder / "metadata.jsonl").write_text(lines)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder as the readers of all pages have it."""
@@ -357,6 +379,8 @@ def place(tmp_path_factory):
     save_gpt2(folder / "gpt2")
     save_gpt2(folder / "gpt2-xl", layers=2)
     save_classifier(folder / "CLASSIFIER", folder / "gpt2")
+    save_vit(folder / "google" / "vit-base-patch16-224")
+    save_photos(folder / "photos", 12)
     embedded = sources.load_embedded
 
     def load_few(name):

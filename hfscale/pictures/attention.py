@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerBase, VisionEncoderDecoderModel
 
@@ -94,14 +95,15 @@ def draw_looked(
         row[0].imshow(picture)
         row[0].set_title(in_picture(f"picture:\n{reference}"), size=6, wrap=True)
         height, width = picture.shape[:2]
+        # One scale for a caption; the shade grows with the root, so that small weights show.
+        scale = PowerNorm(0.5, 0, each.maps.max())
         for axes, word, weights in zip(row[1:], each.words, each.maps, strict=False):
             axes.imshow(picture.mean(axis=2), cmap="gray", vmin=0, vmax=255, alpha=0.5)
-            # Each map has its own scale: its darkest patch is the most looked at.
             axes.imshow(
                 weights,
                 cmap="Reds",
                 alpha=0.6,
-                vmin=0,
+                norm=scale,
                 extent=(-0.5, width - 0.5, height - 0.5, -0.5),
             )
             axes.set_title(in_picture(word), size=9)

@@ -25,6 +25,7 @@ from recipes import (
     compare,
     distill,
     finetune,
+    finetune_picture,
     finetune_preference,
     finetune_task,
     generate,
@@ -858,6 +859,7 @@ WRITERS = {
     prepare_data: [],
     finetune_task: ["--task_source", "embedded:arithmetic"],
     finetune_preference: ["--model", "model"],
+    finetune_picture: [],
     prepare_data_cluster: [],
 }
 

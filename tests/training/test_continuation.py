@@ -35,7 +35,14 @@ from hfscale.training.continuation import (
 from hfscale.training.running import run_training
 from hfscale.training.trainer import LMTrainer
 from hfscale.training.training_args import training_arguments
-from recipes import distill, finetune, finetune_preference, finetune_task, pretrain
+from recipes import (
+    distill,
+    finetune,
+    finetune_picture,
+    finetune_preference,
+    finetune_task,
+    pretrain,
+)
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {
@@ -44,6 +51,7 @@ RECIPES = {
     "finetune": finetune.FinetuneArguments,
     "finetune_task": finetune_task.FinetuneTaskArguments,
     "finetune_preference": finetune_preference.FinetunePreferenceArguments,
+    "finetune_picture": finetune_picture.FinetunePictureArguments,
 }
 DOCUMENTS = Dataset.from_dict(
     {"text": [f"document {i} says {i * i} and little else" * (1 + i % 5) for i in range(24)]}
