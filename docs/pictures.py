@@ -130,9 +130,16 @@ def chat(runs: Path) -> Image.Image:
         return photographed(address, talk)
 
 
+def captioning(runs: Path) -> Image.Image:
+    """Where the model of docs/captioning.md looked."""
+    folder = once(runs / "captions", "finetune_picture", "--config", "tiny_cpu")
+    return Image.open(folder / "caption_attention.png")
+
+
 TAKEN: dict[str, Callable[[Path], Image.Image]] = {
     "report": report,
     "attention": attention,
+    "captioning": captioning,
     "funnel": funnel,
     "comparison": comparison,
     "scaling": scaling,
