@@ -14,7 +14,7 @@ from typing import Literal
 from hfscale.arguments import LoadArguments, RunArguments, ShapeArguments, loading, shape_of
 from hfscale.config import parse_args
 from hfscale.finished_run import Run, load_run
-from hfscale.process import InputError, run
+from hfscale.process import UNSHARDED, InputError, launched_engine, run
 
 
 @dataclass
@@ -170,6 +170,11 @@ def check_arguments(args: FinetunePictureArguments):
         check_no_shape(args)
     if args.auto_batch:
         raise InputError("auto_batch: sizes are not tried out with pictures; leave it out")
+    if launched_engine() != UNSHARDED:
+        raise InputError(
+            f"the launch config asks for {launched_engine()}: a model that reads pictures is whole "
+            "on each process; use --accelerate ddp, or cpu_2proc here"
+        )
     training_args = training_arguments(training, width=width)
     training_args.remove_unused_columns = False  # the collator reads the pictures
     check_optimizer(args, training_args)

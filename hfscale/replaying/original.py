@@ -21,6 +21,7 @@ RECIPES = (
     "finetune",
     "finetune_task",
     "finetune_preference",
+    "finetune_picture",
 )
 TRAINER_STATE = "trainer_state.json"
 # Options that say where a run goes, or who hears of it. Secrets are in no record.

@@ -148,6 +148,16 @@ def test_two_processes_learn_as_one(run, tmp_path, run_warm):
         assert torch.allclose(weights, two[name], atol=1e-4), name
 
 
+def test_what_is_not_for_pictures(tmp_path, monkeypatch):
+    words = [*WORDS, "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(InputError, match="auto_batch: sizes are not tried out with pictures"):
+        finetune_picture.main([*words, "--auto_batch"])
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match="asks for FSDP: a model that reads pictures is whole"):
+        finetune_picture.main(words)
+    assert not (tmp_path / "run").exists()
+
+
 # ---- saved parts
 
 
