@@ -168,11 +168,12 @@ def picture_model(
     """Both as one model, which writes greedily from EOS to EOS."""
     model = VisionEncoderDecoderModel(encoder=encoder, decoder=decoder)
     special = {
-        "decoder_start_token_id": tokenizer.eos_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+    model.config.decoder.update(special)
+    special["decoder_start_token_id"] = tokenizer.eos_token_id
     model.config.update(special)
     model.generation_config = GenerationConfig(
         **special, max_new_tokens=max_new_tokens, do_sample=False
