@@ -197,7 +197,9 @@ def save(picture: Image.Image, path: Path) -> None:
         height = round(picture.height * MOST_WIDTH / picture.width)
         picture = picture.resize((MOST_WIDTH, height), Image.Resampling.LANCZOS)
     for colours in (128, 64, 32):
-        picture.convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
+        # Without kmeans the colour of a small part becomes another one.
+        few = picture.convert("RGB").quantize(colours, kmeans=3, dither=Image.Dither.NONE)
+        few.save(path, optimize=True)
         if path.stat().st_size < MOST_BYTES:
             return
     raise SystemExit(f"{path}: {path.stat().st_size:,} bytes, at most {MOST_BYTES:,}")

@@ -172,9 +172,10 @@ def picture_model(
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    model.config.decoder.update(special)
+    config: Any = model.config
+    config.decoder.update(special)
     special["decoder_start_token_id"] = tokenizer.eos_token_id
-    model.config.update(special)
+    config.update(special)
     model.generation_config = GenerationConfig(
         **special, max_new_tokens=max_new_tokens, do_sample=False
     )
