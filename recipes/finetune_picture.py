@@ -170,6 +170,8 @@ def check_arguments(args: FinetunePictureArguments):
         check_no_shape(args)
     if args.auto_batch:
         raise InputError("auto_batch: sizes are not tried out with pictures; leave it out")
+    if args.optimizer == "muon":
+        raise InputError("optimizer muon: knows the matrices of text models alone; leave it out")
     if launched_engine() != UNSHARDED:
         raise InputError(
             f"the launch config asks for {launched_engine()}: a model that reads pictures is whole "

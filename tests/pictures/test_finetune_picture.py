@@ -134,6 +134,17 @@ def test_a_run_that_was_cut_short_goes_on(run, tmp_path):
     assert losses(cut) == losses(run)
 
 
+def test_bad_pictures_leave_an_earlier_run_as_it_was(run, tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "metadata.csv").write_text("file_name,text\ngone.png,a picture\n")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    words = [*WORDS, "--output_dir", str(run), "--source", str(tmp_path / "own"), "--overwrite"]
+    with pytest.raises(InputError, match="metadata.csv:2: .*gone.png: no such picture"):
+        finetune_picture.main(words)
+    after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    assert after == before
+
+
 @pytest.mark.slow(seconds=10)
 def test_two_processes_learn_as_one(run, tmp_path, run_warm):
     words = [*WORDS, "--per_device_train_batch_size", "3", "--output_dir", str(tmp_path / "two")]
@@ -152,6 +163,8 @@ def test_what_is_not_for_pictures(tmp_path, monkeypatch):
     words = [*WORDS, "--output_dir", str(tmp_path / "run")]
     with pytest.raises(InputError, match="auto_batch: sizes are not tried out with pictures"):
         finetune_picture.main([*words, "--auto_batch"])
+    with pytest.raises(InputError, match="muon: knows the matrices of text models alone"):
+        finetune_picture.main([*words, "--optimizer", "muon"])
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(InputError, match="asks for FSDP: a model that reads pictures is whole"):
         finetune_picture.main(words)
