@@ -7,77 +7,18 @@ at what it sees, from random weights or saved ones.
 """
 
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass
 
 from hfscale.arguments import LoadArguments, RunArguments, ShapeArguments, loading, shape_of
 from hfscale.config import parse_args
 from hfscale.finished_run import Run, load_run
+from hfscale.pictures.arguments import PictureArguments
 from hfscale.process import UNSHARDED, InputError, launched_engine, run
 
 
 @dataclass
-class FinetunePictureArguments(LoadArguments, ShapeArguments, RunArguments):
-    source: str = field(
-        default="embedded:shapes",
-        metadata={
-            "help": "embedded:shapes, a folder of pictures with a metadata.jsonl or metadata.csv "
-            "(file_name, text), .parquet files, a saved data set, or a Hub id"
-        },
-    )
-    image_column: str = field(
-        default="image", metadata={"help": "of tables: the column of pictures"}
-    )
-    caption_column: str = field(default="text", metadata={"help": "the column of captions"})
-    attributes: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "columns with words of the caption, such as colour, that are judged one by one"
-        },
-    )
-    train_examples: int | None = field(
-        default=None,
-        metadata={"help": "at most this many; default of embedded:shapes: 12,000", "min": 1},
-    )
-    validation_examples: int = field(
-        default=500, metadata={"help": "held out: at most this many, or a tenth", "min": 1}
-    )
-    encoder: str = field(
-        default="new",
-        metadata={"help": "folder or Hub id of a ViT or its kin, or new: random weights"},
-    )
-    image_size: int = field(
-        default=32,
-        metadata={"help": "of a new encoder: pixels of a picture's side", "min": 1, "max": 10_000},
-    )
-    patch_size: int = field(
-        default=8,
-        metadata={"help": "of a new encoder: pixels of a patch's side", "min": 1, "max": 10_000},
-    )
-    encoder_layers: int = field(
-        default=3,
-        metadata={
-            "help": "of a new encoder, which is as wide as the decoder",
-            "min": 1,
-            "max": 1000,
-        },
-    )
-    model: str = field(
-        default="new",
-        metadata={"help": "what writes: folder or Hub id of a GPT-2, or new: random weights"},
-    )
-    tokenizer: str | None = field(
-        default=None,
-        metadata={
-            "help": "train:<vocab size>, char, a folder or a Hub id; default: the checkpoint's own"
-        },
-    )
-    max_new_tokens: int = field(default=32, metadata={"help": "longest caption", "min": 1})
-    baseline: Literal["shuffled_pictures", "blank_pictures"] = field(
-        default="shuffled_pictures",
-        metadata={"help": "what the model is shown instead, to see whether it looks"},
-    )
+class FinetunePictureArguments(PictureArguments, LoadArguments, ShapeArguments, RunArguments):
+    pass
 
 
 def main(argv: list[str] | None = None) -> Run | None:
@@ -87,8 +28,9 @@ def main(argv: list[str] | None = None) -> Run | None:
     from transformers import set_seed
 
     from hfscale.models import context_limit
+    from hfscale.pictures.attention import draw_captions
     from hfscale.pictures.examples import load_examples
-    from hfscale.pictures.measures import sample_texts
+    from hfscale.pictures.measures import sample_texts, show_captions
     from hfscale.pictures.model import picture_model
     from hfscale.pictures.preview import preview
     from hfscale.pictures.rows import PictureCollator, picture_rows
@@ -129,7 +71,7 @@ def main(argv: list[str] | None = None) -> Run | None:
     trainer.save_state()
     if trainer.is_world_process_zero():
         processor.save_pretrained(output_dir)
-        draw_attention(output_dir, tokenizer, collate, examples["validation"], captions)
+        draw_captions(output_dir, tokenizer, collate, examples["validation"], captions)
         samples = sample_texts(examples["validation"], captions)
         data = {"source": [args.source]}
         write_run(
@@ -144,7 +86,7 @@ def main(argv: list[str] | None = None) -> Run | None:
             data,
             seconds=time.perf_counter() - started,
         )
-        show_results(output_dir, metrics, samples)
+        show_captions(output_dir, metrics, samples)
         return load_run(output_dir)
     return None
 
@@ -248,37 +190,6 @@ def train(args: FinetunePictureArguments, training_args, model, tokenizer, examp
     baseline, unseen, _ = measure_captions(trainer, judge, args, "baseline")
     metrics = trainer.evaluate() | after | before | baseline | picture_effect(unseen, seen)
     return trainer, metrics, captions
-
-
-def draw_attention(output_dir: str, tokenizer, collate, examples, captions: list[str]) -> None:
-    """Draw where the saved model looks while it writes the first captions."""
-    from transformers import VisionEncoderDecoderModel
-
-    from hfscale.pictures.attention import draw_captions
-    from hfscale.pictures.measures import SAMPLES
-
-    model = VisionEncoderDecoderModel.from_pretrained(output_dir, attn_implementation="eager")
-    shown = captions[:SAMPLES]
-    pictures = list(examples.take(len(shown)))
-    draw_captions(Path(output_dir), model, tokenizer, collate, pictures, shown)
-
-
-def show_results(output_dir: str, metrics: dict, samples: list[str]) -> None:
-    """Print the metrics before, after and with a wrong picture, some captions, and what is next."""
-    from hfscale.metrics.intervals import by_note, interval_notes
-    from hfscale.pictures.measures import caption_records
-    from hfscale.report.tables import show_records
-    from hfscale.shown import show_text
-    from hfscale.training.steps import show_place
-
-    show_records(caption_records(metrics))
-    after = {name: value for name, value in metrics.items() if name.startswith("eval_")}
-    for note, about in by_note(interval_notes(after)).items():
-        show_text(f"{about}: {note}")
-    for sample in samples:
-        show_text(f"\n{sample}")
-    print()
-    show_place(output_dir)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from datasets import Dataset
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerBase, VisionEncoderDecoderModel
 
 from hfscale.folders import CAPTION_ATTENTION
 from hfscale.pictures.model import count_patches
+from hfscale.pictures.rows import PictureCollator
 from hfscale.report.pictures import in_picture
 
+DRAWN = 3  # pictures
 COLUMNS = 8  # words of a caption that are drawn
 
 
@@ -111,29 +114,24 @@ def draw_looked(
 
 
 def draw_captions(
-    folder: Path,
-    model: VisionEncoderDecoderModel,
+    output_dir: str,
     tokenizer: PreTrainedTokenizerBase,
-    collate: Any,
-    examples: Sequence[dict[str, Any]],
+    collate: PictureCollator,
+    examples: Dataset,
     captions: Sequence[str],
 ) -> None:
-    """Write `caption_attention.png` into the folder, of examples and what the model wrote."""
-    written = [
-        (example, ids)
-        for example, caption in zip(examples, captions, strict=True)
-        if (ids := tokenizer(caption, add_special_tokens=False)["input_ids"])
-    ]
-    if not written:  # of a model that has learned nothing yet
-        return
-    shape = collate.shape
-    pictures = [
-        np.frombuffer(example["picture"], np.uint8).reshape(shape).transpose(1, 2, 0)
-        for example, _ in written
-    ]
-    looked = [
-        look(model, tokenizer, collate.pixel_values([example["picture"]])[0], ids)
-        for example, ids in written
-    ]
-    references = [example["text"] for example, _ in written]
-    draw_looked(pictures, looked, references, folder / CAPTION_ATTENTION)
+    """Write `caption_attention.png` beside a saved model: the first examples, and where it looked
+    while it wrote their captions.
+    """
+    model = VisionEncoderDecoderModel.from_pretrained(output_dir, attn_implementation="eager")
+    pictures, looked, references = [], [], []
+    for example, caption in zip(examples.take(min(DRAWN, len(examples))), captions, strict=False):
+        ids = tokenizer(caption, add_special_tokens=False)["input_ids"]
+        if ids:  # of a model that has learned nothing yet there can be none
+            picture = np.frombuffer(example["picture"], np.uint8).reshape(collate.shape)
+            pictures.append(picture.transpose(1, 2, 0))
+            pixel_values = collate.pixel_values([example["picture"]])[0]
+            looked.append(look(model, tokenizer, pixel_values, ids))
+            references.append(example["text"])
+    if looked:
+        draw_looked(pictures, looked, references, Path(output_dir, CAPTION_ATTENTION))

@@ -10,10 +10,21 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase, Trainer
 
+from hfscale.generation.terminal import command_line
 from hfscale.metrics.batches import run_batches
 from hfscale.metrics.evaluate_metrics import compute_with_intervals, load_metrics
-from hfscale.metrics.intervals import Statistics, compare_paired, drawn_floor, estimate
+from hfscale.metrics.intervals import (
+    Statistics,
+    by_note,
+    compare_paired,
+    drawn_floor,
+    estimate,
+    interval_notes,
+)
 from hfscale.pictures.rows import PictureCollator
+from hfscale.report.tables import show_records
+from hfscale.shown import show_text
+from hfscale.training.steps import show_place
 
 METRICS = ("exact_match", "bleu")
 ALL = "attribute_accuracy"  # the mean over the attributes
@@ -183,3 +194,19 @@ def caption_records(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
                 }
             )
     return records
+
+
+def show_captions(output_dir: str, metrics: Mapping[str, Any], samples: Sequence[str]) -> None:
+    """Print the metrics before, after and with a wrong picture, what intervals cannot show, some
+    captions, and what comes next.
+    """
+    show_records(caption_records(metrics))
+    after = {name: value for name, value in metrics.items() if name.startswith("eval_")}
+    for note, about in by_note(interval_notes(after)).items():
+        show_text(f"{about}: {note}")
+    for sample in samples:
+        show_text(f"\n{sample}")
+    print()
+    show_place(output_dir)
+    command = command_line("generate", "--model", output_dir, "--pictures", "FILE")
+    show_text(f"next: {command}")
