@@ -15,7 +15,7 @@ from datasets import DatasetDict
 
 from hfscale.data.caches import generated
 from hfscale.process import InputError
-from hfscale.tasks import held_out, made_examples, standard_library
+from hfscale.tasks import checkable_examples, held_out, made_examples, standard_library
 
 # A generator of (key, row), without end or as many as there are, from a random state.
 Maker: TypeAlias = Callable[[random.Random], Iterator[tuple[str, dict[str, Any]]]]
@@ -30,8 +30,9 @@ def embedded_examples(
     """The set `embedded:<name>` as `train` and `validation`; each example's key decides its split,
     so no key (a value, a fact sheet, a signature) that is held out occurs in training.
 
-    Translation, question answering and dialogue are made, without end, from `seed`; summarization
-    and code are read from the standard library of the Python at hand and have as many as it holds.
+    Translation, question answering, dialogue and words to reverse are made, without end, from
+    `seed`; sums are all that there are of two-digit numbers; summarization and code are read from
+    the standard library of the Python at hand and have as many as it holds.
     Summaries to learn from come again with words swapped (see `standard_library.swap_words`); those
     held out are all as they were read.
 
@@ -45,6 +46,9 @@ def embedded_examples(
         "question-answering": made_examples.question_maker(),
         "summarization": standard_library.summaries,
         "code": standard_library.one_statement_functions,
+        "sums": checkable_examples.sums,
+        "careless-sums": checkable_examples.careless_sums,
+        "reversals": checkable_examples.reversals,
     }
     if name not in makers:
         known = ", ".join(f"embedded:{known}" for known in makers)
@@ -96,6 +100,6 @@ def _draw_rows(
 def _code_hash() -> str:
     """SHA-256 over the modules whose change changes rows."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
-    for module in (made_examples, standard_library, held_out):
+    for module in (checkable_examples, made_examples, standard_library, held_out):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()
