@@ -100,12 +100,16 @@ CONVERTED = (
     "resuming"  # a checkpoint rewritten for another engine, until the first step after it is done
 )
 SAVING = ".saving"  # a checkpoint while it is written
+GROUPS = "groups.jsonl"  # answers with rewards, that a model learned from
+REWARDS_RECORD = "rewards.json"  # what was found in them
 BY_POSITION = ("perplexity_by_position.json", "perplexity_by_position.png")
 CAPTION_ATTENTION = "caption_attention.png"
 RUN_FILES = (
     *MODEL_FILES,
     *BY_POSITION,
     CAPTION_ATTENTION,
+    GROUPS,
+    REWARDS_RECORD,
     REPLAY_RECORD,
     LOCK,
     f"{TRIAL}*",

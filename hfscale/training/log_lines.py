@@ -33,6 +33,9 @@ NOT_SHOWN = (
     "train_tokens_per_second",
     "learning_rate",
 )
+# Of rewards, what the report has: shown are their mean, the KL, the entropy and the length.
+OF_GROUPS = ("rewards/", "clip_ratio/", "completions/min", "completions/max", "reward_std")
+OF_GROUPS += ("completions/mean_terminated", "completions/clipped", "num_tokens", "step_time")
 COSTS = ("_runtime", "_per_second", "_tokens")  # of an evaluation: ends of names
 
 
@@ -201,7 +204,8 @@ def _measured(logs: Mapping[str, Any]) -> Iterator[str]:
     """Losses and metrics, by the names that they have in the record."""
     for name, value in logs.items():
         is_number = isinstance(value, int | float)
-        if is_number and name not in NOT_SHOWN and not name.endswith(COSTS):
+        is_shown = name not in NOT_SHOWN and not name.removeprefix("eval_").startswith(OF_GROUPS)
+        if is_number and is_shown and not name.endswith(COSTS):
             yield f"{name} {shown(value)}"
 
 
