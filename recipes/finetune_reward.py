@@ -257,8 +257,8 @@ def check_settings(args: FinetuneRewardArguments) -> None:
 
 def show_groups(args, training_args, model, tokenizer, prompts, judges) -> None:
     """Print some groups of answers of the model at the start, and how many of them would teach."""
-    from hfscale.rewards.preview import draw_groups
     from hfscale.report.tables import show_table
+    from hfscale.rewards.preview import draw_groups
 
     groups = draw_groups(args, training_args, model, tokenizer, prompts, judges)
     show_table(

@@ -28,6 +28,7 @@ from hfscale.report.comparison import (
     same_measure,
 )
 from hfscale.report.headline import against, bar_rows, compared, headline
+from hfscale.report.rewards import rewards_of
 from hfscale.report.seed_noise import (
     differences_of,
     noise_rows,
@@ -146,6 +147,7 @@ def render_page(runs: Sequence[str], also: Sequence[str] = ()) -> str:
         "settings_that_matter": settings_that_matter(records[0]),
         "tables": judged_tables(records),
         "others": _not_judged(records),
+        "rewards": rewards_of(runs[0], curves[runs[0]]) if len(runs) == 1 else None,
         "noise": noise_rows(seed_groups(records)),
         "differences": differences_of(records),
         "of_other_texts": said_of_other_texts(records),

@@ -1,1 +1,1 @@
-"""Learning from rewards that can be checked: the rewards, the groups of answers, what was learned."""
+"""Learning from rewards that can be checked: rewards, groups of answers, what was learned."""

@@ -68,7 +68,11 @@ def _load(name: str, settings: RewardSettings) -> Reward:
             "allow_code_execution: the reward tests runs code that a model wrote; set it to true "
             "to run it here"
         )
-    of_name = {"exact_match": exact_match, "pattern": pattern, "tests": tests}
+    of_name: dict[str, Callable[..., list[float]]] = {
+        "exact_match": exact_match,
+        "pattern": pattern,
+        "tests": tests,
+    }
     return checked(name, functools.partial(of_name[name], settings=settings), shown_name=name)
 
 
@@ -195,9 +199,9 @@ def reward_of(
 
 
 def try_rewards(rewards: Sequence[Reward], examples: Dataset) -> None:
-    """Call each reward with right answers and with empty ones, so that one that fails does so before
-    anything is generated. Says on stderr if it gives right answers no more than empty ones. Raises
-    as the rewards.
+    """Call each reward with right answers and with empty ones, so that one that fails does so
+    before anything is generated. Says on stderr if it gives right answers no more than empty ones.
+    Raises as the rewards.
     """
     tried = examples.take(min(TRIED_EXAMPLES, len(examples)))
     right = tried["target"][:]

@@ -119,7 +119,7 @@ class GroupTrace(TrainerCallback):
         ]
         self.lines.append({"step": state.global_step, "rewards": means})
         every = max(1, state.max_steps // KEPT_STEPS)
-        if state.global_step % every in (0, 1 % every):
+        if state.global_step == 1 or state.global_step % every == 0:
             self.lines += [self._with_advantages(group) for group in self._chosen()]
         self._groups = []
         self._advantages.clear()
@@ -218,7 +218,7 @@ class SeededOrder(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Seed TRL's sampler."""
-        batches = getattr(train_dataloader, "batch_sampler", None)
+        batches: Any = getattr(train_dataloader, "batch_sampler", None)
         while hasattr(batches, "batch_sampler"):  # of one that takes a process's share
             batches = batches.batch_sampler
         sampler = getattr(batches, "sampler", None)

@@ -1,4 +1,4 @@
-"""`rewards.json`: what rewards taught a model, and signs that it was something else than the task."""
+"""`rewards.json`: what rewards taught a model, and signs that it was not the task."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

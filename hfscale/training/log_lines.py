@@ -34,8 +34,17 @@ NOT_SHOWN = (
     "learning_rate",
 )
 # Of rewards, what the report has: shown are their mean, the KL, the entropy and the length.
-OF_GROUPS = ("rewards/", "clip_ratio/", "completions/min", "completions/max", "reward_std")
-OF_GROUPS += ("completions/mean_terminated", "completions/clipped", "num_tokens", "step_time")
+OF_GROUPS = (
+    "rewards/",
+    "reward_std",
+    "clip_ratio/",
+    "completions/min",
+    "completions/max",
+    "completions/mean_terminated",
+    "completions/clipped",
+    "num_tokens",
+    "step_time",
+)
 COSTS = ("_runtime", "_per_second", "_tokens")  # of an evaluation: ends of names
 
 
