@@ -124,9 +124,9 @@ def main(argv: list[str] | None = None) -> Run | None:
         try_rewards,
     )
     from hfscale.rewards.measure import Judges, kl_from_start
-    from hfscale.rewards.record import measure_answers, write_rewards
+    from hfscale.rewards.record import measure_answers, measure_baseline, write_rewards
     from hfscale.rewards.trainer import check_continuation, make_trainer, reward_config
-    from hfscale.tasks.examples import count_dropped, load_task, task_prompt
+    from hfscale.tasks.examples import baseline_answers, count_dropped, load_task, task_prompt
     from hfscale.tasks.fitting import fit_examples
     from hfscale.tasks.measures import load_answer_metrics, sample_texts
     from hfscale.training.checkpoints import newest_checkpoint
@@ -176,10 +176,12 @@ def main(argv: list[str] | None = None) -> Run | None:
     trainer, trace = make_trainer(args, training_args, model, rows, rewards, bare)
     prepare_output_dir(trainer, overwrite=args.overwrite)
     held_out = (examples["validation"], tokenizer, args, judges, task_metrics)
+    simple_answers = baseline_answers(args.baseline, examples)
+    baseline = measure_baseline(simple_answers, examples["validation"], task_metrics)
     before, metrics = measure_answers(trainer, *held_out, prefix="before_eval")
     run_training(trainer, checkpoint, settings_now, documents=rows)
     after, metrics_after = measure_answers(trainer, *held_out, prefix="eval")
-    metrics |= metrics_after
+    metrics |= metrics_after | baseline
     trainer.save_model(_internal_call=True)  # pushed, if asked, with its record
     trainer.save_state()
     trainer.accelerator.wait_for_everyone()
@@ -211,7 +213,7 @@ def main(argv: list[str] | None = None) -> Run | None:
             "dropped": count_dropped(counts),
             "shortened": shortened,
             "examples": counts,
-            "found": found,
+            "signs_of_hacking": [sign["sign"] for sign in found if sign["found"]],
         }
         write_run(
             trainer,

@@ -65,7 +65,7 @@ class Group(NamedTuple):
         return (
             f"The mean reward is {number(self.mean, 3)}, the standard deviation "
             f"{number(self.std, 3)}; the advantages add up to "
-            f"{number(round(self.sum_of_advantages, 4))}."
+            f"{number(abs(round(self.sum_of_advantages, 3)))}."
         )
 
 

@@ -71,6 +71,17 @@ def measure_answers(
     return Both(greedy, drawn), measured | answer_metrics(greedy, drawn, prefix)
 
 
+def measure_baseline(
+    answers: list[str], examples: Dataset, task_metrics: evaluate.CombinedEvaluations
+) -> dict[str, Any]:
+    """The task's metrics of what a program without a model answers."""
+    if not task_metrics.evaluation_modules:
+        return {}
+    inputs = {"predictions": answers, "references": examples["references"][:]}
+    measured = compute_with_intervals(task_metrics, inputs)
+    return {f"baseline_{name}": value for name, value in measured.items()}
+
+
 def write_rewards(
     output_dir: str,
     args: Any,

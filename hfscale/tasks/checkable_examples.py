@@ -22,14 +22,14 @@ class Parts(TypedDict):
 
 
 def sums(rng: random.Random) -> Iterator[tuple[str, dict[str, str]]]:
-    """Each pair of two-digit numbers `a`, `b` once, with their `sum`. The key is the pair in either
-    order: no sum that is held out is trained on the other way round.
+    """Each pair of two-digit numbers `a`, `b` once, with their `sum`, in three digits (079). The
+    key is the pair in either order: no sum that is held out is trained on the other way round.
     """
     smallest, largest = _parts()["summands"]
     pairs = list(itertools.product(range(smallest, largest + 1), repeat=2))
     rng.shuffle(pairs)
     for a, b in pairs:
-        yield _key(a, b), {"a": str(a), "b": str(b), "sum": str(a + b)}
+        yield _key(a, b), {"a": str(a), "b": str(b), "sum": f"{a + b:03}"}
 
 
 def careless_sums(rng: random.Random) -> Iterator[tuple[str, dict[str, str]]]:
@@ -45,12 +45,12 @@ def careless_sums(rng: random.Random) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def without_carry(a: int, b: int) -> str:
-    """The sum of two numbers of two digits, digit by digit, where no ten is carried: 58 + 67 is
-    15.
+    """The sum of two numbers of two digits, digit by digit, where nothing is carried: 58 + 67 is
+    015.
     """
     tens = (a // 10 + b // 10) % 10
     units = (a + b) % 10
-    return str(10 * tens + units)
+    return f"{10 * tens + units:03}"
 
 
 def _key(a: int, b: int) -> str:
