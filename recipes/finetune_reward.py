@@ -9,7 +9,7 @@ prompt several times, and what earned more than the others of its group becomes 
 import importlib.util
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from hfscale.arguments import AdapterArguments, TaskArguments
@@ -106,33 +106,21 @@ def main(argv: list[str] | None = None) -> Run | None:
 
     from transformers import set_seed
 
-    from hfscale.adapters import load_for_training, merge_saved_adapter
+    from hfscale.adapters import load_for_training
     from hfscale.data.tokenizer import load_pretrained_tokenizer
     from hfscale.folders import check_output_dir
-    from hfscale.generation.task_prompt import save_task_prompt
-    from hfscale.models import context_limit, load_model, load_saved_model
-    from hfscale.rewards.examples import (
-        check_held_apart,
-        check_taught,
-        prompt_rows,
-        prompt_tokenizer,
-    )
+    from hfscale.models import context_limit
+    from hfscale.rewards.examples import check_held_apart, check_taught, prompt_rows
     from hfscale.rewards.functions import (
         RewardSettings,
         compile_pattern,
         load_rewards,
         try_rewards,
     )
-    from hfscale.rewards.measure import Judges, kl_from_start
-    from hfscale.rewards.record import measure_answers, measure_baseline, write_rewards
-    from hfscale.rewards.trainer import check_continuation, make_trainer, reward_config
-    from hfscale.tasks.examples import baseline_answers, count_dropped, load_task, task_prompt
+    from hfscale.rewards.measure import Judges
+    from hfscale.rewards.trainer import reward_config
+    from hfscale.tasks.examples import load_task, task_prompt
     from hfscale.tasks.fitting import fit_examples
-    from hfscale.tasks.measures import load_answer_metrics, sample_texts
-    from hfscale.training.checkpoints import newest_checkpoint
-    from hfscale.training.continuation import settings_of_run
-    from hfscale.training.record import write_run
-    from hfscale.training.running import prepare_output_dir, run_training
 
     # What can be checked before data and model are loaded.
     settings = RewardSettings(
@@ -140,10 +128,9 @@ def main(argv: list[str] | None = None) -> Run | None:
     )
     rewards = load_rewards(args.reward, settings)
     training_args = reward_config(args)
-    output_dir = str(training_args.output_dir)
     if not args.dry_run:
+        output_dir = str(training_args.output_dir)
         check_output_dir(output_dir, resume=args.resume, overwrite=args.overwrite)
-    task_metrics = load_answer_metrics(args, trust_remote_code=args.trust_remote_code)
     set_seed(training_args.seed)
 
     # Model: a checkpoint that knows the form of the answers.
@@ -169,67 +156,110 @@ def main(argv: list[str] | None = None) -> Run | None:
         return None
 
     # Training, and the answers to all held-out prompts before and after.
-    settings_now = settings_of_run(args, training_args, model, tokenizer, rows)
-    checkpoint = newest_checkpoint(training_args, settings_now) if args.resume else None
-    check_continuation(checkpoint, args.num_iterations)
-    bare = prompt_tokenizer(tokenizer, rows["train"], is_chat=task.prompt is None)
-    trainer, trace = make_trainer(args, training_args, model, rows, rewards, bare)
-    prepare_output_dir(trainer, overwrite=args.overwrite)
-    held_out = (examples["validation"], tokenizer, args, judges, task_metrics)
-    simple_answers = baseline_answers(args.baseline, examples)
-    baseline = measure_baseline(simple_answers, examples["validation"], task_metrics)
-    before, metrics = measure_answers(trainer, *held_out, prefix="before_eval")
-    run_training(trainer, checkpoint, settings_now, documents=rows)
-    after, metrics_after = measure_answers(trainer, *held_out, prefix="eval")
-    metrics |= metrics_after | baseline
-    trainer.save_model(_internal_call=True)  # pushed, if asked, with its record
-    trainer.save_state()
-    trainer.accelerator.wait_for_everyone()
-    saved = load_saved_model(output_dir, trust_remote_code=args.trust_remote_code)
-    if args.temperature == 1:
-        # Loaded anew: the trainer may have spread the first over ranks.
-        start = load_model(args.model, dtype="float32", trust_remote_code=args.trust_remote_code)
-        device = training_args.device
-        metrics |= kl_from_start(
-            saved.to(device),
-            start.to(device),
-            tokenizer,
-            examples["validation"],
-            after.drawn,
-            is_chat=task.prompt is None,
-        )
+    trainer, trace, metrics, before, after = train(
+        args, training_args, model, tokenizer, examples, rows, judges, task
+    )
 
     # What is written: how the task is asked, what rewards taught, model card and run.json.
     if trainer.is_world_process_zero():
-        tokenizer.save_pretrained(output_dir)  # as it came
-        if args.merge:
-            merge_saved_adapter(output_dir, trust_remote_code=args.trust_remote_code)
-        save_task_prompt(output_dir, **vars(task))
-        found = write_rewards(
-            output_dir, args, trace, metrics, before, after, examples["validation"]
-        )
-        samples = sample_texts(examples["validation"], after.greedy.texts)
-        data = {
-            "dropped": count_dropped(counts),
-            "shortened": shortened,
-            "examples": counts,
-            "signs_of_hacking": [sign["sign"] for sign in found if sign["found"]],
-        }
-        write_run(
-            trainer,
-            __file__,
+        data = {"shortened": shortened, "examples": counts}
+        write(
             args,
             argv,
-            rows,
+            trainer,
+            trace,
+            tokenizer,
+            task,
+            examples,
             rows,
             metrics,
-            samples,
+            before,
+            after,
             data,
             seconds=time.perf_counter() - started,
         )
-        show_results(args, output_dir, task, examples["validation"], metrics, samples, found)
-        return load_run(output_dir)
+        return load_run(str(training_args.output_dir))
     return None
+
+
+def train(args, training_args, model, tokenizer, examples, rows, judges, task):
+    """The trainer, what it kept of its groups, the metrics, and the held-out answers before and
+    after.
+    """
+    from hfscale.models import load_model, load_saved_model
+    from hfscale.rewards.examples import prompt_tokenizer
+    from hfscale.rewards.measure import kl_from_start
+    from hfscale.rewards.record import measure_answers, measure_baseline
+    from hfscale.rewards.trainer import check_continuation, make_trainer
+    from hfscale.tasks.examples import baseline_answers
+    from hfscale.tasks.measures import load_answer_metrics
+    from hfscale.training.checkpoints import newest_checkpoint
+    from hfscale.training.continuation import settings_of_run
+    from hfscale.training.running import prepare_output_dir, run_training
+
+    is_chat = task.prompt is None
+    held_out = examples["validation"]
+    trust = {"trust_remote_code": args.trust_remote_code}
+    task_metrics = load_answer_metrics(args, **trust)
+    settings = settings_of_run(args, training_args, model, tokenizer, rows)
+    checkpoint = newest_checkpoint(training_args, settings) if args.resume else None
+    check_continuation(checkpoint, args.num_iterations)
+    bare = prompt_tokenizer(tokenizer, rows["train"], is_chat=is_chat)
+    trainer, trace = make_trainer(args, training_args, model, rows, judges.rewards, bare)
+    metrics = measure_baseline(baseline_answers(args.baseline, examples), held_out, task_metrics)
+    prepare_output_dir(trainer, overwrite=args.overwrite)
+    judged = (held_out, tokenizer, args, judges, task_metrics)
+    before, metrics_before = measure_answers(trainer, *judged, prefix="before_eval")
+    run_training(trainer, checkpoint, settings, documents=rows)
+    after, metrics_after = measure_answers(trainer, *judged, prefix="eval")
+    metrics |= metrics_before | metrics_after
+    trainer.save_model(_internal_call=True)  # pushed, if asked, with its record
+    trainer.save_state()
+    trainer.accelerator.wait_for_everyone()
+    if args.temperature == 1:
+        # Loaded anew: the trainer may have spread the first over ranks.
+        saved = load_saved_model(str(training_args.output_dir), **trust).to(training_args.device)
+        start = load_model(args.model, dtype="float32", **trust).to(training_args.device)
+        metrics |= kl_from_start(saved, start, tokenizer, held_out, after.drawn, is_chat=is_chat)
+    return trainer, trace, metrics, before, after
+
+
+def write(
+    args,
+    argv,
+    trainer,
+    trace,
+    tokenizer,
+    task,
+    examples,
+    rows,
+    metrics,
+    before,
+    after,
+    data,
+    *,
+    seconds,
+) -> None:
+    """Write all that lies beside the model, and show it."""
+    from hfscale.adapters import merge_saved_adapter
+    from hfscale.generation.task_prompt import save_task_prompt
+    from hfscale.rewards.record import write_rewards
+    from hfscale.tasks.examples import count_dropped
+    from hfscale.tasks.measures import sample_texts
+    from hfscale.training.record import write_run
+
+    output_dir = str(trainer.args.output_dir)
+    held_out = examples["validation"]
+    tokenizer.save_pretrained(output_dir)  # as it came
+    if args.merge:
+        merge_saved_adapter(output_dir, trust_remote_code=args.trust_remote_code)
+    save_task_prompt(output_dir, **asdict(task))
+    signs = write_rewards(output_dir, args, trace, metrics, before, after, held_out)
+    found = [sign["sign"] for sign in signs if sign["found"]]
+    data |= {"dropped": count_dropped(data["examples"]), "signs_of_hacking": found}
+    samples = sample_texts(held_out, after.greedy.texts)
+    write_run(trainer, __file__, args, argv, rows, rows, metrics, samples, data, seconds=seconds)
+    show_results(args, output_dir, task, held_out, metrics, samples, signs)
 
 
 def check_settings(args: FinetuneRewardArguments) -> None:
