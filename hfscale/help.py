@@ -22,6 +22,7 @@ GROUPS = {
         "finetune_task",
         "finetune_preference",
         "finetune_picture",
+        "finetune_reward",
     ),
     "how good": ("score", "compare", "scale", "attention_maps", "bias_probe", "memorization"),
     "in use": ("generate", "chat", "serve", "export", "push"),

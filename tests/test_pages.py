@@ -65,6 +65,8 @@ SHORT = {
     "finetune_preference": STEPS,
     "finetune_picture": f"{SHAPE} {STEPS} --encoder_layers 1 --train_examples 12 --validation_examples 3 "
     "--max_new_tokens 4",
+    "finetune_reward": f"{STEPS} --num_generations 2 --num_iterations 1 --train_examples 12 "
+    "--validation_examples 3 --max_new_tokens 4",
     "prepare_data": "--overwrite true",
     "prepare_data_cluster": "--overwrite true --tasks 2 --workers 1",
     "train_tokenizer": "--overwrite true",

@@ -27,6 +27,7 @@ from recipes import (
     finetune,
     finetune_picture,
     finetune_preference,
+    finetune_reward,
     finetune_task,
     generate,
     memorization,
@@ -860,6 +861,7 @@ WRITERS = {
     finetune_task: ["--task_source", "embedded:arithmetic"],
     finetune_preference: ["--model", "model"],
     finetune_picture: [],
+    finetune_reward: ["--model", "model", "--task_source", "embedded:sums"],
     prepare_data_cluster: [],
 }
 

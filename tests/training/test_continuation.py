@@ -40,6 +40,7 @@ from recipes import (
     finetune,
     finetune_picture,
     finetune_preference,
+    finetune_reward,
     finetune_task,
     pretrain,
 )
@@ -52,6 +53,7 @@ RECIPES = {
     "finetune_task": finetune_task.FinetuneTaskArguments,
     "finetune_preference": finetune_preference.FinetunePreferenceArguments,
     "finetune_picture": finetune_picture.FinetunePictureArguments,
+    "finetune_reward": finetune_reward.FinetuneRewardArguments,
 }
 DOCUMENTS = Dataset.from_dict(
     {"text": [f"document {i} says {i * i} and little else" * (1 + i % 5) for i in range(24)]}
