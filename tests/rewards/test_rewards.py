@@ -172,7 +172,7 @@ def test_loss_gradient_and_advantages_are_those_of_the_formula(method, base, rew
 
 def test_the_recipe_whole_and_resumed_exactly(base, reward_file, tmp_path):
     words = [*TINY, "--model", base, "--reward", reward_file, "exact_match", "--save_steps", "2"]
-    whole = finetune_reward.main([*words, "--output_dir", "whole"])
+    finetune_reward.main([*words, "--output_dir", "whole"])
     record = json.loads((tmp_path / "whole" / "run.json").read_text())
     metrics = record["metrics"]
     for name in ("exact_match", "reward", "drawn_reward", "finished", "answer_tokens"):
@@ -197,11 +197,10 @@ def test_the_recipe_whole_and_resumed_exactly(base, reward_file, tmp_path):
         for file in sorted((tmp_path / "part" / name).rglob("*"), reverse=True):
             file.unlink()
         (tmp_path / "part" / name).rmdir()
-    resumed = finetune_reward.main([*words, "--output_dir", "part", "--resume", "auto"])
+    finetune_reward.main([*words, "--output_dir", "part", "--resume", "auto"])
     again = json.loads((tmp_path / "part" / "run.json").read_text())
     assert again["model"]["fingerprint"] == record["model"]["fingerprint"]
     assert again["train"]["batches_fingerprint"] == record["train"]["batches_fingerprint"]
-    assert str(whole.folder) != str(resumed.folder)
 
 
 def test_a_dry_run_shows_groups_and_writes_nothing(base, reward_file, tmp_path, capsys):
