@@ -264,7 +264,7 @@ def test_held_out_prompts_that_are_trained_on_are_refused(base, tmp_path):
     with pytest.raises(InputError, match=r"12 of 12 held-out prompts are also trained on") as error:
         finetune_reward.main(
             [
-                *(*TINY, "--model", base, "--output_dir", str(tmp_path / "run")),
+                *(*TINY[2:], "--model", base, "--output_dir", str(tmp_path / "run")),
                 *("--task_source", str(tmp_path / "train.jsonl")),
                 *("--task_validation_source", str(tmp_path / "held.jsonl")),
             ]
