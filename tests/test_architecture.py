@@ -134,6 +134,7 @@ ROOMS = (
     "serving",
     "training",
     "pictures",
+    "rewards",
     "replaying",
     "evaluation",
     "probes",
