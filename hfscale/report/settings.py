@@ -3,11 +3,11 @@ are not the defaults.
 """
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from typing import Any, NamedTuple
 
 from hfscale.config import arguments_class, shipped
-from hfscale.options import training_defaults
+from hfscale.options import training_defaults, training_types
 from hfscale.report.comparison import OF_NO_RESULT
 
 # Asked for first of any run. Where no steps are set, the epochs are.
@@ -62,9 +62,12 @@ class Setting(NamedTuple):
 
 def settings_that_matter(record: Mapping[str, Any]) -> list[Setting]:
     """Of a run's record: the five that everybody asks for, then those that differ from the defaults
-    of recipe and Trainer.
+    of recipe and Trainer. What a shipped recipe leaves to a configuration of TRL's is not among
+    them.
     """
-    config = record["config"]
+    own = _recipe_names(record["recipe"])
+    known = {*own, *training_types(), *ASKED}
+    config = {name: value for name, value in record["config"].items() if not own or name in known}
     upstream = training_defaults() | COMPUTED | {"max_steps": None}  # its -1 stands for none
     defaults = upstream | _recipe_defaults(record["recipe"])
     asked = [name for name in ASKED if name in config]
@@ -83,13 +86,20 @@ def _is_set(steps: Any) -> bool:
     return isinstance(steps, int) and steps > 0
 
 
-def _recipe_defaults(recipe: str) -> dict[str, Any]:
-    """Defaults of a shipped recipe; none of a script that somebody else wrote."""
+def _recipe_names(recipe: str) -> list[str]:
+    """Arguments of a shipped recipe; none of a script that somebody else wrote."""
+    return [item.name for item in _recipe_fields(recipe)]
+
+
+def _recipe_fields(recipe: str) -> tuple[Field, ...]:
     script = shipped("recipes", "*.py").get(recipe)
-    if script is None:
-        return {}
+    return fields(arguments_class(script)) if script else ()
+
+
+def _recipe_defaults(recipe: str) -> dict[str, Any]:
+    """Defaults of a shipped recipe's arguments."""
     defaults = {}
-    for item in fields(arguments_class(script)):
+    for item in _recipe_fields(recipe):
         default = item.default if item.default_factory is MISSING else item.default_factory()
         if default is not MISSING:
             defaults[item.name] = default

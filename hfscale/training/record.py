@@ -184,7 +184,7 @@ def _describe_training(
         "seconds": seconds,
         "cpu_seconds": cpu_seconds_of(trainer),  # of rank 0
         "tokens_per_second": tokens_per_second,
-        "flops": trainer.state.total_flos,
+        "flops": trainer.state.total_flos or None,  # some trainers of TRL count none
         "mfu": None,
         "batches_fingerprint": _trace_of(trainer).fingerprint,
         "bound_to_world_size": _settings_of(trainer).get("world_size") is not None,

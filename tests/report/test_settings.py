@@ -41,3 +41,11 @@ def test_epochs_stand_for_steps_that_are_not_set():
     settings = settings_that_matter({"recipe": "pretrain", "config": CONFIG | {"max_steps": -1}})
     names = [setting.name for setting in settings]
     assert "max_steps" not in names and names[1] == "num_train_epochs"
+
+
+def test_what_a_recipe_leaves_to_a_library_is_not_shown():
+    config = CONFIG | {"vllm_mode": "colocate", "num_generations": 4}
+    for recipe, is_shown in (("finetune_reward", False), ("somebody_elses", True)):
+        settings = settings_that_matter({"recipe": recipe, "config": config})
+        names = [setting.name for setting in settings]
+        assert "num_generations" in names and ("vllm_mode" in names) == is_shown
