@@ -231,6 +231,8 @@ def _planned_script(planned: tuple[str, ...], argv: list[str], recipe: Path) -> 
     """The training recipe that `argv` speaks of: the one that is named, by --recipe or as the
     folder of a config; else the first that ships the config; else the one that knows most of the
     names, the first of several.
+
+    Raises InputError: a config lies in the folder of a recipe that is not planned.
     """
     scripts = {name: _beside_or_shipped(recipe, name) for name in planned}
     words, _ = pick_flags(argv, ("recipe", "config"))
@@ -239,6 +241,13 @@ def _planned_script(planned: tuple[str, ...], argv: list[str], recipe: Path) -> 
     for name in (flags.get("recipe"), *(Path(config).parent.name for config in configs)):
         if name in scripts:
             return scripts[name]
+    for config in configs:
+        name = Path(config).parent.name
+        if name in shipped("recipes", "*.py"):
+            raise InputError(
+                f"--config {config}: a config of {name}; {recipe.stem} takes those of "
+                f"{', '.join(planned)}"
+            )
     for script in scripts.values():
         if any(_ships(script, config) for config in configs):
             return script

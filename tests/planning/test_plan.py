@@ -647,6 +647,10 @@ def test_muon_is_planned_where_it_runs(capsys):
         ("--architecture llama --num_attention_heads 7", "(768) is not a multiple of the number"),
         ("--architecture llama --max_length 9999", "max_length 9999 is beyond the model's max_po"),
         ("--architecture qwen3_moe --picture a.png", "picture: shows memory, which is not planned"),
+        (
+            "--config distill/tiny_cpu",
+            "a config of distill; plan takes those of pretrain, finetune,",
+        ),
         ("--gpu h1000", "--gpu h1000: not known; known: a100-40gb"),
         ("--num_gpus 0", "--num_gpus: got '0', expected 1 to 10000000"),
         ("--efficiency 1.5", "--efficiency: got '1.5', expected 0.001 to 1"),
