@@ -264,6 +264,8 @@ FILES = {
     "twins.jsonl": pairs("twins") + '{"sentence_good": "a cat", "sentence_bad": "a cat"}\n',
     "crawl.yaml": 'source: ["crawl/*.jsonl"]\n',
     "prompts.txt": "The cat\nA dog\n",
+    "my_file.py": "def function(completions, **columns):\n"
+    "    return [float(len(text)) for text in completions]\n",
     "questions.jsonl": rows(2, context=prose, question=lambda i: f"Who is {i}?"),
     "qa.jsonl": rows(20, prompt=lambda i: f"Say {i}.", response=lambda i: f"It is {i}."),
     "pairs/part.jsonl": rows(

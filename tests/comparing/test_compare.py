@@ -285,7 +285,7 @@ REFUSED = [
     ),
     (
         ["--recipe", "finetune_preference", "--vary", "beta=0.1,0.3"],
-        "metric: beta changes what eval_loss counts; name another, as --metric eval_reward_acc",
+        "metric: beta changes what eval_loss counts; name another, as --metric eval_pair_acc",
     ),
     ([*VARY, "--leave_one_out", "source"], "leave_one_out: not together with vary"),
     (["--leave_one_out", "source"], "leave_one_out: got the sources embedded:python-docs; exp"),

@@ -762,9 +762,9 @@ def test_a_model_that_learned_to_talk_gets_its_chat_template(task_folder, model,
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "give one of the two"),
-        (["--prompts", "a", "--prompt_file", "x.txt"], "give one of the two"),
-        (["--prompts", "a", "--interactive"], "give one of the two"),
+        ([], "give one of the three"),
+        (["--prompts", "a", "--prompt_file", "x.txt"], "give one of the three"),
+        (["--prompts", "a", "--interactive"], "give one of the three"),
         (["--interactive", "--json"], "--interactive, --json, --output_file: give one"),
         (
             ["--prompts", "a", "--json", "--output_file", "x.jsonl"],
