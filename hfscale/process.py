@@ -269,6 +269,27 @@ def from_main_rank(work: Callable[[], Any]) -> Any:
     return result
 
 
+def on_all_ranks(work: Callable[[], Any]) -> Any:
+    """What `work` returns, which each rank does on its own. Collective, where the ranks are
+    connected by now.
+
+    Raises InputError: on all ranks, what it raised on the first of those where it did.
+    """
+    result, failure = None, None
+    try:
+        result = work()
+    except InputError as error:
+        failure = str(error)
+    failures = [failure]
+    if distributed := _connected_ranks():
+        failures = [None] * distributed.get_world_size()
+        distributed.all_gather_object(failures, failure)
+    for said in failures:
+        if said is not None:
+            raise InputError(said)
+    return result
+
+
 def _connected_ranks() -> Any:
     """`torch.distributed`, if this process trains with others by now; else None."""
     torch: Any = sys.modules.get("torch")

@@ -18,7 +18,7 @@ from hfscale.metrics.code import run_program
 from hfscale.metrics.texts import item_statistics
 from hfscale.metrics.user_metrics import as_numbers
 from hfscale.options import did_you_mean
-from hfscale.process import InputError, is_main_rank
+from hfscale.process import InputError, is_main_rank, on_all_ranks
 from hfscale.shown import show_text
 from hfscale.user_code import describe_exception, load_function, names_function
 
@@ -77,9 +77,11 @@ def _load(name: str, settings: RewardSettings) -> Reward:
 
 
 def checked(name: str, function: Callable[..., Any], *, shown_name: str) -> Reward:
-    """The function as a reward called `shown_name` whose numbers are looked at."""
+    """The function as a reward called `shown_name` whose numbers are looked at: what is wrong with
+    those of one rank, all ranks say.
+    """
 
-    def reward(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    def judge(prompts: list[str], completions: list[str], columns: dict[str, Any]) -> list[float]:
         try:
             values = function(prompts=prompts, completions=completions, **columns)
         except InputError:
@@ -87,6 +89,9 @@ def checked(name: str, function: Callable[..., Any], *, shown_name: str) -> Rewa
         except (Exception, SystemExit) as error:  # whatever the user's code raises
             raise InputError(f"reward {name}: {describe_exception(error)}") from None
         return _numbers(name, values, completions)
+
+    def reward(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        return on_all_ranks(lambda: judge(prompts, completions, columns))
 
     reward.__name__ = shown_name
     return reward

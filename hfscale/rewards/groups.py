@@ -36,7 +36,7 @@ class GroupTrace(TrainerCallback):
         self._parts: list[list[float]] = []  # of the batch that is judged now, by reward
         self._groups: list[dict[str, Any]] = []  # of the step, without advantages
         self._advantages: dict[tuple[tuple[int, ...], ...], float] = {}
-        self.tokenizer: Any = None  # the trainer's
+        self.trainer: Any = None
 
     def watched(self, rewards: list[Reward]) -> list[Reward]:
         """The rewards; what the last of them has judged is taken in."""
@@ -57,7 +57,7 @@ class GroupTrace(TrainerCallback):
     def watch(self, trainer: Trainer) -> None:
         """Take the advantages from what a trainer's loss is computed of."""
         compute_loss = trainer.compute_loss
-        self.tokenizer = trainer.processing_class
+        self.trainer = trainer
 
         def watched_loss(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             if model.training:
@@ -70,9 +70,9 @@ class GroupTrace(TrainerCallback):
     def _take(self, prompts: list[str], completions: list[str], columns: dict[str, Any]) -> None:
         """Cut a batch of answers into its groups, whose answers stand beside each other."""
         parts, self._parts = np.array(self._parts), []
-        state = columns.get("trainer_state")
-        if state is None or len(completions) % self.num_generations:
-            return  # of an evaluation
+        if self.trainer is None or not self.trainer.model.training:
+            return  # held-out prompts, answered once each
+        state = self.trainer.state
         rewards = np.array(self.weights or [1.0] * len(parts)) @ parts
         ids = columns["completion_ids"]
         self._groups = []
@@ -136,7 +136,7 @@ class GroupTrace(TrainerCallback):
         return [*first, *others[: KEPT_GROUPS - len(first)]]
 
     def _with_advantages(self, group: dict[str, Any]) -> dict[str, Any]:
-        prompt = tuple(self.tokenizer(group["prompt"])["input_ids"])
+        prompt = tuple(self.trainer.processing_class(group["prompt"])["input_ids"])
         answers = [
             {
                 "text": answer["text"],

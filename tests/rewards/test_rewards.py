@@ -3,7 +3,10 @@ and rewards that fail.
 """
 
 import json
+import os
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -193,14 +196,51 @@ def test_the_recipe_whole_and_resumed_exactly(base, reward_file, tmp_path):
     # Broken off after step 2, it goes on to the same weights.
     finetune_reward.main([*words, "--output_dir", "part"])
     (tmp_path / "part" / "run.json").unlink()
-    for name in ("checkpoint-4",):
-        for file in sorted((tmp_path / "part" / name).rglob("*"), reverse=True):
-            file.unlink()
-        (tmp_path / "part" / name).rmdir()
+    shutil.rmtree(tmp_path / "part" / "checkpoint-4")
     finetune_reward.main([*words, "--output_dir", "part", "--resume", "auto"])
     again = json.loads((tmp_path / "part" / "run.json").read_text())
     assert again["model"]["fingerprint"] == record["model"]["fingerprint"]
     assert again["train"]["batches_fingerprint"] == record["train"]["batches_fingerprint"]
+
+
+def test_rloo_two_steps_on_the_same_answers_and_evaluations_between(base, reward_file, tmp_path):
+    """Groups are those that were trained on, never the held-out prompts of an evaluation."""
+    words = [*TINY, "--model", base, "--reward", reward_file, "--method", "rloo"]
+    evaluated = ["--eval_strategy", "steps", "--eval_steps", "1", "--num_iterations", "2"]
+    finetune_reward.main([*words, *evaluated, "--output_dir", "run"])
+    groups = json.loads((tmp_path / "run" / "rewards.json").read_text())["groups"]
+    assert {group["step"] for group in groups} == {1, 3}
+    for group in groups:
+        rewards = np.array([answer["reward"] for answer in group["answers"]])
+        others = (rewards.sum() - rewards) / 3
+        got = [answer["advantage"] for answer in group["answers"]]
+        # beta takes the divergence from the start off the reward.
+        assert got == pytest.approx(rewards - others, abs=0.05)
+    assert "were clipped" in (tmp_path / "run" / "report.html").read_text()
+
+
+LATE = """
+import os
+calls = []
+def late(prompts, completions, **columns):
+    calls.append(1)
+    if len(calls) > 6 and os.environ["RANK"] == "1":
+        raise ValueError("no number for this")
+    return [float("1" in text) for text in completions]
+"""
+
+
+@pytest.mark.slow(seconds=6)
+def test_what_fails_on_one_rank_is_said(base, tmp_path, run_warm):
+    (tmp_path / "late.py").write_text(LATE)
+    words = [*TINY, "--model", base, "--reward", "late.py:late", "--output_dir", "run"]
+    command = [sys.executable, "-m", "hfscale.cli", "finetune_reward", "--accelerate", "cpu_2proc"]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    result = run_warm([*command, *words], cwd=tmp_path, env=env, timeout=120)
+    assert result.returncode == 2 and "training: 4 steps" in result.stdout + result.stderr
+    [said] = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert re.search(r"reward late.py:late: raised ValueError in .*: no number for this", said)
+    assert "Traceback" not in result.stderr and not (tmp_path / "run" / "run.json").exists()
 
 
 def test_a_dry_run_shows_groups_and_writes_nothing(base, reward_file, tmp_path, capsys):
