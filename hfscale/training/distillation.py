@@ -116,6 +116,7 @@ class DistillationTrainer(LMTrainer):
     ):
         super().__init__(model, args, **kwargs)
         self.teacher = teacher.requires_grad_(False).eval().to(args.device)
+        self._teacher_reads = inspect.signature(teacher.forward).parameters.keys() - {"labels"}
         self.beta = beta
         self.temperature = temperature
         self.kd_ratio = kd_ratio
@@ -134,8 +135,7 @@ class DistillationTrainer(LMTrainer):
 
     def _known_to_teacher(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The columns that the student reads may be more than the teacher does."""
-        known = inspect.signature(self.teacher.forward).parameters.keys() - {"labels"}
-        return {name: value for name, value in inputs.items() if name in known}
+        return {name: value for name, value in inputs.items() if name in self._teacher_reads}
 
     def _mixed_loss(
         self,
