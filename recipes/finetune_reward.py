@@ -118,9 +118,12 @@ def main(argv: list[str] | None = None) -> Run | None:
         try_rewards,
     )
     from hfscale.rewards.measure import Judges
+    from hfscale.rewards.record import write_rewards
     from hfscale.rewards.trainer import reward_config
-    from hfscale.tasks.examples import load_task, task_prompt
+    from hfscale.tasks.examples import count_dropped, load_task, task_prompt
     from hfscale.tasks.fitting import fit_examples
+    from hfscale.tasks.measures import sample_texts
+    from hfscale.training.record import write_run
 
     # What can be checked before data and model are loaded.
     settings = RewardSettings(
@@ -162,23 +165,31 @@ def main(argv: list[str] | None = None) -> Run | None:
 
     # What is written: how the task is asked, what rewards taught, model card and run.json.
     if trainer.is_world_process_zero():
-        data = {"shortened": shortened, "examples": counts}
-        write(
+        output_dir = str(training_args.output_dir)
+        held_out = examples["validation"]
+        save_beside(args, output_dir, tokenizer, task)
+        signs = write_rewards(output_dir, args, trace, metrics, before, after, held_out)
+        samples = sample_texts(held_out, after.greedy.texts)
+        data = {
+            "shortened": shortened,
+            "examples": counts,
+            "dropped": count_dropped(counts),
+            "signs_of_hacking": [sign["sign"] for sign in signs if sign["found"]],
+        }
+        write_run(
+            trainer,
+            __file__,
             args,
             argv,
-            trainer,
-            trace,
-            tokenizer,
-            task,
-            examples,
+            rows,
             rows,
             metrics,
-            before,
-            after,
+            samples,
             data,
             seconds=time.perf_counter() - started,
         )
-        return load_run(str(training_args.output_dir))
+        show_results(args, output_dir, task, held_out, metrics, samples, signs)
+        return load_run(output_dir)
     return None
 
 
@@ -224,42 +235,15 @@ def train(args, training_args, model, tokenizer, examples, rows, judges, task):
     return trainer, trace, metrics, before, after
 
 
-def write(
-    args,
-    argv,
-    trainer,
-    trace,
-    tokenizer,
-    task,
-    examples,
-    rows,
-    metrics,
-    before,
-    after,
-    data,
-    *,
-    seconds,
-) -> None:
-    """Write all that lies beside the model, and show it."""
+def save_beside(args, output_dir: str, tokenizer, task) -> None:
+    """Write the tokenizer as it came, and the prompt; merge the adapter, if asked."""
     from hfscale.adapters import merge_saved_adapter
     from hfscale.generation.task_prompt import save_task_prompt
-    from hfscale.rewards.record import write_rewards
-    from hfscale.tasks.examples import count_dropped
-    from hfscale.tasks.measures import sample_texts
-    from hfscale.training.record import write_run
 
-    output_dir = str(trainer.args.output_dir)
-    held_out = examples["validation"]
-    tokenizer.save_pretrained(output_dir)  # as it came
+    tokenizer.save_pretrained(output_dir)
     if args.merge:
         merge_saved_adapter(output_dir, trust_remote_code=args.trust_remote_code)
     save_task_prompt(output_dir, **asdict(task))
-    signs = write_rewards(output_dir, args, trace, metrics, before, after, held_out)
-    found = [sign["sign"] for sign in signs if sign["found"]]
-    data |= {"dropped": count_dropped(data["examples"]), "signs_of_hacking": found}
-    samples = sample_texts(held_out, after.greedy.texts)
-    write_run(trainer, __file__, args, argv, rows, rows, metrics, samples, data, seconds=seconds)
-    show_results(args, output_dir, task, held_out, metrics, samples, signs)
 
 
 def check_settings(args: FinetuneRewardArguments) -> None:
