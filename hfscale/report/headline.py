@@ -24,7 +24,7 @@ MEANINGS = {
         "by how much more good held-out answers gained than bad ones; 0 is nothing learned",
     ),
     "attribute_accuracy": (
-        "% of attributes right",
+        "% attributes right",
         "the share of what captions say (such as colour or number) that is in the picture",
     ),
     "exact_match": (
